@@ -1,0 +1,26 @@
+"""Trace forward and backward to ATen, defer the waits in both, run them op by op."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+
+from ladderize import compat
+from ladderize.config import LadderConfig
+from ladderize.inflight import check_in_flight
+from ladderize.passes.defer_waits import DeferWaits
+
+
+def lower_to_aot_eager(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    config: LadderConfig,  # noqa: ARG001  # the signature of every lowering
+) -> Callable[..., Any]:
+    return compat.aot_compile(gm, example_inputs, _defer_and_run)
+
+
+def _defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    check_in_flight(gm.graph)
+    DeferWaits()(gm)
+    gm.recompile()
+    return compat.boxed(gm.forward)

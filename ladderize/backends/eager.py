@@ -1,0 +1,23 @@
+"""Run the rewritten graph as it is, op by op, with its waits deferred.
+
+Autograd runs on its own: the forward has the deferred order, the backward the order that the
+autograd engine chooses. `aot_eager` has both.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+
+from ladderize.config import LadderConfig
+from ladderize.passes.defer_waits import DeferWaits
+
+
+def lower_to_eager(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],  # noqa: ARG001  # the signature of every lowering
+    config: LadderConfig,  # noqa: ARG001
+) -> Callable[..., Any]:
+    DeferWaits()(gm)
+    gm.recompile()
+    return gm

@@ -1,0 +1,74 @@
+"""Compile with Inductor, with the deferred order pinned in its forward and backward graphs."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.fx import Graph, GraphModule
+
+from ladderize import compat, inflight
+from ladderize.config import LadderConfig
+from ladderize.emitted import check_emitted
+from ladderize.passes import defer_waits, pin_order
+
+_HOOK = "post_grad_custom_post_pass"
+
+
+def lower_to_inductor(
+    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
+) -> Callable[..., Any]:
+    """Compile `gm`; with `verify="code"` every emitted module is checked before it is used.
+
+    The user's own post-grad pass (from `lowering_options` or Inductor's configuration) runs first.
+
+    Raises:
+        LadderError: when the emitted code touches a buffer in flight or waits too early.
+    """
+    settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
+    users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))
+    settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
+    check = check_emitted if config.verify == "code" else None
+    return compat.inductor_compile(gm, example_inputs, settings, on_source=check)
+
+
+@dataclass(frozen=True)
+class DeferInInductor(CustomGraphPass):  # type: ignore[misc]  # torch leaves the base untyped
+    """The passes after autograd, with an identity that lets Inductor cache what they made.
+
+    `verify` does not change the graph, but is part of the identity: code that comes out of the
+    AOTAutograd cache for `verify="code"` was checked when it was put in.
+    """
+
+    verify: str
+    first: tuple[Any, ...] = ()
+
+    def __call__(self, graph: Graph) -> None:
+        for users_pass in self.first:
+            users_pass(graph)
+        gm = graph.owning_module
+        assert gm is not None
+        inflight.check_in_flight(graph)
+        defer_waits.DeferWaits()(gm)
+        pin_order.PinOrder()(gm)
+        graph.lint()
+
+    def uuid(self) -> Any:
+        """Hash of the passes' sources and options; None, "do not cache", if a user's pass has none."""
+        theirs = [p.uuid() if hasattr(p, "uuid") else None for p in self.first]
+        if any(identity is None for identity in theirs):
+            return None
+        digest = hashlib.sha256(repr((self.verify, theirs, pin_order.PinOrder())).encode())
+        for module in (inflight, defer_waits, pin_order, inspect.getmodule(type(self))):
+            assert module is not None and module.__file__ is not None
+            digest.update(Path(module.__file__).read_bytes())
+        return digest.hexdigest()
+
+
+def _as_tuple(passes: Any) -> tuple[Any, ...]:
+    if passes is None:
+        return ()
+    return tuple(passes) if isinstance(passes, (list, tuple)) else (passes,)

@@ -1,0 +1,40 @@
+"""Notice a stream that a graph break cut: blocks in more than one graph of one frame.
+
+A ladder across the cut would need stale values from another graph; each piece on its own would be
+another network than the one asked for.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+from ladderize.dynamo import Frame
+from ladderize.errors import Blocker, LadderError
+
+
+class BrokenFrames:
+    """Remembers, for each user function, the broken pieces that held blocks."""
+
+    def __init__(self) -> None:
+        self._pieces: defaultdict[Any, dict[str, Frame]] = defaultdict(dict)
+
+    def note(self, frame: Frame, num_blocks: int) -> None:
+        """Call for every graph that holds blocks.
+
+        Raises:
+            LadderError: when an earlier piece of the same frame held blocks too.
+        """
+        if frame.code is None or not (frame.is_resumed or frame.break_reason):
+            return
+        pieces = self._pieces[frame.code]
+        if not frame.is_resumed:
+            pieces.clear()  # the function is compiled anew
+        pieces[frame.piece] = frame
+        if len(pieces) > 1:
+            raise LadderError(
+                f"A graph break cuts the residual stream: {num_blocks} more blocks follow it.",
+                [Blocker(f.break_reason, f.break_line) for f in pieces.values() if f.break_reason],
+                "remove the break; fullgraph=True shows where it comes from",
+            )
+
+    def forget(self) -> None:
+        self._pieces.clear()

@@ -1,0 +1,71 @@
+"""Which blocks of which stream the options choose."""
+
+from collections.abc import Sequence
+
+from ladderize.config import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.stream import Stream
+
+
+def choose_blocks(
+    streams: Sequence[Stream], config: LadderConfig
+) -> tuple[frozenset[int], ...]:
+    """For each stream the indices of the blocks to convert.
+
+    `blocks=` counts through all streams in graph order; `layers=` takes layer indices, the same
+    ones in every stream (an encoder's and a decoder's).
+
+    Raises:
+        LadderError: when the number of blocks is not the expected one, the selection is empty or
+            out of range, or `layers=` is asked of blocks that are in no module list.
+    """
+    total = sum(len(stream.blocks) for stream in streams)
+    if config.expect_blocks is not None and total != config.expect_blocks:
+        raise LadderError(
+            f"{config.expect_blocks} blocks were expected, {total} were found:",
+            [Blocker.at(block.add, f"block {block.index}") for s in streams for block in s.blocks],
+            "compare with the list; a missing block is one whose add the analysis did not see",
+        )
+    if config.blocks is None and config.layers == "all":
+        return tuple(frozenset(range(len(stream.blocks))) for stream in streams)
+    if config.blocks is not None:
+        return _by_block(streams, config, total)
+    return _by_layer(streams, config)
+
+
+def _by_block(
+    streams: Sequence[Stream], config: LadderConfig, total: int
+) -> tuple[frozenset[int], ...]:
+    try:
+        chosen = config.selection.resolve(total)
+    except ValueError as error:
+        raise LadderError(f"blocks={error}") from None
+    offsets = [sum(len(s.blocks) for s in streams[:i]) for i in range(len(streams))]
+    return tuple(
+        frozenset(i for i in range(len(stream.blocks)) if i + offset in chosen)
+        for stream, offset in zip(streams, offsets, strict=True)
+    )
+
+
+def _by_layer(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
+    homeless = [
+        Blocker.at(block.add, f"block {block.index} is in no module list")
+        for stream in streams
+        for block in stream.blocks
+        if block.layer is None
+    ]
+    if homeless:
+        raise LadderError(
+            "layers= needs every block to be in a module list:", homeless, "count with blocks="
+        )
+    count = 1 + max(
+        (b.layer for s in streams for b in s.blocks if b.layer is not None), default=-1
+    )
+    try:
+        chosen = config.selection.resolve(count)
+    except ValueError as error:
+        raise LadderError(f"layers={error}") from None
+    return tuple(
+        frozenset(block.index for block in stream.blocks if block.layer in chosen)
+        for stream in streams
+    )

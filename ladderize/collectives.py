@@ -1,0 +1,66 @@
+"""The two ends of a sharded branch and their gradients, as ops of namespace `ladderize`.
+
+    op                 forward                      backward
+    copy(x, group)     x                            all_reduce, wait     (Megatron's f)
+    reduce(x, group)   all_reduce, still in flight  identity             (launch of Megatron's g)
+    wait(pending)      wait                         identity             (the rest of g)
+
+`_c10d_functional.all_reduce` alone will not do: its backward is another all-reduce. The ops are
+CompositeImplicitAutograd and only call an `autograd.Function`: what AOTAutograd traces are the
+functional collectives inside, forward and backward, and its cache sees an ordinary op in the graph.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+_functional = torch.ops._c10d_functional
+
+
+class _Copy(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group_name: str) -> Tensor:
+        ctx.group_name = group_name
+        return x.view_as(x)  # a Function must not return its very input
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # typed *Any
+        pending = _functional.all_reduce(grad, "sum", ctx.group_name)
+        return _functional.wait_tensor(pending), None
+
+
+class _Reduce(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group_name: str) -> Tensor:  # noqa: ARG004
+        pending: Tensor = _functional.all_reduce(x, "sum", group_name)
+        return pending
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+        return grad, None
+
+
+class _Wait(Function):
+    @staticmethod
+    def forward(ctx: Any, pending: Tensor) -> Tensor:  # noqa: ARG004
+        done: Tensor = _functional.wait_tensor(pending)
+        return done
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return grad
+
+
+_library = torch.library.Library("ladderize", "FRAGMENT")
+_library.define("copy(Tensor x, str group_name) -> Tensor")
+_library.define("reduce(Tensor x, str group_name) -> Tensor")
+_library.define("wait(Tensor pending) -> Tensor")
+_library.impl("copy", lambda x, group: _Copy.apply(x, group), "CompositeImplicitAutograd")
+_library.impl("reduce", lambda x, group: _Reduce.apply(x, group), "CompositeImplicitAutograd")
+_library.impl("wait", lambda pending: _Wait.apply(pending), "CompositeImplicitAutograd")
+
+copy = torch.ops.ladderize.copy.default
+reduce = torch.ops.ladderize.reduce.default
+wait = torch.ops.ladderize.wait.default

@@ -1,0 +1,182 @@
+"""Every private torch import, each with the versions it was seen in and its fallback.
+
+Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
+"""
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.fx import Graph, GraphModule, Node
+
+# ---- Dynamo ----------------------------------------------------------------------------------
+
+
+def is_module_source(source: Any) -> bool:
+    """Whether Dynamo took an input from a module (parameter, buffer, tensor attribute)."""
+    guard_source = source.guard_source
+    if callable(guard_source):  # a method up to 2.11, a property since
+        guard_source = guard_source()
+    return bool(
+        guard_source.is_unspecialized_nn_module() or guard_source.is_specialized_nn_module()
+    )
+
+
+def source_name(source: Any) -> str:
+    """Where Dynamo took an input from, as the Python expression `L['self']._modules[…]`."""
+    name = source.name
+    return str(name() if callable(name) else name)  # a method up to 2.11, a property since
+
+
+def current_code() -> types.CodeType | None:
+    """The code object that Dynamo is translating; None outside of a backend call."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    translator = getattr(InstructionTranslator, "current_tx", lambda: None)
+    try:
+        found = translator()
+    except AttributeError:  # no translation under way
+        return None
+    return None if found is None else found.f_code
+
+
+def original_code(code: types.CodeType | None) -> types.CodeType | None:
+    """The user's function behind a resume function that a graph break made."""
+    from torch._dynamo.resume_execution import ContinueExecutionCache
+
+    metadata = ContinueExecutionCache.generated_code_metadata
+    while code is not None and code in metadata:
+        code = metadata[code].code
+    return code
+
+
+def as_backend_error(error: Exception) -> Exception:
+    """`error` in a form that Dynamo lets through to the caller of the compiled function.
+
+    Dynamo wraps whatever a backend raises in `BackendCompilerFailed`, except for its own
+    `ShortenTraceback`; an exception that is both keeps the caller's `except LadderError` working.
+    """
+    from torch._dynamo.exc import ShortenTraceback
+
+    kind = type(error)
+    both = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
+    raised: Exception = both.__new__(both)
+    raised.__dict__.update(error.__dict__, first_useful_frame=None, real_stack=None)
+    raised.args = error.args
+    return raised
+
+
+# ---- AOTAutograd -----------------------------------------------------------------------------
+
+Compiler = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
+
+
+def aot_compile(
+    gm: GraphModule, example_inputs: Sequence[Any], compiler: Compiler
+) -> Callable[..., Any]:
+    """Trace `gm` to ATen, forward and backward, and give each graph to `compiler`."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiled: Callable[..., Any] = aot_autograd(fw_compiler=compiler)(gm, example_inputs)
+    return compiled
+
+
+def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` in the calling convention of AOTAutograd's compilers."""
+    from functorch.compile import make_boxed_func
+
+    made: Callable[..., Any] = make_boxed_func(fn)
+    return made
+
+
+# ---- Inductor --------------------------------------------------------------------------------
+
+
+def is_inductor_option(name: str) -> bool:
+    """Whether `name` is one of Inductor's own configuration entries (`max_autotune`, …)."""
+    from torch._inductor import config
+
+    return name in config.get_config_copy()
+
+
+def inductor_mode_options(mode: str | None) -> dict[str, Any]:
+    """Inductor's configuration entries behind `torch.compile(mode=mode)`."""
+    if mode is None or mode == "default":
+        return {}
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode))
+
+
+def inductor_setting(name: str) -> Any:
+    from torch._inductor import config
+
+    return config.get_config_copy()[name]
+
+
+def inductor_compile(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    settings: Mapping[str, Any],
+    on_source: Callable[[str], None] | None = None,
+) -> Callable[..., Any]:
+    """Compile with Inductor under `settings`; `on_source` sees each emitted Python module.
+
+    `on_source` is also called for a graph that comes out of Inductor's FX-graph cache.
+    """
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        output = compile_fx_inner(*args, **kwargs)
+        source = getattr(output, "source_code", None)
+        if on_source is not None and source:
+            on_source(source)
+        return output
+
+    compiled: Callable[..., Any] = compile_fx(
+        gm, list(example_inputs), inner_compile=inner, config_patches=dict(settings)
+    )
+    return compiled
+
+
+def has_control_deps() -> bool:
+    """Whether this Inductor can order two nodes explicitly (2.11, 2.13 and 2.15 can)."""
+    try:
+        from torch._inductor.fx_passes import control_dependencies
+    except ImportError:
+        return False
+    return hasattr(control_dependencies, "preserve_node_ordering")
+
+
+def preserve_node_ordering(graph: Graph, after: Mapping[Node, Sequence[Node]]) -> None:
+    """Make Inductor schedule each key after the nodes it maps to."""
+    from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering as preserve
+    from torch.utils._ordered_set import OrderedSet
+
+    preserve(graph, {node: OrderedSet(nodes) for node, nodes in after.items()})
+
+
+# ---- fake tensors ----------------------------------------------------------------------------
+
+
+def fake_mode_of(values: Sequence[Any]) -> Any:
+    """The `FakeTensorMode` of the first fake tensor among `values`, None if there is none."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+
+
+def symbolic_trace_of(value: torch.SymInt) -> Any:
+    return value.node.expr
+
+
+# ---- distributed -----------------------------------------------------------------------------
+
+
+def default_store() -> dist.Store:
+    """The key-value store that `init_process_group` made."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()

@@ -1,0 +1,63 @@
+"""What Dynamo knows of a graph beyond its nodes: which inputs are the model's own, which frame."""
+
+import re
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+
+
+def parameter_names(gm: GraphModule) -> dict[Node, str]:
+    """The inputs of a Dynamo graph that belong to a module, with their qualified names.
+
+    Read from the source that Dynamo keeps for each input
+    (`L['self']._modules['fc']._parameters['weight']` → `fc.weight`), never from node names.
+    """
+    names = {}
+    for node in gm.graph.find_nodes(op="placeholder"):
+        source = getattr(node, "_dynamo_source", None)
+        if source is not None and compat.is_module_source(source):
+            names[node] = _qualified_name(compat.source_name(source))
+    return names
+
+
+def _qualified_name(source: str) -> str:
+    owned = re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", source)
+    attribute = re.sub(r".*_(?:modules|parameters|buffers)\['[^']+'\]", "", source)
+    return ".".join(owned) + attribute
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a graph stands in the function that Dynamo is compiling.
+
+    Attributes:
+        code: identity of the user's function, the same for the pieces that breaks cut it into.
+        piece: name of the piece: the function's own name or that of a resume function.
+        break_reason: why Dynamo ended this graph early, "" when it did not.
+        break_line: the user's line that did it, as `file:line`.
+    """
+
+    code: object
+    piece: str
+    break_reason: str
+    break_line: str
+
+    @property
+    def is_resumed(self) -> bool:
+        return self.piece.startswith("torch_dynamo_resume_in_")
+
+
+def current_frame(gm: GraphModule) -> Frame:
+    """The frame that `gm` was traced from; call it from inside a backend."""
+    code = compat.current_code()
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    is_broken = bool(getattr(reason, "graph_break", False))
+    stack = list(getattr(reason, "user_stack", None) or [])
+    return Frame(
+        code=compat.original_code(code),
+        piece=code.co_name if code is not None else "",
+        break_reason=str(reason.reason).splitlines()[0] if is_broken and reason else "",
+        break_line=f"{stack[-1].filename}:{stack[-1].lineno}" if is_broken and stack else "",
+    )

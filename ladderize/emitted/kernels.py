@@ -1,0 +1,199 @@
+"""What a fused kernel's outputs are computed from, read from the kernel's own source.
+
+    void kernel(float* in_out_ptr0, const float* in_ptr0, const float* in_ptr1, float* out_ptr0)
+    { auto tmp0 = in_ptr0[x0]; auto tmp1 = in_ptr1[x0]; auto tmp2 = tmp0 + tmp1;
+      out_ptr0[x0] = tmp0; in_out_ptr0[x0] = tmp2; }
+
+    params   (in_out_ptr0, in_ptr0, in_ptr1, out_ptr0)
+    sources  {out_ptr0: {in_ptr0}, in_out_ptr0: {in_ptr0, in_ptr1}}
+
+Inductor merges two residual adds into one kernel, which then waits for two all-reduces although the
+next one needs the first alone (DESIGN §6.1 b). Whether a wait came too early can therefore only be
+told inside kernels. The reading is textual and by statement: it follows variables, not control
+flow. A kernel that does not follow Inductor's naming of pointers (templates, user kernels) is not
+read; callers take each of its outputs to depend on all of its arguments.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+_POINTER = re.compile(r"(in_out_ptr|in_ptr|out_ptr)\d+$")
+_SCALAR = re.compile(r"(ks\d+|\w*numel|[XYZR]\d?_?BLOCK|[RX]SPLIT\w*|load_seed\w*)$")
+_CPP_SIGNATURE = re.compile(r"\bvoid\s+\w+\(([^)]*)\)\s*\{")
+_TRITON_SIGNATURE = re.compile(r"^def \w+\(([^)]*)\):$", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_TUPLE = re.compile(r"\w+(\s*,\s*\w+)+$")
+_ADDRESS = re.compile(r"(?<=[(,\s])&(\w+)")
+_ASSIGN = re.compile(r"(?P<target>[^=]*?[\w\]])\s*(?P<op>[-+*/|&]?)=(?!=)(?P<value>.*)$", re.DOTALL)
+_STORE = re.compile(
+    r"(?:(?P<value>.+?)\.store|tl\.store)\((?P<address>.*)\)$",  # C++: value.store(address)
+    re.DOTALL,
+)
+_ARRAY = re.compile(r"[\w\s:<>,()]*\s(?P<name>\w+)\[[^\]]*\]$")
+_LAMBDA = re.compile(r"auto\s+(?P<name>\w+)\s*=\s*\[&\]")
+_PURE_LAMBDA = re.compile(r"\[\]\([^{;]*\)\s*\{[^{}]*\}")
+
+
+@dataclass(frozen=True)
+class KernelFlow:
+    """`sources[p]`: the parameters whose values at entry the kernel's stores to `p` depend on.
+
+    A pointer that the kernel never stores to is not in `sources`. A kernel that stores to an
+    `in_out_ptr` before it reads it does not depend on what was there.
+    """
+
+    params: tuple[str, ...]
+    sources: Mapping[str, frozenset[str]]
+
+
+def read_kernels(module: ast.Module) -> dict[str, KernelFlow | None]:
+    """The flow of each kernel that the emitted module defines; None where it cannot be read."""
+    return {
+        statement.targets[0].id: _read_kernel(statement.value)
+        for statement in module.body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and isinstance(statement.value, ast.Call)
+        and ast.unparse(statement.value.func).startswith("async_compile.")
+    }
+
+
+def _read_kernel(call: ast.Call) -> KernelFlow | None:
+    texts = [
+        arg.value
+        for arg in call.args
+        if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+    ]
+    for text in texts:
+        for signature, split in (
+            (_TRITON_SIGNATURE, _triton_statements),
+            (_CPP_SIGNATURE, _cpp_statements),
+        ):
+            if match := signature.search(text):
+                return _flow(match[1], split(text[match.end() :]))
+    return None
+
+
+def _flow(signature: str, statements: Iterator[str]) -> KernelFlow | None:
+    params = tuple(_param_name(chunk) for chunk in signature.split(",") if chunk.strip())
+    if any(not _POINTER.match(param) and not _SCALAR.match(param) for param in params):
+        return None
+    reader = _Reader({param for param in params if _POINTER.match(param)})
+    for statement in statements:
+        reader.read(statement)
+    return KernelFlow(
+        params, {p: frozenset(reader.values[p]) for p in reader.stored if p in params}
+    )
+
+
+def _param_name(chunk: str) -> str:
+    """`const float* in_ptr0` or `XBLOCK : tl.constexpr` to the name."""
+    return str(_NAME.findall(chunk.split(":")[0] if "tl." in chunk else chunk)[-1])
+
+
+def _triton_statements(body: str) -> Iterator[str]:
+    for line in body.splitlines():
+        if statement := line.split("#")[0].strip():
+            yield statement
+
+
+def _cpp_statements(body: str) -> Iterator[str]:
+    """Statements, with each brace as a statement of its own."""
+    code = re.sub(r"^\s*#.*$|//.*$", "", body, flags=re.MULTILINE)
+    code = _PURE_LAMBDA.sub("", code)
+    for piece in re.split(r"([;{}])", code):
+        if (statement := piece.strip()) and statement != ";":
+            yield statement
+
+
+@dataclass
+class _Reader:
+    """Walks a kernel's statements; `values[name]`: the entry values that `name` now depends on."""
+
+    pointers: set[str]
+    values: dict[str, set[str]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    arrays: set[str] = field(default_factory=set)
+    stored: set[str] = field(default_factory=set)
+    scopes: list[str] = field(default_factory=list)  # of each open brace: its lambda's name or ""
+    opening: str = ""
+    last_target: str = ""
+
+    def read(self, statement: str) -> None:
+        if statement == "{":
+            self.scopes.append(self.opening)
+            self.opening = ""
+        elif statement == "}":
+            del self.scopes[-1:]
+        elif match := _LAMBDA.match(statement):
+            self.opening = match["name"]
+            self.values[self.opening] = set()
+        elif statement.startswith("return "):
+            self._add(next(filter(None, reversed(self.scopes)), ""), statement)
+        elif statement[0] in ",)":  # the rest of a statement that a brace cut
+            self._add(self.last_target, statement)
+        elif match := _STORE.match(statement):
+            self._store_at(match["address"], match["value"])
+        elif match := _ARRAY.match(statement):
+            self.arrays.add(match["name"])
+        elif match := _ASSIGN.match(statement):
+            self._assign(match["target"], match["op"], match["value"])
+        else:
+            self._call(statement)
+
+    def _assign(self, target: str, op: str, value: str) -> None:
+        name = target.split("[")[0].split()[-1]
+        if "[" in target:
+            self._store(name, f"{value} {target if op else target.split('[', 1)[1]}")
+        elif value.strip() in self.pointers:  # auto out_ptr0 = in_out_ptr0
+            self.aliases[name] = value.strip()
+        elif _TUPLE.match(target):  # Triton: mean, m2, weight = triton_helpers.welford(…)
+            for member in _NAME.findall(target):
+                self._set(member, value)
+        elif op or (name == target and self.scopes):  # C++ assigns again, perhaps in a loop
+            self._add(name, value)
+        else:
+            self._set(name, value)
+
+    def _call(self, statement: str) -> None:
+        """A bare call may write what it is given by address: `atomic_add(&out_ptr0[i], tmp3)`."""
+        by_address = set(_ADDRESS.findall(statement))
+        for name in _NAME.findall(statement):
+            pointer = self._resolve(name)
+            writable = pointer in self.pointers and not pointer.startswith("in_ptr")
+            if writable or name in by_address or name in self.arrays:
+                self._store(name, statement)
+
+    def _store_at(self, address: str, value: str) -> None:
+        """Store to the pointer (or, in C++, local array) that `address` starts from."""
+        names = _NAME.findall(address)
+        known = [name for name in names if self._resolve(name) in self.pointers]
+        name = (known or names)[0]
+        self._store(name, f"{value} {address.replace(name, '', 1)}")
+
+    def _store(self, name: str, value: str) -> None:
+        pointer = self._resolve(name)
+        added = self._values_in(value)
+        self.stored.add(pointer)
+        self.values.setdefault(pointer, set()).update(added)
+
+    def _set(self, name: str, value: str) -> None:
+        self.values[name] = self._values_in(value)
+        self.last_target = name
+
+    def _add(self, name: str, value: str) -> None:
+        self.values.setdefault(name, set()).update(self._values_in(value))
+        self.last_target = name
+
+    def _resolve(self, name: str) -> str:
+        return self.aliases.get(name, name)
+
+    def _values_in(self, text: str) -> set[str]:
+        values: set[str] = set()
+        for name in map(self._resolve, _NAME.findall(text)):
+            if name in self.pointers and name not in self.stored:
+                self.values.setdefault(name, set()).add(name)
+            values |= self.values.get(name, set())
+        return values

@@ -1,0 +1,71 @@
+"""`LadderError`: everything that is wrong at once, where it is, and what to do about it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """One reason why a graph cannot be converted as asked."""
+
+    what: str
+    where: str = ""
+
+    @classmethod
+    def at(cls, node: Node, what: str) -> "Blocker":
+        """A blocker located by the module path and source line that produced `node`."""
+        return cls(what, describe_origin(node))
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.where})" if self.where else self.what
+
+
+class LadderError(ValueError):
+    """What was asked for cannot be done. Lists every blocker, not only the first.
+
+    Attributes:
+        blockers: each thing found wrong, with its place.
+    """
+
+    def __init__(self, summary: str, blockers: Iterable[Blocker] = (), cure: str = "") -> None:
+        self.summary = summary
+        self.blockers = tuple(dict.fromkeys(blockers))
+        self.cure = cure
+        lines = [summary, *(f"  - {blocker}" for blocker in self.blockers)]
+        if cure:
+            lines.append(f"What to do: {cure}")
+        super().__init__("\n".join(lines))
+
+
+class LadderWarning(UserWarning):
+    """The standard graph was compiled instead of the ladder that was asked for."""
+
+
+def module_path(node: Node) -> str:
+    """The path of the innermost module that ran `node` (`model.layers.3.mlp`), "" if unknown."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    name = next(reversed(stack.values()))[0]
+    return str(name).removeprefix("L['self']").removeprefix(".")
+
+
+def source_line(node: Node) -> str:
+    """The user's source line behind `node` as `file:line`, "" if the trace kept none."""
+    frames = [
+        line.strip()
+        for line in (node.meta.get("stack_trace") or "").splitlines()
+        if line.strip().startswith('File "')
+    ]
+    if not frames:
+        return ""
+    path, line, *_ = frames[-1].removeprefix('File "').split('", line ')
+    return f"{path}:{line.split(',')[0]}"
+
+
+def describe_origin(node: Node) -> str:
+    """Module path and source line of `node`, as far as the trace knows them."""
+    parts = [part for part in (module_path(node), source_line(node)) if part]
+    return " at ".join(parts) if parts else f"graph node {node.name}"

@@ -1,0 +1,108 @@
+"""The `torch.compile` backend: `torch.compile(model, backend="ladderize", options={...})`."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.fx import Graph, GraphModule
+
+from ladderize import compat
+from ladderize.agreement import DisagreementError, agree
+from ladderize.backends import LOWERINGS
+from ladderize.breaks import BrokenFrames
+from ladderize.config import LadderConfig
+from ladderize.dynamo import current_frame, parameter_names
+from ladderize.errors import LadderError, LadderWarning
+from ladderize.local import LocalInputs
+from ladderize.pipeline import Rewritten, ladder
+
+_broken_frames = BrokenFrames()
+
+
+def ladderize(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Rewrite one Dynamo graph into ladder form and compile it; registered as `"ladderize"`.
+
+    Args:
+        gm: the graph that Dynamo traced.
+        example_inputs: its fake inputs.
+        mode: `torch.compile`'s own, for the Inductor lowering.
+        options: the fields of `LadderConfig`.
+
+    Raises:
+        LadderError: listing everything that cannot be done as asked. With `strict=False` only
+            mistaken options and ranks that disagree raise; else the standard graph is compiled
+            after one `LadderWarning`.
+    """
+    try:
+        config = LadderConfig.from_options(options, mode)
+        return _compile(gm, example_inputs, config)
+    except LadderError as error:
+        raise compat.as_backend_error(error) from None
+
+
+def _reset() -> None:
+    """Called by `torch._dynamo.reset()`."""
+    _broken_frames.forget()
+
+
+ladderize.reset = _reset  # type: ignore[attr-defined]  # the attribute Dynamo looks for
+
+
+def _compile(
+    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
+) -> Callable[..., Any]:
+    lower = LOWERINGS[config.lowering]
+    standard = None if config.strict else _copy(gm)
+    try:
+        rewritten = _rewrite(gm, config)
+    except DisagreementError:
+        raise
+    except LadderError as error:
+        if standard is None:
+            raise
+        warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
+        gm.graph = standard
+        gm.recompile()
+        return lower(gm, example_inputs, config)
+    if rewritten.plan is None:
+        return lower(rewritten.gm, example_inputs, config)
+    assert config.device_mesh is not None
+    local = LocalInputs(rewritten.gm, rewritten.plan, config.device_mesh)
+    return local.feed(lower(rewritten.gm, local.examples(example_inputs), config))
+
+
+def _rewrite(gm: GraphModule, config: LadderConfig) -> Rewritten:
+    """The rewritten graph, once all ranks of the mesh agree that they have the same one."""
+    if config.device_mesh is None:
+        return _rewrite_here(gm, config)
+    try:
+        rewritten = _rewrite_here(gm, config)
+    except LadderError as error:
+        agree(config.device_mesh, f"refused: {error}")
+        raise
+    assert rewritten.plan is not None
+    agree(config.device_mesh, f"plan {rewritten.plan.digest()}, {rewritten.describe()}")
+    return rewritten
+
+
+def _rewrite_here(gm: GraphModule, config: LadderConfig) -> Rewritten:
+    frame = current_frame(gm)
+    rewritten = ladder(gm, parameter_names(gm), config)
+    _broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
+    return rewritten
+
+
+def _copy(gm: GraphModule) -> Graph:
+    copied = Graph(gm)
+    output = copied.graph_copy(gm.graph, nodes := {})
+    copied.output(output)
+    for old, new in nodes.items():
+        if hasattr(old, "_dynamo_source"):  # AOTAutograd asks each input where it came from
+            new._dynamo_source = old._dynamo_source
+    return copied

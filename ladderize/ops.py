@@ -1,0 +1,186 @@
+"""The op vocabulary: one place where Dynamo graphs and ATen graphs are given the same words.
+
+An op is an *add*, a *layout* op (moves no values between elements' neighbours: view, permute, …),
+a *cheap* op (pointwise, norm, cast, dropout, reduction) or, whatever it is, a *mixing* op
+(linear, matmul, convolution, attention, a higher-order op, a custom op).
+"""
+
+import enum
+import functools
+import inspect
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, Node
+
+
+class Kind(enum.Enum):
+    ADD = "add"
+    LAYOUT = "layout"
+    CHEAP = "cheap"
+    MIX = "mix"
+
+
+_ADDS = frozenset({"add", "iadd", "add_"})
+_LAYOUTS = frozenset(
+    """view reshape _unsafe_view view_as reshape_as permute transpose t swapaxes swapdims movedim
+    unsqueeze squeeze flatten unflatten expand expand_as contiguous getitem slice select narrow
+    chunk split split_with_sizes tensor_split unbind repeat repeat_interleave flip roll
+    cat concat concatenate stack pad clone alias detach""".split()
+)
+_CHEAP = frozenset(
+    """layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm batch_norm
+    _native_batch_norm_legit native_batch_norm cudnn_batch_norm instance_norm normalize
+    to float half bfloat16 double type type_as _to_copy convert_element_type
+    dropout native_dropout feature_dropout alpha_dropout dropout2d
+    mean sum var std var_mean norm vector_norm linalg_vector_norm amax amin max min
+    softmax log_softmax truediv div mul sub rsub neg pow gelu relu silu tanh sigmoid masked_fill
+    where clamp copy copy_ wait wait_tensor""".split()
+)
+
+
+def op_name(node: Node) -> str:
+    """The dialect-free name of a call: `torch.add`, `operator.add`, `aten.add.Tensor` → "add"."""
+    target: Any = node.target
+    if node.op == "call_method":
+        return str(target)
+    if node.op != "call_function":
+        return ""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return str(getattr(target, "__name__", target))
+
+
+def kind(node: Node) -> Kind | None:
+    """What sort of op `node` is; None for placeholders, attributes and the output."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return None
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return Kind.MIX
+    return _kind_of_name(op_name(node))
+
+
+@functools.cache
+def _kind_of_name(name: str) -> Kind:
+    functional = name.rstrip("_") or name
+    for names, result in ((_ADDS, Kind.ADD), (_LAYOUTS, Kind.LAYOUT), (_CHEAP, Kind.CHEAP)):
+        if name in names or functional in names:
+            return result
+    return Kind.CHEAP if _is_pointwise(functional) else Kind.MIX
+
+
+def _is_pointwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None or not hasattr(packet, "overloads"):
+        return False
+    return any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+
+
+# ---- in-place calls --------------------------------------------------------------------------
+
+_IN_PLACE_OPERATORS = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    """Target and arguments of the out-of-place twin of an in-place call; None for other calls."""
+    if node.op == "call_method":
+        twin: Any = _functional_method(str(node.target))
+    elif node.op == "call_function":
+        if (arguments := _without_inplace_flag(node)) is not None:
+            return node.target, *arguments
+        twin = _functional_function(node.target)
+    else:
+        twin = None
+    return None if twin is None else (twin, node.args, dict(node.kwargs))
+
+
+def _functional_method(name: str) -> str | None:
+    if name.startswith("__i") and name.endswith("__"):
+        twin = f"__{name[3:]}"
+    elif name.endswith("_") and not name.endswith("__"):
+        twin = name[:-1]
+    else:
+        return None
+    return twin if hasattr(torch.Tensor, name) and hasattr(torch.Tensor, twin) else None
+
+
+def _functional_function(target: Any) -> Any:
+    if target in _IN_PLACE_OPERATORS:
+        return _IN_PLACE_OPERATORS[target]
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, name = target._schema.name.split("::")
+        if namespace != "aten" or not name.endswith("_") or name.endswith("__"):
+            return None
+        return getattr(getattr(torch.ops.aten, name[:-1], None), target._overloadname, None)
+    name = str(getattr(target, "__name__", ""))
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    for owner in (torch, torch.nn.functional):
+        if getattr(owner, name, None) is target:
+            return getattr(owner, name[:-1], None)
+    return None
+
+
+def _without_inplace_flag(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Arguments with `inplace=False` for a `torch.nn.functional` call that has it True."""
+    target: Any = node.target
+    if getattr(target, "__module__", "") != "torch.nn.functional":
+        return None
+    try:
+        bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # no Python signature
+        return None
+    if bound.arguments.get("inplace") is not True:
+        return None
+    bound.arguments["inplace"] = False
+    return bound.args, dict(bound.kwargs)
+
+
+def cast(graph: Graph, node: Node, dtype: torch.dtype | None, like: Node) -> Node:
+    """A cast of `node` at the insertion point of `graph`, in the dialect of the node `like`."""
+    if isinstance(like.target, torch._ops.OpOverload):
+        return graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+    return graph.call_method("to", (node, dtype))
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+def value(node: Node) -> Any:
+    """The fake value of `node`: Dynamo keeps it as `example_value`, ATen graphs as `val`."""
+    return node.meta["val"] if "val" in node.meta else node.meta.get("example_value")
+
+
+def holds_tensor(node: Node) -> bool:
+    """Whether the value of `node` is a tensor or a collection with one (unknown counts as yes)."""
+    found = value(node)
+    if found is None:
+        return node.op not in ("output",) and "val" not in node.meta
+    if isinstance(found, (tuple, list)):
+        return any(isinstance(item, torch.Tensor) for item in found)
+    return isinstance(found, torch.Tensor)
+
+
+def floating_shape(node: Node) -> tuple[Any, ...] | None:
+    """Sizes of a floating tensor as ints and sympy expressions; None for any other value."""
+    found = value(node)
+    if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        return None
+    return tuple(_expression(size) for size in found.shape)
+
+
+def num_elements(shape: Iterable[Any]) -> Any:
+    """Product of sizes, as an int or a sympy expression that compares structurally."""
+    return sympy.prod(list(shape))
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)

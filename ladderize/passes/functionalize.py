@@ -1,0 +1,110 @@
+"""Replace in-place ops by their functional twins, so that an earlier value stays readable.
+
+    before   x1 = iadd(x0, h0);  h1 = f(x0)        # x0 and x1 are one tensor
+    after    x1 = add(x0, h0);   h1 = f(x1)
+
+A stale read of a value that is later overwritten would silently see the new one. An op is left
+alone where replacing it could change what another tensor holds: when the mutated tensor is (or
+shares memory with) a graph input, or another view of the same memory is read afterwards.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize import ops
+from ladderize.passes import PassResult
+
+
+@dataclass(frozen=True)
+class Functionalize:
+    preserves_values: ClassVar[bool] = True
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        position = {node: i for i, node in enumerate(gm.graph.nodes)}
+        aliases = find_aliases(position)
+        changed = 0
+        for node in list(gm.graph.nodes):
+            twin = ops.functional_form(node)
+            base = node.args[0] if node.args else None
+            if twin is None or not isinstance(base, Node):
+                continue
+            if find_hazards(node, base, aliases, position):
+                continue
+            _replace(gm, node, base, twin, position)
+            changed += 1
+        return PassResult(changed)
+
+
+def find_aliases(nodes: Mapping[Node, int]) -> dict[int, list[Node]]:
+    """Nodes grouped by the memory that their (fake) values live in."""
+    groups: dict[int, list[Node]] = defaultdict(list)
+    for node in nodes:
+        for tensor in _tensors(ops.value(node)):
+            groups[_storage(tensor)].append(node)
+    return groups
+
+
+def find_hazards(
+    node: Node, base: Node, aliases: Mapping[int, list[Node]], position: Mapping[Node, int]
+) -> list[Node]:
+    """Nodes through which the in-place `node` would be noticed: inputs, and views read later."""
+    hazards = []
+    for tensor in _tensors(ops.value(base)):
+        for other in aliases.get(_storage(tensor), []):
+            if other.op in ("placeholder", "get_attr"):
+                hazards.append(other)
+            elif (
+                other is not base
+                and position[other] < position[node]
+                and any(position[user] > position[node] for user in other.users)
+            ):
+                hazards.append(other)
+    return hazards
+
+
+def _replace(
+    gm: GraphModule,
+    node: Node,
+    base: Node,
+    twin: tuple[Any, tuple[Any, ...], dict[str, Any]],
+    position: dict[Node, int],
+) -> None:
+    target, args, kwargs = twin
+    with gm.graph.inserting_before(node):
+        new = gm.graph.create_node(node.op, target, args, kwargs, name=f"{node.name}_functional")
+        new.meta = dict(node.meta)
+        position[new] = position[node]
+        if (dtype := _changed_dtype(args)) is not None:
+            cast = ops.cast(gm.graph, new, dtype, like=new)
+            cast.meta = dict(node.meta)
+            position[cast] = position[node]
+            new = cast
+    later = [user for user in base.users if position[user] > position[node]]
+    node.replace_all_uses_with(new)
+    for user in later:
+        user.replace_input_with(base, new)
+    gm.graph.erase_node(node)
+
+
+def _changed_dtype(args: tuple[Any, ...]) -> torch.dtype | None:
+    """The dtype an in-place op keeps where its functional twin would promote; None if none."""
+    tensors = [t for arg in args if isinstance(arg, Node) for t in _tensors(ops.value(arg))]
+    if len(tensors) < 2 or all(t.dtype == tensors[0].dtype for t in tensors):
+        return None
+    return tensors[0].dtype
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        yield from (item for item in value if isinstance(item, torch.Tensor))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

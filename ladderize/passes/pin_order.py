@@ -1,0 +1,107 @@
+"""Tie each wait to the launch before it, so that the engine cannot move it back.
+
+    before   l1; w0 = wait(l0); x1 = add(x0, w0)
+    after    l1; w0 = control_deps((l1,), wait, l0); x1 = add(x0, w0)
+    without  l1; x1 = wait_add(x0, l0, l1)                   # where `control_deps` is missing
+
+Node order alone does not survive Inductor: it fuses the add that follows w0 with later adds, waits
+for two all-reduces at once and, up to torch 2.13, reads a buffer in flight (DESIGN §6.1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+from ladderize.inflight import find_in_flight
+from ladderize.passes import PassResult
+
+_library = torch.library.Library("ladderize", "FRAGMENT")
+_library.define("wait_add(Tensor residual, Tensor pending, Tensor after) -> Tensor")
+_library.define("wait_after(Tensor pending, Tensor after) -> Tensor")
+
+
+def _wait_add(residual: Tensor, pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return residual + torch.ops._c10d_functional.wait_tensor(pending)
+
+
+def _wait_after(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    # An op must not return its input; the copy is what the missing control_deps costs here.
+    return torch.ops._c10d_functional.wait_tensor(pending).clone()
+
+
+for _name, _kernel in (("wait_add", _wait_add), ("wait_after", _wait_after)):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("ladderize::wait_add", lambda residual, pending, after: residual + pending)
+torch.library.register_fake("ladderize::wait_after", lambda pending, after: torch.empty_like(pending))
+
+
+@dataclass(frozen=True)
+class PinOrder:
+    """Expects the order that `DeferWaits` leaves behind."""
+
+    use_control_deps: bool = field(default_factory=compat.has_control_deps)
+    preserves_values: ClassVar[bool] = True
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        pins = _find_pins(gm)
+        if self.use_control_deps:
+            compat.preserve_node_ordering(gm.graph, {wait: [l] for wait, l in pins.items()})
+        else:
+            _make_opaque(gm, pins)
+        return PassResult(changed=len(pins))
+
+
+def _find_pins(gm: GraphModule) -> dict[Node, Node]:
+    """For each wait that comes after a launch later than its own, the latest such launch."""
+    pairs = find_in_flight(gm.graph)
+    channel = {pair.launch: pair.channel for pair in pairs}
+    own = {pair.wait: pair for pair in pairs}
+    latest: dict[tuple[str, str], Node] = {}
+    pins = {}
+    for node in gm.graph.nodes:
+        if node in channel:
+            latest[channel[node]] = node
+        elif node in own:
+            before = latest[own[node].channel]
+            if before is not own[node].launch:
+                pins[node] = before
+    return pins
+
+
+def _make_opaque(gm: GraphModule, pins: Mapping[Node, Node]) -> None:
+    for wait, after in pins.items():
+        (pending,) = wait.all_input_nodes
+        add = _only_add(wait)
+        replaced = wait if add is None else add
+        with gm.graph.inserting_before(replaced):
+            if add is None:
+                new = gm.graph.call_function(
+                    torch.ops.ladderize.wait_after.default, (pending, after)
+                )
+            else:
+                (residual,) = (arg for arg in add.args if arg is not wait)
+                new = gm.graph.call_function(
+                    torch.ops.ladderize.wait_add.default, (residual, pending, after)
+                )
+        new.meta = dict(replaced.meta)
+        replaced.replace_all_uses_with(new)
+        gm.graph.erase_node(replaced)
+        if add is not None:
+            gm.graph.erase_node(wait)
+
+
+def _only_add(wait: Node) -> Node | None:
+    """The residual add that alone reads `wait`, if that is what reads it."""
+    (user, *others) = wait.users
+    is_add = user.target is torch.ops.aten.add.Tensor and len(user.args) == 2 and not user.kwargs
+    if others or not is_add or not all(isinstance(arg, Node) for arg in user.args):
+        return None
+    shapes = {tuple(arg.meta["val"].shape) for arg in user.args if isinstance(arg, Node)}
+    dtypes = {arg.meta["val"].dtype for arg in user.args if isinstance(arg, Node)}
+    is_square = len(shapes) == len(dtypes) == 1 and user.args[0] is not user.args[1]
+    return user if is_square else None

@@ -1,0 +1,109 @@
+"""Reroute each converted branch to read the stream `staleness` blocks earlier.
+
+    before   a1 = add(x0, h0(x0));  a2 = add(a1, h1(a1));  a3 = add(a2, h2(a2))
+    after    a1 = add(x0, h0(x0));  a2 = add(a1, h1(x0));  a3 = add(a2, h2(a1))
+
+The skip path is untouched. This is the one pass that changes what the graph computes
+(arXiv 2501.06589, Section 3; staleness above 1 is this project's generalisation).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize import ops
+from ladderize.passes import PassResult
+from ladderize.stream import Block, Stream
+
+
+@dataclass(frozen=True)
+class RerouteReads:
+    """`chosen` holds, for each stream, the indices of the blocks to convert."""
+
+    streams: tuple[Stream, ...]
+    chosen: tuple[frozenset[int], ...]
+    staleness: int = 1
+    preserves_values: ClassVar[bool] = False
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        position = {node: i for i, node in enumerate(gm.graph.nodes)}
+        edits = []
+        for stream, chosen in zip(self.streams, self.chosen, strict=True):
+            for index, source in stale_sources(stream, chosen, self.staleness).items():
+                block = stream.blocks[index]
+                readers = sorted(
+                    (user for user in block.anchor.users if user in block.members),
+                    key=position.__getitem__,
+                )
+                if readers:  # none: the anchor is read through a side input of the branch only
+                    path = stream.blocks[source : index + 1]
+                    stale = _in_form_of_anchor(gm, path, before=readers[0])
+                    edits += [(reader, block.anchor, stale) for reader in readers]
+        for reader, fresh, stale in edits:
+            reader.replace_input_with(fresh, stale)
+        return PassResult(changed=len(edits))
+
+
+def stale_sources(stream: Stream, chosen: frozenset[int], staleness: int) -> dict[int, int]:
+    """For each chosen block whose reads move: index of the block whose anchor it reads instead.
+
+    Block i reads anchor i - staleness, but none before the start of its segment.
+    """
+    first_of_segment: dict[int, int] = {}
+    sources = {}
+    for block in stream.blocks:
+        first = first_of_segment.setdefault(block.segment, block.index)
+        source = max(block.index - staleness, first)
+        if block.index in chosen and source != block.index:
+            sources[block.index] = source
+    return sources
+
+
+def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -> Node:
+    """The anchor of the first block of `path`, in the layout and dtype of the last one's."""
+    stale, fresh = path[0].anchor, path[-1].anchor
+    if ops.floating_shape(stale) != ops.floating_shape(fresh):
+        for earlier, later in zip(path, path[1:], strict=False):
+            for step in _layout_steps(earlier.add, later.anchor):
+                with gm.graph.inserting_before(before):
+                    replayed = gm.graph.node_copy(step, _substitute(step, stale))
+                stale = replayed
+    stale_value, fresh_value = ops.value(stale), ops.value(fresh)
+    if _dtype(stale_value) != _dtype(fresh_value):
+        with gm.graph.inserting_before(before):
+            cast = ops.cast(gm.graph, stale, _dtype(fresh_value), like=fresh)
+        cast.meta = dict(fresh.meta)
+        stale = cast
+    return stale
+
+
+def _layout_steps(add: Node, anchor: Node) -> list[Node]:
+    """The layout ops among the cheap steps that lead from `add` to `anchor`, in order."""
+    came_from: dict[Node, Node | None] = {anchor: None}
+    stack = [anchor]
+    while stack and add not in came_from:
+        node = stack.pop()
+        if ops.kind(node) in (ops.Kind.CHEAP, ops.Kind.LAYOUT, ops.Kind.ADD):
+            for source in node.all_input_nodes:
+                if source not in came_from:
+                    came_from[source] = node
+                    stack.append(source)
+    steps = []
+    step = came_from.get(add)
+    while step is not None:
+        if ops.kind(step) is ops.Kind.LAYOUT:
+            steps.append(step)
+        step = came_from[step]
+    return steps
+
+
+def _substitute(step: Node, value: Node) -> Any:
+    """An argument mapper that puts `value` in place of the tensor that `step` lays out."""
+    laid_out = next(source for source in step.all_input_nodes if ops.holds_tensor(source))
+    return lambda node: value if node is laid_out else node
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    return value.dtype if isinstance(value, torch.Tensor) else None

@@ -1,0 +1,117 @@
+"""Carry out a `ShardPlan`: every rank's graph computes with its part of each divided parameter.
+
+before   h = linear(n, w1);                 y = linear(silu(h), w2, b);  x1 = add(x, y)
+after    h = linear(copy(n), w1_local);     p = linear(silu(h), w2_local)
+         y = add(wait(reduce(p)), b);       x1 = add(x, y)
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ladderize import collectives, compat
+from ladderize.passes.fake import propagate_fakes, replace_fake
+from ladderize.passes import PassResult
+from ladderize.placement import local_shape
+from ladderize.plan import Entry, Reduction, ShardPlan
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ShardBranches:
+    """Rewrite a graph to its rank-local form; the same graph on every rank.
+
+    The graph gains `plan.index_inputs` as its last inputs, and takes local parts of the parameters
+    in `plan.placements`. `group_name` is that of the process group to reduce over.
+    """
+
+    plan: ShardPlan
+    group_name: str
+    preserves_values: ClassVar[bool] = True
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        plan = self.plan
+        order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        indices = self._add_index_inputs(gm.graph)
+        for rewrite in plan.rewrites:
+            rewrite.node.target = rewrite.target
+            rewrite.node.args = rewrite.args
+        copies: dict[Node, Node] = {}
+        for entry in plan.entries:
+            self._enter(gm.graph, entry, copies, indices)
+        for reduction in plan.reductions:
+            self._reduce(gm.graph, reduction, order)
+        for node, placement in plan.parameter_nodes.items():
+            replace_fake(node, local_shape(node.meta["val"].shape, placement, plan.num_ranks))
+        propagate_fakes(gm, {*plan.parameter_nodes, *(rewrite.node for rewrite in plan.rewrites)})
+        edits = (plan.rewrites, plan.entries, plan.reductions, plan.parameter_nodes)
+        return PassResult(sum(map(len, edits)), tuple(plan.describe()))
+
+    def _add_index_inputs(self, graph: Graph) -> dict[str, Node]:
+        """Append the placeholders, with fake values on the device of what they select from."""
+        selected = {entry.index: entry.value.meta["val"] for entry in self.plan.entries}
+        nodes: dict[str, Node] = {}
+        for index in self.plan.index_inputs:
+            last = graph.find_nodes(op="placeholder")[-1]
+            with graph.inserting_after(last):
+                node = nodes[index.name] = graph.placeholder(index.name)
+            like = selected[index.name]
+            with compat.fake_mode_of([like]):
+                node.meta["val"] = like.new_empty(len(index.rows[0]), dtype=torch.int64)
+        return nodes
+
+    def _enter(
+        self, graph: Graph, entry: Entry, made: dict[Any, Node], indices: dict[str, Node]
+    ) -> None:
+        """Let `entry.user` read the copied and selected form of a replicated value."""
+        value = entry.value
+        steps: list[tuple[Any, tuple[Any, ...]]] = []
+        if entry.needs_copy:
+            steps.append((collectives.copy, (self.group_name,)))
+        if entry.index:
+            steps.append((aten.index_select.default, (entry.dim, indices[entry.index])))
+        for target, args in steps:
+            key = (target, value, args)
+            if key not in made:
+                made[key] = _insert_after(graph, value, target, (value, *args))
+            value = made[key]
+        entry.user.replace_input_with(entry.value, value)
+
+    def _reduce(self, graph: Graph, reduction: Reduction, order: dict[Node, int]) -> None:
+        *firsts, last = sorted(reduction.partials, key=order.__getitem__)
+        readers = list(last.users)
+        total = last
+        for partial in firsts:
+            total = _insert_after(graph, total, aten.add.Tensor, (partial, total))
+        total = _insert_after(graph, total, collectives.reduce, (total, self.group_name))
+        total = _insert_after(graph, total, collectives.wait, (total,))
+        for bias in reduction.biases:
+            total = _insert_after(graph, total, aten.add.Tensor, (total, bias))
+        if reduction.into is None:
+            for reader in readers:
+                reader.replace_input_with(last, total)
+            return
+        with graph.inserting_before(reduction.into):
+            for other in reduction.others:
+                total = _like(graph.call_function(aten.add.Tensor, (total, other)), last)
+        reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
+
+
+def _insert_after(graph: Graph, place: Node, target: Any, args: tuple[Any, ...]) -> Node:
+    """A call right after `place`, or, for an input, after all inputs."""
+    origin = place
+    if place.op == "placeholder":
+        place = graph.find_nodes(op="placeholder")[-1]
+    with graph.inserting_after(place):
+        return _like(graph.call_function(target, args), origin)
+
+
+def _like(node: Node, origin: Node) -> Node:
+    """`node` reports the module and source line of `origin`."""
+    for key in ("stack_trace", "nn_module_stack"):
+        if key in origin.meta:
+            node.meta[key] = origin.meta[key]
+    return node

@@ -1,0 +1,78 @@
+"""How a tensor lies over the ranks of a mesh axis, and what one rank holds of it.
+
+Shard(0, (4, 2, 2)) over 2 ranks:   q0 q1 q2 q3 | k0 k1 | v0 v1
+                         rank 0 ->  q0 q1 k0 v0        rank 1 ->  q2 q3 k1 v1
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Every rank holds the whole value."""
+
+    def __str__(self) -> str:
+        return "replicated"
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Every rank holds a summand of the value."""
+
+    def __str__(self) -> str:
+        return "partial"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every rank holds a part of `dim`.
+
+    Attributes:
+        dim: the divided dim, not negative.
+        segments: lengths along `dim`, each divided evenly over the ranks. A plain weight has one,
+            a fused `[q|k|v]` three.
+    """
+
+    dim: int
+    segments: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The length of `dim` in the whole tensor."""
+        return sum(self.segments)
+
+    def __str__(self) -> str:
+        return f"sharded on dim {self.dim} as {'+'.join(map(str, self.segments))}"
+
+
+Placement = Replicate | Partial | Shard
+
+
+def local_indices(segments: Sequence[int], rank: int, num_ranks: int) -> list[range]:
+    """For each segment, which entries of the whole dim `rank` holds."""
+    ranges, start = [], 0
+    for length in segments:
+        share = length // num_ranks
+        ranges.append(range(start + rank * share, start + (rank + 1) * share))
+        start += length
+    return ranges
+
+
+def local_shape(shape: Sequence[int], placement: Placement, num_ranks: int) -> list[int]:
+    """The shape of one rank's part of a tensor of `shape`."""
+    local = list(shape)
+    if isinstance(placement, Shard):
+        local[placement.dim] = placement.size // num_ranks
+    return local
+
+
+def take_local(full: Tensor, placement: Placement, rank: int, num_ranks: int) -> Tensor:
+    """`rank`'s part of `full` in memory of its own (the tensor itself when replicated)."""
+    if not isinstance(placement, Shard):
+        return full
+    ranges = local_indices(placement.segments, rank, num_ranks)
+    return torch.cat([full.narrow(placement.dim, r.start, len(r)) for r in ranges], placement.dim)

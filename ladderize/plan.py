@@ -1,0 +1,283 @@
+"""Decide how to divide the branches of a residual net over ranks. Pure analysis: no graph changes.
+
+    h = linear(norm(x), w1);  y = linear(silu(h), w2, b);  x1 = add(x, y)
+    w1: sharded on dim 0 · w2: sharded on dim 1 · y: one reduction, then b
+
+The plan is the same on every rank: the rank itself enters only through the local parts of
+parameters and through index inputs. `passes.shard.ShardBranches` carries it out.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize.errors import Blocker
+from ladderize.placement import Placement, Shard
+from ladderize.propagate import Ban, Propagation
+from ladderize.sharding_rules import packet
+from ladderize.stream import Block
+from ladderize.visit import Selection, Visit, is_tensor
+
+
+@dataclass(frozen=True)
+class IndexInput:
+    """An integer input that the sharded graph gains: which entries this rank selects.
+
+    Attributes:
+        name: of the placeholder.
+        rows: the entries of each rank, all of one length.
+    """
+
+    name: str
+    rows: tuple[tuple[int, ...], ...]
+
+    def tensor(self, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        return torch.tensor(self.rows[rank], dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """`node` becomes a call of `target` with `args` (a size in a view, a bias taken out)."""
+
+    node: Node
+    target: Any
+    args: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.node} := {self.target}{self.args}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Replicated `value` enters sharded computation at `user`.
+
+    Attributes:
+        needs_copy: gradients can flow, so the backward pass must sum them over the ranks.
+        dim, index: take the entries that index input `index` names along `dim`; -1 and "" for all.
+    """
+
+    user: Node
+    value: Node
+    needs_copy: bool
+    dim: int = -1
+    index: str = ""
+
+    def __str__(self) -> str:
+        taken = f" [{self.index} on dim {self.dim}]" if self.index else ""
+        return f"{self.value} -> {self.user}{taken}{' by copy' if self.needs_copy else ''}"
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One all-reduce: of the sum of `partials`, followed by adding `biases`.
+
+    With `into` the sum, completed by the replicated `others`, becomes the branch operand of that
+    residual add; else it replaces the one partial value for all its readers.
+    """
+
+    partials: tuple[Node, ...]
+    biases: tuple[Node, ...] = ()
+    others: tuple[Node, ...] = ()
+    skip: Node | None = None
+    into: Node | None = None
+
+    def __str__(self) -> str:
+        return f"reduce {self.partials} + {self.biases} + {self.others} into {self.into}"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What to divide and which edits that takes; see `digest` for agreement between ranks.
+
+    Attributes:
+        num_ranks: the size of the mesh axis.
+        placements: of each divided parameter, by fully qualified name; the others are replicated.
+        parameter_nodes: the graph inputs that hold the divided parameters.
+        rewrites, entries, reductions: the edits, in graph order.
+        index_inputs: inputs that the graph gains, after all that it has.
+        blockers: branches that cannot be divided, and why. The plan leaves them whole.
+        notes: parameters that stay whole in branches that are divided, and why.
+        visits: rule evaluations that the analysis took.
+    """
+
+    num_ranks: int
+    placements: Mapping[str, Placement]
+    parameter_nodes: Mapping[Node, Placement]
+    rewrites: tuple[Rewrite, ...]
+    entries: tuple[Entry, ...]
+    reductions: tuple[Reduction, ...]
+    index_inputs: tuple[IndexInput, ...]
+    blockers: tuple[Blocker, ...]
+    notes: tuple[str, ...]
+    visits: int
+
+    @property
+    def num_reductions(self) -> int:
+        """All-reduces in one forward run."""
+        return len(self.reductions)
+
+    def digest(self) -> str:
+        """sha256 over the decisions, equal on all ranks that may run together."""
+        parts: list[object] = [self.num_ranks, *self.index_inputs]
+        parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
+        parts += [*self.rewrites, *self.entries, *self.reductions]
+        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+    def describe(self) -> list[str]:
+        """Lines for a report."""
+        lines = [f"{name}: {placement}" for name, placement in self.placements.items()]
+        lines.append(f"{self.num_reductions} all-reduces over {self.num_ranks} ranks")
+        lines += [f"kept whole: {note}" for note in self.notes]
+        lines += [f"not divided: {blocker}" for blocker in self.blockers]
+        return lines
+
+
+def plan_sharding(
+    gm: GraphModule,
+    branches: Sequence[Block],
+    parameters: Mapping[Node, str],
+    num_ranks: int,
+    differentiable: Collection[Node] | None = None,
+) -> ShardPlan:
+    """Plan the tensor-parallel form of `branches` over `num_ranks` ranks. Linear in depth.
+
+    Args:
+        gm: pre-dispatch ATen graph with fake values in `meta["val"]`.
+        branches: the residual blocks; everything outside of them stays replicated.
+        parameters: graph inputs (or attributes) that hold parameters and buffers, with their names.
+        num_ranks: size of the mesh axis.
+        differentiable: inputs that can require gradients; None: all floating ones.
+
+    Raises:
+        LadderError: the analysis does not converge (a bug).
+    """
+    found = Propagation(branches, parameters, num_ranks)
+    found.run()
+    return _Writer(gm, found, differentiable).plan()
+
+
+class _Writer:
+    """Turn what the propagation found into edits."""
+
+    def __init__(
+        self, gm: GraphModule, found: Propagation, differentiable: Collection[Node] | None
+    ) -> None:
+        self.found = found
+        self.gradients = _carries_gradients(gm, differentiable)
+        self.indices: dict[tuple[tuple[int, ...], ...], IndexInput] = {}
+
+    def plan(self) -> ShardPlan:
+        found, visits = self.found, self._visits_in_order()
+        entries = tuple(
+            self._entry(visit.node, operand, selection)
+            for visit in visits
+            for operand, selection in visit.entries.items()
+        )
+        placed = {p: s for p, s in found.placements().items() if isinstance(s, Shard)}
+        per_block = [self._reductions(block) for block in found.branches]
+        blocked, notes = self._explain(per_block)
+        return ShardPlan(
+            num_ranks=found.num_ranks,
+            placements={found.parameters[p]: placement for p, placement in placed.items()},
+            parameter_nodes=placed,
+            rewrites=tuple(Rewrite(v.node, v.target, v.args) for v in visits if v.args is not None),
+            entries=entries,
+            reductions=tuple(r for reductions in per_block for r in reductions),
+            index_inputs=tuple(self.indices.values()),
+            blockers=blocked,
+            notes=notes,
+            visits=found.num_visits,
+        )
+
+    def _visits_in_order(self) -> list[Visit]:
+        nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
+        return [self.found.visits[node] for node in nodes]
+
+    def _entry(self, user: Node, operand: Node, selection: Selection | None) -> Entry:
+        needs_copy = operand in self.gradients
+        if selection is None:
+            return Entry(user, operand, needs_copy)
+        name = f"rank_index_{len(self.indices)}"
+        index = self.indices.setdefault(selection.rows, IndexInput(name, selection.rows))
+        return Entry(user, operand, needs_copy, selection.dim, index.name)
+
+    def _reductions(self, block: Block) -> list[Reduction]:
+        """Where the partial values of one branch are summed over the ranks."""
+        found = self.found
+        inner = [
+            Reduction((node,), found.biases[node]) for node in block.branch if node in found.reduced
+        ]
+        pending = [node for node in block.outputs if self._is_partial(node)]
+        if not pending:
+            return inner
+        others = tuple(node for node in _summands(block) if node not in pending)
+        biases = tuple(b for node in pending for b in found.biases[node])
+        return [*inner, Reduction(tuple(pending), biases, others, block.skip, block.add)]
+
+    def _is_partial(self, node: Node) -> bool:
+        value = self.found.values.get(node)
+        return not isinstance(value, tuple) and value is not None and value.is_partial
+
+    def _explain(
+        self, per_block: Sequence[Sequence[Reduction]]
+    ) -> tuple[tuple[Blocker, ...], tuple[str, ...]]:
+        """Bans of a branch without a reduction are blockers; of others, notes."""
+        blockers: list[Blocker] = []
+        notes: list[str] = []
+        for index, (block, reductions) in enumerate(
+            zip(self.found.branches, per_block, strict=True)
+        ):
+            bans = self.found.bans.get(index, [])
+            said = [ban for ban in bans if not ban.is_consequence] or bans
+            if reductions:
+                notes += [str(self._blocker(ban)) for ban in said]
+            else:
+                blockers += [self._blocker(ban) for ban in said]
+                if not said:
+                    blockers.append(Blocker.at(block.add, "the branch has no weights to divide"))
+        return tuple(blockers), tuple(notes)
+
+    def _blocker(self, ban: Ban) -> Blocker:
+        names = ", ".join(self.found.parameters[p] for p in ban.parameters)
+        return Blocker.at(ban.node, f"{names}: {ban.reason}")
+
+
+def _summands(block: Block) -> list[Node]:
+    """All that the residual add sums but the skip, in any association."""
+    found: list[Node] = []
+    stack: list[Any] = list(block.add.args[:2])
+    while stack:
+        node = stack.pop(0)
+        is_leaf = node in block.outputs or node is block.skip or len(node.users) > 1
+        if is_leaf or packet(node) is not torch.ops.aten.add or node.kwargs:
+            found.append(node)
+        else:
+            stack[:0] = node.args[:2]
+    found.remove(block.skip)
+    return found
+
+
+def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[Node]:
+    """Floating nodes that depend on an input which can require gradients."""
+    carries: set[Node] = set()
+    is_enabled = True
+    for node in gm.graph.nodes:
+        if node.target is torch._C._set_grad_enabled:  # how a trace spells torch.no_grad()
+            is_enabled = bool(node.args[0])
+        if not is_enabled:
+            continue
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not (
+            value.is_floating_point() or value.is_complex()
+        ):
+            continue
+        if node.op in ("placeholder", "get_attr"):
+            if is_tensor(node) and (inputs is None or node in inputs):
+                carries.add(node)
+        elif any(source in carries for source in node.all_input_nodes):
+            carries.add(node)
+    return carries

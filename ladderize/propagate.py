@@ -1,0 +1,190 @@
+"""Carry shardings through the branches until nothing changes any more.
+
+A branch is walked in graph order. A walk stops where a rule cannot hold as things are (`Illegal`,
+`NeedsReduction`, `NeedsCuts`); the change it asks for is made, and every branch that reads what
+changed is walked again *from its first node that does so*. Each change is monotone (bans, cuts and
+reductions only grow), so the walks end; the cost is linear in depth because branches are of
+bounded size and meet in nothing but shared parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from ladderize.errors import LadderError, describe_origin
+from ladderize.placement import Placement, Replicate
+from ladderize.sharding_rules import apply_rule
+from ladderize.stream import Block
+from ladderize.visit import Illegal, NeedsCuts, NeedsReduction, Value, Values, Visit
+
+REPLICATE = Replicate()
+
+
+@dataclass(frozen=True)
+class Ban:
+    """Parameters that stay whole, why, and the node that said so.
+
+    `is_consequence`: the branch was left without its other half; some other ban is the cause.
+    """
+
+    parameters: tuple[Node, ...]
+    reason: str
+    node: Node
+    is_consequence: bool = False
+
+
+@dataclass
+class Propagation:
+    """The state of the analysis; `run` fills it.
+
+    Attributes:
+        branches: the blocks to divide.
+        parameters: names of parameters and buffers.
+        num_ranks: how many ranks to divide over.
+        values: the placement of each node inside a branch.
+        visits: the last evaluation of each node: demands, entries, rewritten calls.
+        reduced: nodes whose partial value is reduced right there.
+        biases: parameters to be added after the reduction of a partial value.
+        num_visits: evaluations in all.
+    """
+
+    branches: Sequence[Block]
+    parameters: Mapping[Node, str]
+    num_ranks: int
+    values: dict[Node, Values] = field(default_factory=dict)
+    visits: dict[Node, Visit] = field(default_factory=dict)
+    bans: dict[int, list[Ban]] = field(default_factory=dict)
+    banned: dict[Node, str] = field(default_factory=dict)
+    cuts: dict[Node, frozenset[int]] = field(default_factory=dict)
+    reduced: set[Node] = field(default_factory=set)
+    biases: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    num_visits: int = 0
+
+    def __post_init__(self) -> None:
+        self._place: dict[Node, tuple[int, int]] = {}
+        for index, block in enumerate(self.branches):
+            for position, node in enumerate(block.branch):
+                self._place.setdefault(node, (index, position))
+        self._dirty: dict[int, int] = {}
+        self._walks = [0] * len(self.branches)
+
+    def run(self) -> None:
+        for index in range(len(self.branches)):
+            self._dirty[index] = 0
+            while self._dirty:
+                earliest = min(self._dirty)
+                self._walk(earliest, self._dirty.pop(earliest))
+
+    # -- one walk
+
+    def _walk(self, index: int, start: int) -> None:
+        branch = self.branches[index].branch
+        self._walks[index] += 1
+        if self._walks[index] > 4 * len(branch) + 8:
+            where = describe_origin(self.branches[index].add)
+            raise LadderError(f"the sharding of the branch at {where} does not converge")
+        for node in branch[start:]:
+            if self._place[node][0] != index:
+                continue
+            try:
+                self._visit(node)
+            except Illegal as refused:
+                return self._ban(index, node, refused)
+            except NeedsReduction as needed:
+                self.reduced.add(needed.value)
+                return self._requeue([needed.value])
+            except NeedsCuts as needed:
+                self.cuts.update(needed.cuts)
+                return self._requeue([user for p in needed.cuts for user in p.users])
+
+    def _visit(self, node: Node) -> None:
+        self.num_visits += 1
+        self.visits.pop(node, None)
+        visit = Visit(node, self.values, self.parameters, self.banned, self.cuts, self.num_ranks)
+        value = apply_rule(visit)
+        self._check_demands(visit)
+        if isinstance(value, Value) and value.is_partial and self._leaves(node):
+            self._settle_partial(node)
+        if isinstance(value, Value) and value.is_partial:
+            self.biases[node] = value.biases
+            self.values[node] = Value() if node in self.reduced else value
+        else:
+            self.reduced.discard(node)
+            self.values[node] = value
+            self._check_exit(node, value)
+        self.visits[node] = visit
+
+    def _leaves(self, node: Node) -> bool:
+        """Whether something outside the branch of `node` reads it."""
+        index = self._place[node][0]
+        return any(self._place.get(user, (-1, 0))[0] != index for user in node.users)
+
+    def _settle_partial(self, node: Node) -> None:
+        """A partial result is reduced where it leaves; the outputs of a parallel block later."""
+        block = self.branches[self._place[node][0]]
+        if not (len(block.outputs) > 1 and node in block.outputs and len(node.users) == 1):
+            self.reduced.add(node)
+
+    def _check_exit(self, node: Node, value: Values) -> None:
+        parts = value if isinstance(value, tuple) else (value,)
+        sharded = [part for part in parts if part.shard]
+        if sharded and self._leaves(node):
+            culprits = [origin.parameter for part in sharded for origin in part.origins]
+            raise _Unfinished("no second weight brings it back to the stream's size", culprits)
+
+    def _check_demands(self, visit: Visit) -> None:
+        """All readers of a parameter must want it placed alike, and all must be in branches."""
+        read = [node for node in visit.node.all_input_nodes if node in self.parameters]
+        for parameter in read:
+            wanted = visit.demands.get(parameter, REPLICATE)
+            for user in parameter.users:
+                if user not in self._place and wanted != REPLICATE:
+                    raise Illegal(
+                        f"{self.parameters[parameter]} is also used outside the branches",
+                        [parameter],
+                    )
+                other = self.visits.get(user)
+                if other is None or user is visit.node:
+                    continue
+                if other.demands.get(parameter, REPLICATE) != wanted:
+                    raise Illegal(f"{self.parameters[parameter]} is used in two ways", [parameter])
+
+    # -- changes
+
+    def _ban(self, index: int, node: Node, refused: Illegal) -> None:
+        new = [p for p in refused.culprits if p not in self.banned]
+        assert new, f"{refused.reason}, and no parameter is to blame"
+        self.bans.setdefault(index, []).append(
+            Ban(tuple(new), refused.reason, node, isinstance(refused, _Unfinished))
+        )
+        self.banned.update((parameter, refused.reason) for parameter in new)
+        users = [user for parameter in new for user in parameter.users if user in self._place]
+        for user in users:  # reductions further on may not be where they were
+            at, position = self._place[user]
+            self.reduced.difference_update(self.branches[at].branch[position:])
+        self._requeue(users)
+
+    def _requeue(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            if node not in self._place:
+                continue
+            index, position = self._place[node]
+            self._dirty[index] = min(position, self._dirty.get(index, position))
+            for later in self.branches[index].branch[position:]:
+                if self._place[later][0] == index:
+                    self.values.pop(later, None)
+                    self.visits.pop(later, None)
+
+    # -- results
+
+    def placements(self) -> dict[Node, Placement]:
+        """How each divided parameter lies."""
+        demanded = (visit.demands for visit in self.visits.values())
+        return {
+            parameter: placement for demands in demanded for parameter, placement in demands.items()
+        }
+
+
+class _Unfinished(Illegal):
+    """A sharded value would leave its branch."""

@@ -1,0 +1,76 @@
+"""`layers=` and `blocks=`: which part of a stream is converted.
+
+    "all"   "16:32"   "last:16"   "last:50%"   [0, 3, 4]
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FORMS = '"all", "16:32", "last:16", "last:50%" or a list of indices'
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A parsed selection; `resolve` turns it into indices once the number of items is known."""
+
+    text: str
+    start: int | None = None
+    stop: int | None = None
+    last: int | None = None
+    last_percent: float | None = None
+    indices: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, value: str | int | Sequence[int]) -> "Selection":
+        """Parse one of the five forms. Raises `ValueError` naming the forms otherwise."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = [value]
+        if isinstance(value, str):
+            return cls._parse_text(value.strip())
+        if (
+            isinstance(value, Sequence)
+            and value
+            and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
+        ):
+            return cls(str(list(value)), indices=tuple(sorted(set(value))))
+        raise ValueError(f"{value!r} is not {FORMS}")
+
+    @classmethod
+    def _parse_text(cls, text: str) -> "Selection":
+        if text == "all":
+            return cls(text, start=0)
+        if match := re.fullmatch(r"(\d*):(\d*)", text):
+            start, stop = match.groups()
+            return cls(text, start=int(start or 0), stop=int(stop) if stop else None)
+        if match := re.fullmatch(r"last:(\d+)", text):
+            return cls(text, last=int(match[1]))
+        if (match := re.fullmatch(r"last:(\d+(?:\.\d+)?)%", text)) and float(match[1]) <= 100:
+            return cls(text, last_percent=float(match[1]))
+        if re.fullmatch(r"\d+(\s*,\s*\d+)*", text):  # the command line's spelling of a list
+            return cls.parse([int(part) for part in text.split(",")])
+        raise ValueError(f"{text!r} is not {FORMS}")
+
+    def resolve(self, count: int) -> frozenset[int]:
+        """The chosen indices out of `range(count)`.
+
+        A percentage is rounded to the nearest whole item, halves up. Raises `ValueError` when the
+        selection is empty or reaches outside the range.
+        """
+        chosen = self._candidates(count)
+        if not chosen:
+            raise ValueError(f"{self.text!r} selects none of {count}")
+        outside = sorted(i for i in chosen if not 0 <= i < count)
+        if outside:
+            shown = ", ".join(map(str, outside[:8])) + (" …" if len(outside) > 8 else "")
+            raise ValueError(f"{self.text!r} selects {shown}; there are 0 to {count - 1}")
+        return frozenset(chosen)
+
+    def _candidates(self, count: int) -> list[int]:
+        if self.indices is not None:
+            return list(self.indices)
+        if self.last is not None:
+            return list(range(count - self.last, count))
+        if self.last_percent is not None:
+            return list(range(count - int(count * self.last_percent / 100 + 0.5), count))
+        return list(range(self.start or 0, count if self.stop is None else self.stop))
