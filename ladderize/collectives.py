@@ -26,7 +26,7 @@ class _Copy(Function):
         return x.view_as(x)  # a Function must not return its very input
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # typed *Any
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         pending = _functional.all_reduce(grad, "sum", ctx.group_name)
         return _functional.wait_tensor(pending), None
 
@@ -38,7 +38,7 @@ class _Reduce(Function):
         return pending
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return grad, None
 
 
@@ -49,17 +49,21 @@ class _Wait(Function):
         return done
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
         return grad
 
 
-_library = torch.library.Library("ladderize", "FRAGMENT")
-_library.define("copy(Tensor x, str group_name) -> Tensor")
-_library.define("reduce(Tensor x, str group_name) -> Tensor")
-_library.define("wait(Tensor pending) -> Tensor")
-_library.impl("copy", lambda x, group: _Copy.apply(x, group), "CompositeImplicitAutograd")
-_library.impl("reduce", lambda x, group: _Reduce.apply(x, group), "CompositeImplicitAutograd")
-_library.impl("wait", lambda pending: _Wait.apply(pending), "CompositeImplicitAutograd")
+_OPS = (
+    ("copy(Tensor x, str group_name) -> Tensor", _Copy),
+    ("reduce(Tensor x, str group_name) -> Tensor", _Reduce),
+    ("wait(Tensor pending) -> Tensor", _Wait),
+)
+# torch.library is untyped
+_library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema, _function in _OPS:
+    _name = _schema.partition("(")[0]
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+    _library.impl(_name, _function.apply, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 copy = torch.ops.ladderize.copy.default
 reduce = torch.ops.ladderize.reduce.default

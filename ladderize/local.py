@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.fx import GraphModule
 
-from ladderize import compat
-from ladderize.placement import Placement, local_shape, take_local
+from ladderize.placement import Placement, take_local
 from ladderize.plan import ShardPlan
 
 
@@ -56,12 +55,11 @@ class LocalInputs:
         return call
 
     def _example(self, i: int, full: Any) -> Any:
-        placement = self._placements.get(i)
-        if placement is None:
+        if i not in self._placements:
             return full
-        with compat.fake_mode_of([full]):
-            local = full.new_empty(local_shape(full.shape, placement, self._num_ranks))
-        return local.requires_grad_(full.requires_grad)
+        local = self._values[i]  # fake, already of the local shape
+        with local.fake_mode:
+            return torch.empty_like(local).requires_grad_(full.requires_grad)
 
     def _local(self, i: int, full: Any) -> Any:
         placement = self._placements.get(i)

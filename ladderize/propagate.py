@@ -90,13 +90,16 @@ class Propagation:
             try:
                 self._visit(node)
             except Illegal as refused:
-                return self._ban(index, node, refused)
+                self._ban(index, node, refused)
+                return
             except NeedsReduction as needed:
                 self.reduced.add(needed.value)
-                return self._requeue([needed.value])
+                self._requeue([needed.value])
+                return
             except NeedsCuts as needed:
                 self.cuts.update(needed.cuts)
-                return self._requeue([user for p in needed.cuts for user in p.users])
+                self._requeue([user for p in needed.cuts for user in p.users])
+                return
 
     def _visit(self, node: Node) -> None:
         self.num_visits += 1

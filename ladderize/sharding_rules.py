@@ -64,7 +64,7 @@ def weighted(visit: Visit) -> Values:
     assert isinstance(weight, Node)
     shard, last = visit.value(x).shard, len(visit.shape(x)) - 1
     if weight not in visit.parameters or len(visit.shape(weight)) != 2 or _is_scaled(visit):
-        return _without_weight(visit, form)
+        return _without_weight(visit)
     if shard is None:
         return _column_parallel(visit, form, x, weight, bias)
     if shard.dim == last:
@@ -80,7 +80,7 @@ def _is_scaled(visit: Visit) -> bool:
     return any(visit.node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
 
 
-def _without_weight(visit: Visit, form: Product) -> Values:
+def _without_weight(visit: Visit) -> Values:
     if not visit.sharded(visit.operands()):
         return REPLICATED
     if packet(visit.node) is aten.matmul:
@@ -288,7 +288,7 @@ def partial(visit: Visit, partials: list[Node]) -> Value:
         if not visit.node.kwargs and visit.shape(operands[0]) == visit.shape(operands[1]):
             biases = tuple(b for node in operands for b in visit.value(node).biases)
             return Value(Partial(), biases=biases)
-    elif len(operands) == 1 and LINEAR.get(packet(visit.node), lambda _: False)(visit):
+    elif len(operands) == 1 and packet(visit.node) in LINEAR and LINEAR[packet(visit.node)](visit):
         return visit.value(operands[0])
     raise NeedsReduction(partials[0])
 

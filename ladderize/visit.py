@@ -6,6 +6,7 @@ placement of the result. It changes nothing itself. When the inputs cannot be ha
 raises one of the three signals below and is visited again after the change.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -159,7 +160,7 @@ class Visit:
     def output_segments(self, parameter: Node, size: int) -> tuple[int, ...]:
         """The segments of a column-parallel parameter: cut where somebody asked for it."""
         bounds = [0, *sorted(self.cuts.get(parameter, ())), size]
-        return tuple(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+        return tuple(b - a for a, b in itertools.pairwise(bounds))
 
     # -- asking
 
@@ -176,7 +177,7 @@ class Visit:
         self.entries[operand] = selection
 
     def align(self, operand: Node, dim_from_right: int, segments: tuple[int, ...]) -> None:
-        """Make a replicated `operand` fit values whose dim `dim_from_right` (negative) is sharded."""
+        """Make a replicated `operand` fit values sharded on `dim_from_right` (negative)."""
         shape = self.shape(operand)
         dim = len(shape) + dim_from_right
         if dim < 0 or shape[dim] == 1:

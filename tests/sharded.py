@@ -1,4 +1,4 @@
-"""Tiny models, and a backend that shards them and runs the sharded graph as it is, in eager mode."""
+"""Tiny models, and a backend that shards them and runs the sharded graph in eager mode."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

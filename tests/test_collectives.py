@@ -30,7 +30,9 @@ def mlp_gradients(backend: str | None) -> dict[str, Any]:
     expected = torch.relu(full[0] @ full[1]) @ full[2] * 2 + full[0]
     (expected**2).sum().backward()
     wanted = [full[0].grad, full[1].grad[:, half], full[2].grad[half]]
-    errors = [(leaf.grad - want).abs().max().item() for leaf, want in zip(leaves, wanted)]
+    errors = [
+        (leaf.grad - want).abs().max().item() for leaf, want in zip(leaves, wanted, strict=True)
+    ]
     return {"out": (out - expected).abs().max().item(), "grads": errors, "x": out.detach().numpy()}
 
 

@@ -88,7 +88,7 @@ class Net(nn.Module):
 
 
 class SharedHeads(nn.Module):
-    """Attention with fewer key heads by `enable_gqa`, and a norm of size head_dim on the queries."""
+    """Attention with fewer key heads by `enable_gqa`; a norm of size head_dim on the queries."""
 
     def __init__(self, heads: int = 8, kv: int = 2) -> None:
         super().__init__()
@@ -271,9 +271,9 @@ def test_every_blocker_is_named_with_its_place() -> None:
 
 def test_hidden_size_that_does_not_divide() -> None:
     plan = shard("bert", 4, heads=3, hidden_size=30).plan
-    assert len(plan.blockers) == 2 * 3  # the MLP's 48 still divides
+    assert len(plan.blockers) == 2 * 4
     assert all("30 entries" in str(blocker) for blocker in plan.blockers)
-    assert plan.num_reductions == 2
+    assert plan.num_reductions == 2  # the MLPs' 48 still divides
 
 
 class Tied(nn.Module):

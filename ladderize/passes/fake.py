@@ -31,7 +31,7 @@ def replace_fake(node: Node, shape: Sequence[Any]) -> None:
 
 
 def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
-    """Recompute what depends on the `changed` nodes or has no value yet. One pass over the graph."""
+    """Recompute what depends on the `changed` nodes or has no value yet, in one pass."""
     stale = set(changed)
     mode = compat.fake_mode_of([node.meta.get("val") for node in gm.graph.nodes])
     for node in gm.graph.nodes:

@@ -12,8 +12,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize import collectives, compat
-from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.passes import PassResult
+from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.placement import local_shape
 from ladderize.plan import Entry, Reduction, ShardPlan
 

@@ -1,0 +1,242 @@
+"""Residual nets by specification: an ordinary `nn.Module`, and the same weights as a reference.
+
+    spec = NetSpec((StageSpec(((BlockSpec(),), (BlockSpec(),))),))
+    net = ResidualNet(spec)              # net(*spec.make_args()), an ordinary eager model
+    net.reference().run(*args)           # the eager ladder over the same submodules
+
+Defaults are the plainest choices: a failing example shrinks to them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ladderize.testing.blocks import BlockSpec, ResidualBlock
+from ladderize.testing.branches import make_norm
+from ladderize.testing.reference import ReferenceBlock, ReferenceNet
+
+VOCABULARY = 11
+CLASSES = 5
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Layers of one width; each layer is a tuple of blocks.
+
+    Attributes:
+        transition: how the stream comes in from the stage before: a key of `TRANSITIONS`. It
+            mixes or changes the shape, so a segment starts with the stage.
+        unrolled: whether the layers are attributes `layer0`, … instead of a `nn.ModuleList`.
+    """
+
+    layers: tuple[tuple[BlockSpec, ...], ...]
+    width: int = 8
+    transition: str = "linear"
+    unrolled: bool = False
+
+    @property
+    def blocks(self) -> Iterator[BlockSpec]:
+        return (block for layer in self.layers for block in layer)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """A whole net: entry, stages, head; and the sizes of its input.
+
+    Attributes:
+        entry: "linear", "embedding", "positions" (adds learned ones) or "identity" (the stream
+            starts with the graph's input).
+        final_norm: as `BlockSpec.norm`.
+        head: "linear", "mean" over the sequence, or "none".
+        seed: of the weights and the input.
+    """
+
+    stages: tuple[StageSpec, ...]
+    entry: str = "linear"
+    final_norm: str = "none"
+    head: str = "none"
+    dtype: torch.dtype = torch.float32
+    batch: int = 2
+    length: int = 4
+    seed: int = 0
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(1 for stage in self.stages for _ in stage.blocks)
+
+    def make_args(self, batch: int | None = None) -> tuple[Tensor]:
+        """The net's argument: token ids or features, `[batch, length(, width)]`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.batch if batch is None else batch, self.length)
+        if self.entry == "embedding":
+            return (torch.randint(VOCABULARY, shape, generator=generator),)
+        width = self.stages[0].width
+        return (torch.randn(*shape, width, generator=generator).to(self.dtype),)
+
+
+class Layer(nn.Module):
+    """One or several blocks, in attributes of their own."""
+
+    def __init__(self, specs: tuple[BlockSpec, ...], width: int) -> None:
+        super().__init__()
+        for number, spec in enumerate(specs):
+            setattr(self, f"block{number}", ResidualBlock(spec, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.children():
+            x = block(x)
+        return x
+
+
+class ProjectedSkip(nn.Module):
+    """`W x + h(x)` with a new width: no residual block, the skip path mixes."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, out)
+        self.inner = nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.projection(x) + self.inner(x)
+        return projected
+
+
+class Strided(nn.Module):
+    """Every other position, by slicing (a view) or by a convolution over two."""
+
+    def __init__(self, convolution: nn.Conv1d | None = None) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.convolution is None:
+            return x[:, ::2]
+        strided: Tensor = self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        return strided
+
+
+TRANSITIONS: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "linear": nn.Linear,
+    "projected skip": ProjectedSkip,
+    "slice": lambda _, out: Strided(),  # for equal widths
+    "convolution": lambda width, out: Strided(nn.Conv1d(width, out, 3, stride=2, padding=1)),
+}
+
+
+class Stage(nn.Module):
+    def __init__(self, spec: StageSpec, width_before: int | None) -> None:
+        super().__init__()
+        self.transition: nn.Module = nn.Identity()
+        if width_before is not None:
+            self.transition = TRANSITIONS[spec.transition](width_before, spec.width)
+        layers = [Layer(blocks, spec.width) for blocks in spec.layers]
+        self.num_layers = len(layers)
+        self.unrolled = spec.unrolled
+        if spec.unrolled:
+            for number, layer in enumerate(layers):
+                setattr(self, f"layer{number}", layer)
+        else:
+            self.layers = nn.ModuleList(layers)
+
+    def each_layer(self) -> Iterator[nn.Module]:
+        for number in range(self.num_layers):
+            yield getattr(self, f"layer{number}") if self.unrolled else self.layers[number]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.transition(x)
+        for layer in self.each_layer():
+            x = layer(x)
+        return x
+
+    def reference(self, *, is_first: bool) -> list[ReferenceBlock]:
+        modules = (block for layer in self.each_layer() for block in layer.children())
+        first, *rest = (m.reference() for m in modules if isinstance(m, ResidualBlock))
+        if is_first:
+            return [first, *rest]
+        entered = dataclasses.replace(
+            first, before=lambda x: first.before(self.transition(x)), starts_segment=True
+        )
+        return [entered, *rest]
+
+
+class Entry(nn.Module):
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.kind, width = spec.entry, spec.stages[0].width
+        if spec.entry == "linear":
+            self.inner: nn.Module = nn.Linear(width, width)
+        elif spec.entry == "positions":
+            self.positions = nn.Parameter(torch.zeros(spec.length, width))
+        elif spec.entry == "embedding":
+            self.inner = nn.Embedding(VOCABULARY, width)
+            self.positions = nn.Parameter(torch.zeros(spec.length, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind in ("linear", "embedding"):
+            x = self.inner(x)
+        if self.kind in ("positions", "embedding"):
+            x = x + self.positions[: x.shape[1]].expand_as(x)  # no block, for all its same shape
+        return x
+
+
+class Head(nn.Module):
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.kind, width = spec.head, spec.stages[-1].width
+        self.norm = make_norm(spec.final_norm, width)
+        self.out = nn.Identity() if spec.head == "none" else nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        result: Tensor = self.out(x.mean(1) if self.kind == "mean" else x)
+        return result
+
+
+class ResidualNet(nn.Module):
+    """The net of a specification, in its dtype; the weights are a function of `spec.seed`."""
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.entry = Entry(spec)
+        self.num_stages = len(spec.stages)
+        width_before = None
+        for number, stage in enumerate(spec.stages):
+            setattr(self, f"stage{number}", Stage(stage, width_before))
+            width_before = stage.width
+        self.head = Head(spec)
+        _initialize(self, spec.seed)
+        self.to(spec.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        for number in range(self.num_stages):
+            x = getattr(self, f"stage{number}")(x)
+        result: Tensor = self.head(x)
+        return result
+
+    def reference(self) -> ReferenceNet:
+        """The same net, with the same weights, for `ReferenceNet.run`."""
+        blocks = [
+            block
+            for number in range(self.num_stages)
+            for block in getattr(self, f"stage{number}").reference(is_first=number == 0)
+        ]
+        return ReferenceNet(blocks, self.entry, self.head)
+
+
+def _initialize(net: nn.Module, seed: int) -> None:
+    """Weights that keep a branch about as large as what it reads; biases and norms not trivial.
+
+    With PyTorch's own small branches a stale read would differ from a fresh one too little.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in net.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        with torch.no_grad():
+            if parameter.dim() > 1 and "positions" not in name:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            else:
+                parameter.copy_(parameter.round() + 0.2 * noise)

@@ -1,0 +1,94 @@
+"""The independent eager ladder: the recurrence of DESIGN §1 read off line by line.
+
+    anchor[i] = before_i(x[i])
+    x[i+1]    = after_i(skip_i(anchor[i]) + h_i(anchor[max(i - k, start of the segment)]))
+
+for the chosen blocks i; the others read anchor[i]. Nothing here knows of graphs or of the rest of
+the package: it is what the compiler is compared with.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Step = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class ReferenceBlock:
+    """One block, as plain functions of one tensor.
+
+    Attributes:
+        branch: `h_i`, from the anchor that is read to what is added; a pre-norm belongs to it.
+        before: what makes the anchor out of the value that the block before left (a norm whose
+            result both the skip and the branch take; a downsampling).
+        skip: what the skip path does to the anchor ahead of the sum (a multiplier, a cast).
+        after: what is done to the sum (a post-norm, a multiplier, a dropout).
+        starts_segment: whether no earlier anchor may be read from here on, because its shape is
+            another one or a mixing op stands in between.
+    """
+
+    branch: Step
+    before: Step = identity
+    skip: Step = identity
+    after: Step = identity
+    starts_segment: bool = False
+
+
+def run_ladder(
+    x: Tensor,
+    blocks: Sequence[ReferenceBlock],
+    *,
+    chosen: Collection[int] | None = None,
+    staleness: int = 1,
+) -> Tensor:
+    """The last value of the stream that starts with `x`.
+
+    Args:
+        x: `x[0]`, of any shape that the first block takes.
+        blocks: in order.
+        chosen: indices of the blocks that read stale; None for all.
+        staleness: how many blocks earlier they read; 0 is the standard net, 1 the ladder of
+            arXiv 2501.06589, Section 3.
+    """
+    anchors: list[Tensor] = []
+    start = 0
+    for i, block in enumerate(blocks):
+        if block.starts_segment:
+            start = i
+        anchors.append(block.before(x))
+        is_chosen = chosen is None or i in chosen
+        read = anchors[max(i - staleness, start)] if is_chosen else anchors[i]
+        x = block.after(block.skip(anchors[i]) + block.branch(read))
+    return x
+
+
+@dataclass(frozen=True)
+class ReferenceNet:
+    """A whole model as `head(run_ladder(entry(*args), blocks))`.
+
+    The callables may be (and, for gradients, should be) made of the submodules of the model that
+    is checked, so that both have the same weights; its own `forward` must not be among them.
+
+    Attributes:
+        blocks: the residual blocks in order.
+        entry: from the model's arguments to `x[0]`.
+        head: from the last value of the stream to the model's result.
+    """
+
+    blocks: Sequence[ReferenceBlock]
+    entry: Callable[..., Tensor] = identity
+    head: Callable[[Tensor], Any] = identity
+
+    def run(
+        self, *args: Any, chosen: Collection[int] | None = None, staleness: int = 1, **kwargs: Any
+    ) -> Any:
+        """The model's result when the `chosen` blocks (None: all) read `staleness` blocks stale."""
+        x = self.entry(*args, **kwargs)
+        return self.head(run_ladder(x, self.blocks, chosen=chosen, staleness=staleness))

@@ -1,0 +1,135 @@
+"""Hypothesis strategies of residual nets and of what is to be converted in them.
+
+    @given(net=nets(), data=st.data())
+    def test(net, data):
+        conversion = data.draw(conversions(net.num_blocks))
+
+Needs `hypothesis` (the extra `test`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+
+from ladderize.testing.blocks import AFTER, OVERWRITES_X, SPELLINGS, BlockSpec
+from ladderize.testing.branches import KINDS, NORMS, BranchSpec
+from ladderize.testing.nets import TRANSITIONS, NetSpec, StageSpec
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is asked of the backend, and which blocks that means.
+
+    Attributes:
+        blocks: the value of the option `blocks`.
+        chosen: the indices that it chooses.
+        staleness: the value of the option `staleness`.
+    """
+
+    blocks: str | list[int]
+    chosen: frozenset[int]
+    staleness: int = 1
+
+
+def branches() -> st.SearchStrategy[BranchSpec]:
+    return st.builds(
+        BranchSpec,
+        kind=st.sampled_from(sorted(KINDS, key="mlp".__ne__)),
+        gated=st.booleans(),
+        mask=st.sampled_from(["none", "causal", "fused"]),
+        rotary=st.booleans(),
+    )
+
+
+@st.composite
+def blocks(draw: st.DrawFn, spellings: Sequence[str] = tuple(SPELLINGS)) -> BlockSpec:
+    """A block, parallel or not, pre-norm, post-norm or without, in one of `spellings`."""
+    spelling = draw(st.sampled_from(spellings))
+    associations = ["x+(a+m)", "(x+a)+m", "x+a, m"]
+    if spelling in OVERWRITES_X:
+        associations.pop()  # the second branch would read what the first sum has overwritten
+    return BlockSpec(
+        branches=tuple(draw(st.lists(branches(), min_size=1, max_size=2))),
+        norm=draw(st.sampled_from(list(NORMS))),
+        placement=draw(st.sampled_from(["pre", "post", "shared"])),
+        separate_norms=draw(st.booleans()),
+        spelling=spelling,
+        association=draw(st.sampled_from(associations)),
+        branch_scale=draw(st.sampled_from([1.0, 0.5])),
+        skip_scale=draw(st.sampled_from([1.0, 0.8])),
+        after=draw(st.sampled_from(list(AFTER))),
+    )
+
+
+@st.composite
+def stages(
+    draw: st.DrawFn,
+    width_before: int | None = None,
+    max_layers: int = 3,
+    spellings: Sequence[str] = tuple(SPELLINGS),
+) -> StageSpec:
+    transition = draw(st.sampled_from(list(TRANSITIONS)))
+    layer = st.lists(blocks(spellings), min_size=1, max_size=2).map(tuple)
+    return StageSpec(
+        layers=tuple(draw(st.lists(layer, min_size=1, max_size=max_layers))),
+        width=width_before if width_before and transition == "slice" else draw(_WIDTHS),
+        transition=transition,
+        unrolled=draw(st.booleans()),
+    )
+
+
+_WIDTHS = st.sampled_from([8, 12, 32])
+
+
+@st.composite
+def nets(
+    draw: st.DrawFn,
+    *,
+    max_stages: int = 2,
+    max_layers: int = 3,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.bfloat16),
+    spellings: Sequence[str] = tuple(SPELLINGS),
+) -> NetSpec:
+    """A net of up to `max_stages * max_layers` layers of one or two blocks each."""
+    found = [draw(stages(None, max_layers, spellings))]
+    for _ in range(draw(st.integers(0, max_stages - 1))):
+        found.append(draw(stages(found[-1].width, max_layers, spellings)))
+    first = found[0].layers[0][0]
+    entries = ["linear", "embedding", "positions", "identity"]
+    if first.spelling in OVERWRITES_X:
+        entries.remove("identity")  # the caller's tensor would be overwritten
+    return NetSpec(
+        stages=tuple(found),
+        entry=draw(st.sampled_from(entries)),
+        final_norm=draw(st.sampled_from(list(NORMS))),
+        head=draw(st.sampled_from(["none", "linear", "mean"])),
+        dtype=draw(st.sampled_from(dtypes)),
+        batch=draw(st.sampled_from([2, 3, 1])),
+        length=draw(st.integers(3, 6)),
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+@st.composite
+def conversions(draw: st.DrawFn, num_blocks: int, staleness: int | None = None) -> Conversion:
+    """A choice among `num_blocks` blocks in one of the spellings of `blocks=`."""
+    everything = range(num_blocks)
+    spelling = draw(st.sampled_from(["all", "list", "last", "percent", "range"]))
+    first = draw(st.integers(0, num_blocks - 1))
+    asked: str | list[int] = "all"
+    chosen = frozenset(everything)
+    if spelling == "list":
+        asked = draw(st.lists(st.sampled_from(everything), min_size=1, unique=True))
+        chosen = frozenset(asked)
+    elif spelling == "range":
+        stop = draw(st.integers(first + 1, num_blocks))
+        asked, chosen = f"{first}:{stop}", frozenset(range(first, stop))
+    elif spelling != "all":
+        count = num_blocks - first
+        asked = f"last:{count}" if spelling == "last" else f"last:{100 * count / num_blocks:.3f}%"
+        chosen = frozenset(range(first, num_blocks))
+    if staleness is None:
+        staleness = draw(st.sampled_from([1, 2, 3, 0]))
+    return Conversion(asked, chosen, staleness)
