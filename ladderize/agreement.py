@@ -6,6 +6,7 @@ notes through the group's key-value store, which needs no collective, no device 
 
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -14,7 +15,6 @@ from ladderize import compat
 from ladderize.errors import Blocker, LadderError
 
 TIMEOUT = timedelta(minutes=5)
-
 
 
 class DisagreementError(LadderError):
@@ -32,7 +32,8 @@ def agree(mesh: DeviceMesh, verdict: str) -> None:
         verdict: what this rank is about to do: the hash of its plan, or why it has none.
 
     Raises:
-        DisagreementError: on every rank, with each rank's verdict, when they differ or one is missing.
+        DisagreementError: on every rank, with each one's verdict, when they differ or one is
+            missing.
     """
     group = mesh.get_group()
     if dist.get_backend(group) == "fake":  # one process stands in for all ranks
@@ -51,9 +52,9 @@ def agree(mesh: DeviceMesh, verdict: str) -> None:
         )
 
 
-def _read(store: dist.Store, key: str) -> str:
+def _read(store: Any, key: str) -> str:
     try:
         store.wait([key], TIMEOUT)
     except (dist.DistStoreError, RuntimeError):  # RuntimeError: FileStore, HashStore
         return f"no answer within {TIMEOUT.total_seconds():.0f} s (it did not compile this graph)"
-    return store.get(key).decode()
+    return str(store.get(key).decode())

@@ -35,7 +35,5 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
     with preserve_node_meta(), compat.fake_mode_of(values) or contextlib.nullcontext():
         aten = make_fx(interpret, pre_dispatch=True, tracing_mode="real")(*values)
     traced = aten.graph.find_nodes(op="placeholder")
-    carried = {
-        new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names
-    }
+    carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
     return aten, carried

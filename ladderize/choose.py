@@ -7,9 +7,7 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.stream import Stream
 
 
-def choose_blocks(
-    streams: Sequence[Stream], config: LadderConfig
-) -> tuple[frozenset[int], ...]:
+def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
     """For each stream the indices of the blocks to convert.
 
     `blocks=` counts through all streams in graph order; `layers=` takes layer indices, the same
@@ -58,9 +56,7 @@ def _by_layer(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozense
         raise LadderError(
             "layers= needs every block to be in a module list:", homeless, "count with blocks="
         )
-    count = 1 + max(
-        (b.layer for s in streams for b in s.blocks if b.layer is not None), default=-1
-    )
+    count = 1 + max((b.layer for s in streams for b in s.blocks if b.layer is not None), default=-1)
     try:
         chosen = config.selection.resolve(count)
     except ValueError as error:

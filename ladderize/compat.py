@@ -4,11 +4,10 @@ Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
 """
 
 import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
-import torch
-import torch.distributed as dist
 from torch.fx import Graph, GraphModule, Node
 
 # ---- Dynamo ----------------------------------------------------------------------------------
@@ -52,6 +51,14 @@ def original_code(code: types.CodeType | None) -> types.CodeType | None:
     return code
 
 
+def current_compile_id() -> str:
+    """Dynamo's name for the compilation under way, as a folder name ("0_0"); "" outside of one."""
+    from torch._guards import CompileContext
+
+    found = CompileContext.current_compile_id()
+    return "" if found is None else str(found).replace("/", "_")
+
+
 def as_backend_error(error: Exception) -> Exception:
     """`error` in a form that Dynamo lets through to the caller of the compiled function.
 
@@ -62,7 +69,7 @@ def as_backend_error(error: Exception) -> Exception:
 
     kind = type(error)
     both = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
-    raised: Exception = both.__new__(both)
+    raised: Exception = Exception.__new__(both)
     raised.__dict__.update(error.__dict__, first_useful_frame=None, real_stack=None)
     raised.args = error.args
     return raised
@@ -85,7 +92,7 @@ def aot_compile(
 
 def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` in the calling convention of AOTAutograd's compilers."""
-    from functorch.compile import make_boxed_func
+    from functorch.compile import make_boxed_func  # type: ignore[import-untyped]  # no stubs
 
     made: Callable[..., Any] = make_boxed_func(fn)
     return made
@@ -135,10 +142,10 @@ def inductor_compile(
             on_source(source)
         return output
 
-    compiled: Callable[..., Any] = compile_fx(
+    compiled: Any = compile_fx(
         gm, list(example_inputs), inner_compile=inner, config_patches=dict(settings)
     )
-    return compiled
+    return cast(Callable[..., Any], compiled)
 
 
 def has_control_deps() -> bool:
@@ -168,15 +175,31 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
 
 
-def symbolic_trace_of(value: torch.SymInt) -> Any:
-    return value.node.expr
-
-
 # ---- distributed -----------------------------------------------------------------------------
 
 
-def default_store() -> dist.Store:
+def default_store() -> Any:
     """The key-value store that `init_process_group` made."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
+
+
+# ---- what Inductor emits ---------------------------------------------------------------------
+
+
+@contextmanager
+def emitted_sources() -> Iterator[list[str]]:
+    """A list that each Python wrapper which Inductor emits inside the `with` is added to.
+
+    A compilation that Inductor's caches answer emits nothing.
+    """
+    from torch._inductor.graph import GraphLowering
+
+    sources: list[str] = []
+    before = GraphLowering.save_output_code  # the hook behind torch's own run_and_get_code
+    GraphLowering.save_output_code = sources.append
+    try:
+        yield sources
+    finally:
+        GraphLowering.save_output_code = before

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
 from ladderize.agreement import DisagreementError, agree
@@ -100,7 +100,8 @@ def _rewrite_here(gm: GraphModule, config: LadderConfig) -> Rewritten:
 
 def _copy(gm: GraphModule) -> Graph:
     copied = Graph(gm)
-    output = copied.graph_copy(gm.graph, nodes := {})
+    nodes: dict[Node, Node] = {}
+    output = copied.graph_copy(gm.graph, nodes)
     copied.output(output)
     for old, new in nodes.items():
         if hasattr(old, "_dynamo_source"):  # AOTAutograd asks each input where it came from

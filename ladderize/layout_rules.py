@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import sympy
+import torch
 from torch.fx import Node
 
 from ladderize.placement import Shard
 from ladderize.views import DimGroup, dim_groups, product
-from ladderize.visit import REPLICATED, Origin, Value, Values, Visit, inner_cuts
+from ladderize.visit import REPLICATED, Origin, Value, Values, Visit, inner_cuts, packet
+
+aten = torch.ops.aten
 
 
 def source(visit: Visit) -> tuple[Node, Value, Shard]:
@@ -65,15 +68,16 @@ def _led_dim(
 
 def _rewrite_size(visit: Visit, dim: int) -> None:
     """Divide the explicit integer size at `dim` of the result, wherever the call spells it."""
-    index, first = _SIZE_ARGUMENT.get(visit.node.target.__name__.split(".")[0], (None, 0))  # type: ignore[union-attr]
-    if index is None:
+    op = packet(visit.node)
+    if op not in _SIZE_ARGUMENT:  # flatten spells none
         return
-    sizes = visit.argument(index, "size" if index == 1 else "sizes")
+    index = _SIZE_ARGUMENT[op]
+    sizes = visit.argument(index)
     if not isinstance(sizes, (list, tuple)):
         visit.illegal(f"{visit.op_name} does not spell its sizes as a list")
-    if first:  # unflatten(x, dim, sizes) spells only the new dims
-        first = wrap(visit.argument(1, "dim"), len(visit.shape(visit.node.args[0])))  # type: ignore[arg-type]
-    at = dim - first
+    at = dim
+    if op is aten.unflatten:  # unflatten(x, dim, sizes) spells only the new dims
+        at -= wrap(visit.argument(1), len(visit.shape()) - len(sizes) + 1)
     if not 0 <= at < len(sizes) or sizes[at] == -1:
         return
     if not isinstance(sizes[at], int):
@@ -81,10 +85,11 @@ def _rewrite_size(visit: Visit, dim: int) -> None:
     visit.set_argument(index, [s // visit.num_ranks if i == at else s for i, s in enumerate(sizes)])
 
 
-# op -> position of its list of sizes, and whether the list starts at the op's `dim`
+# op -> position of its list of sizes
 _SIZE_ARGUMENT = {
-    "view": (1, 0), "reshape": (1, 0), "_unsafe_view": (1, 0), "expand": (1, 0), "unflatten": (2, 1)
-}  # fmt: skip
+    **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view, aten.expand), 1),
+    aten.unflatten: 2,
+}
 
 
 def expand(visit: Visit) -> Values:
@@ -174,7 +179,7 @@ def split(visit: Visit) -> Values:
     lengths = [int(part.shape[dim]) for part in parts]
     pieces = _cut(visit, node, lengths)
     asked = visit.argument(1)
-    if visit.node.target.__name__.split(".")[0] == "chunk":  # type: ignore[union-attr]
+    if packet(visit.node) is aten.chunk:
         if len(set(lengths)) > 1:
             visit.illegal(f"{visit.op_name} makes unequal chunks of the sharded dim")
     elif isinstance(asked, int):

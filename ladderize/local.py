@@ -1,6 +1,6 @@
 """What one rank feeds its sharded graph: local parts of the parameters, and its index inputs.
 
-    full parameters of the user's model ── take_local ── arguments of the compiled local graph
+full parameters of the user's model ── take_local ── arguments of the compiled local graph
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,7 @@ class LocalInputs:
         }
         self._values = [node.meta["val"] for node in nodes]
         self._rank, self._num_ranks = mesh.get_local_rank(), mesh.size()
-        self._indices = [
-            index.tensor(self._rank, mesh.device_type) for index in plan.index_inputs
-        ]
+        self._indices = [index.tensor(self._rank, mesh.device_type) for index in plan.index_inputs]
         self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def examples(self, example_inputs: Sequence[Any]) -> list[Any]:

@@ -26,19 +26,19 @@ class Kind(enum.Enum):
 
 _ADDS = frozenset({"add", "iadd", "add_"})
 _LAYOUTS = frozenset(
-    """view reshape _unsafe_view view_as reshape_as permute transpose t swapaxes swapdims movedim
-    unsqueeze squeeze flatten unflatten expand expand_as contiguous getitem slice select narrow
-    chunk split split_with_sizes tensor_split unbind repeat repeat_interleave flip roll
+    """view reshape _unsafe_view view_as reshape_as permute transpose t swapaxes swapdims
+    movedim unsqueeze squeeze flatten unflatten expand expand_as contiguous getitem slice select
+    narrow chunk split split_with_sizes tensor_split unbind repeat repeat_interleave flip roll
     cat concat concatenate stack pad clone alias detach""".split()
 )
 _CHEAP = frozenset(
-    """layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm batch_norm
-    _native_batch_norm_legit native_batch_norm cudnn_batch_norm instance_norm normalize
-    to float half bfloat16 double type type_as _to_copy convert_element_type
-    dropout native_dropout feature_dropout alpha_dropout dropout2d
-    mean sum var std var_mean norm vector_norm linalg_vector_norm amax amin max min
-    softmax log_softmax truediv div mul sub rsub neg pow gelu relu silu tanh sigmoid masked_fill
-    where clamp copy copy_ wait wait_tensor""".split()
+    """layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm
+    batch_norm _native_batch_norm_legit native_batch_norm cudnn_batch_norm instance_norm
+    normalize to float half bfloat16 double type type_as _to_copy convert_element_type dropout
+    native_dropout feature_dropout alpha_dropout dropout2d mean sum var std var_mean norm
+    vector_norm linalg_vector_norm amax amin max min softmax log_softmax truediv div mul sub
+    rsub neg pow gelu relu silu tanh sigmoid masked_fill where clamp copy copy_ wait
+    wait_tensor""".split()
 )
 
 
@@ -100,6 +100,18 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
     else:
         twin = None
     return None if twin is None else (twin, node.args, dict(node.kwargs))
+
+
+def mutated_operand(node: Node) -> Node | None:
+    """The operand that a call writes in place, whether or not it has a functional twin."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, Node) or node.op not in ("call_function", "call_method"):
+        return None
+    if isinstance(node.target, torch._ops.OpOverload):
+        return first if node.target._schema.is_mutable else None
+    name = op_name(node)
+    is_in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    return first if is_in_place or functional_form(node) is not None else None
 
 
 def _functional_method(name: str) -> str | None:
@@ -167,6 +179,18 @@ def holds_tensor(node: Node) -> bool:
     if isinstance(found, (tuple, list)):
         return any(isinstance(item, torch.Tensor) for item in found)
     return isinstance(found, torch.Tensor)
+
+
+def tensors(node: Node) -> list[torch.Tensor]:
+    """The (fake) tensors that `node` yields: one, several, or none."""
+    found = value(node)
+    items = found if isinstance(found, (tuple, list)) else [found]
+    return [item for item in items if isinstance(item, torch.Tensor)]
+
+
+def storages(node: Node) -> set[int]:
+    """Identities of the memory behind what `node` yields; views share theirs with their base."""
+    return {int(tensor.untyped_storage()._cdata) for tensor in tensors(node)}
 
 
 def floating_shape(node: Node) -> tuple[Any, ...] | None:

@@ -6,42 +6,27 @@ With a mesh the graph is traced to ATen first, the dialect that sharding has rul
 after autograd (`DeferWaits`, `PinOrder`) belong to the lowerings.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.fx import GraphModule, Node
 
+from ladderize import compat
 from ladderize.aten import to_aten
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
-from ladderize.errors import LadderError
+from ladderize.errors import Blocker, LadderError
 from ladderize.inflight import check_in_flight
-from ladderize.passes import Pass, PassResult
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.reroute import RerouteReads, stale_sources
 from ladderize.passes.shard import ShardBranches
 from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
+from ladderize.runner import Invariant, Log, run_analysis, run_pass
 from ladderize.stream import Stream, find_streams
-
-T = TypeVar("T")
-Invariant = Callable[[GraphModule], None]
-
-
-@dataclass
-class Log:
-    """What ran, in order: name, what it did, seconds."""
-
-    dump_dir: Path | None = None
-    entries: list[tuple[str, PassResult, float]] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        return sum(seconds for _, _, seconds in self.entries)
 
 
 @dataclass(frozen=True)
@@ -74,18 +59,26 @@ def ladder(gm: GraphModule, names: Mapping[Node, str], config: LadderConfig) -> 
     Raises:
         LadderError: listing everything that keeps `gm` from being converted as `config` asks.
     """
-    log = Log(Path(config.debug_dir) if config.debug_dir else None)
+    log = Log(dump_folder(config))
     mesh = config.device_mesh
     if mesh is not None:
-        gm, names = _timed(log, "ToAten", lambda: to_aten(gm, names))
+        gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
-    streams = _timed(log, "find_streams", lambda: find_streams(gm, names))
+    streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
     refuse_unfit(streams)
     chosen = choose_blocks(streams, config)
     reroute = RerouteReads(streams, chosen, config.staleness)
     run_pass(gm, reroute, log, None if config.verify == "off" else recurrence_of(gm, reroute))
     plan = None if mesh is None else _shard(gm, streams, names, mesh, log)
     return Rewritten(gm, streams, chosen, plan, log)
+
+
+def dump_folder(config: LadderConfig) -> Path | None:
+    """Where this rank's stages of this compilation are written, None when they are not."""
+    if config.debug_dir is None:
+        return None
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return Path(config.debug_dir) / f"rank{rank}" / compat.current_compile_id()
 
 
 def recurrence_of(gm: GraphModule, reroute: RerouteReads) -> Invariant:
@@ -110,7 +103,7 @@ def _shard(
     log: Log,
 ) -> ShardPlan:
     blocks = [block for stream in streams for block in stream.blocks]
-    plan = _timed(log, "plan_sharding", lambda: plan_sharding(gm, blocks, names, mesh.size()))
+    plan = run_analysis("plan_sharding", lambda: plan_sharding(gm, blocks, names, mesh.size()), log)
     if plan.blockers:
         raise LadderError(
             f"These branches cannot be sharded over {mesh.size()} ranks:",
@@ -122,34 +115,6 @@ def _shard(
     return plan
 
 
-def run_pass(
-    gm: GraphModule, step: Pass, log: Log, invariant: Invariant | None = None
-) -> PassResult:
-    """Run one pass in place, then everything around it. Linear in the size of the graph."""
-    started = time.perf_counter()
-    result = step(gm)
-    if result.changed:
-        gm.graph.eliminate_dead_code()
-        gm.graph.lint()
-        gm.recompile()
-    if invariant is not None:
-        invariant(gm)
-    name = type(step).__name__
-    log.entries.append((name, result, time.perf_counter() - started))
-    if log.dump_dir is not None:
-        log.dump_dir.mkdir(parents=True, exist_ok=True)
-        path = log.dump_dir / f"{len(log.entries):02d}_{name}.py"
-        path.write_text(gm.print_readable(print_output=False))
-    return result
-
-
-def _timed(log: Log, name: str, analysis: Callable[[], T]) -> T:
-    started = time.perf_counter()
-    result = analysis()
-    log.entries.append((name, PassResult(changed=0), time.perf_counter() - started))
-    return result
-
-
 def refuse_unfit(streams: Sequence[Stream]) -> None:
     """Raise `LadderError` when there is nothing to convert or a stream must be left alone."""
     if not any(stream.blocks for stream in streams):
@@ -158,6 +123,12 @@ def refuse_unfit(streams: Sequence[Stream]) -> None:
             "other through a linear, a convolution, an attention or the like.",
             cure="compile the whole model, with fullgraph=True; options={'strict': False} "
             "compiles the standard graph",
+        )
+    if all(block.index == 0 for stream in streams for block in stream.blocks):
+        raise LadderError(
+            "No block of this graph comes after another one, so none can read the stream earlier:",
+            [Blocker.at(block.add, "a single block") for s in streams for block in s.blocks],
+            "compile the whole model; a net that is a ladder already needs no second rewrite",
         )
     blockers = [blocker for stream in streams for blocker in stream.blockers]
     if blockers:

@@ -18,9 +18,8 @@ from torch.fx import GraphModule, Node
 from ladderize.errors import Blocker
 from ladderize.placement import Placement, Shard
 from ladderize.propagate import Ban, Propagation
-from ladderize.sharding_rules import packet
 from ladderize.stream import Block
-from ladderize.visit import Selection, Visit, is_tensor
+from ladderize.visit import Selection, Visit, is_tensor, packet
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class _Writer:
             for operand, selection in visit.entries.items()
         )
         placed = {p: s for p, s in found.placements().items() if isinstance(s, Shard)}
-        per_block = [self._reductions(block) for block in found.branches]
+        per_block = [self._reductions(i, block) for i, block in enumerate(found.branches)]
         blocked, notes = self._explain(per_block)
         return ShardPlan(
             num_ranks=found.num_ranks,
@@ -205,11 +204,13 @@ class _Writer:
         index = self.indices.setdefault(selection.rows, IndexInput(name, selection.rows))
         return Entry(user, operand, needs_copy, selection.dim, index.name)
 
-    def _reductions(self, block: Block) -> list[Reduction]:
+    def _reductions(self, index: int, block: Block) -> list[Reduction]:
         """Where the partial values of one branch are summed over the ranks."""
         found = self.found
         inner = [
-            Reduction((node,), found.biases[node]) for node in block.branch if node in found.reduced
+            Reduction((node,), found.biases[node])
+            for node in found.owned(index)
+            if node in found.reduced
         ]
         pending = [node for node in block.outputs if self._is_partial(node)]
         if not pending:
@@ -238,8 +239,18 @@ class _Writer:
             else:
                 blockers += [self._blocker(ban) for ban in said]
                 if not said:
-                    blockers.append(Blocker.at(block.add, "the branch has no weights to divide"))
+                    blockers += self._without_ban(block)
         return tuple(blockers), tuple(notes)
+
+    def _without_ban(self, block: Block) -> list[Blocker]:
+        """A branch that another one's bans left whole (shared weights), or without weights."""
+        found = self.found
+        read = dict.fromkeys(source for node in block.branch for source in node.all_input_nodes)
+        reasons = [f"{found.parameters[p]}: {found.banned[p]}" for p in read if p in found.banned]
+        return [
+            Blocker.at(block.add, reason)
+            for reason in reasons or ["the branch multiplies by no weight of its own"]
+        ]
 
     def _blocker(self, ban: Ban) -> Blocker:
         names = ", ".join(self.found.parameters[p] for p in ban.parameters)
@@ -253,7 +264,8 @@ def _summands(block: Block) -> list[Node]:
     while stack:
         node = stack.pop(0)
         is_leaf = node in block.outputs or node is block.skip or len(node.users) > 1
-        if is_leaf or packet(node) is not torch.ops.aten.add or node.kwargs:
+        is_sum = packet(node) is torch.ops.aten.add and not node.kwargs
+        if is_leaf or not is_sum or len(node.all_input_nodes) < 2:
             found.append(node)
         else:
             stack[:0] = node.args[:2]

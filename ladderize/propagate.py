@@ -79,14 +79,11 @@ class Propagation:
     # -- one walk
 
     def _walk(self, index: int, start: int) -> None:
-        branch = self.branches[index].branch
         self._walks[index] += 1
-        if self._walks[index] > 4 * len(branch) + 8:
+        if self._walks[index] > 4 * len(self.branches[index].branch) + 8:
             where = describe_origin(self.branches[index].add)
             raise LadderError(f"the sharding of the branch at {where} does not converge")
-        for node in branch[start:]:
-            if self._place[node][0] != index:
-                continue
+        for node in self.owned(index, start):
             try:
                 self._visit(node)
             except Illegal as refused:
@@ -164,8 +161,7 @@ class Propagation:
         self.banned.update((parameter, refused.reason) for parameter in new)
         users = [user for parameter in new for user in parameter.users if user in self._place]
         for user in users:  # reductions further on may not be where they were
-            at, position = self._place[user]
-            self.reduced.difference_update(self.branches[at].branch[position:])
+            self.reduced.difference_update(self.owned(*self._place[user]))
         self._requeue(users)
 
     def _requeue(self, nodes: Sequence[Node]) -> None:
@@ -174,12 +170,16 @@ class Propagation:
                 continue
             index, position = self._place[node]
             self._dirty[index] = min(position, self._dirty.get(index, position))
-            for later in self.branches[index].branch[position:]:
-                if self._place[later][0] == index:
-                    self.values.pop(later, None)
-                    self.visits.pop(later, None)
+            for later in self.owned(index, position):
+                self.values.pop(later, None)
+                self.visits.pop(later, None)
 
     # -- results
+
+    def owned(self, index: int, start: int = 0) -> list[Node]:
+        """The nodes of branch `index` from `start` on; of those in several it owns its own."""
+        nodes = self.branches[index].branch[start:]
+        return [node for node in nodes if self._place[node][0] == index]
 
     def placements(self) -> dict[Node, Placement]:
         """How each divided parameter lies."""

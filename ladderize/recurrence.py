@@ -8,7 +8,7 @@ The reader knows where the blocks are but not what the ladder pass did: it follo
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -36,7 +36,9 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
         for node in block.branch
     }
     reads = _follow_reads(gm, symbols, home)
-    return tuple(_equations(number, stream, symbols, reads) for number, stream in enumerate(streams))
+    return tuple(
+        _equations(number, stream, symbols, reads) for number, stream in enumerate(streams)
+    )
 
 
 def specify_recurrence(
@@ -58,9 +60,7 @@ def specify_recurrence(
     return Recurrence(tuple(sums), standard.anchors)
 
 
-def check_recurrence(
-    found: Recurrence, specified: Recurrence, stream: Stream
-) -> None:
+def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
     """Raise `LadderError` naming each block whose equation is not the specified one."""
     blockers = [
         Blocker.at(block.add, f"block {block.index} computes {is_} instead of {should}")
@@ -138,15 +138,33 @@ def _equations(
     sums, anchors = [], []
     for block in stream.blocks:
         sum_symbol = sympy.Symbol(f"y{block.index}" + ("" if number == 0 else f"_{number}"))
-        branch = sympy.Function(f"h{block.index}")(
-            *_sorted(frozenset().union(*map(seen, block.outputs)))
-        )
-        skip = sympy.Add(*_sorted(seen(block.skip)))
+        inside, past = [], []
+        for operand in _summands(block):
+            (inside if operand in block.members else past).append(operand)
+        branch = sympy.Function(f"h{block.index}")(*_sorted(_union(map(seen, inside))))
+        skip = sympy.Add(*_sorted(_union(map(seen, past))))
         sums.append(sympy.Eq(sum_symbol, skip + branch, evaluate=False))
         behind = seen(block.anchor) if block.anchor in adds else reads[block.anchor]
         written = sympy.Function("T")(*_sorted(behind))
         anchors.append(sympy.Eq(symbols[block.anchor], written, evaluate=False))
     return Recurrence(tuple(sums), tuple(anchors))
+
+
+def _summands(block: Block) -> list[Node]:
+    """What the block's add sums up in the graph as it stands, through its partial sums."""
+    summands, stack = [], [block.add]
+    while stack:
+        node = stack.pop()
+        for operand in node.all_input_nodes:
+            if operand in block.partial_sums:
+                stack.append(operand)
+            else:
+                summands.append(operand)
+    return summands
+
+
+def _union(sets: Iterable[frozenset[sympy.Symbol]]) -> frozenset[sympy.Symbol]:
+    return frozenset().union(*sets)
 
 
 def _sorted(symbols: frozenset[sympy.Symbol] | set[sympy.Symbol]) -> list[sympy.Symbol]:

@@ -1,6 +1,6 @@
 """`layers=` and `blocks=`: which part of a stream is converted.
 
-    "all"   "16:32"   "last:16"   "last:50%"   [0, 3, 4]
+"all"   "16:32"   "last:16"   "last:50%"   [0, 3, 4]
 """
 
 import re
@@ -28,12 +28,8 @@ class Selection:
             value = [value]
         if isinstance(value, str):
             return cls._parse_text(value.strip())
-        if (
-            isinstance(value, Sequence)
-            and value
-            and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
-        ):
-            return cls(str(list(value)), indices=tuple(sorted(set(value))))
+        if isinstance(value, Sequence) and value and all(map(_is_index, value)):
+            return cls(str(list(value)), indices=tuple(sorted({int(i) for i in value})))
         raise ValueError(f"{value!r} is not {FORMS}")
 
     @classmethod
@@ -74,3 +70,7 @@ class Selection:
         if self.last_percent is not None:
             return list(range(count - int(count * self.last_percent / 100 + 0.5), count))
         return list(range(self.start or 0, count if self.stop is None else self.stop))
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -5,8 +5,8 @@
     anything(replicated …)                 -> replicated, no rule asked
 
 A rule sees a `Visit` and returns the placement of the result; pointwise ops need no row. An op with
-neither row nor tag keeps the parameters that sharded its inputs whole. `Partial` has a table of its
-own: only what commutes with a sum lets it pass.
+neither row nor tag keeps the parameters that sharded its inputs whole. Partial inputs have a table
+of their own, `partial_rules`.
 """
 
 import operator
@@ -18,16 +18,16 @@ import torch
 from torch.fx import Node
 
 from ladderize import layout_rules as layout
+from ladderize.partial_rules import join_partials
 from ladderize.placement import Partial, Shard
 from ladderize.visit import (
     REPLICATED,
-    NeedsReduction,
     Origin,
     Selection,
     Value,
     Values,
     Visit,
-    is_tensor,
+    packet,
 )
 
 aten = torch.ops.aten
@@ -244,61 +244,7 @@ RULES: dict[Any, Rule] = {
 }  # fmt: skip
 
 
-# ---- what a sum over ranks commutes with
-
-
-def _same_dtype(visit: Visit) -> bool:
-    source = visit.node.args[0]
-    assert isinstance(source, Node)
-    return bool(source.meta["val"].dtype == visit.node.meta["val"].dtype)
-
-
-def _keeps_last_dim(visit: Visit) -> bool:
-    source = visit.node.args[0]
-    assert isinstance(source, Node)
-    value, old, new = visit.value(source), visit.shape(source), visit.shape()
-    return not value.biases or bool(len(old) and len(new) and old[-1] == new[-1])
-
-
-def _is_off(visit: Visit) -> bool:
-    """dropout(x, p, train)"""
-    return not visit.argument(2, "train") or visit.argument(1, "p") == 0
-
-
-def _by_number(visit: Visit) -> bool:
-    sources = [visit.node.args[i] for i in range(2)]
-    number = not (isinstance(sources[1], Node) and is_tensor(sources[1]))
-    return number and isinstance(sources[0], Node) and not visit.value(sources[0]).biases
-
-
-# op -> whether this call lets a partial first argument through
-LINEAR: dict[Any, Callable[[Visit], bool]] = {
-    **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view), _keeps_last_dim),
-    **dict.fromkeys((aten.clone, aten.contiguous, aten.alias), lambda _: True),
-    **dict.fromkeys((aten.to, aten._to_copy), _same_dtype),
-    aten.dropout: _is_off,
-    **dict.fromkeys((aten.mul, aten.div), _by_number),
-}
-
-
-def partial(visit: Visit, partials: list[Node]) -> Value:
-    """A partial input: passed on by linear ops, joined by adds, reduced before all others."""
-    operands = visit.operands()
-    if packet(visit.node) is aten.add and len(operands) == 2 and partials == operands:
-        if not visit.node.kwargs and visit.shape(operands[0]) == visit.shape(operands[1]):
-            biases = tuple(b for node in operands for b in visit.value(node).biases)
-            return Value(Partial(), biases=biases)
-    elif len(operands) == 1 and packet(visit.node) in LINEAR and LINEAR[packet(visit.node)](visit):
-        return visit.value(operands[0])
-    raise NeedsReduction(partials[0])
-
-
 # ---- looking up
-
-
-def packet(node: Node) -> Any:
-    """`aten.view` for `aten.view.default`."""
-    return getattr(node.target, "overloadpacket", node.target)
 
 
 def apply_rule(visit: Visit) -> Values:
@@ -312,7 +258,7 @@ def apply_rule(visit: Visit) -> Values:
     if op is not operator.getitem and (
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
-        return partial(visit, partials)
+        return join_partials(visit, partials)
     if (rule := RULES.get(op)) is not None:
         return rule(visit)
     if torch.Tag.pointwise in getattr(visit.node.target, "tags", ()):

@@ -7,7 +7,7 @@ Pure analysis; nothing here changes a graph. It matches structure alone: names s
 and the user's `layers=`. Words as in DESIGN: stream, block, branch, anchor, segment.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,6 +34,7 @@ class Block:
         branch: the nodes of `h` in graph order, from the reads of the anchor to `outputs`.
         outputs: the operands of the sum that the branch produced (two in a parallel block).
         add: the node whose value is the sum of `skip` and `outputs`.
+        partial_sums: the adds on the way to `add` when there are more than two operands.
         segment: number of the run of equal-shaped anchors that the block belongs to.
         layer: index in the module list that holds the block, None when it is in none.
         module: path of the module that performs the add, "" when unknown.
@@ -45,6 +46,7 @@ class Block:
     branch: tuple[Node, ...]
     outputs: tuple[Node, ...]
     add: Node
+    partial_sums: tuple[Node, ...] = ()
     segment: int = 0
     layer: int | None = None
     module: str = ""
@@ -161,7 +163,14 @@ class _Finder:
             for anchor in self._walk_back(skip):
                 if (branch := self._branch(anchor, outputs)) is not None:
                     return Block(
-                        0, anchor, skip, branch, tuple(outputs), node, module=module_path(node)
+                        index=0,
+                        anchor=anchor,
+                        skip=skip,
+                        branch=branch,
+                        outputs=tuple(outputs),
+                        add=node,
+                        partial_sums=tuple(flattened),
+                        module=module_path(node),
                     )
         return None
 
@@ -254,25 +263,48 @@ class _Finder:
         self, blocks: Sequence[Block], by_add: Mapping[Node, Block]
     ) -> tuple[Blocker, ...]:
         anchors = {block.anchor: block for block in blocks}
-        blockers = []
-        for block in blocks:
-            region = {*block.branch, block.anchor}
-            for node in block.branch:
-                other = by_add.get(node)
-                if other is not None and other.anchor not in region:
-                    what = f"the branch of block {block.index} holds a second residual stream"
-                    blockers.append(Blocker.at(node, what))
-                for source in node.all_input_nodes:
-                    reader = anchors.get(source)
-                    if reader is not None and reader is not block:
-                        blockers.append(
-                            Blocker.at(
-                                node,
-                                f"block {block.index} also reads the stream before block "
-                                f"{reader.index}: a dense connection or a net already laddered",
-                            )
-                        )
-        return tuple(blockers)
+        return (
+            *(
+                blocker
+                for block in blocks
+                for node in block.branch
+                for blocker in self._find_foreign_reads(block, node, anchors, by_add)
+            ),
+            *self._find_overwrites(blocks),
+        )
+
+    def _find_foreign_reads(
+        self,
+        block: Block,
+        node: Node,
+        anchors: Mapping[Node, Block],
+        by_add: Mapping[Node, Block],
+    ) -> Iterator[Blocker]:
+        other = by_add.get(node)
+        if other is not None and other.anchor not in block.members | {block.anchor}:
+            what = f"the branch of block {block.index} holds a second residual stream"
+            yield Blocker.at(node, what)
+        for source in node.all_input_nodes:
+            if source in block.members or source in self.static or self.shape[source] is None:
+                continue
+            read = next((anchors[v] for v in self._walk_back(source) if v in anchors), block)
+            if read is not block:
+                what = (
+                    f"block {block.index} also reads the stream before block {read.index}: "
+                    "a dense connection, or a net that is a ladder already"
+                )
+                yield Blocker.at(node, what)
+
+    def _find_overwrites(self, blocks: Sequence[Block]) -> Iterator[Blocker]:
+        stream = {s for block in blocks for n in (block.anchor, block.add) for s in ops.storages(n)}
+        for node in self.nodes:
+            base = ops.mutated_operand(node)
+            if base is not None and not stream.isdisjoint(ops.storages(base)):
+                what = (
+                    f"{ops.op_name(node)} writes a stream value in place that a graph input or "
+                    "another view shares; write x = x + h, or clone the input first"
+                )
+                yield Blocker.at(node, what)
 
     def _number(self, chain: Sequence[Block]) -> tuple[Block, ...]:
         layers = layer_indices([block.add for block in chain])

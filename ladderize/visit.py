@@ -276,3 +276,8 @@ def op_name(node: Node) -> str:
     name = str(node.target)
     path = module_path(node)
     return f"{name} in {path}" if path else name
+
+
+def packet(node: Node) -> Any:
+    """`aten.view` for `aten.view.default`."""
+    return getattr(node.target, "overloadpacket", node.target)

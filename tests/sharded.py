@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from ladderize.aten import to_aten
 from ladderize.dynamo import parameter_names
 from ladderize.passes.shard import ShardBranches
-from ladderize.pipeline import Log, run_pass
 from ladderize.placement import Replicate, take_local
 from ladderize.plan import ShardPlan, plan_sharding
+from ladderize.runner import Log, run_pass
 from ladderize.stream import Block, find_streams
 
 GROUP = "group"

@@ -9,6 +9,7 @@ from ladderize import compat
 from ladderize.config import LadderConfig
 from ladderize.inflight import check_in_flight
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.runner import Log, run_pass
 
 
 def lower_to_aot_eager(
@@ -21,6 +22,5 @@ def lower_to_aot_eager(
 
 def _defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     check_in_flight(gm.graph)
-    DeferWaits()(gm)
-    gm.recompile()
+    run_pass(gm, DeferWaits(), Log())
     return compat.boxed(gm.forward)

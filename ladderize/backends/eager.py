@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from ladderize.config import LadderConfig
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.runner import Log, run_pass
 
 
 def lower_to_eager(
@@ -18,6 +19,5 @@ def lower_to_eager(
     example_inputs: Sequence[Any],  # noqa: ARG001  # the signature of every lowering
     config: LadderConfig,  # noqa: ARG001
 ) -> Callable[..., Any]:
-    DeferWaits()(gm)
-    gm.recompile()
+    run_pass(gm, DeferWaits(), Log())
     return gm

@@ -14,6 +14,7 @@ from ladderize import compat, inflight
 from ladderize.config import LadderConfig
 from ladderize.emitted import check_emitted
 from ladderize.passes import defer_waits, pin_order
+from ladderize.runner import Log, run_pass
 
 _HOOK = "post_grad_custom_post_pass"
 
@@ -36,7 +37,7 @@ def lower_to_inductor(
 
 
 @dataclass(frozen=True)
-class DeferInInductor(CustomGraphPass):  # type: ignore[misc]  # torch leaves the base untyped
+class DeferInInductor(CustomGraphPass):
     """The passes after autograd, with an identity that lets Inductor cache what they made.
 
     `verify` does not change the graph, but is part of the identity: code that comes out of the
@@ -52,9 +53,9 @@ class DeferInInductor(CustomGraphPass):  # type: ignore[misc]  # torch leaves th
         gm = graph.owning_module
         assert gm is not None
         inflight.check_in_flight(graph)
-        defer_waits.DeferWaits()(gm)
-        pin_order.PinOrder()(gm)
-        graph.lint()
+        log = Log()
+        run_pass(gm, defer_waits.DeferWaits(), log)
+        run_pass(gm, pin_order.PinOrder(), log)
 
     def uuid(self) -> Any:
         """Hash of the passes' sources and options; None, "do not cache", if a user's pass has none."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -31,39 +32,42 @@ def replace_fake(node: Node, shape: Sequence[Any]) -> None:
 
 
 def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
-    """Recompute what depends on the `changed` nodes or has no value yet, in one pass."""
+    """Recompute what depends on the `changed` nodes or has no value yet, in one pass.
+
+    A call that was run before on values of the same form (another layer's) is not run again: a fake
+    run costs a millisecond, and layers repeat. Such nodes share one fake value.
+    """
     stale = set(changed)
     mode = compat.fake_mode_of([node.meta.get("val") for node in gm.graph.nodes])
+    known: dict[Any, Any] = {}
     for node in gm.graph.nodes:
-        is_known = "val" in node.meta
-        if (
-            not isinstance(node.target, torch._ops.OpOverload)
-            and node.target is not operator.getitem
-        ):
+        if not isinstance(node.target, OpOverload) and node.target is not operator.getitem:
             continue  # inputs, arithmetic on sizes, switches such as set_grad_enabled
-        if is_known and node not in stale and stale.isdisjoint(node.all_input_nodes):
+        if "val" in node.meta and node not in stale and stale.isdisjoint(node.all_input_nodes):
             continue
-        with mode, torch.no_grad():
-            value = _run(node)
-        if not is_known or node in stale or signature(value) != signature(node.meta["val"]):
+        args, kwargs = map_arg((node.args, node.kwargs), _fake)
+        key = (node.target, signature(args), signature(kwargs))
+        if key not in known:
+            with mode, torch.no_grad():
+                known[key] = node.target(*args, **kwargs)
+        value = known[key]
+        if node in stale or signature(value) != signature(node.meta.get("val")):
             stale.add(node)
             node.meta.update({key: value for key in KEYS if key in node.meta or key == "val"})
             node.meta.pop("tensor_meta", None)
 
 
-def _run(node: Node) -> Any:
-    def fake(source: Node) -> Any:
-        return source.meta["val"]
-
-    args, kwargs = map_arg(node.args, fake), map_arg(node.kwargs, fake)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+def _fake(source: Node) -> Any:
+    return source.meta["val"]
 
 
 def signature(value: Any) -> Any:
-    """What a reader of `value` could notice: shapes, strides, dtypes."""
+    """What a reader of `value` could notice, hashable: shapes, strides, dtypes, devices."""
     if isinstance(value, torch.Tensor):
-        return (tuple(map(str, value.shape)), tuple(map(str, value.stride())), value.dtype)
+        sizes = (signature(tuple(value.shape)), signature(value.stride()))
+        return (*sizes, value.storage_offset(), value.dtype, value.device)
+    if isinstance(value, dict):
+        return tuple((name, signature(part)) for name, part in sorted(value.items()))
     if isinstance(value, (list, tuple)):
-        return tuple(signature(part) for part in value)
-    return str(value)
+        return tuple(map(signature, value))
+    return value.node.expr if isinstance(value, torch.SymInt) else value

@@ -9,7 +9,7 @@ shares memory with) a graph input, or another view of the same memory is read af
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,8 +44,8 @@ def find_aliases(nodes: Mapping[Node, int]) -> dict[int, list[Node]]:
     """Nodes grouped by the memory that their (fake) values live in."""
     groups: dict[int, list[Node]] = defaultdict(list)
     for node in nodes:
-        for tensor in _tensors(ops.value(node)):
-            groups[_storage(tensor)].append(node)
+        for storage in ops.storages(node):
+            groups[storage].append(node)
     return groups
 
 
@@ -54,8 +54,8 @@ def find_hazards(
 ) -> list[Node]:
     """Nodes through which the in-place `node` would be noticed: inputs, and views read later."""
     hazards = []
-    for tensor in _tensors(ops.value(base)):
-        for other in aliases.get(_storage(tensor), []):
+    for storage in ops.storages(base):
+        for other in aliases.get(storage, []):
             if other.op in ("placeholder", "get_attr"):
                 hazards.append(other)
             elif (
@@ -93,18 +93,7 @@ def _replace(
 
 def _changed_dtype(args: tuple[Any, ...]) -> torch.dtype | None:
     """The dtype an in-place op keeps where its functional twin would promote; None if none."""
-    tensors = [t for arg in args if isinstance(arg, Node) for t in _tensors(ops.value(arg))]
+    tensors = [t for arg in args if isinstance(arg, Node) for t in ops.tensors(arg)]
     if len(tensors) < 2 or all(t.dtype == tensors[0].dtype for t in tensors):
         return None
     return tensors[0].dtype
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        yield from (item for item in value if isinstance(item, torch.Tensor))
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -20,24 +20,28 @@ from ladderize import compat
 from ladderize.inflight import find_in_flight
 from ladderize.passes import PassResult
 
-_library = torch.library.Library("ladderize", "FRAGMENT")
-_library.define("wait_add(Tensor residual, Tensor pending, Tensor after) -> Tensor")
-_library.define("wait_after(Tensor pending, Tensor after) -> Tensor")
+
+@torch.library.custom_op("ladderize::wait_add", mutates_args=())
+def _wait_add(residual: Tensor, pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001  # order
+    done: Tensor = torch.ops._c10d_functional.wait_tensor(pending)
+    return residual + done
 
 
-def _wait_add(residual: Tensor, pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
-    return residual + torch.ops._c10d_functional.wait_tensor(pending)
-
-
-def _wait_after(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+@torch.library.custom_op("ladderize::wait_after", mutates_args=())
+def _wait_after(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001  # order
     # An op must not return its input; the copy is what the missing control_deps costs here.
-    return torch.ops._c10d_functional.wait_tensor(pending).clone()
+    done: Tensor = torch.ops._c10d_functional.wait_tensor(pending)
+    return done.clone()
 
 
-for _name, _kernel in (("wait_add", _wait_add), ("wait_after", _wait_after)):
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
-torch.library.register_fake("ladderize::wait_add", lambda residual, pending, after: residual + pending)
-torch.library.register_fake("ladderize::wait_after", lambda pending, after: torch.empty_like(pending))
+@_wait_add.register_fake
+def _(residual: Tensor, pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return residual + pending
+
+
+@_wait_after.register_fake
+def _(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(pending)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class PinOrder:
     def __call__(self, gm: GraphModule) -> PassResult:
         pins = _find_pins(gm)
         if self.use_control_deps:
-            compat.preserve_node_ordering(gm.graph, {wait: [l] for wait, l in pins.items()})
+            compat.preserve_node_ordering(gm.graph, {wait: [after] for wait, after in pins.items()})
         else:
             _make_opaque(gm, pins)
         return PassResult(changed=len(pins))

@@ -73,10 +73,12 @@ class ShardBranches:
             steps.append((collectives.copy, (self.group_name,)))
         if entry.index:
             steps.append((aten.index_select.default, (entry.dim, indices[entry.index])))
+        is_input = value.op == "placeholder"
         for target, args in steps:
-            key = (target, value, args)
+            key = (target, value, args, entry.user if is_input else None)
             if key not in made:
-                made[key] = _insert_after(graph, value, target, (value, *args))
+                place = entry.user.prev if is_input else value
+                made[key] = _insert_after(graph, place, target, (value, *args))
             value = made[key]
         entry.user.replace_input_with(entry.value, value)
 
@@ -101,12 +103,9 @@ class ShardBranches:
 
 
 def _insert_after(graph: Graph, place: Node, target: Any, args: tuple[Any, ...]) -> Node:
-    """A call right after `place`, or, for an input, after all inputs."""
-    origin = place
-    if place.op == "placeholder":
-        place = graph.find_nodes(op="placeholder")[-1]
+    """A call right after `place`, from the same module and source line."""
     with graph.inserting_after(place):
-        return _like(graph.call_function(target, args), origin)
+        return _like(graph.call_function(target, args), place)
 
 
 def _like(node: Node, origin: Node) -> Node:

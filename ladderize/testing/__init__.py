@@ -1,5 +1,7 @@
 """Check a ladder against an independent eager reference; and random residual nets to check with.
 
+The reference knows nothing of graphs; the nets come in the ways people spell residual sums.
+
     run_ladder, ReferenceBlock, ReferenceNet   the recurrence, in plain eager PyTorch
     assert_ladder_equal                        two results agree within the tolerance of a dtype
     check_model                                compile a model, compare outputs and gradients

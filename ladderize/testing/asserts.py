@@ -132,7 +132,11 @@ def check_model(
         LadderError: (wrapped by Dynamo) when the model cannot be converted as asked.
     """
     kwargs = dict(kwargs or {})
-    asked = {"expect_blocks": len(reference.blocks), "staleness": staleness, "lowering": lowering}
+    asked: dict[str, Any] = {
+        "expect_blocks": len(reference.blocks),
+        "staleness": staleness,
+        "lowering": lowering,
+    }
     if chosen is not None:
         asked["blocks"] = sorted(chosen)
     asked |= dict(options or {})
@@ -162,14 +166,14 @@ def run_with_gradients(
     """Call `function` on copies of the arguments; its result, and the gradients by name.
 
     The gradients are those of the sum of all floating results, each element weighted with a fixed
-    random number; by parameter name, and `args[0]`, `kwargs['x']` for the inputs. No `.grad` is
-    touched. Without `gradients` the function runs under `torch.no_grad`.
+    random number; by parameter name, and `['args'][0]`, `['kwargs']['x']` for the inputs. No
+    `.grad` is touched. Without `gradients` the function runs under `torch.no_grad`.
     """
     args, kwargs = pytree.tree_map_only(Tensor, _copy, (tuple(args), dict(kwargs or {})))
     if not gradients:
         with torch.no_grad():
             return function(*args, **kwargs), {}
-    leaves = dict(model.named_parameters())
+    leaves: dict[str, Tensor] = dict(model.named_parameters())
     for path, value in pytree.tree_flatten_with_path({"args": args, "kwargs": kwargs})[0]:
         if isinstance(value, Tensor) and value.is_floating_point():
             leaves[pytree.keystr(path)] = value.requires_grad_()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ladderize.testing.branches import BranchSpec, make_branch, make_norm
 from ladderize.testing.reference import ReferenceBlock, identity
 
+
 @dataclass(frozen=True)
 class BlockSpec:
     """One block.
@@ -148,5 +149,3 @@ def _sum(outputs: list[Tensor]) -> Tensor:
     for output in outputs[1:]:
         total = total + output
     return total
-
-

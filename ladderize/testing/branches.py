@@ -101,7 +101,8 @@ class Attention(nn.Module):
         if self.mask == "causal":
             mask = torch.full(scores.shape[-2:], -1e4, dtype=scores.dtype).triu(1)
             scores = scores + mask.expand_as(scores)
-        return scores.softmax(-1) @ value
+        attended: Tensor = scores.softmax(-1) @ value
+        return attended
 
 
 def _rotate(x: Tensor) -> Tensor:

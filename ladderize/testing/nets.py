@@ -121,7 +121,7 @@ class Strided(nn.Module):
 TRANSITIONS: Mapping[str, Callable[[int, int], nn.Module]] = {
     "linear": nn.Linear,
     "projected skip": ProjectedSkip,
-    "slice": lambda _, out: Strided(),  # for equal widths
+    "slice": lambda *_: Strided(),  # for equal widths
     "convolution": lambda width, out: Strided(nn.Conv1d(width, out, 3, stride=2, padding=1)),
 }
 
@@ -239,4 +239,5 @@ def _initialize(net: nn.Module, seed: int) -> None:
             if parameter.dim() > 1 and "positions" not in name:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)
             else:
-                parameter.copy_(parameter.round() + 0.2 * noise)
+                is_gain = bool((parameter == 1).all())  # of a norm; the others start at zero
+                parameter.copy_(float(is_gain) + 0.2 * noise)

@@ -1,0 +1,109 @@
+"""How long ladderize's own passes take, next to the whole compilation, over depth.
+
+    python bench/compile_time.py [--layers 32 126] [--ranks 2] [--json FILE]
+
+A Llama of tiny width is compiled with Inductor for one rank of `--ranks` (a fake process group
+stands in for the others; nothing is run), each depth in a process of its own with cold caches.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+
+class PassTimes(logging.Handler):
+    """Adds up the seconds of the passes from the lines of the logger "ladderize"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        name, _, seconds = record.args
+        self.seconds[name] += seconds
+
+
+def measure(num_layers: int, num_ranks: int) -> dict[str, object]:
+    """Compile once and time it. Expects to be the only thing its process does."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    times = PassTimes()
+    logger = logging.getLogger("ladderize")
+    logger.addHandler(times)
+    logger.setLevel(logging.INFO)
+    torch.set_num_threads(1)
+    options = {}
+    if num_ranks > 1:
+        dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
+        options["mesh"] = init_device_mesh("cpu", (num_ranks,))
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.zeros(2, 8, dtype=torch.int64)
+    compiled = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
+    started = time.perf_counter()
+    with torch.no_grad():
+        compiled(input_ids=ids, use_cache=False)
+    whole = time.perf_counter() - started
+    return {
+        "layers": num_layers,
+        "ranks": num_ranks,
+        "whole_s": round(whole, 2),
+        "passes_s": round(sum(times.seconds.values()), 3),
+        "share": round(sum(times.seconds.values()) / whole, 4),
+        "by_pass": {name: round(seconds, 3) for name, seconds in times.seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[32, 126])
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(measure(args.layers[0], args.ranks)))
+        return
+    results = []
+    for num_layers in args.layers:
+        with tempfile.TemporaryDirectory() as cache:
+            command = [sys.executable, __file__, "--here", "--layers", str(num_layers)]
+            ran = subprocess.run(
+                [*command, "--ranks", str(args.ranks)],
+                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        results.append(json.loads(ran.stdout.splitlines()[-1]))
+        print(json.dumps(results[-1]))
+    growth = results[-1]["passes_s"] / results[0]["passes_s"]
+    depth = results[-1]["layers"] / results[0]["layers"]
+    print(f"passes grow {growth:.2f}x over {depth:.2f}x the layers")
+    if args.json:
+        machine = {"torch": torch.__version__, "machine": platform.platform()}
+        args.json.write_text(json.dumps({**machine, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Start the ranks with torch's elastic launcher over gloo, and say why one of them failed."""
+
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ladderize.demo.work import Outcome, Refusal, work
+
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+NUM_STDERR_LINES = 40
+
+
+class RankFailed(RuntimeError):
+    """A rank died or hung; the message has its traceback."""
+
+
+def launch(
+    hf: str | None, num_layers: int | None, num_ranks: int, folder: Path
+) -> list[Outcome | Refusal]:
+    """`work` on `num_ranks` processes of this machine; what each returned, by rank.
+
+    Args:
+        folder: where the ranks report their stages, and where their stdout and stderr go.
+
+    Raises:
+        RankFailed: with the traceback of the first rank that failed.
+        KeyboardInterrupt: also in the place of the launcher's own `SignalException`.
+    """
+    _set_environment(num_ranks)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port
+        local_addr="localhost",  # not this machine's name, which may not resolve
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL),
+    )
+    try:
+        outcomes = elastic_launch(config, work)(hf, num_layers, str(folder))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RankFailed(_describe(rank, failure, folder)) from None
+    except SignalException as signal:
+        raise KeyboardInterrupt from signal
+    return [outcomes[rank] for rank in range(num_ranks)]
+
+
+def _set_environment(num_ranks: int) -> None:
+    """What the ranks inherit. A cached graph would not be emitted again, and is to be looked at."""
+    threads = max(1, (os.cpu_count() or 1) // num_ranks)
+    os.environ.update(
+        OMP_NUM_THREADS=str(threads),
+        TOKENIZERS_PARALLELISM="false",
+        TORCHINDUCTOR_FORCE_DISABLE_CACHES="1",
+    )
+    if sys.platform in LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+
+
+def _describe(rank: int, failure: ProcessFailure, folder: Path) -> str:
+    lines = [f"rank {rank} failed: {_summary(failure)}"]
+    traceback = _traceback(failure) or _stderr(rank, folder)
+    return "\n".join([*lines, *(f"    {line}" for line in traceback)])
+
+
+def _summary(failure: ProcessFailure) -> str:
+    name = failure.signal_name()
+    return f"ended by {name}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+
+
+def _traceback(failure: ProcessFailure) -> list[str]:
+    """What the rank's `@record` wrote when an exception left it; [] when it had no time to."""
+    message = failure.error_file_data.get("message", {})
+    extra = message.get("extraInfo", {}) if isinstance(message, dict) else {}
+    return str(extra.get("py_callstack", "")).splitlines()
+
+
+def _stderr(rank: int, folder: Path) -> list[str]:
+    """The end of the rank's stderr: a hung rank's `faulthandler` writes there."""
+    for path in (folder / "logs").glob(f"**/{rank}/stderr.log"):
+        return path.read_text(errors="replace").splitlines()[-NUM_STDERR_LINES:]
+    return []
