@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 from ladderize.dynamo import Frame
-from ladderize.errors import Blocker, LadderError
+from ladderize.errors import LadderError
 
 
 class BrokenFrames:
@@ -21,8 +21,16 @@ class BrokenFrames:
         """Call for every graph that holds blocks.
 
         Raises:
-            LadderError: when an earlier piece of the same frame held blocks too.
+            LadderError: when an earlier piece of the same frame held blocks too, or the graph is
+                a callee of a frame that Dynamo gave up.
         """
+        if frame.left_to_python:
+            raise LadderError(
+                f"This graph holds {num_blocks} blocks, but not all of what was compiled:",
+                frame.cuts(),
+                "remove the break (fullgraph=True shows where it comes from); if this part is all "
+                "there is to convert, compile it itself",
+            )
         if frame.code is None or not (frame.is_resumed or frame.break_reason):
             return
         pieces = self._pieces[frame.code]
@@ -32,7 +40,7 @@ class BrokenFrames:
         if len(pieces) > 1:
             raise LadderError(
                 f"A graph break cuts the residual stream: {num_blocks} more blocks follow it.",
-                [Blocker(f.break_reason, f.break_line) for f in pieces.values() if f.break_reason],
+                [cut for piece in pieces.values() for cut in piece.cuts()],
                 "remove the break; fullgraph=True shows where it comes from",
             )
 

@@ -3,11 +3,14 @@
 Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
 """
 
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 # ---- Dynamo ----------------------------------------------------------------------------------
@@ -39,6 +42,24 @@ def current_code() -> types.CodeType | None:
     except AttributeError:  # no translation under way
         return None
     return None if found is None else found.f_code
+
+
+def frames_left_to_python() -> list[traceback.FrameSummary]:
+    """The user's frames that run in Python between `torch.compile`'s wrapper and this graph.
+
+    There are none where Dynamo takes up a model as a whole. Where a graph break makes it give up a
+    frame (a break inside a loop), that frame runs in Python and its callees are compiled alone.
+    """
+    torch_folder = str(Path(torch.__file__).parent)
+    stack = traceback.extract_stack()
+    wrapper = max((i for i, f in enumerate(stack) if f.name == "compile_wrapper"), default=0)
+    between: list[traceback.FrameSummary] = []
+    for frame in stack[wrapper + 1 :]:
+        if frame.filename.endswith("convert_frame.py"):
+            return between
+        if not frame.filename.startswith(torch_folder) and not frame.filename.startswith("<"):
+            between.append(frame)
+    return []
 
 
 def original_code(code: types.CodeType | None) -> types.CodeType | None:
@@ -101,11 +122,18 @@ def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:
 # ---- Inductor --------------------------------------------------------------------------------
 
 
-def is_inductor_option(name: str) -> bool:
-    """Whether `name` is one of Inductor's own configuration entries (`max_autotune`, …)."""
+def inductor_options() -> frozenset[str]:
+    """The names of Inductor's own configuration entries (`max_autotune`, …)."""
     from torch._inductor import config
 
-    return name in config.get_config_copy()
+    return frozenset(config.get_config_copy())
+
+
+def inductor_modes() -> list[str]:
+    """What `torch.compile(mode=…)` may say."""
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
 
 
 def inductor_mode_options(mode: str | None) -> dict[str, Any]:

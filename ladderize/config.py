@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class LadderConfig:
             *_count_problems("staleness", self.staleness, least=0),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
             *self._inductor_only_problems(),
+            *self._inductor_problems(),
         ]
 
     def _selection_problems(self) -> list[str]:
@@ -129,6 +130,19 @@ class LadderConfig:
             ]
         return []
 
+    def _inductor_problems(self) -> list[str]:
+        if self.lowering != "inductor":
+            return []
+        known = compat.inductor_options()
+        problems = [
+            f"lowering_options={name!r} is not an option of Inductor{_nearest(name, known)}"
+            for name in self.lowering_options
+            if name not in known
+        ]
+        if self.mode is not None:
+            problems += _choice_problems("mode", self.mode, compat.inductor_modes())
+        return problems
+
     def _inductor_only_problems(self) -> list[str]:
         if self.lowering == "inductor" or self.lowering not in LOWERINGS:
             return []
@@ -144,20 +158,22 @@ class LadderConfig:
         ]
 
 
+def _nearest(name: object, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
 def _describe_unknown(name: str, known: Sequence[str]) -> str:
-    if compat.is_inductor_option(name):
+    if name in compat.inductor_options():
         return f'{name!r} is an option of Inductor: lowering_options={{"{name}": …}}'
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    meant = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}"
-    return f"{name!r}: {meant}"
+    return f"{name!r}" + (_nearest(name, known) or f"; there are {', '.join(known)}")
 
 
 def _choice_problems(name: str, value: object, choices: Sequence[str]) -> list[str]:
     if value in choices:
         return []
-    nearest = difflib.get_close_matches(str(value), choices, n=1)
-    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return [f"{name}={value!r} is not one of {', '.join(map(repr, choices))}{meant}"]
+    shown = ", ".join(map(repr, choices))
+    return [f"{name}={value!r} is not one of {shown}{_nearest(value, choices)}"]
 
 
 def _count_problems(name: str, value: object, least: int) -> list[str]:

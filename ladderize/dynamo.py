@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
+from ladderize.errors import Blocker
 
 
 def parameter_names(gm: GraphModule) -> dict[Node, str]:
@@ -37,12 +38,25 @@ class Frame:
         piece: name of the piece: the function's own name or that of a resume function.
         break_reason: why Dynamo ended this graph early, "" when it did not.
         break_line: the user's line that did it, as `file:line`.
+        left_to_python: the user's frame (`file:line`) that Dynamo gave up and that called this one
+            from Python; "" when the graph begins where `torch.compile` does.
     """
 
     code: object
     piece: str
     break_reason: str
     break_line: str
+    left_to_python: str = ""
+
+    def cuts(self) -> list[Blocker]:
+        """Where the frame was cut, as far as this piece knows."""
+        found = []
+        if self.break_reason:
+            found.append(Blocker(f"graph break: {self.break_reason}", self.break_line))
+        if self.left_to_python:
+            what = "a frame that Dynamo left to Python, as it does for a graph break in a loop"
+            found.append(Blocker(what, self.left_to_python))
+        return found
 
     @property
     def is_resumed(self) -> bool:
@@ -53,6 +67,7 @@ def current_frame(gm: GraphModule) -> Frame:
     """The frame that `gm` was traced from; call it from inside a backend."""
     code = compat.current_code()
     reason = getattr(gm, "compile_subgraph_reason", None)
+    left = compat.frames_left_to_python()
     is_broken = bool(getattr(reason, "graph_break", False))
     stack = list(getattr(reason, "user_stack", None) or [])
     return Frame(
@@ -60,4 +75,5 @@ def current_frame(gm: GraphModule) -> Frame:
         piece=code.co_name if code is not None else "",
         break_reason=str(reason.reason).splitlines()[0] if is_broken and reason else "",
         break_line=f"{stack[-1].filename}:{stack[-1].lineno}" if is_broken and stack else "",
+        left_to_python=f"{left[-1].filename}:{left[-1].lineno}" if left else "",
     )

@@ -93,8 +93,12 @@ def _rewrite(gm: GraphModule, config: LadderConfig) -> Rewritten:
 
 def _rewrite_here(gm: GraphModule, config: LadderConfig) -> Rewritten:
     frame = current_frame(gm)
-    rewritten = ladder(gm, parameter_names(gm), config)
-    _broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
+    try:
+        rewritten = ladder(gm, parameter_names(gm), config)
+    except LadderError as error:
+        raise LadderError(error.summary, [*error.blockers, *frame.cuts()], error.cure) from None
+    if config.expect_blocks is None:  # else the user said how many this very graph holds
+        _broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
     return rewritten
 
 

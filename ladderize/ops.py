@@ -60,7 +60,9 @@ def kind(node: Node) -> Kind | None:
         return None
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return Kind.MIX
-    return _kind_of_name(op_name(node))
+    found = _kind_of_name(op_name(node))
+    # To add a number, or a value to itself, is pointwise like any other op.
+    return Kind.CHEAP if found is Kind.ADD and len(node.all_input_nodes) < 2 else found
 
 
 @functools.cache

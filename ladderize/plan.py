@@ -227,30 +227,22 @@ class _Writer:
         self, per_block: Sequence[Sequence[Reduction]]
     ) -> tuple[tuple[Blocker, ...], tuple[str, ...]]:
         """Bans of a branch without a reduction are blockers; of others, notes."""
-        blockers: list[Blocker] = []
-        notes: list[str] = []
-        for index, (block, reductions) in enumerate(
-            zip(self.found.branches, per_block, strict=True)
-        ):
-            bans = self.found.bans.get(index, [])
-            said = [ban for ban in bans if not ban.is_consequence] or bans
+        blockers: dict[Blocker, None] = {}
+        notes: dict[str, None] = {}
+        for block, reductions in zip(self.found.branches, per_block, strict=True):
+            reasons = [self._blocker(ban) for ban in self._bans(block)]
             if reductions:
-                notes += [str(self._blocker(ban)) for ban in said]
-            else:
-                blockers += [self._blocker(ban) for ban in said]
-                if not said:
-                    blockers += self._without_ban(block)
+                notes.update(dict.fromkeys(map(str, reasons)))
+                continue
+            none = Blocker.at(block.add, "the branch multiplies by no weight of its own")
+            blockers.update(dict.fromkeys(reasons or [none]))
         return tuple(blockers), tuple(notes)
 
-    def _without_ban(self, block: Block) -> list[Blocker]:
-        """A branch that another one's bans left whole (shared weights), or without weights."""
-        found = self.found
+    def _bans(self, block: Block) -> list[Ban]:
+        """Why weights of a branch stay whole, without mere consequences if there are causes."""
         read = dict.fromkeys(source for node in block.branch for source in node.all_input_nodes)
-        reasons = [f"{found.parameters[p]}: {found.banned[p]}" for p in read if p in found.banned]
-        return [
-            Blocker.at(block.add, reason)
-            for reason in reasons or ["the branch multiplies by no weight of its own"]
-        ]
+        bans = list(dict.fromkeys(self.found.bans[p] for p in read if p in self.found.bans))
+        return [ban for ban in bans if not ban.is_consequence] or bans
 
     def _blocker(self, ban: Ban) -> Blocker:
         names = ", ".join(self.found.parameters[p] for p in ban.parameters)

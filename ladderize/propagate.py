@@ -23,15 +23,12 @@ REPLICATE = Replicate()
 
 @dataclass(frozen=True)
 class Ban:
-    """Parameters that stay whole, why, and the node that said so.
-
-    `is_consequence`: the branch was left without its other half; some other ban is the cause.
-    """
+    """Parameters that stay whole, why, and the node that said so; see `Illegal`."""
 
     parameters: tuple[Node, ...]
     reason: str
     node: Node
-    is_consequence: bool = False
+    is_consequence: bool
 
 
 @dataclass
@@ -44,6 +41,7 @@ class Propagation:
         num_ranks: how many ranks to divide over.
         values: the placement of each node inside a branch.
         visits: the last evaluation of each node: demands, entries, rewritten calls.
+        bans: of each parameter that must stay whole.
         reduced: nodes whose partial value is reduced right there.
         biases: parameters to be added after the reduction of a partial value.
         num_visits: evaluations in all.
@@ -54,8 +52,7 @@ class Propagation:
     num_ranks: int
     values: dict[Node, Values] = field(default_factory=dict)
     visits: dict[Node, Visit] = field(default_factory=dict)
-    bans: dict[int, list[Ban]] = field(default_factory=dict)
-    banned: dict[Node, str] = field(default_factory=dict)
+    bans: dict[Node, Ban] = field(default_factory=dict)
     cuts: dict[Node, frozenset[int]] = field(default_factory=dict)
     reduced: set[Node] = field(default_factory=set)
     biases: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
@@ -87,7 +84,7 @@ class Propagation:
             try:
                 self._visit(node)
             except Illegal as refused:
-                self._ban(index, node, refused)
+                self._ban(node, refused)
                 return
             except NeedsReduction as needed:
                 self.reduced.add(needed.value)
@@ -101,7 +98,7 @@ class Propagation:
     def _visit(self, node: Node) -> None:
         self.num_visits += 1
         self.visits.pop(node, None)
-        visit = Visit(node, self.values, self.parameters, self.banned, self.cuts, self.num_ranks)
+        visit = Visit(node, self.values, self.parameters, self.bans, self.cuts, self.num_ranks)
         value = apply_rule(visit)
         self._check_demands(visit)
         if isinstance(value, Value) and value.is_partial and self._leaves(node):
@@ -131,7 +128,8 @@ class Propagation:
         sharded = [part for part in parts if part.shard]
         if sharded and self._leaves(node):
             culprits = [origin.parameter for part in sharded for origin in part.origins]
-            raise _Unfinished("no second weight brings it back to the stream's size", culprits)
+            reason = "no second weight brings it back to the stream's size"
+            raise Illegal(reason, culprits, is_consequence=True)
 
     def _check_demands(self, visit: Visit) -> None:
         """All readers of a parameter must want it placed alike, and all must be in branches."""
@@ -152,13 +150,11 @@ class Propagation:
 
     # -- changes
 
-    def _ban(self, index: int, node: Node, refused: Illegal) -> None:
-        new = [p for p in refused.culprits if p not in self.banned]
+    def _ban(self, node: Node, refused: Illegal) -> None:
+        new = [p for p in refused.culprits if p not in self.bans]
         assert new, f"{refused.reason}, and no parameter is to blame"
-        self.bans.setdefault(index, []).append(
-            Ban(tuple(new), refused.reason, node, isinstance(refused, _Unfinished))
-        )
-        self.banned.update((parameter, refused.reason) for parameter in new)
+        ban = Ban(tuple(new), refused.reason, node, refused.is_consequence)
+        self.bans.update(dict.fromkeys(new, ban))
         users = [user for parameter in new for user in parameter.users if user in self._place]
         for user in users:  # reductions further on may not be where they were
             self.reduced.difference_update(self.owned(*self._place[user]))
@@ -187,7 +183,3 @@ class Propagation:
         return {
             parameter: placement for demands in demanded for parameter, placement in demands.items()
         }
-
-
-class _Unfinished(Illegal):
-    """A sharded value would leave its branch."""

@@ -138,9 +138,9 @@ def _equations(
     sums, anchors = [], []
     for block in stream.blocks:
         sum_symbol = sympy.Symbol(f"y{block.index}" + ("" if number == 0 else f"_{number}"))
-        inside, past = [], []
-        for operand in _summands(block):
-            (inside if operand in block.members else past).append(operand)
+        summands = _summands(block)
+        inside = [operand for operand in summands if operand in block.members]
+        past = [operand for operand in summands if operand not in block.members]
         branch = sympy.Function(f"h{block.index}")(*_sorted(_union(map(seen, inside))))
         skip = sympy.Add(*_sorted(_union(map(seen, past))))
         sums.append(sympy.Eq(sum_symbol, skip + branch, evaluate=False))

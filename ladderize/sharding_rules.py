@@ -22,6 +22,7 @@ from ladderize.partial_rules import join_partials
 from ladderize.placement import Partial, Shard
 from ladderize.visit import (
     REPLICATED,
+    Illegal,
     Origin,
     Selection,
     Value,
@@ -104,7 +105,8 @@ def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any)
     shard = visit.value(x).shard
     assert shard is not None
     if not visit.can_shard(weight):
-        visit.illegal(f"{visit.parameters[weight]} cannot be divided: {visit.banned[weight]}")
+        culprits = [origin.parameter for origin in visit.value(x).origins]
+        raise Illegal(f"{visit.parameters[weight]} stays whole", culprits, is_consequence=True)
     visit.demand(weight, Shard(1 - form.output_dim, shard.segments))
     if not isinstance(bias, Node):
         return Value(Partial())

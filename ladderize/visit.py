@@ -7,7 +7,7 @@ raises one of the three signals below and is visited again after the change.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,11 +19,15 @@ from ladderize.placement import Partial, Placement, Replicate, Shard, local_indi
 
 
 class Illegal(Exception):
-    """No rule, or it cannot hold: the `culprits` (parameters) must not be divided."""
+    """No rule, or it cannot hold: the `culprits` (parameters) must not be divided.
 
-    def __init__(self, reason: str, culprits: Iterable[Node]) -> None:
+    `is_consequence`: the branch was left without its other half; some other ban is the cause.
+    """
+
+    def __init__(self, reason: str, culprits: Iterable[Node], is_consequence: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.is_consequence = is_consequence
         self.culprits = tuple(dict.fromkeys(culprits))
 
 
@@ -119,7 +123,7 @@ class Visit:
     node: Node
     values: Mapping[Node, Values]
     parameters: Mapping[Node, str]
-    banned: Mapping[Node, str]
+    banned: Container[Node]
     cuts: Mapping[Node, frozenset[int]]
     num_ranks: int
     demands: dict[Node, Placement] = field(default_factory=dict)

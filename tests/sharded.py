@@ -189,7 +189,7 @@ def shard_module(
         gradients[name] = (leaf.grad - want).abs().max().item()
     again = 0.0
     if dynamic:
-        z = torch.randn(3, 5, x.shape[-1])
+        z = torch.randn(3, 5, x.shape[-1], requires_grad=True)
         again = (compiled(z) - model(z)).abs().max().item()
     return {
         "error": (out - expected).abs().max().item(),

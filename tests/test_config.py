@@ -91,7 +91,8 @@ def test_every_problem_is_listed():
     assert len(caught.value.blockers) == 3
 
 
-def test_mesh_of_two_axes(fake_ranks):
+@pytest.mark.usefixtures("fake_ranks")
+def test_mesh_of_two_axes():
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     with pytest.raises(LadderError, match=r'mesh=\("tp", mesh\)'):
         LadderConfig(mesh=mesh)

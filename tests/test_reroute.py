@@ -41,7 +41,7 @@ def test_values_are_those_of_the_eager_ladder(chosen, staleness):
 
 
 def test_sources_stay_inside_the_stream():
-    gm, reroute = _prepare(Residual(), torch.randn(2, 8))
+    _, reroute = _prepare(Residual(), torch.randn(2, 8))
     (stream,) = reroute.streams
     assert stale_sources(stream, frozenset(range(4)), 1) == {1: 0, 2: 1, 3: 2}
     assert stale_sources(stream, frozenset(range(4)), 3) == {1: 0, 2: 0, 3: 0}
@@ -49,26 +49,26 @@ def test_sources_stay_inside_the_stream():
     assert stale_sources(stream, frozenset(range(4)), 0) == {}
 
 
-def _leave_one_fresh(gm, stream):
+def _leave_one_fresh(stream):
     block = stream.blocks[2]
     for user in list(stream.blocks[1].anchor.users):
         if user in block.members:
             user.replace_input_with(stream.blocks[1].anchor, block.anchor)
 
 
-def _read_two_early(gm, stream):
+def _read_two_early(stream):
     block = stream.blocks[3]
     for user in list(stream.blocks[2].anchor.users):
         if user in block.members:
             user.replace_input_with(stream.blocks[2].anchor, stream.blocks[1].anchor)
 
 
-def _reroute_the_skip(gm, stream):
+def _reroute_the_skip(stream):
     block = stream.blocks[2]
     block.add.replace_input_with(block.skip, stream.blocks[1].anchor)
 
 
-def _drop_a_branch(gm, stream):
+def _drop_a_branch(stream):
     block = stream.blocks[1]
     block.add.replace_input_with(block.outputs[0], stream.blocks[0].outputs[0])
 
@@ -81,7 +81,7 @@ def test_the_recurrence_check_finds_planted_faults(fault):
     invariant = recurrence_of(gm, reroute)
     reroute(gm)
     invariant(gm)
-    fault(gm, reroute.streams[0])
+    fault(reroute.streams[0])
     gm.graph.lint()
     with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
         invariant(gm)

@@ -26,11 +26,11 @@ def check(
     results = ranks.run(run_sharded, name, dynamic, options)
     for result in results:
         assert result["blockers"] == []
-        assert result["reductions"] == result["blocks"] == 2 * per_layer
+        assert result["reductions"] == result["blocks"] == per_layer * options.get("layers", 2)
         assert result["error"] <= TOLERANCE
         assert result["other shape"] <= TOLERANCE
         assert result["input gradient"] <= TOLERANCE
-        assert len(result["gradients"]) > 10
+        assert len(result["gradients"]) >= 10
         assert max(result["gradients"].values()) <= TOLERANCE
         assert result["digest"] == results[0]["digest"]
         assert result["code"] == results[0]["code"]  # the same graph on all ranks
@@ -38,13 +38,13 @@ def check(
 
 CASES = [
     ("llama", False, {}),
-    ("llama", True, {"kv": 2}),
+    ("llama", True, {"kv": 2, "layers": 1}),
     ("llama", False, {"kv": 1}),
-    ("llama", True, {"kv": 2, "attn_implementation": "eager"}),
+    ("llama", True, {"kv": 2, "layers": 1, "attn_implementation": "eager"}),
     ("gpt2", False, {}),
-    ("gpt2", True, {}),
+    ("gpt2", True, {"layers": 1}),
     ("bert", False, {}),
-    ("bert", True, {"attn_implementation": "eager"}),
+    ("bert", True, {"layers": 1, "attn_implementation": "eager"}),
 ]
 
 
@@ -332,8 +332,8 @@ def test_weights_shared_by_all_blocks() -> None:
     assert len(sharder.plan.placements) == 3
     sharder = Sharder(2)
     shard_module(sharder, Shared(45), torch.randn(2, 6, 32))
-    assert len(sharder.plan.blockers) == 3
-    assert all("45 entries" in str(blocker) for blocker in sharder.plan.blockers)
+    (blocker,) = sharder.plan.blockers  # one weight, named once
+    assert "up.weight: 45 entries cannot be divided over 2 ranks" in str(blocker)
 
 
 class Unknown(nn.Module):

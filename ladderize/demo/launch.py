@@ -11,7 +11,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ladderize.demo.work import Outcome, Refusal, work
+from ladderize.demo.work import STAGES, Outcome, Refusal, work
+
+__all__ = ["STAGES", "Outcome", "RankFailed", "Refusal", "launch"]
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 NUM_STDERR_LINES = 40
@@ -57,12 +59,14 @@ def launch(
 
 
 def _set_environment(num_ranks: int) -> None:
-    """What the ranks inherit. A cached graph would not be emitted again, and is to be looked at."""
+    """What the ranks inherit. A graph from a cache is not emitted, and we want to see it emitted;
+    compiled kernels may come from the cache."""
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.update(
         OMP_NUM_THREADS=str(threads),
         TOKENIZERS_PARALLELISM="false",
-        TORCHINDUCTOR_FORCE_DISABLE_CACHES="1",
+        TORCHINDUCTOR_FX_GRAPH_CACHE="0",
+        TORCHINDUCTOR_AUTOGRAD_CACHE="0",
     )
     if sys.platform in LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])

@@ -69,6 +69,7 @@ SPELLINGS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "x.add_(h)": lambda x, h: x.add_(h),
 }
 OVERWRITES_X = frozenset({"x += h", "x.add_(h)"})
+WRAPS_THE_SUM = frozenset({"x.double() + h.double()", "x.reshape(-1, w) + h"})
 
 AFTER: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": identity,

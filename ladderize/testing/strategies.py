@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from ladderize.testing.blocks import AFTER, OVERWRITES_X, SPELLINGS, BlockSpec
+from ladderize.testing.blocks import AFTER, OVERWRITES_X, SPELLINGS, WRAPS_THE_SUM, BlockSpec
 from ladderize.testing.branches import KINDS, NORMS, BranchSpec
 from ladderize.testing.nets import TRANSITIONS, NetSpec, StageSpec
 
@@ -45,11 +45,13 @@ def branches() -> st.SearchStrategy[BranchSpec]:
 
 @st.composite
 def blocks(draw: st.DrawFn, spellings: Sequence[str] = tuple(SPELLINGS)) -> BlockSpec:
-    """A block, parallel or not, pre-norm, post-norm or without, in one of `spellings`."""
+    """A block, parallel or not; pre-norm, post-norm or without, in one of `spellings`."""
     spelling = draw(st.sampled_from(spellings))
     associations = ["x+(a+m)", "(x+a)+m", "x+a, m"]
     if spelling in OVERWRITES_X:
         associations.pop()  # the second branch would read what the first sum has overwritten
+    if spelling in WRAPS_THE_SUM:
+        del associations[1:]  # a cast or a view between the two sums: not one block any more
     return BlockSpec(
         branches=tuple(draw(st.lists(branches(), min_size=1, max_size=2))),
         norm=draw(st.sampled_from(list(NORMS))),
@@ -72,8 +74,11 @@ def stages(
 ) -> StageSpec:
     transition = draw(st.sampled_from(list(TRANSITIONS)))
     layer = st.lists(blocks(spellings), min_size=1, max_size=2).map(tuple)
+    layers = tuple(draw(st.lists(layer, min_size=1, max_size=max_layers)))
+    if width_before is None and layers[1:] == () and len(layers[0]) == 1:
+        layers = 2 * layers  # a net of single blocks has no stale reads, the backend refuses it
     return StageSpec(
-        layers=tuple(draw(st.lists(layer, min_size=1, max_size=max_layers))),
+        layers=layers,
         width=width_before if width_before and transition == "slice" else draw(_WIDTHS),
         transition=transition,
         unrolled=draw(st.booleans()),
