@@ -25,7 +25,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def ladderize(
-    version: Annotated[  # noqa: ARG001  # its callback does the work
+    version: Annotated[  # its callback does the work
         bool,
         typer.Option(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
@@ -40,7 +40,7 @@ def demo(
     ranks: Annotated[int, typer.Option(min=2, help="Processes to shard the model over.")] = 2,
     layers: Annotated[
         int | None,
-        typer.Option(min=1, help="Layers of the model. [default: 4, or what --hf says]"),
+        typer.Option(min=1, help="Layers of the model. [default: 6, or what --hf says]"),
     ] = None,
     hf: Annotated[
         str | None,

@@ -44,8 +44,10 @@ def current_code() -> types.CodeType | None:
     return None if found is None else found.f_code
 
 
-def frames_left_to_python() -> list[traceback.FrameSummary]:
+def frames_left_to_python(code: types.CodeType | None) -> list[traceback.FrameSummary]:
     """The user's frames that run in Python between `torch.compile`'s wrapper and this graph.
+
+    `code` is the function that this graph is (a piece of); its own earlier pieces do not count.
 
     There are none where Dynamo takes up a model as a whole. Where a graph break makes it give up a
     frame (a break inside a loop), that frame runs in Python and its callees are compiled alone.
@@ -57,7 +59,12 @@ def frames_left_to_python() -> list[traceback.FrameSummary]:
     for frame in stack[wrapper + 1 :]:
         if frame.filename.endswith("convert_frame.py"):
             return between
-        if not frame.filename.startswith(torch_folder) and not frame.filename.startswith("<"):
+        is_own = code is not None and (frame.filename, frame.name) == (
+            code.co_filename,
+            code.co_name,
+        )
+        is_users = not frame.filename.startswith((torch_folder, "<"))
+        if is_users and not is_own:
             between.append(frame)
     return []
 

@@ -67,7 +67,7 @@ def current_frame(gm: GraphModule) -> Frame:
     """The frame that `gm` was traced from; call it from inside a backend."""
     code = compat.current_code()
     reason = getattr(gm, "compile_subgraph_reason", None)
-    left = compat.frames_left_to_python()
+    left = compat.frames_left_to_python(compat.original_code(code))
     is_broken = bool(getattr(reason, "graph_break", False))
     stack = list(getattr(reason, "user_stack", None) or [])
     return Frame(

@@ -2,7 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from checked import check_all_emitted_code
 from ranks import Ranks
+
+check_all_emitted_code()
 
 
 @pytest.fixture(autouse=True)

@@ -84,21 +84,21 @@ class _Reduce(torch.autograd.Function):
     """Row-parallel output: forward all-reduce, *not yet waited for*, backward identity."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: str) -> Tensor:
+    def forward(_ctx, x: Tensor, group: str) -> Tensor:
         return _launch(x, group)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(_ctx, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
 class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(_ctx, x: Tensor) -> Tensor:
         return _wait(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(_ctx, grad: Tensor) -> Tensor:
         return grad
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from checked import check_all_emitted_code
 
 
 def free_port() -> int:
@@ -26,6 +27,7 @@ def free_port() -> int:
 def _serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="0")
     torch.set_num_threads(1)
+    check_all_emitted_code()
     dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
     while (task := pipe.recv()) is not None:
         fn, args = task

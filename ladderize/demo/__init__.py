@@ -55,7 +55,7 @@ def run_demo(console: Console, num_ranks: int, num_layers: int | None, hf: str |
     show.show_error(console, outcomes)
     show.show_orders(console, outcomes)
     show.show_next(console, first)
-    error = show.ladder_error(outcomes)
-    if not error <= show.MAX_ERROR:  # also when it is NaN
-        raise DemoError(f"the sharded ladder is off by {error:.1e}, more than {show.MAX_ERROR:.0e}")
+    off = show.ladder_error(outcomes)
+    if not off <= show.MAX_ERROR:  # also when it is NaN
+        raise DemoError(f"the sharded ladder is off by {off:.1e}, more than {show.MAX_ERROR:.0e}")
     console.print("[bold green]demo OK[/]")

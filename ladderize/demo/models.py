@@ -1,6 +1,5 @@
 """The model of the demo: a small random Llama, or any causal LM from a local configuration."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +7,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from ladderize.errors import LadderError
+
 BATCH, SEQUENCE = 2, 32
-NUM_LAYERS = 4
+NUM_LAYERS = 6  # plain Inductor (2.13) has its first race in the fourth
 HIDDEN = 128
 
 # Weights of variance 1/fan_in keep every branch of the order of the stream, as in a trained net:
@@ -30,24 +31,30 @@ def build_model(hf: str | None, num_layers: int | None) -> Any:
     Args:
         hf: a configuration (JSON file, or a folder with `config.json`); None for the small Llama.
         num_layers: how many layers, None for the configuration's own.
+
+    Raises:
+        LadderError: `hf` is no configuration of a causal LM that transformers knows.
     """
-    logging.set_verbosity_error()
-    config = read_config(hf)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
+    try:
+        return _build(_read_config(hf), num_layers)
+    except (OSError, ValueError) as error:
+        raise LadderError(f"--hf {hf}: {error}") from error
+
+
+def _build(config: Any, num_layers: int | None) -> Any:
     if num_layers is not None:
         config.num_hidden_layers = num_layers
         if getattr(config, "layer_types", None):  # must be as long as the model is deep
             config.layer_types = config.layer_types[:num_layers]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    build: Any = AutoModelForCausalLM.from_config
+    return build(config, dtype=torch.float32).eval().requires_grad_(False)
 
 
-def read_config(hf: str | None) -> Any:
-    """Raises: OSError, ValueError: the file is not there or is no configuration."""
+def _read_config(hf: str | None) -> Any:
     if hf is None:
         return LlamaConfig(**SMALL_LLAMA, num_hidden_layers=NUM_LAYERS)
-    if not Path(hf).exists():
-        raise FileNotFoundError(f"no such file or folder: {hf}")
     return AutoConfig.from_pretrained(hf, local_files_only=True)
 
 
@@ -58,7 +65,7 @@ def make_input(model: Any) -> Tensor:
 
 
 def is_llama(model: Any) -> bool:
-    """Whether the ladder written by hand in `handwritten` is this model's (no projection biases)."""
+    """Whether `handwritten` is the ladder of this model, a Llama without biases."""
     config = model.config
     return type(model) is LlamaForCausalLM and not (config.attention_bias or config.mlp_bias)
 

@@ -14,7 +14,12 @@ from ladderize.demo.work import NUM_RUNS, Compiled, Outcome
 MAX_ERROR = 1e-4
 NUM_BLOCKS_SHOWN = 3
 MAX_ROWS = 16
+MAX_CODE = 88
 COLORS = {"AR_": "bold cyan", "W_": "bold green"}
+
+LEGEND = """\
+AR_i launches the all-reduce of block i, W_i waits for it: what stands between the two hides it.
+k is a fused kernel, other words are kernels by name; [bold red]![/] touches a buffer in flight."""
 
 OWN_MODEL = """\
 # my_script.py
@@ -71,33 +76,25 @@ def show_error(console: Console, outcomes: Sequence[Outcome]) -> None:
 
 def show_orders(console: Console, outcomes: Sequence[Outcome]) -> None:
     """The generated code of rank 0; errors are the largest of all ranks."""
-    ladder, plain = outcomes[0].ladder, outcomes[0].plain
-    rows = {"ladderize": blocks_of(ladder.order)}
-    if plain is not None:
-        rows["plain torch.compile"] = blocks_of(plain.order)
-    num_blocks = len(rows["ladderize"])
-    first = max(0, min(1, num_blocks - NUM_BLOCKS_SHOWN))
-    shown = range(first, min(first + NUM_BLOCKS_SHOWN, num_blocks))
+    columns = {"ladderize": [outcome.ladder for outcome in outcomes]}
+    if plain := [outcome.plain for outcome in outcomes if outcome.plain is not None]:
+        columns["plain torch.compile, by hand"] = plain
+    blocks = [blocks_of(column[0].order) for column in columns.values()]
+    shown = shown_blocks(blocks[-1])
 
-    table = Table(title=f"What Inductor generated, blocks {shown[0]} to {shown[-1]}", leading=1)
-    table.add_column("", justify="right")
-    for name in rows:
-        table.add_column(name)
+    title = f"What Inductor generated for blocks {shown[0]} to {shown[-1]} of {len(blocks[0])}"
+    table = Table("", *columns, title=title)
     for index in shown:
-        table.add_row(f"block {index}", *(_order(blocks[index]) for blocks in rows.values()))
-    table.add_section()
-    for label, texts in _verdicts(outcomes).items():
-        table.add_row(label, *texts)
+        table.add_row(f"block {index}", *(_order(column[index]) for column in blocks))
+        table.add_section()
+    errors = [max(compiled.error for compiled in column) for column in columns.values()]
+    table.add_row("largest error", *map(_error, errors))
+    table.add_row("races", *(_count(len(column[0].races)) for column in columns.values()))
+    table.add_row("waits too early", *(_count(column[0].num_early) for column in columns.values()))
     _print(console, table)
-    console.print(
-        "AR_i launches the all-reduce of block i, W_i waits for it, k is a fused kernel, other "
-        "words are\nkernels by name; [bold red]![/] uses a buffer whose all-reduce is still running.",
-        highlight=False,
-    )
-    if plain is not None:
-        _show_race(
-            console, plain, max(outcome.plain.error for outcome in outcomes if outcome.plain)
-        )
+    console.print(LEGEND, highlight=False)
+    if plain:
+        _show_verdict(console, plain[0], errors[-1])
 
 
 def show_next(console: Console, outcome: Outcome) -> None:
@@ -129,16 +126,12 @@ def blocks_of(order: str) -> list[str]:
     return [" ".join(block) for block in blocks]
 
 
-def _verdicts(outcomes: Sequence[Outcome]) -> dict[str, list[Text]]:
-    """Each row of the table's lower part: one text for each compiled program."""
-    columns = [[outcome.ladder for outcome in outcomes]]
-    plain = [outcome.plain for outcome in outcomes if outcome.plain is not None]
-    columns += [plain] if plain else []
-    return {
-        "largest error": [_error(max(c.error for c in column)) for column in columns],
-        "races": [_count(len(column[0].races)) for column in columns],
-        "waits too early": [_count(column[0].num_early) for column in columns],
-    }
+def shown_blocks(blocks: Sequence[str]) -> range:
+    """Three blocks: around the first race, or the first three that hide something."""
+    racing = [index for index, block in enumerate(blocks) if "!" in block]
+    first = racing[0] - 1 if racing else 1
+    first = max(0, min(first, len(blocks) - NUM_BLOCKS_SHOWN))
+    return range(first, min(first + NUM_BLOCKS_SHOWN, len(blocks)))
 
 
 def _error(error: float) -> Text:
@@ -154,6 +147,7 @@ def _count(number: int) -> Text:
 def _order(words: str) -> Text:
     text = Text()
     for word in words.split():
+        word = "attention" if "attention" in word else word
         style = next((style for prefix, style in COLORS.items() if word.startswith(prefix)), "dim")
         text.append(word.removesuffix("!"), style=style)
         text.append("!" if word.endswith("!") else "", style="bold red")
@@ -161,26 +155,30 @@ def _order(words: str) -> Text:
     return text
 
 
-def _show_race(console: Console, plain: Compiled, error: float) -> None:
-    version = torch.__version__
+def _show_verdict(console: Console, plain: Compiled, error: float) -> None:
+    lines = [f"\nPlain torch.compile of torch {torch.__version__} on the same ladder:"]
     if plain.races:
-        console.print(
-            f"\nOne of plain Inductor's {len(plain.races)} races on torch {version}:",
-            highlight=False,
-        )
-        console.print(
-            f"  {plain.races[0]}", markup=False, highlight=False, style="red", soft_wrap=True
-        )
+        lines.append(f"  Races in what it generated: {len(plain.races)}. The first:")
+        lines += [f"    {part}" for part in _cut(plain.races[0])]
         if error <= MAX_ERROR:
-            console.print(
-                f"  It did not show in {NUM_RUNS} runs here; it may in the next.", highlight=False
+            lines.append(
+                f"  Its results were right in {NUM_RUNS} runs here; they may not be next time."
             )
+        else:
+            lines.append(f"  Its results are wrong by up to {error:.2g}, and nothing says so.")
     elif error <= MAX_ERROR:
-        console.print(
-            f"\nOn torch {version} plain Inductor's program is right; "
-            f"{plain.num_early} of its waits come too early, and what they wait for is exposed.",
-            highlight=False,
+        lines.append("  No race, and its results are right.")
+    if plain.num_early:
+        lines.append(
+            f"  Waits that come too early: {plain.num_early}. What they wait for is exposed."
         )
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def _cut(race: str) -> list[str]:
+    """A race as its description and its line of code, the latter shortened."""
+    what, _, code = race.rpartition("): ")
+    return [f"{what})", code if len(code) <= MAX_CODE else f"{code[:MAX_CODE]} …"]
 
 
 def _print(console: Console, table: Table) -> None:

@@ -62,6 +62,8 @@ def _pair(program: Program) -> tuple[tuple[Flight, ...], list[Finding]]:
     waited: set[Storage] = set()
     for index, event in enumerate(program.events):
         if event.kind is Kind.LAUNCH:
+            again = launched.keys() & event.pending  # the first flight ends here, as a race
+            flights.extend(Flight(storage, launched[storage], index + 1) for storage in again)
             launched.update(dict.fromkeys(event.pending, index))
             waited -= event.pending
         if event.kind is not Kind.WAIT:

@@ -1,0 +1,232 @@
+"""Random residual nets: compiled by the backend = the eager reference, forward and gradients."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ladderize.errors import LadderError
+from ladderize.testing import TOLERANCE, assert_ladder_equal, check_model, run_with_gradients
+from ladderize.testing.blocks import OVERWRITES_X, SPELLINGS, WRAPS_THE_SUM, BlockSpec
+from ladderize.testing.branches import BranchSpec
+from ladderize.testing.nets import NetSpec, ResidualNet, StageSpec
+from ladderize.testing.strategies import Conversion, blocks, conversions, nets
+
+
+def examples(count: int) -> Callable[..., Any]:
+    """`count` examples, the same in every run; a failing one is shrunk and printed."""
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+def check(spec: NetSpec, conversion: Conversion, **how: Any) -> None:
+    torch._dynamo.reset()
+    net = ResidualNet(spec)
+    check_model(
+        net,
+        net.reference(),
+        spec.make_args(),
+        chosen=conversion.chosen,
+        staleness=conversion.staleness,
+        options={"blocks": conversion.blocks},
+        **how,
+    )
+
+
+def chain(*specs: BlockSpec, **net: Any) -> NetSpec:
+    """One stage of layers of one block each."""
+    return NetSpec((StageSpec(tuple((spec,) for spec in specs)),), **net)
+
+
+# -- the pieces against each other
+
+
+@examples(100)
+@given(nets())
+def test_reference_without_staleness_is_the_module(spec: NetSpec) -> None:
+    net = ResidualNet(spec)
+    with torch.no_grad():
+        standard = net.reference().run(*spec.make_args(), staleness=0)
+        assert_ladder_equal(standard, net(*spec.make_args()))
+
+
+@examples(100)
+@given(nets(), st.data())
+def test_stale_reads_show(spec: NetSpec, data: st.DataObject) -> None:
+    """What the properties below compare can tell a ladder from the standard net, by far."""
+    conversion = data.draw(conversions(spec.num_blocks))
+    segments = [i for stage in spec.stages for i, _ in enumerate(stage.blocks)]
+    assume(conversion.staleness and any(segments[i] > 0 for i in conversion.chosen))
+    net, args = ResidualNet(spec), spec.make_args()
+    with torch.no_grad():
+        standard = net.reference().run(*args, staleness=0)
+        ladder = net.reference().run(
+            *args, chosen=conversion.chosen, staleness=conversion.staleness
+        )
+    scale = max(1.0, float(standard.abs().max()))
+    assert float((ladder - standard).abs().max()) > 1000 * TOLERANCE[spec.dtype] * scale
+
+
+# -- compiled = reference
+
+
+@examples(25)
+@given(nets(max_layers=2), st.data())
+def test_any_net(spec: NetSpec, data: st.DataObject) -> None:
+    check(spec, data.draw(conversions(spec.num_blocks)))
+
+
+@examples(6)
+@given(nets(max_layers=2), st.data())
+def test_any_net_through_aot(spec: NetSpec, data: st.DataObject) -> None:
+    check(spec, data.draw(conversions(spec.num_blocks)), lowering="aot_eager")
+
+
+@examples(4)
+@given(nets(dtypes=[torch.bfloat16], max_stages=1, max_layers=2), st.data())
+def test_bfloat16(spec: NetSpec, data: st.DataObject) -> None:
+    check(spec, data.draw(conversions(spec.num_blocks)))
+
+
+@examples(5)
+@given(nets(spellings=sorted(OVERWRITES_X), max_layers=2), st.data())
+def test_streams_written_in_place(spec: NetSpec, data: st.DataObject) -> None:
+    check(spec, data.draw(conversions(spec.num_blocks)))
+
+
+@examples(4)
+@given(nets(max_layers=2), st.data())
+def test_dynamic_shapes(spec: NetSpec, data: st.DataObject) -> None:
+    """One compilation serves two batch sizes, and computes the ladder at both."""
+    conversion = data.draw(conversions(spec.num_blocks))
+    torch._dynamo.reset()
+    net = ResidualNet(spec)
+    compiled = torch.compile(
+        net,
+        backend="ladderize",
+        fullgraph=True,
+        dynamic=True,
+        options={
+            "blocks": conversion.blocks,
+            "staleness": conversion.staleness,
+            "lowering": "eager",
+        },
+    )
+
+    def reference(x: Tensor) -> Tensor:
+        how = {"chosen": conversion.chosen, "staleness": conversion.staleness}
+        return net.reference().run(x, **how)
+
+    for batch, stance in ((2, "default"), (5, "fail_on_recompile")):
+        args = spec.make_args(batch)
+        with torch.compiler.set_stance(stance):
+            found = run_with_gradients(compiled, net, args)
+        assert_ladder_equal(found, run_with_gradients(reference, net, args))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_each_spelling_of_the_sum(spelling: str) -> None:
+    """Of one branch and, where the spelling allows it, of two branches in either association."""
+    two = (BranchSpec(), BranchSpec("attention", mask="causal"))
+    specs = [BlockSpec(spelling=spelling, norm="rms"), BlockSpec(two, spelling=spelling)]
+    if spelling not in WRAPS_THE_SUM:
+        specs.append(BlockSpec(two, spelling=spelling, association="(x+a)+m"))
+    spec = chain(*specs)
+    check(spec, Conversion("all", frozenset(range(spec.num_blocks))))
+
+
+DISTRACTORS = {
+    "gate": BranchSpec(gated=True),
+    "mask": BranchSpec("attention", mask="causal"),
+    "rotary": BranchSpec("attention", rotary=True),
+    "all of them": BranchSpec("attention", mask="causal", rotary=True, gated=True),
+}
+
+
+@pytest.mark.parametrize("entry", ["embedding", "positions"])
+@pytest.mark.parametrize("branch", DISTRACTORS.values(), ids=DISTRACTORS)
+def test_other_adds_are_no_blocks(branch: BranchSpec, entry: str) -> None:
+    """`check_model` has the backend expect exactly the blocks of the reference."""
+    block = BlockSpec((branch,), norm="rms", branch_scale=0.5)
+    spec = chain(block, block, block, entry=entry, head="linear")
+    check(spec, Conversion("last:2", frozenset({1, 2}), 1))
+
+
+@pytest.mark.parametrize("transition", ["linear", "projected skip", "slice", "convolution"])
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_staleness_never_crosses_a_change_of_shape(transition: str, staleness: int) -> None:
+    layers = ((BlockSpec(norm="layer"),),) * 3
+    later = StageSpec(layers, width=8 if transition == "slice" else 12, transition=transition)
+    spec = NetSpec((StageSpec(layers), later, later))
+    check(spec, Conversion("all", frozenset(range(9)), staleness))
+
+
+# -- layers
+
+
+@examples(4)
+@given(st.lists(blocks(), min_size=2, max_size=3), st.data())
+def test_layers_of_a_module_list(specs: list[BlockSpec], data: st.DataObject) -> None:
+    """`layers=` of a list whose layers hold two blocks each."""
+    stage = StageSpec(tuple((spec, BlockSpec(norm="rms")) for spec in specs))
+    layers = data.draw(conversions(len(specs), staleness=1))
+    chosen = frozenset(2 * i + j for i in layers.chosen for j in (0, 1))
+    torch._dynamo.reset()
+    spec = NetSpec((stage,))
+    net = ResidualNet(spec)
+    options = {"layers": layers.blocks}
+    compiled = torch.compile(
+        net, backend="ladderize", fullgraph=True, options={**options, "lowering": "eager"}
+    )
+    found = run_with_gradients(compiled, net, spec.make_args())
+    wanted = run_with_gradients(
+        lambda x: net.reference().run(x, chosen=chosen), net, spec.make_args()
+    )
+    assert_ladder_equal(found, wanted)
+
+
+def test_layers_of_an_unrolled_net_are_refused() -> None:
+    stage = StageSpec(((BlockSpec(),),) * 3, unrolled=True)
+    spec = NetSpec((stage,))
+    compiled = torch.compile(
+        ResidualNet(spec),
+        backend="ladderize",
+        options={"layers": "last:1", "lowering": "eager"},
+    )
+    with pytest.raises(LadderError, match="module list"):
+        compiled(*spec.make_args())
+
+
+# -- what must be refused rather than computed wrongly
+
+
+def refused_or_right(spec: NetSpec) -> None:
+    with contextlib.suppress(LadderError):
+        check(spec, Conversion("all", frozenset(range(spec.num_blocks))))
+
+
+@pytest.mark.parametrize("spelling", sorted(WRAPS_THE_SUM))
+def test_a_second_read_of_the_stream_behind_the_sum(spelling: str) -> None:
+    """`x = cast(x + a(x)); x = x + m(old x)`: block 1 reads what block 0 has read."""
+    two = BlockSpec((BranchSpec(), BranchSpec()), spelling=spelling, association="x+a, m")
+    refused_or_right(chain(two, two, two))
+
+
+@pytest.mark.parametrize("spelling", sorted(OVERWRITES_X))
+def test_an_input_that_the_stream_overwrites(spelling: str) -> None:
+    block = BlockSpec(spelling=spelling, norm="rms")
+    spec = dataclasses.replace(chain(block, block, block), entry="identity")
+    refused_or_right(spec)

@@ -1,0 +1,244 @@
+"""`options={"mesh": mesh}` on real gloo ranks: values, order, count, agreement, refusals."""
+
+import warnings
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from sharded import MODELS
+from torch.distributed.device_mesh import init_device_mesh
+
+from ladderize import LadderError, LadderWarning, agreement, compat
+from ladderize.emitted import Kind, find_disorder, find_races, order_string, read_events
+
+INDUCTOR = {"lowering": "inductor", "verify": "code"}
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def compiled(model, dynamic=None, **options):
+    return torch.compile(
+        model, backend="ladderize", fullgraph=True, dynamic=dynamic, options=options
+    )
+
+
+def ids(batch=2, length=6):
+    return torch.arange(batch * length).reshape(batch, length) % 60
+
+
+def forward(model, ids):
+    return model(input_ids=ids)[0]
+
+
+def difference(name, lowering, dynamic, options):
+    """Largest difference of the sharded ladder to the unsharded one, and to the standard net."""
+    model = MODELS[name](**options)
+    extra = INDUCTOR if lowering == "inductor" else {"lowering": lowering}
+    worst = 0.0
+    run = compiled(model, dynamic=dynamic, mesh=mesh(), **extra)
+    whole = compiled(model, lowering="eager")
+    with torch.no_grad():
+        for batch, length in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
+            expected = whole(input_ids=ids(batch, length))[0]
+            found = run(input_ids=ids(batch, length))[0]
+            worst = max(worst, (found - expected).abs().max().item())
+        standard = (forward(model, ids(batch, length)) - found).abs().max().item()
+    return worst, standard
+
+
+CASES = [
+    ("llama", {}),
+    ("llama", {"heads": 4, "kv": 2}),
+    ("llama", {"heads": 4, "kv": 1}),
+    ("gpt2", {}),
+    ("bert", {}),
+]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_two_ranks_equal_one(two_ranks, name, options, dynamic):
+    for worst, standard in two_ranks.run(difference, name, "aot_eager", dynamic, options):
+        assert worst <= 1e-4
+        assert standard > 1e-3  # it is a ladder, not the standard net
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_four_ranks_equal_one(four_ranks, name, options):
+    for worst, standard in four_ranks.run(difference, name, "eager", False, options):
+        assert worst <= 1e-4
+        assert standard > 1e-3
+
+
+def inductor_outcome(layers, staleness, grad):
+    """One Inductor compilation: errors of values and gradients, and the emitted programs."""
+    model = MODELS["llama"](layers=layers, kv=2)
+    weight = model.layers[1].mlp.down_proj.weight
+    norm = model.layers[0].input_layernorm.weight
+    whole = compiled(model, lowering="eager", staleness=staleness)
+    options = {"staleness": staleness, "mesh": mesh(), **INDUCTOR}
+    with torch.set_grad_enabled(grad):
+        expected = whole(input_ids=ids())[0]
+        with compat.emitted_sources() as sources:
+            found = compiled(model, **options)(input_ids=ids())[0]
+            errors = [(found - expected).abs().max().item()]
+            if grad:
+                ours = torch.autograd.grad(found.square().mean(), [weight, norm])
+        if grad:
+            theirs = torch.autograd.grad(expected.square().mean(), [weight, norm])
+            part = weight.shape[1] // dist.get_world_size()
+            mine = slice(dist.get_rank() * part, (dist.get_rank() + 1) * part)
+            errors.append((ours[0] - theirs[0])[:, mine].abs().max().item())
+            errors.append((ours[1] - theirs[1]).abs().max().item())
+    return errors, list(sources)
+
+
+def letters(source):
+    """The order of launches and waits: `l` and `w`, `c` for compute in between."""
+    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    return "".join(short.get(event.kind, "") for event in read_events(source).events)
+
+
+def test_inductor_hides_every_wait_but_the_last(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 1, False):
+        assert max(errors) <= 1e-4
+        (source,) = sources
+        assert letters(source) == "l" + "lw" * 5 + "w"
+        program = read_events(source)
+        assert not find_races(program)
+        assert not find_disorder(program)
+        assert "AR_0" in order_string(program)
+
+
+def test_inductor_hides_waits_in_the_backward_too(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 1, True):
+        assert max(errors) <= 1e-4
+        forward_source, backward_source = sources
+        assert letters(forward_source) == "l" + "lw" * 5 + "w"
+        order = letters(backward_source)
+        assert order.count("l") == order.count("w") == 6
+        assert "lwlw" in order
+        assert order.startswith("llw")
+        assert not find_disorder(read_events(backward_source))
+
+
+def test_staleness_two_hides_behind_two_blocks(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 2, False):
+        assert max(errors) <= 1e-4
+        assert letters(sources[0]) == "ll" + "lw" * 4 + "ww"
+
+
+def test_the_standard_net_waits_at_once(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 2, 0, False):
+        assert max(errors) <= 1e-4
+        assert letters(sources[0]) == "lw" * 4
+
+
+def without_control_deps():
+    compat.has_control_deps, kept = (lambda: False), compat.has_control_deps
+    try:
+        return inductor_outcome(3, 1, True)
+    finally:
+        compat.has_control_deps = kept
+
+
+def test_the_order_survives_without_control_deps(two_ranks):
+    for errors, sources in two_ranks.run(without_control_deps):
+        assert max(errors) <= 1e-4
+        assert "wait_add" in sources[0]
+        assert letters(sources[0]).startswith("llwlw") or "wait_add" in sources[0]
+
+
+def changed_weights():
+    model = MODELS["llama"]()
+    run = compiled(model, mesh=mesh(), lowering="eager")
+    whole = compiled(model, lowering="eager")
+    with torch.no_grad():
+        before = run(input_ids=ids())[0]
+        model.layers[0].mlp.up_proj.weight.mul_(3)
+        after, expected = run(input_ids=ids())[0], whole(input_ids=ids())[0]
+    return (after - before).abs().max().item(), (after - expected).abs().max().item()
+
+
+def test_weights_written_in_place_reach_the_local_parts(two_ranks):
+    for moved, error in two_ranks.run(changed_weights):
+        assert moved > 1e-3
+        assert error <= 1e-4
+
+
+def refusal(name, options, config):
+    model = MODELS[name](**options)
+    try:
+        with torch.no_grad():
+            compiled(model, mesh=mesh(), lowering="eager", **config)(input_ids=ids())
+    except LadderError as error:
+        return str(error)
+    return "no error"
+
+
+def test_heads_that_do_not_divide_are_all_listed(two_ranks):
+    for text in two_ranks.run(refusal, "llama", {"heads": 3, "kv": 3, "hidden_size": 24}, {}):
+        assert "cannot be sharded over 2 ranks" in text
+        assert text.count("3 heads") >= 2 or text.count("cannot be divided") >= 2
+        assert "layers.0.self_attn" in text
+        assert "layers.1.self_attn" in text
+        assert "modeling_llama.py:" in text
+
+
+def quiet_fallback():
+    model = MODELS["llama"](heads=3, kv=3, hidden_size=24)
+    run = compiled(model, mesh=mesh(), lowering="eager", strict=False)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        error = (run(input_ids=ids())[0] - forward(model, ids())).abs().max().item()
+    return error, sum(w.category is LadderWarning for w in caught)
+
+
+def test_not_strict_compiles_the_standard_net_on_every_rank(two_ranks):
+    assert two_ranks.run(quiet_fallback) == [(0.0, 1)] * 2
+
+
+def disagreement(differ):
+    layers = 2 + (differ and dist.get_rank())
+    return refusal("llama", {"layers": layers}, {"strict": False})
+
+
+def test_ranks_that_disagree_all_raise(two_ranks):
+    for text in two_ranks.run(disagreement, True, timeout=60):
+        assert "The ranks do not agree" in text
+        assert "rank 0: plan" in text
+        assert "4 of 4 blocks" in text
+        assert "6 of 6 blocks" in text
+    assert two_ranks.run(disagreement, False) == ["no error"] * 2
+
+
+def one_refuses():
+    heads = 4 if dist.get_rank() == 0 else 3
+    return refusal("llama", {"heads": heads, "kv": heads, "hidden_size": heads * 8}, {})
+
+
+def test_one_rank_that_refuses_stops_all(two_ranks):
+    for text in two_ranks.run(one_refuses, timeout=60):
+        assert "rank 1: refused" in text
+
+
+def one_is_absent():
+    agreement.TIMEOUT, kept = agreement.timedelta(seconds=2), agreement.TIMEOUT
+    try:
+        return refusal("llama", {}, {}) if dist.get_rank() == 0 else "absent"
+    finally:
+        agreement.TIMEOUT = kept
+        agreement._rounds.clear()
+        dist.barrier()
+
+
+def test_a_rank_that_never_compiles_is_an_error_not_a_hang():
+    from ranks import Ranks
+
+    with Ranks(2) as ranks:
+        text, _ = ranks.run(one_is_absent, timeout=60)
+    assert "rank 1: no answer within 2 s" in text
