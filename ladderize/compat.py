@@ -224,17 +224,25 @@ def default_store() -> Any:
 
 
 @contextmanager
-def emitted_sources() -> Iterator[list[str]]:
-    """A list that each Python wrapper which Inductor emits inside the `with` is added to.
+def watch_loaded_code(see: Callable[[types.ModuleType, str], None]) -> Iterator[None]:
+    """Call `see(module, path)` for each Python module that Inductor loads.
 
-    A compilation that Inductor's caches answer emits nothing.
+    All emitted code passes here, be it new, from the FX-graph cache, from the AOTAutograd cache or
+    from a compile worker. `GraphLowering.save_output_code` sees the first two, and the output of
+    `compile_fx_inner` is not asked for at all when the AOTAutograd cache hits.
     """
-    from torch._inductor.graph import GraphLowering
+    from torch._inductor.codecache import PyCodeCache
 
-    sources: list[str] = []
-    before = GraphLowering.save_output_code  # the hook behind torch's own run_and_get_code
-    GraphLowering.save_output_code = sources.append
+    original = PyCodeCache.__dict__["load_by_key_path"]
+    load = PyCodeCache.load_by_key_path
+
+    def load_and_see(key: str, path: str, *args: Any, **kwargs: Any) -> types.ModuleType:
+        module = load(key, path, *args, **kwargs)
+        see(module, path)
+        return module
+
+    setattr(PyCodeCache, "load_by_key_path", staticmethod(load_and_see))  # noqa: B010 mypy
     try:
-        yield sources
+        yield
     finally:
-        GraphLowering.save_output_code = before
+        setattr(PyCodeCache, "load_by_key_path", original)  # noqa: B010 mypy

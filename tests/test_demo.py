@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ladderize.demo.progress import DottedSteps, current_stage
+from ladderize.demo.progress import DottedSteps, begun_by_all
 from ladderize.demo.show import blocks_of, shown_blocks
 
 LADDERIZE = (sys.executable, "-c", "from ladderize.cli import main; main()")
@@ -30,14 +30,14 @@ def test_shows_map_error_and_order() -> None:
     assert done.returncode == 0, out + done.stderr
     assert out.rstrip().endswith("demo OK")
     steps = re.findall(r"^  (.+?) \.* ?\d+\.\d s$", out, re.MULTILINE)
-    assert len(steps) == 7, out  # every step was shown
+    assert len(steps) == 8, out  # every step was shown
 
     assert "Residual map: 4 blocks, 3 read one block earlier" in out
     reads = re.findall(r"│ +(\d) │ +(\d) │ (\S+) .*│ x\[(\d)\] +│ x\[(\d)\] +│", out)
     assert [row[0] + row[1] + row[3] + row[4] for row in reads] == ["0000", "1010", "2121", "3132"]
     assert reads[1][2] == "model.layers.0.mlp.down_proj"
 
-    error = re.search(r"written by hand, on one process:\n +(\S+)", out)
+    error = re.search(r"written by hand, one process:\n +(\S+)", out)
     assert error is not None and float(error[1]) <= 1e-4
     by_ladderize, by_hand = (column(out, number) for number in (1, 2))
     assert float(by_ladderize["largest error"].split()[0]) <= 1e-4
@@ -143,14 +143,14 @@ def test_a_hung_rank_says_where_and_exits(tmp_path: Path) -> None:
     assert "in stuck" in done.stderr
 
 
-def test_a_stage_is_that_of_the_slowest_rank(tmp_path: Path) -> None:
+def test_a_stage_shows_when_every_rank_has_begun_it(tmp_path: Path) -> None:
     stages = ("a", "b", "c")
     (tmp_path / "rank-0").write_text("a\nb\nc\n")
-    assert current_stage(tmp_path, 2, stages) is None
+    assert begun_by_all(tmp_path, 2, stages) == []
     (tmp_path / "rank-1").write_text("a\n")
-    assert current_stage(tmp_path, 2, stages) == "a"
-    (tmp_path / "rank-1").write_text("a\nb\n")
-    assert current_stage(tmp_path, 2, stages) == "b"
+    assert begun_by_all(tmp_path, 2, stages) == ["a"]
+    (tmp_path / "rank-1").write_text("a\nc\n")  # which has nothing to do in b
+    assert begun_by_all(tmp_path, 2, stages) == ["a", "c"]
 
 
 def test_a_long_step_shows_a_dot_a_second() -> None:

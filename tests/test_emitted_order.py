@@ -195,11 +195,6 @@ def test_order_string() -> None:
     assert order_string(program) == "mm AR_0 mm AR_1 W_0 k mm AR_2 W_1 W_2 k k"
     racy = read_events(call(FLIGHT.format("cpp_fused_silu_2(buf0)")))
     assert order_string(racy) == "mm AR_0 k! W_0"
-    gather = read_events(
-        call(
-            GATHER.format(
-                "all_gather_into_tensor.default(buf0, 2", "\n    ".join(["foo(arg0_1)"] * 5)
-            )
-        )
-    )
+    many = "\n    ".join(["foo(arg0_1)"] * 5)
+    gather = read_events(call(GATHER.format("all_gather_into_tensor.default(buf0, 2", many)))
     assert order_string(gather) == "mm AG_0 foo*5 W_AG_0"

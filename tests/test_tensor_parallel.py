@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize import LadderError, LadderWarning, agreement, compat
 from ladderize.emitted import Kind, find_disorder, find_races, order_string, read_events
+from ladderize.testing.emitted_code import record_emitted_code
 
 INDUCTOR = {"lowering": "inductor", "verify": "code"}
 
@@ -83,7 +84,7 @@ def inductor_outcome(layers, staleness, grad):
     options = {"staleness": staleness, "mesh": mesh(), **INDUCTOR}
     with torch.set_grad_enabled(grad):
         expected = whole(input_ids=ids())[0]
-        with compat.emitted_sources() as sources:
+        with record_emitted_code() as sources:
             found = compiled(model, **options)(input_ids=ids())[0]
             errors = [(found - expected).abs().max().item()]
             if grad:

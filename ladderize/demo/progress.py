@@ -36,16 +36,11 @@ class Reporter:
         faulthandler.cancel_dump_traceback_later()
 
 
-def current_stage(folder: Path, num_ranks: int, stages: Sequence[str]) -> str | None:
-    """The stage of the slowest rank; None until every rank has begun one."""
-    latest = []
-    for rank in range(num_ranks):
-        path = folder / f"rank-{rank}"
-        lines = path.read_text().splitlines() if path.exists() else []
-        if not lines or lines[-1] not in stages:  # not begun, or caught in the middle of a write
-            return None
-        latest.append(stages.index(lines[-1]))
-    return stages[min(latest)]
+def begun_by_all(folder: Path, num_ranks: int, stages: Sequence[str]) -> list[str]:
+    """The stages, in order, that every rank has begun."""
+    paths = [folder / f"rank-{rank}" for rank in range(num_ranks)]
+    begun = [path.read_text().splitlines() if path.exists() else [] for path in paths]
+    return [stage for stage in stages if all(stage in names for names in begun)]
 
 
 class Steps(Protocol):
@@ -61,16 +56,14 @@ def follow(
 ) -> Iterator[None]:
     """Show the stages of the ranks while the body runs. `stages` are in order, with their texts."""
     stop = threading.Event()
-    names = list(stages)
 
     def watch() -> None:
-        shown = 0
+        num_shown = 0
         while not stop.wait(interval):
-            name = current_stage(folder, num_ranks, names)
-            reached = 0 if name is None else names.index(name) + 1
-            for passed in names[shown:reached]:
-                steps.begin(stages[passed])
-            shown = max(shown, reached)
+            begun = begun_by_all(folder, num_ranks, list(stages))
+            for stage in begun[num_shown:]:
+                steps.begin(stages[stage])
+            num_shown = len(begun)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -34,7 +34,7 @@ def show_map(console: Console, rows: Sequence[BlockRow]) -> None:
     table = Table(title=f"Residual map: {len(rows)} blocks, {converted} read one block earlier")
     table.add_column("block", justify="right")
     table.add_column("layer", justify="right")
-    table.add_column("module that ends the branch")
+    table.add_column("module that ends the branch", overflow="fold")
     table.add_column("ops", justify="right")
     table.add_column("weights", justify="right")
     table.add_column("standard reads")
@@ -59,10 +59,10 @@ def show_error(console: Console, outcomes: Sequence[Outcome]) -> None:
     source = (
         "an eager ladder written by hand"
         if first.plain is not None
-        else "ladderize's own rewrite, unsharded, run op by op"
+        else "ladderize's rewrite, unsharded, in eager mode"
     )
     console.print(
-        f"Largest difference of the logits on {len(outcomes)} ranks to {source}, on one process:\n"
+        f"Largest difference of the logits on {len(outcomes)} ranks to {source}, one process:\n"
         f"  [bold]{ladder_error(outcomes):.1e}[/]   (the logits reach {first.scale:.1f})\n",
         highlight=False,
     )

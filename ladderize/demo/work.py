@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from ladderize.compat import emitted_sources
 from ladderize.demo.progress import Reporter
 from ladderize.demo.survey import BlockRow, Spy
 from ladderize.emitted import find_disorder, find_races, order_string, read_events
 from ladderize.errors import LadderError
+from ladderize.testing.emitted_code import record_emitted_code
 
 NUM_RUNS = 5  # a race does not show every time
 
@@ -27,6 +27,7 @@ STAGES = {
     "survey": "find the residual stream",
     "ladderize": 'torch.compile(model, backend="ladderize")',
     "plain": "torch.compile(the same ladder written by hand)",
+    "end": "stop the ranks",
 }
 
 
@@ -86,8 +87,9 @@ def work(hf: str | None, num_layers: int | None, folder: str) -> Outcome | Refus
         # Built anew: Dynamo appends advice on its own debugging to what passes through it.
         return Refusal(str(LadderError(error.summary, error.blockers, error.cure)))
     finally:
-        reporter.done()
+        reporter.stage("end")
         dist.destroy_process_group()
+        reporter.done()
 
 
 def _compare(hf: str | None, num_layers: int | None, reporter: Reporter) -> Outcome:
@@ -113,9 +115,9 @@ def _compare(hf: str | None, num_layers: int | None, reporter: Reporter) -> Outc
     compiled = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
     ladder = _observe(lambda: models.logits_of(compiled, input_ids), expected)
 
-    reporter.stage("plain")
     plain = None
     if is_llama:
+        reporter.stage("plain")
         local = handwritten.shard(model, dist.get_rank(), dist.get_world_size())
         by_hand = torch.compile(handwritten.sharded_ladder_logits, fullgraph=True)
         group_name = mesh.get_group().group_name
@@ -132,7 +134,7 @@ def _compare(hf: str | None, num_layers: int | None, reporter: Reporter) -> Outc
 
 
 def _observe(run: Callable[[], Tensor], expected: Tensor) -> Compiled:
-    with emitted_sources() as sources:
+    with record_emitted_code() as sources:
         outputs = [run()]
     outputs += [run() for _ in range(NUM_RUNS - 1)]
     program = read_events(sources[0])
