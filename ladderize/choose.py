@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from ladderize.block import Stream
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.stream import Stream
 
 
 def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:

@@ -6,7 +6,7 @@ Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -208,6 +208,14 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+
+
+def python_dispatcher() -> AbstractContextManager[None]:
+    """The dispatcher whose Python kernels take symbolic sizes (up to 2.11 aten.linear needs it)."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    manager: AbstractContextManager[None] = enable_python_dispatcher()
+    return manager
 
 
 # ---- distributed -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.aten import to_aten
+from ladderize.block import Stream
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
@@ -26,7 +27,7 @@ from ladderize.passes.shard import ShardBranches
 from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
 from ladderize.runner import Invariant, Log, run_analysis, run_pass
-from ladderize.stream import Stream, find_streams
+from ladderize.stream import find_streams
 
 
 @dataclass(frozen=True)

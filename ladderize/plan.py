@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ladderize.block import Block
 from ladderize.errors import Blocker
 from ladderize.placement import Placement, Shard
 from ladderize.propagate import Ban, Propagation
-from ladderize.stream import Block
 from ladderize.visit import Selection, Visit, is_tensor, packet
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from ladderize.block import Block
 from ladderize.errors import LadderError, describe_origin
 from ladderize.placement import Placement, Replicate
 from ladderize.sharding_rules import apply_rule
-from ladderize.stream import Block
 from ladderize.visit import Illegal, NeedsCuts, NeedsReduction, Value, Values, Visit
 
 REPLICATE = Replicate()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import sympy
 from torch.fx import GraphModule, Node
 
+from ladderize.block import Block, Stream
 from ladderize.errors import Blocker, LadderError
-from ladderize.stream import Block, Stream
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ and the user's `layers=`. Words as in DESIGN: stream, block, branch, anchor, seg
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
+from ladderize.block import Block, Stream
+from ladderize.chains import longest_chains
 from ladderize.errors import Blocker, module_path
 from ladderize.layers import layer_indices
 from ladderize.ops import Kind
@@ -21,52 +22,6 @@ from ladderize.ops import Kind
 # How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
 # normalisation written out in single ops (8 of them in transformers' RMSNorm) fit.
 MAX_SKIP_STEPS = 12
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One residual add with its branch, `x[i+1] = T(x[i] + h(anchor))`.
-
-    Attributes:
-        index: place in its stream, from 0.
-        anchor: the stream value that the branch reads in the standard net.
-        skip: the operand of the sum that carries the stream past the branch.
-        branch: the nodes of `h` in graph order, from the reads of the anchor to `outputs`.
-        outputs: the operands of the sum that the branch produced (two in a parallel block).
-        add: the node whose value is the sum of `skip` and `outputs`.
-        partial_sums: the adds on the way to `add` when there are more than two operands.
-        segment: number of the run of equal-shaped anchors that the block belongs to.
-        layer: index in the module list that holds the block, None when it is in none.
-        module: path of the module that performs the add, "" when unknown.
-    """
-
-    index: int
-    anchor: Node
-    skip: Node
-    branch: tuple[Node, ...]
-    outputs: tuple[Node, ...]
-    add: Node
-    partial_sums: tuple[Node, ...] = ()
-    segment: int = 0
-    layer: int | None = None
-    module: str = ""
-
-    @cached_property
-    def members(self) -> frozenset[Node]:
-        return frozenset(self.branch)
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A chain of blocks, each reading what the one before it wrote.
-
-    Attributes:
-        blocks: in graph order.
-        blockers: why this chain must not be rewritten; empty for a ladder candidate.
-    """
-
-    blocks: tuple[Block, ...]
-    blockers: tuple[Blocker, ...] = ()
 
 
 def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stream, ...]:
@@ -92,7 +47,7 @@ class _Finder:
         candidates = self._without_groups(self._find_candidates())
         by_add = {block.add: block for block in candidates}
         parent = {block: self._find_writer(block.anchor, by_add) for block in candidates}
-        chains = _longest_chains(candidates, parent, self.position)
+        chains = longest_chains(candidates, parent, self.position)
         return tuple(
             Stream(blocks, self._find_blockers(blocks, by_add))
             for blocks in map(self._number, chains)
@@ -315,50 +270,3 @@ class _Finder:
                 segment += 1
             numbered.append(replace(block, index=index, layer=layer, segment=segment))
         return tuple(numbered)
-
-
-# -- longest chains, nesting
-
-
-def _longest_chains(
-    blocks: Sequence[Block],
-    parent: Mapping[Block, Block | None],
-    position: Mapping[Node, int],
-) -> list[tuple[Block, ...]]:
-    """Chains of linked blocks, longest first, without those nested in a longer one's branches."""
-    free = list(blocks)
-    accepted: list[tuple[Block, ...]] = []
-    while free:
-        chain = _longest_chain(free, parent)
-        free = [block for block in free if block not in chain]
-        if not _is_nested(chain, accepted):
-            accepted.append(chain)
-    return sorted(accepted, key=lambda chain: position[chain[0].add])
-
-
-def _longest_chain(
-    free: Sequence[Block], parent: Mapping[Block, Block | None]
-) -> tuple[Block, ...]:
-    depth: dict[Block, int] = {}
-    for block in free:  # in graph order: a parent comes before its children
-        before = parent[block]
-        depth[block] = depth.get(before, 0) + 1 if before is not None else 1
-    # Of equally long chains the outermost: its last branch is the largest.
-    last: Block | None = max(free, key=lambda block: (depth[block], len(block.branch)))
-    chain = []
-    while last is not None and last in depth:
-        chain.append(last)
-        last = parent[last]
-    return tuple(reversed(chain))
-
-
-def _is_nested(chain: Sequence[Block], accepted: Sequence[Sequence[Block]]) -> bool:
-    adds = {block.add for block in chain}
-    for other in accepted:
-        for block in other:
-            if adds & block.members:
-                return True
-        for block in chain:
-            if any(theirs.add in block.members for theirs in other):
-                return True
-    return False

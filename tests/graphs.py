@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from ladderize.block import Stream
 from ladderize.dynamo import parameter_names
 from ladderize.passes.functionalize import Functionalize
-from ladderize.stream import Stream, find_streams
+from ladderize.stream import find_streams
 
 
 def capture(

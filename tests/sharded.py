@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch.fx import GraphModule
 
 from ladderize.aten import to_aten
+from ladderize.block import Block
 from ladderize.dynamo import parameter_names
 from ladderize.passes.shard import ShardBranches
 from ladderize.placement import Replicate, take_local
 from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.runner import Log, run_pass
-from ladderize.stream import Block, find_streams
+from ladderize.stream import find_streams
 
 GROUP = "group"
 

@@ -102,6 +102,17 @@ def test_missing_configuration_is_refused(tmp_path: Path) -> None:
     assert "Traceback" in ladderize(*args, "--debug").stderr
 
 
+def test_missing_transformers_is_named() -> None:
+    script = "import sys; sys.modules['transformers'] = None; " + LADDERIZE[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "demo"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "ladderize demo: the demo needs transformers: pip install 'ladderize[demo]'"
+    ]
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the rank in /proc")
 def test_a_killed_rank_ends_the_demo() -> None:
     running = subprocess.Popen(

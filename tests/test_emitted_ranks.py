@@ -122,17 +122,12 @@ def test_code_from_the_caches_is_recorded(seen: See, two_ranks: Ranks) -> None:
     again = two_ranks.run(compile_and_run_from_cache)
     for first, (second, num_hits) in zip(before, again, strict=True):
         assert second.sources == first.sources
-        assert num_hits == 2
+        assert num_hits == 2  # AOTAutograd's own cache passes by autograd functions
 
 
 def compile_and_run_from_cache() -> tuple[Seen, int]:
     from torch._dynamo.utils import counters
 
     counters.clear()
-    print(counters)
     seen = compile_and_run(sharded_ladder, True)
-    hits = counters["inductor"]["fxgraph_cache_hit"]
-    print("HITS", hits, dict(counters["aot_autograd"]))
-    if counters["aot_autograd"]["autograd_cache_hit"]:
-        hits = 2  # the forward and the backward at once
-    return seen, hits
+    return seen, counters["inductor"]["fxgraph_cache_hit"]

@@ -7,12 +7,12 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
+from ladderize.block import Block
 from ladderize.config import LadderConfig
 from ladderize.dynamo import parameter_names
 from ladderize.errors import module_path
 from ladderize.passes.reroute import stale_sources
 from ladderize.pipeline import ladder
-from ladderize.stream import Block
 
 
 @dataclass(frozen=True)

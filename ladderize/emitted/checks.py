@@ -65,7 +65,6 @@ def _pair(program: Program) -> tuple[tuple[Flight, ...], list[Finding]]:
             again = launched.keys() & event.pending  # the first flight ends here, as a race
             flights.extend(Flight(storage, launched[storage], index + 1) for storage in again)
             launched.update(dict.fromkeys(event.pending, index))
-            waited -= event.pending
         if event.kind is not Kind.WAIT:
             continue
         if not event.pending:
@@ -94,9 +93,7 @@ def find_races(program: Program) -> tuple[Finding, ...]:
         operands = launch.reads - launch.pending if launch else NOTHING
         since = f"launched at line {launch.line}" if launch else "launched outside of this graph"
         for event in program.events[flight.launch + 1 : flight.wait]:
-            if flight.storage in event.touches | (
-                event.pending if event is not launch else NOTHING
-            ):
+            if flight.storage in event.touches:
                 what = f"{event.kind.value} of {flight.storage}, in flight ({since})"
                 findings.append(Finding(what, event))
             findings.extend(

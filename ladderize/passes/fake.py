@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -50,7 +49,7 @@ def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
         key = (node.target, signature(args), signature(kwargs))
         if key not in known:
             # Up to 2.11 aten.linear asks for concrete sizes without the Python dispatcher.
-            with mode, torch.no_grad(), enable_python_dispatcher():
+            with mode, torch.no_grad(), compat.python_dispatcher():
                 known[key] = node.target(*args, **kwargs)
         value = known[key]
         if node in stale or signature(value) != signature(node.meta.get("val")):

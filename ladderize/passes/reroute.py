@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.passes import PassResult
-from ladderize.stream import Block, Stream
+from ladderize.block import Block, Stream
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""What the analysis finds: blocks, and the streams they make.
+
+x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch.fx import Node
+
+from ladderize.errors import Blocker
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One residual add with its branch, `x[i+1] = T(x[i] + h(anchor))`.
+
+    Attributes:
+        index: place in its stream, from 0.
+        anchor: the stream value that the branch reads in the standard net.
+        skip: the operand of the sum that carries the stream past the branch.
+        branch: the nodes of `h` in graph order, from the reads of the anchor to `outputs`.
+        outputs: the operands of the sum that the branch produced (two in a parallel block).
+        add: the node whose value is the sum of `skip` and `outputs`.
+        partial_sums: the adds on the way to `add` when there are more than two operands.
+        segment: number of the run of equal-shaped anchors that the block belongs to.
+        layer: index in the module list that holds the block, None when it is in none.
+        module: path of the module that performs the add, "" when unknown.
+    """
+
+    index: int
+    anchor: Node
+    skip: Node
+    branch: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    add: Node
+    partial_sums: tuple[Node, ...] = ()
+    segment: int = 0
+    layer: int | None = None
+    module: str = ""
+
+    @cached_property
+    def members(self) -> frozenset[Node]:
+        return frozenset(self.branch)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A chain of blocks, each reading what the one before it wrote.
+
+    Attributes:
+        blocks: in graph order.
+        blockers: why this chain must not be rewritten; empty for a ladder candidate.
+    """
+
+    blocks: tuple[Block, ...]
+    blockers: tuple[Blocker, ...] = ()
