@@ -5,8 +5,20 @@
 `import ladderize` is not needed for that line; torch finds the backend by its entry point.
 """
 
-from ladderize.config import LadderConfig
-from ladderize.errors import LadderError, LadderWarning
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ladderize.config import LadderConfig
+    from ladderize.errors import LadderError, LadderWarning
 
 __all__ = ["LadderConfig", "LadderError", "LadderWarning", "__version__"]
 __version__ = "0.1.0"
+
+_HOMES = {"LadderConfig": "config", "LadderError": "errors", "LadderWarning": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:  # nothing here needs torch before it is asked for
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"ladderize.{_HOMES[name]}"), name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +19,21 @@ from ladderize.testing.branches import BranchSpec
 from ladderize.testing.nets import NetSpec, ResidualNet, StageSpec
 from ladderize.testing.strategies import Conversion, blocks, conversions, nets
 
+PHASES = [Phase.generate, Phase.shrink] if "SHRINK" in os.environ else [Phase.generate]
+
 
 def examples(count: int) -> Callable[..., Any]:
-    """`count` examples, the same in every run; a failing one is shrunk and printed."""
+    """`count` examples, the same in every run; a failing one is printed.
+
+    With SHRINK=1 in the environment it is made as small as it can be first: minutes of compiling.
+    """
     return settings(
         max_examples=count,
         derandomize=True,
         database=None,
         deadline=None,
         print_blob=True,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        phases=PHASES,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
