@@ -178,15 +178,22 @@ class _Finder:
     # -- 3. the block that wrote what a block reads
 
     def _find_writer(self, value: Node, by_add: Mapping[Node, Block]) -> Block | None:
-        """The block whose add is nearest behind `value`, with only cheap steps in between."""
+        """The block whose add is nearest behind `value`, with only cheap steps in between.
+
+        None as well when what is added on the way was mixed from the stream: `x1 + m(x0)` is then
+        neither a block nor a `T`, and breaks the link.
+        """
         seen: set[Node] = set()
+        mixed: list[Node] = []
         frontier = {value}
         while frontier:
             node = max(frontier, key=self.position.__getitem__)
             frontier.remove(node)
             if node in by_add:
-                return by_add[node]
+                return None if self._reads(mixed, by_add[node].anchor) else by_add[node]
             seen.add(node)
+            if ops.kind(node) is Kind.MIX:
+                mixed.append(node)
             if ops.kind(node) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
                 frontier.update(
                     source
@@ -196,6 +203,10 @@ class _Finder:
                     and self._same_size(source, value)
                 )
         return None
+
+    def _reads(self, nodes: Sequence[Node], value: Node) -> bool:
+        start = self.position[value] - 1
+        return value in self._ancestors(nodes, start)
 
     # -- 4. skips around whole runs of blocks (group skips, re-injection of x0) are no blocks
 

@@ -12,6 +12,7 @@ from ladderize.emitted import Kind, find_races, foreign_waits, read_events
         ("compute", "cpp_fused_add_0(arg0_1, buf0, buf1)"),
         ("compute", "cpp_fused_add_0(arg0_1, arg1_1, buf0)"),
         ("compute", "cpp_fused_silu_2(buf0)"),
+        ("compute", "cpp_fused_silu_2(arg0_1, workspace=buf0)"),
         ("compute", "extern_kernels.mm(buf0, arg1_1, out=buf1)"),
         ("compute", "extern_kernels.mm(arg0_1, arg1_1, out=buf0)"),
         (

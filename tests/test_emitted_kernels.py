@@ -90,13 +90,32 @@ def test_reductions_aliases_and_variables_used_twice() -> None:
     [
         ("auto tmp0 = in_ptr0[0L]; out_ptr0[0L] = tmp0;", {"in_ptr0"}),
         ("auto tmp0 = in_ptr0[0L]; tmp0 = tmp0 + in_ptr1[0L]; out_ptr0[0L] = tmp0;", "both"),
-        ("float tmp0 = 0; tmp0 += in_ptr1[0L]; out_ptr0[0L] = tmp0;", {"in_ptr1"}),
+        ("float tmp0 = in_ptr0[0L]; tmp0 += in_ptr1[0L]; out_ptr0[0L] = tmp0;", "both"),
         ("auto tmp0 = in_ptr0[0L]; auto tmp1 = in_ptr1[tmp0]; out_ptr0[0L] = tmp1;", "both"),
         ("auto tmp0 = in_ptr0[0L]; out_ptr0[tmp0] = in_ptr1[0L];", "both"),
         (
             "auto tmp0 = [&] { auto tmp1 = in_ptr1[0L]; return tmp1; } ;"
             "auto tmp2 = x0 < 3L ? tmp0() : static_cast<float>(0.0); out_ptr0[0L] = tmp2;",
             {"in_ptr1"},
+        ),
+        (  # what the outer lambda returns is not the inner one's
+            "auto tmp0 = [&] { auto tmp1 = [&] { return in_ptr0[0L]; } ; return in_ptr1[0L]; } ;"
+            "out_ptr0[0L] = tmp0();",
+            {"in_ptr1"},
+        ),
+        (
+            "auto tmp0 = each([&](int64_t i) { return in_ptr1[i]; } , in_ptr0[0L]);"
+            "out_ptr0[0L] = tmp0;",
+            "both",
+        ),
+        ("out_ptr0[0L] = each([&](int64_t i) { return in_ptr1[i]; } , in_ptr0[0L]);", "both"),
+        (
+            "auto tmp0 = [&] { auto i = 1L; { return in_ptr1[i]; } } ; out_ptr0[0L] = tmp0();",
+            {"in_ptr1"},
+        ),
+        (
+            "float tmp0 = in_ptr0[0L]; if(ks0) { tmp0 = in_ptr1[0L]; } out_ptr0[0L] = tmp0;",
+            "both",
         ),
         (
             "auto tmp0 = in_ptr0[0L]; atomic_add(&out_ptr0[0L], tmp0);",
@@ -114,7 +133,7 @@ def test_reductions_aliases_and_variables_used_twice() -> None:
             {"in_ptr1"},
         ),
         ("auto tmp0 = in_ptr0[0L]; if(tmp0 >= 3L) { } out_ptr0[0L] = in_ptr1[0L];", {"in_ptr1"}),
-        ("out_ptr0[0L] = in_ptr0[0L]; // in_ptr1", {"in_ptr0"}),
+        ("out_ptr0[0L] = in_ptr0[0L]; // out_ptr0[0L] = in_ptr1[0L];", {"in_ptr0"}),
     ],
 )
 def test_cpp_statements(body: str, expected: set[str] | str) -> None:

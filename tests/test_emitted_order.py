@@ -109,7 +109,29 @@ def test_reused_memory_does_not_carry_a_dependency() -> None:
         return (buf1, )
     """
     assert len(disorder(body.format("extern_kernels.mm(arg0_1, arg1_1, out=buf1)"))) == 1
+    assert len(disorder(body.format("buf1.copy_(arg0_1)"))) == 1
+    assert len(disorder(body.format("aten.copy_(buf1, arg0_1)"))) == 1
     assert disorder(body.format("cpp_fused_silu_2(buf1)")) == []
+
+
+def test_writing_a_part_keeps_the_rest() -> None:
+    """A concatenation: each operand is written to a view of the result."""
+    body = """
+        buf0 = NEW
+        AR(buf0)
+        WAIT(buf0)
+        buf1 = NEW
+        buf2 = {}
+        buf3 = reinterpret_tensor(buf2, (4, 4), (8, 1), 0)  # alias
+        buf4 = reinterpret_tensor(buf2, (4, 4), (8, 1), 4)  # alias
+        cpp_fused_add_0(buf0, arg1_1, buf3)
+        cpp_fused_add_0(arg0_1, arg1_1, buf4)
+        AR(buf2)
+        WAIT(buf2)
+        return (buf2, )
+    """
+    assert disorder(body.format("NEW")) == []
+    assert disorder(body.format("buf1; del buf1  # reuse")) == []
 
 
 def test_a_wait_may_not_pass_other_collectives_that_need_it() -> None:
@@ -139,6 +161,34 @@ def test_kinds_and_groups_are_apart() -> None:
     """
     assert disorder(body) == []
     assert len(disorder(body.replace("'2'", "'1'"))) == 1
+
+
+def test_adjacent_waits_of_one_launch_or_of_two_groups_are_in_order() -> None:
+    body = """
+        buf0 = NEW
+        buf1 = NEW
+        buf2 = NEW
+        torch.ops._c10d_functional.{}
+        torch.ops._c10d_functional.{}
+        WAIT(buf0)
+        WAIT(buf1)
+        extern_kernels.mm(buf0, arg1_1, out=buf2)
+        {}
+        WAIT(buf2)
+        return (buf0, buf1, buf2)
+    """
+    groups = [f"all_reduce_.default(buf{i}, 'sum', '{i + 1}')" for i in range(2)]
+    third = f"torch.ops._c10d_functional.{groups[0].replace('buf0', 'buf2')}"
+    assert disorder(body.format(*groups, third)) == []
+    assert len(disorder(body.format(*groups, third).replace("'2'", "'1'"))) == 1
+    coalesced = "all_reduce_coalesced_.default([{}], 'sum', '0')"
+    two = (coalesced.format("arg0_1"), coalesced.format("buf0, buf1"))
+    third = f"torch.ops._c10d_functional.{coalesced.format('buf2')}\n        WAIT(arg0_1)"
+    assert disorder(body.format(*two, third)) == []
+    early = body.format(*two, third).replace("mm(buf0", "mm(arg1_1")
+    assert len(disorder(early)) == 1
+    (text,) = disorder(early.replace("WAIT(buf1)", "").replace("WAIT(buf2)", "WAIT(buf1)"))
+    assert text.endswith("wait_tensor.default(buf0)")  # the first wait waits for both
 
 
 def test_adjacent_waits_of_a_deeper_schedule() -> None:

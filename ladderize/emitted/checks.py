@@ -105,25 +105,33 @@ def find_races(program: Program) -> tuple[Finding, ...]:
 
 
 def find_disorder(program: Program) -> tuple[Finding, ...]:
-    """Every wait that could come after another launch and does not, so that it is exposed."""
-    needs = _waits_needed(program)
-    waits = _waits_of(program)
-    findings = {}
+    """Every wait that could come after another launch and does not, so that it is exposed.
+
+    Of several waits for one coalesced launch the first one counts: it waits for all.
+    """
+    needs = _launches_needed(program)
+    wait_of = _first_waits(program)
+    findings: dict[int, Finding] = {}
+
+    def report(launch: int, last: int, what: str) -> None:
+        wait = wait_of[launch]
+        needed = any(launch in needs[later] for later in needs if wait < later <= last)
+        if not needed and wait not in findings:
+            findings[wait] = Finding(what, program.events[wait])
+
     for launch, following in _following_launches(program):
-        for wait in waits.get(launch, ()):
-            if wait < following and not _needed(wait, following, needs):
-                what = f"wait before the next launch (line {program.events[following].line})"
-                findings[wait] = Finding(what, program.events[wait])
-    for first, second, following in _adjacent_waits(program):
-        for wait in (first, second):
-            if wait not in findings and not _needed(wait, following, needs):
-                what = "two waits with no launch between them, and one could be later"
-                findings[wait] = Finding(what, program.events[wait])
+        if launch in wait_of and wait_of[launch] < following:
+            line = program.events[following].line
+            report(launch, following, f"wait before the next launch (line {line})")
+    for launches, following in _waited_for_together(program, wait_of):
+        for launch in launches:
+            report(launch, following, "two waits with no launch between them; one could be later")
     return tuple(findings[index] for index in sorted(findings))
 
 
-def _waits_needed(program: Program) -> dict[int, frozenset[int]]:
-    """The waits that each launch's operands are computed from."""
+def _launches_needed(program: Program) -> dict[int, frozenset[int]]:
+    """For each launch, those whose results, once waited for, its operands are computed from."""
+    launch_of = {(flight.storage, flight.wait): flight.launch for flight in find_flights(program)}
     content: dict[Storage, frozenset[int]] = {}
     needs = {}
     for index, event in enumerate(program.events):
@@ -131,27 +139,20 @@ def _waits_needed(program: Program) -> dict[int, frozenset[int]]:
             needs[index] = _from(event.reads, content)
         content.update({s: _from(sources, content) for s, sources in event.writes.items()})
         if event.kind is Kind.WAIT:
-            content.update({s: _from({s}, content) | {index} for s in event.pending})
+            content.update({s: frozenset({launch_of.get((s, index), -1)}) for s in event.pending})
     return needs
 
 
-def _from(
-    sources: Storages | set[Storage], content: dict[Storage, frozenset[int]]
-) -> frozenset[int]:
+def _from(sources: Storages, content: dict[Storage, frozenset[int]]) -> frozenset[int]:
     return frozenset().union(*(content.get(source, frozenset()) for source in sources))
 
 
-def _waits_of(program: Program) -> dict[int, tuple[int, ...]]:
-    waits: dict[int, tuple[int, ...]] = {}
+def _first_waits(program: Program) -> dict[int, int]:
+    waits: dict[int, int] = {}
     for flight in find_flights(program):
-        if flight.wait < len(program.events) and flight.wait not in waits.get(flight.launch, ()):
-            waits[flight.launch] = (*waits.get(flight.launch, ()), flight.wait)
+        if flight.launch >= 0:
+            waits[flight.launch] = min(flight.wait, waits.get(flight.launch, flight.wait))
     return waits
-
-
-def _needed(wait: int, last: int, needs: dict[int, frozenset[int]]) -> bool:
-    """Whether a launch after `wait`, up to the launch `last`, is computed from its value."""
-    return any(wait in needed for launch, needed in needs.items() if wait < launch <= last)
 
 
 def _following_launches(program: Program) -> Iterator[tuple[int, int]]:
@@ -164,26 +165,20 @@ def _following_launches(program: Program) -> Iterator[tuple[int, int]]:
         yield from pairwise(launches)
 
 
-def _adjacent_waits(program: Program) -> Iterator[tuple[int, int, int]]:
-    """Two waits for different launches of one channel with none between; the next launch of it."""
-    launch_of = {wait: launch for launch, waits in _waits_of(program).items() for wait in waits}
-    steps = [
-        index
-        for index, event in enumerate(program.events)
-        if event.kind is Kind.LAUNCH or launch_of.get(index, -1) >= 0
-    ]
-    for position, (first, second) in enumerate(pairwise(steps)):
+def _waited_for_together(
+    program: Program, wait_of: dict[int, int]
+) -> Iterator[tuple[tuple[int, int], int]]:
+    """Two launches of one channel whose waits have no launch between; and its next launch."""
+    launch_of = {wait: launch for launch, wait in wait_of.items()}
+    launches = [i for i, event in enumerate(program.events) if event.kind is Kind.LAUNCH]
+    for first, second in pairwise(sorted({*launches, *launch_of})):
         if first not in launch_of or second not in launch_of:
             continue
-        channel = program.events[launch_of[first]].channel
-        same_channel = channel == program.events[launch_of[second]].channel
-        later = [
-            step
-            for step in steps[position + 2 :]
-            if step not in launch_of and program.events[step].channel == channel
-        ]
-        if launch_of[first] != launch_of[second] and same_channel and later:
-            yield first, second, later[0]
+        pair = launch_of[first], launch_of[second]
+        channels = {program.events[launch].channel for launch in pair}
+        later = [i for i in launches if i > second and {program.events[i].channel} == channels]
+        if later:
+            yield pair, later[0]
 
 
 def check_emitted(source: str) -> None:

@@ -32,8 +32,6 @@ _STORE = re.compile(
     re.DOTALL,
 )
 _ARRAY = re.compile(r"[\w\s:<>,()]*\s(?P<name>\w+)\[[^\]]*\]$")
-_LAMBDA = re.compile(r"auto\s+(?P<name>\w+)\s*=\s*\[&\]")
-_PURE_LAMBDA = re.compile(r"\[\]\([^{;]*\)\s*\{[^{}]*\}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,6 @@ def _triton_statements(body: str) -> Iterator[str]:
 def _cpp_statements(body: str) -> Iterator[str]:
     """Statements, with each brace as a statement of its own."""
     code = re.sub(r"^\s*#.*$|//.*$", "", body, flags=re.MULTILINE)
-    code = _PURE_LAMBDA.sub("", code)
     for piece in re.split(r"([;{}])", code):
         if (statement := piece.strip()) and statement != ";":
             yield statement
@@ -126,11 +123,13 @@ class _Reader:
             self.scopes.append(self.opening)
             self.opening = ""
         elif statement == "}":
-            del self.scopes[-1:]
-        elif match := _LAMBDA.match(statement):
-            self.opening = match["name"]
-            self.values[self.opening] = set()
-        elif statement.startswith("return "):
+            self.last_target = (self.scopes.pop() if self.scopes else "") or self.last_target
+        else:
+            self._read_plain(statement)
+            self.opening = self.last_target if "[&]" in statement or "[]" in statement else ""
+
+    def _read_plain(self, statement: str) -> None:
+        if statement.startswith("return "):
             self._add(next(filter(None, reversed(self.scopes)), ""), statement)
         elif statement[0] in ",)":  # the rest of a statement that a brace cut
             self._add(self.last_target, statement)
@@ -176,6 +175,7 @@ class _Reader:
     def _store(self, name: str, value: str) -> None:
         pointer = self._resolve(name)
         added = self._values_in(value)
+        self.last_target = pointer
         self.stored.add(pointer)
         self.values.setdefault(pointer, set()).update(added)
 
