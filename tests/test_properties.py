@@ -138,6 +138,58 @@ def test_staleness_never_crosses_a_change_of_shape(transition: str, staleness: i
     check(spec, Conversion("all", frozenset(range(9)), staleness))
 
 
+class Groups(torch.nn.Module):
+    """`x = r + scale * blocks(r)` around two blocks, twice: the outer sum is a `T`, no block."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.layers = torch.nn.ModuleList([Mlp(8) for _ in range(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in (self.layers[:2], self.layers[2:]):
+            entry = x
+            x = x + first(x)
+            x = x + second(x)
+            x = entry + (x if self.scale == 1 else self.scale * x)
+        return x
+
+    def reference(self) -> ReferenceNet:
+        entries: list[Tensor] = []
+
+        def enter(x: Tensor) -> Tensor:
+            entries.append(x)
+            return x
+
+        def leave(x: Tensor) -> Tensor:
+            return entries[-1] + self.scale * x
+
+        pairs = (
+            (ReferenceBlock(first, before=enter), ReferenceBlock(second, after=leave))
+            for first, second in (self.layers[:2], self.layers[2:])
+        )
+        return ReferenceNet([block for pair in pairs for block in pair])
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        0.9,
+        pytest.param(
+            1.0,
+            marks=pytest.mark.xfail(
+                raises=LadderError, strict=True, reason="flattening swallows the last inner block"
+            ),
+        ),
+    ],
+)
+def test_a_skip_around_blocks_is_no_block(scale: float, staleness: int) -> None:
+    torch.manual_seed(0)
+    net = Groups(scale)
+    check_model(net, net.reference(), (torch.randn(2, 8),), staleness=staleness)
+
+
 # -- layers
 
 
