@@ -166,7 +166,8 @@ class _Finder:
             node = stack.pop()
             if node not in seen and self.position[node] > start:
                 seen.add(node)
-                stack.extend(node.all_input_nodes)
+                # Not through sizes: `h.reshape(-1, x.shape[-1])` does not read the stream.
+                stack.extend(s for s in node.all_input_nodes if s not in self.static)
         return seen
 
     def _same_size(self, a: Node, b: Node) -> bool:

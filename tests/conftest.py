@@ -1,3 +1,5 @@
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -5,6 +7,8 @@ import torch
 from checked import check_all_emitted_code
 from ranks import Ranks
 
+# A cache of this run's own: a run killed while it wrote leaves a broken library behind.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="ladderize-tests-")
 check_all_emitted_code()
 
 
