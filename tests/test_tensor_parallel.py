@@ -9,7 +9,7 @@ import torch.distributed as dist
 from sharded import MODELS
 from torch.distributed.device_mesh import init_device_mesh
 
-from ladderize import LadderError, LadderWarning, agreement, compat
+from ladderize import LadderError, LadderWarning, agreement
 from ladderize.emitted import Kind, find_disorder, find_races, order_string, read_events
 from ladderize.testing.emitted_code import record_emitted_code
 
@@ -137,21 +137,6 @@ def test_the_standard_net_waits_at_once(two_ranks):
     for errors, sources in two_ranks.run(inductor_outcome, 2, 0, False):
         assert max(errors) <= 1e-4
         assert letters(sources[0]) == "lw" * 4
-
-
-def without_control_deps():
-    compat.has_control_deps, kept = (lambda: False), compat.has_control_deps
-    try:
-        return inductor_outcome(3, 1, True)
-    finally:
-        compat.has_control_deps = kept
-
-
-def test_the_order_survives_without_control_deps(two_ranks):
-    for errors, sources in two_ranks.run(without_control_deps):
-        assert max(errors) <= 1e-4
-        assert "wait_add" in sources[0]
-        assert letters(sources[0]).startswith("llwlw") or "wait_add" in sources[0]
 
 
 def changed_weights():

@@ -48,7 +48,7 @@ def _(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
 class PinOrder:
     """Expects the order that `DeferWaits` leaves behind."""
 
-    use_control_deps: bool = field(default_factory=compat.has_control_deps)
+    use_control_deps: bool = field(default_factory=lambda: compat.has_control_deps())
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
