@@ -54,7 +54,7 @@ def specify_recurrence(
     sums = list(standard.sums)
     for index, source in sources.items():
         branch = next(iter(sums[index].rhs.atoms(sympy.core.function.AppliedUndef)))
-        fresh, stale = _anchor(number, index), _anchor(number, source)
+        fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
         moved = branch.func(*_sorted({stale if arg == fresh else arg for arg in branch.args}))
         sums[index] = sympy.Eq(sums[index].lhs, sums[index].rhs - branch + moved, evaluate=False)
     return Recurrence(tuple(sums), standard.anchors)
@@ -87,18 +87,18 @@ def _differences(
     ]
 
 
-def _anchor(number: int, index: int) -> sympy.Symbol:
-    return sympy.Symbol(f"x{index}" if number == 0 else f"x{index}_{number}")
+def _symbol(letter: str, number: int, index: int) -> sympy.Symbol:
+    """The name of block `index`'s anchor (x), sum (y) or branch inside (b) in stream `number`."""
+    return sympy.Symbol(f"{letter}{index}" if number == 0 else f"{letter}{index}_{number}")
 
 
 def _name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
     symbols: dict[Node, sympy.Symbol] = {}
     for number, stream in enumerate(streams):
-        suffix = "" if number == 0 else f"_{number}"
         for block in stream.blocks:
-            symbols[block.add] = sympy.Symbol(f"y{block.index}{suffix}")
+            symbols[block.add] = _symbol("y", number, block.index)
         for block in stream.blocks:  # where T is nothing, the anchor is the sum before it
-            symbols[block.anchor] = _anchor(number, block.index)
+            symbols[block.anchor] = _symbol("x", number, block.index)
     return symbols
 
 
@@ -118,7 +118,7 @@ def _follow_reads(
             if source in symbols:
                 found.add(symbols[source])
             elif source in home and node in home and home[source] != home[node]:
-                found.add(sympy.Symbol("b{1}_{0}".format(*home[source])))
+                found.add(_symbol("b", *home[source]))
             else:
                 found |= reads[source]
         reads[node] = frozenset(found)
@@ -137,7 +137,7 @@ def _equations(
     adds = {block.add for block in stream.blocks}
     sums, anchors = [], []
     for block in stream.blocks:
-        sum_symbol = sympy.Symbol(f"y{block.index}" + ("" if number == 0 else f"_{number}"))
+        sum_symbol = _symbol("y", number, block.index)
         summands = _summands(block)
         inside = [operand for operand in summands if operand in block.members]
         past = [operand for operand in summands if operand not in block.members]
