@@ -23,7 +23,8 @@ class Block:
         outputs: the operands of the sum that the branch produced (two in a parallel block).
         add: the node whose value is the sum of `skip` and `outputs`.
         partial_sums: the adds on the way to `add` when there are more than two operands.
-        segment: number of the run of equal-shaped anchors that the block belongs to.
+        segment: number of the run of blocks, from 0, in which each reads what the one before it
+            wrote: in one shape, with no mixing op in between.
         layer: index in the module list that holds the block, None when it is in none.
         module: path of the module that performs the add, "" when unknown.
     """
@@ -51,7 +52,10 @@ class Stream:
     Attributes:
         blocks: in graph order.
         blockers: why this chain must not be rewritten; empty for a ladder candidate.
+        stale_sums: residual sums behind its blocks whose branch reads the stream before the skip
+            already; a stream that has any is a ladder, and is left alone.
     """
 
     blocks: tuple[Block, ...]
     blockers: tuple[Blocker, ...] = ()
+    stale_sums: tuple[Node, ...] = ()

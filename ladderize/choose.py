@@ -11,29 +11,42 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
     """For each stream the indices of the blocks to convert.
 
     `blocks=` counts through all streams in graph order; `layers=` takes layer indices, the same
-    ones in every stream (an encoder's and a decoder's).
+    ones in every stream (an encoder's and a decoder's). A stream that is a ladder already is left
+    alone and not counted, except by `expect_blocks=`.
 
     Raises:
         LadderError: when the number of blocks is not the expected one, the selection is empty or
             out of range, or `layers=` is asked of blocks that are in no module list.
     """
+    _check_count(streams, config.expect_blocks)
+    convertible = [stream for stream in streams if not stream.stale_sums]
+    if not convertible or (config.blocks is None and config.layers == "all"):
+        found = tuple(frozenset(range(len(stream.blocks))) for stream in convertible)
+    elif config.blocks is not None:
+        found = _by_block(convertible, config)
+    else:
+        found = _by_layer(convertible, config)
+    by_stream = dict(zip(convertible, found, strict=True))
+    return tuple(by_stream.get(stream, frozenset()) for stream in streams)
+
+
+def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
+    total = sum(len(stream.blocks) + len(stream.stale_sums) for stream in streams)
+    if expected is None or total == expected:
+        return
+    found = [
+        *((block.add, f"block {block.index}") for s in streams for block in s.blocks),
+        *((node, "a block that reads stale already") for s in streams for node in s.stale_sums),
+    ]
+    raise LadderError(
+        f"{expected} blocks were expected, {total} were found:",
+        [Blocker.at(node, what) for node, what in found],
+        "compare with the list; a missing block is one whose add the analysis did not see",
+    )
+
+
+def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
     total = sum(len(stream.blocks) for stream in streams)
-    if config.expect_blocks is not None and total != config.expect_blocks:
-        raise LadderError(
-            f"{config.expect_blocks} blocks were expected, {total} were found:",
-            [Blocker.at(block.add, f"block {block.index}") for s in streams for block in s.blocks],
-            "compare with the list; a missing block is one whose add the analysis did not see",
-        )
-    if config.blocks is None and config.layers == "all":
-        return tuple(frozenset(range(len(stream.blocks))) for stream in streams)
-    if config.blocks is not None:
-        return _by_block(streams, config, total)
-    return _by_layer(streams, config)
-
-
-def _by_block(
-    streams: Sequence[Stream], config: LadderConfig, total: int
-) -> tuple[frozenset[int], ...]:
     try:
         chosen = config.selection.resolve(total)
     except ValueError as error:

@@ -12,7 +12,7 @@ from ladderize.backends import LOWERINGS
 from ladderize.breaks import BrokenFrames
 from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
-from ladderize.errors import LadderError, LadderWarning
+from ladderize.errors import LadderError, LadderWarning, describe_origin
 from ladderize.local import LocalInputs
 from ladderize.pipeline import Rewritten, ladder
 
@@ -97,9 +97,23 @@ def _rewrite_here(gm: GraphModule, config: LadderConfig) -> Rewritten:
         rewritten = ladder(gm, parameter_names(gm), config)
     except LadderError as error:
         raise LadderError(error.summary, [*error.blockers, *frame.cuts()], error.cure) from None
+    _warn_of_ladders(rewritten)
     if config.expect_blocks is None:  # else the user said how many this very graph holds
         _broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
     return rewritten
+
+
+def _warn_of_ladders(rewritten: Rewritten) -> None:
+    sums = [node for stream in rewritten.streams for node in stream.stale_sums]
+    if sums:
+        places = "".join(f"\n  - {describe_origin(node)}" for node in sums)
+        warnings.warn(
+            LadderWarning(
+                f"This net is a ladder already, in {len(sums)} blocks that read the stream stale. "
+                f"Its reads are left as they are:{places}"
+            ),
+            stacklevel=2,
+        )
 
 
 def _copy(gm: GraphModule) -> Graph:

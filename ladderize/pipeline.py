@@ -25,7 +25,9 @@ from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.reroute import RerouteReads, stale_sources
 from ladderize.passes.shard import ShardBranches
 from ladderize.plan import ShardPlan, plan_sharding
+from ladderize.reach import Reach
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
+from ladderize.refusals import explain_absence
 from ladderize.runner import Invariant, Log, run_analysis, run_pass
 from ladderize.stream import find_streams
 
@@ -66,7 +68,7 @@ def ladder(gm: GraphModule, names: Mapping[Node, str], config: LadderConfig) -> 
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
     streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
-    refuse_unfit(streams)
+    refuse_unfit(gm, names, streams)
     chosen = choose_blocks(streams, config)
     reroute = RerouteReads(streams, chosen, config.staleness)
     run_pass(gm, reroute, log, None if config.verify == "off" else recurrence_of(gm, reroute))
@@ -116,21 +118,30 @@ def _shard(
     return plan
 
 
-def refuse_unfit(streams: Sequence[Stream]) -> None:
-    """Raise `LadderError` when there is nothing to convert or a stream must be left alone."""
+def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream]) -> None:
+    """Raise `LadderError` when there is nothing to convert or a stream must be left alone.
+
+    A stream that is a ladder already is not refused: it is left as it is.
+    """
     if not any(stream.blocks for stream in streams):
         raise LadderError(
             "No residual block was found in this graph: no add whose one operand reaches the "
             "other through a linear, a convolution, an attention or the like.",
+            explain_absence(Reach(gm, names)),
             cure="compile the whole model, with fullgraph=True; options={'strict': False} "
             "compiles the standard graph",
         )
-    if all(block.index == 0 for stream in streams for block in stream.blocks):
+    standard = [stream for stream in streams if not stream.stale_sums]
+    blockers = [blocker for stream in standard for blocker in stream.blockers]
+    if blockers:
+        raise LadderError("This residual stream cannot be made a ladder:", blockers)
+    if standard == list(streams) and not any(_can_read_earlier(stream) for stream in streams):
         raise LadderError(
             "No block of this graph comes after another one, so none can read the stream earlier:",
             [Blocker.at(block.add, "a single block") for s in streams for block in s.blocks],
-            "compile the whole model; a net that is a ladder already needs no second rewrite",
+            "compile the whole model",
         )
-    blockers = [blocker for stream in streams for blocker in stream.blockers]
-    if blockers:
-        raise LadderError("This residual stream cannot be made a ladder:", blockers)
+
+
+def _can_read_earlier(stream: Stream) -> bool:
+    return bool(stale_sources(stream, frozenset(range(len(stream.blocks))), staleness=1))

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from ladderize.block import Stream
 from ladderize.dynamo import parameter_names
 from ladderize.passes.functionalize import Functionalize
+from ladderize.pipeline import refuse_unfit
 from ladderize.stream import find_streams
 
 
@@ -28,6 +29,13 @@ def capture(
         torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
     (result,) = found
     return result
+
+
+def refuse(model: Callable[..., Any], *args: Any) -> None:
+    """Raise what `ladderize.pipeline` has against the streams of `model`."""
+    gm, names = capture(model, *args)
+    Functionalize()(gm)
+    refuse_unfit(gm, names, find_streams(gm, names))
 
 
 def streams_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Stream, ...]:

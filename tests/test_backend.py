@@ -120,11 +120,10 @@ def test_impossible_selections(model, x, options, message):
     assert message in str(caught.value)
 
 
-def test_layers_of_blocks_in_no_list_are_refused(model, x):
-    with pytest.raises(LadderError) as caught:
-        compiled(model, layers="0:1")(x)
-    assert len(caught.value.blockers) == 4
-    assert "count with blocks=" in str(caught.value)
+def test_layers_of_sums_written_in_the_loop_of_the_model(model, x):
+    """No module of the list adds, so the layer is that of the branch."""
+    found = compiled(model, layers="1:3")(x)
+    torch.testing.assert_close(found, model.ladder(x, chosen={1, 2}))
 
 
 def test_no_block_is_an_error_unless_not_strict(x):

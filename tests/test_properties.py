@@ -172,22 +172,51 @@ class Groups(torch.nn.Module):
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
-@pytest.mark.parametrize(
-    "scale",
-    [
-        0.9,
-        pytest.param(
-            1.0,
-            marks=pytest.mark.xfail(
-                raises=LadderError, strict=True, reason="flattening swallows the last inner block"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("scale", [0.9, 1.0])
 def test_a_skip_around_blocks_is_no_block(scale: float, staleness: int) -> None:
     torch.manual_seed(0)
     net = Groups(scale)
     check_model(net, net.reference(), (torch.randn(2, 8),), staleness=staleness)
+
+
+class AddingUNet(torch.nn.Module):
+    """Values of the first half are added to the second half: `x = x + kept.pop()` is a `T`."""
+
+    def __init__(self, *, kept_first: bool) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Mlp(8) for _ in range(6)])
+        self.kept_first = kept_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for number, layer in enumerate(self.layers):
+            if number >= 3:
+                x = kept.pop() + x if self.kept_first else x + kept.pop()
+            x = x + layer(x)
+            if number < 3:
+                kept.append(x)
+        return x
+
+    def reference(self) -> ReferenceNet:
+        kept: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            kept.append(x)
+            return x
+
+        def take(x: Tensor) -> Tensor:
+            return x + kept.pop()
+
+        down = [ReferenceBlock(layer, after=keep) for layer in self.layers[:3]]
+        up = [ReferenceBlock(layer, before=take) for layer in self.layers[3:]]
+        return ReferenceNet([*down, *up])
+
+
+@pytest.mark.parametrize("kept_first", [True, False])
+def test_the_skips_of_an_adding_unet_swallow_no_block(kept_first: bool) -> None:
+    torch.manual_seed(0)
+    net = AddingUNet(kept_first=kept_first)
+    check_model(net, net.reference(), (torch.randn(2, 8),))
 
 
 # -- layers
