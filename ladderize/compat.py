@@ -3,6 +3,7 @@
 Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
 """
 
+import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 # ---- Dynamo ----------------------------------------------------------------------------------
@@ -42,6 +44,29 @@ def current_code() -> types.CodeType | None:
     except AttributeError:  # no translation under way
         return None
     return None if found is None else found.f_code
+
+
+def compiled_module() -> nn.Module | None:
+    """The module whose call Dynamo is translating; None for a plain function."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    translator = getattr(InstructionTranslator, "current_tx", lambda: None)
+    try:
+        found = translator()
+    except AttributeError:  # no translation under way
+        return None
+    module = None if found is None else found.f_locals.get("self")
+    return module if isinstance(module, nn.Module) else None
+
+
+def running_modules() -> Iterator[nn.Module]:
+    """The modules whose methods are on the Python stack, the innermost first."""
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            yield module
+        frame = frame.f_back  # type: ignore[assignment]  # None at the outermost frame
 
 
 def frames_left_to_python(code: types.CodeType | None) -> list[traceback.FrameSummary]:

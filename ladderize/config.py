@@ -81,6 +81,11 @@ class LadderConfig:
         return Selection.parse(self.layers if self.blocks is None else self.blocks)
 
     @property
+    def names_a_part(self) -> bool:
+        """Whether the options say which blocks a graph holds, or which of them are meant."""
+        return self.expect_blocks is not None or self.blocks is not None or self.layers != "all"
+
+    @property
     def device_mesh(self) -> DeviceMesh | None:
         assert not isinstance(self.mesh, tuple)  # replaced by its axis in __post_init__
         return self.mesh

@@ -94,7 +94,9 @@ def _rewrite(gm: GraphModule, config: LadderConfig) -> Rewritten:
 def _rewrite_here(gm: GraphModule, config: LadderConfig) -> Rewritten:
     frame = current_frame(gm)
     try:
-        rewritten = ladder(gm, parameter_names(gm), config)
+        # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
+        is_left_over = bool(frame.left_to_python)
+        rewritten = ladder(gm, parameter_names(gm), config, may_be_a_layer=not is_left_over)
     except LadderError as error:
         raise LadderError(error.summary, [*error.blockers, *frame.cuts()], error.cure) from None
     _warn_of_ladders(rewritten)

@@ -1,9 +1,11 @@
 """From a traced graph to the rank-local ladder graph: the passes before autograd, in order.
 
-    Dynamo graph ── Functionalize ── find streams ── RerouteReads ── (mesh: plan, ShardBranches)
+    Dynamo graph ── InlineRegions ── Functionalize ── find streams ── RerouteReads
+                 ── OutlineRegions ── (mesh: plan, ShardBranches)
 
-With a mesh the graph is traced to ATen first, the dialect that sharding has rules for. The passes
-after autograd (`DeferWaits`, `PinOrder`) belong to the lowerings.
+The regions are checkpointed layers, which Dynamo keeps in graphs of their own. With a mesh the
+graph is traced to ATen first, the dialect that sharding has rules for. The passes after autograd
+(`DeferWaits`, `PinOrder`) belong to the lowerings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +24,15 @@ from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.inflight import check_in_flight
 from ladderize.passes.functionalize import Functionalize
+from ladderize.passes.inline_regions import InlineRegions
+from ladderize.passes.outline_regions import OutlineRegions
 from ladderize.passes.reroute import RerouteReads, stale_sources
 from ladderize.passes.shard import ShardBranches
 from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.reach import Reach
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
-from ladderize.refusals import explain_absence
+from ladderize.refusals import explain_absence, find_hidden
+from ladderize.regional import refuse_single_layers
 from ladderize.runner import Invariant, Log, run_analysis, run_pass
 from ladderize.stream import find_streams
 
@@ -56,22 +61,40 @@ class Rewritten:
         return f"{sum(map(len, self.chosen))} of {found} blocks converted"
 
 
-def ladder(gm: GraphModule, names: Mapping[Node, str], config: LadderConfig) -> Rewritten:
-    """Rewrite `gm` in place (a new graph with a mesh); `names` are its parameters and buffers.
+def ladder(
+    gm: GraphModule, names: Mapping[Node, str], config: LadderConfig, *, may_be_a_layer: bool = True
+) -> Rewritten:
+    """Rewrite `gm` in place (a new graph with a mesh).
+
+    Args:
+        gm: the traced graph, with fake values.
+        names: its parameters and buffers.
+        config: what to convert.
+        may_be_a_layer: whether to refuse `gm` when it looks like one layer compiled by itself.
 
     Raises:
         LadderError: listing everything that keeps `gm` from being converted as `config` asks.
     """
     log = Log(dump_folder(config))
     mesh = config.device_mesh
+    regions = run_pass(gm, InlineRegions(), log).changed
+    if mesh is not None and regions:
+        raise LadderError(
+            f"{regions} checkpointed regions cannot be sharded with mesh=:",
+            cure="switch gradient checkpointing off (it is of no use in inference)",
+        )
     if mesh is not None:
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
     streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
+    if may_be_a_layer:
+        refuse_single_layers(gm, names, streams, config)
     refuse_unfit(gm, names, streams)
     chosen = choose_blocks(streams, config)
     reroute = RerouteReads(streams, chosen, config.staleness)
     run_pass(gm, reroute, log, None if config.verify == "off" else recurrence_of(gm, reroute))
+    if regions:
+        run_pass(gm, OutlineRegions(), log)
     plan = None if mesh is None else _shard(gm, streams, names, mesh, log)
     return Rewritten(gm, streams, chosen, plan, log)
 
@@ -123,11 +146,18 @@ def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[S
 
     A stream that is a ladder already is not refused: it is left as it is.
     """
+    reach = Reach(gm, names)
+    if hidden := find_hidden(gm, reach, [block for s in streams for block in s.blocks]):
+        raise LadderError(
+            "These calls hold blocks in graphs of their own, which a ladder cannot reach into:",
+            hidden,
+            "call the layers themselves instead of the higher-order op around them",
+        )
     if not any(stream.blocks for stream in streams):
         raise LadderError(
             "No residual block was found in this graph: no add whose one operand reaches the "
             "other through a linear, a convolution, an attention or the like.",
-            explain_absence(Reach(gm, names)),
+            explain_absence(reach),
             cure="compile the whole model, with fullgraph=True; options={'strict': False} "
             "compiles the standard graph",
         )

@@ -7,14 +7,15 @@ x2 = x1 + h(x1, x0)                    dense: a branch reads two stream values
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.block import Block
-from ladderize.candidates import flatten
+from ladderize.candidates import find_candidates, flatten
 from ladderize.errors import Blocker
 from ladderize.ops import Kind
 from ladderize.reach import Reach
+from ladderize.regions import bodies
 
 
 def find_blockers(
@@ -73,6 +74,26 @@ def _find_overwrites(reach: Reach, blocks: Sequence[Block]) -> Iterator[Blocker]
                 "another view shares; write x = x + h, or clone the input first"
             )
             yield Blocker.at(node, what)
+
+
+def find_hidden(gm: GraphModule, reach: Reach, blocks: Sequence[Block]) -> list[Blocker]:
+    """Calls outside of all branches whose bodies, graphs of their own, hold blocks."""
+    inside = {node for block in blocks for node in block.branch}
+    found = []
+    for node in reach.nodes:
+        hidden = 0 if node in inside or node in reach.static else count_hidden(gm, node)
+        if hidden:
+            found.append(Blocker.at(node, f"{ops.op_name(node)} hides {hidden} blocks in its body"))
+    return found
+
+
+def count_hidden(gm: GraphModule, node: Node) -> int:
+    """How many residual sums the bodies of a higher-order call hold, at any depth."""
+    return sum(
+        len(find_candidates(Reach(body)).blocks)
+        + sum(count_hidden(body, inner) for inner in body.graph.nodes)
+        for body in bodies(gm, node)
+    )
 
 
 # ---- a graph without a block -----------------------------------------------------------------
