@@ -58,7 +58,7 @@ class DeferInInductor(CustomGraphPass):
         run_pass(gm, pin_order.PinOrder(), log)
 
     def uuid(self) -> Any:
-        """Hash of the passes' sources and options; None, "do not cache", if a user's pass has none."""
+        """Hash of the passes' sources and options; None ("do not cache") if a user's has none."""
         theirs = [p.uuid() if hasattr(p, "uuid") else None for p in self.first]
         if any(identity is None for identity in theirs):
             return None

@@ -26,7 +26,7 @@ class DeferWaits:
         if not deferrals:
             return PassResult(changed=0)
         order, kept = _order(gm.graph, deferrals)
-        _arrange(gm.graph, order)
+        _arrange(order)
         return PassResult(changed=kept)
 
 
@@ -67,7 +67,7 @@ def _sort(graph: Graph, after: Mapping[Node, Node]) -> list[Node]:
     return order
 
 
-def _arrange(graph: Graph, order: list[Node]) -> None:
+def _arrange(order: list[Node]) -> None:
     previous = order[0]
     for node in order[1:]:
         previous.append(node)

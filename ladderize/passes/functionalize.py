@@ -56,13 +56,12 @@ def find_hazards(
     hazards = []
     for storage in ops.storages(base):
         for other in aliases.get(storage, []):
-            if other.op in ("placeholder", "get_attr"):
-                hazards.append(other)
-            elif (
+            is_read_later = (
                 other is not base
                 and position[other] < position[node]
                 and any(position[user] > position[node] for user in other.users)
-            ):
+            )
+            if is_read_later or other.op in ("placeholder", "get_attr"):
                 hazards.append(other)
     return hazards
 

@@ -7,6 +7,7 @@ The skip path is untouched. This is the one pass that changes what the graph com
 (arXiv 2501.06589, Section 3; staleness above 1 is this project's generalisation).
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +15,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
-from ladderize.passes import PassResult
 from ladderize.block import Block, Stream
+from ladderize.passes import PassResult
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -
     """The anchor of the first block of `path`, in the layout and dtype of the last one's."""
     stale, fresh = path[0].anchor, path[-1].anchor
     if ops.floating_shape(stale) != ops.floating_shape(fresh):
-        for earlier, later in zip(path, path[1:], strict=False):
+        for earlier, later in itertools.pairwise(path):
             for step in _layout_steps(earlier.add, later.anchor):
                 with gm.graph.inserting_before(before):
                     replayed = gm.graph.node_copy(step, _substitute(step, stale))
