@@ -11,11 +11,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ladderize.config import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
+    from ladderize.programs import rewrite
+    from ladderize.report import Report, last_report
+    from ladderize.report.explain import explain
 
-__all__ = ["LadderConfig", "LadderError", "LadderWarning", "__version__"]
+__all__ = [
+    "LadderConfig",
+    "LadderError",
+    "LadderWarning",
+    "Report",
+    "__version__",
+    "explain",
+    "last_report",
+    "rewrite",
+]
 __version__ = "0.1.0"
 
-_HOMES = {"LadderConfig": "config", "LadderError": "errors", "LadderWarning": "errors"}
+_HOMES = {
+    "LadderConfig": "config",
+    "LadderError": "errors",
+    "LadderWarning": "errors",
+    "Report": "report",
+    "explain": "report.explain",
+    "last_report": "report",
+    "rewrite": "programs",
+}
 
 
 def __getattr__(name: str) -> Any:

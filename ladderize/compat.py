@@ -3,6 +3,7 @@
 Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
 """
 
+import copy
 import sys
 import traceback
 import types
@@ -128,6 +129,52 @@ def as_backend_error(error: Exception) -> Exception:
     return raised
 
 
+@contextmanager
+def undo_caching() -> Iterator[None]:
+    """Let Dynamo forget what is compiled inside: its code, and the sizes it met.
+
+    Sizes are kept by Dynamo to make those dynamic that change from one compilation to the next.
+    Code that had compiled forms before keeps its new ones too: they cannot be taken out singly.
+    """
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+    from torch._dynamo import convert_frame, pgo
+
+    new: dict[types.CodeType, None] = {}
+
+    def note(code: types.CodeType, _: types.CodeType) -> None:
+        if not _debug_get_cache_entry_list(code):
+            new[code] = None
+
+    sizes = copy.deepcopy(dict(pgo.get_code_state()))
+    hook = convert_frame.register_bytecode_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+        pgo.get_code_state().clear()
+        pgo.get_code_state().update(sizes)
+        for code in new:
+            reset_code(code)
+
+
+def dynamo_errors() -> type[Exception]:
+    """What Dynamo raises where it cannot take a call up as one graph."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Add an artifact for tlparse to the trace that TORCH_TRACE asks for; nothing without it."""
+    from torch._logging import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": encoding},
+        payload_fn=payload,
+    )
+
+
 # ---- AOTAutograd -----------------------------------------------------------------------------
 
 Compiler = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -233,6 +280,15 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+
+
+def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
+    """Run `gm` on fake copies of `inputs`; each node's value is left in `meta["val"]`."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    # The modules' own parameters are real tensors.
+    FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
 
 
 def python_dispatcher() -> AbstractContextManager[None]:

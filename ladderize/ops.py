@@ -1,4 +1,4 @@
-"""The op vocabulary: one place where Dynamo graphs and ATen graphs are given the same words.
+"""The op vocabulary: one place where Dynamo, ATen and module graphs are given the same words.
 
 An op is an *add*, a *layout* op (moves no values between elements' neighbours: view, permute, …),
 a *cheap* op (pointwise, norm, cast, dropout, reduction) or, whatever it is, a *mixing* op
@@ -9,11 +9,13 @@ import enum
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import sympy
 import torch
+from torch import nn
 from torch.fx import Graph, Node
 
 
@@ -33,18 +35,24 @@ _LAYOUTS = frozenset(
 )
 _CHEAP = frozenset(
     """layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm
-    batch_norm _native_batch_norm_legit native_batch_norm cudnn_batch_norm instance_norm
-    normalize to float half bfloat16 double type type_as _to_copy convert_element_type dropout
-    native_dropout feature_dropout alpha_dropout dropout2d mean sum var std var_mean norm
-    vector_norm linalg_vector_norm amax amin max min softmax log_softmax truediv div mul sub
-    rsub neg pow gelu relu silu tanh sigmoid masked_fill where clamp copy copy_ wait
+    batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    _native_batch_norm_legit_functional _batch_norm_with_update native_batch_norm cudnn_batch_norm
+    instance_norm normalize to float half bfloat16 double type type_as _to_copy
+    convert_element_type dropout native_dropout feature_dropout alpha_dropout dropout2d mean sum
+    var std var_mean norm vector_norm linalg_vector_norm amax amin max min softmax _softmax
+    log_softmax _log_softmax _safe_softmax truediv div mul sub rsub neg pow gelu relu silu tanh sigmoid masked_fill where clamp copy copy_ wait
     wait_tensor""".split()
 )
 
 
 def op_name(node: Node) -> str:
-    """The dialect-free name of a call: `torch.add`, `operator.add`, `aten.add.Tensor` → "add"."""
+    """The dialect-free name of a call: `torch.add`, `operator.add`, `aten.add.Tensor` → "add".
+
+    A module of `torch.nn` has the name of its function: `nn.LayerNorm` → "layer_norm".
+    """
     target: Any = node.target
+    if node.op == "call_module":
+        return _name_of_module(type(called_module(node)))
     if node.op == "call_method":
         return str(target)
     if node.op != "call_function":
@@ -52,6 +60,28 @@ def op_name(node: Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1]
     return str(getattr(target, "__name__", target))
+
+
+def called_module(node: Node) -> nn.Module:
+    """The module that a `call_module` node calls."""
+    gm = node.graph.owning_module
+    assert gm is not None
+    return gm.get_submodule(str(node.target))
+
+
+@functools.cache
+def _name_of_module(module: Any) -> str:
+    if not module.__module__.startswith("torch.nn."):
+        return module.__name__
+    if module is nn.Identity:
+        return "alias"
+    functions = {
+        name.replace("_", ""): name
+        for name in (*dir(nn.functional), *_LAYOUTS)
+        if not name.endswith("_")
+    }
+    name = module.__name__.lower()
+    return functions.get(name) or functions.get(re.sub(r"\dd$", "", name)) or name
 
 
 def kind(node: Node) -> Kind | None:
@@ -92,9 +122,15 @@ _IN_PLACE_OPERATORS = {
 
 
 def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
-    """Target and arguments of the out-of-place twin of an in-place call; None for other calls."""
-    if node.op == "call_method":
-        twin: Any = _functional_method(str(node.target))
+    """Target and arguments of the out-of-place twin of an in-place call; None for other calls.
+
+    The twin of a module that works in place is still to be added to the graph module.
+    """
+    if node.op == "call_module":
+        is_in_place = getattr(called_module(node), "inplace", False) is True
+        twin: Any = f"{node.target}_out_of_place" if is_in_place else None
+    elif node.op == "call_method":
+        twin = _functional_method(str(node.target))
     elif node.op == "call_function":
         if (arguments := _without_inplace_flag(node)) is not None:
             return node.target, *arguments
@@ -107,7 +143,7 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
 def mutated_operand(node: Node) -> Node | None:
     """The operand that a call writes in place, whether or not it has a functional twin."""
     first = node.args[0] if node.args else None
-    if not isinstance(first, Node) or node.op not in ("call_function", "call_method"):
+    if not isinstance(first, Node) or not node.op.startswith("call_"):
         return None
     if isinstance(node.target, torch._ops.OpOverload):
         return first if node.target._schema.is_mutable else None

@@ -8,6 +8,7 @@ alone where replacing it could change what another tensor holds: when the mutate
 shares memory with) a graph input, or another view of the same memory is read afterwards.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def _replace(
     position: dict[Node, int],
 ) -> None:
     target, args, kwargs = twin
+    if node.op == "call_module":
+        _add_out_of_place(gm, str(node.target), target)
     with gm.graph.inserting_before(node):
         new = gm.graph.create_node(node.op, target, args, kwargs, name=f"{node.name}_functional")
         new.meta = dict(node.meta)
@@ -88,6 +91,16 @@ def _replace(
     for user in later:
         user.replace_input_with(base, new)
     gm.graph.erase_node(node)
+
+
+def _add_out_of_place(gm: GraphModule, target: str, twin: str) -> None:
+    """Add the module `target` under another name, with the same parameters but `inplace` off.
+
+    Its owner may use the one that is there elsewhere, so that is left as it is.
+    """
+    module = copy.copy(gm.get_submodule(target))
+    module.inplace = False  # type: ignore[assignment]  # a plain bool, which nn.Module's stubs deny
+    gm.add_submodule(twin, module)
 
 
 def _changed_dtype(args: tuple[Any, ...]) -> torch.dtype | None:

@@ -1,0 +1,122 @@
+"""Rewrite a traced program into ladder form, without compiling it: the same kind comes out.
+
+ladder = ladderize.rewrite(torch.export.export(model, args), layers="last:50%")
+ladder = ladderize.rewrite(torch.fx.symbolic_trace(model), args)
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputSpec, TensorArgument
+from torch.fx import GraphModule, Node
+
+from ladderize import compat, ops
+from ladderize.config import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.pipeline import ladder
+
+# What a rewrite has no use for: it ends before sharding and lowering.
+_LATER = ("mesh", "lowering", "lowering_options", "mode")
+
+
+@overload
+def rewrite(program: ExportedProgram, **options: Any) -> ExportedProgram: ...
+
+
+@overload
+def rewrite(
+    program: GraphModule,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> GraphModule: ...
+
+
+def rewrite(
+    program: ExportedProgram | GraphModule,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ExportedProgram | GraphModule:
+    """The ladder form of `program`, which stays as it is; weights are shared.
+
+    Args:
+        program: from `torch.export.export` (before or after `run_decompositions`), or from
+            `torch.fx.symbolic_trace`.
+        args, kwargs: example inputs of a symbolically traced module, which knows no shapes by
+            itself; not needed where the graph holds fake values.
+        options: those of `LadderConfig`, without the ones for sharding and lowering.
+
+    Raises:
+        LadderError: listing everything that cannot be done as asked.
+    """
+    surplus = [Blocker(f"{name}= belongs to torch.compile") for name in _LATER if name in options]
+    if surplus:
+        raise LadderError("A rewrite neither shards nor compiles:", surplus)
+    config = LadderConfig.from_options(options)
+    if isinstance(program, ExportedProgram):
+        return _rewrite_exported(program, config)
+    gm = copy.copy(program)
+    gm.graph = copy.deepcopy(program.graph)
+    _require_values(gm, args, kwargs or {})
+    ladder(gm, {}, config, may_be_a_layer=False)
+    return gm
+
+
+def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str]:
+    """The inputs of `gm`, the graph of `program` or a copy, that hold parameters and buffers."""
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    inputs = gm.graph.find_nodes(op="placeholder")
+    return {node: names[node.name] for node in inputs if node.name in names}
+
+
+def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
+    gm = copy.deepcopy(program.graph_module)
+    ladder(gm, parameter_names(program, gm), config, may_be_a_layer=False)
+    (output,) = gm.graph.find_nodes(op="output")
+    specs = [
+        _renamed(spec, result)
+        for spec, result in zip(program.graph_signature.output_specs, output.args[0], strict=True)
+    ]
+    return ExportedProgram(
+        root=gm,
+        graph=gm.graph,
+        graph_signature=dataclasses.replace(program.graph_signature, output_specs=specs),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def _renamed(spec: OutputSpec, result: Any) -> OutputSpec:
+    """`spec` for an output that another node may compute now (a functionalized in-place sum)."""
+    if isinstance(result, Node) and isinstance(spec.arg, TensorArgument):
+        return dataclasses.replace(spec, arg=TensorArgument(name=result.name))
+    return spec
+
+
+def _require_values(gm: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Give the nodes of a symbolically traced graph the fake values that the analysis reads."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    if all(ops.value(node) is not None for node in inputs):
+        return
+    given = [*args, *(kwargs[node.target] for node in inputs[len(args) :] if node.target in kwargs)]
+    required = [node for node in inputs if not node.args]  # the others have a default
+    if len(given) < len(required):
+        raise LadderError(
+            f"This graph holds no shapes, and {len(given)} of {len(required)} inputs were given:",
+            [Blocker(f"input {node.target}") for node in required],
+            "pass example inputs: ladderize.rewrite(program, args)",
+        )
+    compat.propagate_fakes(gm, given)
