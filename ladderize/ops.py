@@ -36,12 +36,12 @@ _LAYOUTS = frozenset(
 _CHEAP = frozenset(
     """layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm
     batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
-    _native_batch_norm_legit_functional _batch_norm_with_update native_batch_norm cudnn_batch_norm
-    instance_norm normalize to float half bfloat16 double type type_as _to_copy
+    _native_batch_norm_legit_functional _batch_norm_with_update native_batch_norm
+    cudnn_batch_norm instance_norm normalize to float half bfloat16 double type type_as _to_copy
     convert_element_type dropout native_dropout feature_dropout alpha_dropout dropout2d mean sum
     var std var_mean norm vector_norm linalg_vector_norm amax amin max min softmax _softmax
-    log_softmax _log_softmax _safe_softmax truediv div mul sub rsub neg pow gelu relu silu tanh sigmoid masked_fill where clamp copy copy_ wait
-    wait_tensor""".split()
+    log_softmax _log_softmax _safe_softmax truediv div mul sub rsub neg pow gelu relu silu tanh
+    sigmoid masked_fill where clamp copy copy_ wait wait_tensor""".split()
 )
 
 
@@ -52,7 +52,7 @@ def op_name(node: Node) -> str:
     """
     target: Any = node.target
     if node.op == "call_module":
-        return _name_of_module(type(called_module(node)))
+        return _name_of_module(type(called_module(node)))  # type: ignore[arg-type]  # classes hash
     if node.op == "call_method":
         return str(target)
     if node.op != "call_function":
@@ -71,8 +71,9 @@ def called_module(node: Node) -> nn.Module:
 
 @functools.cache
 def _name_of_module(module: Any) -> str:
+    name = str(module.__name__)
     if not module.__module__.startswith("torch.nn."):
-        return module.__name__
+        return name
     if module is nn.Identity:
         return "alias"
     functions = {
@@ -80,7 +81,7 @@ def _name_of_module(module: Any) -> str:
         for name in (*dir(nn.functional), *_LAYOUTS)
         if not name.endswith("_")
     }
-    name = module.__name__.lower()
+    name = name.lower()
     return functions.get(name) or functions.get(re.sub(r"\dd$", "", name)) or name
 
 
