@@ -76,7 +76,7 @@ def _find_sums(reach: Reach, groups: set[Node]) -> list[Block]:
     inner: set[Node] = set()
     found = []
     for node in reversed(reach.nodes):
-        if node in inner or node in groups or not reach.is_sum(node):
+        if node in inner or node in groups or not reach.summands(node):
             continue
         leaves, flattened = flatten(reach, node)
         block = _as_block(reach, node, leaves, flattened)
@@ -89,13 +89,16 @@ def _find_sums(reach: Reach, groups: set[Node]) -> list[Block]:
 
 def flatten(reach: Reach, node: Node) -> tuple[list[Node], list[Node]]:
     """The summands of `node`, and the partial sums with a single user that it flattens."""
-    leaves, flattened, stack = [], [], [*node.args[:2]]
+    if not reach.is_plain_sum(node):
+        return list(reach.summands(node)), []
+    leaves: list[Node] = []
+    flattened: list[Node] = []
+    stack = [*reach.summands(node)]
     while stack:
         operand = stack.pop(0)
-        assert isinstance(operand, Node)
-        if len(operand.users) == 1 and reach.is_sum(operand):
+        if len(operand.users) == 1 and reach.is_plain_sum(operand):
             flattened.append(operand)
-            stack[:0] = operand.args[:2]
+            stack[:0] = reach.summands(operand)
         else:
             leaves.append(operand)
     return leaves, flattened
@@ -104,7 +107,8 @@ def flatten(reach: Reach, node: Node) -> tuple[list[Node], list[Node]]:
 def _as_block(
     reach: Reach, node: Node, leaves: Sequence[Node], flattened: Sequence[Node]
 ) -> Block | None:
-    for skip in leaves:
+    is_difference = ops.kind(node) is not Kind.ADD
+    for skip in leaves[:1] if is_difference else leaves:
         outputs = [leaf for leaf in leaves if leaf is not skip and leaf not in reach.static]
         if skip in reach.static or not outputs:
             continue

@@ -49,14 +49,23 @@ class Reach:
                 static.add(node)
         return static
 
-    def is_sum(self, node: Node) -> bool:
-        """Whether `node` adds two floating tensors of its own shape."""
-        if ops.kind(node) is not Kind.ADD or self.shape[node] is None or len(node.args) < 2:
-            return False
-        return all(
-            isinstance(operand, Node) and self.shape[operand] == self.shape[node]
-            for operand in node.args[:2]
-        ) and not any(node.kwargs.get(name, 1) != 1 for name in ("alpha",))
+    def summands(self, node: Node) -> tuple[Node, ...]:
+        """The two floating tensors of its own shape that `node` adds up; none if it is no sum.
+
+        Either may be scaled (`alpha=`). Of a difference only the first can be what is kept.
+        """
+        name = ops.op_name(node).rstrip("_")
+        is_sum = ops.kind(node) is Kind.ADD or name in ("sub", "isub", "subtract")
+        operands = (*node.args, *(node.kwargs[k] for k in ("other",) if k in node.kwargs))[:2]
+        if not is_sum or self.shape[node] is None or len(operands) < 2:
+            return ()
+        found = [o for o in operands if isinstance(o, Node) and self.shape[o] == self.shape[node]]
+        return tuple(found) if len(found) == 2 else ()
+
+    def is_plain_sum(self, node: Node) -> bool:
+        """Whether `node` adds its two operands as they are, so that a summand may move over."""
+        is_plain = ops.kind(node) is Kind.ADD and not node.kwargs
+        return is_plain and bool(self.summands(node))
 
     def is_same_size(self, a: Node, b: Node) -> bool:
         left, right = self.shape[a], self.shape[b]
@@ -74,7 +83,7 @@ class Reach:
             frontier = [
                 source
                 for step in frontier
-                if ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT)
+                if ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT) and not self.summands(step)
                 for source in step.all_input_nodes
                 if source not in self.static
                 and source not in found

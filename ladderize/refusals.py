@@ -115,7 +115,8 @@ def _why_no_block(reach: Reach, node: Node) -> str:
         return _dense(reach, node)
     if ops.kind(node) is not Kind.ADD or reach.shape[node] is None:
         return ""
-    leaves = [leaf for leaf in flatten(reach, node)[0] if leaf not in reach.static]
+    summands = flatten(reach, node)[0] or node.all_input_nodes  # of a sum that broadcasts
+    leaves = [leaf for leaf in summands if leaf not in reach.static]
     for skip in leaves:
         others = [leaf for leaf in leaves if leaf is not skip]
         for value in reach.walk_back(skip):

@@ -27,7 +27,7 @@ def find_stale_sums(
     first = {block: chain[0] for chain in chains for block in chain}
     found: dict[Block, list[Node]] = {}
     for node in reach.nodes:
-        if node in blocks or node in taken or not reach.is_sum(node):
+        if node in blocks or node in taken or not reach.summands(node):
             continue
         writer = _find_stale_skip(reach, node, blocks)
         if writer is None or writer not in first:
@@ -42,7 +42,7 @@ def find_stale_sums(
 
 def _find_stale_skip(reach: Reach, node: Node, blocks: Mapping[Node, Block]) -> Block | None:
     """The block that wrote the skip of `node`, if the other operand reads the stream before it."""
-    left, right = (operand for operand in node.args[:2] if isinstance(operand, Node))
+    left, right = reach.summands(node)
     for skip, output in ((left, right), (right, left)):
         writer = None if skip in reach.static else find_writer(reach, skip, blocks)
         behind = writer

@@ -1,5 +1,7 @@
 """Sharding: structure without processes, values and gradients on two and four gloo ranks."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,16 +77,19 @@ def test_parallel_blocks_take_one_reduction_for_both_halves(two_ranks: Ranks) ->
 
 
 class Net(nn.Module):
-    """Two residual blocks around `make()`."""
+    """Two residual blocks around `make()`; `combine` spells the residual sum."""
 
-    def __init__(self, make: type[nn.Module], **options: Any) -> None:
+    def __init__(
+        self, make: type[nn.Module], combine: Callable[..., Any] = torch.add, **options: Any
+    ) -> None:
         super().__init__()
+        self.combine = combine
         torch.manual_seed(0)
         self.blocks = nn.ModuleList(make(**options) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            x = x + block(torch.nn.functional.layer_norm(x, x.shape[-1:]))
+            x = self.combine(x, block(torch.nn.functional.layer_norm(x, x.shape[-1:])))
         return x
 
 
@@ -155,6 +160,9 @@ OWN = {
     "fused gate": (FusedGate, {}),
     "slopes": (Slopes, {}),
     "deep": (Deep, {}),
+    "scaled branch": (FusedGate, {"combine": partial(torch.add, alpha=0.5)}),
+    "scaled skip": (FusedGate, {"combine": lambda x, h: torch.add(h, x, alpha=0.5)}),
+    "difference": (FusedGate, {"combine": torch.sub}),
 }
 
 

@@ -1,0 +1,66 @@
+"""Write sums that are fused into another op as sums, so that the analysis sees their summands.
+
+    before   x1 = addmm(x0, h, w);           x2 = addcmul(x1, gain, h)
+    after    x1 = add(x0, mm(h, w));         x2 = add(x1, mul(gain, h))
+
+Only where the first operand is as large as the result: a bias is no summand of a residual sum.
+Values stay up to rounding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize import compat, ops
+from ladderize.passes import PassResult
+from ladderize.passes.fake import KEYS
+
+aten = torch.ops.aten
+
+# Fused op: the product inside of it, in the dialects of Dynamo and of ATen.
+_PRODUCTS: Mapping[str, tuple[Any, Any]] = {
+    "addmm": (torch.mm, aten.mm.default),
+    "baddbmm": (torch.bmm, aten.bmm.default),
+    "addcmul": (torch.mul, aten.mul.Tensor),
+}
+
+
+@dataclass(frozen=True)
+class SpellSums:
+    preserves_values: ClassVar[bool] = True
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        fused = [node for node in gm.graph.nodes if _is_fused_sum(node)]
+        for node in fused:
+            _spell_out(gm, node)
+        return PassResult(len(fused))
+
+
+def _is_fused_sum(node: Node) -> bool:
+    """A call with three tensors and no scaling, whose first one has the shape of the result."""
+    if ops.op_name(node) not in _PRODUCTS or node.kwargs or len(node.args) != 3:
+        return False
+    kept = node.args[0]
+    shape = ops.floating_shape(node)
+    return isinstance(kept, Node) and shape is not None and ops.floating_shape(kept) == shape
+
+
+def _spell_out(gm: GraphModule, node: Node) -> None:
+    kept, left, right = node.args
+    is_aten = isinstance(node.target, torch._ops.OpOverload)
+    product, add = _PRODUCTS[ops.op_name(node)][is_aten], (torch.add, aten.add.Tensor)[is_aten]
+    with gm.graph.inserting_before(node):
+        made = gm.graph.call_function(product, (left, right))
+        total = gm.graph.call_function(add, (kept, made))
+    made.meta, total.meta = dict(node.meta), dict(node.meta)
+    values = [
+        ops.value(operand) if isinstance(operand, Node) else operand for operand in (left, right)
+    ]
+    with compat.fake_mode_of(values), torch.no_grad():
+        value = product(*values)
+    made.meta.update({key: value for key in KEYS if key in node.meta})
+    node.replace_all_uses_with(total)
+    gm.graph.erase_node(node)
