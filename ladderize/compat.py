@@ -141,7 +141,7 @@ def undo_caching() -> Iterator[None]:
 
     new: dict[types.CodeType, None] = {}
 
-    def note(code: types.CodeType, _: types.CodeType) -> None:
+    def note(code: types.CodeType, new_code: types.CodeType) -> None:  # noqa: ARG001
         if not _debug_get_cache_entry_list(code):
             new[code] = None
 
@@ -166,7 +166,7 @@ def dynamo_errors() -> type[Exception]:
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
     """Add an artifact for tlparse to the trace that TORCH_TRACE asks for; nothing without it."""
-    from torch._logging import trace_structured
+    from torch._logging import trace_structured  # type: ignore[attr-defined]  # not in __all__
 
     trace_structured(
         "artifact",

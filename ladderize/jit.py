@@ -14,7 +14,9 @@ from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
 from ladderize.errors import LadderError, LadderWarning, describe_origin
 from ladderize.local import LocalInputs
-from ladderize.pipeline import Rewritten, ladder
+from ladderize.pipeline import Rewritten, dump_folder, ladder
+from ladderize.report.draft import Draft
+from ladderize.report.publish import as_report, forget, publish
 
 _broken_frames = BrokenFrames()
 
@@ -49,6 +51,7 @@ def ladderize(
 def _reset() -> None:
     """Called by `torch._dynamo.reset()`."""
     _broken_frames.forget()
+    forget()
 
 
 ladderize.reset = _reset  # type: ignore[attr-defined]  # the attribute Dynamo looks for
@@ -58,18 +61,27 @@ def _compile(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Callable[..., Any]:
     lower = LOWERINGS[config.lowering]
-    standard = None if config.strict else _copy(gm)
+    standard = None if config.strict else copy_graph(gm)
+    name, draft = current_frame(gm).piece, Draft()
+
+    def report(outcome: str, error: LadderError | None = None) -> None:
+        publish(as_report(draft.finish(name, outcome, error), config), dump_folder(config))
+
     try:
-        rewritten = _rewrite(gm, config)
-    except DisagreementError:
+        rewritten = _rewrite(gm, config, draft)
+    except DisagreementError as error:
+        report("refused", error)
         raise
     except LadderError as error:
+        report("refused" if standard is None else "standard", error)
         if standard is None:
             raise
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
         gm.graph = standard
         gm.recompile()
         return lower(gm, example_inputs, config)
+    report("rewritten")
+    _warn_of_ladders(rewritten)
     if rewritten.plan is None:
         return lower(rewritten.gm, example_inputs, config)
     assert config.device_mesh is not None
@@ -77,12 +89,12 @@ def _compile(
     return local.feed(lower(rewritten.gm, local.examples(example_inputs), config))
 
 
-def _rewrite(gm: GraphModule, config: LadderConfig) -> Rewritten:
+def _rewrite(gm: GraphModule, config: LadderConfig, draft: Draft) -> Rewritten:
     """The rewritten graph, once all ranks of the mesh agree that they have the same one."""
     if config.device_mesh is None:
-        return _rewrite_here(gm, config)
+        return rewrite_here(gm, config, draft, _broken_frames)
     try:
-        rewritten = _rewrite_here(gm, config)
+        rewritten = rewrite_here(gm, config, draft, _broken_frames)
     except LadderError as error:
         agree(config.device_mesh, f"refused: {error}")
         raise
@@ -91,17 +103,25 @@ def _rewrite(gm: GraphModule, config: LadderConfig) -> Rewritten:
     return rewritten
 
 
-def _rewrite_here(gm: GraphModule, config: LadderConfig) -> Rewritten:
+def rewrite_here(
+    gm: GraphModule, config: LadderConfig, draft: Draft, broken_frames: BrokenFrames
+) -> Rewritten:
+    """Rewrite the graph that Dynamo has just traced; the ranks do not hear of it.
+
+    Raises:
+        LadderError: from the passes, or because a graph break cuts the stream.
+    """
     frame = current_frame(gm)
     try:
         # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
         is_left_over = bool(frame.left_to_python)
-        rewritten = ladder(gm, parameter_names(gm), config, may_be_a_layer=not is_left_over)
+        rewritten = ladder(
+            gm, parameter_names(gm), config, may_be_a_layer=not is_left_over, draft=draft
+        )
     except LadderError as error:
         raise LadderError(error.summary, [*error.blockers, *frame.cuts()], error.cure) from None
-    _warn_of_ladders(rewritten)
     if config.expect_blocks is None:  # else the user said how many this very graph holds
-        _broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
+        broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
     return rewritten
 
 
@@ -118,7 +138,8 @@ def _warn_of_ladders(rewritten: Rewritten) -> None:
         )
 
 
-def _copy(gm: GraphModule) -> Graph:
+def copy_graph(gm: GraphModule) -> Graph:
+    """The graph of `gm` as it is now; assign it to `gm.graph` to undo what was done since."""
     copied = Graph(gm)
     nodes: dict[Node, Node] = {}
     output = copied.graph_copy(gm.graph, nodes)

@@ -33,6 +33,7 @@ from ladderize.reach import Reach
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
 from ladderize.refusals import explain_absence, find_hidden
 from ladderize.regional import refuse_single_layers
+from ladderize.report.draft import Draft
 from ladderize.runner import Invariant, Log, run_analysis, run_pass
 from ladderize.stream import find_streams
 
@@ -62,7 +63,12 @@ class Rewritten:
 
 
 def ladder(
-    gm: GraphModule, names: Mapping[Node, str], config: LadderConfig, *, may_be_a_layer: bool = True
+    gm: GraphModule,
+    names: Mapping[Node, str],
+    config: LadderConfig,
+    *,
+    may_be_a_layer: bool = True,
+    draft: Draft | None = None,
 ) -> Rewritten:
     """Rewrite `gm` in place (a new graph with a mesh).
 
@@ -71,11 +77,14 @@ def ladder(
         names: its parameters and buffers.
         config: what to convert.
         may_be_a_layer: whether to refuse `gm` when it looks like one layer compiled by itself.
+        draft: the report, filled as far as this gets.
 
     Raises:
         LadderError: listing everything that keeps `gm` from being converted as `config` asks.
     """
-    log = Log(dump_folder(config))
+    draft = draft or Draft()
+    log = draft.log
+    log.dump_dir = dump_folder(config)
     mesh = config.device_mesh
     regions = run_pass(gm, InlineRegions(), log).changed
     if mesh is not None and regions:
@@ -87,15 +96,19 @@ def ladder(
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
     streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
+    run_analysis("report", lambda: draft.see_streams(gm, names, streams), log)
     if may_be_a_layer:
         refuse_single_layers(gm, names, streams, config)
     refuse_unfit(gm, names, streams)
     chosen = choose_blocks(streams, config)
     reroute = RerouteReads(streams, chosen, config.staleness)
     run_pass(gm, reroute, log, None if config.verify == "off" else recurrence_of(gm, reroute))
+    run_analysis("report", lambda: draft.see_reads(gm, streams, chosen), log)
     if regions:
         run_pass(gm, OutlineRegions(), log)
     plan = None if mesh is None else _shard(gm, streams, names, mesh, log)
+    if plan is not None:
+        draft.see_sharding(gm, plan)
     return Rewritten(gm, streams, chosen, plan, log)
 
 

@@ -1,0 +1,35 @@
+"""What was found in a model and what is done about it: `explain`, `last_report`, `Report`.
+
+draft.py ── data.py ── page.py ── text.py, html.py        made, kept, laid out, drawn
+              ├─────── diff.py, network.py                asked for
+              └─────── publish.py                         last_report(), files, torch's trace
+"""
+
+from ladderize.report.data import (
+    BlockReport,
+    CollectiveReport,
+    GraphReport,
+    PassReport,
+    Refusal,
+    Report,
+    SegmentReport,
+    ShardReport,
+    StreamReport,
+)
+from ladderize.report.diff import Diff, Rewired
+from ladderize.report.publish import last_report
+
+__all__ = [
+    "BlockReport",
+    "CollectiveReport",
+    "Diff",
+    "GraphReport",
+    "PassReport",
+    "Refusal",
+    "Report",
+    "Rewired",
+    "SegmentReport",
+    "ShardReport",
+    "StreamReport",
+    "last_report",
+]

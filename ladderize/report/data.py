@@ -1,0 +1,252 @@
+"""What a report holds: frozen dataclasses of plain data, with no graph kept alive behind them.
+
+    Report ── graphs ── streams ── segments, blocks        what was found
+       │         ├───── refusal                            why a graph is left as it is
+       │         └───── passes, collectives, sharding      what was done
+       └── breaks, options, versions
+
+Values of a stream are named as in `recurrence.py`: block i reads `x<i>` in the standard net and
+writes `y<i>`; `b<i>` is a value inside of branch i. Behind stream 0 the number of the stream
+follows: `x3_1`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ladderize.errors import Blocker
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from ladderize.report.diff import Diff
+
+WARNING = "A ladder computes another function: converted weights must be trained or healed."
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block, `y = x + h(reads)`.
+
+    Attributes:
+        graph, stream, segment, index: where it stands; `index` counts from 0 in its stream.
+        layer: index in the module list that holds it, None when it is in none.
+        module: the module that its branch multiplies in (`model.layers.3.mlp`), "" when unknown.
+        kind: of its branch: attention, MLP, MoE, conv, other; several joined by " + " where the
+            block sums up parallel branches.
+        source: the line of the residual add, as `file:line`, "" when unknown.
+        reads_before: the values that its branch reads in the standard net.
+        reads_after: what it reads in the rewritten graph; the same where nothing was rewritten.
+        is_converted: whether the options choose it. The first block of a segment is converted but
+            has nothing earlier to read.
+        num_nodes: operations in its branch.
+    """
+
+    graph: int
+    stream: int
+    segment: int
+    index: int
+    layer: int | None
+    module: str
+    kind: str
+    source: str
+    reads_before: tuple[str, ...]
+    reads_after: tuple[str, ...]
+    is_converted: bool
+    num_nodes: int
+
+    @property
+    def is_rewired(self) -> bool:
+        return self.reads_before != self.reads_after
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """A run of blocks whose anchors have one shape; `shape` holds ints and symbols as text."""
+
+    index: int
+    first: int
+    last: int
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """A residual stream.
+
+    Attributes:
+        index: among the streams of its graph.
+        stale: places (module and line) of the residual sums that read stale already; a stream with
+            any is a ladder and left alone.
+        blockers: what keeps this stream from being rewritten.
+    """
+
+    index: int
+    blocks: tuple[BlockReport, ...]
+    segments: tuple[SegmentReport, ...]
+    stale: tuple[str, ...] = ()
+    blockers: tuple[Blocker, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a graph is left as it is: what `LadderError` says."""
+
+    summary: str
+    blockers: tuple[Blocker, ...] = ()
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """One pass or analysis: how many edits it made and how long it took."""
+
+    name: str
+    edits: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CollectiveReport:
+    """A collective launched in the graph.
+
+    Attributes:
+        op: its name (`all_reduce`).
+        group: name of its process group.
+        block: name of the block whose branch holds it (`h3`), "" outside of the branches.
+        is_inserted: put in by ladderize, else found in the traced graph.
+        source: where it is called, as module path and line.
+    """
+
+    op: str
+    group: str
+    block: str
+    is_inserted: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """How the branches are divided over the ranks of a mesh.
+
+    Attributes:
+        placements: of each divided parameter, as (name, placement).
+        kept_whole: parameters that could not be divided, and why.
+    """
+
+    num_ranks: int
+    placements: tuple[tuple[str, str], ...]
+    kept_whole: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One captured graph.
+
+    Attributes:
+        index: in the order of capture.
+        name: of the function, or of the piece of it that a graph break left.
+        outcome: a key of `page.OUTCOMES`.
+    """
+
+    index: int
+    name: str
+    outcome: str
+    streams: tuple[StreamReport, ...] = ()
+    refusal: Refusal | None = None
+    passes: tuple[PassReport, ...] = ()
+    collectives: tuple[CollectiveReport, ...] = ()
+    sharding: ShardReport | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a model and what is done about it.
+
+    Prints in a terminal (`print(report)`), with rich, and as a table in a notebook.
+
+    Example:
+        >>> report = ladderize.explain(model, input_ids)
+        >>> report.ok, len(report.blocks), report.blocks[3].kind
+        (True, 8, 'MLP')
+        >>> print(report.table(full=True))
+
+    Attributes:
+        graphs: the captured graphs; one for each compilation, several where a call broke up.
+        breaks: where Dynamo cut the call, and why.
+        options: those that differ from the defaults of `LadderConfig`, as text.
+        versions: of ladderize and torch.
+    """
+
+    graphs: tuple[GraphReport, ...]
+    breaks: tuple[Blocker, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every graph can be (or was) made a ladder as the options ask."""
+        return bool(self.graphs) and not self.refused
+
+    @property
+    def streams(self) -> tuple[StreamReport, ...]:
+        return tuple(stream for graph in self.graphs for stream in graph.streams)
+
+    @property
+    def blocks(self) -> tuple[BlockReport, ...]:
+        return tuple(block for stream in self.streams for block in stream.blocks)
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        return tuple(graph.refusal for graph in self.graphs if graph.refusal is not None)
+
+    @property
+    def passes(self) -> tuple[PassReport, ...]:
+        return tuple(entry for graph in self.graphs for entry in graph.passes)
+
+    @property
+    def collectives(self) -> tuple[CollectiveReport, ...]:
+        return tuple(entry for graph in self.graphs for entry in graph.collectives)
+
+    def diff(self) -> "Diff":
+        """The rewired reads, a tuple of `Rewired` that prints like a diff."""
+        from ladderize.report.diff import diff_of
+
+        return diff_of(self)
+
+    def to_networkx(self) -> "nx.DiGraph[str]":
+        """The blocks and the values of their streams as a graph; see `ladderize.report.network`."""
+        from ladderize.report.network import network_of
+
+        return network_of(self)
+
+    def to_json(self) -> str:
+        """Everything that the report holds, as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def table(self, full: bool = False, width: int | None = None) -> str:
+        """The report as text, without colours.
+
+        Args:
+            full: show every block; else runs of layers that are alike are shown once.
+            width: in characters; None: that of the terminal.
+        """
+        from ladderize.report.text import as_text
+
+        return as_text(self, full, width)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from ladderize.report.page import page_of
+        from ladderize.report.text import renderables
+
+        yield from renderables(page_of(self))
+
+    def _repr_html_(self) -> str:
+        from ladderize.report.html import as_html
+
+        return as_html(self)

@@ -1,0 +1,125 @@
+"""`ladderize.explain`: what would be done to a model, without compiling it.
+
+    Dynamo ── graph ── the passes before autograd ── Report          nothing is lowered or run
+      └ graph breaks: once more, with the pieces run op by op to get to the ones behind
+
+The passes run on the graph inside of a backend, where Dynamo's frame is known, exactly as in a
+compilation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ladderize import compat
+from ladderize.breaks import BrokenFrames
+from ladderize.config import LadderConfig
+from ladderize.dynamo import current_frame
+from ladderize.errors import Blocker, LadderError
+from ladderize.jit import copy_graph, rewrite_here
+from ladderize.report.data import GraphReport, Refusal, Report
+from ladderize.report.draft import Draft
+from ladderize.report.publish import changed_options, versions
+
+
+def explain(
+    model: Callable[..., Any],
+    /,
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Report:
+    """What `torch.compile(model, backend="ladderize", options=options)` would do with this call.
+
+    Traces the call with Dynamo and runs the passes on the graph, but compiles nothing, copies no
+    weight and does not run the model. Only where Dynamo cannot take the call up as one graph is
+    the model run, once and op by op, to see the graphs behind the breaks.
+
+    Args:
+        model: a module or function, compiled or not.
+        args, kwargs: of one call of it.
+        options: the fields of `LadderConfig`.
+
+    Returns:
+        The report; what cannot be converted is in `report.refused`, not raised.
+
+    Raises:
+        LadderError: for mistaken options.
+        Exception: whatever the model itself raises.
+
+    Example:
+        >>> report = ladderize.explain(model, input_ids, options={"layers": "last:50%"})
+        >>> print(report)
+    """
+    explainer = _Explainer(LadderConfig.from_options(options))
+    with compat.undo_caching():
+        try:
+            torch.compile(model, backend=explainer.see_first, fullgraph=True)(*args, **kwargs)
+        except _Seen:
+            return explainer.report()
+        except compat.dynamo_errors():
+            explainer.forget()
+        else:
+            return explainer.report()
+        torch.compile(model, backend=explainer.see_each)(*args, **kwargs)
+    return explainer.report()
+
+
+class _Seen(Exception):
+    """Ends the call once its graph is known."""
+
+
+class _Explainer:
+    """Backends that run the passes and keep what they found, with the options in `config`."""
+
+    def __init__(self, config: LadderConfig) -> None:
+        self.config = config
+        self.forget()
+
+    def forget(self) -> None:
+        self.graphs: list[GraphReport] = []
+        self.breaks: list[Blocker] = []
+        self.broken_frames = BrokenFrames()
+
+    def see_first(self, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Nothing is run, unless this graph has no stream: that of a hook, another one follows."""
+        run = self.see_each(gm, inputs)
+        if self.graphs[-1].streams:
+            raise compat.as_backend_error(_Seen())
+        return run
+
+    def see_each(self, gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        standard = copy_graph(gm)
+        draft = Draft(index=len(self.graphs))
+        frame = current_frame(gm)
+        error: LadderError | None = None
+        try:
+            rewrite_here(gm, self.config, draft, self.broken_frames)
+        except LadderError as refused:
+            error = refused
+        self.graphs.append(draft.finish(frame.piece, "explained", error))
+        self.breaks += frame.cuts()
+        gm.graph = standard
+        gm.recompile()
+        return gm
+
+    def report(self) -> Report:
+        return Report(
+            graphs=tuple(self.graphs) or (_NO_GRAPH,),
+            breaks=tuple(dict.fromkeys(self.breaks)),
+            options=changed_options(self.config),
+            versions=versions(),
+        )
+
+
+_NO_GRAPH = GraphReport(
+    index=0,
+    name="",
+    outcome="explained",
+    refusal=Refusal(
+        "Dynamo captured no graph: nothing that it compiles was called.",
+        cure="explain the module that computes, not a function that Dynamo skips or is told to",
+    ),
+)

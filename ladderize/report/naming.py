@@ -1,0 +1,34 @@
+"""Names of blocks and of the values of their streams, the same as in `recurrence.py`."""
+
+import re
+from dataclasses import dataclass
+
+from ladderize.report.data import BlockReport
+
+_VALUE = re.compile(r"([a-z])(\d+)(?:_(\d+))?")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A name taken apart: `x3_1` is the anchor of block 3 of stream 1."""
+
+    letter: str
+    index: int
+    stream: int
+
+
+def name(letter: str, block: BlockReport, offset: int = 0) -> str:
+    """The name of what `letter` stands for at `block`, or `offset` blocks later."""
+    suffix = f"_{block.stream}" if block.stream else ""
+    return f"{letter}{block.index + offset}{suffix}"
+
+
+def block_name(block: BlockReport) -> str:
+    return name("h", block)
+
+
+def parse(text: str) -> Value:
+    found = _VALUE.fullmatch(text)
+    assert found is not None, text
+    letter, index, stream = found.groups()
+    return Value(letter, int(index), int(stream or 0))

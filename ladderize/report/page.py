@@ -1,0 +1,213 @@
+"""What a report shows, as plain lines and rows; `text.py` and `html.py` draw it.
+
+    Report ── Page(headline, warning, parts) ── Part(title, rows, lines)
+
+Runs of layers that are alike but for their numbers are shown once, followed by a `Gap`:
+
+    1  1  attention  x2 → x1  model.layers.1.self_attn
+    3  1  MLP        x3 → x2  model.layers.1.mlp
+          layers 2-79: as layer 1
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladderize.report.data import (
+    WARNING,
+    BlockReport,
+    GraphReport,
+    Refusal,
+    Report,
+    StreamReport,
+)
+from ladderize.report.runs import Run, find_runs
+
+OUTCOMES = {
+    "explained": "only explained, nothing is compiled",
+    "rewritten": "the ladder is compiled",
+    "standard": "the standard graph is compiled instead",
+    "refused": "nothing is compiled",
+}
+HEADER = ("block", "layer", "kind", "reads", "module", "add at")
+# Of lines of one sort, as many are shown.
+MAX_LINES = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One block: its branch reads `after` instead of `before`, and `also` as ever."""
+
+    block: str
+    layer: str
+    kind: str
+    before: str
+    after: str
+    also: str
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A line across the table: what is left out, or where a segment begins."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A title with a table or lines below it; `is_bad` for what was refused."""
+
+    title: str
+    rows: tuple[Row | Gap, ...] = ()
+    lines: tuple[str, ...] = ()
+    is_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    headline: str
+    parts: tuple[Part, ...]
+    footer: str
+    warning: str = WARNING
+
+
+def page_of(report: Report, full: bool = False) -> Page:
+    """Lay out `report`, every block of it if `full`."""
+    parts = [part for graph in report.graphs for part in _graph(graph, report, full)]
+    if report.breaks:
+        title = "graph breaks: Dynamo could not take the call up as one graph"
+        parts.append(Part(title, lines=_cut(map(str, report.breaks)), is_bad=True))
+    return Page(_headline(report), tuple(parts), _footer(report))
+
+
+def _headline(report: Report) -> str:
+    blocks = report.blocks
+    rewired = sum(block.is_rewired for block in blocks)
+    found = f"{_count(len(blocks), 'block')} in {_count(len(report.streams), 'stream')}"
+    outcomes = dict.fromkeys(OUTCOMES[graph.outcome] for graph in report.graphs)
+    return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
+
+
+def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
+    prefix = f"graph {graph.index} ({graph.name}), " if len(report.graphs) > 1 else ""
+    for stream in graph.streams:
+        yield Part(prefix + _title(stream), tuple(_rows(stream, full)), tuple(_remarks(stream)))
+    if graph.refusal is not None:
+        yield _refused(graph.refusal, prefix)
+    if graph.collectives:
+        yield Part(f"{prefix}collectives", lines=tuple(_collectives(graph)))
+    if graph.sharding is not None:
+        title = (
+            f"{prefix}{_count(len(graph.sharding.placements), 'parameter')} divided over "
+            f"{graph.sharding.num_ranks} ranks"
+        )
+        kept = _cut(f"kept whole: {note}" for note in graph.sharding.kept_whole)
+        yield Part(title, lines=kept)
+
+
+def _title(stream: StreamReport) -> str:
+    segments = f", {len(stream.segments)} segments" if len(stream.segments) > 1 else ""
+    shape = f" of {_shape(stream, 0)}" if len(stream.segments) == 1 else ""
+    return f"stream {stream.index}: {_count(len(stream.blocks), 'block')}{segments}{shape}"
+
+
+def _remarks(stream: StreamReport) -> Iterator[str]:
+    if stream.stale:
+        yield (
+            f"left alone: {_count(len(stream.stale), 'block')} of this stream read stale already, "
+            "it is a ladder"
+        )
+        yield from _cut(f"reads stale: {place}" for place in stream.stale)
+
+
+def _refused(refusal: Refusal, prefix: str) -> Part:
+    lines = [refusal.summary, *_cut(map(str, refusal.blockers))]
+    if refusal.cure:
+        lines.append(f"What to do: {refusal.cure}")
+    return Part(f"{prefix}refused", lines=tuple(lines), is_bad=True)
+
+
+def _collectives(graph: GraphReport) -> Iterator[str]:
+    counted = Counter(
+        (c.op, c.group, "put in" if c.is_inserted else "found", bool(c.block))
+        for c in graph.collectives
+    )
+    for (op, group, origin, is_inside), count in counted.items():
+        place = "inside of branches" if is_inside else "outside of branches"
+        yield f"{count} {op} on group {group!r}, {origin} {place}"
+
+
+def _footer(report: Report) -> str:
+    seconds = sum(entry.seconds for entry in report.passes)
+    edits = sum(entry.edits for entry in report.passes)
+    parts = [f"{_count(len(report.passes), 'pass', 'passes')}, {edits} edits, {seconds:.2f} s"]
+    parts += [f"{name}={value}" for name, value in report.options]
+    parts += [f"{name} {number}" for name, number in report.versions if name != "python"]
+    return " · ".join(parts)
+
+
+# ---- rows ------------------------------------------------------------------------------------
+
+
+def _rows(stream: StreamReport, full: bool) -> Iterator[Row | Gap]:
+    for segment in stream.segments:
+        blocks = stream.blocks[segment.first : segment.last + 1]
+        if len(stream.segments) > 1:
+            yield Gap(f"segment {segment.index} of {_shape(stream, segment.index)}")
+        if full:
+            yield from map(_row, blocks)
+            continue
+        for run in find_runs(blocks):
+            yield from map(_row, run.shown)
+            if run.hidden:
+                yield Gap(_alike(run))
+
+
+def _row(block: BlockReport) -> Row:
+    path, _, line = block.source.rpartition(":")
+    return Row(
+        block=str(block.index),
+        layer="" if block.layer is None else str(block.layer),
+        kind=block.kind,
+        before=_all_but(block.reads_before, block.reads_after),
+        after=_all_but(block.reads_after, block.reads_before),
+        also=", ".join(read for read in block.reads_before if read in block.reads_after),
+        module=block.module,
+        source=f"{Path(path).name}:{line}" if path else "",
+    )
+
+
+def _all_but(reads: Sequence[str], others: Sequence[str]) -> str:
+    return ", ".join(read for read in reads if read not in others)
+
+
+def _alike(run: Run) -> str:
+    if run.hidden[0].layer is None:
+        unit, hidden = "block", [block.index for block in run.hidden]
+        shown = [block.index for block in run.pattern]
+    else:
+        unit, hidden = "layer", [b.layer for b in run.hidden if b.layer is not None]
+        shown = [b.layer for b in run.pattern if b.layer is not None]
+    return f"{_range(unit, hidden)}: as {_range(unit, shown)}"
+
+
+def _range(unit: str, numbers: Sequence[int]) -> str:
+    first, last = min(numbers), max(numbers)
+    return f"{unit} {first}" if first == last else f"{unit}s {first}-{last}"
+
+
+def _shape(stream: StreamReport, segment: int) -> str:
+    return f"[{', '.join(map(str, stream.segments[segment].shape))}]"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _cut(lines: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(lines)
+    left_out = len(found) - MAX_LINES
+    return found if left_out <= 0 else (*found[:MAX_LINES], f"… and {left_out} more")

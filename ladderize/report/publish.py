@@ -1,0 +1,83 @@
+"""Where the report of a compilation goes: `last_report()`, the debug folder, torch's trace."""
+
+import dataclasses
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ladderize import compat
+from ladderize.config import LadderConfig
+from ladderize.report.data import GraphReport, Report
+
+# Of the report in files, where no terminal says how wide it is.
+WIDTH = 120
+
+_last: Report | None = None
+
+
+def last_report() -> Report | None:
+    """The report of the latest compilation in this process, refused ones included.
+
+    None before the first one, and after `torch._dynamo.reset()`. Each compilation of a graph makes
+    one: a call that is recompiled for another shape, or for `eval()`, replaces it. With several
+    threads compiling, the one that finished last.
+
+    Example:
+        >>> compiled = torch.compile(model, backend="ladderize")
+        >>> compiled(input_ids)
+        >>> len(ladderize.last_report().blocks)
+        8
+    """
+    return _last
+
+
+def forget() -> None:
+    """Called by `torch._dynamo.reset()`."""
+    global _last
+    _last = None
+
+
+def as_report(graph: GraphReport, config: LadderConfig) -> Report:
+    """A report of one graph."""
+    return Report((graph,), options=changed_options(config), versions=versions())
+
+
+def publish(report: Report, folder: Path | None) -> None:
+    """Keep `report`, hand it to tlparse, and write it to `folder` if there is one."""
+    global _last
+    _last = report
+    compat.trace_artifact("ladderize_report", "string", lambda: report.table(True, WIDTH))
+    compat.trace_artifact("ladderize_report_data", "json", report.to_json)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "report.txt", report.table(full=True, width=WIDTH) + "\n")
+        _write(folder / "report.json", report.to_json() + "\n")
+
+
+def changed_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
+    """The options that differ from their defaults, as text."""
+    default = LadderConfig()
+    names = [field.name for field in dataclasses.fields(config)]
+    return tuple(
+        (name, str(getattr(config, name)))
+        for name in names
+        if getattr(config, name) != getattr(default, name)
+    )
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    return (
+        ("ladderize", version("ladderize")),
+        ("torch", str(torch.__version__)),
+        ("python", platform.python_version()),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the whole new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)

@@ -1,0 +1,103 @@
+"""Blocks and streams as plain data, taken from a graph before anything is rewritten."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+from torch.fx import GraphModule, Node
+
+from ladderize import ops
+from ladderize.block import Block, Stream
+from ladderize.errors import describe_origin, module_path, source_line
+from ladderize.ops import Kind
+from ladderize.reach import Reach
+from ladderize.recurrence import read_recurrence
+from ladderize.report.data import BlockReport, SegmentReport, StreamReport
+from ladderize.report.kinds import kind_of_block
+
+Reads = tuple[tuple[str, ...], ...]
+
+
+def snapshot(
+    gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream], graph: int
+) -> tuple[StreamReport, ...]:
+    """The streams of the standard `gm`; every branch still reads what it did."""
+    static = Reach(gm, names).static
+    reads = read_branches(gm, streams)
+    return tuple(
+        StreamReport(
+            number,
+            tuple(
+                _block(gm, block, static, (graph, number), reads[number][block.index])
+                for block in stream.blocks
+            ),
+            _segments(stream),
+            tuple(map(describe_origin, stream.stale_sums)),
+            stream.blockers,
+        )
+        for number, stream in enumerate(streams)
+    )
+
+
+def read_branches(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Reads, ...]:
+    """For each block of each stream the named values that its branch reads in `gm` as it stands."""
+    return tuple(
+        tuple(_arguments(equation) for equation in recurrence.sums)
+        for recurrence in read_recurrence(gm, streams)
+    )
+
+
+def _arguments(equation: sympy.Eq) -> tuple[str, ...]:
+    (branch,) = equation.rhs.atoms(sympy.core.function.AppliedUndef)
+    return tuple(map(str, branch.args))
+
+
+def _block(
+    gm: GraphModule,
+    block: Block,
+    static: set[Node],
+    place: tuple[int, int],
+    reads: tuple[str, ...],
+) -> BlockReport:
+    graph, stream = place
+    return BlockReport(
+        graph=graph,
+        stream=stream,
+        segment=block.segment,
+        index=block.index,
+        layer=block.layer,
+        module=_module(block),
+        kind=kind_of_block(gm, block, static),
+        source=source_line(block.add),
+        reads_before=reads,
+        reads_after=reads,
+        is_converted=False,
+        num_nodes=len(block.branch),
+    )
+
+
+def _module(block: Block) -> str:
+    """The innermost module that holds all mixing ops of the branch: `model.layers.3.mlp`."""
+    mixing = [node for node in block.branch if ops.kind(node) is Kind.MIX]
+    paths = [path.split(".") for node in mixing if (path := module_path(node))]
+    if not paths:
+        return block.module
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common) or block.module
+
+
+def _segments(stream: Stream) -> tuple[SegmentReport, ...]:
+    found = []
+    for index in dict.fromkeys(block.segment for block in stream.blocks):
+        blocks = [block for block in stream.blocks if block.segment == index]
+        shape = ops.floating_shape(blocks[0].anchor) or ()
+        found.append(SegmentReport(index, blocks[0].index, blocks[-1].index, _sizes(shape)))
+    return tuple(found)
+
+
+def _sizes(shape: tuple[Any, ...]) -> tuple[int | str, ...]:
+    return tuple(int(size) if isinstance(size, int) else str(size) for size in shape)
