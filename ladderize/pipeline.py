@@ -1,7 +1,7 @@
 """From a traced graph to the rank-local ladder graph: the passes before autograd, in order.
 
-    Dynamo graph ── InlineRegions ── Functionalize ── find streams ── RerouteReads
-                 ── OutlineRegions ── (mesh: plan, ShardBranches)
+    Dynamo graph ── InlineRegions ── Functionalize ── SpellSums ── find streams
+                 ── RerouteReads ── OutlineRegions ── (mesh: plan, ShardBranches)
 
 The regions are checkpointed layers, which Dynamo keeps in graphs of their own. With a mesh the
 graph is traced to ATen first, the dialect that sharding has rules for. The passes after autograd
@@ -28,6 +28,7 @@ from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.outline_regions import OutlineRegions
 from ladderize.passes.reroute import RerouteReads, stale_sources
 from ladderize.passes.shard import ShardBranches
+from ladderize.passes.spell_sums import SpellSums
 from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.reach import Reach
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
@@ -95,6 +96,7 @@ def ladder(
     if mesh is not None:
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
+    run_pass(gm, SpellSums(), log)
     streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
     run_analysis("report", lambda: draft.see_streams(gm, names, streams), log)
     if may_be_a_layer:

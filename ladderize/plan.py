@@ -215,10 +215,8 @@ class _Writer:
         pending = [node for node in block.outputs if self._is_partial(node)]
         if not pending:
             return inner
-        biases = tuple(b for node in pending for b in found.biases[node])
-        if not _is_plain_sum(block.add):  # a difference, or a scaled summand: it stays as it is
-            return [*inner, Reduction(tuple(pending), biases)]
         others = tuple(node for node in _summands(block) if node not in pending)
+        biases = tuple(b for node in pending for b in found.biases[node])
         return [*inner, Reduction(tuple(pending), biases, others, block.skip, block.add)]
 
     def _is_partial(self, node: Node) -> bool:
@@ -258,16 +256,13 @@ def _summands(block: Block) -> list[Node]:
     while stack:
         node = stack.pop(0)
         is_leaf = node in block.outputs or node is block.skip or len(node.users) > 1
-        if is_leaf or not _is_plain_sum(node) or len(node.all_input_nodes) < 2:
+        is_sum = packet(node) is torch.ops.aten.add and not node.kwargs
+        if is_leaf or not is_sum or len(node.all_input_nodes) < 2:
             found.append(node)
         else:
             stack[:0] = node.args[:2]
     found.remove(block.skip)
     return found
-
-
-def _is_plain_sum(node: Node) -> bool:
-    return packet(node) is torch.ops.aten.add and not node.kwargs
 
 
 def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[Node]:

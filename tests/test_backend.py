@@ -225,7 +225,12 @@ def test_recompiling_is_not_a_break(x):
 def test_debug_dir_has_every_stage(model, x, tmp_path):
     compiled(model, debug_dir=tmp_path)(x)
     files = sorted(path.name for path in tmp_path.glob("rank0/*/*.py"))
-    assert files == ["01_InlineRegions.py", "02_Functionalize.py", "04_RerouteReads.py"]
+    assert files == [
+        "01_InlineRegions.py",
+        "02_Functionalize.py",
+        "03_SpellSums.py",
+        "06_RerouteReads.py",
+    ]
 
 
 def test_verify_graph_stops_a_wrong_rewrite(model, x, monkeypatch):
