@@ -17,7 +17,7 @@ from eager_ladders import (
 )
 from torch import Tensor, nn
 
-from ladderize.testing import Differences, assert_ladder_equal, run_with_gradients
+from ladderize.testing import Differences, assert_close, run_with_gradients
 
 MODELS = {
     "llama": (tiny_llama, llama_ladder),
@@ -55,8 +55,8 @@ def compare(
     found = run_with_gradients(lambda ids: compiled(input_ids=ids).logits, model, ids)
     wanted = run_with_gradients(lambda ids: ladder(model, ids, chosen, staleness), model, ids)
     return Differences(
-        assert_ladder_equal(found[0], wanted[0], tolerance=TOLERANCE),
-        assert_ladder_equal(found[1], wanted[1], tolerance=TOLERANCE, what="gradient"),
+        assert_close(found[0], wanted[0], tolerance=TOLERANCE),
+        assert_close(found[1], wanted[1], tolerance=TOLERANCE, what="gradient"),
     )
 
 
@@ -151,7 +151,7 @@ def test_one_compilation_for_all_shapes(name: str) -> None:
             torch.compiler.set_stance("fail_on_recompile" if batch > 2 else "default"),
         ):
             found, wanted = compiled(input_ids=ids).logits, ladder(model, ids, range(99), 1)
-        assert_ladder_equal(found, wanted, tolerance=TOLERANCE)
+        assert_close(found, wanted, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -181,7 +181,7 @@ def inductor_llama() -> tuple[nn.Module, tuple[Any, dict[str, Tensor]]]:
 def test_llama_through_inductor(inductor_llama: Any) -> None:
     model, (logits, _) = inductor_llama
     wanted = llama_ladder(model, tokens(), range(4), 1)
-    assert_ladder_equal(logits, wanted, tolerance=TOLERANCE)
+    assert_close(logits, wanted, tolerance=TOLERANCE)
 
 
 def test_gradients_of_llama_through_inductor(inductor_llama: Any) -> None:
@@ -189,4 +189,4 @@ def test_gradients_of_llama_through_inductor(inductor_llama: Any) -> None:
     _, wanted = run_with_gradients(
         lambda ids: llama_ladder(model, ids, range(4), 1), model, (tokens(),)
     )
-    assert_ladder_equal(gradients, wanted, tolerance=TOLERANCE, what="gradient")
+    assert_close(gradients, wanted, tolerance=TOLERANCE, what="gradient")

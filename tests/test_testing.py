@@ -1,6 +1,9 @@
 """`ladderize.testing` itself: the reference by hand, and checks that fail when they should."""
 
 import dataclasses
+import doctest
+import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +14,33 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ladderize import testing
 from ladderize.errors import LadderError
 from ladderize.testing import (
     TOLERANCE,
     ReferenceBlock,
     ReferenceNet,
+    assert_close,
     assert_ladder_equal,
-    check_model,
     run_ladder,
 )
 from ladderize.testing.blocks import BlockSpec
 from ladderize.testing.nets import NetSpec, ResidualNet, StageSpec
 from ladderize.testing.strategies import conversions, nets
+
+# -- the documentation
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(testing.__path__)])
+def test_examples_in_docstrings(name: str) -> None:
+    module = importlib.import_module(f"{testing.__name__}.{name}")
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(testing.__all__) - {"TOLERANCE"}))
+def test_each_public_name_has_an_example(name: str) -> None:
+    assert ">>>" in getattr(testing, name).__doc__
+
 
 # -- the recurrence by hand: h_i(x) = 10^(i+1) x, x[0] = 1
 
@@ -87,7 +105,7 @@ def test_reference_without_staleness_is_the_module(spec: NetSpec) -> None:
     net = ResidualNet(spec)
     with torch.no_grad():
         standard = net.reference().run(*spec.make_args(), staleness=0)
-        assert_ladder_equal(standard, net(*spec.make_args()))
+        assert_close(standard, net(*spec.make_args()))
 
 
 @examples(100)
@@ -107,7 +125,7 @@ def test_stale_reads_show(spec: NetSpec, data: st.DataObject) -> None:
     assert float((ladder - standard).abs().max()) > 1000 * TOLERANCE[spec.dtype] * scale
 
 
-# -- assert_ladder_equal
+# -- assert_close
 
 
 @pytest.mark.parametrize(
@@ -123,18 +141,18 @@ def test_stale_reads_show(spec: NetSpec, data: st.DataObject) -> None:
 )
 def test_what_is_not_equal(actual: Any, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        assert_ladder_equal(actual, torch.tensor([1.0, 2.0]))
+        assert_close(actual, torch.tensor([1.0, 2.0]))
 
 
 def test_tolerance_grows_with_the_magnitude() -> None:
     expected = {"a": [torch.tensor([1000.0]), 3]}
     near = {"a": [torch.tensor([1000.005]), 3]}
-    assert assert_ladder_equal(near, expected) == pytest.approx(0.005, rel=0.05)
+    assert assert_close(near, expected) == pytest.approx(0.005, rel=0.05)
     with pytest.raises(AssertionError, match=r"output\['a'\]\[0\]"):
-        assert_ladder_equal(near, expected, tolerance=1e-7)
+        assert_close(near, expected, tolerance=1e-7)
 
 
-# -- check_model finds what is wrong
+# -- assert_ladder_equal finds what is wrong
 
 
 BLOCK = BlockSpec(norm="layer")
@@ -143,7 +161,7 @@ SPEC = NetSpec((StageSpec(((BLOCK,), (BLOCK,), (BLOCK,), (BLOCK,))),), dtype=tor
 
 def test_a_right_model_passes() -> None:
     net = ResidualNet(SPEC)
-    found = check_model(net, net.reference(), SPEC.make_args())
+    found = assert_ladder_equal(net, SPEC.make_args(), reference=net.reference())
     assert max(found.output, found.gradients) < 1e-12
 
 
@@ -155,7 +173,9 @@ def test_another_ladder_is_noticed(options: dict[str, Any]) -> None:
     net = ResidualNet(SPEC)
     chosen = range(3) if options == {"blocks": [1, 2, 3]} else range(4)
     with pytest.raises(AssertionError, match="output is off"):
-        check_model(net, net.reference(), SPEC.make_args(), chosen=chosen, options=options)
+        assert_ladder_equal(
+            net, SPEC.make_args(), reference=net.reference(), chosen=chosen, options=options
+        )
 
 
 def test_a_wrong_gradient_is_noticed() -> None:
@@ -171,8 +191,20 @@ def test_a_wrong_gradient_is_noticed() -> None:
     ]
     wrong = ReferenceNet(blocks, reference.entry, reference.head)
     with pytest.raises(AssertionError, match=r"gradient.* is off"):
-        check_model(net, wrong, SPEC.make_args())
-    check_model(net, wrong, SPEC.make_args(), gradients=False)
+        assert_ladder_equal(net, SPEC.make_args(), reference=wrong)
+    assert_ladder_equal(net, SPEC.make_args(), reference=wrong, gradients=False)
+
+
+def test_reads_instead_of_a_reference() -> None:
+    """The hooks count the blocks that must be found."""
+    net, args = ResidualNet(SPEC), SPEC.make_args()
+    found = assert_ladder_equal(net, args, reads=["stage0.layers.*.block0.norms.0"], chosen=[1, 3])
+    assert max(found.output, found.gradients) < 1e-12 < 1e-3 < found.standard
+    with pytest.raises(LadderError, match="2 blocks were expected, 4 were found"):
+        assert_ladder_equal(net, args, reads=["stage0.layers.[01].block0.norms.0"])
+    for how in ({}, {"reads": ["norm"], "reference": net.reference()}):
+        with pytest.raises(ValueError, match="one of reads= and reference="):
+            assert_ladder_equal(net, args, **how)
 
 
 def test_a_missing_block_is_noticed() -> None:
@@ -180,4 +212,4 @@ def test_a_missing_block_is_noticed() -> None:
     reference = net.reference()
     wrong = ReferenceNet(reference.blocks[:-1], reference.entry, reference.head)
     with pytest.raises(LadderError, match="3 blocks were expected, 4 were found"):
-        check_model(net, wrong, SPEC.make_args())
+        assert_ladder_equal(net, SPEC.make_args(), reference=wrong)

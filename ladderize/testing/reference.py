@@ -24,6 +24,11 @@ def identity(x: Tensor) -> Tensor:
 class ReferenceBlock:
     """One block, as plain functions of one tensor.
 
+    >>> from torch import nn
+    >>> norm, mlp = nn.LayerNorm(8), nn.Linear(8, 8)
+    >>> pre_norm = ReferenceBlock(lambda x: mlp(norm(x)))
+    >>> post_norm = ReferenceBlock(mlp, after=norm)
+
     Attributes:
         branch: `h_i`, from the anchor that is read to what is added; a pre-norm belongs to it.
         before: what makes the anchor out of the value that the block before left (a norm whose
@@ -50,6 +55,12 @@ def run_ladder(
 ) -> Tensor:
     """The last value of the stream that starts with `x`.
 
+    >>> import torch
+    >>> blocks = [ReferenceBlock(lambda x: 10 * x), ReferenceBlock(lambda x: 100 * x)]
+    >>> x = torch.ones(1)
+    >>> run_ladder(x, blocks, staleness=0).item(), run_ladder(x, blocks).item()
+    (1111.0, 111.0)
+
     Args:
         x: `x[0]`, of any shape that the first block takes.
         blocks: in order.
@@ -75,6 +86,13 @@ class ReferenceNet:
 
     The callables may be (and, for gradients, should be) made of the submodules of the model that
     is checked, so that both have the same weights; its own `forward` must not be among them.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> embed, mlp, head = nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+    >>> net = ReferenceNet([ReferenceBlock(mlp), ReferenceBlock(mlp)], entry=embed, head=head)
+    >>> net.run(torch.tensor([[1, 2, 3]]), chosen=[1], staleness=1).shape
+    torch.Size([1, 3, 5])
 
     Attributes:
         blocks: the residual blocks in order.

@@ -1,0 +1,241 @@
+"""An eager ladder of any module, by hooks: what goes into the modules that read the stream.
+
+    x1 = x0 + mlp0(norm0(x0));  x2 = x1 + mlp1(norm1(x1))     norm0, norm1 named: two blocks
+    note x0, hand x0 to norm0;  note x1, hand x0 to norm1     the sums use the forward's own x0, x1
+
+In: an ordinary model and the names of the modules whose input is what a block reads. Out: the same
+model, whose blocks read stale while the context lasts. Independent of the compiler that it checks:
+nothing here knows of graphs, and nothing of the rest of the package is used.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, is_grad_enabled, nn
+
+Patterns = Sequence[str]
+Reads = Patterns | Sequence[Patterns] | Mapping[str, Patterns]
+
+
+@dataclass
+class EagerLadder:
+    """What a model under `eager_ladder` is made to read, and which blocks were seen.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True)
+    >>> model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    >>> with eager_ladder(model, ["layers.*.norm1", "layers.*.norm2"]) as ladder:
+    ...     y = model(torch.randn(5, 1, 8))
+    >>> ladder.blocks  # doctest: +NORMALIZE_WHITESPACE
+    [('layers.0.norm1',), ('layers.0.norm2',), ('layers.1.norm1',), ('layers.1.norm2',)]
+
+    Attributes:
+        chosen: indices of the blocks that read stale; None for all.
+        staleness: how many blocks earlier they read.
+        blocks: of the last forward, in order of the streams' first calls: for each block the
+            names of the modules that were handed its read, several in a parallel block.
+    """
+
+    chosen: frozenset[int] | None
+    staleness: int
+    blocks: list[tuple[str, ...]] = field(default_factory=list)
+    _streams: dict[int, "_Stream"] = field(default_factory=dict)
+    _is_running: bool = False
+
+    def _begin(self, *_: Any) -> None:
+        self._streams.clear()
+        self.blocks.clear()
+        self._is_running = True
+
+    def _end(self, *_: Any) -> None:
+        self.blocks = [names for stream in self._streams.values() for names in stream.blocks]
+        self._streams.clear()
+        self._is_running = False
+
+    def _read(self, number: int, name: str, x: Tensor) -> Tensor:
+        """What `name`, a reader of stream `number`, is given when `x` arrives."""
+        if not self._is_running and is_grad_enabled():
+            raise RuntimeError(
+                f"{name} was called outside of the model's forward: call the model that "
+                "eager_ladder was given; where activation checkpointing calls it again, turn that "
+                "off (it changes no value)"
+            )
+        stream = self._streams.get(number)
+        if stream is None:
+            first = sum(len(other.blocks) for other in self._streams.values())
+            stream = self._streams[number] = _Stream(first)
+        if stream.is_at(x):
+            stream.blocks[-1] += (name,)
+        else:
+            stream.note(x, name)
+            if self.chosen is not None and stream is not next(reversed(self._streams.values())):
+                raise ValueError(
+                    f"{name} begins a block of a stream after another stream began: `chosen` "
+                    "counts the blocks of one stream after those of another"
+                )
+        is_chosen = self.chosen is None or stream.first + len(stream.blocks) - 1 in self.chosen
+        return stream.earlier(self.staleness, x) if is_chosen else x
+
+
+@dataclass
+class _Stream:
+    """The values of one stream that were read so far in this forward."""
+
+    first: int  # index of its first block, counted through all streams
+    blocks: list[tuple[str, ...]] = field(default_factory=list)
+    noted: list[Tensor] = field(default_factory=list)
+    last: tuple[Tensor, int] | None = None
+    segment: int = 0
+
+    def is_at(self, x: Tensor) -> bool:
+        """Whether `x` is the very value that the last block was given, not written since."""
+        return self.last is not None and self.last[0] is x and self.last[1] == _version(x)
+
+    def note(self, x: Tensor, name: str) -> None:
+        if self.noted and self.noted[-1].shape != x.shape:
+            self.segment = len(self.noted)
+        self.noted.append(x.clone())  # `x += h` writes it
+        self.last = x, _version(x)
+        self.blocks.append((name,))
+
+    def earlier(self, staleness: int, x: Tensor) -> Tensor:
+        own = len(self.noted) - 1
+        source = max(own - staleness, self.segment)
+        return x if source == own else self.noted[source].to(x.dtype)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # inference tensors keep no count of writes
+
+
+@contextmanager
+def eager_ladder(
+    model: nn.Module, reads: Reads, *, chosen: Collection[int] | None = None, staleness: int = 1
+) -> Iterator[EagerLadder]:
+    """While the context lasts, `model` is an eager ladder of itself.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layers = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(2))
+    ...     def forward(self, x):
+    ...         for layer in self.layers:
+    ...             x = x + layer(x)
+    ...         return x
+    >>> net, x = Net(), torch.ones(1, 1)
+    >>> for i, layer in enumerate(net.layers):
+    ...     _ = nn.init.constant_(layer.weight, 10 ** (i + 1))  # h_0(x) = 10 x, h_1(x) = 100 x
+    >>> net(x).item()  # (1 + 10) + 100 * (1 + 10)
+    1111.0
+    >>> with eager_ladder(net, ["layers.*"]) as ladder:
+    ...     net(x).item()  # (1 + 10) + 100 * 1
+    111.0
+    >>> ladder.blocks
+    [('layers.0',), ('layers.1',)]
+
+    Block i of those `chosen` reads the value noted for block `max(i - staleness, first of its
+    segment)`, the others their own. Blocks are counted in the order of the calls of each forward,
+    so that layers may share modules; readers that are handed the very same value one after another
+    belong to one block (the two norms of a parallel block; q, k and v). A segment begins where the
+    shape of the reads changes. What the forward adds the branch to is its own variable: the skip
+    path is untouched. Dtype, device, gradients and training mode are the model's; KV caches are
+    filled by the ladder.
+
+    Args:
+        model: called as a whole inside the context; every forward counts from its first block.
+        reads: names of the modules whose input is exactly what a block reads (its norm; a
+            projection or an attention where the norm is of the stream itself), as patterns over
+            `model.named_modules()` in which `*` stands for (part of) one component. The read is
+            the first floating tensor handed to the module, or the argument named after a colon,
+            `"decoder.layers.*.cross:hidden_states"`; arguments that are the same tensor are the
+            same read. For several streams a list or mapping of such lists: each counts for itself.
+        chosen: indices of the blocks that read stale, counted through all streams in the order of
+            their first calls; None for all.
+        staleness: how many blocks earlier they read; 0 is the standard net.
+
+    Yields:
+        An `EagerLadder`, whose `blocks` tells what was counted.
+
+    Raises:
+        ValueError: naming each pattern that matches nothing; a module that would read two streams;
+            `chosen` where the calls of streams interleave, so that no order of theirs counts.
+        RuntimeError: when a reader is called outside of the model's forward while gradients are
+            recorded, as by activation checkpointing.
+    """
+    ladder = EagerLadder(None if chosen is None else frozenset(chosen), staleness)
+    readers = _find_readers(model, reads)
+    handles = [
+        model.register_forward_pre_hook(ladder._begin, prepend=True),
+        model.register_forward_hook(ladder._end, always_call=True),
+    ]
+    for module, reader in readers.items():
+        hook = _make_hook(ladder, *reader)
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield ladder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _find_readers(model: nn.Module, reads: Reads) -> dict[nn.Module, tuple[int, str, str]]:
+    """For each reader the number of its stream, its name, and the name of the argument or ""."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    readers: dict[nn.Module, tuple[int, str, str]] = {}
+    unmatched = []
+    for number, patterns in enumerate(_by_stream(reads)):
+        for pattern in patterns:
+            path, _, argument = pattern.partition(":")
+            found = [(name, module) for name, module in modules if _matches(name, path)]
+            if not found:
+                unmatched.append(pattern)
+            for name, module in found:
+                if readers.setdefault(module, (number, name, argument))[0] != number:
+                    raise ValueError(f"{name} is named as a reader of two streams")
+    if unmatched:
+        raise ValueError(f"no module of {type(model).__name__} is named {', '.join(unmatched)}")
+    return readers
+
+
+def _by_stream(reads: Reads) -> list[Patterns]:
+    if isinstance(reads, Mapping):
+        return list(reads.values())
+    of_one_stream = [entry for entry in reads if isinstance(entry, str)]
+    others = [entry for entry in reads if not isinstance(entry, str)]
+    return [of_one_stream, *others] if of_one_stream else others
+
+
+def _matches(name: str, path: str) -> bool:
+    parts, patterns = name.split("."), path.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _make_hook(ladder: EagerLadder, number: int, name: str, argument: str) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        fresh = _find_read(module, name, argument, args, kwargs)
+        stale = ladder._read(number, name, fresh)
+        replaced = {key: stale if value is fresh else value for key, value in kwargs.items()}
+        return tuple(stale if value is fresh else value for value in args), replaced
+
+    return hook
+
+
+def _find_read(
+    module: nn.Module, name: str, argument: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Tensor:
+    if argument:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        values = [bound.arguments.get(argument)]
+    else:
+        values = [*args, *kwargs.values()]
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    raise ValueError(f"{name} was called without a floating tensor {argument}".rstrip())
