@@ -164,6 +164,13 @@ def dynamo_errors() -> type[Exception]:
     return TorchDynamoException
 
 
+def break_of(error: Exception) -> tuple[str, str]:
+    """What one of `dynamo_errors` says, and the user's line behind it as `file:line`."""
+    stack = list(getattr(error, "real_stack", None) or [])
+    place = f"{stack[-1].filename}:{stack[-1].lineno}" if stack else ""
+    return str(error).partition("\n")[0], place
+
+
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
     """Add an artifact for tlparse to the trace that TORCH_TRACE asks for; nothing without it."""
     from torch._logging import trace_structured  # type: ignore[attr-defined]  # not in __all__

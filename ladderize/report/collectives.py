@@ -1,23 +1,31 @@
 """The collectives that a graph launches, of any dialect.
 
     torch.ops._c10d_functional.all_reduce(h, "sum", "0")     Dynamo keeps the overload packet
+    h.redistribute(…)                                        a DTensor's; may be a local step too
     ladderize.reduce(h, "0")                                 what sharding puts in
 
-Those of DTensor and of autograd functions are hidden in closures until after autograd.
+Those of autograd functions are hidden in closures until after autograd.
 """
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.fx import GraphModule, Node
 
-from ladderize.errors import describe_origin
+from ladderize import ops
+from ladderize.errors import describe_origin, module_path
 from ladderize.report.data import CollectiveReport
 
 _NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
+_DISTRIBUTED = str(Path(dist.__file__).parent)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # A reduction follows the sum of at most that many partial values of parallel branches.
 _STEPS_TO_BRANCH = 4
+_REDISTRIBUTIONS = frozenset({"redistribute", "prim_redistribute"})
 _OWN = {"ladderize::reduce": "all_reduce", "ladderize::copy": "all_reduce (backward)"}
 
 
@@ -33,14 +41,9 @@ def find_collectives(
     """
     found = []
     for node in gm.graph.nodes:
-        schema = _schema(node)
-        op = "" if schema is None else _op(schema.name, is_inserted)
-        if op:
-            group = _group(node, schema)
-            where = describe_origin(node)
-            found.append(
-                CollectiveReport(op, group, _home(node, home, is_inserted), is_inserted, where)
-            )
+        if op := _own_op(node) if is_inserted else _models_op(node):
+            block = _home_of_inserted(node, home) if is_inserted else home.get(node, "")
+            found.append(CollectiveReport(op, _group(node), block, is_inserted, _origin(node)))
     return tuple(found)
 
 
@@ -51,23 +54,41 @@ def _schema(node: Node) -> Any:
     return target._schema if isinstance(target, torch._ops.OpOverload) else None
 
 
-def _op(name: str, is_inserted: bool) -> str:
-    if is_inserted:
-        return _OWN.get(name, "")
-    namespace, op = name.split("::")
+def _own_op(node: Node) -> str:
+    schema = _schema(node)
+    return "" if schema is None else _OWN.get(schema.name, "")
+
+
+def _models_op(node: Node) -> str:
+    schema = _schema(node)
+    if schema is None:
+        return "redistribute" if ops.op_name(node) in _REDISTRIBUTIONS else ""
+    namespace, op = schema.name.split("::")
     return op.removesuffix("_") if namespace in _NAMESPACES and op != "wait_tensor" else ""
 
 
-def _group(node: Node, schema: Any) -> str:
+def _group(node: Node) -> str:
+    schema = _schema(node)
+    if schema is None:
+        return ""
     names = [argument.name for argument in schema.arguments]
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
     return str(given.get("group_name", ""))
 
 
-def _home(node: Node, home: Mapping[Node, str], is_inserted: bool) -> str:
-    """The block of `node`; what sharding put in stands a few new nodes behind one of a branch."""
-    for _ in range(_STEPS_TO_BRANCH if is_inserted else 0):
-        if node in home or not node.all_input_nodes:
-            break
-        node = node.all_input_nodes[0]
-    return home.get(node, "")
+def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:
+    """The block next to which sharding put `node` in: a copy is read there, a sum comes from it."""
+    near = [node, *node.users]
+    for _ in range(_STEPS_TO_BRANCH):
+        node = next(iter(node.all_input_nodes), node)
+        near.append(node)
+    return next((home[other] for other in near if other in home), "")
+
+
+def _origin(node: Node) -> str:
+    """Module and line that call the collective, not the line inside of torch.distributed."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    lines = [f"{path}:{line}" for path, line in frames if not path.startswith(_DISTRIBUTED)]
+    if not lines:
+        return describe_origin(node)
+    return " at ".join(filter(None, [module_path(node), lines[-1]]))

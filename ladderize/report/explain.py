@@ -19,9 +19,10 @@ from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame
 from ladderize.errors import Blocker, LadderError
 from ladderize.jit import copy_graph, rewrite_here
+from ladderize.pipeline import dump_folder
 from ladderize.report.data import GraphReport, Refusal, Report
 from ladderize.report.draft import Draft
-from ladderize.report.publish import changed_options, versions
+from ladderize.report.publish import as_report, changed_options, versions, write
 
 
 def explain(
@@ -59,8 +60,8 @@ def explain(
             torch.compile(model, backend=explainer.see_first, fullgraph=True)(*args, **kwargs)
         except _Seen:
             return explainer.report()
-        except compat.dynamo_errors():
-            explainer.forget()
+        except compat.dynamo_errors() as error:
+            explainer.begin_again(*compat.break_of(error))
         else:
             return explainer.report()
         torch.compile(model, backend=explainer.see_each)(*args, **kwargs)
@@ -76,12 +77,15 @@ class _Explainer:
 
     def __init__(self, config: LadderConfig) -> None:
         self.config = config
-        self.forget()
-
-    def forget(self) -> None:
         self.graphs: list[GraphReport] = []
         self.breaks: list[Blocker] = []
         self.broken_frames = BrokenFrames()
+
+    def begin_again(self, reason: str, place: str) -> None:
+        """The call did not fit into one graph, for this `reason`."""
+        self.graphs.clear()
+        self.breaks = [Blocker(f"graph break: {reason}", place)]
+        self.broken_frames.forget()
 
     def see_first(self, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """Nothing is run, unless this graph has no stream: that of a hook, another one follows."""
@@ -99,7 +103,9 @@ class _Explainer:
             rewrite_here(gm, self.config, draft, self.broken_frames)
         except LadderError as refused:
             error = refused
-        self.graphs.append(draft.finish(frame.piece, "explained", error))
+        graph = draft.finish(frame.piece, "explained", error)
+        write(as_report(graph, self.config), dump_folder(self.config))
+        self.graphs.append(graph)
         self.breaks += frame.cuts()
         gm.graph = standard
         gm.recompile()

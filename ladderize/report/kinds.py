@@ -7,7 +7,7 @@ linear(gelu(linear(x)))                                      MLP
 a recurrence over positions, a Fourier transform, …          other
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,7 +36,11 @@ _SHIFTS = frozenset(
     """stack cat concat concatenate pad roll flip cumsum cumprod logcumsumexp setitem
     index_put index_copy unfold""".split()
 )
-_COLLECTIVES = frozenset("all_reduce all_gather_into_tensor reduce_scatter_tensor".split())
+# Tensor parallelism: they move values between ranks, not between positions or features.
+_TRANSFERS = frozenset(
+    """all_reduce all_gather_into_tensor reduce_scatter_tensor from_local redistribute to_local
+    prim_from_local prim_redistribute prim_to_local""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,16 @@ class _Branch:
         """Whether nothing but linears and convolutions with weights mixes values."""
         return all(
             "conv" in _name(node)
-            or _name(node) in _COLLECTIVES
+            or _name(node) in _TRANSFERS
             or (_name(node) in _PRODUCTS and not self.multiplies_values(node))
             for node in self.mixing
         )
 
     def multiplies_values(self, node: Node) -> bool:
         """Whether `node` is the matrix product of two computed values, none of them a weight."""
-        operands = [source for source in node.all_input_nodes if source not in self.static]
-        return _name(node) in _PRODUCTS and len(operands) > 1
+        if _name(node) not in _PRODUCTS or _name(node) == "linear":
+            return False
+        return sum(source not in self.static for source in node.all_input_nodes) > 1
 
 
 def kind_of_block(gm: GraphModule, block: Block, static: Collection[Node]) -> str:
@@ -84,17 +89,22 @@ def _kind_behind(
     gm: GraphModule, output: Node, members: Collection[Node], static: Collection[Node]
 ) -> str:
     nodes = [output, *_walk(output, members, lambda node: node.all_input_nodes)]
-    held = [_kind(_Branch(list(body.graph.nodes), ())) for n in nodes for body in bodies(gm, n)]
-    found = [_kind(_Branch(nodes, static)), *held]
-    return next((kind for kind in found if kind != OTHER), OTHER)
-
-
-def _kind(branch: _Branch) -> str:
+    branch = _Branch(list(_with_bodies(gm, nodes)), static)
     return next((kind for kind, holds in _RULES if holds(branch)), OTHER)
 
 
+def _with_bodies(gm: GraphModule, nodes: Iterable[Node]) -> Iterator[Node]:
+    """`nodes`, with what higher-order calls hold in place of the calls."""
+    for node in nodes:
+        held = bodies(gm, node)
+        if not held or _is_fused_attention(node):
+            yield node
+        for body in held:
+            yield from _with_bodies(body, body.graph.nodes)
+
+
 def _is_attention(branch: _Branch) -> bool:
-    if any(part in _name(node) for node in branch.mixing for part in _ATTENTIONS):
+    if any(map(_is_fused_attention, branch.mixing)):
         return True
     soft = [node for node in branch.nodes if _name(node) in _SOFTMAX]
     return any(
@@ -110,6 +120,10 @@ def _meets_product(branch: _Branch, start: Node, step: Callable[[Node], Iterable
     mixing = set(branch.mixing)
     reached = _walk(start, members, lambda node: () if node in mixing else step(node))
     return any(branch.multiplies_values(node) for node in reached)
+
+
+def _is_fused_attention(node: Node) -> bool:
+    return any(part in _name(node) for part in _ATTENTIONS)
 
 
 def _is_moe(branch: _Branch) -> bool:

@@ -132,12 +132,13 @@ def _refused(refusal: Refusal, prefix: str) -> Part:
 
 def _collectives(graph: GraphReport) -> Iterator[str]:
     counted = Counter(
-        (c.op, c.group, "put in" if c.is_inserted else "found", bool(c.block))
+        (c.op, c.group, "put in by ladderize" if c.is_inserted else "found", bool(c.block))
         for c in graph.collectives
     )
     for (op, group, origin, is_inside), count in counted.items():
-        place = "inside of branches" if is_inside else "outside of branches"
-        yield f"{count} {op} on group {group!r}, {origin} {place}"
+        place = "in branches" if is_inside else "outside of branches"
+        where = f" on group {group!r}" if group else ""
+        yield f"{count} {op}{where}, {origin}, {place}"
 
 
 def _footer(report: Report) -> str:

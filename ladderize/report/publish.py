@@ -46,15 +46,21 @@ def as_report(graph: GraphReport, config: LadderConfig) -> Report:
 
 
 def publish(report: Report, folder: Path | None) -> None:
-    """Keep `report`, hand it to tlparse, and write it to `folder` if there is one."""
+    """Keep `report` for `last_report`, hand it to tlparse, and write it to `folder`."""
     global _last
     _last = report
     compat.trace_artifact("ladderize_report", "string", lambda: report.table(True, WIDTH))
     compat.trace_artifact("ladderize_report_data", "json", report.to_json)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "report.txt", report.table(full=True, width=WIDTH) + "\n")
-        _write(folder / "report.json", report.to_json() + "\n")
+    write(report, folder)
+
+
+def write(report: Report, folder: Path | None) -> None:
+    """Write report.txt and report.json to `folder`, if there is one."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / "report.txt", report.table(full=True, width=WIDTH) + "\n")
+    _write_whole(folder / "report.json", report.to_json() + "\n")
 
 
 def changed_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
@@ -76,8 +82,8 @@ def versions() -> tuple[tuple[str, str], ...]:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the whole new one."""
+def _write_whole(path: Path, text: str) -> None:
+    """A reader sees the old file or the whole new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text)
     beside.replace(path)
