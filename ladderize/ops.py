@@ -195,6 +195,16 @@ def _without_inplace_flag(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] 
     return bound.args, dict(bound.kwargs)
 
 
+def is_impure(node: Node) -> bool:
+    """Whether `node` must stay even if nothing reads its result.
+
+    torch.fx takes every method call for pure, `cache.index_copy_(…)` too.
+    """
+    if node.is_impure() or mutated_operand(node) is not None or "out" in node.kwargs:
+        return True
+    return node.op.startswith("call_") and value(node) is None
+
+
 def cast(graph: Graph, node: Node, dtype: torch.dtype | None, like: Node) -> Node:
     """A cast of `node` at the insertion point of `graph`, in the dialect of the node `like`."""
     if isinstance(like.target, torch._ops.OpOverload):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import sympy
 from torch.fx import GraphModule, Node
 
+from ladderize import ops
 from ladderize.block import Block, Stream
 from ladderize.errors import Blocker, LadderError
 
@@ -115,6 +116,8 @@ def _follow_reads(
     for node in gm.graph.nodes:
         found: set[sympy.Symbol] = set()
         for source in node.all_input_nodes:
+            if not ops.holds_tensor(source):  # the size of a value is no read of it
+                continue
             if source in symbols:
                 found.add(symbols[source])
             elif source in home and node in home and home[source] != home[node]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch.fx import GraphModule
 
+from ladderize import ops
 from ladderize.passes import Pass, PassResult
 
 T = TypeVar("T")
@@ -49,8 +50,7 @@ def run_pass(
     """
     started = time.perf_counter()
     result = step(gm)
-    if result.changed:
-        gm.graph.eliminate_dead_code()
+    if gm.graph.eliminate_dead_code(ops.is_impure) or result.changed:
         gm.graph.lint()
         gm.recompile()
     if invariant is not None:

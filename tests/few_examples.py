@@ -1,4 +1,4 @@
-"""Hypothesis settings of this suite: few, fixed examples, for each is a compilation."""
+"""Hypothesis settings of this suite: fixed examples, few in CI, for each is a compilation."""
 
 import os
 from collections.abc import Callable
@@ -6,20 +6,21 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-PHASES = [Phase.generate, Phase.shrink] if "SHRINK" in os.environ else [Phase.generate]
+# LADDERIZE_DEEP=1 .venv/bin/pytest tests/test_properties.py: more than 5,000 nets, an hour or two.
+FACTOR = 20 if "LADDERIZE_DEEP" in os.environ else 1
 
 
 def examples(count: int) -> Callable[..., Any]:
-    """`count` examples, the same in every run; a failing one is printed.
+    """`count` examples, the same in every run; a failing one is made small and printed.
 
-    With SHRINK=1 in the environment it is made as small as it can be first: minutes of compiling.
+    Making it small takes minutes of compiling, but only then.
     """
     return settings(
-        max_examples=count,
+        max_examples=count * FACTOR,
         derandomize=True,
         database=None,
         deadline=None,
         print_blob=True,
-        phases=PHASES,
+        phases=[Phase.generate, Phase.shrink],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

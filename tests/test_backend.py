@@ -316,3 +316,30 @@ def test_no_warning_on_the_way(model, x):
     with warnings.catch_warnings():
         warnings.simplefilter("error", LadderWarning)
         compiled(model)(x)
+
+
+@pytest.mark.parametrize("write", ["index_copy_", "setitem", "copy_"])
+def test_writes_that_nothing_reads_are_kept(write):
+    """A KV cache is written by a call whose result is thrown away."""
+
+    class Caching(Residual):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", torch.zeros(5, 8))
+
+        def forward(self, x):
+            if write == "index_copy_":
+                self.cache.index_copy_(0, torch.arange(3), 2 * x)
+            elif write == "setitem":
+                self.cache[:3] = 2 * x
+            else:
+                self.cache[:3].copy_(2 * x)
+            return super().forward(x)
+
+    x = torch.randn(3, 8)
+    for lowering in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        model = Caching()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(model, lowering=lowering)(x), model.ladder(x))
+        torch.testing.assert_close(model.cache[:3], 2 * x)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from few_examples import examples
-from hypothesis import given
+from hypothesis import currently_in_test_context, given, note
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,10 +22,12 @@ from ladderize.testing import (
 from ladderize.testing.blocks import OVERWRITES_X, SPELLINGS, WRAPS_THE_SUM, BlockSpec
 from ladderize.testing.branches import BranchSpec, Mlp
 from ladderize.testing.nets import NetSpec, ResidualNet, StageSpec
-from ladderize.testing.strategies import Conversion, blocks, conversions, nets
+from ladderize.testing.strategies import PLACEMENTS, Conversion, blocks, conversions, nets
 
 
 def check(spec: NetSpec, conversion: Conversion, **how: Any) -> None:
+    if currently_in_test_context():
+        note(reproducer(spec, conversion, how))  # printed for the smallest example that fails
     torch._dynamo.reset()
     net = ResidualNet(spec)
     assert_ladder_equal(
@@ -39,6 +41,28 @@ def check(spec: NetSpec, conversion: Conversion, **how: Any) -> None:
     )
 
 
+def reproducer(spec: NetSpec, conversion: Conversion, how: dict[str, Any]) -> str:
+    """A program that checks one net by itself; run it in tests/."""
+    return f"""
+import torch
+from test_properties import *
+
+check(
+    {spec!r},
+    {conversion!r},
+    **{how!r},
+)
+"""
+
+
+def test_the_reproducer_is_a_program_that_fails() -> None:
+    spec = NetSpec((StageSpec(((BlockSpec(norm="rms"),), (BlockSpec(),))),), dtype=torch.float64)
+    exec(reproducer(spec, Conversion("all", frozenset({0, 1})), {"gradients": False}), {})
+    wrong = reproducer(spec, Conversion("all", frozenset({0})), {"gradients": False})
+    with pytest.raises(AssertionError, match="output is off by"):
+        exec(wrong, {})
+
+
 def chain(*specs: BlockSpec, **net: Any) -> NetSpec:
     """One stage of layers of one block each."""
     return NetSpec((StageSpec(tuple((spec,) for spec in specs)),), **net)
@@ -47,31 +71,34 @@ def chain(*specs: BlockSpec, **net: Any) -> NetSpec:
 # -- compiled = reference
 
 
-@examples(25)
-@given(nets(max_layers=2), st.data())
-def test_any_net(spec: NetSpec, data: st.DataObject) -> None:
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@examples(45)
+@given(data=st.data())
+def test_any_net(placement: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    spec = data.draw(nets(max_layers=2, dtypes=[dtype], placements=[placement]))
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
-@examples(6)
+@examples(20)
 @given(nets(max_layers=2), st.data())
 def test_any_net_through_aot(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)), lowering="aot_eager")
 
 
-@examples(4)
+@examples(6)
 @given(nets(dtypes=[torch.bfloat16], max_stages=1, max_layers=2), st.data())
 def test_bfloat16(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
-@examples(5)
+@examples(10)
 @given(nets(spellings=sorted(OVERWRITES_X), max_layers=2), st.data())
 def test_streams_written_in_place(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
-@examples(4)
+@examples(8)
 @given(nets(max_layers=2), st.data())
 def test_dynamic_shapes(spec: NetSpec, data: st.DataObject) -> None:
     """One compilation serves two batch sizes, and computes the ladder at both."""
@@ -90,9 +117,9 @@ def test_dynamic_shapes(spec: NetSpec, data: st.DataObject) -> None:
         },
     )
 
-    def reference(x: Tensor) -> Tensor:
+    def reference(*args: Tensor) -> Any:
         how = {"chosen": conversion.chosen, "staleness": conversion.staleness}
-        return net.reference().run(x, **how)
+        return net.reference().run(*args, **how)
 
     for batch, stance in ((2, "default"), (5, "fail_on_recompile")):
         args = spec.make_args(batch)
@@ -238,7 +265,7 @@ def test_layers_of_a_module_list(specs: list[BlockSpec], data: st.DataObject) ->
     )
     found = run_with_gradients(compiled, net, spec.make_args())
     wanted = run_with_gradients(
-        lambda x: net.reference().run(x, chosen=chosen), net, spec.make_args()
+        lambda *args: net.reference().run(*args, chosen=chosen), net, spec.make_args()
     )
     assert_close(found, wanted)
 

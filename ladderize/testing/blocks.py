@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ladderize.testing.branches import BranchSpec, make_branch, make_norm
 from ladderize.testing.reference import ReferenceBlock, identity
 
+# Width of the input that conditions blocks.
+CONDITION = 6
+
 
 @dataclass(frozen=True)
 class BlockSpec:
@@ -29,6 +32,8 @@ class BlockSpec:
             sum is written ahead of the second branch).
         branch_scale, skip_scale: residual multipliers.
         after: what is done to the sum ahead of a post-norm: a key of `AFTER`.
+        conditioned: whether a second input of the net scales and shifts what the branches read
+            and gates what they return (adaLN of DiT, arXiv 2212.09748).
     """
 
     branches: tuple[BranchSpec, ...] = (BranchSpec(),)
@@ -40,6 +45,7 @@ class BlockSpec:
     branch_scale: float = 1.0
     skip_scale: float = 1.0
     after: str = "identity"
+    conditioned: bool = False
 
 
 def _iadd(x: Tensor, h: Tensor) -> Tensor:
@@ -88,49 +94,62 @@ class ResidualBlock(nn.Module):
         self.spec = spec
         self.branches = nn.ModuleList([make_branch(branch, width) for branch in spec.branches])
         separate = spec.separate_norms and spec.placement == "pre"
+        self.modulation = nn.Linear(CONDITION, 3 * width) if spec.conditioned else None
         self.norms = nn.ModuleList(
             [make_norm(spec.norm, width) for _ in (spec.branches if separate else (None,))]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         spec = self.spec
         if spec.placement == "shared":
             x = self.norms[0](x)
         skip = x if spec.skip_scale == 1 else x * spec.skip_scale
-        x = AFTER[spec.after](self._add_branches(x, skip))
+        x = AFTER[spec.after](self._add_branches(x, skip, condition))
         return self.norms[0](x) if spec.placement == "post" else x
 
-    def _add_branches(self, x: Tensor, skip: Tensor) -> Tensor:
+    def _add_branches(self, x: Tensor, skip: Tensor, condition: Tensor | None) -> Tensor:
         add = SPELLINGS[self.spec.spelling]
         if self.spec.association == "x+a, m" and self.spec.spelling not in OVERWRITES_X:
             for number in range(len(self.branches)):
-                skip = add(skip, self._scaled(self._branch(number, x)))
+                skip = add(skip, self._scaled(self._branch(number, x, condition)))
             return skip
         read = self.norms[0](x) if self.spec.placement == "pre" and len(self.norms) == 1 else x
-        outputs = [self._branch(number, x, read) for number in range(len(self.branches))]
+        outputs = [self._branch(number, x, condition, read) for number in range(len(self.branches))]
         if self.spec.association == "x+(a+m)":
             return add(skip, self._scaled(_sum(outputs)))
         for output in outputs:
             skip = add(skip, self._scaled(output))
         return skip
 
-    def _branch(self, number: int, x: Tensor, read: Tensor | None = None) -> Tensor:
+    def _branch(
+        self, number: int, x: Tensor, condition: Tensor | None, read: Tensor | None = None
+    ) -> Tensor:
         if self.spec.placement == "pre" and (read is None or len(self.norms) > 1):
             read = self.norms[number % len(self.norms)](x)
-        output: Tensor = self.branches[number](x if read is None else read)
+        return self._modulated(number, x if read is None else read, condition)
+
+    def _modulated(self, number: int, read: Tensor, condition: Tensor | None) -> Tensor:
+        output: Tensor
+        if self.modulation is None:
+            output = self.branches[number](read)
+            return output
+        scale, shift, gate = self.modulation(condition).chunk(3, -1)
+        output = gate * self.branches[number](read * (1 + scale) + shift)
         return output
 
     def _scaled(self, output: Tensor) -> Tensor:
         return output if self.spec.branch_scale == 1 else self.spec.branch_scale * output
 
-    def reference(self) -> ReferenceBlock:
+    def reference(self, context: Mapping[str, Tensor]) -> ReferenceBlock:
+        """The block as functions; `context["condition"]` is the net's second input."""
         spec, norm = self.spec, self.norms[0]
 
         def branch(x: Tensor) -> Tensor:
             total = torch.zeros_like(x)
-            for number, module in enumerate(self.branches):
+            for number in range(len(self.branches)):
                 pre = self.norms[number % len(self.norms)] if spec.placement == "pre" else identity
-                total = total + spec.branch_scale * module(pre(x))
+                output = self._modulated(number, pre(x), context.get("condition"))
+                total = total + spec.branch_scale * output
             return total
 
         def after(x: Tensor) -> Tensor:

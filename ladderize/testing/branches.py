@@ -18,8 +18,10 @@ class BranchSpec:
     """One branch.
 
     Attributes:
-        kind: "mlp", "gated_mlp", "attention", "conv".
+        kind: "mlp", "gated_mlp", "attention", "conv", "nested" (a residual block inside).
         gated: whether it ends in `h + h * sigmoid(W h)`.
+        layer_scale: whether a learned vector scales what it ends in.
+        out_norm: of the result, as in a sandwich norm: a key of `NORMS`.
         mask: of attention: "none", "causal" (added), "fused" (`scaled_dot_product_attention`).
         rotary: whether queries and keys are rotated, `q * cos + rotate_half(q) * sin`.
     """
@@ -28,6 +30,8 @@ class BranchSpec:
     gated: bool = False
     mask: str = "none"
     rotary: bool = False
+    layer_scale: bool = False
+    out_norm: str = "none"
 
 
 class UpcastRmsNorm(nn.Module):
@@ -138,14 +142,46 @@ class Gated(nn.Module):
         return hidden + hidden * torch.sigmoid(self.gate(hidden))
 
 
+class Nested(nn.Module):
+    """`down(u + mlp(u))` with `u = up(x)`: a residual block of the stream's own shape, inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+        self.inner = Mlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.up(x))
+        result: Tensor = self.down(hidden + self.inner(hidden))
+        return result
+
+
+class Scaled(nn.Module):
+    """A branch whose result is normalized and scaled by a learned vector, as asked."""
+
+    def __init__(self, inner: nn.Module, width: int, norm: str, *, has_gain: bool) -> None:
+        super().__init__()
+        self.inner, self.norm = inner, make_norm(norm, width)
+        self.gain = nn.Parameter(torch.ones(width)) if has_gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.inner(x))
+        return result if self.gain is None else self.gain * result
+
+
 KINDS: Mapping[str, Callable[[BranchSpec, int], nn.Module]] = {
     "mlp": lambda _, width: Mlp(width),
     "gated_mlp": lambda _, width: GatedMlp(width),
     "attention": lambda spec, width: Attention(width, spec.mask, spec.rotary),
     "conv": lambda _, width: Convolution(width),
+    "nested": lambda _, width: Nested(width),
 }
 
 
 def make_branch(spec: BranchSpec, width: int) -> nn.Module:
     branch = KINDS[spec.kind](spec, width)
-    return Gated(branch, width) if spec.gated else branch
+    if spec.gated:
+        branch = Gated(branch, width)
+    if spec.layer_scale or spec.out_norm != "none":
+        branch = Scaled(branch, width, spec.out_norm, has_gain=spec.layer_scale)
+    return branch

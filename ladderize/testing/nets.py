@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ladderize.testing.blocks import BlockSpec, ResidualBlock
+from ladderize.testing.blocks import CONDITION, BlockSpec, ResidualBlock
 from ladderize.testing.branches import make_norm
 from ladderize.testing.reference import ReferenceBlock, ReferenceNet
 
@@ -30,12 +30,14 @@ class StageSpec:
         transition: how the stream comes in from the stage before: a key of `TRANSITIONS`. It
             mixes or changes the shape, so a segment starts with the stage.
         unrolled: whether the layers are attributes `layer0`, … instead of a `nn.ModuleList`.
+        shared: whether all layers are one module, called again and again; they are of one form.
     """
 
     layers: tuple[tuple[BlockSpec, ...], ...]
     width: int = 8
     transition: str = "linear"
     unrolled: bool = False
+    shared: bool = False
 
     @property
     def blocks(self) -> Iterator[BlockSpec]:
@@ -51,6 +53,8 @@ class NetSpec:
             starts with the graph's input).
         final_norm: as `BlockSpec.norm`.
         head: "linear", "mean" over the sequence, or "none".
+        returns_all: whether what each stage leaves is returned beside the head's result.
+        has_dead_code: whether something is made of each stage's result and thrown away.
         seed: of the weights and the input.
     """
 
@@ -61,20 +65,32 @@ class NetSpec:
     dtype: torch.dtype = torch.float32
     batch: int = 2
     length: int = 4
+    returns_all: bool = False
+    has_dead_code: bool = False
     seed: int = 0
 
     @property
     def num_blocks(self) -> int:
         return sum(1 for stage in self.stages for _ in stage.blocks)
 
-    def make_args(self, batch: int | None = None) -> tuple[Tensor]:
-        """The net's argument: token ids or features, `[batch, length(, width)]`."""
+    @property
+    def is_conditioned(self) -> bool:
+        return any(block.conditioned for stage in self.stages for block in stage.blocks)
+
+    def make_args(self, batch: int | None = None) -> tuple[Tensor, ...]:
+        """The net's arguments: token ids or features, and what conditions blocks if any are.
+
+        Shapes `[batch, length(, width)]` and `[batch, 1, 6]`.
+        """
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.batch if batch is None else batch, self.length)
-        if self.entry == "embedding":
-            return (torch.randint(VOCABULARY, shape, generator=generator),)
+        batch = self.batch if batch is None else batch
         width = self.stages[0].width
-        return (torch.randn(*shape, width, generator=generator).to(self.dtype),)
+        x = torch.randn(batch, self.length, width, generator=generator).to(self.dtype)
+        if self.entry == "embedding":
+            x = torch.randint(VOCABULARY, x.shape[:2], generator=generator)
+        if not self.is_conditioned:
+            return (x,)
+        return x, torch.randn(batch, 1, CONDITION, generator=generator).to(self.dtype)
 
 
 class Layer(nn.Module):
@@ -85,9 +101,9 @@ class Layer(nn.Module):
         for number, spec in enumerate(specs):
             setattr(self, f"block{number}", ResidualBlock(spec, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         for block in self.children():
-            x = block(x)
+            x = block(x, condition)
         return x
 
 
@@ -132,8 +148,9 @@ class Stage(nn.Module):
         self.transition: nn.Module = nn.Identity()
         if width_before is not None:
             self.transition = TRANSITIONS[spec.transition](width_before, spec.width)
-        layers = [Layer(blocks, spec.width) for blocks in spec.layers]
-        self.num_layers = len(layers)
+        self.num_layers = len(spec.layers)
+        forms = spec.layers[:1] if spec.shared else spec.layers
+        layers = [Layer(blocks, spec.width) for blocks in forms] * (self.num_layers // len(forms))
         self.unrolled = spec.unrolled
         if spec.unrolled:
             for number, layer in enumerate(layers):
@@ -145,15 +162,15 @@ class Stage(nn.Module):
         for number in range(self.num_layers):
             yield getattr(self, f"layer{number}") if self.unrolled else self.layers[number]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         x = self.transition(x)
         for layer in self.each_layer():
-            x = layer(x)
+            x = layer(x, condition)
         return x
 
-    def reference(self, *, is_first: bool) -> list[ReferenceBlock]:
+    def reference(self, context: Mapping[str, Tensor], *, is_first: bool) -> list[ReferenceBlock]:
         modules = (block for layer in self.each_layer() for block in layer.children())
-        first, *rest = (m.reference() for m in modules if isinstance(m, ResidualBlock))
+        first, *rest = (m.reference(context) for m in modules if isinstance(m, ResidualBlock))
         if is_first:
             return [first, *rest]
         entered = dataclasses.replace(
@@ -200,6 +217,7 @@ class ResidualNet(nn.Module):
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
+        self.spec = spec
         self.entry = Entry(spec)
         self.num_stages = len(spec.stages)
         width_before = None
@@ -210,21 +228,49 @@ class ResidualNet(nn.Module):
         _initialize(self, spec.seed)
         self.to(spec.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         x = self.entry(x)
+        left = []
         for number in range(self.num_stages):
-            x = getattr(self, f"stage{number}")(x)
+            x = getattr(self, f"stage{number}")(x, condition)
+            left.append(x.clone())  # the next stage may write x in place
+            if self.spec.has_dead_code:
+                x + torch.tanh(x @ x.mT) @ x  # a sum that nothing reads
         result: Tensor = self.head(x)
-        return result
+        return (result, *left) if self.spec.returns_all else result
 
     def reference(self) -> ReferenceNet:
         """The same net, with the same weights, for `ReferenceNet.run`."""
-        blocks = [
-            block
-            for number in range(self.num_stages)
-            for block in getattr(self, f"stage{number}").reference(is_first=number == 0)
-        ]
-        return ReferenceNet(blocks, self.entry, self.head)
+        context: dict[str, Tensor] = {}
+        left: list[Tensor] = []
+
+        def enter(x: Tensor, condition: Tensor | None = None) -> Tensor:
+            left.clear()
+            if condition is not None:
+                context["condition"] = condition
+            entered: Tensor = self.entry(x)
+            return entered
+
+        def leave(x: Tensor) -> Tensor | tuple[Tensor, ...]:
+            result: Tensor = self.head(x)
+            return (result, *left) if self.spec.returns_all else result
+
+        blocks = []
+        for number in range(self.num_stages):
+            stage = getattr(self, f"stage{number}")
+            *rest, last = stage.reference(context, is_first=number == 0)
+            blocks += [*rest, _noting(last, left)]
+        return ReferenceNet(blocks, enter, leave)
+
+
+def _noting(block: ReferenceBlock, values: list[Tensor]) -> ReferenceBlock:
+    """`block`, which also appends what it leaves to `values`."""
+
+    def after(x: Tensor) -> Tensor:
+        values.append(block.after(x))
+        return values[-1]
+
+    return dataclasses.replace(block, after=after)
 
 
 def _initialize(net: nn.Module, seed: int) -> None:

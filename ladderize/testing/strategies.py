@@ -17,6 +17,8 @@ from ladderize.testing.blocks import AFTER, OVERWRITES_X, SPELLINGS, WRAPS_THE_S
 from ladderize.testing.branches import KINDS, NORMS, BranchSpec
 from ladderize.testing.nets import TRANSITIONS, NetSpec, StageSpec
 
+PLACEMENTS = ("pre", "post", "shared")
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -40,12 +42,18 @@ def branches() -> st.SearchStrategy[BranchSpec]:
         gated=st.booleans(),
         mask=st.sampled_from(["none", "causal", "fused"]),
         rotary=st.booleans(),
+        layer_scale=st.booleans(),
+        out_norm=st.sampled_from(list(NORMS)),
     )
 
 
 @st.composite
-def blocks(draw: st.DrawFn, spellings: Sequence[str] = tuple(SPELLINGS)) -> BlockSpec:
-    """A block, parallel or not; pre-norm, post-norm or without, in one of `spellings`."""
+def blocks(
+    draw: st.DrawFn,
+    spellings: Sequence[str] = tuple(SPELLINGS),
+    placements: Sequence[str] = PLACEMENTS,
+) -> BlockSpec:
+    """A block, parallel or not, in one of `spellings`; its norm in one of `placements`."""
     spelling = draw(st.sampled_from(spellings))
     associations = ["x+(a+m)", "(x+a)+m", "x+a, m"]
     if spelling in OVERWRITES_X:
@@ -55,13 +63,14 @@ def blocks(draw: st.DrawFn, spellings: Sequence[str] = tuple(SPELLINGS)) -> Bloc
     return BlockSpec(
         branches=tuple(draw(st.lists(branches(), min_size=1, max_size=2))),
         norm=draw(st.sampled_from(list(NORMS))),
-        placement=draw(st.sampled_from(["pre", "post", "shared"])),
+        placement=draw(st.sampled_from(placements)),
         separate_norms=draw(st.booleans()),
         spelling=spelling,
         association=draw(st.sampled_from(associations)),
         branch_scale=draw(st.sampled_from([1.0, 0.5])),
         skip_scale=draw(st.sampled_from([1.0, 0.8])),
         after=draw(st.sampled_from(list(AFTER))),
+        conditioned=draw(st.booleans()),
     )
 
 
@@ -71,17 +80,22 @@ def stages(
     width_before: int | None = None,
     max_layers: int = 3,
     spellings: Sequence[str] = tuple(SPELLINGS),
+    placements: Sequence[str] = PLACEMENTS,
 ) -> StageSpec:
     transition = draw(st.sampled_from(list(TRANSITIONS)))
-    layer = st.lists(blocks(spellings), min_size=1, max_size=2).map(tuple)
+    layer = st.lists(blocks(spellings, placements), min_size=1, max_size=2).map(tuple)
     layers = tuple(draw(st.lists(layer, min_size=1, max_size=max_layers)))
     if width_before is None and layers[1:] == () and len(layers[0]) == 1:
         layers = 2 * layers  # a net of single blocks has no stale reads, the backend refuses it
+    shared = draw(st.booleans())
+    if shared:
+        layers = len(layers) * layers[:1]
     return StageSpec(
         layers=layers,
         width=width_before if width_before and transition == "slice" else draw(_WIDTHS),
         transition=transition,
         unrolled=draw(st.booleans()),
+        shared=shared,
     )
 
 
@@ -96,15 +110,16 @@ def nets(
     max_layers: int = 3,
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     spellings: Sequence[str] = tuple(SPELLINGS),
+    placements: Sequence[str] = PLACEMENTS,
 ) -> NetSpec:
     """A net of up to `max_stages * max_layers` layers of one or two blocks each.
 
     In bfloat16 keep it shallow: over many blocks the rounding of `(x + a) + m` against
     `x + (a + m)` alone grows to the size of a misplaced read.
     """
-    found = [draw(stages(None, max_layers, spellings))]
+    found = [draw(stages(None, max_layers, spellings, placements))]
     for _ in range(draw(st.integers(0, max_stages - 1))):
-        found.append(draw(stages(found[-1].width, max_layers, spellings)))
+        found.append(draw(stages(found[-1].width, max_layers, spellings, placements)))
     first = found[0].layers[0][0]
     entries = ["linear", "embedding", "positions", "identity"]
     if first.spelling in OVERWRITES_X:
@@ -117,6 +132,8 @@ def nets(
         dtype=draw(st.sampled_from(dtypes)),
         batch=draw(st.sampled_from([2, 3, 1])),
         length=draw(st.integers(3, 6)),
+        returns_all=draw(st.booleans()),
+        has_dead_code=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
 
