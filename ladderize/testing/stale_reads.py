@@ -97,7 +97,7 @@ class _Stream:
         return self.last is not None and self.last[0] is x and self.last[1] == _version(x)
 
     def note(self, x: Tensor, name: str) -> None:
-        if self.noted and self.noted[-1].shape != x.shape:
+        if self.noted and not _has_shape_of(self.noted[-1], x):
             self.segment = len(self.noted)
         self.noted.append(x.clone())  # `x += h` writes it
         self.last = x, _version(x)
@@ -106,7 +106,13 @@ class _Stream:
     def earlier(self, staleness: int, x: Tensor) -> Tensor:
         own = len(self.noted) - 1
         source = max(own - staleness, self.segment)
-        return x if source == own else self.noted[source].to(x.dtype)
+        return x if source == own else self.noted[source].to(x.dtype).reshape(x.shape)
+
+
+def _has_shape_of(a: Tensor, b: Tensor) -> bool:
+    """Whether the shapes are equal, but for dims ahead of the last that one of them merges."""
+    is_merged = a.dim() != b.dim() and a.shape[-1:] == b.shape[-1:] and a.numel() == b.numel()
+    return a.shape == b.shape or is_merged
 
 
 def _version(x: Tensor) -> int:
@@ -144,18 +150,19 @@ def eager_ladder(
     segment)`, the others their own. Blocks are counted in the order of the calls of each forward,
     so that layers may share modules; readers that are handed the very same value one after another
     belong to one block (the two norms of a parallel block; q, k and v). A segment begins where the
-    shape of the reads changes. What the forward adds the branch to is its own variable: the skip
-    path is untouched. Dtype, device, gradients and training mode are the model's; KV caches are
-    filled by the ladder.
+    shape of the reads changes, more than by `[batch, length, width]` to `[batch * length, width]`
+    and back; where a segment begins for another reason, make it a stream of its own. What the
+    forward adds the branch to is its own variable: the skip path is untouched. Dtype, device,
+    gradients and training mode are the model's; KV caches are filled by the ladder.
 
     Args:
         model: called as a whole inside the context; every forward counts from its first block.
         reads: names of the modules whose input is exactly what a block reads (its norm; a
             projection or an attention where the norm is of the stream itself), as patterns over
             `model.named_modules()` in which `*` stands for (part of) one component. The read is
-            the first floating tensor handed to the module, or the argument named after a colon,
-            `"decoder.layers.*.cross:hidden_states"`; arguments that are the same tensor are the
-            same read. For several streams a list or mapping of such lists: each counts for itself.
+            the first floating tensor handed to the module, under whatever names it is handed (q, k
+            and v), or the argument named after a colon alone, `"layers.*.mlp:hidden_states"`. For
+            several streams a list or mapping of such lists: each counts for itself.
         chosen: indices of the blocks that read stale, counted through all streams in the order of
             their first calls; None for all.
         staleness: how many blocks earlier they read; 0 is the standard net.
@@ -219,7 +226,12 @@ def _matches(name: str, path: str) -> bool:
 
 def _make_hook(ladder: EagerLadder, number: int, name: str, argument: str) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        fresh = _find_read(module, name, argument, args, kwargs)
+        if argument:
+            bound = inspect.signature(module.forward).bind(*args, **kwargs)
+            fresh = _first_floating([bound.arguments.get(argument)], f"{name}:{argument}")
+            bound.arguments[argument] = ladder._read(number, name, fresh)
+            return bound.args, bound.kwargs
+        fresh = _first_floating([*args, *kwargs.values()], name)
         stale = ladder._read(number, name, fresh)
         replaced = {key: stale if value is fresh else value for key, value in kwargs.items()}
         return tuple(stale if value is fresh else value for value in args), replaced
@@ -227,15 +239,8 @@ def _make_hook(ladder: EagerLadder, number: int, name: str, argument: str) -> An
     return hook
 
 
-def _find_read(
-    module: nn.Module, name: str, argument: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Tensor:
-    if argument:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        values = [bound.arguments.get(argument)]
-    else:
-        values = [*args, *kwargs.values()]
+def _first_floating(values: Sequence[Any], name: str) -> Tensor:
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-    raise ValueError(f"{name} was called without a floating tensor {argument}".rstrip())
+    raise ValueError(f"{name} was called without a floating tensor")
