@@ -157,6 +157,29 @@ def undo_caching() -> Iterator[None]:
             reset_code(code)
 
 
+@contextmanager
+def uncompiled(model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """`model` without what `model.compile()`, or a compiled `model.forward`, put on it.
+
+    Compiled code that is found for a call would run instead of being traced again.
+    """
+    from torch._dynamo.eval_frame import innermost_fn
+
+    model = getattr(model, "_orig_mod", model)
+    own: dict[str, Any] = vars(model) if isinstance(model, nn.Module) else {}
+    kept: dict[str, Any] = {
+        name: own[name] for name in ("_compiled_call_impl", "forward") if name in own
+    }
+    if "_compiled_call_impl" in kept:
+        own["_compiled_call_impl"] = None
+    if "forward" in kept:
+        own["forward"] = innermost_fn(kept["forward"])
+    try:
+        yield model
+    finally:
+        own.update(kept)
+
+
 def dynamo_errors() -> type[Exception]:
     """What Dynamo raises where it cannot take a call up as one graph."""
     from torch._dynamo.exc import TorchDynamoException
@@ -287,6 +310,15 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+
+
+def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside of what `vmap` or `grad` wrap; a wrapped one has no storage."""
+    from torch._C import _functorch
+
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:

@@ -38,8 +38,10 @@ class Draft:
 
     index: int = 0
     log: Log = field(default_factory=Log)
-    _streams: tuple[StreamReport, ...] = ()
-    _collectives: tuple[CollectiveReport, ...] = ()
+    _standard: tuple[StreamReport, ...] = ()
+    _rewritten: tuple[StreamReport, ...] = ()
+    _found: tuple[CollectiveReport, ...] = ()
+    _inserted: tuple[CollectiveReport, ...] = ()
     _sharding: ShardReport | None = None
     _home: dict[Node, str] = field(default_factory=dict)
 
@@ -47,21 +49,21 @@ class Draft:
         self, gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream]
     ) -> None:
         """Call with the standard graph."""
-        self._streams = snapshot(gm, names, streams, self.index)
+        self._standard = snapshot(gm, names, streams, self.index)
         self._home = {
             node: f"h{block.index}" + (f"_{number}" if number else "")
             for number, stream in enumerate(streams)
             for block in stream.blocks
             for node in block.branch
         }
-        self._collectives = find_collectives(gm, self._home, is_inserted=False)
+        self._found = find_collectives(gm, self._home, is_inserted=False)
 
     def see_reads(
         self, gm: GraphModule, streams: Sequence[Stream], chosen: Sequence[frozenset[int]]
     ) -> None:
         """Call with the rewritten graph, before it is sharded or put into regions again."""
         reads = read_branches(gm, streams)
-        self._streams = tuple(
+        self._rewritten = tuple(
             dataclasses.replace(
                 stream,
                 blocks=tuple(
@@ -73,25 +75,27 @@ class Draft:
                     for block in stream.blocks
                 ),
             )
-            for stream in self._streams
+            for stream in self._standard
         )
 
     def see_sharding(self, gm: GraphModule, plan: ShardPlan) -> None:
         """Call with the sharded graph."""
         placements = tuple((name, str(placed)) for name, placed in plan.placements.items())
         self._sharding = ShardReport(plan.num_ranks, placements, plan.notes)
-        self._collectives += find_collectives(gm, self._home, is_inserted=True)
+        self._inserted = find_collectives(gm, self._home, is_inserted=True)
 
     def finish(self, name: str, outcome: str, error: LadderError | None = None) -> GraphReport:
-        """The report of this graph, refused when there is an `error`."""
-        refusal = Refusal(error.summary, error.blockers, error.cure) if error else None
-        return GraphReport(
-            index=self.index,
-            name=name,
-            outcome=outcome,
-            streams=self._streams,
-            refusal=refusal,
-            passes=tuple(PassReport(n, r.changed, s) for n, r, s in self.log.entries),
-            collectives=self._collectives,
+        """The report of this graph; with an `error` of the standard one, which it stays."""
+        passes = tuple(PassReport(n, r.changed, s) for n, r, s in self.log.entries)
+        graph = GraphReport(self.index, name, outcome, passes=passes)
+        if error is not None:
+            refusal = Refusal(error.summary, error.blockers, error.cure)
+            return dataclasses.replace(
+                graph, streams=self._standard, collectives=self._found, refusal=refusal
+            )
+        return dataclasses.replace(
+            graph,
+            streams=self._rewritten,
+            collectives=(*self._found, *self._inserted),
             sharding=self._sharding,
         )

@@ -55,16 +55,16 @@ def explain(
         >>> print(report)
     """
     explainer = _Explainer(LadderConfig.from_options(options))
-    with compat.undo_caching():
+    with compat.undo_caching(), compat.uncompiled(model) as plain:
         try:
-            torch.compile(model, backend=explainer.see_first, fullgraph=True)(*args, **kwargs)
+            torch.compile(plain, backend=explainer.see_first, fullgraph=True)(*args, **kwargs)
         except _Seen:
             return explainer.report()
         except compat.dynamo_errors() as error:
             explainer.begin_again(*compat.break_of(error))
         else:
             return explainer.report()
-        torch.compile(model, backend=explainer.see_each)(*args, **kwargs)
+        torch.compile(plain, backend=explainer.see_each)(*args, **kwargs)
     return explainer.report()
 
 

@@ -6,7 +6,7 @@ from html import escape
 from ladderize.report.data import Report
 from ladderize.report.page import HEADER, Gap, Part, Row, page_of
 
-# The two colours are readable on white and on black; everything else is the page's own.
+# The three colours are readable on white and on black; everything else is the page's own.
 STYLE = """
 .ladderize { font-size: 13px; line-height: 1.5; overflow-x: auto; }
 .ladderize table { border-collapse: collapse; margin: 4px 0 4px 0; border: none; }
@@ -17,6 +17,7 @@ STYLE = """
 .ladderize .title { font-weight: bold; margin-top: 8px; }
 .ladderize .dim { opacity: .65; }
 .ladderize .moved { color: #2b7de9; font-weight: bold; }
+.ladderize .warning { color: #b8720a; }
 .ladderize .bad { color: #d1453b; }
 .ladderize .line { margin-left: 1em; }
 """
@@ -28,7 +29,7 @@ def as_html(report: Report) -> str:
     lines = [
         f'<div class="ladderize"><style>{STYLE}</style>',
         _div("title", short.headline),
-        _div("bad", short.warning),
+        _div("warning", short.warning),
     ]
     for part, whole in zip(short.parts, full.parts, strict=True):
         lines += _part(part, whole)
