@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
+from ladderize import compat
+
 
 class Kind(enum.Enum):
     ADD = "add"
@@ -239,7 +241,9 @@ def tensors(node: Node) -> list[torch.Tensor]:
 
 def storages(node: Node) -> set[int]:
     """Identities of the memory behind what `node` yields; views share theirs with their base."""
-    return {int(tensor.untyped_storage()._cdata) for tensor in tensors(node)}
+    return {
+        int(compat.without_functorch(tensor).untyped_storage()._cdata) for tensor in tensors(node)
+    }
 
 
 def floating_shape(node: Node) -> tuple[Any, ...] | None:

@@ -193,3 +193,15 @@ def test_layers_are_the_indices_of_the_module_list(x):
 
     (stream,) = streams_of(nn.Sequential(*[Layer() for _ in range(3)]), x)
     assert [block.layer for block in stream.blocks] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_branch_under_vmap(x):
+    """Values inside of a vmap have no storage by themselves."""
+
+    def body(parts, x):
+        for part in parts:
+            x = x + torch.vmap(lambda row, part=part: part(row) * 2)(x)
+        return x
+
+    (stream,) = streams_of(Wrapped(body, *_linears(3)), x)
+    assert len(stream.blocks) == 3
