@@ -1,9 +1,15 @@
 """`LadderError`: everything that is wrong at once, where it is, and what to do about it."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch.fx import Node
+
+_TORCH = str(Path(torch.__file__).parent)
+_STANDARD_LIBRARY = str(Path(os.__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,11 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """The user's source line behind `node` as `file:line`, "" if the trace kept none."""
+    """The user's source line behind `node` as `file:line`, "" if the trace kept none.
+
+    The innermost one that is neither torch's nor the standard library's: Dynamo traces Python's
+    own `sum` through `operator.py`.
+    """
     frames = [
         line.strip()
         for line in (node.meta.get("stack_trace") or "").splitlines()
@@ -61,8 +71,14 @@ def source_line(node: Node) -> str:
     ]
     if not frames:
         return ""
-    path, line, *_ = frames[-1].removeprefix('File "').split('", line ')
+    places = [frame.removeprefix('File "').split('", line ')[:2] for frame in frames]
+    path, line = next((p for p in reversed(places) if not _is_library(p[0])), places[-1])
     return f"{path}:{line.split(',')[0]}"
+
+
+def _is_library(path: str) -> bool:
+    is_standard = path.startswith(_STANDARD_LIBRARY) and "-packages" not in path
+    return is_standard or path.startswith(_TORCH)
 
 
 def describe_origin(node: Node) -> str:

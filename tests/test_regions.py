@@ -167,6 +167,9 @@ def _inputs(gm):
     ]
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12", reason="Dynamo of torch 2.11 does not trace requires_grad_()"
+)
 def test_a_gradient_checkpointed_llama():
     config = LlamaConfig(
         hidden_size=16,

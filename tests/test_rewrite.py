@@ -32,6 +32,9 @@ def test_exported_programs(form, staleness, x):
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12", reason="export of torch 2.11 guards on the length of this model"
+)
 @pytest.mark.parametrize("form", ["training", "decomposed"])
 def test_exported_llama_of_any_length(form):
     model = tiny_llama(3)
