@@ -118,11 +118,13 @@ def as_backend_error(error: Exception) -> Exception:
 
     Dynamo wraps whatever a backend raises in `BackendCompilerFailed`, except for its own
     `ShortenTraceback`; an exception that is both keeps the caller's `except LadderError` working.
+    Dynamo appends advice for reporting bugs to torch to the arguments; it is not shown.
     """
     from torch._dynamo.exc import ShortenTraceback
 
-    kind = type(error)
-    both = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
+    kind, text = type(error), str(error)
+    members = {"__module__": kind.__module__, "__str__": lambda _: text}
+    both = type(kind.__name__, (kind, ShortenTraceback), members)
     raised: Exception = Exception.__new__(both)
     raised.__dict__.update(error.__dict__, first_useful_frame=None, real_stack=None)
     raised.args = error.args

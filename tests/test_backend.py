@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import traceback
 import warnings
 from pathlib import Path
 
@@ -135,6 +136,15 @@ def test_no_block_is_an_error_unless_not_strict(x):
         out = compiled(net, strict=False)(x)
     assert len([w for w in caught if w.category is LadderWarning]) == 1
     torch.testing.assert_close(out, net(x))
+
+
+def test_errors_say_nothing_but_what_is_wrong(x):
+    """Dynamo adds advice for reporting bugs to torch to the errors that it lets through."""
+    with pytest.raises(LadderError) as caught:
+        compiled(nn.Linear(8, 8))(x)
+    error = caught.value
+    assert str(error) == str(LadderError(error.summary, error.blockers, error.cure))
+    assert str(error) in "".join(traceback.format_exception(error))
 
 
 def test_not_strict_leaves_a_refused_graph_untouched(x):

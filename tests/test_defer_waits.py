@@ -163,6 +163,29 @@ def test_without_control_deps_other_readers_get_a_copy():
     assert wait.args[1].name == "l1"
 
 
+def test_without_control_deps_a_wait_that_nobody_reads_stays():
+    ladder = Ladder(2, staleness=1)
+    x1 = next(node for node in ladder.graph.nodes if node.name == "x1")
+    x1.replace_all_uses_with(x1.args[0])
+    ladder.graph.erase_node(x1)
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    assert ladder.order("l", "w") == ["l0", "l1", "w0", "w1"]
+
+
+def test_without_control_deps_no_arguments_of_the_replaced_op_are_left():
+    """Inductor lays an op's operands out as `eager_input_vals` says, and fails on another op's."""
+    ladder = Ladder(2, staleness=1)
+    for node in ladder.graph.nodes:
+        node.meta["eager_input_vals"] = ((), {})
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    op = torch.ops.ladderize.wait_add.default
+    (added,) = ladder.gm.graph.find_nodes(op="call_function", target=op)
+    assert "eager_input_vals" not in added.meta
+    assert "val" in added.meta
+
+
 def test_a_launch_without_wait_is_refused():
     ladder = Ladder(2, staleness=1)
     wait = next(node for node in ladder.graph.nodes if node.name == "w1")

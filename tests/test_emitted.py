@@ -172,6 +172,41 @@ def test_launches_and_waits_pair_up() -> None:
     assert len(early) == 1
 
 
+PINNED = """
+    buf0 = NEW
+    AR(buf0)
+    buf1 = NEW
+    extern_kernels.mm(arg0_1, arg1_1, out=buf1)
+    AR(buf1)
+    buf2 = {}
+    buf3 = buf2
+    cpp_fused_silu_2({})
+    WAIT(buf1)
+    return (buf0, buf1, buf3)
+"""
+
+
+@pytest.mark.parametrize("wait", ["wait_add.default(arg0_1, buf0, ", "wait_after.default(buf0, "])
+def test_an_opaque_wait_does_not_read_the_launch_that_it_comes_after(wait: str) -> None:
+    wait = f"torch.ops.ladderize.{wait}"
+    for touched in ("buf0", "buf3"):
+        assert races(PINNED.format(f"{wait}buf1)", touched)) == []
+    (found,) = races(PINNED.format(f"{wait}buf1)", "buf1"))
+    assert "compute of buf1, in flight" in found
+    found = races(PINNED.format(wait.replace("buf0", "buf1") + "buf0)", "buf0"))
+    assert any("compute of buf0, in flight" in text for text in found)
+    program = read_events(call(PINNED.format(f"{wait}buf1)", "buf3")))
+    event = next(event for event in program.events if event.kind is Kind.WAIT)
+    assert event.name in wait and event.pending == {"buf0"}
+
+
+def test_an_opaque_wait_reads_what_it_adds_to() -> None:
+    (found,) = races(
+        PINNED.format("torch.ops.ladderize.wait_add.default(buf1, buf0, buf1)", "buf3")
+    )
+    assert "wait of buf1, in flight" in found
+
+
 def test_wait_for_an_input_is_reported_apart() -> None:
     body = "{}\nWAIT(arg0_1)\ncpp_fused_silu_2(arg0_1)\nreturn (arg0_1, )"
     assert races(body.format("")) == []

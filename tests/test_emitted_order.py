@@ -57,6 +57,28 @@ def test_fusion_that_waits_for_two_is_found() -> None:
     assert text.endswith("wait_tensor.default(buf1)")
 
 
+OPAQUE = IN_ORDER | {
+    "after_1": "buf6 = torch.ops.ladderize.wait_add.default(arg0_1, buf0, buf1)",
+    "block_2": "extern_kernels.mm(buf6, arg1_1, out=buf4)",
+    "after_2": "buf2 = torch.ops.ladderize.wait_after.default(buf1, buf4)\n    WAIT(buf4)",
+}
+
+
+def test_opaque_waits_have_their_place_in_the_order() -> None:
+    assert disorder(LADDER.format(**OPAQUE)) == []
+    assert races(LADDER.format(**OPAQUE)) == []
+    program = read_events(call(LADDER.format(**OPAQUE)))
+    assert order_string(program) == "mm AR_0 mm AR_1 W_0 mm AR_2 W_1 W_2 k"
+    early = OPAQUE | {"after_0": OPAQUE["after_1"], "after_1": ""}
+    (text,) = disorder(LADDER.format(**early))
+    assert "wait_add" in text
+    needed = early | {"block_2": "", "after_1": ""}
+    body = LADDER.format(**needed).replace(
+        "mm(arg0_1, arg1_1, out=buf1)", "mm(buf6, buf6, out=buf1)"
+    )
+    assert disorder(body) == []
+
+
 @pytest.mark.parametrize(
     "kernel",
     [

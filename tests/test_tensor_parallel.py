@@ -9,7 +9,7 @@ import torch.distributed as dist
 from sharded import MODELS
 from torch.distributed.device_mesh import init_device_mesh
 
-from ladderize import LadderError, LadderWarning, agreement
+from ladderize import LadderError, LadderWarning, agreement, compat
 from ladderize.emitted import Kind, find_disorder, find_races, order_string, read_events
 from ladderize.testing.emitted_code import record_emitted_code
 
@@ -137,6 +137,28 @@ def test_the_standard_net_waits_at_once(two_ranks):
     for errors, sources in two_ranks.run(inductor_outcome, 2, 0, False):
         assert max(errors) <= 1e-4
         assert letters(sources[0]) == "lw" * 4
+
+
+def without_control_deps(*args):
+    compat.has_control_deps, kept = (lambda: False), compat.has_control_deps
+    try:
+        return inductor_outcome(*args)
+    finally:
+        compat.has_control_deps = kept
+
+
+def test_the_order_survives_without_control_deps(two_ranks):
+    for errors, sources in two_ranks.run(without_control_deps, 2, 1, True):
+        assert max(errors) <= 1e-4
+        for source in sources:
+            assert letters(source) == "l" + "lw" * 3 + "w"
+            program = read_events(source)
+            assert not find_races(program)
+            assert not find_disorder(program)
+            opaque = [e.name for e in program.events if e.kind is Kind.WAIT][:-1]
+            assert len(opaque) == 3
+            assert set(opaque) <= {"wait_add", "wait_after"}
+        assert "wait_add.default(" in sources[0]
 
 
 def changed_weights():

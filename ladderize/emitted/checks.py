@@ -137,9 +137,9 @@ def _launches_needed(program: Program) -> dict[int, frozenset[int]]:
     for index, event in enumerate(program.events):
         if event.kind is Kind.LAUNCH:
             needs[index] = _from(event.reads, content)
-        content.update({s: _from(sources, content) for s, sources in event.writes.items()})
         if event.kind is Kind.WAIT:
             content.update({s: frozenset({launch_of.get((s, index), -1)}) for s in event.pending})
+        content.update({s: _from(sources, content) for s, sources in event.writes.items()})
     return needs
 
 

@@ -12,16 +12,17 @@ Different graph inputs are taken to be different storages.
 """
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ladderize.emitted.kernels import KernelFlow, read_kernels
 from ladderize.emitted.names import NOTHING, Names, Storage, Storages, Value, storages_of, union
-from ladderize.emitted.program import Event, Kind, Program
+from ladderize.emitted.program import Kind, Program, Recorder
 from ladderize.emitted.spelling import (
     COLLECTIVES,
     FUNCTIONAL,
     METADATA,
     PERHAPS_VIEWS,
+    PINNED_WAITS,
     SYMBOL,
     VIEWS,
     frees_source,
@@ -45,25 +46,23 @@ def read_events(source: str) -> Program:
     }
     if "call" not in functions:
         raise LadderError("The emitted code has no Python `call` function to check.")
-    reader = _Reader(source.splitlines(), functions, read_kernels(module))
+    reader = _Reader(Recorder(source.splitlines()), functions, read_kernels(module))
     reader.read_function(functions["call"])
-    return Program(tuple(reader.events), frozenset(reader.inputs))
+    return Program(tuple(reader.record.events), frozenset(reader.inputs))
 
 
 class _Reader:
     def __init__(
         self,
-        lines: Sequence[str],
+        record: Recorder,
         functions: Mapping[str, ast.FunctionDef],
         kernels: Mapping[str, KernelFlow | None],
     ) -> None:
-        self.lines = lines
+        self.record = record
         self.functions = functions
         self.kernels = kernels
-        self.events: list[Event] = []
         self.inputs: set[Storage] = set()
         self.names = Names()
-        self.stale: set[Storage] = set()  # reused, and not touched since
         self.results: set[Storage] = set()  # of functional ops: perhaps tuples of tensors
         self.target = ""  # the name that the expression being read is assigned to
 
@@ -97,14 +96,14 @@ class _Reader:
     def _return(self, statement: ast.Return, value: ast.expr | None) -> Value:
         returned = self._value(value) if value else NOTHING
         if len(self.names.frames) == 1:
-            self._add(Kind.RETURN, "return", statement, storages_of(returned))
+            self.record.add(Kind.RETURN, "return", statement, storages_of(returned))
         return returned
 
     def _delete(self, statement: ast.Delete, targets: Iterable[ast.expr]) -> None:
         for target in targets:
             gone = self.names.drop(target.id) if isinstance(target, ast.Name) else NOTHING
             if gone:
-                self._add(Kind.FREE, "free", statement, writes=dict.fromkeys(gone, NOTHING))
+                self.record.add(Kind.FREE, "free", statement, writes=dict.fromkeys(gone, NOTHING))
 
     def _assign(self, statement: ast.Assign, target: ast.expr, value: ast.expr) -> None:
         if len(self.names.frames) == 1 and root_name(value) == "args":
@@ -134,8 +133,8 @@ class _Reader:
 
     def _reuse(self, statement: ast.Assign, target: ast.expr) -> None:
         reused = self._mentioned(target)
-        self._add(Kind.REUSE, "reuse", statement, writes={s: frozenset({s}) for s in reused})
-        self.stale |= reused
+        self.record.add(Kind.REUSE, "reuse", statement, writes={s: frozenset({s}) for s in reused})
+        self.record.stale |= reused
 
     def _read_unknown(self, statement: ast.stmt) -> None:
         if "_c10d_functional" in ast.unparse(statement):
@@ -177,7 +176,7 @@ class _Reader:
         item = f"{result}[{index}]"
         if item not in self.names.given:
             self.names.given.add(item)
-            self._add(Kind.UNPACK, "unpack", node, writes={item: value})
+            self.record.add(Kind.UNPACK, "unpack", node, writes={item: value})
         return frozenset({item})
 
     def _call(self, call: ast.Call, function: str) -> Value:
@@ -211,13 +210,11 @@ class _Reader:
         for param, sources in flow.sources.items():
             content = union(given.get(source, NOTHING) for source in sources)
             for storage in given.get(param, NOTHING):
-                writes[storage] = writes.get(storage, NOTHING) | content | self._kept(storage)
-        self._add(Kind.COMPUTE, name, call, union(given.get(p, NOTHING) for p in reads), writes)
+                writes[storage] = writes.get(storage, NOTHING) | content | self.record.kept(storage)
+        self.record.add(
+            Kind.COMPUTE, name, call, union(given.get(p, NOTHING) for p in reads), writes
+        )
         return NOTHING
-
-    def _kept(self, storage: Storage) -> Storages:
-        """What stays of a storage's old content when part of it is written."""
-        return NOTHING if storage in self.stale else frozenset({storage})
 
     def _op(self, call: ast.Call, function: str) -> Value:
         op = op_name(function)
@@ -232,6 +229,8 @@ class _Reader:
             receiver = storages_of(self._value(call.func.value))
         if function.startswith(COLLECTIVES):
             return self._collective(call, op, args, out)
+        if function.startswith(PINNED_WAITS):
+            return self._pinned_wait(call, op, args)
         if op in VIEWS:
             return receiver or (storages_of(args[0]) if args else NOTHING)
         if not function.startswith(FUNCTIONAL) and not (receiver and op.endswith("_")):
@@ -252,18 +251,18 @@ class _Reader:
             touched |= storages_of(result)
         elif not out:
             self.results |= storages_of(result)
-        writes = {s: touched | self._kept(s) for s in storages_of(result)}
-        self._add(kind, op, call, touched, writes)
+        writes = {s: touched | self.record.kept(s) for s in storages_of(result)}
+        self.record.add(kind, op, call, touched, writes)
         return result
 
     def _collective(self, call: ast.Call, op: str, args: list[Value], out: Value) -> Value:
         operand = args[0]
         reads = storages_of(operand)
         if op == "wait_tensor":
-            self._add(Kind.WAIT, op, call, pending=reads)
+            self.record.add(Kind.WAIT, op, call, pending=reads)
             return operand
         result = operand if op.endswith("_") else out or self._new_like(operand)
-        self._add(
+        self.record.add(
             Kind.LAUNCH,
             op.removesuffix("_").removesuffix("_out"),
             call,
@@ -272,6 +271,14 @@ class _Reader:
             pending=storages_of(result),
             group=ast.unparse(call.args[-1]),
         )
+        return result
+
+    def _pinned_wait(self, call: ast.Call, op: str, args: list[Value]) -> Value:
+        """`wait_add(residual, pending, after)`: `after`, in flight, is named for the order only."""
+        *added, pending, _ = map(storages_of, args)
+        result = self.names.new_storage(self.target)
+        writes = dict.fromkeys(result, union([*added, pending]))
+        self.record.add(Kind.WAIT, op, call, union(added), writes, pending)
         return result
 
     def _new_like(self, operand: Value) -> Value:
@@ -284,25 +291,9 @@ class _Reader:
         """Something unknown: reads and writes all it mentions; its result may be any of it."""
         if not touched:
             return NOTHING
-        self._add(Kind.COMPUTE, name, node, touched, dict.fromkeys(touched, touched))
+        self.record.add(Kind.COMPUTE, name, node, touched, dict.fromkeys(touched, touched))
         return touched
 
     def _mentioned(self, *nodes: ast.AST) -> Storages:
         names = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
         return union(self.names[name] for name in names)
-
-    def _add(
-        self,
-        kind: Kind,
-        name: str,
-        node: ast.AST,
-        reads: Storages = NOTHING,
-        writes: Mapping[Storage, Storages] | None = None,
-        pending: Storages = NOTHING,
-        group: str = "",
-    ) -> None:
-        line: int = getattr(node, "lineno", 0)
-        text = self.lines[line - 1].strip()
-        event = Event(kind, name, line, text, reads, writes or {}, pending, group)
-        self.events.append(event)
-        self.stale -= event.touches

@@ -1,6 +1,7 @@
 """An emitted program as ordered events: launches, waits, compute, copies, frees and reuses."""
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -55,3 +56,37 @@ class Event:
 class Program:
     events: tuple[Event, ...]
     inputs: Storages
+
+
+@dataclass
+class Recorder:
+    """Events in the order in which they are read off the source.
+
+    Attributes:
+        lines: the source.
+        stale: memory that was reused, and not touched since.
+    """
+
+    lines: Sequence[str]
+    events: list[Event] = field(default_factory=list)
+    stale: set[Storage] = field(default_factory=set)
+
+    def add(
+        self,
+        kind: Kind,
+        name: str,
+        node: ast.AST,
+        reads: Storages = NOTHING,
+        writes: Mapping[Storage, Storages] | None = None,
+        pending: Storages = NOTHING,
+        group: str = "",
+    ) -> None:
+        line: int = getattr(node, "lineno", 0)
+        text = self.lines[line - 1].strip()
+        event = Event(kind, name, line, text, reads, writes or {}, pending, group)
+        self.events.append(event)
+        self.stale -= event.touches
+
+    def kept(self, storage: Storage) -> Storages:
+        """What stays of a storage's old content when part of it is written."""
+        return NOTHING if storage in self.stale else frozenset({storage})

@@ -4,6 +4,8 @@ import ast
 import re
 
 COLLECTIVES = ("torch.ops._c10d_functional.", "torch.ops._c10d_functional_autograd.")
+PINNED_WAITS = ("torch.ops.ladderize.wait_add.", "torch.ops.ladderize.wait_after.")
+"""Our own waits (passes/pin_order.py): what is waited for comes last but one."""
 FUNCTIONAL = ("extern_kernels.", "torch.ops.aten.", "torch.ops.prims.", "aten.")
 """Where an op writes its `out=`, its first argument if its name ends in `_`, and nothing else."""
 # fmt: off

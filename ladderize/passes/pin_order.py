@@ -2,10 +2,15 @@
 
     before   l1; w0 = wait(l0); x1 = add(x0, w0)
     after    l1; w0 = control_deps((l1,), wait, l0); x1 = add(x0, w0)
-    without  l1; x1 = wait_add(x0, l0, l1)                   # where `control_deps` is missing
 
 Node order alone does not survive Inductor: it fuses the add that follows w0 with later adds, waits
 for two all-reduces at once and, up to torch 2.13, reads a buffer in flight (DESIGN §6.1).
+
+Where `control_deps` is missing, two opaque ops wait instead. They name the later launch among
+their operands, so that Inductor runs them after it, but never read it:
+
+    after    l1; x1 = wait_add(x0, l0, l1)                   # the add is not fused with others
+    after    l1; c0 = wait_after(l0, l1); y = mul(x0, c0)    # any other reader: c0 is a copy
 """
 
 from collections.abc import Mapping
@@ -20,14 +25,17 @@ from ladderize import compat
 from ladderize.inflight import find_in_flight
 from ladderize.passes import PassResult
 
+# Any strides will do: to change those of a buffer in flight, Inductor would read it.
+_ANY_STRIDES = (torch.Tag.flexible_layout,)
 
-@torch.library.custom_op("ladderize::wait_add", mutates_args=())
+
+@torch.library.custom_op("ladderize::wait_add", mutates_args=(), tags=_ANY_STRIDES)
 def _wait_add(residual: Tensor, pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001  # order
     done: Tensor = torch.ops._c10d_functional.wait_tensor(pending)
     return residual + done
 
 
-@torch.library.custom_op("ladderize::wait_after", mutates_args=())
+@torch.library.custom_op("ladderize::wait_after", mutates_args=(), tags=_ANY_STRIDES)
 def _wait_after(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001  # order
     # An op must not return its input; the copy is what the missing control_deps costs here.
     done: Tensor = torch.ops._c10d_functional.wait_tensor(pending)
@@ -79,6 +87,8 @@ def _find_pins(gm: GraphModule) -> dict[Node, Node]:
 
 def _make_opaque(gm: GraphModule, pins: Mapping[Node, Node]) -> None:
     for wait, after in pins.items():
+        if not wait.users:  # the opaque op would be dropped as unused, and the wait with it
+            continue
         (pending,) = wait.all_input_nodes
         add = _only_add(wait)
         replaced = wait if add is None else add
@@ -92,7 +102,8 @@ def _make_opaque(gm: GraphModule, pins: Mapping[Node, Node]) -> None:
                 new = gm.graph.call_function(
                     torch.ops.ladderize.wait_add.default, (residual, pending, after)
                 )
-        new.meta = dict(replaced.meta)
+        # Without the arguments of the op replaced, to which Inductor would match those of the new.
+        new.meta = {key: kept for key, kept in replaced.meta.items() if key != "eager_input_vals"}
         replaced.replace_all_uses_with(new)
         gm.graph.erase_node(replaced)
         if add is not None:
