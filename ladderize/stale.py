@@ -45,9 +45,11 @@ def _find_stale_skip(reach: Reach, node: Node, blocks: Mapping[Node, Block]) -> 
     left, right = reach.summands(node)
     for skip, output in ((left, right), (right, left)):
         writer = None if skip in reach.static else find_writer(reach, skip, blocks)
-        behind = writer
+        if writer is None or output in reach.static or reach.depends_on([output], writer.add):
+            continue  # what comes after the writer, a token shift for one, is not stale
+        behind: Block | None = writer
         for _ in range(MAX_STALENESS):
-            if behind is None or output in reach.static:
+            if behind is None:
                 break
             if reach.branch(behind.anchor, [output]) is not None:
                 return writer

@@ -168,6 +168,21 @@ def test_a_standard_net_has_no_stale_sums(x):
     assert stream.stale_sums == ()
 
 
+def test_a_token_shift_is_no_stale_sum(x):
+    """RWKV mixes each token with the one before: both summands come after the block before."""
+
+    def body(parts, x):
+        x = torch.tanh(x)
+        for part in parts:
+            h = torch.nn.functional.layer_norm(x, (WIDTH,))
+            x = x + part(0.3 * h + 0.7 * torch.nn.functional.pad(h, (0, 0, 1, -1)))
+        return x
+
+    (stream,) = streams_of(Wrapped(body), x)
+    assert len(stream.blocks) == 4
+    assert stream.stale_sums == ()
+
+
 def test_expect_blocks_counts_those_of_a_ladder_too():
     model, x = Residual(4), torch.randn(3, 8)
     with pytest.warns(LadderWarning, match="is a ladder already"):
