@@ -143,16 +143,25 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
     return None if twin is None else (twin, node.args, dict(node.kwargs))
 
 
-def mutated_operand(node: Node) -> Node | None:
-    """The operand that a call writes in place, whether or not it has a functional twin."""
+def written_operands(node: Node) -> list[Node]:
+    """The operands that a call writes in place, whether or not it has a functional twin."""
+    target: Any = node.target
+    if not node.op.startswith("call_"):
+        return []
+    if isinstance(target, torch._ops.OpOverload):
+        return _written_by_schema(node, target._schema)
     first = node.args[0] if node.args else None
-    if not isinstance(first, Node) or not node.op.startswith("call_"):
-        return None
-    if isinstance(node.target, torch._ops.OpOverload):
-        return first if node.target._schema.is_mutable else None
     name = op_name(node)
     is_in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
-    return first if is_in_place or functional_form(node) is not None else None
+    if isinstance(first, Node) and (is_in_place or functional_form(node) is not None):
+        return [first]
+    return []
+
+
+def _written_by_schema(node: Node, schema: Any) -> list[Node]:
+    values = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    return [value for name in written if isinstance(value := values.get(name), Node)]
 
 
 def _functional_method(name: str) -> str | None:
@@ -202,7 +211,7 @@ def is_impure(node: Node) -> bool:
 
     torch.fx takes every method call for pure, `cache.index_copy_(…)` too.
     """
-    if node.is_impure() or mutated_operand(node) is not None or "out" in node.kwargs:
+    if node.is_impure() or written_operands(node) or "out" in node.kwargs:
         return True
     return node.op.startswith("call_") and value(node) is None
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
+from ladderize.dataflow import find_sources
 from ladderize.ops import Kind
 
 # How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
@@ -26,6 +27,7 @@ class Reach:
     Attributes:
         nodes: in graph order.
         position: of each node in that order.
+        sources: of each node what it reads, through memory too.
         shape: of each node with a floating tensor, None for the others.
         static: what depends on parameters, buffers and sizes alone.
     """
@@ -33,6 +35,7 @@ class Reach:
     def __init__(self, gm: GraphModule, parameters: Iterable[Node] = ()) -> None:
         self.nodes = list(gm.graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
+        self.sources = find_sources(self.nodes)
         self.shape = {node: ops.floating_shape(node) for node in self.nodes}
         self.static = self._find_static(frozenset(parameters))
 
@@ -43,7 +46,7 @@ class Reach:
                 is_static = node in parameters or not ops.holds_tensor(node)
             else:
                 is_static = not ops.holds_tensor(node) or all(
-                    source in static for source in node.all_input_nodes
+                    source in static for source in self.sources[node]
                 )
             if is_static:
                 static.add(node)
@@ -101,7 +104,7 @@ class Reach:
             if node not in seen and self.position[node] > start:
                 seen.add(node)
                 # Not through sizes: `h.reshape(-1, x.shape[-1])` does not read the stream.
-                stack.extend(s for s in node.all_input_nodes if s not in self.static)
+                stack.extend(s for s in self.sources[node] if s not in self.static)
         return seen
 
     def branch(self, anchor: Node, outputs: Sequence[Node]) -> tuple[Node, ...] | None:
@@ -109,7 +112,7 @@ class Reach:
         behind = self.ancestors(outputs, self.position[anchor])
         mixed: dict[Node, bool] = {anchor: False}
         for node in sorted(behind, key=self.position.__getitem__):
-            sources = [mixed[source] for source in node.all_input_nodes if source in mixed]
+            sources = [mixed[source] for source in self.sources[node] if source in mixed]
             if sources:
                 mixed[node] = any(sources) or ops.kind(node) is Kind.MIX
         if not all(mixed.get(output) for output in outputs):

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.block import Block, Stream
+from ladderize.dataflow import find_sources
 from ladderize.errors import Blocker, LadderError
 
 
@@ -113,9 +114,9 @@ def _follow_reads(
     A value that one branch takes from inside another one is cut as well: it is read as `b<i>`.
     """
     reads: dict[Node, frozenset[sympy.Symbol]] = {}
-    for node in gm.graph.nodes:
+    for node, sources in find_sources(gm.graph.nodes).items():
         found: set[sympy.Symbol] = set()
-        for source in node.all_input_nodes:
+        for source in sources:
             if not ops.holds_tensor(source):  # the size of a value is no read of it
                 continue
             if source in symbols:

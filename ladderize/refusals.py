@@ -67,8 +67,8 @@ def _find_foreign_reads(
 def _find_overwrites(reach: Reach, blocks: Sequence[Block]) -> Iterator[Blocker]:
     stream = {s for block in blocks for n in (block.anchor, block.add) for s in ops.storages(n)}
     for node in reach.nodes:
-        base = ops.mutated_operand(node)
-        if base is not None and not stream.isdisjoint(ops.storages(base)):
+        written = {s for base in ops.written_operands(node) for s in ops.storages(base)}
+        if not stream.isdisjoint(written):
             what = (
                 f"{ops.op_name(node)} writes a stream value in place that a graph input or "
                 "another view shares; write x = x + h, or clone the input first"

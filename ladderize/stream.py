@@ -66,7 +66,7 @@ def _latest_ends(reach: Reach, ends: Mapping[Node, Chain]) -> dict[Node, Chain |
     """For each node the chain that ended last among those that it depends on."""
     latest: dict[Node, Node | None] = {}
     for node in reach.nodes:
-        found = [latest[s] for s in node.all_input_nodes if s not in reach.static]
+        found = [latest[s] for s in reach.sources[node] if s not in reach.static]
         behind = max((f for f in found if f), key=reach.position.__getitem__, default=None)
         latest[node] = node if node in ends else behind
     return {node: None if end is None else ends[end] for node, end in latest.items()}
