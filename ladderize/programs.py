@@ -16,7 +16,10 @@ from torch.fx import GraphModule, Node
 from ladderize import compat, ops
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.pipeline import ladder
+from ladderize.pipeline import dump_folder, ladder
+from ladderize.report.data import Report
+from ladderize.report.draft import Draft
+from ladderize.report.publish import as_report, publish
 
 # What a rewrite has no use for: it ends before sharding and lowering.
 _LATER = ("mesh", "lowering", "lowering_options", "mode")
@@ -62,8 +65,31 @@ def rewrite(
     gm = copy.copy(program)
     gm.graph = copy.deepcopy(program.graph)
     _require_values(gm, args, kwargs or {})
-    ladder(gm, {}, config, may_be_a_layer=False)
+    _ladder(gm, {}, config)
     return gm
+
+
+def _ladder(gm: GraphModule, names: Mapping[Node, str], config: LadderConfig) -> None:
+    """Rewrite `gm` in place and leave the report for `last_report`, of a refusal too."""
+    draft = Draft()
+    try:
+        ladder(gm, names, config, may_be_a_layer=False, draft=draft)
+    except LadderError as error:
+        publish(as_report(draft.finish("program", "refused", error), config), dump_folder(config))
+        raise
+    publish(as_report(draft.finish("program", "program"), config), dump_folder(config))
+
+
+def explain_exported(program: ExportedProgram, config: LadderConfig) -> Report:
+    """What `rewrite` would do to an exported program."""
+    gm = copy.deepcopy(program.graph_module)
+    draft = Draft()
+    error = None
+    try:
+        ladder(gm, parameter_names(program, gm), config, may_be_a_layer=False, draft=draft)
+    except LadderError as refused:
+        error = refused
+    return as_report(draft.finish("program", "explained", error), config)
 
 
 def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str]:
@@ -80,7 +106,7 @@ def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str
 
 def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
     gm = copy.deepcopy(program.graph_module)
-    ladder(gm, parameter_names(program, gm), config, may_be_a_layer=False)
+    _ladder(gm, parameter_names(program, gm), config)
     (output,) = gm.graph.find_nodes(op="output")
     specs = [
         _renamed(spec, result)

@@ -7,6 +7,7 @@ from graphs import Residual
 from torch import nn
 from torch.export import export
 
+import ladderize
 from ladderize import LadderError, rewrite
 
 
@@ -154,6 +155,29 @@ def test_inputs_by_name_and_defaults():
     traced = torch.fx.symbolic_trace(model)
     ladder = rewrite(traced, (x,), {"scale": torch.ones(8)})
     torch.testing.assert_close(ladder(x, torch.ones(8)), model.ladder(x))
+
+
+# -- reports
+
+
+def test_an_exported_program_is_explained_as_its_model_is(x):
+    model = Residual()
+    of_model = ladderize.explain(model, x, options={"blocks": "last:2"})
+    of_program = ladderize.explain(export(model, (x,)), options={"blocks": "last:2"})
+    assert [(b.layer, b.reads_after, b.kind) for b in of_program.blocks] == [
+        (b.layer, b.reads_after, b.kind) for b in of_model.blocks
+    ]
+    assert len(of_program.diff()) == 2
+    refused = ladderize.explain(export(model, (x,)), options={"expect_blocks": 9})
+    assert "9 blocks were expected, 4 were found" in str(refused)
+
+
+def test_a_rewrite_leaves_a_report(x):
+    rewrite(export(Residual(), (x,)))
+    assert len(ladderize.last_report().diff()) == 3
+    with pytest.raises(LadderError):
+        rewrite(export(Residual(), (x,)), expect_blocks=9)
+    assert not ladderize.last_report().ok
 
 
 # -- bad input

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ladderize import compat
@@ -20,13 +21,14 @@ from ladderize.dynamo import current_frame
 from ladderize.errors import Blocker, LadderError
 from ladderize.jit import copy_graph, rewrite_here
 from ladderize.pipeline import dump_folder
+from ladderize.programs import explain_exported
 from ladderize.report.data import GraphReport, Refusal, Report
 from ladderize.report.draft import Draft
 from ladderize.report.publish import as_report, changed_options, versions, write
 
 
 def explain(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | ExportedProgram,
     /,
     *args: Any,
     options: Mapping[str, Any] | None = None,
@@ -39,8 +41,8 @@ def explain(
     the model run, once and op by op, to see the graphs behind the breaks.
 
     Args:
-        model: a module or function, compiled or not.
-        args, kwargs: of one call of it.
+        model: a module or function, compiled or not; or an exported program.
+        args, kwargs: of one call of it; none for an exported program.
         options: the fields of `LadderConfig`.
 
     Returns:
@@ -54,7 +56,10 @@ def explain(
         >>> report = ladderize.explain(model, input_ids, options={"layers": "last:50%"})
         >>> print(report)
     """
-    explainer = _Explainer(LadderConfig.from_options(options))
+    config = LadderConfig.from_options(options)
+    if isinstance(model, ExportedProgram):
+        return explain_exported(model, config)
+    explainer = _Explainer(config)
     with compat.undo_caching(), compat.uncompiled(model) as plain:
         try:
             torch.compile(plain, backend=explainer.see_first, fullgraph=True)(*args, **kwargs)

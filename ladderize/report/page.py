@@ -27,6 +27,7 @@ from ladderize.report.runs import Run, find_runs
 OUTCOMES = {
     "explained": "only explained, nothing is compiled",
     "rewritten": "the ladder is compiled",
+    "program": "the program is rewritten, nothing is compiled",
     "standard": "the standard graph is compiled instead",
     "refused": "nothing is compiled",
 }
