@@ -64,7 +64,7 @@ def find_writer(reach: Reach, value: Node, by_add: Mapping[Node, Block]) -> Bloc
         if ops.kind(node) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
             frontier.update(
                 source
-                for source in node.all_input_nodes
+                for source in reach.steps_back(node)
                 if source not in seen
                 and source not in reach.static
                 and reach.is_same_size(source, value)

@@ -164,7 +164,7 @@ def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[S
     reach = Reach(gm, names)
     if hidden := find_hidden(gm, reach, [block for s in streams for block in s.blocks]):
         raise LadderError(
-            "These calls hold blocks in graphs of their own, which a ladder cannot reach into:",
+            "These calls hold blocks that a ladder cannot reach into:",
             hidden,
             "call the layers themselves instead of the higher-order op around them",
         )

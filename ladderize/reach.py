@@ -76,6 +76,21 @@ class Reach:
             return False
         return left == right or bool(ops.num_elements(left) == ops.num_elements(right))
 
+    def steps_back(self, node: Node) -> list[Node]:
+        """The operands of `node`; behind a cheap op with several results, those of that op.
+
+        `getitem(native_layer_norm(x), 0)` is one step, from x.
+        """
+        return [
+            step
+            for operand in node.all_input_nodes
+            for step in (operand.all_input_nodes if self._is_cheap_tuple(operand) else [operand])
+        ]
+
+    def _is_cheap_tuple(self, node: Node) -> bool:
+        is_tuple = isinstance(ops.value(node), (tuple, list))
+        return is_tuple and ops.kind(node) is Kind.CHEAP
+
     def walk_back(self, node: Node) -> list[Node]:
         """`node` and the values up to `MAX_SKIP_STEPS` cheap steps of its size behind it.
 
@@ -87,7 +102,7 @@ class Reach:
                 source
                 for step in frontier
                 if ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT) and not self.summands(step)
-                for source in step.all_input_nodes
+                for source in self.steps_back(step)
                 if source not in self.static
                 and source not in found
                 and self.is_same_size(source, node)

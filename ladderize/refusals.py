@@ -76,11 +76,20 @@ def _find_overwrites(reach: Reach, blocks: Sequence[Block]) -> Iterator[Blocker]
             yield Blocker.at(node, what)
 
 
+# Ops that run a whole layer, and how to have it run as its parts.
+FUSED_LAYERS: Mapping[str, str] = {
+    "_transformer_encoder_layer_fwd": "a fused encoder layer hides 2 blocks; switch it off with "
+    "torch.backends.mha.set_fastpath_enabled(False)"
+}
+
+
 def find_hidden(gm: GraphModule, reach: Reach, blocks: Sequence[Block]) -> list[Blocker]:
-    """Calls outside of all branches whose bodies, graphs of their own, hold blocks."""
+    """Calls outside of all branches that hold blocks: in graphs of their own, or fused."""
     inside = {node for block in blocks for node in block.branch}
     found = []
     for node in reach.nodes:
+        if ops.op_name(node) in FUSED_LAYERS:
+            found.append(Blocker.at(node, FUSED_LAYERS[ops.op_name(node)]))
         hidden = 0 if node in inside or node in reach.static else count_hidden(gm, node)
         if hidden:
             found.append(Blocker.at(node, f"{ops.op_name(node)} hides {hidden} blocks in its body"))

@@ -5,7 +5,7 @@ import torch
 from graphs import Residual, refuse, streams_of
 from torch import nn
 
-from ladderize import LadderError, LadderWarning
+from ladderize import LadderError, LadderWarning, rewrite
 
 WIDTH = 8
 
@@ -128,6 +128,17 @@ def test_concatenating_nets_are_refused(x):
 def test_a_net_without_residuals_is_refused(x):
     with pytest.raises(LadderError, match="No residual block was found"):
         refuse(nn.Sequential(*Wrapped(None).parts), x)
+
+
+def test_a_fused_encoder_layer_is_refused():
+    """In inference `nn.TransformerEncoder` is one op a layer, with both blocks inside."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(2, 3, 8),), strict=True)
+    with pytest.raises(LadderError, match="set_fastpath_enabled") as caught:
+        rewrite(program)
+    assert len(caught.value.blockers) == 2
 
 
 # -- ladders

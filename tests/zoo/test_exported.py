@@ -1,0 +1,41 @@
+"""Some families as exported programs: their rewritten form equals the eager ladder."""
+
+import pytest
+import torch
+from torch.export import export
+
+from ladderize import rewrite
+from ladderize.testing import assert_close, eager_ladder
+from zoo.decoders import DECODERS
+from zoo.encoders import ENCODERS
+from zoo.family import Family
+from zoo.handwritten import HANDWRITTEN
+from zoo.vision import VISION
+
+FAMILIES = [f for f in (*DECODERS, *ENCODERS, *VISION, *HANDWRITTEN) if f.is_deep and not f.fault]
+
+
+# Programs that torch 2.13 itself cannot decompose.
+UNDECOMPOSED = {"gpt2": "run_decompositions() fails on the view of a strided attention result"}
+
+
+@pytest.fixture(autouse=True)
+def _no_fused_layers():
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.parametrize("form", ["training", "decomposed"])
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES])
+def test_the_rewritten_program(family: Family, form: str) -> None:
+    if form == "decomposed" and family.name in UNDECOMPOSED:
+        pytest.skip(UNDECOMPOSED[family.name])
+    model, inputs = family.build(), family.feed()
+    with torch.no_grad():
+        program = export(model, (), inputs, strict=True)
+        program = program if form == "training" else program.run_decompositions()
+        ladder = rewrite(program, expect_blocks=family.blocks).module()
+        with eager_ladder(model, family.reads):
+            expected = model(**inputs)
+        assert_close(ladder(**inputs), expected)
