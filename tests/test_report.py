@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import inspect
 import json
 import os
 import pickle
@@ -175,6 +176,21 @@ def test_every_graph_of_a_broken_call(x):
     assert {"x4", "graph1.x4"} <= set(report.to_networkx())
 
 
+def test_the_pieces_of_a_broken_call_run_in_their_standard_form(x):
+    seen = []
+
+    class Looking(Residual):
+        def forward(self, x):
+            x = super().forward(x)
+            torch._dynamo.graph_break()
+            seen.append(x)
+            return self.head(x)
+
+    model = Looking()
+    ladderize.explain(model, x)
+    torch.testing.assert_close(seen[0], Residual.forward(model, x))
+
+
 def test_a_break_in_a_loop_names_the_line(x):
     class Loop(Residual):
         def forward(self, x):
@@ -231,8 +247,12 @@ def test_sizes_are_forgotten(model):
     assert seen[0] == seen[1], "no size became an input"
 
 
+@pytest.mark.parametrize("isolated", [False, True])
 @pytest.mark.parametrize("kind", [Residual, Broken])
-def test_a_compiled_model_stays_compiled(kind, x):
+def test_a_compiled_model_stays_compiled(kind, isolated, x):
+    if isolated and "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        pytest.skip("before torch 2.13")
+    options = {"isolate_recompiles": True} if isolated else {}
     compilations = []
 
     def backend(gm, _):
@@ -240,16 +260,17 @@ def test_a_compiled_model_stays_compiled(kind, x):
         return gm
 
     model = kind()
-    run = torch.compile(model, backend=backend)
+    run = torch.compile(model, backend=backend, **options)
     run(x)
     count = len(compilations)
     assert len(ladderize.explain(run, x).blocks) == 4 * count
-    model.compile(backend=backend)
+    model.compile(backend=backend, **options)
     model(x)
-    model.forward = torch.compile(model.forward, backend=backend)
+    model.forward = torch.compile(model.forward, backend=backend, **options)
     model(x)
-    again = len(compilations)
+    again, own = len(compilations), dict(vars(model))
     assert len(ladderize.explain(model, x).blocks) == 4 * count
+    assert vars(model) == own
     model(x)
     run(x)
     assert len(compilations) == again

@@ -141,7 +141,9 @@ class Tags(HTMLParser):
 
 def test_notebook():
     blocks = tuple(block(i, i, kind="<other>") for i in range(9))
-    text = report_of(blocks)._repr_html_()
+    graph = report_of(blocks).graphs[0]
+    text = Report((graph,))._repr_html_()
+    named = replace(graph, index=1, name="<lambda>")
     tags = Tags()
     tags.feed(text)
     assert not tags.open
@@ -150,6 +152,7 @@ def test_notebook():
     assert "&lt;other&gt;" in text
     assert "<other>" not in text
     assert WARNING in text
+    assert "graph 1 (&lt;lambda&gt;)" in Report((graph, named))._repr_html_()
     assert '<span class="dim">x1</span> → <span class="moved">x0</span>' in text
 
 
