@@ -82,7 +82,7 @@ def _ladder(gm: GraphModule, names: Mapping[Node, str], config: LadderConfig) ->
 
 def explain_exported(program: ExportedProgram, config: LadderConfig) -> Report:
     """What `rewrite` would do to an exported program."""
-    gm = copy.deepcopy(program.graph_module)
+    gm = _copy_of(program)
     draft = Draft()
     error = None
     try:
@@ -104,8 +104,16 @@ def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str
     return {node: names[node.name] for node in inputs if node.name in names}
 
 
-def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
+def _copy_of(program: ExportedProgram) -> GraphModule:
+    """A copy of the program's graph, under the names that its signature knows."""
     gm = copy.deepcopy(program.graph_module)
+    for old, new in zip(program.graph_module.graph.nodes, gm.graph.nodes, strict=True):
+        new.name = old.name  # a copied input called `input`, as Python's own, becomes `input_1`
+    return gm
+
+
+def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
+    gm = _copy_of(program)
     _ladder(gm, parameter_names(program, gm), config)
     (output,) = gm.graph.find_nodes(op="output")
     specs = [
