@@ -84,7 +84,7 @@ def test_patterns_of_several_layers():
     report = report_of(tuple(block(i, i, kinds[i % 3]) for i in range(31)))
     rows = cells(report)
     assert [row[2] for row in rows[:4]] == ["MLP", "MoE", "other", "MLP"], "the first reads x0"
-    assert " ".join(rows[4]) == "layers 4-30: as layers 1-3"
+    assert " ".join(rows[4]) == "layers 4-30: as layers 1-3 in turn"
 
 
 def test_what_differs_is_shown():

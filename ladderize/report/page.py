@@ -193,7 +193,8 @@ def _alike(run: Run) -> str:
     else:
         unit, hidden = "layer", [b.layer for b in run.hidden if b.layer is not None]
         shown = [b.layer for b in run.pattern if b.layer is not None]
-    return f"{_range(unit, hidden)}: as {_range(unit, shown)}"
+    turn = " in turn" if len(set(shown)) > 1 else ""
+    return f"{_range(unit, hidden)}: as {_range(unit, shown)}{turn}"
 
 
 def _range(unit: str, numbers: Sequence[int]) -> str:
