@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ladderize.config import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
+    from ladderize.front import compile, restore
     from ladderize.programs import rewrite
     from ladderize.report import Report, last_report
     from ladderize.report.explain import explain
@@ -21,8 +22,10 @@ __all__ = [
     "LadderWarning",
     "Report",
     "__version__",
+    "compile",
     "explain",
     "last_report",
+    "restore",
     "rewrite",
 ]
 __version__ = "0.1.0"
@@ -32,8 +35,10 @@ _HOMES = {
     "LadderError": "errors",
     "LadderWarning": "errors",
     "Report": "report",
+    "compile": "front",
     "explain": "report.explain",
     "last_report": "report",
+    "restore": "front",
     "rewrite": "programs",
 }
 

@@ -207,6 +207,26 @@ def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None
     )
 
 
+# ---- torch.compile -----------------------------------------------------------------------------
+
+
+def drop_compiled(module: nn.Module) -> None:
+    """Undo `module.compile(...)`."""
+    module._compiled_call_impl = None
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether `module.compile(...)` was called."""
+    return module._compiled_call_impl is not None
+
+
+def is_compiled_wrapper(module: nn.Module) -> bool:
+    """Whether `module` is what `torch.compile(model)` returns."""
+    from torch._dynamo import OptimizedModule
+
+    return isinstance(module, OptimizedModule)
+
+
 # ---- AOTAutograd -----------------------------------------------------------------------------
 
 Compiler = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]

@@ -13,6 +13,7 @@ from ladderize.breaks import BrokenFrames
 from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
 from ladderize.errors import LadderError, LadderWarning, describe_origin
+from ladderize.generation import warn_of_standard_prefill
 from ladderize.local import LocalInputs
 from ladderize.pipeline import Rewritten, dump_folder, ladder
 from ladderize.report.draft import Draft
@@ -82,6 +83,8 @@ def _compile(
         return lower(gm, example_inputs, config)
     report("rewritten")
     _warn_of_ladders(rewritten)
+    if config.staleness > 0:
+        warn_of_standard_prefill()
     if rewritten.plan is None:
         return lower(rewritten.gm, example_inputs, config)
     assert config.device_mesh is not None

@@ -11,8 +11,9 @@ from ladderize.errors import module_path
 def layer_indices(blocks: Sequence[Block]) -> list[int | None]:
     """For each block of a chain the index of its layer; None where no module list holds it.
 
-    A path may hold several indices (`block.3.layer.1` in T5: layer list and sublayer list). The
-    one that takes the most values along the chain is the layer, the outermost of equals. The path
+    A path may hold several indices (`block.3.layer.1` in T5: layer list and sublayer list). Of
+    those that never fall along the chain the one that takes the most values is the layer, the
+    outermost of equals. The path
     is that of the module that adds; where those name no list (`x = x + layer(x)` in the loop of
     the model itself), that of the branch. Layers that share their modules (ALBERT) are counted:
     each time the same modules come round again, a layer begins.
@@ -55,7 +56,8 @@ def _indices(paths: Sequence[Sequence[str]]) -> list[int | None]:
     most = 0
     for level in range(max(map(len, paths), default=0)):
         indices = [_index_at(path, level) for path in paths]
-        distinct = len({index for index in indices if index is not None})
+        known = [index for index in indices if index is not None]
+        distinct = len(set(known)) if known == sorted(known) else min(len(known), 1)
         if distinct > most:
             best, most = indices, distinct
     return best

@@ -106,7 +106,7 @@ def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str
 
 def _copy_of(program: ExportedProgram) -> GraphModule:
     """A copy of the program's graph, under the names that its signature knows."""
-    gm = copy.deepcopy(program.graph_module)
+    gm: GraphModule = copy.deepcopy(program.graph_module)
     for old, new in zip(program.graph_module.graph.nodes, gm.graph.nodes, strict=True):
         new.name = old.name  # a copied input called `input`, as Python's own, becomes `input_1`
     return gm

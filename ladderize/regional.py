@@ -47,6 +47,8 @@ def refuse_single_layers(
         return
     siblings = find_siblings(compat.compiled_module())
     for stream in streams:
+        if stream.blockers:  # the better reason
+            continue
         is_small = len(stream.blocks) <= MAX_BLOCKS_OF_A_LAYER
         if (is_small or siblings) and _passes_through(gm, names, stream):
             raise _refusal(stream, siblings)

@@ -47,6 +47,11 @@ class Selection:
             return cls.parse([int(part) for part in text.split(",")])
         raise ValueError(f"{text!r} is not {FORMS}")
 
+    @property
+    def counts_from_the_end(self) -> bool:
+        """Whether the number of items decides where the selection begins."""
+        return self.last is not None or self.last_percent is not None
+
     def resolve(self, count: int) -> frozenset[int]:
         """The chosen indices out of `range(count)`.
 

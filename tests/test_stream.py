@@ -205,3 +205,24 @@ def test_a_branch_under_vmap(x):
 
     (stream,) = streams_of(Wrapped(body, *_linears(3)), x)
     assert len(stream.blocks) == 3
+
+
+def test_layers_of_few_layers_with_more_sublayers(x):
+    """As in T5: `block.0.layer.2` is in layer 0."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.ModuleList(Sublayer() for _ in range(3))
+
+        def forward(self, x):
+            for layer in self.layer:
+                x = layer(x)
+            return x
+
+    class Sublayer(Mlp):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    (stream,) = streams_of(nn.Sequential(Block(), Block()), x)
+    assert [block.layer for block in stream.blocks] == [0, 0, 0, 1, 1, 1]
