@@ -1,4 +1,5 @@
 """Families of residual models, tiny and random: what is found in each, rewritten, and compared.
 
-The tables are `decoders`, `encoders`, `vision` and `handwritten`; `test_zoo` runs every row.
+The rows are in a file by kind, and all together in `table`; `test_zoo` runs each of them. To add a
+family, add a row: what a block reads is found by `print(model)` and a look at its layer's forward.
 """

@@ -1,10 +1,8 @@
-"""Encoders, and encoders with decoders, of transformers."""
+"""Encoders of transformers: token ids in."""
 
 from typing import Any
 
-import torch
-
-from zoo.family import VOCABULARY, Family, hugging_face, text, text_to_text
+from zoo.family import VOCABULARY, Family, hugging_face, text, token_ids
 
 LAYERS = 2
 
@@ -19,34 +17,22 @@ SIZES = {
     "attention_probs_dropout_prob": 0.0,
     "pad_token_id": 0,
 }
-BART_SIZES = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-    "use_cache": False,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    "forced_eos_token_id": None,
-}
+XLM_SIZES = {"emb_dim": 32, "n_layers": LAYERS, "n_heads": 4, "dropout": 0.0}
 
 
-def encoder(name: str, model: str, reads: list[str], config: Any = (), **row: Any) -> Family:
-    """A row of two blocks a layer, unless it says otherwise."""
+def encoder(name: str, model: str, reads: Any, config: Any = (), **row: Any) -> Family:
+    """Of two blocks a layer, unless the row says otherwise."""
     make = hugging_face(model, **{**SIZES, **dict(config)})
-    return Family(name, make, text, reads, **{"blocks": 2 * LAYERS, **row})
+    return Family(name, make, **{"inputs": text, "reads": reads, "blocks": 2 * LAYERS, **row})
 
 
 def post_norm(layers: str) -> list[str]:
     """What reads the stream in the layers of BERT and its kin."""
     return [f"{layers}.*.attention.self", f"{layers}.*.intermediate"]
+
+
+def characters() -> dict[str, Any]:
+    return {"input_ids": token_ids(length=8)}
 
 
 ENCODERS = [
@@ -74,42 +60,122 @@ ENCODERS = [
             "attention_dropout": 0.0,
         },
     ),
-    Family(
-        "t5",
-        hugging_face(
-            "T5ForConditionalGeneration",
-            vocab_size=VOCABULARY,
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=LAYERS,
-            num_heads=4,
-            dropout_rate=0.0,
-            use_cache=False,
-            decoder_start_token_id=1,
-        ),
-        text_to_text,
-        {
-            "encoder": ["encoder.block.*.layer.*.layer_norm"],
-            "decoder": ["decoder.block.*.layer.*.layer_norm"],
-        },
-        blocks=2 * LAYERS + 3 * LAYERS,
-        dtype=torch.float64,
-        is_deep=True,
+    # Not in the issue's list.
+    encoder("roberta", "RobertaForMaskedLM", post_norm("roberta.encoder.layer")),
+    encoder(
+        "roberta (pre-norm)",
+        "RobertaPreLayerNormForMaskedLM",
+        [
+            f"roberta_prelayernorm.encoder.layer.*.{reader}.LayerNorm"
+            for reader in ("attention", "intermediate")
+        ],
     ),
-    Family(
-        "bart",
-        hugging_face("BartForConditionalGeneration", **BART_SIZES),
-        text_to_text,
+    encoder(
+        "electra",
+        "ElectraForMaskedLM",
+        post_norm("electra.encoder.layer"),
+        {"embedding_size": 16},
+    ),
+    encoder(
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        post_norm("deberta.encoder.layer"),
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
+    ),
+    encoder(
+        "modernbert",
+        "ModernBertForMaskedLM",
+        ["model.layers.*.attn_norm", "model.layers.*.mlp_norm"],
+        {"global_attn_every_n_layers": 2, "local_attention": 4},
+    ),
+    encoder(
+        "esm",
+        "EsmForMaskedLM",
+        ["esm.encoder.layer.*.attention.LayerNorm", "esm.encoder.layer.*.LayerNorm"],
+        {"mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False},
+    ),
+    encoder(
+        "mpnet",
+        "MPNetForMaskedLM",
+        ["mpnet.encoder.layer.*.attention.attn", "mpnet.encoder.layer.*.intermediate"],
+    ),
+    encoder(
+        "fnet (fourier transforms)",
+        "FNetForMaskedLM",
+        ["fnet.encoder.layer.*.fourier.self", "fnet.encoder.layer.*.intermediate"],
+    ),
+    encoder(
+        "squeezebert",
+        "SqueezeBertForMaskedLM",
+        [f"transformer.encoder.layers.*.{reader}" for reader in ("attention", "intermediate")],
+        {"embedding_size": 32},
+    ),
+    encoder(
+        "convbert",
+        "ConvBertForMaskedLM",
+        post_norm("convbert.encoder.layer"),
+        {"embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3},
+    ),
+    encoder(
+        "big-bird (full attention)",
+        "BigBirdForMaskedLM",
+        post_norm("bert.encoder.layer"),
+        {"attention_type": "original_full"},
+    ),
+    encoder(
+        "mobilebert",
+        "MobileBertForMaskedLM",
+        [
+            *post_norm("mobilebert.encoder.layer"),
+            "mobilebert.encoder.layer.*.ffn.*.intermediate",
+        ],
         {
-            "encoder": ["model.encoder.layers.*.self_attn", "model.encoder.layers.*.fc1"],
-            "decoder": [
-                "model.decoder.layers.*.self_attn",
-                "model.decoder.layers.*.encoder_attn",
-                "model.decoder.layers.*.fc1",
-            ],
+            "embedding_size": 16,
+            "use_bottleneck": False,
+            "true_hidden_size": 32,
+            "num_feedforward_networks": 2,
         },
-        blocks=2 * LAYERS + 3 * LAYERS,
-        is_deep=True,
+        blocks=3 * LAYERS,
+    ),
+    encoder(
+        # A skip around each layer; inside of it, behind a projection, a stream of two blocks.
+        "mobilebert (bottlenecks)",
+        "MobileBertForMaskedLM",
+        [
+            [
+                f"mobilebert.encoder.layer.{layer}.ffn.*.intermediate",
+                f"mobilebert.encoder.layer.{layer}.intermediate",
+            ]
+            for layer in range(LAYERS)
+        ],
+        {
+            "embedding_size": 16,
+            "intra_bottleneck_size": 16,
+            "true_hidden_size": 16,
+            "num_feedforward_networks": 2,
+        },
+    ),
+    encoder(
+        "canine (three encoders)",
+        "CanineModel",
+        [
+            post_norm(f"{name}.layer")
+            for name in ("initial_char_encoder", "encoder", "final_char_encoder")
+        ],
+        {
+            "num_hash_functions": 4,
+            "num_hash_buckets": 64,
+            "downsampling_rate": 2,
+            "upsampling_kernel_size": 2,
+            "local_transformer_stride": 8,
+        },
+        inputs=characters,
+        blocks=2 * (1 + LAYERS + 1),
+    ),
+    encoder(
+        "xlm (layers in lists by kind)",
+        "XLMWithLMHeadModel",
+        ["transformer.attentions.*", "transformer.ffns.*"],
+        {**XLM_SIZES, "attention_dropout": 0.0},
     ),
 ]

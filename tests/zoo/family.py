@@ -69,7 +69,7 @@ def enlarge(model: nn.Module) -> nn.Module:
     Fresh ones are so small, or zero, at such widths that a misplaced read would hide within the
     tolerance.
     """
-    generator = _random(0)
+    generator = random_generator(0)
     with torch.no_grad():
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -86,12 +86,12 @@ def _num_inputs(module: nn.Module, weight: Tensor) -> int:
     return weight.shape[1:].numel() if is_kernel else weight.shape[-1]
 
 
-def _random(seed: int) -> torch.Generator:
+def random_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def token_ids(batch: int = 2, length: int = 7, seed: int = 1) -> Tensor:
-    return torch.randint(4, VOCABULARY, (batch, length), generator=_random(seed))
+    return torch.randint(4, VOCABULARY, (batch, length), generator=random_generator(seed))
 
 
 def text() -> dict[str, Any]:
@@ -103,4 +103,4 @@ def text_to_text() -> dict[str, Any]:
 
 
 def image(size: int = 32) -> dict[str, Any]:
-    return {"pixel_values": torch.randn(2, 3, size, size, generator=_random(1))}
+    return {"pixel_values": torch.randn(2, 3, size, size, generator=random_generator(1))}

@@ -60,6 +60,31 @@ class InPlaceOfNormed(nn.Module):
         return h
 
 
+class Filled(nn.Module):
+    """out[:, i] = f(x)[:, i]: a loop over positions that fills a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(WIDTH), mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = self.f(self.norm(x)), torch.zeros_like(x)
+        for i in range(x.shape[1]):
+            out[:, i] = h[:, i]
+        return x + out
+
+
+class Mapped(nn.Module):
+    """vmap over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(WIDTH), mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.vmap(self.f)(self.norm(x))
+
+
 class BasicBlock(nn.Module):
     """torchvision's, with `out += identity` and `relu_`."""
 
@@ -207,6 +232,21 @@ HANDWRITTEN = [
     Family(
         "h += x",
         lambda: Chain(*(InPlaceOfNormed() for _ in range(LAYERS))),
+        sequence,
+        ["layers.*.norm"],
+        blocks=LAYERS,
+    ),
+    Family(
+        "out[:, i] = f(x)[:, i]",
+        lambda: Chain(*(Filled() for _ in range(LAYERS))),
+        sequence,
+        ["layers.*.norm"],
+        blocks=LAYERS,
+        fault="what the operand of a residual add was filled with is not seen as the branch",
+    ),
+    Family(
+        "vmap(f)(x)",
+        lambda: Chain(*(Mapped() for _ in range(LAYERS))),
         sequence,
         ["layers.*.norm"],
         blocks=LAYERS,

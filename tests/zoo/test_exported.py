@@ -6,14 +6,10 @@ from torch.export import export
 
 from ladderize import rewrite
 from ladderize.testing import assert_close, eager_ladder
-from zoo.decoders import DECODERS
-from zoo.encoders import ENCODERS
 from zoo.family import Family
-from zoo.handwritten import HANDWRITTEN
-from zoo.vision import VISION
+from zoo.table import FAMILIES
 
-FAMILIES = [f for f in (*DECODERS, *ENCODERS, *VISION, *HANDWRITTEN) if f.is_deep and not f.fault]
-
+EXPORTED = [f for f in FAMILIES if f.is_deep and not f.fault]
 
 # Programs that torch 2.13 itself cannot decompose.
 UNDECOMPOSED = {"gpt2": "run_decompositions() fails on the view of a strided attention result"}
@@ -27,7 +23,7 @@ def _no_fused_layers():
 
 
 @pytest.mark.parametrize("form", ["training", "decomposed"])
-@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES])
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in EXPORTED])
 def test_the_rewritten_program(family: Family, form: str) -> None:
     if form == "decomposed" and family.name in UNDECOMPOSED:
         pytest.skip(UNDECOMPOSED[family.name])

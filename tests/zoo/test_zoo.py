@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from ladderize.testing import TOLERANCE, assert_close, assert_ladder_equal, eager_ladder
-from zoo.decoders import DECODERS
-from zoo.encoders import ENCODERS
 from zoo.family import Family
-from zoo.handwritten import HANDWRITTEN
-from zoo.vision import VISION
-
-FAMILIES = [*DECODERS, *ENCODERS, *VISION, *HANDWRITTEN]
+from zoo.table import FAMILIES
 
 
 def rows(families: list[Family]) -> list[Any]:
