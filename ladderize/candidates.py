@@ -90,18 +90,22 @@ def _find_sums(reach: Reach, groups: set[Node]) -> list[Block]:
 def flatten(reach: Reach, node: Node) -> tuple[list[Node], list[Node]]:
     """The summands of `node`, and the partial sums with a single user that it flattens."""
     if not reach.is_plain_sum(node):
-        return list(reach.summands(node)), []
+        return _as_written(reach, node), []
     leaves: list[Node] = []
     flattened: list[Node] = []
-    stack = [*reach.summands(node)]
+    stack = _as_written(reach, node)
     while stack:
         operand = stack.pop(0)
         if len(operand.users) == 1 and reach.is_plain_sum(operand):
             flattened.append(operand)
-            stack[:0] = reach.summands(operand)
+            stack[:0] = _as_written(reach, operand)
         else:
             leaves.append(operand)
     return leaves, flattened
+
+
+def _as_written(reach: Reach, node: Node) -> list[Node]:
+    return [reach.as_written(node, operand) for operand in reach.summands(node)]
 
 
 def _as_block(

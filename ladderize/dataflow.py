@@ -6,27 +6,45 @@ A graph's edges alone do not say so: `y` and `setitem` are joined by the memory 
 are written in this way (`cache.index_copy_(…)`), and buffers that a scan fills step by step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch.fx import Node
 
 from ladderize import ops
 
 
-def find_sources(nodes: Iterable[Node]) -> dict[Node, tuple[Node, ...]]:
-    """For each of `nodes`, in graph order, the nodes whose results it depends on. Linear.
+def find_writes(nodes: Iterable[Node]) -> dict[Node, dict[Node, Node]]:
+    """For each reader of written memory, the last write before it by operand. Linear.
 
-    Of several writes to one memory it is the last before the reader: that one reads those before.
+    Of several writes to one memory the last is enough: it reads those before.
     """
     last_write: dict[int, Node] = {}
-    sources: dict[Node, tuple[Node, ...]] = {}
+    writes: dict[Node, dict[Node, Node]] = {}
     for node in nodes:
-        operands = node.all_input_nodes
-        found = dict.fromkeys(operands)
         if last_write:
-            memory = (s for operand in operands for s in ops.storages(operand))
-            found.update(dict.fromkeys(last_write[s] for s in memory if s in last_write))
-        sources[node] = tuple(found)
+            found = {
+                operand: last_write[storage]
+                for operand in node.all_input_nodes
+                for storage in ops.storages(operand)
+                if storage in last_write
+            }
+            if found:
+                writes[node] = found
         for written in ops.written_operands(node):
             last_write.update(dict.fromkeys(ops.storages(written), node))
-    return sources
+    return writes
+
+
+def find_sources(
+    nodes: Iterable[Node], writes: Mapping[Node, Mapping[Node, Node]]
+) -> dict[Node, tuple[Node, ...]]:
+    """For each of `nodes` those whose results it depends on: its operands, and what wrote them.
+
+    None for a node that takes no more than the form of its operands (`zeros_like(x)`).
+    """
+    return {
+        node: ()
+        if ops.reads_no_values(node)
+        else tuple(dict.fromkeys((*node.all_input_nodes, *writes.get(node, {}).values())))
+        for node in nodes
+    }

@@ -47,6 +47,12 @@ _CHEAP = frozenset(
 )
 
 
+_FORM_ONLY = frozenset(
+    """zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty
+    new_full new_empty_strided""".split()
+)
+
+
 def op_name(node: Node) -> str:
     """The dialect-free name of a call: `torch.add`, `operator.add`, `aten.add.Tensor` → "add".
 
@@ -62,6 +68,11 @@ def op_name(node: Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1]
     return str(getattr(target, "__name__", target))
+
+
+def reads_no_values(node: Node) -> bool:
+    """Whether a call takes no more than the shape, dtype and device of its operands."""
+    return op_name(node) in _FORM_ONLY
 
 
 def called_module(node: Node) -> nn.Module:

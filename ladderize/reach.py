@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
-from ladderize.dataflow import find_sources
+from ladderize.dataflow import find_sources, find_writes
 from ladderize.ops import Kind
 
 # How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
@@ -27,6 +27,7 @@ class Reach:
     Attributes:
         nodes: in graph order.
         position: of each node in that order.
+        writes: of each reader of written memory the last write before it, by operand.
         sources: of each node what it reads, through memory too.
         shape: of each node with a floating tensor, None for the others.
         static: what depends on parameters, buffers and sizes alone.
@@ -35,7 +36,8 @@ class Reach:
     def __init__(self, gm: GraphModule, parameters: Iterable[Node] = ()) -> None:
         self.nodes = list(gm.graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
-        self.sources = find_sources(self.nodes)
+        self.writes = find_writes(self.nodes)
+        self.sources = find_sources(self.nodes, self.writes)
         self.shape = {node: ops.floating_shape(node) for node in self.nodes}
         self.static = self._find_static(frozenset(parameters))
 
@@ -64,6 +66,10 @@ class Reach:
             return ()
         found = [o for o in operands if isinstance(o, Node) and self.shape[o] == self.shape[node]]
         return tuple(found) if len(found) == 2 else ()
+
+    def as_written(self, node: Node, operand: Node) -> Node:
+        """What `node` finds in the memory of `operand`: the last write to it, or `operand`."""
+        return self.writes.get(node, {}).get(operand, operand)
 
     def is_plain_sum(self, node: Node) -> bool:
         """Whether `node` adds its two operands as they are, so that a summand may move over."""

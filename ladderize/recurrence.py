@@ -16,8 +16,10 @@ from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.block import Block, Stream
-from ladderize.dataflow import find_sources
+from ladderize.dataflow import find_sources, find_writes
 from ladderize.errors import Blocker, LadderError
+
+Writes = Mapping[Node, Mapping[Node, Node]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
         for block in stream.blocks
         for node in block.branch
     }
-    reads = _follow_reads(gm, symbols, home)
+    writes = find_writes(gm.graph.nodes)
+    reads = _follow_reads(gm, symbols, home, writes)
     return tuple(
-        _equations(number, stream, symbols, reads) for number, stream in enumerate(streams)
+        _equations(number, stream, symbols, reads, writes) for number, stream in enumerate(streams)
     )
 
 
@@ -108,13 +111,14 @@ def _follow_reads(
     gm: GraphModule,
     symbols: Mapping[Node, sympy.Symbol],
     home: Mapping[Node, tuple[int, int]],
+    writes: Writes,
 ) -> dict[Node, frozenset[sympy.Symbol]]:
     """For each node the named values that it is computed from, cut at the named values.
 
     A value that one branch takes from inside another one is cut as well: it is read as `b<i>`.
     """
     reads: dict[Node, frozenset[sympy.Symbol]] = {}
-    for node, sources in find_sources(gm.graph.nodes).items():
+    for node, sources in find_sources(gm.graph.nodes, writes).items():
         found: set[sympy.Symbol] = set()
         for source in sources:
             if not ops.holds_tensor(source):  # the size of a value is no read of it
@@ -134,6 +138,7 @@ def _equations(
     stream: Stream,
     symbols: Mapping[Node, sympy.Symbol],
     reads: Mapping[Node, frozenset[sympy.Symbol]],
+    writes: Writes,
 ) -> Recurrence:
     def seen(node: Node) -> frozenset[sympy.Symbol]:
         return frozenset({symbols[node]}) if node in symbols else reads[node]
@@ -142,7 +147,7 @@ def _equations(
     sums, anchors = [], []
     for block in stream.blocks:
         sum_symbol = _symbol("y", number, block.index)
-        summands = _summands(block)
+        summands = _summands(block, writes)
         inside = [operand for operand in summands if operand in block.members]
         past = [operand for operand in summands if operand not in block.members]
         branch = sympy.Function(f"h{block.index}")(*_sorted(_union(map(seen, inside))))
@@ -154,7 +159,7 @@ def _equations(
     return Recurrence(tuple(sums), tuple(anchors))
 
 
-def _summands(block: Block) -> list[Node]:
+def _summands(block: Block, writes: Writes) -> list[Node]:
     """What the block's add sums up in the graph as it stands, through its partial sums."""
     summands, stack = [], [block.add]
     while stack:
@@ -163,7 +168,7 @@ def _summands(block: Block) -> list[Node]:
             if operand in block.partial_sums:
                 stack.append(operand)
             else:
-                summands.append(operand)
+                summands.append(writes.get(node, {}).get(operand, operand))
     return summands
 
 

@@ -5,7 +5,7 @@ import torch
 from graphs import capture
 from torch import Tensor, nn
 
-from ladderize.dataflow import find_sources
+from ladderize.dataflow import find_sources, find_writes
 from ladderize.testing import assert_ladder_equal
 
 
@@ -40,22 +40,37 @@ WRITES = {
 }
 
 
+MAKES = {
+    "zeros": lambda x: torch.zeros(x.shape),
+    "new_zeros": lambda x: x.new_zeros(x.shape),
+    "zeros_like": torch.zeros_like,
+}
+ENDS = {
+    "gated": lambda out, gate: gate * out,
+    "direct": lambda out, gate: out,  # noqa: ARG005
+    "both": lambda out, gate: out + gate,
+}
+
+
 class Layer(nn.Module):
     """Two reads of the stream: one of them comes to the sum only through memory."""
 
-    def __init__(self, write):
+    def __init__(self, write, make, end):
         super().__init__()
-        self.left, self.right, self.write = nn.Linear(8, 8), nn.Linear(8, 8), write
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.write, self.make, self.end = write, make, end
 
     def forward(self, x):
-        out = x.new_zeros(x.shape)
+        out = self.make(x)
         self.write(self.left(x), out)
-        return x + torch.sigmoid(self.right(x)) * out
+        return x + self.end(out, torch.sigmoid(self.right(x)))
 
 
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("make", MAKES)
 @pytest.mark.parametrize("write", WRITES)
-def test_what_is_written_into_a_buffer_is_read_stale(write):
-    model = nn.Sequential(*[Layer(WRITES[write]) for _ in range(4)])
+def test_what_is_written_into_a_buffer_is_read_stale(write, make, end):
+    model = nn.Sequential(*[Layer(WRITES[write], MAKES[make], ENDS[end]) for _ in range(4)])
     x = torch.randn(2, 5, 8)
     found = assert_ladder_equal(model, (x,), reads=["*.left", "*.right"], gradients=False)
     assert found.standard > 1e-2
@@ -91,7 +106,7 @@ def test_the_last_write_before_a_reader_is_its_source():
         return early, out.sin()
 
     gm, _ = capture(net, torch.ones(()))
-    sources = find_sources(gm.graph.nodes)
+    sources = find_sources(gm.graph.nodes, find_writes(gm.graph.nodes))
     named = {node.name: node for node in gm.graph.nodes}
     assert named["setitem"] not in sources[named["early"]]
     assert named["setitem"] in sources[named["setitem_1"]]
