@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ladderize.errors import LadderError
 from ladderize.inflight import check_in_flight, find_deferrals, find_in_flight
@@ -161,6 +163,24 @@ def test_without_control_deps_other_readers_get_a_copy():
         op="call_function", target=torch.ops.ladderize.wait_after.default
     )
     assert wait.args[1].name == "l1"
+
+
+@pytest.mark.parametrize(
+    ("residual", "op"), [("alike", "wait_add"), ("other", "wait_after"), ("size", "wait_after")]
+)
+def test_without_control_deps_dynamic_sizes_are_compared(residual, op):
+    ladder = Ladder(2, staleness=1)
+    env = ShapeEnv()
+    rows, others = env.create_unbacked_symint(), env.create_unbacked_symint()
+    with FakeTensorMode(shape_env=env):
+        values = {"alike": torch.empty(rows, 4), "other": torch.empty(others, 4), "size": rows}
+    for node in ladder.graph.nodes:
+        node.meta["val"] = values["alike"]
+    next(node for node in ladder.graph.nodes if node.name == "x").meta["val"] = values[residual]
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    (target,) = {n.target for n in ladder.graph.nodes if "wait_a" in str(n.target)}
+    assert target is getattr(torch.ops.ladderize, op).default
 
 
 def test_without_control_deps_a_wait_that_nobody_reads_stays():

@@ -75,7 +75,7 @@ def test_four_ranks_equal_one(four_ranks, name, options):
         assert standard > 1e-3
 
 
-def inductor_outcome(layers, staleness, grad):
+def inductor_outcome(layers, staleness, grad, dynamic=None):
     """One Inductor compilation: errors of values and gradients, and the emitted programs."""
     model = MODELS["llama"](layers=layers, kv=2)
     weight = model.layers[1].mlp.down_proj.weight
@@ -85,7 +85,7 @@ def inductor_outcome(layers, staleness, grad):
     with torch.set_grad_enabled(grad):
         expected = whole(input_ids=ids())[0]
         with record_emitted_code() as sources:
-            found = compiled(model, **options)(input_ids=ids())[0]
+            found = compiled(model, dynamic, **options)(input_ids=ids())[0]
             errors = [(found - expected).abs().max().item()]
             if grad:
                 ours = torch.autograd.grad(found.square().mean(), [weight, norm])
@@ -147,9 +147,11 @@ def without_control_deps(*args):
         compat.has_control_deps = kept
 
 
-def test_the_order_survives_without_control_deps(two_ranks):
-    for errors, sources in two_ranks.run(without_control_deps, 2, 1, True):
+@pytest.mark.parametrize(("grad", "dynamic"), [(True, None), (False, True)])
+def test_the_order_survives_without_control_deps(two_ranks, grad, dynamic):
+    for errors, sources in two_ranks.run(without_control_deps, 2, 1, grad, dynamic):
         assert max(errors) <= 1e-4
+        assert len(sources) == 1 + grad
         for source in sources:
             assert letters(source) == "l" + "lw" * 3 + "w"
             program = read_events(source)

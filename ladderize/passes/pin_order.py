@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.inflight import find_in_flight
 from ladderize.passes import PassResult
+from ladderize.views import as_expr
 
 # Any strides will do: to change those of a buffer in flight, Inductor would read it.
 _ANY_STRIDES = (torch.Tag.flexible_layout,)
@@ -113,10 +114,14 @@ def _make_opaque(gm: GraphModule, pins: Mapping[Node, Node]) -> None:
 def _only_add(wait: Node) -> Node | None:
     """The residual add that alone reads `wait`, if that is what reads it."""
     (user, *others) = wait.users
-    is_add = user.target is torch.ops.aten.add.Tensor and len(user.args) == 2 and not user.kwargs
-    if others or not is_add or not all(isinstance(arg, Node) for arg in user.args):
+    is_add = user.target is torch.ops.aten.add.Tensor and not user.kwargs
+    operands = user.all_input_nodes
+    if others or not is_add or len(operands) != 2:  # 1: a number is added, or the wait to itself
         return None
-    shapes = {tuple(arg.meta["val"].shape) for arg in user.args if isinstance(arg, Node)}
-    dtypes = {arg.meta["val"].dtype for arg in user.args if isinstance(arg, Node)}
-    is_square = len(shapes) == len(dtypes) == 1 and user.args[0] is not user.args[1]
-    return user if is_square else None
+    return user if _form(operands[0]) == _form(operands[1]) else None
+
+
+def _form(node: Node) -> tuple[object, ...] | None:
+    """Dtype and sizes of a tensor; dynamic sizes are compared as expressions, without a guard."""
+    value = node.meta["val"]
+    return (value.dtype, *map(as_expr, value.shape)) if isinstance(value, Tensor) else None
