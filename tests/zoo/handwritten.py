@@ -242,7 +242,6 @@ HANDWRITTEN = [
         sequence,
         ["layers.*.norm"],
         blocks=LAYERS,
-        fault="what the operand of a residual add was filled with is not seen as the branch",
     ),
     Family(
         "vmap(f)(x)",
