@@ -26,7 +26,6 @@ class Family:
         trains: whether gradients are compared too.
         dtype: of weights and inputs: float64 where float32's noise would hide a wrong read.
         is_deep: whether staleness 2 and a part of the blocks are tried as well.
-        fault: why this row fails today; "" when it must pass.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Family:
     trains: bool = True
     dtype: torch.dtype = torch.float32
     is_deep: bool = False
-    fault: str = ""
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
