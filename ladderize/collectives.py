@@ -8,6 +8,8 @@
 `_c10d_functional.all_reduce` alone will not do: its backward is another all-reduce. The ops are
 CompositeImplicitAutograd and only call an `autograd.Function`: what AOTAutograd traces are the
 functional collectives inside, forward and backward, and its cache sees an ordinary op in the graph.
+
+For models that are sharded by hand, `copy_to_ranks` and `reduce_from_ranks` are the two ends.
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributed import ProcessGroup
 
 _functional = torch.ops._c10d_functional
 
@@ -68,3 +71,31 @@ for _schema, _function in _OPS:
 copy = torch.ops.ladderize.copy.default
 reduce = torch.ops.ladderize.reduce.default
 wait = torch.ops.ladderize.wait.default
+
+
+def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
+    """`x`, of which every rank of `group` makes its part of a branch (Megatron's f).
+
+    Args:
+        x: the input of a column-parallel layer, the same on every rank.
+        group: the tensor-parallel ranks.
+
+    Returns:
+        `x`. Its gradient is the sum of the ranks' gradients.
+    """
+    copied: Tensor = copy(x, group.group_name)
+    return copied
+
+
+def reduce_from_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum of every rank's `x` (Megatron's g).
+
+    Args:
+        x: the output of a row-parallel layer, this rank's summand.
+        group: the tensor-parallel ranks.
+
+    Returns:
+        The sum, the same on every rank. The gradient of `x` is that of the sum.
+    """
+    summed: Tensor = wait(reduce(x, group.group_name))
+    return summed

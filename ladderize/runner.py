@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from ladderize import ops
 from ladderize.passes import Pass, PassResult
@@ -50,7 +50,7 @@ def run_pass(
     """
     started = time.perf_counter()
     result = step(gm)
-    if gm.graph.eliminate_dead_code(ops.is_impure) or result.changed:
+    if _drop_dead_code(gm.graph) or result.changed:
         gm.graph.lint()
         gm.recompile()
     if invariant is not None:
@@ -62,6 +62,20 @@ def run_pass(
         path = log.dump_dir / f"{len(log.entries):02d}_{name}.py"
         path.write_text(gm.print_readable(print_output=False))
     return result
+
+
+def _drop_dead_code(graph: Graph) -> bool:
+    """Erase what nothing reads; whether there was any.
+
+    `Graph.eliminate_dead_code` also enters the bodies of higher-order calls, and there takes every
+    method call for pure: the `x.copy_(…)` of an all-reduce in an autograd function would go.
+    """
+    dead = False
+    for node in reversed(graph.nodes):
+        if not node.users and not ops.is_impure(node):
+            graph.erase_node(node)
+            dead = True
+    return dead
 
 
 def run_analysis(name: str, analysis: Callable[[], T], log: Log) -> T:
