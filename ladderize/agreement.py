@@ -1,20 +1,26 @@
-"""Let all ranks of a group agree, before the first collective, that they compiled the same thing.
+"""Let all ranks of a group agree, before the first collective, that they compile the same thing.
 
-A rank with another plan would launch other collectives: wrong values, or a hang. The ranks compare
-notes through the group's key-value store, which needs no collective, no device and has timeouts.
+A rank with another graph would launch other collectives: wrong values, or a hang. The ranks compare
+notes through the store of the process group, which needs no collective, no device and has timeouts.
 """
 
+import difflib
+import hashlib
+import zlib
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from torch.fx import GraphModule, Node
 
-from ladderize import compat
-from ladderize.errors import Blocker, LadderError
+from ladderize import compat, ops
+from ladderize.errors import Blocker, LadderError, module_path, source_line
+from ladderize.groups import dtensors, every_node, group_name_of
 
 TIMEOUT = timedelta(minutes=5)
+MAX_LINES = 24
 
 
 class DisagreementError(LadderError):
@@ -24,37 +30,107 @@ class DisagreementError(LadderError):
 _rounds: Counter[str] = Counter()
 
 
-def agree(mesh: DeviceMesh, verdict: str) -> None:
-    """Return once every rank of the 1-D `mesh` has come to the same `verdict`.
+def agree(verdicts: Mapping[dist.ProcessGroup, str]) -> None:
+    """Return once every rank of each group has come to the same verdict.
 
     Args:
-        mesh: the ranks that must agree; every one of them must call this, in the same order.
-        verdict: what this rank is about to do: the hash of its plan, or why it has none.
+        verdicts: for each group, of which every rank must call this equally often, what this rank
+            is about to do: `describe_graph`, the hash of a plan, or why it does nothing.
 
     Raises:
-        DisagreementError: on every rank, with each one's verdict, when they differ or one is
-            missing.
+        DisagreementError: on every rank of a group whose ranks differ or of which one is missing.
+            It shows where the verdict of another rank departs from that of the first.
     """
-    group = mesh.get_group()
-    if dist.get_backend(group) == "fake":  # one process stands in for all ranks
-        return
-    store = compat.default_store()
-    round_number = _rounds[group.group_name]
-    _rounds[group.group_name] += 1
-    prefix = f"ladderize/{group.group_name}/{round_number}"
-    store.set(f"{prefix}/{mesh.get_local_rank()}", verdict)
-    verdicts = [_read(store, f"{prefix}/{rank}") for rank in range(mesh.size())]
-    if any(other != verdict for other in verdicts):
+    # A group of the "fake" backend has one process that stands in for all ranks.
+    notes = [_Note(g, text) for g, text in verdicts.items() if dist.get_backend(g) != "fake"]
+    for note in notes:
+        note.publish()
+    for note in notes:
+        note.compare()
+
+
+class _Note:
+    """One rank's verdict, in the store under `ladderize/GROUP/ROUND/RANK`."""
+
+    def __init__(self, group: dist.ProcessGroup, verdict: str) -> None:
+        self.group, self.verdict = group, verdict
+        self.ranks = dist.get_process_group_ranks(group)
+        name = f"{group.group_name}/{','.join(map(str, self.ranks))}"
+        self.prefix = f"ladderize/{name}/{_rounds[name]}"
+        self.store = compat.default_store()
+        _rounds[name] += 1
+
+    def publish(self) -> None:
+        key = f"{self.prefix}/{dist.get_rank()}"
+        self.store.set(f"{key}/text", zlib.compress(self.verdict.encode()))
+        self.store.set(key, _digest(self.verdict))
+
+    def compare(self) -> None:
+        mine = _digest(self.verdict).encode()
+        if all(self._read(str(rank)) == mine for rank in self.ranks):
+            return
+        texts = {rank: self._text(rank) for rank in self.ranks}
         raise DisagreementError(
-            "The ranks do not agree on what to compile:",
-            [Blocker(f"rank {rank}: {text}") for rank, text in enumerate(verdicts)],
-            "give every rank the same model, inputs of the same shape, and the same options",
+            f"The ranks of group {self.group.group_name!r} do not agree on what to compile:",
+            map(Blocker, _differences(texts)),
+            "give every rank the same model, inputs of the same shape, and the same options. Where "
+            "the model asks for its rank (`if rank == 0: y = y + bias`), let all ranks do the same "
+            "and multiply by zero on those that should not",
         )
 
+    def _text(self, rank: int) -> str:
+        found = self._read(f"{rank}/text")
+        if found is None:
+            seconds = TIMEOUT.total_seconds()
+            return f"no answer within {seconds:.0f} s (it did not compile this graph)"
+        return zlib.decompress(found).decode()
 
-def _read(store: Any, key: str) -> str:
-    try:
-        store.wait([key], TIMEOUT)
-    except (dist.DistStoreError, RuntimeError):  # RuntimeError: FileStore, HashStore
-        return f"no answer within {TIMEOUT.total_seconds():.0f} s (it did not compile this graph)"
-    return str(store.get(key).decode())
+    def _read(self, key: str) -> Any:
+        key = f"{self.prefix}/{key}"
+        try:
+            self.store.wait([key], TIMEOUT)
+        except (dist.DistStoreError, RuntimeError):  # RuntimeError: FileStore, HashStore
+            return None
+        return self.store.get(key)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _differences(texts: Mapping[int, str]) -> Iterator[str]:
+    """The first rank's verdict, then what is different on each rank that departs from it."""
+    first, expected = next(iter(texts.items()))
+    for rank, text in texts.items():
+        yield f"rank {rank}: {text.splitlines()[0]}"
+    rank, text = next((r, t) for r, t in texts.items() if t != expected)
+    lines = [*difflib.unified_diff(expected.splitlines()[1:], text.splitlines()[1:], lineterm="")]
+    if lines:
+        shown = [f"rank {first} (-) and rank {rank} (+):", *lines[2 : MAX_LINES + 2]]
+        shown += ["…"] * (len(lines) > MAX_LINES + 2)
+        yield "\n      ".join(shown)
+
+
+def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> str:
+    """`gm` as text that is the same on every rank of `group` if they launch the same collectives.
+
+    One line an op. Constants are left out: a rank's offset into a sharded vocabulary is one. So
+    are the shapes of what a rank holds: uneven shards have different ones. Those that must agree
+    are kept: of what is all-reduced, and of DTensors as a whole.
+    """
+    lines = [headline]
+    numbers: dict[Node, int] = {}
+    for count, (_, node) in enumerate(every_node(gm)):
+        numbers[node] = count
+        reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
+        where = " at ".join(filter(None, (module_path(node), source_line(node))))
+        what = ops.op_name(node) or node.op
+        lines.append(f"{what} {_common_form(node, group.group_name)} {where} [{reads}]")
+    return "\n".join(lines)
+
+
+def _common_form(node: Node, group_name: str) -> str:
+    values: Sequence[Any] = dtensors(node)
+    if "all_reduce" in ops.op_name(node) and group_name_of(node) == group_name:
+        values = [tensor for source in node.all_input_nodes for tensor in ops.tensors(source)]
+    return " ".join(f"{v.dtype}{list(v.shape)}" for v in values)

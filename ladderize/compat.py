@@ -196,6 +196,43 @@ def break_of(error: Exception) -> tuple[str, str]:
     return str(error).partition("\n")[0], place
 
 
+def full_text_of(error: BaseException) -> str:
+    """What an error of Dynamo's says, with the user's and the library's lines that led to it."""
+    lines = [str(error)]
+    for frame in getattr(error, "real_stack", None) or []:
+        lines.append(f"{frame.filename}:{frame.lineno}")
+    return "\n".join(lines)
+
+
+def watch_failures(backend: Callable[..., Any], see: Callable[[BaseException], None]) -> None:
+    """Call `see(error)` when Dynamo gives up a frame that it was to compile with `backend`.
+
+    Safe to repeat. `torch._dynamo.reset()` ends it; there is no hook that survives it.
+    """
+    from torch._dynamo.callback import callback_handler
+
+    def look(_: Any) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, dynamo_errors()) and _compiles_with(backend):
+            see(error)
+
+    look.__qualname__ = f"{watch_failures.__qualname__}.{backend.__qualname__}"
+    known = {callback.__qualname__ for callback in callback_handler.end_callbacks}
+    if look.__qualname__ not in known:
+        callback_handler.register_end_callback(look)
+
+
+def _compiles_with(backend: Callable[..., Any]) -> bool:
+    """Whether the compilation under way, further up on the stack, is for `backend`."""
+    for frame, _ in traceback.walk_stack(None):
+        found: Any = frame.f_locals.get("self")
+        while hasattr(found, "_torchdynamo_orig_backend"):
+            found = found._torchdynamo_orig_backend
+            if getattr(found, "compiler_fn", found) is backend:
+                return True
+    return False
+
+
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
     """Add an artifact for tlparse to the trace that TORCH_TRACE asks for; nothing without it."""
     from torch._logging import trace_structured  # type: ignore[attr-defined]  # not in __all__
@@ -248,6 +285,11 @@ def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     made: Callable[..., Any] = make_boxed_func(fn)
     return made
+
+
+def saves_random_states_behind_meshes() -> bool:
+    """Whether AOTAutograd saves states of the CPU's generator where it expects none. Only 2.13."""
+    return str(torch.__version__).startswith("2.13")
 
 
 # ---- Inductor --------------------------------------------------------------------------------
@@ -343,6 +385,16 @@ def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def hint(size: int | torch.SymInt) -> int:
+    """A size as it is in the call that is compiled for, without a guard; 1 where nothing is known.
+
+    Unbacked sizes have none.
+    """
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1
+
+
 def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
     """Run `gm` on fake copies of `inputs`; each node's value is left in `meta["val"]`."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -368,6 +420,33 @@ def default_store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
+
+
+def process_group(name: str) -> Any:
+    """The process group of that name."""
+    from torch.distributed import distributed_c10d
+
+    resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]  # not in the stubs
+    return resolve(name)
+
+
+def is_bucket() -> bool:
+    """Whether the graph being compiled is one of several that Dynamo split a DDP model into."""
+    from torch._dynamo.backends.distributed import SubmodCompiler
+
+    frames = (frame for frame, _ in traceback.walk_stack(None))
+    return any(isinstance(frame.f_locals.get("self"), SubmodCompiler) for frame in frames)
+
+
+def sharded_parts() -> list[str]:
+    """The names of the modules below the one on the Python stack that FSDP2 has hooks on."""
+    from torch.distributed.fsdp import FSDPModule
+
+    running = list(running_modules())
+    if not running:
+        return []
+    root = getattr(running[-1], "_orig_mod", running[-1])
+    return [name for name, part in root.named_modules() if name and isinstance(part, FSDPModule)]
 
 
 # ---- what Inductor emits ---------------------------------------------------------------------

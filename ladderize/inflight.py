@@ -1,13 +1,11 @@
-"""Collectives in flight: each launch with its wait, and how long the wait can be put off.
+"""Collectives in flight: each launch with its wait.
 
     l0  w0 = wait(l0)  x1 = add(x0, w0)  …h1 reads x0…  l1  w1 = wait(l1)
-        w0 can be put off until after l1, because l1 does not depend on it
 
 Pure analysis over graphs of any dialect: `_c10d_functional` ops after autograd, the `ladderize`
 ops of `collectives.py` before it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +18,10 @@ _LAUNCHES = frozenset(
     """all_reduce all_reduce_ reduce_scatter_tensor all_gather_into_tensor all_to_all_single
     broadcast reduce""".split()
 )
+GATHERS = frozenset({"all_gather_into_tensor", "all_gather_into_tensor_coalesced"})
+SCATTERS = frozenset({"reduce_scatter_tensor", "reduce_scatter_tensor_coalesced"})
 _WAITS = frozenset({"wait_tensor", "wait"})
 _NAMESPACES = frozenset({"_c10d_functional", "ladderize"})
-
-# How many launches a wait is put off at most. A ladder of staleness k needs k.
-MAX_LAUNCHES_AHEAD = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,42 +90,3 @@ def check_in_flight(graph: Graph) -> None:
         ]
     if blockers:
         raise LadderError("Collectives are launched but not properly waited for:", blockers)
-
-
-def find_deferrals(graph: Graph) -> dict[Node, Node]:
-    """For each wait that can be put off: the launch that it is to come after.
-
-    That is the last of the next launches on the same channel that do not depend on the wait, at
-    most `MAX_LAUNCHES_AHEAD` of them. Looks no further than the first launch that does depend:
-    linear in the size of the graph.
-    """
-    nodes = list(graph.nodes)
-    pairs = find_in_flight(graph)
-    channels = {pair.launch: pair.channel for pair in pairs}
-    position = {node: i for i, node in enumerate(nodes)}
-    deferrals = {}
-    for pair in pairs:
-        later = _last_independent(pair, nodes, position[pair.wait], channels)
-        if later is not None:
-            deferrals[pair.wait] = later
-    return deferrals
-
-
-def _last_independent(
-    pair: InFlight,
-    nodes: Sequence[Node],
-    start: int,
-    channels: Mapping[Node, tuple[str, str]],
-) -> Node | None:
-    dependent = {pair.wait}
-    last, passed = None, 0
-    for i in range(start + 1, len(nodes)):
-        node = nodes[i]
-        if not dependent.isdisjoint(node.all_input_nodes):
-            dependent.add(node)
-        if channels.get(node) != pair.channel:
-            continue
-        if node in dependent or passed == MAX_LAUNCHES_AHEAD:
-            break
-        last, passed = node, passed + 1
-    return last

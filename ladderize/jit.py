@@ -7,19 +7,22 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
-from ladderize.agreement import DisagreementError, agree
+from ladderize.advice import Adviser
+from ladderize.agreement import DisagreementError, agree, describe_graph
 from ladderize.backends import LOWERINGS
 from ladderize.breaks import BrokenFrames
 from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
 from ladderize.errors import LadderError, LadderWarning, describe_origin
 from ladderize.generation import warn_of_standard_prefill
+from ladderize.groups import find_groups
 from ladderize.local import LocalInputs
 from ladderize.pipeline import Rewritten, dump_folder, ladder
 from ladderize.report.draft import Draft
-from ladderize.report.publish import as_report, forget, publish
+from ladderize.report.publish import as_report, changed_options, forget, publish, versions
 
 _broken_frames = BrokenFrames()
+_adviser = Adviser()
 
 
 def ladderize(
@@ -42,6 +45,7 @@ def ladderize(
             mistaken options and ranks that disagree raise; else the standard graph is compiled
             after one `LadderWarning`.
     """
+    compat.watch_failures(ladderize, _adviser.see)
     try:
         config = LadderConfig.from_options(options, mode)
         return _compile(gm, example_inputs, config)
@@ -52,10 +56,12 @@ def ladderize(
 def _reset() -> None:
     """Called by `torch._dynamo.reset()`."""
     _broken_frames.forget()
+    _adviser.forget()
     forget()
 
 
 ladderize.reset = _reset  # type: ignore[attr-defined]  # the attribute Dynamo looks for
+compat.watch_failures(ladderize, _adviser.see)
 
 
 def _compile(
@@ -93,17 +99,27 @@ def _compile(
 
 
 def _rewrite(gm: GraphModule, config: LadderConfig, draft: Draft) -> Rewritten:
-    """The rewritten graph, once all ranks of the mesh agree that they have the same one."""
-    if config.device_mesh is None:
-        return rewrite_here(gm, config, draft, _broken_frames)
+    """The rewritten graph, once all ranks that it communicates with agree that it is the same."""
+    mesh = config.device_mesh
+    groups = find_groups(gm) if mesh is None else [mesh.get_group()]
     try:
         rewritten = rewrite_here(gm, config, draft, _broken_frames)
     except LadderError as error:
-        agree(config.device_mesh, f"refused: {error}")
+        agree(dict.fromkeys(groups, f"refused: {error}"))
         raise
-    assert rewritten.plan is not None
-    agree(config.device_mesh, f"plan {rewritten.plan.digest()}, {rewritten.describe()}")
+    if rewritten.plan is not None:
+        agree({groups[0]: f"plan {rewritten.plan.digest()}, {rewritten.describe()}"})
+    else:
+        headline = _headline(rewritten, config)
+        agree({group: describe_graph(gm, headline, group) for group in groups})
     return rewritten
+
+
+def _headline(rewritten: Rewritten, config: LadderConfig) -> str:
+    """What was done to a graph, and by what, apart from what may differ from rank to rank."""
+    known = (*versions(), *changed_options(config))
+    settings = ", ".join(f"{name}={value}" for name, value in known if name != "debug_dir")
+    return f"{rewritten.describe()}; {settings}"
 
 
 def rewrite_here(
@@ -116,16 +132,27 @@ def rewrite_here(
     """
     frame = current_frame(gm)
     try:
+        _refuse_buckets()
         # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
         is_left_over = bool(frame.left_to_python)
         rewritten = ladder(
             gm, parameter_names(gm), config, may_be_a_layer=not is_left_over, draft=draft
         )
     except LadderError as error:
-        raise LadderError(error.summary, [*error.blockers, *frame.cuts()], error.cure) from None
+        blockers = [*error.blockers, *frame.cuts(), *_adviser.on(frame)]
+        raise LadderError(error.summary, blockers, error.cure) from None
     if config.expect_blocks is None:  # else the user said how many this very graph holds
         broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
     return rewritten
+
+
+def _refuse_buckets() -> None:
+    if compat.is_bucket():
+        raise LadderError(
+            "DistributedDataParallel has Dynamo split the model into one graph for each bucket of "
+            "gradients, which cuts the residual stream.",
+            cure="torch._dynamo.config.optimize_ddp = False, or a larger bucket_cap_mb=",
+        )
 
 
 def _warn_of_ladders(rewritten: Rewritten) -> None:

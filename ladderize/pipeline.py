@@ -22,6 +22,7 @@ from ladderize.block import Stream
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
+from ladderize.gradients import refuse_unsaved_states, refuse_wrong_gradients
 from ladderize.inflight import check_in_flight
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.inline_regions import InlineRegions
@@ -93,6 +94,9 @@ def ladder(
             f"{regions} checkpointed regions cannot be sharded with mesh=:",
             cure="switch gradient checkpointing off (it is of no use in inference)",
         )
+    run_analysis("gradients", lambda: refuse_wrong_gradients(gm), log)
+    if regions and config.lowering != "eager":
+        run_analysis("gradients", lambda: refuse_unsaved_states(gm), log)
     if mesh is not None:
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)

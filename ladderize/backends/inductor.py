@@ -10,13 +10,16 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, GraphModule
 
-from ladderize import compat, inflight
+from ladderize import compat, inflight, ops, schedule, work
 from ladderize.config import LadderConfig
 from ladderize.emitted import check_emitted
+from ladderize.groups import find_groups
 from ladderize.passes import defer_waits, pin_order
 from ladderize.runner import Log, run_pass
 
 _HOOK = "post_grad_custom_post_pass"
+# What decides how the passes below change a graph.
+_SOURCES = (inflight, ops, work, schedule, defer_waits, pin_order)
 
 
 def lower_to_inductor(
@@ -30,6 +33,9 @@ def lower_to_inductor(
         LadderError: when the emitted code touches a buffer in flight or waits too early.
     """
     settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
+    if find_groups(gm):
+        # It would move matmuls out of the window that a collective was given to hide behind.
+        settings.setdefault("reorder_for_peak_memory", False)
     users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))
     settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
     check = check_emitted if config.verify == "code" else None
@@ -63,7 +69,7 @@ class DeferInInductor(CustomGraphPass):
         if any(identity is None for identity in theirs):
             return None
         digest = hashlib.sha256(repr((self.verify, theirs, pin_order.PinOrder())).encode())
-        for module in (inflight, defer_waits, pin_order, inspect.getmodule(type(self))):
+        for module in (*_SOURCES, inspect.getmodule(type(self))):
             assert module is not None and module.__file__ is not None
             digest.update(Path(module.__file__).read_bytes())
         return digest.hexdigest()

@@ -8,6 +8,7 @@ memory reused.
 In order is `AR_0 … AR_1 W_0 … AR_2 W_1 … AR_n W_n-1 W_n`: a wait comes after the next launch of
 the same collective on the same group, unless a launch between them (itself included) is computed
 from what is waited for. Collectives may not pass each other, so such a wait can not be later.
+An all-gather is waited for by the block that it was launched for, and not paired with the next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from ladderize.emitted.events import read_events
 from ladderize.emitted.names import NOTHING, Storage, Storages
 from ladderize.emitted.program import Event, Kind, Program
 from ladderize.errors import Blocker, LadderError
+from ladderize.inflight import GATHERS
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _following_launches(program: Program) -> Iterator[tuple[int, int]]:
     """Each launch with the next one of the same collective on the same group."""
     by_channel: dict[tuple[str, str], list[int]] = {}
     for index, event in enumerate(program.events):
-        if event.kind is Kind.LAUNCH:
+        if event.kind is Kind.LAUNCH and event.name not in GATHERS:
             by_channel.setdefault(event.channel, []).append(index)
     for launches in by_channel.values():
         yield from pairwise(launches)
@@ -176,6 +178,8 @@ def _waited_for_together(
             continue
         pair = launch_of[first], launch_of[second]
         channels = {program.events[launch].channel for launch in pair}
+        if any(name in GATHERS for name, _ in channels):
+            continue
         later = [i for i in launches if i > second and {program.events[i].channel} == channels]
         if later:
             yield pair, later[0]

@@ -1,9 +1,10 @@
-"""Put each wait off past the next launch that does not depend on it.
+"""Put each wait off, and bring all-gathers forward, as `find_schedule` says.
 
     before   l0 w0 x1 | h1 l1 w1 x2 | h2 l2 w2 x3          h1 reads x0, h2 reads x1
     after    l0 | h1 l1 w0 x1 | h2 l2 w1 x2 | w2 x3
 
-Only the order of nodes changes, and never the order of the launches: that would hang ranks.
+Only the order of nodes changes. The launches of one kind keep theirs; an all-gather may pass a
+reduce-scatter, on all ranks alike, because all ranks have the same graph.
 """
 
 import heapq
@@ -13,8 +14,8 @@ from typing import ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.inflight import find_deferrals
 from ladderize.passes import PassResult
+from ladderize.schedule import Schedule, find_schedule
 
 
 @dataclass(frozen=True)
@@ -22,48 +23,64 @@ class DeferWaits:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        deferrals = find_deferrals(gm.graph)
-        if not deferrals:
+        schedule = find_schedule(gm.graph)
+        if not schedule.waits:
             return PassResult(changed=0)
-        order, kept = _order(gm.graph, deferrals)
+        order, kept = _order(gm.graph, schedule)
         _arrange(order)
         return PassResult(changed=kept)
 
 
-def _order(graph: Graph, after: Mapping[Node, Node]) -> tuple[list[Node], int]:
-    """The nodes in their old order as far as `after` allows; and how many of `after` hold.
+def _order(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
+    """The nodes in their old order as far as `schedule` allows; and how many waits were put off.
 
-    A few deferrals may contradict each other in graphs that are no ladder (each is possible alone,
-    together they make a cycle); those that would block are dropped.
+    A few waits may contradict each other in graphs that are no ladder (each is possible alone,
+    together they make a cycle); those that would block stay where they are.
     """
-    constraints = dict(after)
+    ranks = _ranks(graph, schedule.launches)
+    waits = dict(schedule.waits)
     while True:
-        order = _sort(graph, constraints)
+        order = _sort(graph, waits, ranks)
         placed = set(order)
-        blocked = [wait for wait in constraints if wait not in placed]
+        blocked = [wait for wait in waits if wait not in placed]
         if not blocked:
-            return order, len(constraints)
-        del constraints[blocked[0]]
+            return order, len(waits)
+        del waits[blocked[0]]
 
 
-def _sort(graph: Graph, after: Mapping[Node, Node]) -> list[Node]:
-    """Topological order that takes the node with the lowest old position first."""
+def _ranks(graph: Graph, launches: Mapping[Node, Node]) -> dict[Node, tuple[int, int]]:
+    """What comes first: the old position; what a launch brought forward needs ranks with it."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    ranks = {node: (i, i) for node, i in position.items()}
+    for launch, after in launches.items():
+        needed = [launch]
+        while needed:
+            node = needed.pop()
+            if ranks[node][0] > position[after]:
+                ranks[node] = (position[after], position[node])
+                needed += node.all_input_nodes
+    return ranks
+
+
+def _sort(
+    graph: Graph, waits: Mapping[Node, Node], ranks: Mapping[Node, tuple[int, int]]
+) -> list[Node]:
+    """Topological order that takes the node of the lowest rank first."""
     nodes = list(graph.nodes)
-    position = {node: i for i, node in enumerate(nodes)}
     followers: dict[Node, list[Node]] = {}
-    for wait, launch in after.items():
-        followers.setdefault(launch, []).append(wait)
-    missing = {node: len(node.all_input_nodes) + (node in after) for node in nodes}
-    ready = [position[node] for node in nodes if missing[node] == 0]
+    for wait, after in waits.items():
+        followers.setdefault(after, []).append(wait)
+    missing = {node: len(node.all_input_nodes) + (node in waits) for node in nodes}
+    ready = [ranks[node] for node in nodes if missing[node] == 0]
     heapq.heapify(ready)
     order = []
     while ready:
-        node = nodes[heapq.heappop(ready)]
+        node = nodes[heapq.heappop(ready)[1]]
         order.append(node)
         for follower in (*node.users, *followers.get(node, ())):
             missing[follower] -= 1
             if missing[follower] == 0:
-                heapq.heappush(ready, position[follower])
+                heapq.heappush(ready, ranks[follower])
     return order
 
 

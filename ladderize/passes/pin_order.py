@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.inflight import find_in_flight
+from ladderize.inflight import GATHERS, SCATTERS, find_in_flight
 from ladderize.passes import PassResult
 from ladderize.views import as_expr
+from ladderize.work import work_of
 
 # Any strides will do: to change those of a buffer in flight, Inductor would read it.
 _ANY_STRIDES = (torch.Tag.flexible_layout,)
@@ -63,27 +64,59 @@ class PinOrder:
     def __call__(self, gm: GraphModule) -> PassResult:
         pins = _find_pins(gm)
         if self.use_control_deps:
-            compat.preserve_node_ordering(gm.graph, {wait: [after] for wait, after in pins.items()})
+            after = _find_early_launches(gm)
+            for wait, before in pins.items():
+                after.setdefault(wait, []).append(before)
+            compat.preserve_node_ordering(gm.graph, after)
         else:
             _make_opaque(gm, pins)
         return PassResult(changed=len(pins))
 
 
 def _find_pins(gm: GraphModule) -> dict[Node, Node]:
-    """For each wait that comes after a launch later than its own, the latest such launch."""
+    """For each wait that was put off, what it has to come after.
+
+    That is the latest launch of its channel; of a reduce-scatter that no other has followed yet,
+    the latest op that computes.
+    """
     pairs = find_in_flight(gm.graph)
     channel = {pair.launch: pair.channel for pair in pairs}
     own = {pair.wait: pair for pair in pairs}
     latest: dict[tuple[str, str], Node] = {}
+    computed: dict[tuple[str, str], Node] = {}
     pins = {}
     for node in gm.graph.nodes:
         if node in channel:
             latest[channel[node]] = node
+            computed.pop(channel[node], None)
         elif node in own:
             before = latest[own[node].channel]
             if before is not own[node].launch:
                 pins[node] = before
+            elif own[node].channel in computed:
+                pins[node] = computed[own[node].channel]
+        elif work_of(node):
+            computed |= {key: node for key in latest if key[0] in SCATTERS}
     return pins
+
+
+def _find_early_launches(gm: GraphModule) -> dict[Node, list[Node]]:
+    """For each op that computes while an all-gather is in flight: those launched just before it.
+
+    Without the tie Inductor fuses what two gathers need into one kernel, and launches both late.
+    """
+    gathers = {p.launch: p.wait for p in find_in_flight(gm.graph) if p.channel[0] in GATHERS}
+    waits = set(gathers.values())
+    new: list[Node] = []
+    found = {}
+    for node in gm.graph.nodes:
+        if node in gathers:
+            new.append(node)
+        elif node in waits:
+            new = [launch for launch in new if gathers[launch] is not node]
+        elif new and work_of(node):
+            found[node], new = new, []
+    return found
 
 
 def _make_opaque(gm: GraphModule, pins: Mapping[Node, Node]) -> None:

@@ -10,14 +10,13 @@ Those of autograd functions are hidden in closures until after autograd.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.errors import describe_origin, module_path
+from ladderize.groups import group_name_of, schema_of
 from ladderize.report.data import CollectiveReport
 
 _NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
@@ -43,37 +42,23 @@ def find_collectives(
     for node in gm.graph.nodes:
         if op := _own_op(node) if is_inserted else _models_op(node):
             block = _home_of_inserted(node, home) if is_inserted else home.get(node, "")
-            found.append(CollectiveReport(op, _group(node), block, is_inserted, _origin(node)))
+            found.append(
+                CollectiveReport(op, group_name_of(node), block, is_inserted, _origin(node))
+            )
     return tuple(found)
 
 
-def _schema(node: Node) -> Any:
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        target = getattr(target, target.overloads()[0])  # type: ignore[no-untyped-call]
-    return target._schema if isinstance(target, torch._ops.OpOverload) else None
-
-
 def _own_op(node: Node) -> str:
-    schema = _schema(node)
+    schema = schema_of(node)
     return "" if schema is None else _OWN.get(schema.name, "")
 
 
 def _models_op(node: Node) -> str:
-    schema = _schema(node)
+    schema = schema_of(node)
     if schema is None:
         return "redistribute" if ops.op_name(node) in _REDISTRIBUTIONS else ""
     namespace, op = schema.name.split("::")
     return op.removesuffix("_") if namespace in _NAMESPACES and op != "wait_tensor" else ""
-
-
-def _group(node: Node) -> str:
-    schema = _schema(node)
-    if schema is None:
-        return ""
-    names = [argument.name for argument in schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return str(given.get("group_name", ""))
 
 
 def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:
