@@ -1,18 +1,44 @@
-"""The examples run as the README shows them."""
+"""The examples run as the README, or they themselves, show them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+
+
+def printed(line: str) -> list[str]:
+    """What a `torchrun` line prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", *line.split()[1:]]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
 
 
 def test_quickstart():
     line = "torchrun --standalone --nproc-per-node 2 examples/quickstart.py"
     assert f".venv/bin/{line}" in (ROOT / "README.md").read_text()
-    command = [sys.executable, "-m", "torch.distributed.run", *line.split()[1:]]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert ran.returncode == 0, ran.stderr
-    sharded, standard = (float(text.split(":")[1].split()[0]) for text in ran.stdout.splitlines())
+    sharded, standard = (float(text.split(":")[1].split()[0]) for text in printed(line))
     assert sharded <= 1e-4
     assert standard > 1e-3
+
+
+@pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
+def test_training(name):
+    """The command and the last line are those of its docstring."""
+    text = (ROOT / "examples" / name).read_text()
+    line = re.search(r"torchrun --standalone .*", text)[0]
+    promised = re.search(r"to the unsharded eager ladder: .*", text)[0]
+    found, *losses, last = printed(line)
+    assert found == "blocks found: 4"
+    learnt = [float(text.split("loss ")[1]) for text in losses]
+    assert learnt[0] > 2.5  # log(16) = 2.8 is a guess among its tokens
+    assert learnt[-1] < 0.1
+    number = r"\d\.\de[+-]\d\d"
+    assert re.sub(number, "", last) == re.sub(number, "", promised)
+    ladder, standard = (float(each) for each in re.findall(number, last))
+    assert ladder <= 1e-4
+    assert standard > 1e-1
