@@ -1,10 +1,12 @@
 """Training nets that are sharded already, on two ranks: what the unsharded eager ladder learns."""
 
 from functools import cache, partial
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from parallel_nets import (
     COLUMNS,
     ROWS,
@@ -156,33 +158,49 @@ def test_inductor_hides_the_three_waits_of_q_k_v(two_ranks):
 # -- gradient checkpointing
 
 
-def checkpointed(way, options, backend="ladderize", recompute=True):
+def spelled_out_attention(q, k, v, is_causal):
+    assert is_causal
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+
+
+def checkpointed(way, options, backend="ladderize", recompute=True, spell_out=False):
     """The largest error of the gradients, and the number of all-reduces in a step."""
     net, whole = nets(way)
     for layer in net.layers if recompute else ():
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     run = torch.compile(net, backend=backend, fullgraph=True, options=options)
-    loss_of(run, make_batch()).backward()
-    loss_of(partial(eager_ladder, whole), make_batch()).backward()
-    error = worst(net, whole)
-    with profile() as seen:
+    attention = spelled_out_attention if spell_out else F.scaled_dot_product_attention
+    with patch.object(F, "scaled_dot_product_attention", attention):
         loss_of(run, make_batch()).backward()
+        loss_of(partial(eager_ladder, whole), make_batch()).backward()
+        error = worst(net, whole)
+        with profile() as seen:
+            loss_of(run, make_batch()).backward()
     return error, [event.name for event in seen.events()].count("_c10d_functional::all_reduce")
 
 
-@pytest.mark.parametrize(("way", "lowering"), [("functions", "aot_eager"), ("dtensor", "eager")])
-def test_checkpointed_layers(two_ranks, way, lowering):
-    options = {"lowering": lowering}
-    without = two_ranks.run(checkpointed, way, options, "ladderize", False)
-    for (error, count), (_, fewer) in zip(
-        two_ranks.run(checkpointed, way, options), without, strict=True
-    ):
+CHECKPOINTED = [
+    ("functions", "aot_eager", False),
+    ("dtensor", "aot_eager", True),
+    ("dtensor", "eager", False),
+]
+
+
+@pytest.mark.parametrize(("way", "lowering", "spell_out"), CHECKPOINTED)
+def test_checkpointed_layers(two_ranks, way, lowering, spell_out):
+    def run(recompute):
+        options = {"lowering": lowering}
+        return two_ranks.run(checkpointed, way, options, "ladderize", recompute, spell_out)
+
+    for (error, count), (_, fewer) in zip(run(True), run(False), strict=True):
         assert error <= EXACT
         assert count > fewer  # the branches are computed again in the backward
 
 
-def test_checkpointed_dtensors_fail_as_in_torch_alone(two_ranks):
-    """torch 2.13 wants to save their DeviceMesh for the backward; once it does not, this works."""
+def test_checkpointed_dtensors_are_refused_where_torch_fails(two_ranks):
+    """torch 2.13, on a CPU: it takes a DeviceMesh that it saves for a tensor."""
     alone = two_ranks.outcomes(checkpointed, "dtensor", None, "aot_eager")
     ours = two_ranks.outcomes(checkpointed, "dtensor", {"lowering": "aot_eager"})
     for (kind, text), (our_kind, found) in zip(alone, ours, strict=True):
@@ -191,7 +209,8 @@ def test_checkpointed_dtensors_fail_as_in_torch_alone(two_ranks):
             assert found[0] <= EXACT
         else:
             assert "DeviceMesh" in text
-            assert "DeviceMesh" in found
+            assert "cannot train checkpointed layers" in found
+            assert found.count("scaled_dot_product_attention (layers.") == 3
 
 
 # -- a loss over logits that are sharded
