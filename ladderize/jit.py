@@ -151,7 +151,7 @@ def _refuse_buckets() -> None:
         raise LadderError(
             "DistributedDataParallel has Dynamo split the model into one graph for each bucket of "
             "gradients, which cuts the residual stream.",
-            cure="torch._dynamo.config.optimize_ddp = False, or a larger bucket_cap_mb=",
+            cure="torch._dynamo.config.optimize_ddp = False",
         )
 
 

@@ -14,7 +14,7 @@ ends, and the all-gather follows at once: each of the two has half of the work t
 Pure analysis. Every rank sees the same graph and so decides the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,6 +59,7 @@ def find_schedule(graph: Graph) -> Schedule:
             found.waits[pair.wait] = after
         for gather in gathers.get(pair, ()):
             found.launches[gather.launch] = after or pair.wait
+    timeline.keep_in_order(found.launches)
     return found
 
 
@@ -75,11 +76,15 @@ class _Timeline:
     def launched(self) -> Mapping[Node, InFlight]:
         return {pair.launch: pair for pair in self.pairs}
 
+    def after(self, node: Node) -> Iterator[Node]:
+        for i in range(self.position[node] + 1, len(self.nodes)):
+            yield self.nodes[i]
+
     def last_independent_launch(self, pair: InFlight) -> Node | None:
         """The last of the next launches of the channel that do not depend on the wait."""
         dependent = {pair.wait}
         last, passed = None, 0
-        for node in self.nodes[self.position[pair.wait] + 1 :]:
+        for node in self.after(pair.wait):
             if not dependent.isdisjoint(node.all_input_nodes):
                 dependent.add(node)
             if node not in self.launched or self.launched[node].channel != pair.channel:
@@ -109,11 +114,21 @@ class _Timeline:
                 found.setdefault(scatter, []).append(gather)
         return found
 
+    def keep_in_order(self, launches: dict[Node, Node]) -> None:
+        """Let no all-gather that was brought forward pass an earlier one of its channel."""
+        soonest: dict[tuple[str, str], Node] = {}
+        for pair in reversed(self.pairs):
+            after, next_one = launches.get(pair.launch), soonest.get(pair.channel)
+            if next_one and self.position[next_one] < self.position[after or pair.launch]:
+                after = launches[pair.launch] = next_one
+            if after:
+                soonest[pair.channel] = after
+
     def middle_of_the_work(self, pair: InFlight, gather: InFlight) -> Node | None:
         """The op at which half of the work is done that can hide both; None if there is none."""
         late, gathered = {pair.wait}, {gather.wait}
         steps: list[tuple[Node, int]] = []
-        for node in self.nodes[self.position[pair.launch] + 1 :]:
+        for node in self.after(pair.launch):
             if not gathered.isdisjoint(node.all_input_nodes):
                 if ops.kind(node) is Kind.MIX:
                     break

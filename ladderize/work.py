@@ -7,15 +7,18 @@ from torch.fx import Node
 from torch.utils.flop_counter import flop_registry
 
 from ladderize import compat, ops
+from ladderize.inflight import is_launch
 from ladderize.ops import Kind
 
 
 def work_of(node: Node) -> int:
     """FLOPs of a mixing op (of a kind that torch cannot count: its elements); 0 of all others.
 
+    Collectives compute nothing.
+
     Dynamic sizes count with those of the call that is compiled for.
     """
-    if ops.kind(node) is not Kind.MIX:
+    if ops.kind(node) is not Kind.MIX or is_launch(node):
         return 0
     elements = sum(tensor.numel() for tensor in map(_at_hint, ops.tensors(node)))
     formula = flop_registry.get(getattr(node.target, "overloadpacket", None))

@@ -7,9 +7,10 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ladderize.errors import LadderError
-from ladderize.inflight import check_in_flight, find_deferrals, find_in_flight
+from ladderize.inflight import check_in_flight, find_in_flight
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.pin_order import PinOrder
+from ladderize.schedule import _Timeline, find_schedule
 
 c10d = torch.ops._c10d_functional
 aten = torch.ops.aten
@@ -84,7 +85,7 @@ def test_only_collectives_of_one_channel_are_paired():
             launch = graph.call(c10d.all_reduce.default, x, "sum", group, name=f"l{i}")
             graph.call(c10d.wait_tensor.default, launch, name=f"w{i}")
     assert len(find_in_flight(graph.graph)) == 2
-    assert find_deferrals(graph.graph) == {}
+    assert find_schedule(graph.graph).waits == {}
 
 
 def test_launches_keep_their_order():
@@ -105,13 +106,9 @@ def test_work_is_linear_in_depth():
                 counted += 1
                 return super().__getitem__(index)
 
-        from ladderize import inflight
-
-        nodes = Counting(ladder.graph.nodes)
-        pairs = find_in_flight(ladder.graph)
-        channels = {pair.launch: pair.channel for pair in pairs}
-        for pair in pairs:
-            inflight._last_independent(pair, nodes, list(nodes).index(pair.wait), channels)
+        timeline = _Timeline(Counting(ladder.graph.nodes), find_in_flight(ladder.graph))
+        for pair in timeline.pairs:
+            timeline.last_independent_launch(pair)
         return counted
 
     assert looks(64) < 2.1 * looks(32)
@@ -130,7 +127,7 @@ def test_contradicting_deferrals_are_dropped_not_fatal():
         m1 = ladder.call(c10d.all_reduce.default, w0, "sum", "b", name="m1")
         ladder.call(c10d.wait_tensor.default, l1, name="w1")
         ladder.call(c10d.wait_tensor.default, m1, name="v1")
-    assert len(find_deferrals(ladder.graph)) == 2  # w0 after l1 and v0 after m1: a cycle
+    assert len(find_schedule(ladder.graph).waits) == 2  # w0 after l1 and v0 after m1: a cycle
     result = DeferWaits()(ladder.gm)
     assert result.changed == 1
     ladder.gm.graph.lint()
