@@ -21,6 +21,8 @@ from ladderize.groups import dtensors, every_node, group_name_of
 
 TIMEOUT = timedelta(minutes=5)
 MAX_LINES = 24
+# Between what an op is and what it reads, counted in lines back: one op more changes many of these.
+_READS = "  reads "
 
 
 class DisagreementError(LadderError):
@@ -104,11 +106,20 @@ def _differences(texts: Mapping[int, str]) -> Iterator[str]:
     for rank, text in texts.items():
         yield f"rank {rank}: {text.splitlines()[0]}"
     rank, text = next((r, t) for r, t in texts.items() if t != expected)
-    lines = [*difflib.unified_diff(expected.splitlines()[1:], text.splitlines()[1:], lineterm="")]
+    lines = _diff(expected, text, with_reads=False) or _diff(expected, text, with_reads=True)
     if lines:
-        shown = [f"rank {first} (-) and rank {rank} (+):", *lines[2 : MAX_LINES + 2]]
-        shown += ["…"] * (len(lines) > MAX_LINES + 2)
+        shown = [f"rank {first} (-) and rank {rank} (+):", *lines[:MAX_LINES]]
+        shown += ["…"] * (len(lines) > MAX_LINES)
         yield "\n      ".join(shown)
+
+
+def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
+    """What changes from one `describe_graph` to another, with a line of context."""
+    old, new = (
+        [line if with_reads else line.partition(_READS)[0] for line in text.splitlines()[1:]]
+        for text in (expected, found)
+    )
+    return list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]
 
 
 def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> str:
@@ -125,7 +136,8 @@ def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> 
         reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
         where = " at ".join(filter(None, (module_path(node), source_line(node))))
         what = ops.op_name(node) or node.op
-        lines.append(f"{what} {_common_form(node, group.group_name)} {where} [{reads}]")
+        parts = (what, _common_form(node, group.group_name), where)
+        lines.append(" ".join(filter(None, parts)) + _READS + reads)
     return "\n".join(lines)
 
 

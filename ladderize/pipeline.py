@@ -94,15 +94,15 @@ def ladder(
             f"{regions} checkpointed regions cannot be sharded with mesh=:",
             cure="switch gradient checkpointing off (it is of no use in inference)",
         )
-    run_analysis("gradients", lambda: refuse_wrong_gradients(gm), log)
-    if regions and config.lowering != "eager":
-        run_analysis("gradients", lambda: refuse_unsaved_states(gm), log)
     if mesh is not None:
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
     run_pass(gm, SpellSums(), log)
     streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
     run_analysis("report", lambda: draft.see_streams(gm, names, streams), log)
+    refuse_wrong_gradients(gm)
+    if regions and config.lowering != "eager":
+        refuse_unsaved_states(gm)
     if may_be_a_layer:
         refuse_single_layers(gm, names, streams, config)
     refuse_unfit(gm, names, streams)

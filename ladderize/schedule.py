@@ -14,6 +14,7 @@ ends, and the all-gather follows at once: each of the two has half of the work t
 Pure analysis. Every rank sees the same graph and so decides the same.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -125,7 +126,7 @@ class _Timeline:
                 soonest[pair.channel] = after
 
     def middle_of_the_work(self, pair: InFlight, gather: InFlight) -> Node | None:
-        """The op at which half of the work is done that can hide both; None if there is none."""
+        """The op nearest to half of the work that can hide both; None if there is none."""
         late, gathered = {pair.wait}, {gather.wait}
         steps: list[tuple[Node, int]] = []
         for node in self.after(pair.launch):
@@ -137,9 +138,6 @@ class _Timeline:
                 late.add(node)
             elif work := work_of(node):
                 steps.append((node, work))
-        total, done = sum(work for _, work in steps), 0
-        for node, work in steps:
-            done += work
-            if 2 * done >= total:
-                return node
-        return None
+        done = list(itertools.accumulate(work for _, work in steps))
+        nearest = min(range(len(steps)), key=lambda i: abs(2 * done[i] - done[-1]), default=None)
+        return None if nearest is None else steps[nearest][0]

@@ -42,3 +42,12 @@ def test_training(name):
     ladder, standard = (float(each) for each in re.findall(number, last))
     assert ladder <= 1e-4
     assert standard > 1e-1
+
+
+def test_hugging_face_tensor_parallel():
+    text = (ROOT / "examples" / "hf_tensor_parallel.py").read_text()
+    line = re.search(r"torchrun --standalone \S+ \d+ \S+", text)[0]
+    found, last = printed(line)
+    assert found == "blocks found: 4"
+    number = re.search(r"eager ladder: (\S+), tokens/s: \d+ \(2 ranks, cpu\)", last)[1]
+    assert float(number) <= 1e-4

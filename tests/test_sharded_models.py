@@ -4,13 +4,16 @@ Training is in test_parallel_training.py, what is refused in test_sharded_refusa
 """
 
 import re
+from collections import Counter
 
 import pytest
 import torch
 import torch.distributed as dist
 from parallel_nets import eager_ladder, gradient_errors, make_ids, make_net, shard
+from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.device_mesh import init_device_mesh
 
+from ladderize import compat, ops
 from ladderize.emitted import find_disorder, find_races, order_string, read_events
 from ladderize.testing.emitted_code import record_emitted_code
 
@@ -52,6 +55,53 @@ def test_two_blocks_stale(two_ranks, way):
     for errors in two_ranks.run(inference_errors, way, (8,), options):
         assert errors[0][0] <= 1e-4
         assert errors[0][1] > 1e-2
+
+
+def kept_graphs(way, grad):
+    """The calls that Dynamo's graph shows, and the collectives after AOTAutograd."""
+    net = shard(way, make_net(layers=2), init_device_mesh("cpu", (dist.get_world_size(),)))
+    seen = {}
+
+    def keep(name):
+        def compiler(gm, _):
+            targets = [str(node.target) for node in gm.graph.nodes]
+            found = [target for target in targets if "c10d" in target and "wait" not in target]
+            seen[name] = Counter(target.split(".")[1] for target in found)
+            return compat.boxed(gm.forward)
+
+        return compiler
+
+    def backend(gm, inputs):
+        seen["dynamo"] = Counter(ops.op_name(node) for node in gm.graph.nodes)
+        compilers = {"fw_compiler": keep("forward"), "bw_compiler": keep("backward")}
+        return aot_autograd(**compilers)(gm, inputs)
+
+    with torch.set_grad_enabled(grad):
+        out = torch.compile(net, backend=backend, fullgraph=True)(make_ids())
+        if grad:
+            out.square().mean().backward()
+    return seen
+
+
+AR, RS, AG = "all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor"
+LOOKS = [  # docs/sharded.md; of two layers, that is four branches. The head takes a collective more
+    ("dtensor", ["from_local", "redistribute", "to_local"], {AR: 4, AG: 1}, {AR: 9}),
+    ("sequence", ["from_local", "redistribute", "to_local"], {RS: 5, AG: 6}, {RS: 5, AG: 5}),
+    ("megatron", ["autograd_function_apply"], {AR: 4}, {AR: 4}),
+    ("functions", ["autograd_function_apply"], {AR: 4}, {AR: 4}),
+    ("ladderize", ["copy", "reduce", "wait"], {AR: 4}, {AR: 4}),
+    ("in_place", ["all_reduce", "wait_tensor", "copy_"], {AR: 4}, None),
+    ("functional", ["all_reduce", "wait_tensor"], {AR: 4}, None),
+]
+
+
+@pytest.mark.parametrize(("way", "in_dynamo", "forward", "backward"), LOOKS)
+def test_the_table_of_the_docs(two_ranks, way, in_dynamo, forward, backward):
+    """What each way looks like to torch's own compiler: ladderize has no part in it."""
+    for seen in two_ranks.run(kept_graphs, way, backward is not None):
+        assert set(in_dynamo) <= set(seen["dynamo"])
+        assert seen["forward"] == forward
+        assert backward is None or seen["backward"] == backward
 
 
 def through_inductor(way, grad, staleness=1):
