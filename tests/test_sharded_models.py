@@ -13,6 +13,7 @@ from parallel_nets import eager_ladder, gradient_errors, make_ids, make_net, sha
 from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.device_mesh import init_device_mesh
 
+import ladderize
 from ladderize import compat, ops
 from ladderize.emitted import find_disorder, find_races, order_string, read_events
 from ladderize.testing.emitted_code import record_emitted_code
@@ -102,6 +103,36 @@ def test_the_table_of_the_docs(two_ranks, way, in_dynamo, forward, backward):
         assert set(in_dynamo) <= set(seen["dynamo"])
         assert seen["forward"] == forward
         assert backward is None or seen["backward"] == backward
+
+
+def reported(way, grad):
+    """What `explain` shows: collectives by block, kinds of blocks."""
+    net = shard(way, make_net(layers=2), init_device_mesh("cpu", (dist.get_world_size(),)))
+    with torch.set_grad_enabled(grad):
+        report = ladderize.explain(net, make_ids())
+    inside = Counter(c.op for c in report.collectives if c.block)
+    outside = Counter(c.op for c in report.collectives if not c.block)
+    groups = {c.group for c in report.collectives}
+    return inside, outside, [block.kind for block in report.blocks], groups
+
+
+BACKWARD = f"{AR} (backward)"
+REPORTED = [
+    ("dtensor", {AR: 4}, {AG: 1}),
+    ("sequence", {AG: 4, RS: 4}, {RS: 1, AG: 2}),
+    ("megatron", {AR: 4, BACKWARD: 4}, {}),
+    ("ladderize", {AR: 4, BACKWARD: 4}, {}),
+    ("in_place", {AR: 4}, {}),
+]
+
+
+@pytest.mark.parametrize(("way", "inside", "outside"), REPORTED)
+def test_the_report_shows_the_collectives(two_ranks, way, inside, outside):
+    """Those of autograd functions and of DTensors too, steps that stay on a rank not."""
+    for found in two_ranks.run(reported, way, way != "in_place"):
+        assert found[:2] == (inside, outside)
+        assert found[2] == ["attention", "MLP"] * 2
+        assert len(found[3]) == 1
 
 
 def through_inductor(way, grad, staleness=1):

@@ -1,22 +1,25 @@
 """The collectives that a graph launches, of any dialect.
 
     torch.ops._c10d_functional.all_reduce(h, "sum", "0")     Dynamo keeps the overload packet
-    h.redistribute(…)                                        a DTensor's; may be a local step too
+    h.redistribute(…)                                        a DTensor's: its placements say which
+    autograd_function_apply(fwd_body, bwd_body, h)           in the bodies: Megatron's f and g
     ladderize.reduce(h, "0")                                 what sharding puts in
 
-Those of autograd functions are hidden in closures until after autograd.
+Those that autograd itself will add, as the gradient of a DTensor's, are not there yet.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed.tensor.placement_types import Placement
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.errors import describe_origin, module_path
-from ladderize.groups import group_name_of, schema_of
+from ladderize.groups import dtensors, group_name_of, schema_of
+from ladderize.regions import bodies
 from ladderize.report.data import CollectiveReport
 
 _NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
@@ -40,25 +43,53 @@ def find_collectives(
     """
     found = []
     for node in gm.graph.nodes:
-        if op := _own_op(node) if is_inserted else _models_op(node):
-            block = _home_of_inserted(node, home) if is_inserted else home.get(node, "")
-            found.append(
-                CollectiveReport(op, group_name_of(node), block, is_inserted, _origin(node))
-            )
+        block = _home_of_inserted(node, home) if is_inserted else home.get(node, "")
+        for op, group in _own_ops(node) if is_inserted else _models_ops(gm, node):
+            found.append(CollectiveReport(op, group, block, is_inserted, _origin(node)))
     return tuple(found)
 
 
-def _own_op(node: Node) -> str:
+def _own_ops(node: Node) -> Iterator[tuple[str, str]]:
     schema = schema_of(node)
-    return "" if schema is None else _OWN.get(schema.name, "")
+    if schema is not None and schema.name in _OWN:
+        yield _OWN[schema.name], group_name_of(node)
 
 
-def _models_op(node: Node) -> str:
+def _models_ops(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
+    """Name and group of each collective that a call of the traced model launches."""
     schema = schema_of(node)
-    if schema is None:
-        return "redistribute" if ops.op_name(node) in _REDISTRIBUTIONS else ""
-    namespace, op = schema.name.split("::")
-    return op.removesuffix("_") if namespace in _NAMESPACES and op != "wait_tensor" else ""
+    if schema is not None:
+        namespace, op = schema.name.split("::")
+        if namespace in _NAMESPACES and op != "wait_tensor":
+            yield op.removesuffix("_"), group_name_of(node)
+        yield from _own_ops(node)  # of a model that uses f and g as ladderize has them
+    elif ops.op_name(node) in _REDISTRIBUTIONS:
+        yield from _redistributions(node)
+    elif ops.op_name(node) == "autograd_function_apply":
+        forward, backward = bodies(gm, node)
+        for body, suffix in ((forward, ""), (backward, " (backward)")):
+            for inner in body.graph.nodes:
+                yield from ((op + suffix, group) for op, group in _models_ops(body, inner))
+
+
+def _redistributions(node: Node) -> Iterator[tuple[str, str]]:
+    """What takes a DTensor from its placements to the new ones, for each axis of its mesh."""
+    before = [tensor for source in node.all_input_nodes for tensor in dtensors(source)]
+    after = dtensors(node)
+    if not before or not after:
+        return
+    mesh = after[0].device_mesh
+    for axis, (old, new) in enumerate(zip(before[0].placements, after[0].placements, strict=True)):
+        if op := _transfer(old, new):
+            yield op, mesh.get_group(axis).group_name
+
+
+def _transfer(old: Placement, new: Placement) -> str:
+    if old.is_partial():
+        return "reduce_scatter_tensor" if new.is_shard() else "all_reduce"
+    if old.is_shard() and old != new:
+        return "all_to_all_single" if new.is_shard() else "all_gather_into_tensor"
+    return ""  # the same, or a part of what every rank has
 
 
 def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:

@@ -36,10 +36,11 @@ _SHIFTS = frozenset(
     """stack cat concat concatenate pad roll flip cumsum cumprod logcumsumexp setitem
     index_put index_copy unfold""".split()
 )
-# Tensor parallelism: they move values between ranks, not between positions or features.
+# Tensor parallelism: they move values between ranks, not between positions or features. Dynamo
+# switches the recording of gradients off and on in the bodies of autograd functions.
 _TRANSFERS = frozenset(
     """all_reduce all_gather_into_tensor reduce_scatter_tensor from_local redistribute to_local
-    prim_from_local prim_redistribute prim_to_local""".split()
+    prim_from_local prim_redistribute prim_to_local reduce _set_grad_enabled""".split()
 )
 
 
