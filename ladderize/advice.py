@@ -46,7 +46,7 @@ ADVICE = (
         USE_ENDS,
     ),
     Advice(
-        "_fsdp_common.py",
+        "/_fully_shard/_fsdp",
         "fully_shard on a part of the model: its hooks cut the graph at every such part",
         "call fully_shard on the whole model only, before or after compiling it",
     ),

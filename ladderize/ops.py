@@ -53,6 +53,10 @@ _FORM_ONLY = frozenset(
 )
 
 
+# What Dynamo calls the methods of a DTensor up to torch 2.11: "prim from_local", "prim_to_local".
+_DTENSOR_PREFIX = re.compile(r"^prim[ _](?=from_local|redistribute|to_local)")
+
+
 def op_name(node: Node) -> str:
     """The dialect-free name of a call: `torch.add`, `operator.add`, `aten.add.Tensor` → "add".
 
@@ -67,7 +71,7 @@ def op_name(node: Node) -> str:
         return ""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1]
-    return str(getattr(target, "__name__", target))
+    return _DTENSOR_PREFIX.sub("", str(getattr(target, "__name__", target)))
 
 
 def reads_no_values(node: Node) -> bool:

@@ -9,6 +9,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from ladderize.errors import LadderError
 from ladderize.inflight import check_in_flight, find_in_flight
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.join_waits import JoinWaits
 from ladderize.passes.pin_order import PinOrder
 from ladderize.schedule import _Timeline, find_schedule
 
@@ -211,3 +212,16 @@ def test_a_launch_without_wait_is_refused():
     with pytest.raises(LadderError, match="l1 has 0 waits") as caught:
         check_in_flight(ladder.graph)
     assert "reads l1 while it is in flight" in str(caught.value)
+
+
+def test_a_second_wait_is_joined_to_the_first():
+    ladder = Ladder(2, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    with ladder.graph.inserting_before(ladder.graph.output_node()):
+        again = ladder.call(c10d.wait_tensor.default, by_name["l0"], name="w0_again")
+        twice = ladder.call(aten.add.Tensor, by_name["x2"], again, name="twice")
+    ladder.graph.output_node().args = ((twice,),)
+    assert JoinWaits()(ladder.gm).changed == 1
+    check_in_flight(ladder.graph)
+    assert twice.args == (by_name["x2"], by_name["w0"])
+    assert JoinWaits()(ladder.gm).changed == 0

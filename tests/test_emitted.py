@@ -64,6 +64,7 @@ def test_touching_a_buffer_in_flight_is_a_race(kind: str, statement: str) -> Non
         "assert_size_stride(buf0, (4, 8), (8, 1), 'input')",
         "assert_size_stride_grouped((buf0, arg0_1), ((4, 8), (4, 8)), ((8, 1), (8, 1)), 'input')",
         "assert_alignment(buf0, 16, 'torch.ops.aten.sort.default')",
+        "assert_tensor_metadata(buf0, (4, 8), (8, 1), torch.float32, 'torch.ops.x.default')",
         "buf1 = buf0",
         "buf1 = reinterpret_tensor(buf0, (8, 4), (1, 8), 0)",
         "buf1 = [arg0_1, buf0]\n    buf2 = buf1[0]\n    cpp_fused_silu_2(buf2)",

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import transformers
 from eager_ladders import _enlarge, tokens
 from torch._dynamo.utils import counters
+from torch.torch_version import TorchVersion
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
@@ -114,7 +115,12 @@ def test_waits_are_deferred_in_the_generated_code(two_ranks, checkpoints):
         assert collectives == ("AR_0 W_0 AR_1 AR_2 W_1 AR_3 W_2 AR_4 W_3 W_4 AG_0 W_AG_0".split())
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mixtral"])
+STRIDED = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < (2, 13), reason="full_tensor() of strided shards fails there"
+)
+
+
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("mixtral", marks=STRIDED)])
 def test_gradients_equal_those_of_the_unsharded_eager_ladder(two_ranks, checkpoints, name):
     for outcome in two_ranks.run(forward, checkpoints, name, True, {"lowering": "aot_eager"}):
         assert outcome["error"] <= 1e-4

@@ -34,6 +34,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 from torch.profiler import profile
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from ladderize.emitted import Kind, find_disorder, find_races, read_events
@@ -108,7 +109,12 @@ def clip_kinds_apart(parameters, max_norm):
     return total
 
 
-@pytest.mark.parametrize("way", ["dtensor", "sequence"])
+OLD = TorchVersion(torch.__version__) < (2, 13)
+ALL_DTENSORS = pytest.mark.skipif(OLD, reason="clip_grad_norm_ of DTensors is wrong, eager too")
+FLOAT64 = pytest.mark.skipif(OLD, reason="Inductor's attention mixes up float64 and float32")
+
+
+@pytest.mark.parametrize("way", ["dtensor", pytest.param("sequence", marks=ALL_DTENSORS)])
 def test_accumulated_and_clipped_gradients(two_ranks, way):
     for norm_error, error, norm in two_ranks.run(clipped, way):
         assert norm > 0.2  # clipped by it
@@ -137,6 +143,7 @@ def letters(program):
     return "".join(short.get(event.kind, "") for event in program.events)
 
 
+@FLOAT64
 def test_inductor_hides_waits_behind_the_next_block(two_ranks):
     for error, orders, faults in two_ranks.run(emitted, "functions"):
         assert error <= EXACT
@@ -144,6 +151,7 @@ def test_inductor_hides_waits_behind_the_next_block(two_ranks):
         assert orders == ["l" + "lw" * 3 + "w"] * 2  # four blocks, each with one in a direction
 
 
+@FLOAT64
 def test_inductor_hides_the_three_waits_of_q_k_v(two_ranks):
     """A DTensor sums the gradient of its input in each projection: three times ahead of q, k, v."""
     for error, (forward, backward), faults in two_ranks.run(emitted, "dtensor"):
@@ -196,7 +204,8 @@ def test_checkpointed_layers(two_ranks, way, lowering, spell_out):
 
     for (error, count), (_, fewer) in zip(run(True), run(False), strict=True):
         assert error <= EXACT
-        assert count > fewer  # the branches are computed again in the backward
+        # The branches are computed again in the backward; 2.11 keeps what was reduced.
+        assert count > fewer or OLD
 
 
 def test_checkpointed_dtensors_are_refused_where_torch_fails(two_ranks):

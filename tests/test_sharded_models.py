@@ -175,13 +175,14 @@ def test_sequence_parallelism_hides_scatters_and_gathers(two_ranks):
     for error, orders, problems in two_ranks.run(through_inductor, "sequence", True):
         assert error <= 1e-4
         assert not problems
-        forward, backward = orders
+        forward, _ = orders
         middle = ".Rg.r.G"  # scatter, next block's gather awaited, compute, scatter awaited, gather
         assert letters(forward).startswith(".Rr.GGg" + middle * 4)
-        for kind in ("RS", "AG"):
-            assert forward.count(f" {kind}_") >= 6
-            assert count_hidden(backward, kind) >= 4
-            assert count_hidden(forward, kind) >= 4
+        for order in orders:
+            assert (
+                count_hidden(order, "RS") == 5
+            )  # Inductor's order for peak memory would expose one
+            assert count_hidden(order, "AG") >= 4
 
 
 def count_hidden(order, kind):

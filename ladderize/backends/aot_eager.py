@@ -9,6 +9,7 @@ from ladderize import compat
 from ladderize.config import LadderConfig
 from ladderize.inflight import check_in_flight
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.join_waits import JoinWaits
 from ladderize.runner import Log, run_pass
 
 
@@ -21,6 +22,7 @@ def lower_to_aot_eager(
 
 
 def _defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-    check_in_flight(gm.graph)
-    run_pass(gm, DeferWaits(), Log())
+    log = Log()
+    run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
+    run_pass(gm, DeferWaits(), log)
     return compat.boxed(gm.forward)

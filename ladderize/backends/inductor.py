@@ -14,12 +14,12 @@ from ladderize import compat, inflight, ops, schedule, work
 from ladderize.config import LadderConfig
 from ladderize.emitted import check_emitted
 from ladderize.groups import find_groups
-from ladderize.passes import defer_waits, pin_order
+from ladderize.passes import defer_waits, join_waits, pin_order
 from ladderize.runner import Log, run_pass
 
 _HOOK = "post_grad_custom_post_pass"
 # What decides how the passes below change a graph.
-_SOURCES = (inflight, ops, work, schedule, defer_waits, pin_order)
+_SOURCES = (inflight, ops, work, schedule, join_waits, defer_waits, pin_order)
 
 
 def lower_to_inductor(
@@ -58,8 +58,8 @@ class DeferInInductor(CustomGraphPass):
             users_pass(graph)
         gm = graph.owning_module
         assert gm is not None
-        inflight.check_in_flight(graph)
         log = Log()
+        run_pass(gm, join_waits.JoinWaits(), log, lambda gm: inflight.check_in_flight(gm.graph))
         run_pass(gm, defer_waits.DeferWaits(), log)
         run_pass(gm, pin_order.PinOrder(), log)
 

@@ -17,8 +17,9 @@ VIEWS = frozenset({
 })
 PERHAPS_VIEWS = frozenset({"contiguous", "reshape", "to"})
 METADATA = frozenset({
-    "assert_alignment", "assert_size_stride", "assert_size_stride_grouped", "device", "dim",
-    "dtype", "is_contiguous", "ndim", "numel", "shape", "size", "storage_offset", "stride",
+    "assert_alignment", "assert_size_stride", "assert_size_stride_grouped",
+    "assert_tensor_metadata", "device", "dim", "dtype", "is_contiguous", "ndim", "numel", "shape",
+    "size", "storage_offset", "stride",
 })
 # fmt: on
 SYMBOL = re.compile(r"[su]\d+$")

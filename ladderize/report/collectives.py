@@ -27,7 +27,6 @@ _DISTRIBUTED = str(Path(dist.__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # A reduction follows the sum of at most that many partial values of parallel branches.
 _STEPS_TO_BRANCH = 4
-_REDISTRIBUTIONS = frozenset({"redistribute", "prim_redistribute"})
 _OWN = {"ladderize::reduce": "all_reduce", "ladderize::copy": "all_reduce (backward)"}
 
 
@@ -63,7 +62,7 @@ def _models_ops(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
         if namespace in _NAMESPACES and op != "wait_tensor":
             yield op.removesuffix("_"), group_name_of(node)
         yield from _own_ops(node)  # of a model that uses f and g as ladderize has them
-    elif ops.op_name(node) in _REDISTRIBUTIONS:
+    elif ops.op_name(node) == "redistribute":
         yield from _redistributions(node)
     elif ops.op_name(node) == "autograd_function_apply":
         forward, backward = bodies(gm, node)

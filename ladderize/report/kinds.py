@@ -40,7 +40,7 @@ _SHIFTS = frozenset(
 # switches the recording of gradients off and on in the bodies of autograd functions.
 _TRANSFERS = frozenset(
     """all_reduce all_gather_into_tensor reduce_scatter_tensor from_local redistribute to_local
-    prim_from_local prim_redistribute prim_to_local reduce _set_grad_enabled""".split()
+    reduce _set_grad_enabled""".split()
 )
 
 

@@ -1,0 +1,31 @@
+"""Let each launch have one wait: of several the first is kept, and read instead of the others.
+
+    before   l0;  w0 = wait(l0);  y = f(w0);  w1 = wait(l0);  z = g(w1)
+    after    l0;  w0 = wait(l0);  y = f(w0);  z = g(w0)
+
+Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import GraphModule
+
+from ladderize.inflight import is_launch, is_wait
+from ladderize.passes import PassResult
+
+
+@dataclass(frozen=True)
+class JoinWaits:
+    preserves_values: ClassVar[bool] = True
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        position = {node: i for i, node in enumerate(gm.graph.nodes)}
+        changed = 0
+        for launch in filter(is_launch, gm.graph.nodes):
+            waits = sorted(filter(is_wait, launch.users), key=position.__getitem__)
+            for wait in waits[1:]:
+                wait.replace_all_uses_with(waits[0])
+                gm.graph.erase_node(wait)
+                changed += 1
+        return PassResult(changed)
