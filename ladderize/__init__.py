@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ladderize import collectives, testing
     from ladderize.config import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
     from ladderize.front import compile, restore
@@ -22,11 +23,13 @@ __all__ = [
     "LadderWarning",
     "Report",
     "__version__",
+    "collectives",
     "compile",
     "explain",
     "last_report",
     "restore",
     "rewrite",
+    "testing",
 ]
 __version__ = "0.1.0"
 
@@ -42,8 +45,12 @@ _HOMES = {
     "rewrite": "programs",
 }
 
+_ROOMS = frozenset({"collectives", "testing"})
+
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"ladderize.{name}")
     if name not in _HOMES:  # nothing here needs torch before it is asked for
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"ladderize.{_HOMES[name]}"), name)

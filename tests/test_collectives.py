@@ -1,5 +1,7 @@
 """copy, reduce and wait: values and gradients on two ranks, eager and through AOTAutograd."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy
@@ -66,6 +68,12 @@ def test_collectives_stay_visible_after_autograd(two_ranks: Ranks) -> None:
         assert graph.count(launch) == 1
         assert graph.count(wait) == 1
         assert not any("ladderize" in target for target in graph)
+
+
+def test_the_two_ends_need_no_import_of_their_own() -> None:
+    """As the errors spell them."""
+    code = "import ladderize; ladderize.collectives.copy_to_ranks; ladderize.testing.eager_ladder"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_ops_may_enter_the_aot_cache() -> None:
