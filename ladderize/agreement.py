@@ -134,7 +134,8 @@ def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> 
     for count, (_, node) in enumerate(every_node(gm)):
         numbers[node] = count
         reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
-        where = " at ".join(filter(None, (module_path(node), source_line(node))))
+        line = source_line(node).rpartition("/")[2]  # installed elsewhere on another machine
+        where = " at ".join(filter(None, (module_path(node), line)))
         what = ops.op_name(node) or node.op
         parts = (what, _common_form(node, group.group_name), where)
         lines.append(" ".join(filter(None, parts)) + _READS + reads)

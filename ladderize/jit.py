@@ -118,7 +118,8 @@ def _rewrite(gm: GraphModule, config: LadderConfig, draft: Draft) -> Rewritten:
 def _headline(rewritten: Rewritten, config: LadderConfig) -> str:
     """What was done to a graph, and by what, apart from what may differ from rank to rank."""
     known = (*versions(), *changed_options(config))
-    settings = ", ".join(f"{name}={value}" for name, value in known if name != "debug_dir")
+    private = ("debug_dir", "python")
+    settings = ", ".join(f"{name}={value}" for name, value in known if name not in private)
     return f"{rewritten.describe()}; {settings}"
 
 
