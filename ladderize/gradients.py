@@ -9,6 +9,7 @@ number. Megatron's pair f and g has the right gradients: they are autograd funct
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -100,7 +101,17 @@ def refuse_unsaved_states(gm: GraphModule) -> None:
 
 def _random_on_cpu(gm: GraphModule) -> Iterator[Node]:
     for node in gm.graph.nodes:
-        if node.meta.get(REGION) is None or ops.op_name(node) not in _RANDOM:
+        if node.meta.get(REGION) is None or not _may_draw(node):
             continue
         if any(tensor.device.type == "cpu" for tensor in ops.tensors(node)):
             yield node
+
+
+def _may_draw(node: Node) -> bool:
+    """Whether AOTAutograd takes `node` for random; attention always, dropout of nothing not."""
+    name = ops.op_name(node)
+    if "dropout" not in name:
+        return name in _RANDOM
+    given: dict[str, Any] = dict(zip(("input", "p", "training"), node.args, strict=False))
+    given |= node.kwargs
+    return name in _RANDOM and given.get("p") != 0 and given.get("training") is not False
