@@ -9,7 +9,9 @@ folder=${LADDERIZE_COMPAT:-.compat}
 versions=${*:-2.11.0 2.15.0}
 core="tests/test_backend.py tests/test_collectives.py tests/test_config.py
   tests/test_defer_waits.py tests/test_emitted.py tests/test_hf_models.py tests/test_properties.py
-  tests/test_report.py tests/test_reroute.py tests/test_sharding.py tests/test_stream.py tests/test_tensor_parallel.py"
+  tests/test_report.py tests/test_reroute.py tests/test_sharding.py tests/test_stream.py
+  tests/test_tensor_parallel.py tests/test_schedule.py tests/test_sharded_models.py
+  tests/test_sharded_refusals.py tests/test_hf_tensor_parallel.py tests/test_parallel_training.py"
 for version in $versions; do
   python="$folder/$version/bin/python"
   [ -x "$python" ] || python3 -m venv "$folder/$version"
