@@ -6,6 +6,7 @@ notes through the store of the process group, which needs no collective, no devi
 
 import difflib
 import hashlib
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ class _Note:
         name = f"{group.group_name}/{','.join(map(str, self.ranks))}"
         self.prefix = f"ladderize/{name}/{_rounds[name]}"
         self.store = compat.default_store()
+        self.deadline = time.monotonic() + TIMEOUT.total_seconds()
         _rounds[name] += 1
 
     def publish(self) -> None:
@@ -68,10 +70,10 @@ class _Note:
         self.store.set(key, _digest(self.verdict))
 
     def compare(self) -> None:
-        mine = _digest(self.verdict).encode()
-        if all(self._read(str(rank)) == mine for rank in self.ranks):
+        digests = {rank: self._read(str(rank)) for rank in self.ranks}
+        if set(digests.values()) == {_digest(self.verdict).encode()}:
             return
-        texts = {rank: self._text(rank) for rank in self.ranks}
+        texts = {rank: self._text(rank) if digests[rank] else _silence() for rank in self.ranks}
         raise DisagreementError(
             f"The ranks of group {self.group.group_name!r} do not agree on what to compile:",
             map(Blocker, _differences(texts)),
@@ -82,18 +84,20 @@ class _Note:
 
     def _text(self, rank: int) -> str:
         found = self._read(f"{rank}/text")
-        if found is None:
-            seconds = TIMEOUT.total_seconds()
-            return f"no answer within {seconds:.0f} s (it did not compile this graph)"
-        return zlib.decompress(found).decode()
+        return _silence() if found is None else zlib.decompress(found).decode()
 
     def _read(self, key: str) -> Any:
-        key = f"{self.prefix}/{key}"
+        """What the store holds; None if nobody has put it there by the deadline."""
+        key, left = f"{self.prefix}/{key}", self.deadline - time.monotonic()
         try:
-            self.store.wait([key], TIMEOUT)
+            self.store.wait([key], timedelta(seconds=max(left, 0.1)))
         except (dist.DistStoreError, RuntimeError):  # RuntimeError: FileStore, HashStore
             return None
         return self.store.get(key)
+
+
+def _silence() -> str:
+    return f"no answer within {TIMEOUT.total_seconds():.0f} s (it did not compile this graph)"
 
 
 def _digest(text: str) -> str:
