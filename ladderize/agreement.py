@@ -135,7 +135,7 @@ def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> 
     """
     lines = [headline]
     numbers: dict[Node, int] = {}
-    for count, (_, node) in enumerate(every_node(gm)):
+    for count, node in enumerate(every_node(gm)):
         numbers[node] = count
         reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
         line = source_line(node).rpartition("/")[2]  # installed elsewhere on another machine

@@ -16,11 +16,10 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat, ops
 from ladderize.errors import Blocker, LadderError
-from ladderize.groups import dtensors, schema_of
+from ladderize.groups import collective_of, dtensors
 from ladderize.regions import REGION
 
-_ALL_REDUCES = frozenset({"all_reduce", "all_reduce_", "all_reduce_coalesced"})
-_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
+_ALL_REDUCES = frozenset({"all_reduce", "all_reduce_coalesced"})
 _RANDOM = frozenset(
     """scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout
     feature_alpha_dropout rrelu bernoulli rand_like randn_like""".split()
@@ -43,7 +42,7 @@ def refuse_wrong_gradients(gm: GraphModule) -> None:
     blockers = [
         Blocker.at(node, f"{ops.op_name(node)} of a value that needs a gradient")
         for node in gm.graph.nodes
-        if _is_raw_all_reduce(node) and _needs_gradient(node)
+        if collective_of(node) in _ALL_REDUCES and _needs_gradient(node)
     ]
     blockers += [
         Blocker.at(node, "an op of torch.distributed.nn.functional")
@@ -57,14 +56,6 @@ def refuse_wrong_gradients(gm: GraphModule) -> None:
             blockers,
             f"{USE_ENDS}; without training, call the model under torch.no_grad()",
         )
-
-
-def _is_raw_all_reduce(node: Node) -> bool:
-    schema = schema_of(node)
-    if schema is None:
-        return False
-    namespace, name = schema.name.split("::")
-    return namespace in _NAMESPACES and name in _ALL_REDUCES
 
 
 def _needs_gradient(node: Node) -> bool:

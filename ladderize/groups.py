@@ -16,6 +16,8 @@ from torch.fx import GraphModule, Node
 from ladderize import compat, ops
 from ladderize.regions import bodies
 
+_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
+
 
 def schema_of(node: Node) -> Any:
     """The schema of the op that `node` calls; None for what is no op of the dispatcher."""
@@ -35,10 +37,19 @@ def group_name_of(node: Node) -> str:
     return str(given.get("group_name", ""))
 
 
-def every_node(gm: GraphModule) -> Iterator[tuple[GraphModule, Node]]:
+def collective_of(node: Node) -> str:
+    """The name of the functional collective that `node` calls (`all_reduce`); "" for all others."""
+    schema = schema_of(node)
+    if schema is None:
+        return ""
+    namespace, name = schema.name.split("::")
+    return str(name).removesuffix("_") if namespace in _NAMESPACES else ""
+
+
+def every_node(gm: GraphModule) -> Iterator[Node]:
     """The nodes of `gm` in order, each higher-order call followed by those of its bodies."""
     for node in gm.graph.nodes:
-        yield gm, node
+        yield node
         for body in bodies(gm, node):
             yield from every_node(body)
 
@@ -54,7 +65,7 @@ def find_groups(gm: GraphModule) -> list[dist.ProcessGroup]:
     """
     found: dict[str, dist.ProcessGroup] = {}
     meshes = set()
-    for _, node in every_node(gm):
+    for node in every_node(gm):
         if name := group_name_of(node):
             found.setdefault(name, compat.process_group(name))
         meshes |= {tensor.device_mesh for tensor in dtensors(node)}

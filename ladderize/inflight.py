@@ -13,6 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ladderize.errors import Blocker, LadderError
+from ladderize.groups import group_name_of
 
 _LAUNCHES = frozenset(
     """all_reduce all_reduce_ reduce_scatter_tensor all_gather_into_tensor all_to_all_single
@@ -57,10 +58,7 @@ def is_wait(node: Node) -> bool:
 
 def channel_of(launch: Node) -> tuple[str, str]:
     """Op name and group name of a launch, read by the op's schema."""
-    target: Any = launch.target
-    names = [argument.name for argument in target._schema.arguments]
-    given = dict(zip(names, launch.args, strict=False)) | launch.kwargs
-    return _collective_name(launch).rstrip("_"), str(given.get("group_name", ""))
+    return _collective_name(launch).rstrip("_"), group_name_of(launch)
 
 
 def find_in_flight(graph: Graph) -> list[InFlight]:

@@ -10,16 +10,15 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, GraphModule
 
-from ladderize import compat, inflight, ops, schedule, work
+from ladderize import compat, groups, inflight, ops, schedule, work
 from ladderize.config import LadderConfig
 from ladderize.emitted import check_emitted
-from ladderize.groups import find_groups
 from ladderize.passes import defer_waits, join_waits, pin_order
 from ladderize.runner import Log, run_pass
 
 _HOOK = "post_grad_custom_post_pass"
 # What decides how the passes below change a graph.
-_SOURCES = (inflight, ops, work, schedule, join_waits, defer_waits, pin_order)
+_SOURCES = (groups, inflight, ops, work, schedule, join_waits, defer_waits, pin_order)
 
 
 def lower_to_inductor(
@@ -33,7 +32,7 @@ def lower_to_inductor(
         LadderError: when the emitted code touches a buffer in flight or waits too early.
     """
     settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
-    if find_groups(gm):
+    if groups.find_groups(gm):
         # It would move matmuls out of the window that a collective was given to hide behind.
         settings.setdefault("reorder_for_peak_memory", False)
     users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))

@@ -95,8 +95,8 @@ def _find_pins(gm: GraphModule) -> dict[Node, Node]:
                 pins[node] = before
             elif own[node].channel in computed:
                 pins[node] = computed[own[node].channel]
-        elif work_of(node):
-            computed |= {key: node for key in latest if key[0] in SCATTERS}
+        elif (scatters := [key for key in latest if key[0] in SCATTERS]) and work_of(node):
+            computed |= dict.fromkeys(scatters, node)
     return pins
 
 

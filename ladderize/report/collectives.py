@@ -18,11 +18,10 @@ from torch.fx import GraphModule, Node
 
 from ladderize import ops
 from ladderize.errors import describe_origin, module_path
-from ladderize.groups import dtensors, group_name_of, schema_of
+from ladderize.groups import collective_of, dtensors, group_name_of, schema_of
 from ladderize.regions import bodies
 from ladderize.report.data import CollectiveReport
 
-_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
 _DISTRIBUTED = str(Path(dist.__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # A reduction follows the sum of at most that many partial values of parallel branches.
@@ -56,11 +55,10 @@ def _own_ops(node: Node) -> Iterator[tuple[str, str]]:
 
 def _models_ops(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
     """Name and group of each collective that a call of the traced model launches."""
-    schema = schema_of(node)
-    if schema is not None:
-        namespace, op = schema.name.split("::")
-        if namespace in _NAMESPACES and op != "wait_tensor":
-            yield op.removesuffix("_"), group_name_of(node)
+    if op := collective_of(node):
+        if op != "wait_tensor":
+            yield op, group_name_of(node)
+    elif schema_of(node) is not None:
         yield from _own_ops(node)  # of a model that uses f and g as ladderize has them
     elif ops.op_name(node) == "redistribute":
         yield from _redistributions(node)
