@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
@@ -37,3 +38,15 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
     traced = aten.graph.find_nodes(op="placeholder")
     carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
     return aten, carried
+
+
+def is_aten(gm: GraphModule) -> bool:
+    """Whether `gm` speaks ATen already, as an exported program does."""
+    calls = [node for node in gm.graph.nodes if node.op.startswith("call_")]
+    return any(isinstance(node.target, OpOverload) for node in calls) and not any(
+        node.op != "call_function" or getattr(node.target, "__module__", "") in _DIALECTS
+        for node in calls
+    )
+
+
+_DIALECTS = ("torch", "torch.nn.functional", "torch._C._nn")

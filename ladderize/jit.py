@@ -17,7 +17,7 @@ from ladderize.errors import LadderError, LadderWarning, describe_origin
 from ladderize.generation import warn_of_standard_prefill
 from ladderize.groups import find_groups
 from ladderize.local import LocalInputs
-from ladderize.pipeline import Rewritten, dump_folder, ladder
+from ladderize.pipeline import RankGroup, Rewritten, dump_folder, ladder
 from ladderize.report.draft import Draft
 from ladderize.report.publish import as_report, changed_options, forget, publish, versions
 
@@ -137,7 +137,12 @@ def rewrite_here(
         # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
         is_left_over = bool(frame.left_to_python)
         rewritten = ladder(
-            gm, parameter_names(gm), config, may_be_a_layer=not is_left_over, draft=draft
+            gm,
+            parameter_names(gm),
+            config,
+            RankGroup.of(config.device_mesh),
+            may_be_a_layer=not is_left_over,
+            draft=draft,
         )
     except LadderError as error:
         blockers = [*error.blockers, *frame.cuts(), *_adviser.on(frame)]

@@ -1,10 +1,10 @@
 """From a traced graph to the rank-local ladder graph: the passes before autograd, in order.
 
     Dynamo graph ── InlineRegions ── Functionalize ── SpellSums ── find streams
-                 ── RerouteReads ── OutlineRegions ── (mesh: plan, ShardBranches)
+                 ── RerouteReads ── OutlineRegions ── (ranks: plan, ShardBranches)
 
-The regions are checkpointed layers, which Dynamo keeps in graphs of their own. With a mesh the
-graph is traced to ATen first, the dialect that sharding has rules for. The passes after autograd
+The regions are checkpointed layers, which Dynamo keeps in graphs of their own. What is to be
+sharded is traced to ATen first, the dialect that sharding has rules for. The passes after autograd
 (`DeferWaits`, `PinOrder`) belong to the lowerings.
 """
 
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.aten import to_aten
+from ladderize.aten import is_aten, to_aten
 from ladderize.block import Stream
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
@@ -41,6 +41,18 @@ from ladderize.stream import find_streams
 
 
 @dataclass(frozen=True)
+class RankGroup:
+    """The ranks that a graph is sharded over: how many, and the name of their process group."""
+
+    size: int
+    name: str
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh | None) -> "RankGroup | None":
+        return None if mesh is None else cls(mesh.size(), mesh.get_group().group_name)
+
+
+@dataclass(frozen=True)
 class Rewritten:
     """The laddered graph and what was found and done on the way.
 
@@ -48,7 +60,7 @@ class Rewritten:
         gm: the rewritten graph, sharded when a plan is given.
         streams: the residual streams as they were found.
         chosen: for each stream the indices of the converted blocks.
-        plan: how the branches were sharded, None without a mesh.
+        plan: how the branches were sharded, None without ranks.
         log: the passes that ran.
     """
 
@@ -68,16 +80,18 @@ def ladder(
     gm: GraphModule,
     names: Mapping[Node, str],
     config: LadderConfig,
+    ranks: RankGroup | None = None,
     *,
     may_be_a_layer: bool = True,
     draft: Draft | None = None,
 ) -> Rewritten:
-    """Rewrite `gm` in place (a new graph with a mesh).
+    """Rewrite `gm` in place (a new graph if it is sharded and was no ATen graph).
 
     Args:
         gm: the traced graph, with fake values.
         names: its parameters and buffers.
         config: what to convert.
+        ranks: shard the graph over them.
         may_be_a_layer: whether to refuse `gm` when it looks like one layer compiled by itself.
         draft: the report, filled as far as this gets.
 
@@ -87,14 +101,13 @@ def ladder(
     draft = draft or Draft()
     log = draft.log
     log.dump_dir = dump_folder(config)
-    mesh = config.device_mesh
     regions = run_pass(gm, InlineRegions(), log).changed
-    if mesh is not None and regions:
+    if ranks is not None and regions:
         raise LadderError(
-            f"{regions} checkpointed regions cannot be sharded with mesh=:",
+            f"{regions} checkpointed regions cannot be sharded:",
             cure="switch gradient checkpointing off (it is of no use in inference)",
         )
-    if mesh is not None:
+    if ranks is not None and not is_aten(gm):
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)
     run_pass(gm, SpellSums(), log)
@@ -112,7 +125,7 @@ def ladder(
     run_analysis("report", lambda: draft.see_reads(gm, streams, chosen), log)
     if regions:
         run_pass(gm, OutlineRegions(), log)
-    plan = None if mesh is None else _shard(gm, streams, names, mesh, log)
+    plan = None if ranks is None else _shard(gm, streams, names, ranks, log)
     if plan is not None:
         draft.see_sharding(gm, plan)
     return Rewritten(gm, streams, chosen, plan, log)
@@ -144,19 +157,18 @@ def _shard(
     gm: GraphModule,
     streams: Sequence[Stream],
     names: Mapping[Node, str],
-    mesh: DeviceMesh,
+    ranks: RankGroup,
     log: Log,
 ) -> ShardPlan:
     blocks = [block for stream in streams for block in stream.blocks]
-    plan = run_analysis("plan_sharding", lambda: plan_sharding(gm, blocks, names, mesh.size()), log)
+    plan = run_analysis("plan_sharding", lambda: plan_sharding(gm, blocks, names, ranks.size), log)
     if plan.blockers:
         raise LadderError(
-            f"These branches cannot be sharded over {mesh.size()} ranks:",
+            f"These branches cannot be sharded over {ranks.size} ranks:",
             plan.blockers,
             "use a number of ranks that divides the sizes named above",
         )
-    group_name = mesh.get_group().group_name
-    run_pass(gm, ShardBranches(plan, group_name), log, lambda gm: check_in_flight(gm.graph))
+    run_pass(gm, ShardBranches(plan, ranks.name), log, lambda gm: check_in_flight(gm.graph))
     return plan
 
 
