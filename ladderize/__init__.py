@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ladderize import collectives, testing
+    from ladderize.aot.files import load
+    from ladderize.aot.parallelize import parallelize, plan_parallel
     from ladderize.config import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
     from ladderize.front import compile, restore
@@ -27,6 +29,9 @@ __all__ = [
     "compile",
     "explain",
     "last_report",
+    "load",
+    "parallelize",
+    "plan_parallel",
     "restore",
     "rewrite",
     "testing",
@@ -41,7 +46,10 @@ _HOMES = {
     "compile": "front",
     "explain": "report.explain",
     "last_report": "report",
+    "load": "aot.files",
     "restore": "front",
+    "parallelize": "aot.parallelize",
+    "plan_parallel": "aot.parallelize",
     "rewrite": "programs",
 }
 

@@ -395,6 +395,14 @@ def hint(size: int | torch.SymInt) -> int:
     return int(size.node.hint) if size.node.has_hint() else 1
 
 
+def new_fake_mode() -> Any:
+    """A `FakeTensorMode` with symbolic shapes, under which real tensors (buffers) may be read."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
 def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
     """Run `gm` on fake copies of `inputs`; each node's value is left in `meta["val"]`."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -402,6 +410,38 @@ def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
 
     # The modules' own parameters are real tensors.
     FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
+
+
+# ---- exported programs (seen in 2.11, 2.13, 2.15) ---------------------------------------------
+
+
+def reorder_kwargs(kwargs: dict[str, Any], spec: Any) -> dict[str, Any]:
+    """`kwargs` in the order in which a program was traced; ValueError if they are others."""
+    from torch.export._tree_utils import reorder_kwargs
+
+    return reorder_kwargs(kwargs, spec)
+
+
+def load_archive(path: Path) -> Any:
+    """The exported program in a `.pt2` file that holds one.
+
+    `torch.export.load` would hide the reason of a failure in its log.
+    """
+    from torch.export.pt2_archive._package import load_pt2
+
+    (program,) = load_pt2(path).exported_programs.values()
+    return program
+
+
+def find_wrong_input(inputs: Sequence[Node], values: Sequence[Any], ranges: Any) -> str:
+    """Why `values` (key path and value each) are not what `inputs` were traced with; "" if so."""
+    from torch._export.utils import _check_input_constraints_for_graph
+
+    try:
+        _check_input_constraints_for_graph(list(inputs), values, ranges)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def python_dispatcher() -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat, ops
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.pipeline import dump_folder, ladder
+from ladderize.pipeline import RankGroup, Rewritten, dump_folder, ladder
 from ladderize.report.data import Report
 from ladderize.report.draft import Draft
 from ladderize.report.publish import as_report, publish
@@ -69,15 +69,26 @@ def rewrite(
     return gm
 
 
-def _ladder(gm: GraphModule, names: Mapping[Node, str], config: LadderConfig) -> None:
+def _ladder(
+    gm: GraphModule, names: Mapping[Node, str], config: LadderConfig, ranks: RankGroup | None = None
+) -> Rewritten:
     """Rewrite `gm` in place and leave the report for `last_report`, of a refusal too."""
     draft = Draft()
     try:
-        ladder(gm, names, config, may_be_a_layer=False, draft=draft)
+        rewritten = ladder(gm, names, config, ranks, may_be_a_layer=False, draft=draft)
     except LadderError as error:
         publish(as_report(draft.finish("program", "refused", error), config), dump_folder(config))
         raise
     publish(as_report(draft.finish("program", "program"), config), dump_folder(config))
+    return rewritten
+
+
+def ladder_program(
+    program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
+) -> Rewritten:
+    """The ladder form of the graph of `program`, sharded if there are `ranks`; it is a copy."""
+    gm = _copy_of(program)
+    return _ladder(gm, parameter_names(program, gm), config, ranks)
 
 
 def explain_exported(program: ExportedProgram, config: LadderConfig) -> Report:
@@ -113,17 +124,13 @@ def _copy_of(program: ExportedProgram) -> GraphModule:
 
 
 def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
-    gm = _copy_of(program)
-    _ladder(gm, parameter_names(program, gm), config)
-    (output,) = gm.graph.find_nodes(op="output")
-    specs = [
-        _renamed(spec, result)
-        for spec, result in zip(program.graph_signature.output_specs, output.args[0], strict=True)
-    ]
+    gm = ladder_program(program, config).gm
     return ExportedProgram(
         root=gm,
         graph=gm.graph,
-        graph_signature=dataclasses.replace(program.graph_signature, output_specs=specs),
+        graph_signature=dataclasses.replace(
+            program.graph_signature, output_specs=renamed_outputs(program, gm)
+        ),
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=copy.deepcopy(program.module_call_graph),
@@ -131,6 +138,13 @@ def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> Exporte
         constants=program.constants,
         verifiers=program.verifiers,
     )
+
+
+def renamed_outputs(program: ExportedProgram, gm: GraphModule) -> list[OutputSpec]:
+    """The outputs in the signature of `program`, under their names in its rewritten graph `gm`."""
+    (output,) = gm.graph.find_nodes(op="output")
+    specs = program.graph_signature.output_specs
+    return [_renamed(spec, result) for spec, result in zip(specs, output.args[0], strict=True)]
 
 
 def _renamed(spec: OutputSpec, result: Any) -> OutputSpec:

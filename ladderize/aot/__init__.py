@@ -1,0 +1,1 @@
+"""Ahead of time: `parallelize` a model over ranks, and sharded programs as files."""
