@@ -1,11 +1,11 @@
-"""What one rank's memory does while `ladderize.parallelize` loads a checkpoint that it reads 1/8 of.
+"""What a rank's memory does while `ladderize.parallelize` loads its part of a checkpoint.
 
     python bench/load_memory.py --out results.json
 
-Writes a Llama checkpoint of at least 2 GB in bfloat16 (random weights, several safetensors files and
+Writes a Llama checkpoint of at least 2 GB in bfloat16 (random weights, several safetensors files,
 an index) to a temporary directory, then lets each of 8 ranks load its slices in a process of its
-own, one after the other; the process group is torch's "fake" one, which needs no peers. The kernel's
-high-water mark of resident memory (VmHWM, reset before the load) counts mapped file pages too.
+own, one after the other; the process group is torch's "fake" one, which needs no peers. The
+kernel's high-water mark of resident memory (VmHWM, reset before the load) counts mapped pages too.
 """
 
 import argparse
