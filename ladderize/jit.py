@@ -1,5 +1,6 @@
 """The `torch.compile` backend: `torch.compile(model, backend="ladderize", options={...})`."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,11 +10,12 @@ from torch.fx import Graph, GraphModule, Node
 from ladderize import compat
 from ladderize.advice import Adviser
 from ladderize.agreement import DisagreementError, agree, describe_graph
+from ladderize.aot.module import ShardedModule
 from ladderize.backends import LOWERINGS
 from ladderize.breaks import BrokenFrames
 from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
-from ladderize.errors import LadderError, LadderWarning, describe_origin
+from ladderize.errors import Blocker, LadderError, LadderWarning, describe_origin
 from ladderize.generation import warn_of_standard_prefill
 from ladderize.groups import find_groups
 from ladderize.local import LocalInputs
@@ -48,9 +50,25 @@ def ladderize(
     compat.watch_failures(ladderize, _adviser.see)
     try:
         config = LadderConfig.from_options(options, mode)
+        if isinstance(compat.compiled_module(), ShardedModule):
+            config = _as_parallelized(config)
         return _compile(gm, example_inputs, config)
     except LadderError as error:
         raise compat.as_backend_error(error) from None
+
+
+def _as_parallelized(config: LadderConfig) -> LadderConfig:
+    """What is left to do for a module that `parallelize` has laddered and sharded: to compile it."""
+    given = {"layers=": config.layers != "all", "blocks=": config.blocks is not None}
+    given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
+    surplus = [Blocker(name) for name, is_given in given.items() if is_given]
+    if surplus:
+        raise LadderError(
+            "This module was laddered and sharded by parallelize already:",
+            surplus,
+            "pass these to ladderize.parallelize",
+        )
+    return dataclasses.replace(config, staleness=0)
 
 
 def _reset() -> None:
@@ -88,7 +106,8 @@ def _compile(
         gm.recompile()
         return lower(gm, example_inputs, config)
     report("rewritten")
-    _warn_of_ladders(rewritten)
+    if not isinstance(compat.compiled_module(), ShardedModule):
+        _warn_of_ladders(rewritten)
     if config.staleness > 0:
         warn_of_standard_prefill()
     if rewritten.plan is None:
