@@ -58,7 +58,7 @@ def ladderize(
 
 
 def _as_parallelized(config: LadderConfig) -> LadderConfig:
-    """What is left to do for a module that `parallelize` has laddered and sharded: to compile it."""
+    """What is left for a module that `parallelize` has laddered and sharded: to compile it."""
     given = {"layers=": config.layers != "all", "blocks=": config.blocks is not None}
     given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
     surplus = [Blocker(name) for name, is_given in given.items() if is_given]

@@ -1,4 +1,4 @@
-"""`ladderize.parallelize` on real gloo ranks: values, gradients, ownership, compilation, refusals."""
+"""`ladderize.parallelize` on real gloo ranks: values, gradients, ownership, order, refusals."""
 
 import warnings
 from functools import cache
