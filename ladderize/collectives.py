@@ -1,13 +1,19 @@
-"""The two ends of a sharded branch and their gradients, as ops of namespace `ladderize`.
+"""The two ends of a sharded branch and of a vocabulary with their gradients, as `ladderize` ops.
 
-    op                 forward                      backward
-    copy(x, group)     x                            all_reduce, wait     (Megatron's f)
-    reduce(x, group)   all_reduce, still in flight  identity             (launch of Megatron's g)
-    wait(pending)      wait                         identity             (the rest of g)
+    op                   forward                      backward
+    copy(x, group)       x                            all_reduce, wait     (Megatron's f)
+    reduce(x, group)     all_reduce, still in flight  identity             (launch of Megatron's g)
+    wait(pending)        wait                         identity             (the rest of g)
+    embed_rows(w, ids)   rows on this rank, else 0    into those rows
+    gather(x, dim)       all_gather, wait             this rank's part
+    vocab_cross_entropy  two all_reduces of a number  softmax - one_hot of this rank's classes
+                         for each token
 
 `_c10d_functional.all_reduce` alone will not do: its backward is another all-reduce. The ops are
-CompositeImplicitAutograd and only call an `autograd.Function`: what AOTAutograd traces are the
-functional collectives inside, forward and backward, and its cache sees an ordinary op in the graph.
+CompositeImplicitAutograd and only call an `autograd.Function` or other ops: what AOTAutograd traces
+are the functional collectives inside, forward and backward, and its cache sees an ordinary op in
+the graph. The rank is in none of them: `first`, a tensor of one number, says where its part of the
+vocabulary begins.
 
 For models that are sharded by hand, `copy_to_ranks` and `reduce_from_ranks` are the two ends.
 """
@@ -56,21 +62,93 @@ class _Wait(Function):
         return grad
 
 
+class _Gather(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, dim: int, group_size: int, group_name: str
+    ) -> Tensor:
+        ctx.save_for_backward(first)
+        ctx.dim, ctx.size = dim, x.shape[dim]
+        pending = _functional.all_gather_into_tensor(x.contiguous(), group_size, group_name)
+        parts = _functional.wait_tensor(pending).view(group_size, *x.shape)
+        whole: Tensor = parts.movedim(0, dim).flatten(dim, dim + 1)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (first,) = ctx.saved_tensors
+        own = first + torch.arange(ctx.size, device=grad.device)
+        return grad.index_select(ctx.dim, own), None, None, None, None
+
+
+def _embed_rows(weight: Tensor, ids: Tensor, first: Tensor, padding_idx: int) -> Tensor:
+    """A summand of `embedding(whole weight, ids)`: the rows of this rank's `weight`."""
+    row = ids - first
+    is_here = (row >= 0) & (row < weight.shape[0])
+    found = torch.embedding(weight, row.masked_fill(~is_here, 0))
+    if padding_idx >= 0:  # that row is looked up, but not trained
+        is_padding = (ids == padding_idx).unsqueeze(-1)
+        found = torch.where(is_padding, found.detach(), found)
+    return found.masked_fill(~is_here.unsqueeze(-1), 0)
+
+
+def _vocab_cross_entropy(
+    logits: Tensor, target: Tensor, first: Tensor, reduction: int, ignore_index: int, group: str
+) -> Tensor:
+    """Megatron's vocab-parallel cross entropy (Shoeybi et al., arXiv 1909.08053, Section 3).
+
+    Args:
+        logits: of this rank's classes, which are dim 1, or 0 if there is no other.
+        target: class numbers, shaped like `logits` without its classes.
+        first: this rank's first class.
+        reduction: 0 none, 1 mean over what is not ignored, 2 sum, as in ATen.
+        ignore_index: the class number of what does not count.
+        group: the name of the ranks' group.
+    """
+    dim = min(1, logits.ndim - 1)
+    wide = logits.float() if logits.dtype.itemsize < 4 else logits
+    highest = _functional.all_reduce(wide.detach().amax(dim, keepdim=True), "max", group)
+    shifted = wide - _functional.wait_tensor(highest)
+    place = target - first.reshape(())
+    is_here = (place >= 0) & (place < logits.shape[dim])
+    index = place.masked_fill(~is_here, 0).unsqueeze(dim)
+    own = shifted.gather(dim, index).squeeze(dim).masked_fill(~is_here, 0)
+    summed: Tensor = wait(reduce(torch.stack([shifted.exp().sum(dim), own]), group))
+    is_ignored = target == ignore_index
+    losses: Tensor = (summed[0].log() - summed[1]).masked_fill(is_ignored, 0).to(logits.dtype)
+    if reduction == 0:
+        return losses
+    return losses.sum() / (~is_ignored).sum() if reduction == 1 else losses.sum()
+
+
 _OPS = (
-    ("copy(Tensor x, str group_name) -> Tensor", _Copy),
-    ("reduce(Tensor x, str group_name) -> Tensor", _Reduce),
-    ("wait(Tensor pending) -> Tensor", _Wait),
+    ("copy(Tensor x, str group_name) -> Tensor", _Copy.apply),
+    ("reduce(Tensor x, str group_name) -> Tensor", _Reduce.apply),
+    ("wait(Tensor pending) -> Tensor", _Wait.apply),
+    ("embed_rows(Tensor weight, Tensor ids, Tensor first, int padding_idx) -> Tensor", _embed_rows),
+    (
+        "gather(Tensor x, Tensor first, int dim, int group_size, str group_name) -> Tensor",
+        _Gather.apply,
+    ),
+    (
+        "vocab_cross_entropy(Tensor logits, Tensor target, Tensor first, int reduction,"
+        " int ignore_index, str group_name) -> Tensor",
+        _vocab_cross_entropy,
+    ),
 )
 # torch.library is untyped
 _library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema, _function in _OPS:
     _name = _schema.partition("(")[0]
     _library.define(_schema)  # type: ignore[no-untyped-call]
-    _library.impl(_name, _function.apply, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+    _library.impl(_name, _function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 copy = torch.ops.ladderize.copy.default
 reduce = torch.ops.ladderize.reduce.default
 wait = torch.ops.ladderize.wait.default
+embed_rows = torch.ops.ladderize.embed_rows.default
+gather = torch.ops.ladderize.gather.default
+vocab_cross_entropy = torch.ops.ladderize.vocab_cross_entropy.default
 
 
 def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:

@@ -27,6 +27,8 @@ class LadderConfig:
         staleness: how many blocks earlier a converted branch reads; 0 is the standard net,
             1 the ladder of arXiv 2501.06589, Section 3.
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
+        shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
+            where the number of ranks divides it; `cross_entropy` included.
         lowering: what compiles the rewritten graph.
         lowering_options: handed to the lowering (for Inductor: its config patches).
         mode: `torch.compile`'s own `mode=`, for the Inductor lowering.
@@ -45,6 +47,7 @@ class LadderConfig:
     blocks: str | int | Sequence[int] | None = None
     staleness: int = 1
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
+    shard_vocabulary: bool = True
     lowering: str = "inductor"
     lowering_options: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None

@@ -125,7 +125,7 @@ def ladder(
     run_analysis("report", lambda: draft.see_reads(gm, streams, chosen), log)
     if regions:
         run_pass(gm, OutlineRegions(), log)
-    plan = None if ranks is None else _shard(gm, streams, names, ranks, log)
+    plan = None if ranks is None else _shard(gm, streams, names, ranks, config, log)
     if plan is not None:
         draft.see_sharding(gm, plan)
     return Rewritten(gm, streams, chosen, plan, log)
@@ -158,10 +158,16 @@ def _shard(
     streams: Sequence[Stream],
     names: Mapping[Node, str],
     ranks: RankGroup,
+    config: LadderConfig,
     log: Log,
 ) -> ShardPlan:
     blocks = [block for stream in streams for block in stream.blocks]
-    plan = run_analysis("plan_sharding", lambda: plan_sharding(gm, blocks, names, ranks.size), log)
+
+    def make_plan() -> ShardPlan:
+        vocabulary = config.shard_vocabulary
+        return plan_sharding(gm, blocks, names, ranks.size, shard_vocabulary=vocabulary)
+
+    plan = run_analysis("plan_sharding", make_plan, log)
     if plan.blockers:
         raise LadderError(
             f"These branches cannot be sharded over {ranks.size} ranks:",

@@ -52,6 +52,22 @@ class Shard:
 Placement = Replicate | Partial | Shard
 
 
+@dataclass(frozen=True)
+class IndexInput:
+    """An integer input that the sharded graph gains: which entries this rank selects.
+
+    Attributes:
+        name: of the placeholder.
+        rows: the entries of each rank, all of one length.
+    """
+
+    name: str
+    rows: tuple[tuple[int, ...], ...]
+
+    def tensor(self, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        return torch.tensor(self.rows[rank], dtype=torch.int64, device=device)
+
+
 def local_indices(segments: Sequence[int], rank: int, num_ranks: int) -> list[range]:
     """For each segment, which entries of the whole dim `rank` holds."""
     ranges, start = [], 0

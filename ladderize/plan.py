@@ -17,25 +17,10 @@ from torch.fx import GraphModule, Node
 
 from ladderize.block import Block
 from ladderize.errors import Blocker
-from ladderize.placement import Placement, Shard
+from ladderize.placement import IndexInput, Placement, Shard
 from ladderize.propagate import Ban, Propagation
 from ladderize.visit import Selection, Visit, is_tensor, packet
-
-
-@dataclass(frozen=True)
-class IndexInput:
-    """An integer input that the sharded graph gains: which entries this rank selects.
-
-    Attributes:
-        name: of the placeholder.
-        rows: the entries of each rank, all of one length.
-    """
-
-    name: str
-    rows: tuple[tuple[int, ...], ...]
-
-    def tensor(self, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        return torch.tensor(self.rows[rank], dtype=torch.int64, device=device)
+from ladderize.vocabulary import Vocabulary, find_vocabulary
 
 
 @dataclass(frozen=True)
@@ -97,9 +82,10 @@ class ShardPlan:
         placements: of each divided parameter, by fully qualified name; the others are replicated.
         parameter_nodes: the graph inputs that hold the divided parameters.
         rewrites, entries, reductions: the edits, in graph order.
+        vocabulary: the edits outside of the branches, with collectives of their own.
         index_inputs: inputs that the graph gains, after all that it has.
         blockers: branches that cannot be divided, and why. The plan leaves them whole.
-        notes: parameters that stay whole in branches that are divided, and why.
+        notes: parameters that stay whole in branches that are divided, and vocabularies, and why.
         visits: rule evaluations that the analysis took.
     """
 
@@ -109,6 +95,7 @@ class ShardPlan:
     rewrites: tuple[Rewrite, ...]
     entries: tuple[Entry, ...]
     reductions: tuple[Reduction, ...]
+    vocabulary: Vocabulary
     index_inputs: tuple[IndexInput, ...]
     blockers: tuple[Blocker, ...]
     notes: tuple[str, ...]
@@ -116,20 +103,21 @@ class ShardPlan:
 
     @property
     def num_reductions(self) -> int:
-        """All-reduces in one forward run."""
+        """All-reduces of the branches in one forward run."""
         return len(self.reductions)
 
     def digest(self) -> str:
         """sha256 over the decisions, equal on all ranks that may run together."""
         parts: list[object] = [self.num_ranks, *self.index_inputs]
         parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
-        parts += [*self.rewrites, *self.entries, *self.reductions]
+        parts += [*self.rewrites, *self.entries, *self.reductions, *self.vocabulary.edits]
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
     def describe(self) -> list[str]:
         """Lines for a report."""
         lines = [f"{name}: {placement}" for name, placement in self.placements.items()]
         lines.append(f"{self.num_reductions} all-reduces over {self.num_ranks} ranks")
+        lines += self.vocabulary.describe()
         lines += [f"kept whole: {note}" for note in self.notes]
         lines += [f"not divided: {blocker}" for blocker in self.blockers]
         return lines
@@ -141,31 +129,41 @@ def plan_sharding(
     parameters: Mapping[Node, str],
     num_ranks: int,
     differentiable: Collection[Node] | None = None,
+    shard_vocabulary: bool = True,
 ) -> ShardPlan:
     """Plan the tensor-parallel form of `branches` over `num_ranks` ranks. Linear in depth.
 
     Args:
         gm: pre-dispatch ATen graph with fake values in `meta["val"]`.
-        branches: the residual blocks; everything outside of them stays replicated.
+        branches: the residual blocks; outside of them only a vocabulary is divided.
         parameters: graph inputs (or attributes) that hold parameters and buffers, with their names.
         num_ranks: size of the mesh axis.
         differentiable: inputs that can require gradients; None: all floating ones.
+        shard_vocabulary: divide the embedding and the head too; see `ladderize.vocabulary`.
 
     Raises:
         LadderError: the analysis does not converge (a bug).
     """
     found = Propagation(branches, parameters, num_ranks)
     found.run()
-    return _Writer(gm, found, differentiable).plan()
+    vocabulary = Vocabulary()
+    if shard_vocabulary:
+        vocabulary = find_vocabulary(gm, branches, parameters, num_ranks)
+    return _Writer(gm, found, differentiable, vocabulary).plan()
 
 
 class _Writer:
     """Turn what the propagation found into edits."""
 
     def __init__(
-        self, gm: GraphModule, found: Propagation, differentiable: Collection[Node] | None
+        self,
+        gm: GraphModule,
+        found: Propagation,
+        differentiable: Collection[Node] | None,
+        vocabulary: Vocabulary,
     ) -> None:
         self.found = found
+        self.vocabulary = vocabulary
         self.gradients = _carries_gradients(gm, differentiable)
         self.indices: dict[tuple[tuple[int, ...], ...], IndexInput] = {}
 
@@ -176,7 +174,8 @@ class _Writer:
             for visit in visits
             for operand, selection in visit.entries.items()
         )
-        placed = {p: s for p, s in found.placements().items() if isinstance(s, Shard)}
+        placements = found.placements() | dict(self.vocabulary.placements)
+        placed = {p: s for p, s in placements.items() if isinstance(s, Shard)}
         per_block = [self._reductions(i, block) for i, block in enumerate(found.branches)]
         blocked, notes = self._explain(per_block)
         return ShardPlan(
@@ -186,15 +185,16 @@ class _Writer:
             rewrites=tuple(Rewrite(v.node, v.target, v.args) for v in visits if v.args is not None),
             entries=entries,
             reductions=tuple(r for reductions in per_block for r in reductions),
-            index_inputs=tuple(self.indices.values()),
+            vocabulary=self.vocabulary,
+            index_inputs=(*self.indices.values(), *self.vocabulary.index_inputs),
             blockers=blocked,
-            notes=notes,
+            notes=(*notes, *self.vocabulary.notes),
             visits=found.num_visits,
         )
 
     def _visits_in_order(self) -> list[Visit]:
         nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
-        return [self.found.visits[node] for node in nodes]
+        return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
     def _entry(self, user: Node, operand: Node, selection: Selection | None) -> Entry:
         needs_copy = operand in self.gradients

@@ -14,6 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 from ladderize import collectives, compat
 from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
+from ladderize.passes.insert import insert_after, like
+from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.placement import local_shape
 from ladderize.plan import Entry, Reduction, ShardPlan
 
@@ -23,6 +25,8 @@ aten = torch.ops.aten
 @dataclass(frozen=True)
 class ShardBranches:
     """Rewrite a graph to its rank-local form; the same graph on every rank.
+
+    Its embedding and head too, if the plan has them, by `ShardVocabulary`.
 
     The graph gains `plan.index_inputs` as its last inputs, and takes local parts of the parameters
     in `plan.placements`. `group_name` is that of the process group to reduce over.
@@ -44,15 +48,26 @@ class ShardBranches:
             self._enter(gm.graph, entry, copies, indices)
         for reduction in plan.reductions:
             self._reduce(gm.graph, reduction, order)
+        ShardVocabulary(plan.vocabulary, plan.num_ranks, self.group_name, indices).apply(gm.graph)
         for node, placement in plan.parameter_nodes.items():
             replace_fake(node, local_shape(node.meta["val"].shape, placement, plan.num_ranks))
-        propagate_fakes(gm, {*plan.parameter_nodes, *(rewrite.node for rewrite in plan.rewrites)})
-        edits = (plan.rewrites, plan.entries, plan.reductions, plan.parameter_nodes)
+        rewritten = {
+            edit.node for edits in (plan.rewrites, plan.vocabulary.edits) for edit in edits
+        }
+        propagate_fakes(gm, {*plan.parameter_nodes, *rewritten})
+        edits = (
+            plan.rewrites,
+            plan.entries,
+            plan.reductions,
+            plan.vocabulary.edits,
+            plan.parameter_nodes,
+        )
         return PassResult(sum(map(len, edits)), tuple(plan.describe()))
 
     def _add_index_inputs(self, graph: Graph) -> dict[str, Node]:
         """Append the placeholders, with fake values on the device of what they select from."""
         selected = {entry.index: entry.value.meta["val"] for entry in self.plan.entries}
+        selected |= {edit.index: edit.node.meta["val"] for edit in self.plan.vocabulary.edits}
         nodes: dict[str, Node] = {}
         for index in self.plan.index_inputs:
             last = graph.find_nodes(op="placeholder")[-1]
@@ -78,7 +93,7 @@ class ShardBranches:
             key = (target, value, args, entry.user if is_input else None)
             if key not in made:
                 place = entry.user.prev if is_input else value
-                made[key] = _insert_after(graph, place, target, (value, *args))
+                made[key] = insert_after(graph, place, target, (value, *args))
             value = made[key]
         entry.user.replace_input_with(entry.value, value)
 
@@ -87,30 +102,16 @@ class ShardBranches:
         readers = list(last.users)
         total = last
         for partial in firsts:
-            total = _insert_after(graph, total, aten.add.Tensor, (partial, total))
-        total = _insert_after(graph, total, collectives.reduce, (total, self.group_name))
-        total = _insert_after(graph, total, collectives.wait, (total,))
+            total = insert_after(graph, total, aten.add.Tensor, (partial, total))
+        total = insert_after(graph, total, collectives.reduce, (total, self.group_name))
+        total = insert_after(graph, total, collectives.wait, (total,))
         for bias in reduction.biases:
-            total = _insert_after(graph, total, aten.add.Tensor, (total, bias))
+            total = insert_after(graph, total, aten.add.Tensor, (total, bias))
         if reduction.into is None:
             for reader in readers:
                 reader.replace_input_with(last, total)
             return
         with graph.inserting_before(reduction.into):
             for other in reduction.others:
-                total = _like(graph.call_function(aten.add.Tensor, (total, other)), last)
+                total = like(graph.call_function(aten.add.Tensor, (total, other)), last)
         reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
-
-
-def _insert_after(graph: Graph, place: Node, target: Any, args: tuple[Any, ...]) -> Node:
-    """A call right after `place`, from the same module and source line."""
-    with graph.inserting_after(place):
-        return _like(graph.call_function(target, args), place)
-
-
-def _like(node: Node, origin: Node) -> Node:
-    """`node` reports the module and source line of `origin`."""
-    for key in ("stack_trace", "nn_module_stack"):
-        if key in origin.meta:
-            node.meta[key] = origin.meta[key]
-    return node

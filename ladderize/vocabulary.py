@@ -1,0 +1,318 @@
+"""Find what divides over the vocabulary: its embedding, its head, and the loss. Pure analysis.
+
+    x0 = embedding(w, ids)                          each rank looks its own rows up, one reduction
+    logits = linear(norm(x), w);  y = logits / 30   each rank computes its own columns
+    loss = cross_entropy(y, labels)                 from the columns of all ranks, none gathered
+    return y                                        gathered: no rule takes the columns further
+
+A parameter is a *vocabulary* when it is longer than wide and is the weight of
+
+    a table   the longest that is looked up by integers made from an integer input of the graph
+              (positions are counted, or come from shorter tables), and of
+    a head    a product behind the last block with no further product behind it,
+
+or of one of both, and of nothing else. Logits go through the sharding rules of the branches. Where
+these end, at the graph's outputs above all, an all-gather puts the logits together.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize.block import Block
+from ladderize.errors import Blocker
+from ladderize.placement import IndexInput, Shard
+from ladderize.sharding_rules import PRODUCTS, apply_rule
+from ladderize.visit import (
+    Illegal,
+    NeedsCuts,
+    NeedsReduction,
+    Value,
+    Values,
+    Visit,
+    is_tensor,
+    op_name,
+    packet,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What takes a collective: `node` becomes another call, told its part by input `index`."""
+
+    node: Node
+    index: str
+
+
+@dataclass(frozen=True)
+class Lookup(Edit):
+    """`embedding(weight, ids)`: each rank looks its own rows up."""
+
+
+@dataclass(frozen=True)
+class Loss(Edit):
+    """A cross entropy of logits that are sharded by classes."""
+
+
+@dataclass(frozen=True)
+class Gather(Edit):
+    """`users` read `node`, sharded on `dim`, as a whole."""
+
+    users: tuple[Node, ...]
+    dim: int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is divided over the vocabulary, each in graph order.
+
+    Attributes:
+        placements: of the vocabularies and of what is added to the logits.
+        visits: the calls that compute with this rank's part of the logits.
+        lookups, losses, gathers: the calls that take collectives.
+        index_inputs: the first row of each rank, for each length of a vocabulary.
+        notes: vocabularies that stay whole, and why.
+    """
+
+    placements: Mapping[Node, Shard] = field(default_factory=dict)
+    visits: tuple[Visit, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    gathers: tuple[Gather, ...] = ()
+    index_inputs: tuple[IndexInput, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return (*self.lookups, *self.losses, *self.gathers)
+
+    def describe(self) -> list[str]:
+        """Lines for a report."""
+        lines = [f"{edit.node}: by rows of the vocabulary" for edit in self.lookups]
+        lines += [f"{edit.node}: by classes" for edit in self.losses]
+        return lines + [f"{edit.node}: gathered" for edit in self.gathers]
+
+
+def find_vocabulary(
+    gm: GraphModule, branches: Sequence[Block], parameters: Mapping[Node, str], num_ranks: int
+) -> Vocabulary:
+    """What of `gm`, outside of `branches`, is to be divided over the vocabulary. Linear."""
+    found = _find_weights(gm, branches, parameters)
+    notes = {w: note for w in found if (note := w.why_whole(parameters, num_ranks))}
+    divided = [weight for weight in found if weight not in notes]
+    tail = _Tail(gm, parameters, num_ranks, {head for w in divided for head in w.heads})
+    tail.walk()
+    lookups = {node: w.length for w in divided for node in w.lookups}
+    losses = {node: tail.shard(read_loss(node)[0]).size for node in tail.losses}
+    gathers = tuple(tail.gathers())
+    lengths = (*lookups.values(), *losses.values(), *(tail.shard(g.node).size for g in gathers))
+    return Vocabulary(
+        placements={w.node: Shard(w.dim, (w.length,)) for w in divided} | tail.placements(),
+        visits=tuple(tail.visits),
+        lookups=tuple(Lookup(node, _index_name(size)) for node, size in lookups.items()),
+        losses=tuple(Loss(node, _index_name(size)) for node, size in losses.items()),
+        gathers=gathers,
+        index_inputs=tuple(_first_rows(size, num_ranks) for size in dict.fromkeys(lengths)),
+        notes=tuple(notes.values()),
+    )
+
+
+def _index_name(size: int) -> str:
+    return f"rank_first_of_{size}"
+
+
+def _first_rows(size: int, num_ranks: int) -> IndexInput:
+    share = size // num_ranks
+    return IndexInput(_index_name(size), tuple((rank * share,) for rank in range(num_ranks)))
+
+
+# ---- which parameters
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A vocabulary: the parameter, its dim with one entry for each word, and who reads it so."""
+
+    node: Node
+    dim: int
+    lookups: tuple[Node, ...]
+    heads: tuple[Node, ...]
+
+    @property
+    def length(self) -> int:
+        return int(self.node.meta["val"].shape[self.dim])
+
+    def why_whole(self, parameters: Mapping[Node, str], num_ranks: int) -> str:
+        """Why it cannot be divided; "" if it can."""
+        name, uses = parameters[self.node], (*self.lookups, *self.heads)
+        if self.length % num_ranks:
+            reason = f"{self.length} words cannot be divided over {num_ranks} ranks"
+            return str(Blocker.at(uses[0], f"{name}: {reason}"))
+        for user in self.node.users:
+            if user not in uses:
+                return str(Blocker.at(user, f"{name} is also used by {op_name(user)}"))
+            if user in self.lookups and (any(user.args[3:]) or user.kwargs):
+                return str(Blocker.at(user, f"{name}: {op_name(user)} has options without a rule"))
+        return ""
+
+
+def _find_weights(
+    gm: GraphModule, branches: Sequence[Block], parameters: Mapping[Node, str]
+) -> list[_Weight]:
+    heads, tables = set(_heads(gm, branches)), _tables(gm, parameters)
+    found: dict[Node, int] = {}
+    for node in (*tables, *(node for node in gm.graph.nodes if node in heads)):
+        weight, dim = _weight_of(node)
+        if weight in parameters and _is_long(weight, dim):
+            found.setdefault(weight, dim)
+    return [
+        _Weight(
+            weight,
+            dim,
+            tuple(user for user in weight.users if _is_lookup(user) and dim == 0),
+            tuple(user for user in weight.users if user in heads and _weight_of(user)[1] == dim),
+        )
+        for weight, dim in found.items()
+    ]
+
+
+def _weight_of(node: Node) -> tuple[Node, int]:
+    """The weight of a lookup or a product, and its dim with one entry for each word."""
+    if _is_lookup(node):
+        index, dim = 0, 0
+    else:
+        form = PRODUCTS[packet(node)]
+        index, dim = form.weight, form.output_dim
+    weight = node.args[index]
+    assert isinstance(weight, Node)
+    return weight, dim
+
+
+def _is_long(weight: Node, dim: int) -> bool:
+    shape = weight.meta["val"].shape
+    return len(shape) == 2 and bool(shape[dim] > shape[1 - dim])
+
+
+def _is_lookup(node: Node) -> bool:
+    return packet(node) is aten.embedding
+
+
+def _tables(gm: GraphModule, parameters: Mapping[Node, str]) -> list[Node]:
+    """The lookups by what the user passes, in the longest of their tables."""
+    given: set[Node] = set()
+    for node in gm.graph.nodes:
+        is_input = node.op == "placeholder" and is_tensor(node) and node not in parameters
+        if (is_input and _is_integer(node)) or (
+            is_tensor(node) and not given.isdisjoint(node.all_input_nodes)
+        ):
+            given.add(node)
+    lookups = [node for node in gm.graph.nodes if _is_lookup(node) and node.args[1] in given]
+    lengths = [_weight_of(node)[0].meta["val"].shape[0] for node in lookups]
+    return [node for node, length in zip(lookups, lengths, strict=True) if length == max(lengths)]
+
+
+def _is_integer(node: Node) -> bool:
+    dtype = node.meta["val"].dtype
+    return not dtype.is_floating_point and not dtype.is_complex
+
+
+def _heads(gm: GraphModule, branches: Sequence[Block]) -> list[Node]:
+    """Products behind the last block whose result reaches no other product."""
+    inside = {node for block in branches for node in (*block.branch, block.add)}
+    heads: list[Node] = []
+    leads_on: set[Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if node in inside:
+            break
+        is_product = packet(node) in PRODUCTS
+        if is_product and node not in leads_on:
+            heads.append(node)
+        if is_product or node in leads_on:
+            leads_on.update(node.all_input_nodes)
+    return heads
+
+
+# ---- the logits' way
+
+
+@dataclass
+class _Tail:
+    """Carries the logits of `heads` as far as the rules go.
+
+    Attributes:
+        heads: the products that make logits.
+        values: placements of what is sharded.
+        visits: the calls on the way.
+        losses: cross entropies that take sharded logits.
+        gathered: sharded values with those who must have them whole.
+    """
+
+    gm: GraphModule
+    parameters: Mapping[Node, str]
+    num_ranks: int
+    heads: Collection[Node]
+    values: dict[Node, Values] = field(default_factory=dict)
+    visits: list[Visit] = field(default_factory=list)
+    losses: list[Node] = field(default_factory=list)
+    gathered: dict[Node, list[Node]] = field(default_factory=dict)
+
+    def walk(self) -> None:
+        weights = {_weight_of(head)[0] for head in self.heads}
+        banned = {p for p in self.parameters if len(p.users) > 1 and p not in weights}
+        for node in self.gm.graph.nodes:
+            sharded = [source for source in node.all_input_nodes if source in self.values]
+            if not sharded and node not in self.heads:
+                continue
+            if sharded and self._is_loss(node):
+                self.losses.append(node)
+            elif not self._carry(node, banned):
+                for source in sharded:
+                    self.gathered.setdefault(source, []).append(node)
+
+    def _carry(self, node: Node, banned: Collection[Node]) -> bool:
+        """Whether a rule takes sharded operands of `node` to a sharded result."""
+        visit = Visit(node, self.values, self.parameters, banned, {}, self.num_ranks)
+        try:
+            value = apply_rule(visit)
+        except (Illegal, NeedsCuts, NeedsReduction):
+            return False
+        if not isinstance(value, Value) or value.shard is None:
+            return False
+        self.values[node] = value
+        self.visits.append(visit)
+        return True
+
+    def _is_loss(self, node: Node) -> bool:
+        """Whether `node` is a cross entropy by class numbers, neither weighted nor smoothed."""
+        if packet(node) is not aten.cross_entropy_loss or node.kwargs or len(node.args) < 2:
+            return False
+        logits, labels, weight, _, _, smoothing = read_loss(node)
+        if logits not in self.values or not _is_integer(labels):
+            return False
+        classes = min(1, logits.meta["val"].ndim - 1)
+        return self.shard(logits).dim == classes and weight is None and smoothing == 0
+
+    def shard(self, node: Node) -> Shard:
+        value = self.values[node]
+        assert isinstance(value, Value) and value.shard is not None
+        return value.shard
+
+    def gathers(self) -> Iterator[Gather]:
+        for value, users in self.gathered.items():
+            shard = self.shard(value)
+            yield Gather(value, _index_name(shard.size), tuple(users), shard.dim)
+
+    def placements(self) -> dict[Node, Shard]:
+        demands = [item for visit in self.visits for item in visit.demands.items()]
+        return {p: placed for p, placed in demands if isinstance(placed, Shard)}
+
+
+def read_loss(node: Node) -> tuple[Any, ...]:
+    """Logits, labels, weight, reduction, ignore_index, label_smoothing of a cross entropy."""
+    defaults = (None, None, None, 1, -100, 0.0)
+    return (*node.args, *defaults[len(node.args) :])
