@@ -6,14 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
-from sharded import Sharder, gpt2
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import ladderize
-from ladderize import LadderConfig
 from ladderize.emitted import Kind, find_disorder, find_races, read_events
-from ladderize.placement import Shard
 from ladderize.testing.emitted_code import record_emitted_code
 
 SIZES = {

@@ -88,7 +88,7 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
             yield Blocker(f"{name} holds an object or code, no tensor")
     graphs = [name for name in names if re.search(r"(^|/)models/[^/]+\.json$", name)]
     if len(graphs) != 1:
-        yield Blocker(f"it holds {len(graphs)} exported programs, wanted is one")
+        yield Blocker(f"it holds {len(graphs)} exported programs, not one; is it cut short?")
     for name in graphs:
         graph = json.loads(archive.read(name))
         yield from _strange_graph(graph)
