@@ -376,6 +376,13 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
 
 
+def is_wrapper_subclass(value: Any) -> bool:
+    """Whether `value` is a tensor made of others: a DTensor, a quantised weight."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return is_traceable_wrapper_subclass(value)
+
+
 def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor inside of what `vmap` or `grad` wrap; a wrapped one has no storage."""
     from torch._C import _functorch

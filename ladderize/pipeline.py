@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.fx import GraphModule, Node
 
-from ladderize import compat
+from ladderize import compat, ops
 from ladderize.aten import is_aten, to_aten
 from ladderize.block import Stream
 from ladderize.choose import choose_blocks
@@ -33,7 +33,7 @@ from ladderize.passes.spell_sums import SpellSums
 from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.reach import Reach
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
-from ladderize.refusals import explain_absence, find_hidden
+from ladderize.refusals import explain_absence, find_hidden, refuse_wrapped
 from ladderize.regional import refuse_single_layers
 from ladderize.report.draft import Draft
 from ladderize.runner import Invariant, Log, run_analysis, run_pass
@@ -107,6 +107,8 @@ def ladder(
             f"{regions} checkpointed regions cannot be sharded:",
             cure="switch gradient checkpointing off (it is of no use in inference)",
         )
+    if ranks is not None:
+        refuse_wrapped({name: ops.value(node) for node, name in names.items()})
     if ranks is not None and not is_aten(gm):
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)

@@ -6,13 +6,14 @@ x2 = x1 + h(x1, x0)                    dense: a branch reads two stream values
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from ladderize import ops
+from ladderize import compat, ops
 from ladderize.block import Block
 from ladderize.candidates import find_candidates, flatten
-from ladderize.errors import Blocker
+from ladderize.errors import Blocker, LadderError
 from ladderize.ops import Kind
 from ladderize.reach import Reach
 from ladderize.regions import bodies
@@ -157,3 +158,21 @@ def _dense(reach: Reach, node: Node) -> str:
                 "connections keep every value, no stream is summed up"
             )
     return ""
+
+
+def refuse_wrapped(parameters: Mapping[str, Any]) -> None:
+    """Raise `LadderError` for weights that are tensor subclasses, and so more than one tensor.
+
+    Quantised weights are values and scales in one; no sharding rule divides both.
+    """
+    wrapped = [
+        Blocker(f"{name} is a {type(value).__name__} of {type(value).__module__.partition('.')[0]}")
+        for name, value in parameters.items()
+        if compat.is_wrapper_subclass(value)
+    ]
+    if wrapped:
+        raise LadderError(
+            "These weights cannot be sharded, for they are no plain tensors:",
+            wrapped,
+            "shard weights that are not quantised; leave mesh= out where they are DTensors already",
+        )

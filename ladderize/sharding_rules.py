@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ladderize import cache_rules as cache
 from ladderize import layout_rules as layout
 from ladderize.partial_rules import join_partials
 from ladderize.placement import Partial, Shard
@@ -234,6 +235,8 @@ RULES: dict[Any, Rule] = {
     aten.cat: layout.cat,
     aten.stack: layout.stack,
     operator.getitem: layout.getitem,
+    aten.index_copy_: cache.index_copy,
+    aten.index_put_: cache.index_put,
     # pointwise, but without the tag
     **dict.fromkeys(
         (

@@ -162,7 +162,7 @@ def _index_entries(plan: ShardPlan) -> list[Entry]:
 
 def _no_memory(entry: Entry, num_ranks: int) -> torch.Tensor:
     """A tensor of the local shape whose elements are all one and the same."""
-    value = torch.zeros(1, dtype=entry.dtype).expand(entry.local_shape(num_ranks))
+    value = torch.zeros((), dtype=entry.dtype).expand(entry.local_shape(num_ranks))
     if entry.kind != "parameter":
         return value
     return torch.nn.Parameter(value, requires_grad=entry.requires_grad)

@@ -91,7 +91,7 @@ def plan_parallel(
     Raises:
         LadderError: as `parallelize`.
     """
-    program, _ = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
+    program, _, _ = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
     return localize(program, num_ranks, aot_config(**options))
 
 
@@ -133,27 +133,22 @@ def _prepare(
     inputs: tuple[Sequence[Any], Mapping[str, Any], Any],
     checkpoint: str | Path | Mapping[str, Tensor] | None,
 ) -> Prepared:
-    program, weights = _program(model_or_factory, *inputs)
+    program, state, has_weights = _program(model_or_factory, *inputs)
     local = localize(program, mesh.size(), config)
-    own = {**program.state_dict, **program.constants}
-    buffers = {entry.name: own[entry.name] for entry in local.entries if entry.kind != "index"}
     if checkpoint is None:
-        if weights is None:
+        if not has_weights:
             raise LadderError(
                 "A factory's model has shapes, but no weights.",
                 cure="pass checkpoint=, or a model instead of the factory",
             )
-        source: Source = StateDict({n: t for n, t in weights.items() if n in _persistent(local)})
+        names = {name for entry in local.entries if entry.is_persistent for name in entry.names}
+        source: Source = StateDict({name: t for name, t in state.items() if name in names})
     elif isinstance(checkpoint, Mapping):
         source = StateDict(checkpoint)
     else:
         source = open_checkpoint(checkpoint)
     match(local.entries, source)
-    return local, lambda: read_slices(local.entries, buffers, source, mesh)
-
-
-def _persistent(local: LocalProgram) -> set[str]:
-    return {name for entry in local.entries if entry.is_persistent for name in entry.names}
+    return local, lambda: read_slices(local.entries, state, source, mesh)
 
 
 def _program(
@@ -161,10 +156,14 @@ def _program(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     dynamic_shapes: Any,
-) -> tuple[ExportedProgram, Mapping[str, Tensor] | None]:
-    """The traced program, and the model's own weights if it has any."""
+) -> tuple[ExportedProgram, Mapping[str, Tensor], bool]:
+    """The traced program, what tensors there are by name, and whether weights are among them."""
     if isinstance(model_or_factory, ExportedProgram):
-        return model_or_factory, model_or_factory.state_dict
+        program = model_or_factory
+        return program, {**program.state_dict, **program.constants}, True
     model, has_weights = build(model_or_factory)
-    weights = dict(model.state_dict()) if has_weights else None
-    return trace(model, args, kwargs, dynamic_shapes), weights
+    program = trace(model, args, kwargs, dynamic_shapes)
+    own = dict(model.named_buffers(remove_duplicate=False))
+    if has_weights:
+        own |= dict(model.named_parameters(remove_duplicate=False))
+    return program, {**program.constants, **own}, has_weights

@@ -1,9 +1,9 @@
 """Export a model that nobody has memory for: parameters are shapes, buffers are real.
 
-factory() ── parameters on "meta" ── fake parameters ── torch.export ── ExportedProgram
+factory() ── parameters on "meta", real buffers ── fake state ── torch.export ── ExportedProgram
 
-Buffers stay real because their values matter: rotary tables and masks are computed when the model
-is built.
+Buffers are built for real because their values matter: rotary tables and masks are computed when
+the model is built. While it is traced they are fake too, on the device of the inputs.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
+from ladderize.refusals import refuse_wrapped
 
 META = torch.device("meta")
 
@@ -63,7 +64,7 @@ def trace(
     kwargs: Mapping[str, Any],
     dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """Export `model` with fake parameters; the model stays as it is and nothing is computed.
+    """Export `model` with a fake state; the model stays as it is and nothing is computed.
 
     Args:
         model: its parameters may be on the meta device.
@@ -71,17 +72,19 @@ def trace(
         dynamic_shapes: as `torch.export.export` takes them.
 
     Returns:
-        The program. Parameters in its `state_dict` are fake, buffers and constants are real.
+        The program. Its `state_dict` is fake; tensors that only tracing found (`constants` that are
+        no buffers) are real.
 
     Raises:
         LadderError: the model cannot be exported; torch's own reason is its cause.
     """
+    refuse_wrapped(dict(model.named_parameters()))
     mode = compat.new_fake_mode()
     device = next(
         (leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
         torch.device("cpu"),
     )
-    with fake_parameters(model, mode, device), mode, torch.enable_grad():
+    with fake_state(model, mode, device), mode, torch.enable_grad():
         try:
             inputs = pytree.tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
             return export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -96,28 +99,29 @@ def trace(
 
 
 @contextlib.contextmanager
-def fake_parameters(model: nn.Module, mode: Any, device: torch.device) -> Iterator[None]:
-    """`model` with parameters of `mode` on `device` in place of its own; tied ones stay tied."""
+def fake_state(model: nn.Module, mode: Any, device: torch.device) -> Iterator[None]:
+    """`model` with tensors of `mode` on `device` in place of its own; tied ones stay tied."""
     kept = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-    fakes: dict[nn.Parameter, nn.Parameter] = {}
-    for _, parameters, _ in kept:
-        for parameter in parameters.values():
-            if parameter is not None and parameter not in fakes:
-                fakes[parameter] = _fake(parameter, mode, device)
+    fakes: dict[Tensor | None, Any] = {None: None}
     try:
-        for module, parameters, _ in kept:
-            for name, parameter in parameters.items():
-                module._parameters[name] = None if parameter is None else fakes[parameter]
+        for module, parameters, buffers in kept:
+            for tensor in (*parameters.values(), *buffers.values()):
+                if tensor is not None and tensor not in fakes:
+                    fakes[tensor] = _fake(tensor, mode, device)
+            module._parameters.update({name: fakes[p] for name, p in parameters.items()})
+            module._buffers.update({name: fakes[b] for name, b in buffers.items()})
         yield
     finally:
         for module, parameters, buffers in kept:
             module._parameters.update(parameters)
-            module._buffers.update(buffers)  # tracing may have left fake ones behind
+            module._buffers.update(buffers)
 
 
-def _fake(parameter: nn.Parameter, mode: Any, device: torch.device) -> nn.Parameter:
+def _fake(tensor: Tensor, mode: Any, device: torch.device) -> Tensor:
     with mode:
         empty = torch.empty_strided(
-            parameter.shape, parameter.stride(), dtype=parameter.dtype, device=device
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
         )
-        return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        if not isinstance(tensor, nn.Parameter):
+            return empty
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
