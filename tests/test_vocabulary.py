@@ -121,7 +121,7 @@ def gradient_errors(model, found, expected, placements):
     named = model.named_parameters(remove_duplicate=False)  # tied ones under all of their names
     divided = {id(parameter) for name, parameter in named if name in placements}
     parameters = list(model.parameters())
-    ours = torch.autograd.grad(found, parameters, retain_graph=True)
+    ours = torch.autograd.grad(found, parameters)
     theirs = torch.autograd.grad(expected, parameters)
     worst = 0.0
     for parameter, mine, full in zip(parameters, ours, theirs, strict=True):
