@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from ladderize import collectives, testing
     from ladderize.config import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
-    from ladderize.front import compile, restore
+    from ladderize.front import (
+        compile,
+        release_full_parameters,
+        restore,
+        restore_full_parameters,
+    )
     from ladderize.programs import rewrite
     from ladderize.report import Report, last_report
     from ladderize.report.explain import explain
@@ -27,7 +32,9 @@ __all__ = [
     "compile",
     "explain",
     "last_report",
+    "release_full_parameters",
     "restore",
+    "restore_full_parameters",
     "rewrite",
     "testing",
 ]
@@ -41,7 +48,9 @@ _HOMES = {
     "compile": "front",
     "explain": "report.explain",
     "last_report": "report",
+    "release_full_parameters": "front",
     "restore": "front",
+    "restore_full_parameters": "front",
     "rewrite": "programs",
 }
 
