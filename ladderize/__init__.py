@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from ladderize.aot.parallelize import parallelize, plan_parallel
     from ladderize.config import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
-    from ladderize.front import compile, restore
+    from ladderize.front import (
+        compile,
+        release_full_parameters,
+        restore,
+        restore_full_parameters,
+    )
     from ladderize.programs import rewrite
     from ladderize.report import Report, last_report
     from ladderize.report.explain import explain
@@ -29,10 +34,15 @@ __all__ = [
     "compile",
     "explain",
     "last_report",
+<<<<<<< HEAD
     "load",
     "parallelize",
     "plan_parallel",
+=======
+    "release_full_parameters",
+>>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
     "restore",
+    "restore_full_parameters",
     "rewrite",
     "testing",
 ]
@@ -46,10 +56,16 @@ _HOMES = {
     "compile": "front",
     "explain": "report.explain",
     "last_report": "report",
+<<<<<<< HEAD
     "load": "aot.files",
     "restore": "front",
     "parallelize": "aot.parallelize",
     "plan_parallel": "aot.parallelize",
+=======
+    "release_full_parameters": "front",
+    "restore": "front",
+    "restore_full_parameters": "front",
+>>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
     "rewrite": "programs",
 }
 

@@ -7,21 +7,32 @@ In: a module and the options of `LadderConfig`. Out: the same module, with the s
 the same names; `restore` takes it back.
 """
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ladderize import compat
+from ladderize import compat, release
 from ladderize.config import LadderConfig
-from ladderize.errors import LadderError
+from ladderize.errors import Blocker, LadderError
 from ladderize.generation import find_encoder, refuse_relative_counts, set_compile_by_generate
 from ladderize.jit import ladderize
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_disabled_before: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
-"""Each model that is a ladder now, with the setting for `generate` that `compile` found."""
+
+@dataclass(frozen=True)
+class _Compiled:
+    """How a model became a ladder; `disabled_before` is the setting for `generate` it had."""
+
+    config: LadderConfig
+    fullgraph: bool
+    disabled_before: bool | None
+
+
+_compiled: WeakKeyDictionary[nn.Module, _Compiled] = WeakKeyDictionary()
+"""Each model that is a ladder now."""
 
 
 def compile(  # as torch.compile
@@ -61,19 +72,74 @@ def compile(  # as torch.compile
     for module in (model, encoder):
         if module is not None:
             module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
-    _disabled_before[model] = set_compile_by_generate(model, disabled=True)
+    disabled_before = set_compile_by_generate(model, disabled=True)
+    _compiled[model] = _Compiled(config, fullgraph, disabled_before)
     return model
 
 
 def restore(model: Model) -> Model:
     """Take `compile` back: `model` is eager and standard again. Does nothing to other models.
 
+    Released parameters are restored, for which all ranks must call it.
+
     >>> ladderize.restore(model)(x)                 # as model(x) was before ladderize.compile
     """
-    if model not in _disabled_before:
+    if model not in _compiled:
         return model
+    release.refill(model)
     for module in (model, find_encoder(model)):
         if module is not None:
             compat.drop_compiled(module)
-    set_compile_by_generate(model, disabled=_disabled_before.pop(model))
+    set_compile_by_generate(model, disabled=_compiled.pop(model).disabled_before)
     return model
+
+
+def release_full_parameters(model: nn.Module) -> int:
+    """Free the memory of the parameters of which each rank computes with its part alone.
+
+    >>> ladderize.compile(model, mesh=mesh)
+    >>> with torch.no_grad():
+    ...     model(ids)                                    # cuts the parts out
+    ...     ladderize.release_full_parameters(model)      # frees what they were cut from
+    ...     model.generate(ids)
+
+    The model then runs as a ladder on this mesh under `torch.no_grad()`, new shapes included, and
+    does nothing else: do not read, write or move its parameters. `state_dict`, `load_state_dict`,
+    pickling and `deepcopy` raise. `restore_full_parameters` takes it back.
+
+    Args:
+        model: made a ladder by `ladderize.compile(model, mesh=…)`, and called once.
+
+    Returns:
+        The bytes that were freed on this rank.
+
+    Raises:
+        LadderError: when parameters may be needed whole: without `fullgraph=True` or with
+            `strict=False` (pieces of the model may run in eager mode), before the first call,
+            with gradients enabled, and of parameters that a graph does not divide.
+    """
+    how = _compiled.get(model)
+    blockers = [] if how is None else _ways_to_eager(how)
+    if how is None or blockers:
+        raise LadderError(
+            "Only a model that runs nothing in eager mode can do without its full parameters:",
+            blockers or [Blocker("it was not compiled by ladderize.compile")],
+            "ladderize.compile(model, mesh=mesh), with fullgraph=True and strict=True",
+        )
+    return release.free(model)
+
+
+def restore_full_parameters(model: nn.Module) -> None:
+    """Take `release_full_parameters` back; a collective call, for all ranks of the mesh.
+
+    The model stays a ladder. Does nothing to models that have their parameters.
+    """
+    release.refill(model)
+
+
+def _ways_to_eager(how: _Compiled) -> list[Blocker]:
+    ways = {
+        "fullgraph=False leaves pieces to eager mode": not how.fullgraph,
+        "strict=False may compile the standard net": not how.config.strict,
+    }
+    return [Blocker(way) for way, is_open in ways.items() if is_open]

@@ -1,13 +1,18 @@
 """Vocabulary-parallel embeddings, heads and losses on real gloo ranks, against one device."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 import torch.distributed as dist
 import transformers
+<<<<<<< HEAD
+=======
+from sharded import Sharder
+>>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
 
 import ladderize
 from ladderize.emitted import Kind, find_disorder, find_races, read_events
@@ -26,7 +31,7 @@ SIZES = {
     "pad_token_id": 0,
     "use_cache": False,
 }
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4}
 FAMILIES = {  # class, configuration, the vocabulary's parameters
     "llama": ("LlamaForCausalLM", {}, {"model.embed_tokens.weight", "lm_head.weight"}),
     "llama, tied": (
@@ -118,7 +123,7 @@ def gradient_errors(model, found, expected, placements):
     named = model.named_parameters(remove_duplicate=False)  # tied ones under all of their names
     divided = {id(parameter) for name, parameter in named if name in placements}
     parameters = list(model.parameters())
-    ours = torch.autograd.grad(found, parameters, retain_graph=True)
+    ours = torch.autograd.grad(found, parameters)
     theirs = torch.autograd.grad(expected, parameters)
     worst = 0.0
     for parameter, mine, full in zip(parameters, ours, theirs, strict=True):
@@ -169,3 +174,184 @@ def test_inductor_hides_what_it_hid_before(two_ranks):
         for source in sources:
             assert not find_races(read_events(source))
             assert not find_disorder(read_events(source))
+
+
+# ---- small nets, for what the models above do not have
+
+
+class Small(nn.Module):
+    """A table, two blocks, a tied head, and what `finish` makes of the logits and the ids."""
+
+    def __init__(self, finish, words=24, width=8, padding_idx=None, untied=False, bias=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(words, width, padding_idx)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, width)) for _ in range(2)
+        )
+        self.head = nn.Linear(width, words, bias)
+        if not untied:
+            self.head.weight = self.table.weight
+        self.finish = finish
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.finish(self.head(x), ids)
+
+
+def loss(logits, ids, **options):
+    """The next word's, the words below 3 ignored."""
+    target = ids.roll(-1, 1)
+    target = target.masked_fill(target < 3, options.get("ignore_index", -100))
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), **options)
+
+
+def by_positions(logits, ids):
+    return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+
+
+def in_two_steps(logits, ids):
+    return F.nll_loss(F.log_softmax(logits, -1).flatten(0, 1), ids.flatten())
+
+
+def best(logits, ids):
+    return logits.softmax(-1).topk(3).values + ids.sum()
+
+
+def shifted(logits, ids):
+    """Added to the logits: one number for each word, and a part that depends on it."""
+    bonus = torch.arange(logits.shape[-1]) / 7
+    return (logits[:, -1] + bonus).tanh() * ids[:, :1]
+
+
+FINISHES = {  # what is returned -> all-gathers, vocabulary-parallel losses
+    "mean": (loss, 0, 1),
+    "sum": (partial(loss, reduction="sum"), 0, 1),
+    "none": (partial(loss, reduction="none"), 0, 1),
+    "ignored": (partial(loss, ignore_index=5), 0, 1),
+    "by positions": (by_positions, 0, 1),
+    "smoothed": (partial(loss, label_smoothing=0.1), 1, 0),
+    "weighted": (partial(loss, weight=torch.arange(24.0)), 1, 0),
+    "in two steps": (in_two_steps, 1, 0),
+    "best": (best, 1, 0),
+    "shifted": (shifted, 1, 0),
+    "both": (lambda logits, ids: (logits.float(), loss(logits, ids)), 1, 1),
+}
+
+
+def finish(name, **options):
+    """Errors of values and gradients of a small net."""
+    model = Small(FINISHES[name][0], **options)
+    ids = torch.arange(18).reshape(3, 6) * 5 % 24
+    found = compiled(model, mesh=mesh(), lowering="aot_eager")(ids)
+    placements = dict(sharding().placements)
+    expected = compiled(model, lowering="eager")(ids)
+    if isinstance(found, torch.Tensor):
+        found, expected = (found,), (expected,)
+    errors = [distance(a, b) for a, b in zip(found, expected, strict=True)]
+    scalars = (sum(part.sin().mean() for part in parts) for parts in (found, expected))
+    return max(errors), gradient_errors(model, *scalars, placements), sorted(placements)
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_what_becomes_of_the_logits(two_ranks, name):
+    for error, gradients, placements in two_ranks.run(finish, name):
+        assert error <= 1e-4
+        assert gradients <= 1e-4
+        assert "table.weight" in placements
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 10}, {"untied": True, "bias": True}, {"untied": True}]
+)
+def test_tables_and_heads(two_ranks, options):
+    for error, gradients, placements in two_ranks.run(partial(finish, "both", **options)):
+        assert error <= 1e-4
+        assert gradients <= 1e-4
+        assert ("head.weight" in placements) == ("untied" in options)
+        assert ("head.bias" in placements) == ("bias" in options)
+
+
+# ---- structure
+
+
+def plan_of(model, *args, num_ranks=2, **kwargs):
+    sharder = Sharder(num_ranks)
+    torch.compile(model, backend=sharder, fullgraph=True, dynamic=False)(*args, **kwargs)
+    return sharder
+
+
+IDS = torch.arange(18).reshape(3, 6)
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_whole_logits_are_gathered_only_where_needed(name):
+    made, gathers, losses = FINISHES[name]
+    targets = plan_of(Small(made), IDS).targets()
+    assert targets.count("ladderize.gather.default") == gathers
+    assert targets.count("ladderize.vocab_cross_entropy.default") == losses
+    assert targets.count("ladderize.embed_rows.default") == 1
+    assert targets.count("ladderize.reduce.default") == 3
+
+
+def test_the_rank_enters_by_one_input():
+    sharder = plan_of(Small(FINISHES["both"][0]), IDS, num_ranks=4)
+    (index,) = sharder.plan.index_inputs
+    assert index.rows == ((0,), (6,), (12,), (18,))
+    assert sharder.plan.num_reductions == 2  # of the branches
+    assert sharder.plan.placements["table.weight"] == Shard(0, (24,))
+
+
+def test_only_the_vocabulary_is_divided():
+    """GPT-2's positions are no words; of BERT's three tables one holds words."""
+    for name, words in [("gpt2", "wte"), ("bert", "word_embeddings")]:
+        plan = plan_of(language_model(name), **inputs(labels=False)).plan
+        outside = [n for n in plan.placements if ".h." not in n and ".layer." not in n]
+        assert words in outside[0]
+        assert len(outside) == len(FAMILIES[name][2])
+    positions = torch.arange(6).expand(2, 6)
+    model = language_model("gpt2", max_position_embeddings=40)
+    plan = plan_of(model, position_ids=positions, **inputs(labels=False)).plan
+    assert "transformer.wpe.weight" not in plan.placements
+
+
+class OtherUse(Small):
+    def forward(self, ids):
+        return super().forward(ids) + self.table.weight.mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: Small(loss, words=25), "25 words cannot be divided over 2 ranks"),
+        (lambda: OtherUse(loss), "is also used by aten.mean"),
+        (lambda: Small(loss, padding_idx=None).requires_grad_(False), ""),
+    ],
+)
+def test_what_stays_whole_is_listed(model, reason):
+    plan = plan_of(model(), IDS).plan
+    notes = [note for note in plan.notes if "table.weight" in note]
+    assert bool(notes) == bool(reason)
+    if reason:
+        assert reason in notes[0]
+        assert "table.weight" not in plan.placements
+        assert f"kept whole: {notes[0]}" in plan.describe()
+    assert plan.num_reductions == 2
+
+
+def whole_vocabulary():
+    model = Small(FINISHES["both"][0])
+    options = {"mesh": mesh(), "lowering": "eager", "shard_vocabulary": False}
+    found = compiled(model, **options)(IDS)[0]
+    report = sharding()
+    expected = compiled(model, lowering="eager")(IDS)[0]
+    return distance(found, expected), report
+
+
+def test_the_vocabulary_can_be_left_whole(two_ranks):
+    for error, report in two_ranks.run(whole_vocabulary):
+        assert error <= 1e-4
+        assert len(report.placements) == 6
+        assert all(name.startswith("blocks.") for name, _ in report.placements)

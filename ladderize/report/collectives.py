@@ -26,7 +26,12 @@ _DISTRIBUTED = str(Path(dist.__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # A reduction follows the sum of at most that many partial values of parallel branches.
 _STEPS_TO_BRANCH = 4
-_OWN = {"ladderize::reduce": "all_reduce", "ladderize::copy": "all_reduce (backward)"}
+_OWN = {
+    "ladderize::reduce": ("all_reduce",),
+    "ladderize::copy": ("all_reduce (backward)",),
+    "ladderize::gather": ("all_gather_into_tensor",),
+    "ladderize::vocab_cross_entropy": ("all_reduce", "all_reduce"),  # highest logits, and sums
+}
 
 
 def find_collectives(
@@ -50,7 +55,7 @@ def find_collectives(
 def _own_ops(node: Node) -> Iterator[tuple[str, str]]:
     schema = schema_of(node)
     if schema is not None and schema.name in _OWN:
-        yield _OWN[schema.name], group_name_of(node)
+        yield from ((op, group_name_of(node)) for op in _OWN[schema.name])
 
 
 def _models_ops(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:

@@ -129,7 +129,7 @@ class CollectiveReport:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """How the branches are divided over the ranks of a mesh.
+    """How the branches, and the vocabulary, are divided over the ranks of a mesh.
 
     Attributes:
         placements: of each divided parameter, as (name, placement).
