@@ -34,13 +34,10 @@ __all__ = [
     "compile",
     "explain",
     "last_report",
-<<<<<<< HEAD
     "load",
     "parallelize",
     "plan_parallel",
-=======
     "release_full_parameters",
->>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
     "restore",
     "restore_full_parameters",
     "rewrite",
@@ -56,16 +53,12 @@ _HOMES = {
     "compile": "front",
     "explain": "report.explain",
     "last_report": "report",
-<<<<<<< HEAD
     "load": "aot.files",
-    "restore": "front",
     "parallelize": "aot.parallelize",
     "plan_parallel": "aot.parallelize",
-=======
     "release_full_parameters": "front",
     "restore": "front",
     "restore_full_parameters": "front",
->>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
     "rewrite": "programs",
 }
 

@@ -6,10 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
-<<<<<<< HEAD
-=======
 from sharded import Sharder
->>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F

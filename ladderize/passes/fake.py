@@ -65,13 +65,8 @@ def _fake(source: Node) -> Any:
 def signature(value: Any) -> Any:
     """What a reader of `value` could notice, hashable: shapes, strides, dtypes, devices."""
     if isinstance(value, torch.Tensor):
-<<<<<<< HEAD
         layout = (tuple(value.shape), value.stride(), value.storage_offset())
         return (*map(signature, layout), value.dtype, value.device)
-=======
-        sizes = (signature(tuple(value.shape)), signature(value.stride()))
-        return (*sizes, signature(value.storage_offset()), value.dtype, value.device)
->>>>>>> 94fd7bc8d52c5b5ae51ec252e1f3a68097b00c64
     if isinstance(value, dict):
         return tuple((name, signature(part)) for name, part in sorted(value.items()))
     if isinstance(value, (list, tuple)):
