@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import ladderize
 from ladderize.emitted import Kind, find_disorder, find_races, read_events
+from ladderize.placement import Shard
 from ladderize.testing.emitted_code import record_emitted_code
 
 SIZES = {
