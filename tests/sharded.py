@@ -200,7 +200,7 @@ def shard_module(
         "reductions": sharder.plan.num_reductions,
         "blocks": len(sharder.blocks),
         "digest": sharder.plan.digest(),
-        "blockers": [str(blocker) for blocker in sharder.plan.blockers],
+        "whole": [str(branch) for branch in sharder.plan.whole_branches],
         "code": sharder.gm.code,
     }
 

@@ -28,7 +28,7 @@ def check(
 ) -> None:
     results = ranks.run(run_sharded, name, dynamic, options)
     for result in results:
-        assert result["blockers"] == []
+        assert result["whole"] == []
         assert result["reductions"] == result["blocks"] == per_layer * options.get("layers", 2)
         assert result["error"] <= TOLERANCE
         assert result["other shape"] <= TOLERANCE
@@ -180,7 +180,7 @@ def test_own_nets(name: str, group: str, request: pytest.FixtureRequest) -> None
     results = request.getfixturevalue(group).run(run_own, name)
     for result in results:
         assert result["reductions"] == 2
-        assert result["blockers"] == []
+        assert result["whole"] == []
         assert result["error"] <= TOLERANCE
         assert result["input gradient"] <= TOLERANCE
         assert max(result["gradients"].values()) <= TOLERANCE

@@ -5,6 +5,7 @@ after    h = linear(copy(n), w1_local);     p = linear(silu(h), w2_local)
          y = add(wait(reduce(p)), b);       x1 = add(x, y)
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from ladderize import collectives, compat
 from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.placement import local_shape
-from ladderize.plan import Entry, Reduction, ShardPlan
+from ladderize.plan import Entry, MixedWeight, Reduction, Rewrite, ShardPlan
+from ladderize.visit import LocalSize
 
 aten = torch.ops.aten
 
@@ -38,7 +40,9 @@ class ShardBranches:
         indices = self._add_index_inputs(gm.graph)
         for rewrite in plan.rewrites:
             rewrite.node.target = rewrite.target
-            rewrite.node.args = rewrite.args
+            rewrite.node.args = self._with_local_sizes(gm.graph, rewrite)
+        for weight in plan.mixed:
+            self._mix(gm.graph, weight)
         copies: dict[Node, Node] = {}
         for entry in plan.entries:
             self._enter(gm.graph, entry, copies, indices)
@@ -47,7 +51,7 @@ class ShardBranches:
         for node, placement in plan.parameter_nodes.items():
             replace_fake(node, local_shape(node.meta["val"].shape, placement, plan.num_ranks))
         propagate_fakes(gm, {*plan.parameter_nodes, *(rewrite.node for rewrite in plan.rewrites)})
-        edits = (plan.rewrites, plan.entries, plan.reductions, plan.parameter_nodes)
+        edits = (plan.rewrites, plan.entries, plan.mixed, plan.reductions, plan.parameter_nodes)
         return PassResult(sum(map(len, edits)), tuple(plan.describe()))
 
     def _add_index_inputs(self, graph: Graph) -> dict[str, Node]:
@@ -63,6 +67,38 @@ class ShardBranches:
                 node.meta["val"] = like.new_empty(len(index.rows[0]), dtype=torch.int64)
         return nodes
 
+    def _with_local_sizes(self, graph: Graph, rewrite: Rewrite) -> tuple[Any, ...]:
+        """The arguments, with symbolic sizes divided by calls in front of the node."""
+
+        def local(value: Any) -> Any:
+            if not isinstance(value, LocalSize):
+                return value
+            size = graph.call_function(operator.floordiv, (value.node, self.plan.num_ranks))
+            size.meta["val"] = value.node.meta["val"] // self.plan.num_ranks
+            return size
+
+        with graph.inserting_before(rewrite.node):
+            return tuple(
+                [local(part) for part in arg] if isinstance(arg, (list, tuple)) else local(arg)
+                for arg in rewrite.args
+            )
+
+    def _mix(self, graph: Graph, mixed: MixedWeight) -> None:
+        """Let the user read `cat([q, copy(k), copy(v)])` of a weight that holds k and v whole."""
+        pieces, start = [], 0
+        with graph.inserting_before(mixed.user):
+            for length, is_whole in mixed.pieces:
+                bounds = (mixed.dim, start, start + length)
+                piece = graph.call_function(aten.slice.Tensor, (mixed.weight, *bounds))
+                if is_whole:
+                    piece = graph.call_function(collectives.copy, (piece, self.group_name))
+                pieces.append(piece)
+                start += length
+            whole = graph.call_function(aten.cat.default, (pieces, mixed.dim))
+        for node in (*pieces, whole):
+            _like(node, mixed.user)
+        mixed.user.replace_input_with(mixed.weight, whole)
+
     def _enter(
         self, graph: Graph, entry: Entry, made: dict[Any, Node], indices: dict[str, Node]
     ) -> None:
@@ -72,7 +108,9 @@ class ShardBranches:
         if entry.needs_copy:
             steps.append((collectives.copy, (self.group_name,)))
         if entry.index:
-            steps.append((aten.index_select.default, (entry.dim, indices[entry.index])))
+            steps += _selection(entry, indices[entry.index])
+        if entry.share > 1:
+            steps.append((aten.div.Tensor, (entry.share,)))
         is_input = value.op == "placeholder"
         for target, args in steps:
             key = (target, value, args, entry.user if is_input else None)
@@ -100,6 +138,18 @@ class ShardBranches:
             for other in reduction.others:
                 total = _like(graph.call_function(aten.add.Tensor, (total, other)), last)
         reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
+
+
+def _selection(entry: Entry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The steps that take a rank's entries, each a target and what follows its first operand."""
+    dim = entry.dim
+    if not entry.inner:
+        return [(aten.index_select.default, (dim, index))]
+    return [  # a merged dim is taken apart and merged again
+        (aten.unflatten.int, (dim, (-1, entry.inner))),
+        (aten.index_select.default, (dim + 1, index)),
+        (aten.flatten.using_ints, (dim, dim + 1)),
+    ]
 
 
 def _insert_after(graph: Graph, place: Node, target: Any, args: tuple[Any, ...]) -> Node:
