@@ -1,6 +1,6 @@
 """Sharding rules of ops that give all their values another shape or order: view, expand, permute.
 
-view([2, s1, 96->48])    expand([s0, 2->1, 2, s1, 8])    view([s0, 4->2, s1, 8] -> [s0*4->s0*2, s1, 8])
+view([2, s1, 96->48])    expand([s0, 2->1, 2, s1, 8])    view([s0, 4->2, 8] -> [s0*4->s0*2, 8])
 """
 
 from collections.abc import Iterator, Sequence
@@ -131,9 +131,9 @@ def _cuts_by_readers(visit: Visit, dim: int) -> set[int]:
     if not isinstance(size, int):
         return set()
     inner = visit.shape()[dim + 1 : dim + 3]
-    if len(inner) == 2 and all(isinstance(n, int) and n > 1 for n in inner):
-        if inner[0] % visit.num_ranks == 0:  # [3, heads, head_dim]
-            return set(range(1, size))
+    is_stack = len(inner) == 2 and all(isinstance(n, int) and n > 1 for n in inner)
+    if is_stack and inner[0] % visit.num_ranks == 0:  # [3, heads, head_dim]
+        return set(range(1, size))
     slices = [user for user in visit.node.users if packet(user) is aten.slice]
     bounds = [
         slice(*user.args[2:4]).indices(size)[:2]

@@ -1,6 +1,6 @@
-"""Sharding rules of ops that take a tensor apart or join several: slice, split, select, index, cat.
+"""Sharding rules of ops that take a tensor apart or join several: slice, select, index, cat.
 
-split(qkv, 32->16)    slice(gate_up, 0, 48->24)    chunk(qkv, 3) -> split_with_sizes(qkv, [16, 8, 8])
+split(qkv, 32->16)    slice(gate_up, 0, 48->24)    chunk(qkv, 3) -> split(qkv, [16, 8, 8])
 """
 
 import dataclasses

@@ -23,11 +23,9 @@ def join_partials(visit: Visit, partials: list[Node]) -> Value:
     """A partial input: passed on by linear ops, joined by adds, reduced before all others."""
     op = packet(visit.node)
     others = [node for node in visit.operands() if node not in partials]
-    if all(visit.value(node).is_replicated for node in others) and op in LINEAR:
-        if LINEAR[op](visit, partials):
-            return Value(
-                Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases)
-            )
+    is_linear = op in LINEAR and all(visit.value(node).is_replicated for node in others)
+    if is_linear and LINEAR[op](visit, partials):
+        return Value(Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases))
     raise NeedsReduction(partials[0])
 
 

@@ -234,7 +234,7 @@ class Propagation:
     def parameter(self, node: Node) -> Node | None:
         """The parameter that `node` is or stands for."""
         found = stand_in(node, self.parameters)
-        return found and found.parameter
+        return None if found is None else found.parameter
 
     def owned(self, index: int, start: int = 0) -> list[Node]:
         """The nodes of branch `index` from `start` on; of those in several it owns its own."""

@@ -97,7 +97,8 @@ def reduction(visit: Visit) -> Values:
     dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
     if shard.dim in dims:
         visit.illegal(f"{visit.op_name} reduces the sharded dim")
-    kept = len(visit.shape()) == ndim
+    made = visit.node.meta["val"]
+    kept = (made if isinstance(made, torch.Tensor) else made[0]).dim() == ndim
     return value if kept else value.at(shard.dim - sum(d < shard.dim for d in dims))
 
 
@@ -178,9 +179,9 @@ def apply_rule(visit: Visit) -> Values:
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
     if all(part.is_replicated for part in parts) and op not in WEIGHTED:
         return REPLICATED
-    if any(part.is_whole for part in parts) and op is not operator.getitem:
-        if all(part.is_replicated or part.is_whole for part in parts):
-            return _on_each_rank(visit, parts)
+    is_mine = all(part.is_replicated or part.is_whole for part in parts)
+    if is_mine and any(part.is_whole for part in parts) and op is not operator.getitem:
+        return _on_each_rank(visit, parts)
     if op is not operator.getitem and any(isinstance(value, tuple) for value in inputs):
         visit.illegal(f"{visit.op_name} takes several sharded tensors at once")
     if op is not operator.getitem and (

@@ -61,7 +61,8 @@ def _transposed(node: Node, ndim: int) -> list[int]:
 
 
 def _permuted(node: Node, ndim: int) -> list[int]:
-    return [dim % ndim for dim in node.args[1]]  # type: ignore[union-attr, operator]
+    order: Any = node.args[1]
+    return [dim % ndim for dim in order]
 
 
 # op -> (node, number of dims) -> the old dim behind each new one

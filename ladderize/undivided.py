@@ -1,4 +1,4 @@
-"""What each rank keeps and computes whole although the others do too: where, why, and what it costs.
+"""What each rank keeps and computes whole although the others do too: where, why, at what cost.
 
 branch: layers.0.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks
     (layers.0.self_attn at …); 12,544 bytes and 301,056 FLOPs more on each rank

@@ -196,7 +196,7 @@ class Visit:
     def parameter(self, node: Any) -> Node | None:
         """The parameter that `node` is or stands for, transposed or cast."""
         found = stand_in(node, self.parameters)
-        return found and found.parameter
+        return None if found is None else found.parameter
 
     def can_shard(self, node: Any) -> bool:
         parameter = self.parameter(node)

@@ -14,6 +14,7 @@ from torch import nn
 from ladderize.compat import python_dispatcher
 from ladderize.passes.fake import signature
 from ladderize.placement import Shard, take_local
+from ladderize.plan import ShardPlan
 from ladderize.sharding_rules import shared_heads
 from ladderize.views import DimGroup, dim_groups
 
@@ -272,9 +273,13 @@ def test_digest_speaks_for_the_decisions() -> None:
 # ---- refusals
 
 
-def test_every_blocker_is_named_with_its_place() -> None:
+def reasons(plan: ShardPlan) -> list[str]:
+    return [str(reason) for branch in plan.whole_branches for reason in branch.reasons]
+
+
+def test_every_reason_is_named_with_its_place() -> None:
     plan = shard("llama", 2, heads=7, kv=7, hidden_size=56, intermediate_size=45).plan
-    lines = [str(blocker) for blocker in plan.blockers]
+    lines = reasons(plan)
     assert len(lines) == 2 * 5
     for layer in range(2):
         for name in "qkv":
@@ -289,10 +294,36 @@ def test_every_blocker_is_named_with_its_place() -> None:
     assert plan.rewrites == plan.entries == ()
 
 
+def test_what_stays_whole_is_counted() -> None:
+    """Attention of 7 heads cannot be divided over 2 ranks, the MLP beside it can."""
+    plan = shard("llama", 2, heads=7, kv=7, hidden_size=56, intermediate_size=48, layers=1).plan
+    (branch,) = plan.whole
+    assert branch.is_branch
+    assert len(branch.parameters) == 4  # with o_proj, which no reason names
+    assert branch.num_bytes == 4 * 56 * 56 * 4 // 2
+    tokens, scores = 2 * 6, 2 * 7 * 6 * 6 * 8
+    assert branch.flops == (4 * 2 * tokens * 56 * 56 + 2 * 2 * scores) // 2
+    assert plan.num_reductions == 1
+    assert all(".mlp." in name for name in plan.placements)
+    assert f"{branch.num_bytes:,} bytes and {branch.flops:,} FLOPs" in "".join(plan.describe())
+
+
+def test_key_heads_that_stay_whole_are_counted() -> None:
+    plan = shard("llama", 2, kv=1, layers=1).plan
+    assert [w.is_branch for w in plan.whole] == [False, False]
+    assert {w.parameters for w in plan.whole} == {
+        ("layers.0.self_attn.k_proj.weight",),
+        ("layers.0.self_attn.v_proj.weight",),
+    }
+    assert {w.num_bytes for w in plan.whole} == {8 * 32 * 4 // 2}
+
+
 def test_hidden_size_that_does_not_divide() -> None:
     plan = shard("bert", 4, heads=3, hidden_size=30).plan
-    assert len(plan.blockers) == 2 * 4
-    assert all("30 entries" in str(blocker) for blocker in plan.blockers)
+    lines = reasons(plan)
+    assert len(plan.whole_branches) == 2
+    assert len(lines) == 2 * 3  # queries, keys and values; what reads them is no cause
+    assert all("30 entries" in line for line in lines)
     assert plan.num_reductions == 2  # the MLPs' 48 still divides
 
 
@@ -317,8 +348,8 @@ def test_a_weight_wanted_in_two_placements_stays_whole() -> None:
     sharder = Sharder(2)
     shard_module(sharder, Net(UsedTwice, transposed=False), torch.randn(2, 6, 32))
     assert sharder.plan.placements == {}
-    assert len(sharder.plan.blockers) == 2
-    assert all("used in two ways" in str(blocker) for blocker in sharder.plan.blockers)
+    assert len(sharder.plan.whole_branches) == 2
+    assert all("used in two ways" in line for line in reasons(sharder.plan))
 
 
 class Shared(nn.Module):
@@ -341,8 +372,12 @@ def test_weights_shared_by_all_blocks() -> None:
     assert len(sharder.plan.placements) == 3
     sharder = Sharder(2)
     shard_module(sharder, Shared(45), torch.randn(2, 6, 32))
-    (blocker,) = sharder.plan.blockers  # one weight, named once
-    assert "up.weight: 45 entries cannot be divided over 2 ranks" in str(blocker)
+    assert len(sharder.plan.whole_branches) == 3
+    assert len({branch.reasons for branch in sharder.plan.whole_branches}) == 1
+    assert "up.weight: 45 entries cannot be divided over 2 ranks" in reasons(sharder.plan)[0]
+    # The weights are shared: their bytes are counted once, the FLOPs of each use.
+    costs = [(branch.num_bytes > 0, branch.flops > 0) for branch in sharder.plan.whole_branches]
+    assert costs == [(True, True), (False, True), (False, True)]
 
 
 class Unknown(nn.Module):
@@ -354,12 +389,12 @@ class Unknown(nn.Module):
         return self.down(torch.flip(self.up(x), (-1,)))
 
 
-def test_an_op_without_a_rule_is_a_blocker() -> None:
+def test_an_op_without_a_rule_keeps_its_branch_whole() -> None:
     sharder = Sharder(2)
     shard_module(sharder, Net(Unknown), torch.randn(2, 6, 32))
-    assert [("no sharding rule for aten.flip" in str(b)) for b in sharder.plan.blockers] == [
-        True
-    ] * 2
+    lines = reasons(sharder.plan)
+    assert len(lines) == 2
+    assert all("no sharding rule for aten.flip" in line for line in lines)
 
 
 # ---- parts
