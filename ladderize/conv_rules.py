@@ -32,7 +32,7 @@ def convolution(visit: Visit) -> Values:
         return REPLICATED
     shard = visit.value(x).shard
     if shard is None:
-        return REPLICATED if groups > 1 else _by_outputs(visit, x, weight, bias)
+        return _by_outputs(visit, x, weight, bias, groups)
     if shard.dim != channel_dim(visit, x, weight):
         visit.illegal(f"{visit.op_name} slides along the sharded dim")
     if shard.outer != 1 or shard.whole:
@@ -46,19 +46,34 @@ def channel_dim(visit: Visit, x: Node, weight: Node) -> int:
     return len(visit.shape(x)) - len(visit.shape(weight)) + 1
 
 
-def _by_outputs(visit: Visit, x: Node, weight: Node, bias: Any) -> Values:
-    parameter = visit.parameter(weight)
-    if not visit.can_shard(weight) or parameter is None:
+def _by_outputs(visit: Visit, x: Node, weight: Node, bias: Any, groups: int) -> Values:
+    """Of grouped channels each rank takes those in that its outputs are made of.
+
+    Single channels are left whole: what follows a depthwise filter mixes them.
+    """
+    parameter, inputs = visit.parameter(weight), visit.shape(weight)[1]
+    if not visit.can_shard(weight) or parameter is None or (groups > 1 and inputs == 1):
         return REPLICATED
     shard = visit.output_shard(weight, 0)
     origin = Origin(parameter, 0, shard.size)
     visit.demand(weight, shard, origin)
     visit.enter(x)
+    if groups > 1:
+        _select_groups(visit, x, weight, shard, groups)
     if shard.whole:
         visit.enter_weight(weight, shard)
     if isinstance(bias, Node):
         visit.align(bias, -1, shard)
     return Value(dataclasses.replace(shard, dim=channel_dim(visit, x, weight)), (origin,))
+
+
+def _select_groups(visit: Visit, x: Node, weight: Node, shard: Shard, groups: int) -> None:
+    outputs, inputs = shard.size // groups, visit.shape(weight)[1]
+    if shard.whole or any(length % (outputs * visit.num_ranks) for length in shard.segments):
+        visit.illegal(visit.describe_size(groups, "groups of channels"), [weight])
+    dim = channel_dim(visit, x, weight)
+    visit.select(x, dim, Shard(dim, tuple(n // outputs * inputs for n in shard.segments)))
+    visit.set_argument(GROUPS[packet(visit.node)], groups // visit.num_ranks)
 
 
 def _by_inputs(visit: Visit, x: Node, weight: Node, bias: Any) -> Values:
@@ -78,7 +93,7 @@ def _by_groups(visit: Visit, weight: Node, bias: Any, groups: int) -> Values:
     assert shard is not None
     inputs, outputs = shard.size // groups, visit.shape(weight)[0] // groups
     if any(length % (inputs * visit.num_ranks) for length in shard.segments):
-        visit.illegal(f"{visit.describe_size(groups, 'groups of channels')}")
+        visit.illegal(visit.describe_size(groups, "groups of channels"))
     refuse_without_second(visit, visit.argument(0, "input"), weight)
     made = Shard(0, tuple(length // inputs * outputs for length in shard.segments))
     visit.demand(weight, made)

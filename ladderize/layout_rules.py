@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch.fx import Node
 
+from ladderize.lookahead import cuts_by_readers
 from ladderize.placement import Shard
 from ladderize.views import DimGroup, dim_groups, product
 from ladderize.visit import LocalSize, Value, Values, Visit, inner_cuts, packet, parts_of
@@ -115,7 +116,7 @@ def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
         visit.illegal(f"{visit.op_name} tears the sharded dim apart")
     node, _, shard = source(visit)
     for place in places:
-        cuts = frozenset(int(cut * place.unit) for cut in _cuts_by_readers(visit, place.dim))
+        cuts = frozenset(int(cut * place.unit) for cut in _cuts_for(visit, place.dim))
         if cuts and not cuts <= inner_cuts(shard.segments) and shard.outer == 1:
             raise visit.needs_cuts([node], cuts | inner_cuts(shard.segments))
     place = places[0]
@@ -125,22 +126,13 @@ def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
     visit.illegal(visit.describe_size(sum(place.shard.segments[i] for i in bad), unit), parts)
 
 
-def _cuts_by_readers(visit: Visit, dim: int) -> set[int]:
-    """Where the dims behind `dim`, or slices of it further on, would have it cut."""
-    size, ndim = visit.shape()[dim], len(visit.shape())
-    if not isinstance(size, int):
-        return set()
-    inner = visit.shape()[dim + 1 : dim + 3]
+def _cuts_for(visit: Visit, dim: int) -> set[int]:
+    """Where the dims behind `dim`, or the readers of it, would have it cut."""
+    size, inner = visit.shape()[dim], visit.shape()[dim + 1 : dim + 3]
     is_stack = len(inner) == 2 and all(isinstance(n, int) and n > 1 for n in inner)
-    if is_stack and inner[0] % visit.num_ranks == 0:  # [3, heads, head_dim]
-        return set(range(1, size))
-    slices = [user for user in visit.node.users if packet(user) is aten.slice]
-    bounds = [
-        slice(*user.args[2:4]).indices(size)[:2]
-        for user in slices
-        if wrap(user.args[1], ndim) == dim and all(isinstance(a, int) for a in user.args[2:4])
-    ]
-    return {at for pair in bounds for at in pair} - {0, size}
+    if isinstance(size, int) and is_stack and inner[0] % visit.num_ranks == 0:
+        return set(range(1, size))  # [3, heads, head_dim]
+    return cuts_by_readers(visit.node, dim)
 
 
 def _rewrite_size(visit: Visit, shard: Shard) -> None:
@@ -220,3 +212,14 @@ def squeeze(visit: Visit) -> Values:
     dims = visit.argument(1, "dim", list(range(len(shape))))
     wrapped = [wrap(d, len(shape)) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
     return value.at(shard.dim - sum(shape[d] == 1 and d < shard.dim for d in wrapped))
+
+
+# ---- complex numbers as pairs
+
+
+def pairs(visit: Visit) -> Values:
+    """view_as_complex, view_as_real: the last dim of pairs comes or goes."""
+    node, value, shard = source(visit)
+    if shard.dim == min(len(visit.shape(node)), len(visit.shape())):
+        visit.illegal(f"{visit.op_name} takes the sharded dim for pairs")
+    return value

@@ -144,12 +144,36 @@ def known_constant(node: Any) -> torch.Tensor | None:
     return getattr(fake, "constant", None)
 
 
-def lookup(visit: Visit) -> Values:
-    """gather, index_select, topk and the like along whole dims that `dim` names."""
+def index_select(visit: Visit) -> Values:
     node, value, shard = source(visit)
     if wrap(visit.argument(1, "dim"), len(visit.shape(node))) == shard.dim:
         visit.illegal(f"{visit.op_name} looks up entries of the sharded dim")
     return value
+
+
+def gather(visit: Visit) -> Values:
+    dim = wrap(visit.argument(1, "dim"), len(visit.shape()))
+    return visit.meet(visit.operands(), [dim - len(visit.shape())])
+
+
+def pad(visit: Visit) -> Values:
+    """pad(x, [left, right of the last dim, …])"""
+    node, value, shard = source(visit)
+    from_right = 2 * (len(visit.shape(node)) - 1 - shard.dim)
+    if any(visit.argument(1, "pad")[from_right : from_right + 2]):
+        visit.illegal(f"{visit.op_name} pads the sharded dim")
+    return value
+
+
+def glu(visit: Visit) -> Values:
+    """glu(x, dim): the first half times the sigmoid of the second."""
+    node, value, shard = source(visit)
+    if wrap(visit.argument(1, "dim", -1), len(visit.shape(node))) != shard.dim:
+        return value
+    first, second = _cut(visit, node, [shard.size // 2] * 2)
+    if first.shard is None or first.placement != second.placement:
+        visit.illegal(f"{visit.op_name} takes halves that are divided differently")
+    return Value(first.placement, (*first.origins, *second.origins))
 
 
 # ---- the parts
@@ -232,8 +256,11 @@ PART_RULES: dict[Any, Any] = {
     **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk), split),
     aten.unbind: unbind,
     aten.index: index,
-    **dict.fromkeys((aten.index_select, aten.gather), lookup),
-    aten.cat: cat,
+    aten.index_select: index_select,
+    aten.gather: gather,
+    **dict.fromkeys((aten.pad, aten.constant_pad_nd), pad),
+    aten.glu: glu,
+    **dict.fromkeys((aten.cat, aten.concatenate), cat),
     aten.stack: stack,
     operator.getitem: getitem,
 }

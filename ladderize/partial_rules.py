@@ -23,8 +23,11 @@ def join_partials(visit: Visit, partials: list[Node]) -> Value:
     """A partial input: passed on by linear ops, joined by adds, reduced before all others."""
     op = packet(visit.node)
     others = [node for node in visit.operands() if node not in partials]
-    is_linear = op in LINEAR and all(visit.value(node).is_replicated for node in others)
-    if is_linear and LINEAR[op](visit, partials):
+    # Several readers of one partial value would reduce it several times.
+    is_linear = all(visit.value(node).is_replicated for node in others) and all(
+        len(node.users) == 1 for node in partials
+    )
+    if is_linear and op in LINEAR and LINEAR[op](visit, partials):
         return Value(Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases))
     raise NeedsReduction(partials[0])
 

@@ -11,8 +11,18 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ladderize.lookahead import cuts_by_readers
 from ladderize.placement import Partial, Shard
-from ladderize.visit import REPLICATED, Illegal, Origin, Value, Values, Visit, packet
+from ladderize.visit import (
+    REPLICATED,
+    Illegal,
+    NeedsCuts,
+    Origin,
+    Value,
+    Values,
+    Visit,
+    packet,
+)
 
 aten = torch.ops.aten
 
@@ -91,6 +101,10 @@ def _column_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: A
     shard = visit.output_shard(weight, len(visit.shape(weight)) + form.outputs)
     parameter = visit.parameter(weight)
     assert parameter is not None
+    if shard.segments[1:] == () and shard.size % visit.num_ranks:
+        last = len(visit.shape()) - 1
+        if cuts := cuts_by_readers(visit.node, last):
+            raise NeedsCuts({parameter: frozenset(cuts)})
     origin = Origin(parameter, 0, shard.size)
     visit.demand(weight, shard, origin)
     visit.enter(x)

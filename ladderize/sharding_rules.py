@@ -9,6 +9,7 @@ neither row nor tag keeps the parameters that sharded its inputs whole. Products
 convolutions, layout and parts have files of their own; so have partial inputs, `partial_rules`.
 """
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +114,37 @@ def _from_right(dims: Any, ndim: int) -> list[int]:
     return [d if d < 0 else d - ndim for d in listed]
 
 
+def einsum(visit: Visit) -> Values:
+    """einsum("bhqd,bhkd->bhqk", q, k): a sharded letter that all who have it and the result share."""
+    equation, tensors = visit.argument(0).replace(" ", ""), visit.argument(1)
+    terms, _, result = equation.partition("->")
+    letters = dict(zip(tensors, terms.split(","), strict=True))
+    if "." in equation or not result or len(letters) != len(tensors):
+        visit.illegal(f"no sharding rule for {visit.op_name} of {equation}")
+    sharded = visit.sharded(tensors)
+    held = {letters[node][shard.dim] for node, shard in sharded}
+    if len(held) > 1 or not held <= set(result):
+        visit.illegal(f"{visit.op_name} mixes entries of the sharded dim")
+    (letter,) = held
+    shard = visit.common_shard(sharded)
+    inside = {node for node, _ in sharded}
+    for node, dims in letters.items():
+        if node not in inside and letter in dims:
+            visit.align(node, dims.index(letter) - len(dims), shard)
+        elif node not in inside:
+            visit.enter(node)
+    return Value(dataclasses.replace(shard, dim=result.index(letter)), visit.origins(inside))
+
+
+def choice(visit: Visit) -> Values:
+    """topk(x, k, dim), sort: values and positions along `dim`."""
+    at = {aten.topk: 2, aten.sort: 1}[packet(visit.node)]
+    node, value, shard = layout.source(visit)
+    if layout.wrap(visit.argument(at, "dim", -1), len(visit.shape(node))) == shard.dim:
+        visit.illegal(f"{visit.op_name} chooses among entries of the sharded dim")
+    return (value,) * 2
+
+
 def size(visit: Visit) -> Values:
     """sym_size(x, dim) of a dim that is not divided"""
     node, _, shard = layout.source(visit)
@@ -146,7 +178,10 @@ RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((aten.max, aten.min), extremes),
     aten.linalg_vector_norm: lambda visit: visit.illegal("a norm over a sharded tensor"),
+    **dict.fromkeys((aten.topk, aten.sort), choice),
+    aten.einsum: einsum,
     aten.sym_size: size,
+    **dict.fromkeys((aten.view_as_complex, aten.view_as_real), layout.pairs),
     **dict.fromkeys(
         (aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten), layout.view
     ),
@@ -163,6 +198,7 @@ RULES: dict[Any, Rule] = {
             aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
             aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
             aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.multiply,
+            aten.expand_as,
         ),
         pointwise,
     ),

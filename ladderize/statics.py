@@ -1,4 +1,4 @@
-"""Weights that reach an op through layout and casts: `matmul(x, w.T)`, `bmm(x, w.transpose(1, 2))`.
+"""Weights that reach an op through layout and casts: `matmul(x, w.T)`, `linear(x, experts[3])`.
 
     t = numpy_T(w);  to = to(t, float16)      both stand for w, their dim 0 for its dim 1
 
@@ -40,6 +40,12 @@ def _packet(node: Node) -> Any:
     return getattr(node.target, "overloadpacket", None)
 
 
+def _selected(node: Node, ndim: int) -> list[int]:
+    """One expert of a stack."""
+    picked: Any = node.args[1]
+    return [dim for dim in range(ndim) if dim != picked % ndim]
+
+
 def _same(_: Node, ndim: int) -> list[int]:
     return list(range(ndim))
 
@@ -74,4 +80,5 @@ _ORDERS: dict[Any, Any] = {
     aten.mT: _last_two,
     aten.transpose: _transposed,
     aten.permute: _permuted,
+    aten.select: _selected,
 }

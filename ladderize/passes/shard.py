@@ -6,13 +6,14 @@ after    h = linear(copy(n), w1_local);     p = linear(silu(h), w2_local)
 """
 
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize import collectives, compat
+from ladderize import collectives, compat, ops
 from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.placement import local_shape
@@ -44,8 +45,9 @@ class ShardBranches:
         for weight in plan.mixed:
             self._mix(gm.graph, weight)
         copies: dict[Node, Node] = {}
+        written = _written_later(gm.graph)
         for entry in plan.entries:
-            self._enter(gm.graph, entry, copies, indices)
+            self._enter(gm.graph, entry, copies, indices, written)
         for reduction in plan.reductions:
             self._reduce(gm.graph, reduction, order)
         for node, placement in plan.parameter_nodes.items():
@@ -100,7 +102,12 @@ class ShardBranches:
         mixed.user.replace_input_with(mixed.weight, whole)
 
     def _enter(
-        self, graph: Graph, entry: Entry, made: dict[Any, Node], indices: dict[str, Node]
+        self,
+        graph: Graph,
+        entry: Entry,
+        made: dict[Any, Node],
+        indices: dict[str, Node],
+        written: Collection[Node],
     ) -> None:
         """Let `entry.user` read the copied and selected form of a replicated value."""
         value = entry.value
@@ -111,11 +118,11 @@ class ShardBranches:
             steps += _selection(entry, indices[entry.index])
         if entry.share > 1:
             steps.append((aten.div.Tensor, (entry.share,)))
-        is_input = value.op == "placeholder"
+        is_late = value.op == "placeholder" or value in written
         for target, args in steps:
-            key = (target, value, args, entry.user if is_input else None)
+            key = (target, value, args, entry.user if is_late else None)
             if key not in made:
-                place = entry.user.prev if is_input else value
+                place = entry.user.prev if is_late else value
                 made[key] = _insert_after(graph, place, target, (value, *args))
             value = made[key]
         entry.user.replace_input_with(entry.value, value)
@@ -138,6 +145,17 @@ class ShardBranches:
             for other in reduction.others:
                 total = _like(graph.call_function(aten.add.Tensor, (total, other)), last)
         reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
+
+
+def _written_later(graph: Graph) -> set[Node]:
+    """Values whose memory some node writes: what is taken out of them is taken at the reader."""
+    memory = {
+        storage
+        for node in graph.nodes
+        for operand in ops.written_operands(node)
+        for storage in ops.storages(operand)
+    }
+    return {node for node in graph.nodes if memory and not memory.isdisjoint(ops.storages(node))}
 
 
 def _selection(entry: Entry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:
