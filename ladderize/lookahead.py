@@ -1,6 +1,6 @@
 """Where the readers of a value take a dim of it apart, seen before it is divided.
 
-    qkv = linear(x, w); y = unflatten(qkv, -1, (3, 32)); z = transpose(y, 0, -2); q = select(z, 0, 0)
+    y = unflatten(linear(x, w), -1, (3, 32)); z = transpose(y, 0, -2); q = select(z, 0, 0)
 
 The 3 cannot be divided over ranks, but `select` cuts it: so `w` is to be divided in three segments.
 """
@@ -73,9 +73,7 @@ def _squeezed(user: Node, dim: int, ndim: int) -> int:
 
 # op -> (call, dim, number of dims) -> where the dim goes
 MOVES: dict[Any, Callable[[Node, int, int], int]] = {
-    **dict.fromkeys(
-        (aten.contiguous, aten.clone, aten.to, aten._to_copy), lambda user, dim, ndim: dim
-    ),
+    **dict.fromkeys((aten.contiguous, aten.clone, aten.to, aten._to_copy), lambda _, dim, __: dim),
     aten.transpose: _transposed,
     aten.permute: _permuted,
     aten.unsqueeze: _unsqueezed,

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from ladderize.placement import Partial
-from ladderize.visit import NeedsReduction, Value, Visit, packet
+from ladderize.visit import FORM_READERS, NeedsReduction, Value, Visit, packet
 
 aten = torch.ops.aten
 
@@ -25,7 +25,7 @@ def join_partials(visit: Visit, partials: list[Node]) -> Value:
     others = [node for node in visit.operands() if node not in partials]
     # Several readers of one partial value would reduce it several times.
     is_linear = all(visit.value(node).is_replicated for node in others) and all(
-        len(node.users) == 1 for node in partials
+        sum(packet(user) not in FORM_READERS for user in node.users) == 1 for node in partials
     )
     if is_linear and op in LINEAR and LINEAR[op](visit, partials):
         return Value(Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases))

@@ -10,7 +10,6 @@ bounded size and meet in nothing but shared parameters.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch.fx import Node
 
 from ladderize.block import Block
@@ -19,6 +18,7 @@ from ladderize.placement import Placement, Replicate
 from ladderize.sharding_rules import apply_rule
 from ladderize.statics import stand_in
 from ladderize.visit import (
+    FORM_READERS,
     Illegal,
     NeedsCuts,
     NeedsReduction,
@@ -31,9 +31,6 @@ from ladderize.visit import (
 )
 
 REPLICATE = Replicate()
-
-# What torch.export leaves behind a cast: it reads the dtype alone.
-FORM_READERS = {torch.ops.aten._assert_tensor_metadata}
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _from_right(dims: Any, ndim: int) -> list[int]:
 
 
 def einsum(visit: Visit) -> Values:
-    """einsum("bhqd,bhkd->bhqk", q, k): a sharded letter that all who have it and the result share."""
+    """einsum("bhqd,bhkd->bhqk", q, k): the sharded letter is kept by the result."""
     equation, tensors = visit.argument(0).replace(" ", ""), visit.argument(1)
     terms, _, result = equation.partition("->")
     letters = dict(zip(tensors, terms.split(","), strict=True))

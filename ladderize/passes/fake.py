@@ -66,7 +66,7 @@ def signature(value: Any) -> Any:
     """What a reader of `value` could notice, hashable: shapes, strides, dtypes, devices."""
     if isinstance(value, torch.Tensor):
         sizes = (signature(tuple(value.shape)), signature(value.stride()))
-        return (*sizes, value.storage_offset(), value.dtype, value.device)
+        return (*sizes, signature(value.storage_offset()), value.dtype, value.device)
     if isinstance(value, dict):
         return tuple((name, signature(part)) for name, part in sorted(value.items()))
     if isinstance(value, (list, tuple)):
