@@ -28,6 +28,8 @@ def join_partials(visit: Visit, partials: list[Node]) -> Value:
         sum(packet(user) not in FORM_READERS for user in node.users) == 1 for node in partials
     )
     if is_linear and op in LINEAR and LINEAR[op](visit, partials):
+        for node in others:  # a factor's gradient is a sum over the ranks
+            visit.enter(node)
         return Value(Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases))
     raise NeedsReduction(partials[0])
 
