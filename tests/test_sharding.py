@@ -66,6 +66,11 @@ def test_four_ranks_equal_one(
     check(four_ranks, name, dynamic, **options)
 
 
+@pytest.mark.parametrize("name", ["bloom", "mixtral", "t5"])
+def test_merged_heads_experts_and_relative_bias(two_ranks: Ranks, name: str) -> None:
+    check(two_ranks, name)
+
+
 def test_key_heads_that_do_not_divide(two_ranks: Ranks) -> None:
     check(two_ranks, "llama", heads=6, kv=3)
 
@@ -154,7 +159,60 @@ class Deep(nn.Module):
         return c(torch.relu(b(torch.relu(a(x)))))
 
 
+class OneKey(nn.Module):
+    """Many queries on one key and value head, all from one weight: [q|q|q|q|k|v]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm, self.out = nn.Linear(32, 48), nn.LayerNorm(8), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).split([32, 8, 8], -1)
+        q = q.view(batch, length, 4, 8).transpose(1, 2)
+        k, v = self.norm(k)[:, None], v[:, None]
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, 32))
+
+
+class Channels(nn.Module):
+    """Convolutions, one of them by channel, with a batch norm in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(32, 48, 3, padding=1)
+        self.norm, self.each = nn.BatchNorm1d(48), nn.Conv1d(48, 48, 3, padding=1, groups=48)
+        self.last = nn.Conv1d(48, 32, 1)
+        self.norm.running_mean.uniform_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.norm(self.first(x.transpose(1, 2))))
+        return self.last(self.each(inner)).transpose(1, 2)
+
+
+class Experts(nn.Module):
+    """All experts of every token, weighted by a router; biases inside of the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(32, 4)
+        self.up = nn.Parameter(torch.randn(4, 32, 48) / 6)
+        self.down = nn.Parameter(torch.randn(4, 48, 32) / 6)
+        self.bias = nn.Parameter(torch.randn(4, 1, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, 32)
+        weights = torch.softmax(self.router(flat), -1)
+        inner = torch.relu(torch.bmm(flat.expand(4, -1, -1), self.up))
+        each = torch.bmm(inner, self.down) + self.bias
+        return (each * weights.t()[..., None]).sum(0).view(x.shape)
+
+
 OWN = {
+    "one key": (OneKey, {}),
+    "channels": (Channels, {}),
+    "experts": (Experts, {}),
     "shared heads": (SharedHeads, {}),
     "shared heads, one": (SharedHeads, {"kv": 1}),
     "shared heads, uneven": (SharedHeads, {"heads": 12, "kv": 3}),
@@ -172,7 +230,7 @@ def run_own(name: str) -> dict[str, Any]:
     group = dist.group.WORLD
     assert group is not None
     sharder = Sharder(dist.get_world_size(), dist.get_rank(), group.group_name, execute=True)
-    return shard_module(sharder, Net(make, **options), torch.randn(2, 6, 32))
+    return shard_module(sharder, Net(make, **options).eval(), torch.randn(2, 6, 32))
 
 
 @pytest.mark.parametrize("name", OWN)
