@@ -14,7 +14,13 @@ from torch.fx import Node
 
 from ladderize.placement import Partial, Shard
 from ladderize.product_rules import refuse_without_second
-from ladderize.visit import REPLICATED, Origin, Value, Values, Visit, packet
+from ladderize.values import (
+    REPLICATED,
+    Origin,
+    Value,
+    Values,
+)
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 

@@ -13,8 +13,15 @@ from torch.fx import Node
 
 from ladderize.lookahead import cuts_by_readers
 from ladderize.placement import Shard
+from ladderize.values import (
+    LocalSize,
+    Value,
+    Values,
+    inner_cuts,
+    parts_of,
+)
 from ladderize.views import DimGroup, dim_groups, product
-from ladderize.visit import LocalSize, Value, Values, Visit, inner_cuts, packet, parts_of
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 

@@ -14,16 +14,15 @@ from torch.fx import Node
 
 from ladderize.layout_rules import source, wrap
 from ladderize.placement import Shard, Whole
-from ladderize.visit import (
+from ladderize.values import (
     REPLICATED,
     Origin,
     Value,
     Values,
-    Visit,
     inner_cuts,
-    packet,
     piece_of,
 )
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 

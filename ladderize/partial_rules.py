@@ -14,7 +14,8 @@ import torch
 from torch.fx import Node
 
 from ladderize.placement import Partial
-from ladderize.visit import FORM_READERS, NeedsReduction, Value, Visit, packet
+from ladderize.values import NeedsReduction, Value
+from ladderize.visit import FORM_READERS, Visit, packet
 
 aten = torch.ops.aten
 

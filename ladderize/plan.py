@@ -19,7 +19,8 @@ from ladderize.block import Block
 from ladderize.placement import Placement, Shard
 from ladderize.propagate import Propagation
 from ladderize.undivided import Undivided, find_undivided
-from ladderize.visit import Selection, Visit, is_tensor, packet
+from ladderize.values import Selection
+from ladderize.visit import Visit, is_tensor, packet
 
 
 @dataclass(frozen=True)

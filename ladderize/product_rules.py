@@ -13,16 +13,15 @@ from torch.fx import Node
 
 from ladderize.lookahead import cuts_by_readers
 from ladderize.placement import Partial, Shard
-from ladderize.visit import (
+from ladderize.values import (
     REPLICATED,
     Illegal,
     NeedsCuts,
     Origin,
     Value,
     Values,
-    Visit,
-    packet,
 )
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 

@@ -17,14 +17,16 @@ from ladderize.errors import LadderError, describe_origin
 from ladderize.placement import Placement, Replicate
 from ladderize.sharding_rules import apply_rule
 from ladderize.statics import stand_in
-from ladderize.visit import (
-    FORM_READERS,
+from ladderize.values import (
     Illegal,
     NeedsCuts,
     NeedsReduction,
     Origin,
     Value,
     Values,
+)
+from ladderize.visit import (
+    FORM_READERS,
     Visit,
     op_name,
     packet,

@@ -22,7 +22,13 @@ from ladderize.part_rules import PART_RULES
 from ladderize.partial_rules import join_partials
 from ladderize.placement import Shard, Whole
 from ladderize.product_rules import PRODUCTS, batched, weighted
-from ladderize.visit import REPLICATED, Selection, Value, Values, Visit, packet
+from ladderize.values import (
+    REPLICATED,
+    Selection,
+    Value,
+    Values,
+)
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 Rule = Callable[[Visit], Values]

@@ -18,7 +18,7 @@ from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.placement import local_shape
 from ladderize.plan import Entry, MixedWeight, Reduction, Rewrite, ShardPlan
-from ladderize.visit import LocalSize
+from ladderize.values import LocalSize
 
 aten = torch.ops.aten
 
