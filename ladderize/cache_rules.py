@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from ladderize.placement import Shard
-from ladderize.visit import REPLICATED, Value, Values, Visit
+from ladderize.values import REPLICATED, Value, Values
+from ladderize.visit import Visit
 
 
 def index_copy(visit: Visit) -> Values:
@@ -45,5 +46,5 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
         visit.demand(cache, placement)
         return Value(placement, visit.origins([source]))
     if shard is None and visit.value(cache).shard is None:
-        return REPLICATED
+        return visit.value(source) if visit.is_whole(source) else REPLICATED
     return visit.meet([cache, source], mixed_dims)

@@ -46,7 +46,11 @@ class LadderError(ValueError):
 
 
 class LadderWarning(UserWarning):
-    """The standard graph was compiled instead of the ladder that was asked for."""
+    """What was compiled is not all that was asked for.
+
+    The standard graph instead of the ladder, a net that is a ladder already, or a sharded graph in
+    which each rank keeps some branches or parameters whole.
+    """
 
 
 def module_path(node: Node) -> str:

@@ -1,19 +1,27 @@
-"""Sharding rules of ops that move values without computing: view, transpose, slice, split, cat.
+"""Sharding rules of ops that give all their values another shape or order: view, expand, permute.
 
-view([2, s1, 96->48])    split(32->16)    expand([s0, 2->1, 2, s1, 8])
+view([2, s1, 96->48])    expand([s0, 2->1, 2, s1, 8])    view([s0, 4->2, 8] -> [s0*4->s0*2, 8])
 """
 
-import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import sympy
 import torch
 from torch.fx import Node
 
+from ladderize.lookahead import cuts_by_readers
 from ladderize.placement import Shard
+from ladderize.values import (
+    LocalSize,
+    Value,
+    Values,
+    inner_cuts,
+    parts_of,
+)
 from ladderize.views import DimGroup, dim_groups, product
-from ladderize.visit import REPLICATED, Origin, Value, Values, Visit, inner_cuts, packet
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 
@@ -36,39 +44,107 @@ def wrap(dim: Any, ndim: int) -> int:
 
 
 def view(visit: Visit) -> Values:
-    """The sharded dim must lead its group; of the sizes only the one at that dim changes."""
+    """The sharded dim goes where its group of dims still divides; only the size there changes.
+
+    With `p` entries in front of the sharded ones in their group and `q` behind, the segments may be
+    found again at any new dim, repeated, that leaves whole segments which divide over the ranks.
+    """
     node, value, shard = source(visit)
     old, new = visit.shape(node), visit.shape()
     group = next(g for g in dim_groups(old, new) if shard.dim in g.old)
-    dim, scale = _led_dim(visit, shard, group, old, new)
-    segments = [length * scale for length in shard.segments]
-    if any(not s.is_Integer or s % visit.num_ranks for s in segments):
-        unit = f"heads of size {1 / scale}" if (1 / scale).is_Integer and scale != 1 else "entries"
-        visit.illegal(visit.describe_size(new[dim], unit))
-    _rewrite_size(visit, dim)
-    return value.at(dim, [int(s) for s in segments])
+    places = list(_places(value, group, old, new))
+    for place in places:
+        if not _undivided(visit, place):
+            _rewrite_size(visit, place.shard)
+            return place.value
+    return _refuse_view(visit, places)
 
 
-def _led_dim(
-    visit: Visit, shard: Shard, group: DimGroup, old: Sequence[Any], new: Sequence[Any]
-) -> tuple[int, sympy.Expr]:
-    """The new dim that the sharded one leads to, and new entries per old entry."""
-    if any(old[dim] != 1 for dim in group.old if dim < shard.dim):
-        visit.illegal(f"{visit.op_name} merges the sharded dim into one that another dim leads")
-    dim = group.new[0]
-    if old[shard.dim] != 1 and len(group.old) > 1:
-        dim = next((d for d in group.new if new[d] != 1), dim)
-    inner_old = product(old, [d for d in group.old if d > shard.dim])
-    inner_new = product(new, [d for d in group.new if d > dim])
-    scale = sympy.cancel(inner_old / inner_new)
-    if not scale.is_Rational:
-        visit.illegal(f"{visit.op_name} merges the sharded dim with a symbolic one")
-    return dim, scale
+@dataclass(frozen=True)
+class _Place:
+    """Where the sharded entries may be found: `value` there, one entry as large as `unit` old."""
+
+    value: Value
+    unit: Any
+
+    @property
+    def shard(self) -> Shard:
+        assert self.value.shard is not None
+        return self.value.shard
+
+    @property
+    def dim(self) -> int:
+        return self.shard.dim
 
 
-def _rewrite_size(visit: Visit, dim: int) -> None:
-    """Divide the explicit integer size at `dim` of the result, wherever the call spells it."""
-    op = packet(visit.node)
+def _places(
+    value: Value, group: DimGroup, old: Sequence[Any], new: Sequence[Any]
+) -> Iterator[_Place]:
+    """All dims where the segments are whole numbers, counted once or as repeats of one length."""
+    for read in (value, _as_repeats(value)):
+        shard = read.shard if read is not None else None
+        if read is None or shard is None:
+            continue
+        front = product(old, [d for d in group.old if d < shard.dim]) * shard.outer
+        behind = product(old, [d for d in group.old if d > shard.dim])
+        for dim in group.new:
+            outer = sympy.cancel(front / product(new, [d for d in group.new if d < dim]))
+            unit = sympy.cancel(product(new, [d for d in group.new if d > dim]) / behind)
+            segments = [sympy.cancel(length / unit) for length in shard.segments]
+            if sympy.denom(outer) == 1 and all(s.is_Integer for s in segments):
+                at = read.at(dim, [int(s) for s in segments], 1 if outer == 1 else outer)
+                yield _Place(at, unit)
+
+
+def _as_repeats(value: Value) -> Value | None:
+    """(4, 4, 4) as three times (4)."""
+    shard = value.shard
+    assert shard is not None
+    count = len(shard.segments)
+    if count == 1 or shard.whole or len(set(shard.segments)) > 1:
+        return None
+    origins = [
+        replace(o, length=o.length // count, repeats=o.repeats * count) for o in value.origins
+    ]
+    return Value(
+        replace(shard, segments=shard.segments[:1], outer=shard.outer * count), tuple(origins)
+    )
+
+
+def _undivided(visit: Visit, place: _Place) -> list[int]:
+    """The segments that cannot be divided at `place`."""
+    lengths = enumerate(place.shard.segments)
+    return [i for i, n in lengths if n % visit.num_ranks and i not in place.shard.whole]
+
+
+def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
+    """Ask for cuts with which it might do, else refuse the segments that do not divide."""
+    if not places:
+        visit.illegal(f"{visit.op_name} tears the sharded dim apart")
+    node, _, shard = source(visit)
+    for place in places:
+        cuts = frozenset(int(cut * place.unit) for cut in _cuts_for(visit, place.dim))
+        if cuts and not cuts <= inner_cuts(shard.segments) and shard.outer == 1:
+            raise visit.needs_cuts([node], cuts | inner_cuts(shard.segments))
+    place = places[0]
+    bad = _undivided(visit, place)
+    parts = [part for i in bad for part in parts_of(place.value, i)]
+    unit = "entries" if place.unit == 1 else f"heads of size {place.unit}"
+    visit.illegal(visit.describe_size(sum(place.shard.segments[i] for i in bad), unit), parts)
+
+
+def _cuts_for(visit: Visit, dim: int) -> set[int]:
+    """Where the dims behind `dim`, or the readers of it, would have it cut."""
+    size, inner = visit.shape()[dim], visit.shape()[dim + 1 : dim + 3]
+    is_stack = len(inner) == 2 and all(isinstance(n, int) and n > 1 for n in inner)
+    if isinstance(size, int) and is_stack and inner[0] % visit.num_ranks == 0:
+        return set(range(1, size))  # [3, heads, head_dim]
+    return cuts_by_readers(visit.node, dim)
+
+
+def _rewrite_size(visit: Visit, shard: Shard) -> None:
+    """Divide the explicit size at the sharded dim of the result, wherever the call spells it."""
+    op, dim = packet(visit.node), shard.dim
     if op not in _SIZE_ARGUMENT:  # flatten spells none
         return
     index = _SIZE_ARGUMENT[op]
@@ -78,25 +154,33 @@ def _rewrite_size(visit: Visit, dim: int) -> None:
     at = dim
     if op is aten.unflatten:  # unflatten(x, dim, sizes) spells only the new dims
         at -= wrap(visit.argument(1), len(visit.shape()) - len(sizes) + 1)
-    if not 0 <= at < len(sizes) or sizes[at] == -1:
-        return
-    if not isinstance(sizes[at], int):
-        visit.illegal(f"{visit.op_name} has a symbolic size at the sharded dim")
-    visit.set_argument(index, [s // visit.num_ranks if i == at else s for i, s in enumerate(sizes)])
+    if 0 <= at < len(sizes) and sizes[at] != -1:
+        local = [_local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
+        visit.set_argument(index, local)
+
+
+def _local_size(visit: Visit, size: Any, shard: Shard) -> Any:
+    if isinstance(size, int):
+        return size * shard.local_size(visit.num_ranks) // shard.size
+    if shard.whole:
+        visit.illegal(f"{visit.op_name} has a symbolic size at a dim that is whole in parts")
+    return LocalSize(size)
 
 
 # op -> position of its list of sizes
 _SIZE_ARGUMENT = {
     **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view, aten.expand), 1),
+    aten.broadcast_to: 1,
     aten.unflatten: 2,
 }
 
 
 def expand(visit: Visit) -> Values:
     node, value, shard = source(visit)
-    dim = shard.dim + len(visit.shape()) - len(visit.shape(node))
-    _rewrite_size(visit, dim)
-    return value.at(dim)
+    found = value.at(shard.dim + len(visit.shape()) - len(visit.shape(node)))
+    assert found.shard is not None
+    _rewrite_size(visit, found.shard)
+    return found
 
 
 # ---- another order of dims
@@ -137,120 +221,12 @@ def squeeze(visit: Visit) -> Values:
     return value.at(shard.dim - sum(shape[d] == 1 and d < shard.dim for d in wrapped))
 
 
-# ---- a part, or several parts
+# ---- complex numbers as pairs
 
 
-def select(visit: Visit) -> Values:
+def pairs(visit: Visit) -> Values:
+    """view_as_complex, view_as_real: the last dim of pairs comes or goes."""
     node, value, shard = source(visit)
-    dim = wrap(visit.argument(1, "dim"), len(visit.shape(node)))
-    if dim == shard.dim:
-        visit.illegal(f"{visit.op_name} picks one entry of the sharded dim")
-    return value.at(shard.dim - (dim < shard.dim))
-
-
-def slice_(visit: Visit) -> Values:
-    node, value, shard = source(visit)
-    dim = wrap(visit.argument(1, "dim", 0), len(visit.shape(node)))
-    start, end, step = (visit.argument(i, n, d) for i, n, d in _SLICE_BOUNDS)
-    if dim != shard.dim or (start in (None, 0) and end is None and step == 1):
-        return value
-    if step != 1 or not all(isinstance(bound, int | None) for bound in (start, end)):
-        visit.illegal(f"{visit.op_name} steps through the sharded dim")
-    first, last, _ = slice(start, end).indices(shard.size)
-    if (first, last) == (0, shard.size):
-        return value
-    piece = _cut(visit, node, [first, last - first, shard.size - last])[1]
-    local = first // visit.num_ranks
-    visit.rewrite((node, dim, local, local + (last - first) // visit.num_ranks))
-    return piece
-
-
-_SLICE_BOUNDS = ((2, "start", None), (3, "end", None), (4, "step", 1))
-
-
-def split(visit: Visit) -> Values:
-    """split, split_with_sizes, chunk: the lengths of the parts are read off the fake result."""
-    node, value, shard = source(visit)
-    name = "dim"
-    dim = wrap(visit.argument(2, name, 0), len(visit.shape(node)))
-    parts: Sequence[Any] = visit.node.meta["val"]
-    if dim != shard.dim:
-        return (value,) * len(parts)
-    lengths = [int(part.shape[dim]) for part in parts]
-    pieces = _cut(visit, node, lengths)
-    asked = visit.argument(1)
-    if packet(visit.node) is aten.chunk:
-        if len(set(lengths)) > 1:
-            visit.illegal(f"{visit.op_name} makes unequal chunks of the sharded dim")
-    elif isinstance(asked, int):
-        visit.set_argument(1, asked // visit.num_ranks)
-    else:
-        visit.set_argument(1, [length // visit.num_ranks for length in lengths])
-    return pieces
-
-
-def unbind(visit: Visit) -> Values:
-    node, value, shard = source(visit)
-    dim = wrap(visit.argument(1, "dim", 0), len(visit.shape(node)))
-    if dim == shard.dim:
-        visit.illegal(f"{visit.op_name} takes the sharded dim apart")
-    return (value.at(shard.dim - (dim < shard.dim)),) * len(visit.node.meta["val"])
-
-
-def _cut(visit: Visit, node: Node, lengths: Sequence[int]) -> tuple[Value, ...]:
-    """The parts of `lengths` along the sharded dim; its segments must meet where the parts do."""
-    value = visit.value(node)
-    assert value.shard is not None
-    bounds = [0, *itertools.accumulate(lengths)]
-    cuts = frozenset(bounds) - {0, value.shard.size}
-    if not cuts <= inner_cuts(value.shard.segments):
-        raise visit.needs_cuts([node], cuts | inner_cuts(value.shard.segments))
-    return tuple(_part(value, a, b) for a, b in itertools.pairwise(bounds))
-
-
-def _part(value: Value, first: int, last: int) -> Value:
-    shard = value.shard
-    assert shard is not None
-    ends = list(itertools.accumulate(shard.segments))
-    inside = tuple(
-        length for length, end in zip(shard.segments, ends, strict=True) if first < end <= last
-    )
-    origins = tuple(
-        Origin(
-            o.parameter,
-            o.start + first * o.length // shard.size,
-            (last - first) * o.length // shard.size,
-        )
-        for o in value.origins
-    )
-    return Value(Shard(shard.dim, inside), origins) if inside else REPLICATED
-
-
-# ---- several tensors into one
-
-
-def cat(visit: Visit) -> Values:
-    tensors = visit.argument(0)
-    dim = wrap(visit.argument(1, "dim", 0), len(visit.shape()))
-    sharded = visit.sharded(tensors)
-    if all(shard.dim != dim for _, shard in sharded):
-        return visit.meet(tensors)
-    if len(sharded) != len(tensors) or any(shard.dim != dim for _, shard in sharded):
-        visit.illegal(f"{visit.op_name} joins sharded and whole tensors along the sharded dim")
-    segments = tuple(length for _, shard in sharded for length in shard.segments)
-    origins = tuple(Origin(o.parameter, 0, 0) for o in visit.origins(tensors))
-    return Value(Shard(dim, segments), origins)
-
-
-def stack(visit: Visit) -> Values:
-    value = visit.meet(visit.argument(0))
-    assert value.shard is not None
-    return value.at(
-        value.shard.dim + (wrap(visit.argument(1, "dim", 0), len(visit.shape())) <= value.shard.dim)
-    )
-
-
-def getitem(visit: Visit) -> Values:
-    values = visit.values[visit.node.args[0]]  # type: ignore[index]
-    assert isinstance(values, tuple)
-    return values[visit.node.args[1]]  # type: ignore[index]
+    if shard.dim == min(len(visit.shape(node)), len(visit.shape())):
+        visit.illegal(f"{visit.op_name} takes the sharded dim for pairs")
+    return value

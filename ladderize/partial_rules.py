@@ -1,8 +1,10 @@
 """What commutes with a sum over ranks: which ops let a partial value pass without reducing it.
 
-add(partial, partial)    one partial value: the two halves of a parallel block
-view(partial)            passed on
-gelu(partial)            reduced first
+add(partial, partial)        one partial value: the two halves of a parallel block
+add(partial, replicated)     partial; each rank adds its share of the replicated value
+mul(partial, replicated)     partial: an expert's result times its routing weight
+index_add(zeros, i, partial) partial: experts' results back in their places
+gelu(partial)                reduced first
 """
 
 from collections.abc import Callable
@@ -12,52 +14,130 @@ import torch
 from torch.fx import Node
 
 from ladderize.placement import Partial
-from ladderize.visit import NeedsReduction, Value, Visit, is_tensor, packet
+from ladderize.values import NeedsReduction, Value
+from ladderize.visit import FORM_READERS, Visit, packet
 
 aten = torch.ops.aten
 
 
-def _same_dtype(visit: Visit) -> bool:
-    source = visit.node.args[0]
-    assert isinstance(source, Node)
-    return bool(source.meta["val"].dtype == visit.node.meta["val"].dtype)
+def join_partials(visit: Visit, partials: list[Node]) -> Value:
+    """A partial input: passed on by linear ops, joined by adds, reduced before all others."""
+    op = packet(visit.node)
+    others = [node for node in visit.operands() if node not in partials]
+    # Several readers of one partial value would reduce it several times.
+    is_linear = all(visit.value(node).is_replicated for node in others) and all(
+        sum(packet(user) not in FORM_READERS for user in node.users) == 1 for node in partials
+    )
+    if is_linear and op in LINEAR and LINEAR[op](visit, partials):
+        for node in others:  # a factor's gradient is a sum over the ranks
+            visit.enter(node)
+        return Value(Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases))
+    raise NeedsReduction(partials[0])
 
 
-def _keeps_last_dim(visit: Visit) -> bool:
-    source = visit.node.args[0]
-    assert isinstance(source, Node)
-    value, old, new = visit.value(source), visit.shape(source), visit.shape()
-    return not value.biases or bool(len(old) and len(new) and old[-1] == new[-1])
+Test = Callable[[Visit, list[Node]], bool]
 
 
-def _is_off(visit: Visit) -> bool:
+def _is_first(visit: Visit, partials: list[Node]) -> bool:
+    """Linear in the first argument; what else there is does not depend on the partial value."""
+    return list(partials) == [visit.node.args[0]] and not _has_biases(visit, partials)
+
+
+def _has_biases(visit: Visit, partials: list[Node]) -> bool:
+    return any(visit.value(node).biases for node in partials)
+
+
+def _keeps_last_dim(visit: Visit, partials: list[Node]) -> bool:
+    """Biases that are still to be added lie along the last dim."""
+    (node,), (old, new) = partials, (visit.shape(partials[0]), visit.shape())
+    return not visit.value(node).biases or bool(len(old) and len(new) and old[-1] == new[-1])
+
+
+def _leaves_last_dim(*positions: int) -> Test:
+    """The arguments at `positions` name dims; pending biases forbid the last one."""
+
+    def test(visit: Visit, partials: list[Node]) -> bool:
+        ndim = len(visit.shape(partials[0]))
+        named = [visit.argument(i, default=0) for i in positions]
+        dims = [d for dim in named for d in (dim if isinstance(dim, (list, tuple)) else [dim])]
+        return not _has_biases(visit, partials) or (ndim - 1 not in [d % ndim for d in dims])
+
+    return test
+
+
+def _permutes(visit: Visit, partials: list[Node]) -> bool:
+    order = visit.argument(1, "dims")
+    return not _has_biases(visit, partials) or order[-1] % len(order) == len(order) - 1
+
+
+def _same_dtype(visit: Visit, partials: list[Node]) -> bool:
+    return bool(partials[0].meta["val"].dtype == visit.node.meta["val"].dtype)
+
+
+def _is_off(visit: Visit, _: list[Node]) -> bool:
     """dropout(x, p, train)"""
     return not visit.argument(2, "train") or visit.argument(1, "p") == 0
 
 
-def _by_number(visit: Visit) -> bool:
-    sources = [visit.node.args[i] for i in range(2)]
-    number = not (isinstance(sources[1], Node) and is_tensor(sources[1]))
-    return number and isinstance(sources[0], Node) and not visit.value(sources[0]).biases
+def _factor(visit: Visit, partials: list[Node]) -> bool:
+    return len(partials) == 1 and not _has_biases(visit, partials)
 
 
-# op -> whether this call lets a partial first argument through
-LINEAR: dict[Any, Callable[[Visit], bool]] = {
-    **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view), _keeps_last_dim),
-    **dict.fromkeys((aten.clone, aten.contiguous, aten.alias), lambda _: True),
-    **dict.fromkeys((aten.to, aten._to_copy), _same_dtype),
-    aten.dropout: _is_off,
-    **dict.fromkeys((aten.mul, aten.div), _by_number),
-}
+def _zero_fill(visit: Visit, partials: list[Node]) -> bool:
+    """masked_fill(x, mask, 0)"""
+    return visit.argument(2, "value") == 0 and _is_first(visit, partials)
 
 
-def join_partials(visit: Visit, partials: list[Node]) -> Value:
-    """A partial input: passed on by linear ops, joined by adds, reduced before all others."""
+def _sum(visit: Visit, partials: list[Node]) -> bool:
+    """add of two partial values, or of one and a share of a replicated one of its shape or less."""
+    if visit.node.kwargs or not all(isinstance(arg, Node) for arg in visit.node.args):
+        return False
     operands = visit.operands()
-    if packet(visit.node) is aten.add and len(operands) == 2 and partials == operands:
-        if not visit.node.kwargs and visit.shape(operands[0]) == visit.shape(operands[1]):
-            biases = tuple(b for node in operands for b in visit.value(node).biases)
-            return Value(Partial(), biases=biases)
-    elif len(operands) == 1 and packet(visit.node) in LINEAR and LINEAR[packet(visit.node)](visit):
-        return visit.value(operands[0])
-    raise NeedsReduction(partials[0])
+    if any(visit.shape(node) != visit.shape() for node in partials):
+        return False
+    for node in operands:
+        if node not in partials:
+            visit.share(node)
+    return True
+
+
+def _into_zeros(visit: Visit, partials: list[Node]) -> bool:
+    """index_add(zeros, dim, index, x), index_put(zeros, indices, x, accumulate)"""
+    target = visit.node.args[0]
+    return (
+        isinstance(target, Node)
+        and packet(target) in (aten.zeros, aten.new_zeros, aten.zeros_like)
+        and target not in partials
+        and len(partials) == 1
+        and not _has_biases(visit, partials)
+    )
+
+
+def _concatenates(visit: Visit, partials: list[Node]) -> bool:
+    return set(visit.argument(0)) == set(partials) and not _has_biases(visit, partials)
+
+
+# op -> whether this call lets its partial arguments through
+LINEAR: dict[Any, Test] = {
+    aten.add: _sum,
+    **dict.fromkeys((aten.mul, aten.multiply), _factor),
+    **dict.fromkeys(
+        (
+            aten.div, aten.neg, aten.sum, aten.mean, aten.index, aten.index_select, aten.expand,
+            aten.flatten, aten.unflatten, aten.squeeze, aten.repeat, aten.constant_pad_nd,
+            aten.avg_pool2d, aten.adaptive_avg_pool2d,
+        ),
+        _is_first,
+    ),
+    **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view), _keeps_last_dim),
+    **dict.fromkeys((aten.clone, aten.contiguous, aten.alias), lambda *_: True),
+    **dict.fromkeys((aten.to, aten._to_copy, aten.type_as), _same_dtype),
+    aten.dropout: _is_off,
+    aten.permute: _permutes,
+    aten.transpose: _leaves_last_dim(1, 2),
+    **dict.fromkeys((aten.slice, aten.select), _leaves_last_dim(1)),
+    aten.roll: _leaves_last_dim(2),
+    aten.masked_fill: _zero_fill,
+    **dict.fromkeys((aten.index_add, aten.scatter_add, aten.index_put), _into_zeros),
+    **dict.fromkeys((aten.cat, aten.stack), _concatenates),
+}  # fmt: skip

@@ -8,6 +8,7 @@ sharded is traced to ATen first, the dialect that sharding has rules for. The pa
 (`DeferWaits`, `PinOrder`) belong to the lowerings.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from ladderize.aten import is_aten, to_aten
 from ladderize.block import Stream
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
-from ladderize.errors import Blocker, LadderError
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.gradients import refuse_unsaved_states, refuse_wrong_gradients
 from ladderize.inflight import check_in_flight
 from ladderize.passes.functionalize import Functionalize
@@ -170,11 +171,17 @@ def _shard(
         return plan_sharding(gm, blocks, names, ranks.size, shard_vocabulary=vocabulary)
 
     plan = run_analysis("plan_sharding", make_plan, log)
-    if plan.blockers:
+    if not plan.reductions:
         raise LadderError(
-            f"These branches cannot be sharded over {ranks.size} ranks:",
-            plan.blockers,
+            f"No branch can be sharded over {ranks.size} ranks:",
+            [reason for branch in plan.whole for reason in branch.reasons],
             "use a number of ranks that divides the sizes named above",
+        )
+    if plan.whole:
+        listed = "".join(f"\n  - {undivided}" for undivided in plan.whole)
+        warnings.warn(
+            LadderWarning(f"Not all is divided over {ranks.size} ranks. Kept whole:{listed}"),
+            stacklevel=2,
         )
     run_pass(gm, ShardBranches(plan, ranks.name), log, lambda gm: check_in_flight(gm.graph))
     return plan

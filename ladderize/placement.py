@@ -4,8 +4,9 @@ Shard(0, (4, 2, 2)) over 2 ranks:   q0 q1 q2 q3 | k0 k1 | v0 v1
                          rank 0 ->  q0 q1 k0 v0        rank 1 ->  q2 q3 k1 v1
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ class Replicate:
 
     def __str__(self) -> str:
         return "replicated"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every rank computes the whole value for its own part of a branch: a key head that all share.
+
+    Unlike with `Replicate`, the gradient that a rank finds is a summand of the true one.
+    """
+
+    def __str__(self) -> str:
+        return "whole on each rank"
 
 
 @dataclass(frozen=True)
@@ -35,21 +47,35 @@ class Shard:
         dim: the divided dim, not negative.
         segments: lengths along `dim`, each divided evenly over the ranks. A plain weight has one,
             a fused `[q|k|v]` three.
+        whole: the numbers of those segments that every rank holds whole instead.
+        outer: how often the segments follow one another along `dim`, a number or a sympy
+            expression: `batch` in a merged `[batch*heads]`. 1 for parameters.
     """
 
     dim: int
     segments: tuple[int, ...]
+    whole: tuple[int, ...] = ()
+    outer: Any = 1
 
     @property
     def size(self) -> int:
-        """The length of `dim` in the whole tensor."""
+        """The length of the segments together: with an `outer` of 1 that of the whole dim."""
         return sum(self.segments)
 
+    def local_size(self, num_ranks: int, last: int | None = None) -> int:
+        """What one rank holds of the first `last` segments (of all), once."""
+        return sum(
+            length if i in self.whole else length // num_ranks
+            for i, length in enumerate(self.segments[:last])
+        )
+
     def __str__(self) -> str:
-        return f"sharded on dim {self.dim} as {'+'.join(map(str, self.segments))}"
+        parts = (f"{n}{' whole' * (i in self.whole)}" for i, n in enumerate(self.segments))
+        repeated = "" if self.outer == 1 else f"{self.outer} times "
+        return f"sharded on dim {self.dim} as {repeated}{'+'.join(parts)}"
 
 
-Placement = Replicate | Partial | Shard
+Placement = Replicate | Whole | Partial | Shard
 
 
 @dataclass(frozen=True)
@@ -68,12 +94,15 @@ class IndexInput:
         return torch.tensor(self.rows[rank], dtype=torch.int64, device=device)
 
 
-def local_indices(segments: Sequence[int], rank: int, num_ranks: int) -> list[range]:
+def local_indices(
+    segments: Sequence[int], rank: int, num_ranks: int, whole: Collection[int] = ()
+) -> list[range]:
     """For each segment, which entries of the whole dim `rank` holds."""
     ranges, start = [], 0
-    for length in segments:
+    for i, length in enumerate(segments):
         share = length // num_ranks
-        ranges.append(range(start + rank * share, start + (rank + 1) * share))
+        mine = range(start + rank * share, start + (rank + 1) * share)
+        ranges.append(range(start, start + length) if i in whole else mine)
         start += length
     return ranges
 
@@ -82,7 +111,7 @@ def local_shape(shape: Sequence[int], placement: Placement, num_ranks: int) -> l
     """The shape of one rank's part of a tensor of `shape`."""
     local = list(shape)
     if isinstance(placement, Shard):
-        local[placement.dim] = placement.size // num_ranks
+        local[placement.dim] = placement.local_size(num_ranks)
     return local
 
 
@@ -90,5 +119,5 @@ def take_local(full: Tensor, placement: Placement, rank: int, num_ranks: int) ->
     """`rank`'s part of `full` in memory of its own (the tensor itself when replicated)."""
     if not isinstance(placement, Shard):
         return full
-    ranges = local_indices(placement.segments, rank, num_ranks)
+    ranges = local_indices(placement.segments, rank, num_ranks, placement.whole)
     return torch.cat([full.narrow(placement.dim, r.start, len(r)) for r in ranges], placement.dim)

@@ -16,10 +16,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.block import Block
-from ladderize.errors import Blocker
 from ladderize.placement import IndexInput, Placement, Shard
-from ladderize.propagate import Ban, Propagation
-from ladderize.visit import Selection, Visit, is_tensor, packet
+from ladderize.propagate import Propagation
+from ladderize.undivided import Undivided, find_undivided
+from ladderize.values import Selection
+from ladderize.visit import Visit, is_tensor, packet
 from ladderize.vocabulary import Vocabulary, find_vocabulary
 
 
@@ -42,6 +43,8 @@ class Entry:
     Attributes:
         needs_copy: gradients can flow, so the backward pass must sum them over the ranks.
         dim, index: take the entries that index input `index` names along `dim`; -1 and "" for all.
+        inner: the entries are taken out of every run of so many, 0 for one run.
+        share: take 1 / share of the value, to be summed over the ranks.
     """
 
     user: Node
@@ -49,10 +52,32 @@ class Entry:
     needs_copy: bool
     dim: int = -1
     index: str = ""
+    inner: int = 0
+    share: int = 1
 
     def __str__(self) -> str:
-        taken = f" [{self.index} on dim {self.dim}]" if self.index else ""
-        return f"{self.value} -> {self.user}{taken}{' by copy' if self.needs_copy else ''}"
+        taken = f" [{self.index} on dim {self.dim} in {self.inner}]" if self.index else ""
+        shared = f" / {self.share}" if self.share > 1 else ""
+        return f"{self.value} -> {self.user}{taken}{shared}{' by copy' if self.needs_copy else ''}"
+
+
+@dataclass(frozen=True)
+class MixedWeight:
+    """`user` reads a `weight` of which some segments are whole on each rank: `pieces` along `dim`.
+
+    The gradients of the whole pieces are summed over the ranks in the backward pass.
+
+    Attributes:
+        pieces: (local length, whether it is whole), in order.
+    """
+
+    user: Node
+    weight: Node
+    dim: int
+    pieces: tuple[tuple[int, bool], ...]
+
+    def __str__(self) -> str:
+        return f"{self.weight} -> {self.user} {self.pieces} on dim {self.dim}"
 
 
 @dataclass(frozen=True)
@@ -81,11 +106,10 @@ class ShardPlan:
         num_ranks: the size of the mesh axis.
         placements: of each divided parameter, by fully qualified name; the others are replicated.
         parameter_nodes: the graph inputs that hold the divided parameters.
-        rewrites, entries, reductions: the edits, in graph order.
+        rewrites, entries, mixed, reductions: the edits, in graph order.
         vocabulary: the edits outside of the branches, with collectives of their own.
         index_inputs: inputs that the graph gains, after all that it has.
-        blockers: branches that cannot be divided, and why. The plan leaves them whole.
-        notes: parameters that stay whole in branches that are divided, and vocabularies, and why.
+        whole: what each rank keeps and computes whole, and why.
         visits: rule evaluations that the analysis took.
     """
 
@@ -94,11 +118,11 @@ class ShardPlan:
     parameter_nodes: Mapping[Node, Placement]
     rewrites: tuple[Rewrite, ...]
     entries: tuple[Entry, ...]
+    mixed: tuple[MixedWeight, ...]
     reductions: tuple[Reduction, ...]
     vocabulary: Vocabulary
     index_inputs: tuple[IndexInput, ...]
-    blockers: tuple[Blocker, ...]
-    notes: tuple[str, ...]
+    whole: tuple[Undivided, ...]
     visits: int
 
     @property
@@ -110,7 +134,8 @@ class ShardPlan:
         """sha256 over the decisions, equal on all ranks that may run together."""
         parts: list[object] = [self.num_ranks, *self.index_inputs]
         parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
-        parts += [*self.rewrites, *self.entries, *self.reductions, *self.vocabulary.edits]
+        parts += [*self.rewrites, *self.entries, *self.mixed, *self.reductions]
+        parts += self.vocabulary.edits
         return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
     def describe(self) -> list[str]:
@@ -118,9 +143,12 @@ class ShardPlan:
         lines = [f"{name}: {placement}" for name, placement in self.placements.items()]
         lines.append(f"{self.num_reductions} all-reduces over {self.num_ranks} ranks")
         lines += self.vocabulary.describe()
-        lines += [f"kept whole: {note}" for note in self.notes]
-        lines += [f"not divided: {blocker}" for blocker in self.blockers]
-        return lines
+        return lines + [f"kept whole: {undivided}" for undivided in self.whole]
+
+    @property
+    def whole_branches(self) -> tuple[Undivided, ...]:
+        """Of `whole` the branches of which nothing is divided."""
+        return tuple(undivided for undivided in self.whole if undivided.is_branch)
 
 
 def plan_sharding(
@@ -170,25 +198,32 @@ class _Writer:
     def plan(self) -> ShardPlan:
         found, visits = self.found, self._visits_in_order()
         entries = tuple(
-            self._entry(visit.node, operand, selection)
+            self._entry(visit, operand, selection)
             for visit in visits
             for operand, selection in visit.entries.items()
         )
         placements = found.placements() | dict(self.vocabulary.placements)
         placed = {p: s for p, s in placements.items() if isinstance(s, Shard)}
         per_block = [self._reductions(i, block) for i, block in enumerate(found.branches)]
-        blocked, notes = self._explain(per_block)
         return ShardPlan(
             num_ranks=found.num_ranks,
             placements={found.parameters[p]: placement for p, placement in placed.items()},
             parameter_nodes=placed,
             rewrites=tuple(Rewrite(v.node, v.target, v.args) for v in visits if v.args is not None),
             entries=entries,
+            mixed=tuple(
+                self._mixed(visit.node, weight, shard)
+                for visit in visits
+                for weight, shard in visit.mixed.items()
+                if weight in self.gradients
+            ),
             reductions=tuple(r for reductions in per_block for r in reductions),
             vocabulary=self.vocabulary,
             index_inputs=(*self.indices.values(), *self.vocabulary.index_inputs),
-            blockers=blocked,
-            notes=(*notes, *self.vocabulary.notes),
+            whole=(
+                *find_undivided(found, [bool(reductions) for reductions in per_block]),
+                *self.vocabulary.whole,
+            ),
             visits=found.num_visits,
         )
 
@@ -196,13 +231,23 @@ class _Writer:
         nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
         return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
-    def _entry(self, user: Node, operand: Node, selection: Selection | None) -> Entry:
-        needs_copy = operand in self.gradients
+    def _entry(self, visit: Visit, operand: Node, selection: Selection | None) -> Entry:
+        # What is whole on each rank was entered where it was made.
+        needs_copy = operand in self.gradients and not visit.is_whole(operand)
+        share = self.found.num_ranks if operand in visit.shared else 1
         if selection is None:
-            return Entry(user, operand, needs_copy)
+            return Entry(visit.node, operand, needs_copy, share=share)
         name = f"rank_index_{len(self.indices)}"
         index = self.indices.setdefault(selection.rows, IndexInput(name, selection.rows))
-        return Entry(user, operand, needs_copy, selection.dim, index.name)
+        return Entry(visit.node, operand, needs_copy, selection.dim, index.name, selection.inner)
+
+    def _mixed(self, user: Node, weight: Node, shard: Shard) -> MixedWeight:
+        count = self.found.num_ranks
+        pieces = tuple(
+            (length, True) if i in shard.whole else (length // count, False)
+            for i, length in enumerate(shard.segments)
+        )
+        return MixedWeight(user, weight, shard.dim, pieces)
 
     def _reductions(self, index: int, block: Block) -> list[Reduction]:
         """Where the partial values of one branch are summed over the ranks."""
@@ -222,31 +267,6 @@ class _Writer:
     def _is_partial(self, node: Node) -> bool:
         value = self.found.values.get(node)
         return not isinstance(value, tuple) and value is not None and value.is_partial
-
-    def _explain(
-        self, per_block: Sequence[Sequence[Reduction]]
-    ) -> tuple[tuple[Blocker, ...], tuple[str, ...]]:
-        """Bans of a branch without a reduction are blockers; of others, notes."""
-        blockers: dict[Blocker, None] = {}
-        notes: dict[str, None] = {}
-        for block, reductions in zip(self.found.branches, per_block, strict=True):
-            reasons = [self._blocker(ban) for ban in self._bans(block)]
-            if reductions:
-                notes.update(dict.fromkeys(map(str, reasons)))
-                continue
-            none = Blocker.at(block.add, "the branch multiplies by no weight of its own")
-            blockers.update(dict.fromkeys(reasons or [none]))
-        return tuple(blockers), tuple(notes)
-
-    def _bans(self, block: Block) -> list[Ban]:
-        """Why weights of a branch stay whole, without mere consequences if there are causes."""
-        read = dict.fromkeys(source for node in block.branch for source in node.all_input_nodes)
-        bans = list(dict.fromkeys(self.found.bans[p] for p in read if p in self.found.bans))
-        return [ban for ban in bans if not ban.is_consequence] or bans
-
-    def _blocker(self, ban: Ban) -> Blocker:
-        names = ", ".join(self.found.parameters[p] for p in ban.parameters)
-        return Blocker.at(ban.node, f"{names}: {ban.reason}")
 
 
 def _summands(block: Block) -> list[Node]:

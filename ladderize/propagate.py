@@ -7,7 +7,7 @@ reductions only grow), so the walks end; the cost is linear in depth because bra
 bounded size and meet in nothing but shared parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -16,19 +16,37 @@ from ladderize.block import Block
 from ladderize.errors import LadderError, describe_origin
 from ladderize.placement import Placement, Replicate
 from ladderize.sharding_rules import apply_rule
-from ladderize.visit import Illegal, NeedsCuts, NeedsReduction, Value, Values, Visit
+from ladderize.statics import stand_in
+from ladderize.values import (
+    Illegal,
+    NeedsCuts,
+    NeedsReduction,
+    Origin,
+    Value,
+    Values,
+)
+from ladderize.visit import (
+    FORM_READERS,
+    Visit,
+    op_name,
+    packet,
+)
 
 REPLICATE = Replicate()
 
 
 @dataclass(frozen=True)
 class Ban:
-    """Parameters that stay whole, why, and the node that said so; see `Illegal`."""
+    """Parameters that stay whole, why, and the node that said so; see `Illegal`.
+
+    With `parts` it is only these parts of them that every rank holds whole.
+    """
 
     parameters: tuple[Node, ...]
     reason: str
     node: Node
     is_consequence: bool
+    parts: tuple[Origin, ...] = ()
 
 
 @dataclass
@@ -42,6 +60,8 @@ class Propagation:
         values: the placement of each node inside a branch.
         visits: the last evaluation of each node: demands, entries, rewritten calls.
         bans: of each parameter that must stay whole.
+        kept: of each parameter of which every rank holds parts whole, one for each refusal.
+        whole: the ranges of those parts.
         reduced: nodes whose partial value is reduced right there.
         biases: parameters to be added after the reduction of a partial value.
         num_visits: evaluations in all.
@@ -53,6 +73,8 @@ class Propagation:
     values: dict[Node, Values] = field(default_factory=dict)
     visits: dict[Node, Visit] = field(default_factory=dict)
     bans: dict[Node, Ban] = field(default_factory=dict)
+    kept: dict[Node, list[Ban]] = field(default_factory=dict)
+    whole: dict[Node, frozenset[tuple[int, int]]] = field(default_factory=dict)
     cuts: dict[Node, frozenset[int]] = field(default_factory=dict)
     reduced: set[Node] = field(default_factory=set)
     biases: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
@@ -63,6 +85,7 @@ class Propagation:
         for index, block in enumerate(self.branches):
             for position, node in enumerate(block.branch):
                 self._place.setdefault(node, (index, position))
+        self._readers = {p: tuple(_readers(p, self.parameters)) for p in self.parameters}
         self._dirty: dict[int, int] = {}
         self._walks = [0] * len(self.branches)
 
@@ -92,13 +115,15 @@ class Propagation:
                 return
             except NeedsCuts as needed:
                 self.cuts.update(needed.cuts)
-                self._requeue([user for p in needed.cuts for user in p.users])
+                self._requeue([user for p in needed.cuts for user in self._readers[p]])
                 return
 
     def _visit(self, node: Node) -> None:
         self.num_visits += 1
         self.visits.pop(node, None)
-        visit = Visit(node, self.values, self.parameters, self.bans, self.cuts, self.num_ranks)
+        visit = Visit(
+            node, self.values, self.parameters, self.bans, self.cuts, self.whole, self.num_ranks
+        )
         value = apply_rule(visit)
         self._check_demands(visit)
         if isinstance(value, Value) and value.is_partial and self._leaves(node):
@@ -114,8 +139,12 @@ class Propagation:
 
     def _leaves(self, node: Node) -> bool:
         """Whether something outside the branch of `node` reads it."""
+        return self._outside_reader(node) is not None
+
+    def _outside_reader(self, node: Node) -> Node | None:
         index = self._place[node][0]
-        return any(self._place.get(user, (-1, 0))[0] != index for user in node.users)
+        outside = (user for user in node.users if self._place.get(user, (-1, 0))[0] != index)
+        return next((user for user in outside if packet(user) not in FORM_READERS), None)
 
     def _settle_partial(self, node: Node) -> None:
         """A partial result is reduced where it leaves; the outputs of a parallel block later."""
@@ -125,18 +154,23 @@ class Propagation:
 
     def _check_exit(self, node: Node, value: Values) -> None:
         parts = value if isinstance(value, tuple) else (value,)
-        sharded = [part for part in parts if part.shard]
-        if sharded and self._leaves(node):
-            culprits = [origin.parameter for part in sharded for origin in part.origins]
+        divided = [part for part in parts if part.shard or part.is_whole]
+        reader = self._outside_reader(node)
+        if not divided or reader is None:
+            return
+        culprits = [origin for part in divided for origin in part.origins]
+        if node in self.branches[self._place[node][0]].outputs:
             reason = "no second weight brings it back to the stream's size"
             raise Illegal(reason, culprits, is_consequence=True)
+        raise Illegal(f"{op_name(reader)} reads {node} outside of the branch", culprits)
 
     def _check_demands(self, visit: Visit) -> None:
         """All readers of a parameter must want it placed alike, and all must be in branches."""
-        read = [node for node in visit.node.all_input_nodes if node in self.parameters]
+        read = {visit.parameter(node) for node in visit.node.all_input_nodes} - {None}
         for parameter in read:
+            assert parameter is not None
             wanted = visit.demands.get(parameter, REPLICATE)
-            for user in parameter.users:
+            for user in self._readers[parameter]:
                 if user not in self._place and wanted != REPLICATE:
                     raise Illegal(
                         f"{self.parameters[parameter]} is also used outside the branches",
@@ -151,14 +185,38 @@ class Propagation:
     # -- changes
 
     def _ban(self, node: Node, refused: Illegal) -> None:
-        new = [p for p in refused.culprits if p not in self.bans]
+        parts = self._parts(refused)
+        new = [p for p in map(_parameter, refused.culprits) if p not in self.bans]
+        new = list(dict.fromkeys(new))
         assert new, f"{refused.reason}, and no parameter is to blame"
-        ban = Ban(tuple(new), refused.reason, node, refused.is_consequence)
-        self.bans.update(dict.fromkeys(new, ban))
-        users = [user for parameter in new for user in parameter.users if user in self._place]
+        ban = Ban(tuple(new), refused.reason, node, refused.is_consequence, parts)
+        for part in parts:
+            self.kept.setdefault(part.parameter, []).append(ban)
+            kept = self.whole.get(part.parameter, frozenset())
+            self.whole[part.parameter] = kept | {(part.start, part.start + part.length)}
+        if not parts:
+            self.bans.update(dict.fromkeys(new, ban))
+        users = [user for p in new for user in self._readers[p] if user in self._place]
         for user in users:  # reductions further on may not be where they were
             self.reduced.difference_update(self.owned(*self._place[user]))
         self._requeue(users)
+
+    def _parts(self, refused: Illegal) -> tuple[Origin, ...]:
+        """The culprits, if they are but parts of parameters that can stay divided elsewhere."""
+        origins = [o for o in refused.culprits if isinstance(o, Origin)]
+        if len(origins) < len(refused.culprits) or not all(map(self._is_part, origins)):
+            return ()
+        return tuple(o for o in origins if o.parameter not in self.bans)
+
+    def _is_part(self, origin: Origin) -> bool:
+        """Whether something of the parameter is left to divide when this part is whole."""
+        cuts, ranges = self.cuts.get(origin.parameter), self.whole.get(origin.parameter, ())
+        if not cuts or not origin.length or origin.repeats > 1:
+            return False
+        ends = sorted({0, *cuts, *(end for pair in ranges for end in pair)})
+        taken = [(origin.start, origin.start + origin.length), *ranges]
+        starts = [a for a in ends if not any(c <= a < d for c, d in taken)]
+        return taken[0] not in ranges and bool(starts)
 
     def _requeue(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
@@ -172,6 +230,11 @@ class Propagation:
 
     # -- results
 
+    def parameter(self, node: Node) -> Node | None:
+        """The parameter that `node` is or stands for."""
+        found = stand_in(node, self.parameters)
+        return None if found is None else found.parameter
+
     def owned(self, index: int, start: int = 0) -> list[Node]:
         """The nodes of branch `index` from `start` on; of those in several it owns its own."""
         nodes = self.branches[index].branch[start:]
@@ -183,3 +246,16 @@ class Propagation:
         return {
             parameter: placement for demands in demanded for parameter, placement in demands.items()
         }
+
+
+def _parameter(culprit: Node | Origin) -> Node:
+    return culprit.parameter if isinstance(culprit, Origin) else culprit
+
+
+def _readers(node: Node, parameters: Mapping[Node, str]) -> Iterator[Node]:
+    """Who computes with a parameter, directly or transposed or cast."""
+    for user in node.users:
+        if stand_in(user, parameters) is not None:
+            yield from _readers(user, parameters)
+        elif packet(user) not in FORM_READERS:
+            yield user

@@ -5,131 +5,46 @@
     anything(replicated …)                 -> replicated, no rule asked
 
 A rule sees a `Visit` and returns the placement of the result; pointwise ops need no row. An op with
-neither row nor tag keeps the parameters that sharded its inputs whole. Partial inputs have a table
-of their own, `partial_rules`.
+neither row nor tag keeps the parameters that sharded its inputs whole. Products with weights,
+convolutions, layout and parts have files of their own; so have partial inputs, `partial_rules`.
 """
 
+import dataclasses
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from ladderize import cache_rules as cache
 from ladderize import layout_rules as layout
+from ladderize.conv_rules import CONV_RULES, GROUPS
+from ladderize.part_rules import PART_RULES
 from ladderize.partial_rules import join_partials
-from ladderize.placement import Partial, Shard
-from ladderize.visit import (
+from ladderize.placement import Shard, Whole
+from ladderize.product_rules import PRODUCTS, batched, weighted
+from ladderize.values import (
     REPLICATED,
-    Illegal,
-    Origin,
     Selection,
     Value,
     Values,
-    Visit,
-    packet,
 )
+from ladderize.visit import Visit, packet
 
 aten = torch.ops.aten
 Rule = Callable[[Visit], Values]
+WEIGHTED = {*PRODUCTS, *GROUPS}  # what starts a sharding
 
 
-# ---- products with a weight
-
-
-@dataclass(frozen=True)
-class Product:
-    """Where a product has its operands, and which dim of its weight makes outputs."""
-
-    x: int
-    weight: int
-    bias: int | None
-    output_dim: int
-
-
-PRODUCTS = {
-    aten.linear: Product(x=0, weight=1, bias=2, output_dim=0),
-    aten.addmm: Product(x=1, weight=2, bias=0, output_dim=1),
-    aten.mm: Product(x=0, weight=1, bias=None, output_dim=1),
-    aten.matmul: Product(x=0, weight=1, bias=None, output_dim=1),
-}
-
-
-def weighted(visit: Visit) -> Values:
-    """Column-parallel for a replicated input, row-parallel for one sharded on its last dim."""
-    form = PRODUCTS[packet(visit.node)]
-    x, weight = visit.node.args[form.x], visit.node.args[form.weight]
-    bias = None if form.bias is None else visit.argument(form.bias, "bias")
-    assert isinstance(x, Node)
-    assert isinstance(weight, Node)
-    shard, last = visit.value(x).shard, len(visit.shape(x)) - 1
-    if weight not in visit.parameters or len(visit.shape(weight)) != 2 or _is_scaled(visit):
-        return _without_weight(visit)
-    if shard is None:
-        return _column_parallel(visit, form, x, weight, bias)
-    if shard.dim == last:
-        return _row_parallel(visit, form, x, weight, bias)
-    visit.enter(weight)
-    if isinstance(bias, Node):
-        visit.align(bias, shard.dim - last - 1, shard.segments)
-    return visit.value(x)
-
-
-def _is_scaled(visit: Visit) -> bool:
-    """addmm(…, alpha=2)"""
-    return any(visit.node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
-
-
-def _without_weight(visit: Visit) -> Values:
-    if not visit.sharded(visit.operands()):
-        return REPLICATED
-    if packet(visit.node) is aten.matmul:
-        return batched(visit)
-    return visit.illegal(f"the weight of {visit.op_name} is no parameter")
-
-
-def _column_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any) -> Values:
-    if not visit.can_shard(weight):
-        return REPLICATED
-    size = visit.shape(weight)[form.output_dim]
-    segments = visit.output_segments(weight, size)
-    visit.demand(weight, Shard(form.output_dim, segments))
-    visit.enter(x)
-    if isinstance(bias, Node):
-        visit.align(bias, -1, segments)
-    return Value(Shard(len(visit.shape()) - 1, segments), (Origin(weight, 0, size),))
-
-
-def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any) -> Values:
-    shard = visit.value(x).shard
-    assert shard is not None
-    if not visit.can_shard(weight):
-        culprits = [origin.parameter for origin in visit.value(x).origins]
-        raise Illegal(f"{visit.parameters[weight]} stays whole", culprits, is_consequence=True)
-    visit.demand(weight, Shard(1 - form.output_dim, shard.segments))
-    if not isinstance(bias, Node):
-        return Value(Partial())
-    if bias not in visit.parameters:
-        visit.illegal(f"the bias of {visit.op_name} is no parameter")
-    visit.rewrite((x, weight), aten.mm.default if packet(visit.node) is aten.addmm else None)
-    return Value(Partial(), biases=(bias,))
-
-
-# ---- other computing ops
-
-
-def batched(visit: Visit) -> Values:
-    """matmul, bmm, attention without weights: leading dims are independent, the last two mix."""
-    return visit.meet(visit.operands(), mixed_dims=(-1, -2))
+# ---- computing ops
 
 
 def attention(visit: Visit) -> Values:
     query, key, value = (visit.argument(i, n) for i, n in enumerate(("query", "key", "value")))
     heads, kv_heads = visit.shape(query)[-3], visit.shape(key)[-3]
     shards = [visit.value(node).shard for node in (query, key, value)]
-    if not any(shards) or heads == kv_heads or not visit.argument(7, "enable_gqa", False):
+    is_shared = kv_heads == 1 or visit.argument(7, "enable_gqa", False)
+    if not any(shards) or heads == kv_heads or not is_shared:
         return batched(visit)
     if shards[0] != Shard(len(visit.shape(query)) - 3, (heads,)):
         visit.illegal(f"{visit.op_name} shares {kv_heads} key heads among undivided queries")
@@ -137,7 +52,10 @@ def attention(visit: Visit) -> Values:
         visit.illegal(f"{visit.op_name} takes keys and values placed differently")
     rest = [node for node in visit.operands() if node not in (key, value)]
     result = visit.meet(rest, mixed_dims=(-1, -2))
-    if shards[1] is None:
+    if shards[1] is None and kv_heads == 1:
+        visit.enter(key)
+        visit.enter(value)
+    elif shards[1] is None:
         selection = Selection(
             len(visit.shape(key)) - 3, shared_heads(heads, kv_heads, visit.num_ranks)
         )
@@ -187,7 +105,8 @@ def reduction(visit: Visit) -> Values:
     dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
     if shard.dim in dims:
         visit.illegal(f"{visit.op_name} reduces the sharded dim")
-    kept = len(visit.shape()) == ndim
+    made = visit.node.meta["val"]
+    kept = (made if isinstance(made, torch.Tensor) else made[0]).dim() == ndim
     return value if kept else value.at(shard.dim - sum(d < shard.dim for d in dims))
 
 
@@ -202,39 +121,84 @@ def _from_right(dims: Any, ndim: int) -> list[int]:
     return [d if d < 0 else d - ndim for d in listed]
 
 
+def einsum(visit: Visit) -> Values:
+    """einsum("bhqd,bhkd->bhqk", q, k): the sharded letter is kept by the result."""
+    equation, tensors = visit.argument(0).replace(" ", ""), visit.argument(1)
+    terms, _, result = equation.partition("->")
+    letters = dict(zip(tensors, terms.split(","), strict=True))
+    if "." in equation or not result or len(letters) != len(tensors):
+        visit.illegal(f"no sharding rule for {visit.op_name} of {equation}")
+    sharded = visit.sharded(tensors)
+    held = {letters[node][shard.dim] for node, shard in sharded}
+    if len(held) > 1 or not held <= set(result):
+        visit.illegal(f"{visit.op_name} mixes entries of the sharded dim")
+    (letter,) = held
+    shard = visit.common_shard(sharded)
+    inside = {node for node, _ in sharded}
+    for node, dims in letters.items():
+        if node not in inside and letter in dims:
+            visit.align(node, dims.index(letter) - len(dims), shard)
+        elif node not in inside:
+            visit.enter(node)
+    return Value(dataclasses.replace(shard, dim=result.index(letter)), visit.origins(inside))
+
+
+def choice(visit: Visit) -> Values:
+    """topk(x, k, dim), sort: values and positions along `dim`."""
+    at = {aten.topk: 2, aten.sort: 1}[packet(visit.node)]
+    node, value, shard = layout.source(visit)
+    if layout.wrap(visit.argument(at, "dim", -1), len(visit.shape(node))) == shard.dim:
+        visit.illegal(f"{visit.op_name} chooses among entries of the sharded dim")
+    return (value,) * 2
+
+
+def size(visit: Visit) -> Values:
+    """sym_size(x, dim) of a dim that is not divided"""
+    node, _, shard = layout.source(visit)
+    if layout.wrap(visit.argument(1), len(visit.shape(node))) == shard.dim:
+        visit.illegal(f"{visit.op_name} asks for the size of the sharded dim")
+    return REPLICATED
+
+
+def extremes(visit: Visit) -> Values:
+    """max(x, dim, keepdim): values and positions."""
+    found = reduction(visit)
+    assert isinstance(found, Value)
+    return (found,) * len(visit.node.meta["val"])
+
+
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(PRODUCTS, weighted),
-    aten.bmm: batched,
-    aten.baddbmm: batched,
+    **CONV_RULES,
+    **PART_RULES,
     aten.scaled_dot_product_attention: attention,
-    aten.softmax: along(1),
-    aten._softmax: along(1),
-    aten.log_softmax: along(1),
-    aten._safe_softmax: along(1),
-    aten.cumsum: along(1),
+    **dict.fromkeys(
+        (
+            aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax, aten.cumsum,
+        ),
+        along(1),
+    ),
     aten.layer_norm: normalization,
     aten.rms_norm: normalization,
     **dict.fromkeys(
         (aten.mean, aten.sum, aten.var, aten.std, aten.amax, aten.amin, aten.logsumexp), reduction
     ),
+    **dict.fromkeys((aten.max, aten.min), extremes),
     aten.linalg_vector_norm: lambda visit: visit.illegal("a norm over a sharded tensor"),
+    **dict.fromkeys((aten.topk, aten.sort), choice),
+    aten.einsum: einsum,
+    aten.sym_size: size,
+    **dict.fromkeys((aten.view_as_complex, aten.view_as_real), layout.pairs),
     **dict.fromkeys(
         (aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten), layout.view
     ),
-    aten.expand: layout.expand,
+    **dict.fromkeys((aten.expand, aten.broadcast_to), layout.expand),
     aten.permute: layout.permute,
     aten.transpose: layout.transpose,
     aten.t: layout.transpose_matrix,
     aten.mT: layout.transpose_matrix,
     aten.unsqueeze: layout.unsqueeze,
     aten.squeeze: layout.squeeze,
-    aten.select: layout.select,
-    aten.slice: layout.slice_,
-    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk), layout.split),
-    aten.unbind: layout.unbind,
-    aten.cat: layout.cat,
-    aten.stack: layout.stack,
-    operator.getitem: layout.getitem,
     aten.index_copy_: cache.index_copy,
     aten.index_put_: cache.index_put,
     # pointwise, but without the tag
@@ -242,7 +206,8 @@ RULES: dict[Any, Rule] = {
         (
             aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
             aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
-            aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
+            aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.multiply,
+            aten.expand_as,
         ),
         pointwise,
     ),
@@ -254,10 +219,14 @@ RULES: dict[Any, Rule] = {
 
 def apply_rule(visit: Visit) -> Values:
     """The placement of `visit.node`, by the tables."""
-    inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     op = packet(visit.node)
-    if all(value == REPLICATED for value in inputs) and op not in PRODUCTS:
+    inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
+    parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
+    if all(part.is_replicated for part in parts) and op not in WEIGHTED:
         return REPLICATED
+    is_mine = all(part.is_replicated or part.is_whole for part in parts)
+    if is_mine and any(part.is_whole for part in parts) and op is not operator.getitem:
+        return _on_each_rank(visit, parts)
     if op is not operator.getitem and any(isinstance(value, tuple) for value in inputs):
         visit.illegal(f"{visit.op_name} takes several sharded tensors at once")
     if op is not operator.getitem and (
@@ -269,3 +238,13 @@ def apply_rule(visit: Visit) -> Values:
     if torch.Tag.pointwise in getattr(visit.node.target, "tags", ()):
         return pointwise(visit)
     return visit.illegal(f"no sharding rule for {visit.op_name}")
+
+
+def _on_each_rank(visit: Visit, parts: list[Value]) -> Values:
+    """Any op on values that are whole on each rank; replicated operands enter."""
+    for node in visit.operands():
+        if visit.value(node).is_replicated:
+            visit.enter(node)
+    value = Value(Whole(), tuple(dict.fromkeys(o for part in parts for o in part.origins)))
+    made = visit.node.meta["val"]
+    return (value,) * len(made) if isinstance(made, (tuple, list)) else value

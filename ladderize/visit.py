@@ -3,9 +3,10 @@
 A rule reads the placements of the node's inputs through a `Visit`, asks for what it needs (a weight
 divided in a certain way, a slice of a replicated operand, another size in a view), and returns the
 placement of the result. It changes nothing itself. When the inputs cannot be had as they are, it
-raises one of the three signals below and is visited again after the change.
+raises one of the three signals of `values` and is visited again after the change.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,93 +16,21 @@ import torch
 from torch.fx import Node
 
 from ladderize.errors import module_path
-from ladderize.placement import Partial, Placement, Replicate, Shard, local_indices
+from ladderize.placement import Placement, Shard, local_indices
+from ladderize.statics import stand_in
+from ladderize.values import (
+    REPLICATED,
+    Illegal,
+    NeedsCuts,
+    Origin,
+    Selection,
+    Value,
+    Values,
+    inner_cuts,
+)
 
-
-class Illegal(Exception):
-    """No rule, or it cannot hold: the `culprits` (parameters) must not be divided.
-
-    `is_consequence`: the branch was left without its other half; some other ban is the cause.
-    """
-
-    def __init__(self, reason: str, culprits: Iterable[Node], is_consequence: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.is_consequence = is_consequence
-        self.culprits = tuple(dict.fromkeys(culprits))
-
-
-class NeedsReduction(Exception):
-    """A partial `value` reached an op that is not linear."""
-
-    def __init__(self, value: Node) -> None:
-        super().__init__(value.name)
-        self.value = value
-
-
-class NeedsCuts(Exception):
-    """Parameters must be divided within finer segments: parameter -> positions of cuts."""
-
-    def __init__(self, cuts: Mapping[Node, frozenset[int]]) -> None:
-        super().__init__(cuts)
-        self.cuts = cuts
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a sharded dim comes from: `length` entries from `start` of a parameter's output dim.
-
-    A `length` of 0 says that positions cannot be traced back (after a `cat`).
-    """
-
-    parameter: Node
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Value:
-    """The placement of a tensor inside a branch.
-
-    Attributes:
-        placement: how it lies over the ranks.
-        origins: sharded: the parameters whose sharding made it so.
-        biases: partial: parameters to be added once, after the reduction.
-    """
-
-    placement: Placement = field(default_factory=Replicate)
-    origins: tuple[Origin, ...] = ()
-    biases: tuple[Node, ...] = ()
-
-    @property
-    def is_replicated(self) -> bool:
-        return isinstance(self.placement, Replicate)
-
-    @property
-    def is_partial(self) -> bool:
-        return isinstance(self.placement, Partial)
-
-    @property
-    def shard(self) -> Shard | None:
-        return self.placement if isinstance(self.placement, Shard) else None
-
-    def at(self, dim: int, segments: Sequence[int] | None = None) -> "Value":
-        """The same sharding seen at another dim, in other units."""
-        assert isinstance(self.placement, Shard)
-        lengths = self.placement.segments if segments is None else tuple(segments)
-        return Value(Shard(dim, lengths), self.origins)
-
-
-REPLICATED = Value()
-Values = Value | tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Entries of `dim` that each rank takes out of a replicated operand; one row a rank."""
-
-    dim: int
-    rows: tuple[tuple[int, ...], ...]
+# What torch.export leaves behind a cast: it reads the dtype alone.
+FORM_READERS = {torch.ops.aten._assert_tensor_metadata}
 
 
 @dataclass
@@ -114,9 +43,13 @@ class Visit:
         parameters: the fully qualified names of the parameter nodes.
         banned: parameters that must stay replicated.
         cuts: positions at which a parameter's output dim must be cut into segments.
+        whole: ranges of a parameter's output dim that every rank must hold.
         num_ranks: the number of ranks to divide over.
         demands: result: how parameters must lie.
         entries: result: replicated operands entering sharded computation, and what is selected.
+        mixed: result: weights that are divided but for some segments, by how they lie.
+        shared: result: operands of which each rank takes an equal share, to be summed with a
+            partial value.
         target, args: result: the rewritten call.
     """
 
@@ -125,9 +58,12 @@ class Visit:
     parameters: Mapping[Node, str]
     banned: Container[Node]
     cuts: Mapping[Node, frozenset[int]]
+    whole: Mapping[Node, frozenset[tuple[int, int]]]
     num_ranks: int
     demands: dict[Node, Placement] = field(default_factory=dict)
     entries: dict[Node, Selection | None] = field(default_factory=dict)
+    mixed: dict[Node, Shard] = field(default_factory=dict)
+    shared: set[Node] = field(default_factory=set)
     target: Any = None
     args: tuple[Any, ...] | None = None
 
@@ -147,12 +83,22 @@ class Visit:
         assert isinstance(value, Value), f"{node} is a tuple"
         return value
 
+    def is_whole(self, node: Node) -> bool:
+        value = self.values.get(node)
+        return isinstance(value, Value) and value.is_whole
+
     def shape(self, node: Node | None = None) -> Sequence[Any]:
         shape: Sequence[Any] = (node or self.node).meta["val"].shape
         return shape
 
+    def parameter(self, node: Any) -> Node | None:
+        """The parameter that `node` is or stands for, transposed or cast."""
+        found = stand_in(node, self.parameters)
+        return None if found is None else found.parameter
+
     def can_shard(self, node: Any) -> bool:
-        return node in self.parameters and node not in self.banned
+        parameter = self.parameter(node)
+        return parameter is not None and parameter not in self.banned
 
     def sharded(self, operands: Iterable[Node]) -> list[tuple[Node, Shard]]:
         found = ((node, self.value(node).shard) for node in operands)
@@ -161,18 +107,30 @@ class Visit:
     def origins(self, operands: Iterable[Node]) -> tuple[Origin, ...]:
         return tuple(dict.fromkeys(o for node in operands for o in self.value(node).origins))
 
-    def output_segments(self, parameter: Node, size: int) -> tuple[int, ...]:
-        """The segments of a column-parallel parameter: cut where somebody asked for it."""
-        bounds = [0, *sorted(self.cuts.get(parameter, ())), size]
-        return tuple(b - a for a, b in itertools.pairwise(bounds))
+    def output_shard(self, weight: Node, dim: int) -> Shard:
+        """How a column-parallel weight is divided on `dim`: cut where somebody asked for it."""
+        parameter, size = self.parameter(weight), int(self.shape(weight)[dim])
+        assert parameter is not None
+        ranges = self.whole.get(parameter, frozenset())
+        ends = {0, size, *self.cuts.get(parameter, ()), *(end for pair in ranges for end in pair)}
+        pieces = list(itertools.pairwise(sorted(ends)))
+        whole = (i for i, (a, b) in enumerate(pieces) if any(c <= a and b <= d for c, d in ranges))
+        return Shard(dim, tuple(b - a for a, b in pieces), tuple(whole))
 
     # -- asking
 
-    def demand(self, parameter: Node, placement: Shard) -> None:
-        for length in placement.segments:
-            if length % self.num_ranks:
-                self.illegal(self.describe_size(length), [parameter])
-        self.demands[parameter] = placement
+    def demand(self, weight: Node, placement: Shard, origin: Origin | None = None) -> None:
+        """Divide `weight`; `origin` is given for a dim of outputs, which may be whole in parts."""
+        found = stand_in(weight, self.parameters)
+        assert found is not None
+        start = 0
+        for i, length in enumerate(placement.segments):
+            if length % self.num_ranks and i not in placement.whole:
+                part = origin and Origin(found.parameter, start, length)
+                self.illegal(self.describe_size(length), [part or found.parameter])
+            start += length
+        lies = dataclasses.replace(placement, dim=found.dims[placement.dim])
+        self.demands[found.parameter] = lies
 
     def describe_size(self, size: Any, unit: str = "entries") -> str:
         return f"{size} {unit} cannot be divided over {self.num_ranks} ranks"
@@ -180,20 +138,36 @@ class Visit:
     def enter(self, operand: Node, selection: Selection | None = None) -> None:
         self.entries[operand] = selection
 
-    def align(self, operand: Node, dim_from_right: int, segments: tuple[int, ...]) -> None:
-        """Make a replicated `operand` fit values sharded on `dim_from_right` (negative)."""
+    def enter_weight(self, weight: Node, shard: Shard) -> None:
+        """Have the gradients of the segments summed that every rank holds whole, see `Whole`."""
+        self.mixed[weight] = shard
+
+    def share(self, operand: Node) -> None:
+        """Take 1 / ranks of a replicated `operand`, to be summed with a partial value."""
+        self.enter(operand)
+        self.shared.add(operand)
+
+    def select(self, operand: Node, dim: int, shard: Shard) -> None:
+        """Take each rank's part of `dim` of a replicated operand, as `shard` lies."""
+        parts = [
+            local_indices(shard.segments, rank, self.num_ranks, shard.whole)
+            for rank in range(self.num_ranks)
+        ]
+        rows = tuple(tuple(i for part in ranges for i in part) for ranges in parts)
+        self.enter(operand, Selection(dim, rows, 0 if shard.outer == 1 else shard.size))
+
+    def align(self, operand: Node, dim_from_right: int, shard: Shard) -> None:
+        """Make a replicated `operand` fit values sharded like `shard` on `dim_from_right` (< 0)."""
         shape = self.shape(operand)
         dim = len(shape) + dim_from_right
         if dim < 0 or shape[dim] == 1:
             self.enter(operand)
-        elif self.can_shard(operand):
-            self.demand(operand, Shard(dim, segments))
+        elif self.can_shard(operand) and shard.outer == 1:
+            self.demand(operand, dataclasses.replace(shard, dim=dim))
+            if shard.whole:
+                self.enter_weight(operand, dataclasses.replace(shard, dim=dim))
         else:
-            parts = [
-                local_indices(segments, rank, self.num_ranks) for rank in range(self.num_ranks)
-            ]
-            rows = tuple(tuple(i for part in ranges for i in part) for ranges in parts)
-            self.enter(operand, Selection(dim, rows))
+            self.select(operand, dim, shard)
 
     def meet(self, operands: Sequence[Node], mixed_dims: Iterable[int] = ()) -> Value:
         """Broadcast `operands`: all sharded on one dim of the result, the others made to fit.
@@ -203,45 +177,48 @@ class Visit:
         sharded = self.sharded(operands)
         if not sharded:
             return REPLICATED
+        mixed = [node for node, s in sharded if s.dim - len(self.shape(node)) in mixed_dims]
+        if mixed:
+            reason = f"{self.op_name} mixes entries of the sharded dim"
+            self.illegal(reason, self.origins(mixed))
         dims = {shard.dim - len(self.shape(node)) for node, shard in sharded}
         if len(dims) > 1:
             self.illegal(f"{self.op_name} takes operands sharded on different dims")
         dim = dims.pop()
-        if dim in mixed_dims:
-            self.illegal(f"{self.op_name} mixes entries of the sharded dim")
-        segments = self.common_segments(sharded)
+        shard = self.common_shard(sharded)
         inside = {node for node, _ in sharded}
         for node in operands:
             if node not in inside:
-                self.align(node, dim, segments)
+                self.align(node, dim, shard)
         ndim = max(len(self.shape(node)) for node in operands)
-        return Value(Shard(ndim + dim, segments), self.origins(inside))
+        return Value(dataclasses.replace(shard, dim=ndim + dim), self.origins(inside))
 
     def rewrite(self, args: Sequence[Any], target: Any = None) -> None:
         self.args = tuple(args)
         self.target = target or self.node.target
 
     def set_argument(self, index: int, value: Any) -> None:
+        if index >= len(self.node.args):
+            self.illegal(f"{self.op_name} spells by name what must be divided")
         self.rewrite([value if i == index else arg for i, arg in enumerate(self.node.args)])
 
     # -- refusing
 
-    def illegal(self, reason: str, culprits: Iterable[Node] | None = None) -> NoReturn:
+    def illegal(self, reason: str, culprits: Iterable[Node | Origin] | None = None) -> NoReturn:
         """Refuse; unless named, the culprits are the parameters behind all sharded inputs."""
         if culprits is None:
-            known = [
-                value
-                for node in self.operands()
-                if isinstance(value := self.values.get(node), Value)
-            ]
-            culprits = [origin.parameter for value in known for origin in value.origins]
+            known = [self.values.get(node) for node in self.operands()]
+            culprits = [o for value in known if isinstance(value, Value) for o in value.origins]
         raise Illegal(reason, culprits)
 
-    def common_segments(self, sharded: Sequence[tuple[Node, Shard]]) -> tuple[int, ...]:
-        """The segments that all `sharded` operands have; cuts the coarser ones if they differ."""
-        segments = {shard.segments for _, shard in sharded}
-        if len(segments) == 1:
-            return segments.pop()
+    def common_shard(self, sharded: Sequence[tuple[Node, Shard]]) -> Shard:
+        """How all `sharded` operands lie, but for the dim; cuts the coarser ones if they differ."""
+        first = sharded[0][1]
+        lies = {(shard.segments, shard.whole, shard.outer) for _, shard in sharded}
+        if len(lies) == 1:
+            return first
+        if len({shard.outer for _, shard in sharded}) > 1:
+            self.illegal(f"{self.op_name} takes operands sharded in different ways")
         cuts = frozenset(cut for _, shard in sharded for cut in inner_cuts(shard.segments))
         raise self.needs_cuts([node for node, _ in sharded], cuts)
 
@@ -255,7 +232,8 @@ class Visit:
                 scale, rest = divmod(origin.length, value.shard.size)
                 if rest or not scale:
                     self.illegal(f"{self.op_name} divides a dim that cannot be traced to a weight")
-                moved = {origin.start + cut * scale for cut in cuts}
+                starts = (origin.start + i * origin.length for i in range(origin.repeats))
+                moved = {start + cut * scale for start in starts for cut in cuts}
                 known = self.cuts.get(origin.parameter, frozenset())
                 wanted[origin.parameter] = wanted.get(origin.parameter, known) | moved
         if all(wanted[p] == self.cuts.get(p, frozenset()) for p in wanted):
@@ -265,11 +243,6 @@ class Visit:
     @property
     def op_name(self) -> str:
         return op_name(self.node)
-
-
-def inner_cuts(segments: Sequence[int]) -> frozenset[int]:
-    """Where segments meet: (4, 2, 2) -> {4, 6}."""
-    return frozenset(sum(segments[:i]) for i in range(1, len(segments)))
 
 
 def is_tensor(node: Node) -> bool:
@@ -283,5 +256,6 @@ def op_name(node: Node) -> str:
 
 
 def packet(node: Node) -> Any:
-    """`aten.view` for `aten.view.default`."""
-    return getattr(node.target, "overloadpacket", node.target)
+    """`aten.view` for `aten.view.default`; of ops that are not torch's own the name."""
+    found = getattr(node.target, "overloadpacket", node.target)
+    return found if getattr(node.target, "namespace", "aten") == "aten" else str(found)

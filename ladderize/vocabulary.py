@@ -25,18 +25,12 @@ from torch.fx import GraphModule, Node
 from ladderize.block import Block
 from ladderize.errors import Blocker
 from ladderize.placement import IndexInput, Shard
-from ladderize.sharding_rules import PRODUCTS, apply_rule
-from ladderize.visit import (
-    Illegal,
-    NeedsCuts,
-    NeedsReduction,
-    Value,
-    Values,
-    Visit,
-    is_tensor,
-    op_name,
-    packet,
-)
+from ladderize.product_rules import PRODUCTS
+from ladderize.sharding_rules import apply_rule
+from ladderize.undivided import Undivided, beyond_share, num_bytes
+from ladderize.values import Illegal, NeedsCuts, NeedsReduction, Value, Values
+from ladderize.visit import Visit, is_tensor, op_name, packet
+from ladderize.work import work_of
 
 aten = torch.ops.aten
 
@@ -76,7 +70,7 @@ class Vocabulary:
         visits: the calls that compute with this rank's part of the logits.
         lookups, losses, gathers: the calls that take collectives.
         index_inputs: the first row of each rank, for each length of a vocabulary.
-        notes: vocabularies that stay whole, and why.
+        whole: vocabularies that are not divided, why, and what that costs.
     """
 
     placements: Mapping[Node, Shard] = field(default_factory=dict)
@@ -85,7 +79,7 @@ class Vocabulary:
     losses: tuple[Loss, ...] = ()
     gathers: tuple[Gather, ...] = ()
     index_inputs: tuple[IndexInput, ...] = ()
-    notes: tuple[str, ...] = ()
+    whole: tuple[Undivided, ...] = ()
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -103,8 +97,8 @@ def find_vocabulary(
 ) -> Vocabulary:
     """What of `gm`, outside of `branches`, is to be divided over the vocabulary. Linear."""
     found = _find_weights(gm, branches, parameters)
-    notes = {w: note for w in found if (note := w.why_whole(parameters, num_ranks))}
-    divided = [weight for weight in found if weight not in notes]
+    whole = {w: reason for w in found if (reason := w.why_whole(parameters, num_ranks))}
+    divided = [weight for weight in found if weight not in whole]
     tail = _Tail(gm, parameters, num_ranks, {head for w in divided for head in w.heads})
     tail.walk()
     lookups = {node: w.length for w in divided for node in w.lookups}
@@ -118,7 +112,9 @@ def find_vocabulary(
         losses=tuple(Loss(node, _index_name(size)) for node, size in losses.items()),
         gathers=gathers,
         index_inputs=tuple(_first_rows(size, num_ranks) for size in dict.fromkeys(lengths)),
-        notes=tuple(notes.values()),
+        whole=tuple(
+            weight.undivided(reason, parameters, num_ranks) for weight, reason in whole.items()
+        ),
     )
 
 
@@ -147,18 +143,30 @@ class _Weight:
     def length(self) -> int:
         return int(self.node.meta["val"].shape[self.dim])
 
-    def why_whole(self, parameters: Mapping[Node, str], num_ranks: int) -> str:
-        """Why it cannot be divided; "" if it can."""
+    def undivided(
+        self, reason: Blocker, parameters: Mapping[Node, str], num_ranks: int
+    ) -> Undivided:
+        """What it costs that it stays whole; a lookup computes nothing."""
+        return Undivided(
+            (reason,),
+            (parameters[self.node],),
+            beyond_share(num_bytes(self.node), num_ranks),
+            beyond_share(sum(map(work_of, self.heads)), num_ranks),
+            is_branch=False,
+        )
+
+    def why_whole(self, parameters: Mapping[Node, str], num_ranks: int) -> Blocker | None:
+        """Why it cannot be divided; None if it can."""
         name, uses = parameters[self.node], (*self.lookups, *self.heads)
         if self.length % num_ranks:
             reason = f"{self.length} words cannot be divided over {num_ranks} ranks"
-            return str(Blocker.at(uses[0], f"{name}: {reason}"))
+            return Blocker.at(uses[0], f"{name}: {reason}")
         for user in self.node.users:
             if user not in uses:
-                return str(Blocker.at(user, f"{name} is also used by {op_name(user)}"))
+                return Blocker.at(user, f"{name} is also used by {op_name(user)}")
             if user in self.lookups and (any(user.args[3:]) or user.kwargs):
-                return str(Blocker.at(user, f"{name}: {op_name(user)} has options without a rule"))
-        return ""
+                return Blocker.at(user, f"{name}: {op_name(user)} has options without a rule")
+        return None
 
 
 def _find_weights(
@@ -187,10 +195,10 @@ def _weight_of(node: Node) -> tuple[Node, int]:
         index, dim = 0, 0
     else:
         form = PRODUCTS[packet(node)]
-        index, dim = form.weight, form.output_dim
+        index, dim = form.weight, form.outputs
     weight = node.args[index]
     assert isinstance(weight, Node)
-    return weight, dim
+    return weight, dim % weight.meta["val"].dim()
 
 
 def _is_long(weight: Node, dim: int) -> bool:
@@ -276,7 +284,7 @@ class _Tail:
 
     def _carry(self, node: Node, banned: Collection[Node]) -> bool:
         """Whether a rule takes sharded operands of `node` to a sharded result."""
-        visit = Visit(node, self.values, self.parameters, banned, {}, self.num_ranks)
+        visit = Visit(node, self.values, self.parameters, banned, {}, {}, self.num_ranks)
         try:
             value = apply_rule(visit)
         except (Illegal, NeedsCuts, NeedsReduction):

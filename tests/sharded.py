@@ -137,6 +137,44 @@ def neox(heads: int = 4, layers: int = 2, **options: Any) -> torch.nn.Module:
     return _with_random_biases(GPTNeoXModel(config).eval())
 
 
+def bloom(heads: int = 4, layers: int = 2) -> torch.nn.Module:
+    from transformers import BloomConfig, BloomModel
+
+    torch.manual_seed(0)
+    config = BloomConfig(
+        vocab_size=64, hidden_size=8 * heads, n_layer=layers, n_head=heads, use_cache=False
+    )
+    return _with_random_biases(BloomModel(config).eval())
+
+
+def mixtral(heads: int = 4, kv: int = 4, layers: int = 2) -> torch.nn.Module:
+    from transformers import MixtralConfig, MixtralModel
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=8 * heads,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        num_local_experts=4,
+        max_position_embeddings=64,
+        use_cache=False,
+    )
+    return MixtralModel(config).eval()
+
+
+def t5(heads: int = 4, layers: int = 2) -> torch.nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=64, d_model=8 * heads, d_kv=8, d_ff=48, num_layers=layers, num_heads=heads
+    )
+    return T5EncoderModel(config).eval()
+
+
 def _with_random_biases(model: torch.nn.Module) -> torch.nn.Module:
     """transformers starts biases at zero, which would hide a bias added twice."""
     for name, parameter in model.named_parameters():
@@ -145,7 +183,15 @@ def _with_random_biases(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert, "neox": neox}
+MODELS = {
+    "llama": llama,
+    "gpt2": gpt2,
+    "bert": bert,
+    "neox": neox,
+    "bloom": bloom,
+    "mixtral": mixtral,
+    "t5": t5,
+}
 
 
 def embeds(batch: int = 2, length: int = 6, hidden: int = 32) -> torch.Tensor:
@@ -200,7 +246,7 @@ def shard_module(
         "reductions": sharder.plan.num_reductions,
         "blocks": len(sharder.blocks),
         "digest": sharder.plan.digest(),
-        "blockers": [str(blocker) for blocker in sharder.plan.blockers],
+        "whole": [str(branch) for branch in sharder.plan.whole_branches],
         "code": sharder.gm.code,
     }
 

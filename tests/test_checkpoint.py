@@ -135,6 +135,7 @@ def test_an_index_that_is_none(tmp_path, text):
 def test_entries_are_data():
     for each in (
         *ENTRIES,
+        entry("q", (8,), Shard(0, (4, 2, 2), whole=(1, 2))),
         entry("x", (4,), is_persistent=False, aliases=("y",), requires_grad=True),
     ):
         assert Entry.from_json(json.loads(json.dumps(each.to_json()))) == each

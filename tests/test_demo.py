@@ -87,7 +87,7 @@ def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     done = ladderize("demo", "--hf", str(path))
     assert done.returncode == 1, done.stdout
-    assert "cannot be sharded over 2 ranks" in done.stderr
+    assert "No branch can be sharded over 2 ranks" in done.stderr
     assert "layers.0" in done.stderr
     assert "Traceback" not in done.stderr
     assert "demo OK" not in done.stdout

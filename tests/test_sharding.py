@@ -14,6 +14,7 @@ from torch import nn
 from ladderize.compat import python_dispatcher
 from ladderize.passes.fake import signature
 from ladderize.placement import Shard, take_local
+from ladderize.plan import ShardPlan
 from ladderize.sharding_rules import shared_heads
 from ladderize.views import DimGroup, dim_groups
 
@@ -28,7 +29,7 @@ def check(
 ) -> None:
     results = ranks.run(run_sharded, name, dynamic, options)
     for result in results:
-        assert result["blockers"] == []
+        assert result["whole"] == []
         assert result["reductions"] == result["blocks"] == per_layer * options.get("layers", 2)
         assert result["error"] <= TOLERANCE
         assert result["other shape"] <= TOLERANCE
@@ -63,6 +64,11 @@ def test_four_ranks_equal_one(
     four_ranks: Ranks, name: str, dynamic: bool, options: dict[str, Any]
 ) -> None:
     check(four_ranks, name, dynamic, **options)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mixtral", "t5"])
+def test_merged_heads_experts_and_relative_bias(two_ranks: Ranks, name: str) -> None:
+    check(two_ranks, name)
 
 
 def test_key_heads_that_do_not_divide(two_ranks: Ranks) -> None:
@@ -153,7 +159,60 @@ class Deep(nn.Module):
         return c(torch.relu(b(torch.relu(a(x)))))
 
 
+class OneKey(nn.Module):
+    """Many queries on one key and value head, all from one weight: [q|q|q|q|k|v]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm, self.out = nn.Linear(32, 48), nn.LayerNorm(8), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).split([32, 8, 8], -1)
+        q = q.view(batch, length, 4, 8).transpose(1, 2)
+        k, v = self.norm(k)[:, None], v[:, None]
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, 32))
+
+
+class Channels(nn.Module):
+    """Convolutions, one of them by channel, with a batch norm in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(32, 48, 3, padding=1)
+        self.norm, self.each = nn.BatchNorm1d(48), nn.Conv1d(48, 48, 3, padding=1, groups=48)
+        self.last = nn.Conv1d(48, 32, 1)
+        self.norm.running_mean.uniform_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.norm(self.first(x.transpose(1, 2))))
+        return self.last(self.each(inner)).transpose(1, 2)
+
+
+class Experts(nn.Module):
+    """All experts of every token, weighted by a router; biases inside of the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(32, 4)
+        self.up = nn.Parameter(torch.randn(4, 32, 48) / 6)
+        self.down = nn.Parameter(torch.randn(4, 48, 32) / 6)
+        self.bias = nn.Parameter(torch.randn(4, 1, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, 32)
+        weights = torch.softmax(self.router(flat), -1)
+        inner = torch.relu(torch.bmm(flat.expand(4, -1, -1), self.up))
+        each = torch.bmm(inner, self.down) + self.bias
+        return (each * weights.t()[..., None]).sum(0).view(x.shape)
+
+
 OWN = {
+    "one key": (OneKey, {}),
+    "channels": (Channels, {}),
+    "experts": (Experts, {}),
     "shared heads": (SharedHeads, {}),
     "shared heads, one": (SharedHeads, {"kv": 1}),
     "shared heads, uneven": (SharedHeads, {"heads": 12, "kv": 3}),
@@ -171,7 +230,7 @@ def run_own(name: str) -> dict[str, Any]:
     group = dist.group.WORLD
     assert group is not None
     sharder = Sharder(dist.get_world_size(), dist.get_rank(), group.group_name, execute=True)
-    return shard_module(sharder, Net(make, **options), torch.randn(2, 6, 32))
+    return shard_module(sharder, Net(make, **options).eval(), torch.randn(2, 6, 32))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -180,7 +239,7 @@ def test_own_nets(name: str, group: str, request: pytest.FixtureRequest) -> None
     results = request.getfixturevalue(group).run(run_own, name)
     for result in results:
         assert result["reductions"] == 2
-        assert result["blockers"] == []
+        assert result["whole"] == []
         assert result["error"] <= TOLERANCE
         assert result["input gradient"] <= TOLERANCE
         assert max(result["gradients"].values()) <= TOLERANCE
@@ -272,9 +331,13 @@ def test_digest_speaks_for_the_decisions() -> None:
 # ---- refusals
 
 
-def test_every_blocker_is_named_with_its_place() -> None:
+def reasons(plan: ShardPlan) -> list[str]:
+    return [str(reason) for branch in plan.whole_branches for reason in branch.reasons]
+
+
+def test_every_reason_is_named_with_its_place() -> None:
     plan = shard("llama", 2, heads=7, kv=7, hidden_size=56, intermediate_size=45).plan
-    lines = [str(blocker) for blocker in plan.blockers]
+    lines = reasons(plan)
     assert len(lines) == 2 * 5
     for layer in range(2):
         for name in "qkv":
@@ -289,10 +352,36 @@ def test_every_blocker_is_named_with_its_place() -> None:
     assert plan.rewrites == plan.entries == ()
 
 
+def test_what_stays_whole_is_counted() -> None:
+    """Attention of 7 heads cannot be divided over 2 ranks, the MLP beside it can."""
+    plan = shard("llama", 2, heads=7, kv=7, hidden_size=56, intermediate_size=48, layers=1).plan
+    (branch,) = plan.whole
+    assert branch.is_branch
+    assert len(branch.parameters) == 4  # with o_proj, which no reason names
+    assert branch.num_bytes == 4 * 56 * 56 * 4 // 2
+    tokens, scores = 2 * 6, 2 * 7 * 6 * 6 * 8
+    assert branch.flops == (4 * 2 * tokens * 56 * 56 + 2 * 2 * scores) // 2
+    assert plan.num_reductions == 1
+    assert all(".mlp." in name for name in plan.placements)
+    assert f"{branch.num_bytes:,} bytes and {branch.flops:,} FLOPs" in "".join(plan.describe())
+
+
+def test_key_heads_that_stay_whole_are_counted() -> None:
+    plan = shard("llama", 2, kv=1, layers=1).plan
+    assert [w.is_branch for w in plan.whole] == [False, False]
+    assert {w.parameters for w in plan.whole} == {
+        ("layers.0.self_attn.k_proj.weight",),
+        ("layers.0.self_attn.v_proj.weight",),
+    }
+    assert {w.num_bytes for w in plan.whole} == {8 * 32 * 4 // 2}
+
+
 def test_hidden_size_that_does_not_divide() -> None:
     plan = shard("bert", 4, heads=3, hidden_size=30).plan
-    assert len(plan.blockers) == 2 * 4
-    assert all("30 entries" in str(blocker) for blocker in plan.blockers)
+    lines = reasons(plan)
+    assert len(plan.whole_branches) == 2
+    assert len(lines) == 2 * 3  # queries, keys and values; what reads them is no cause
+    assert all("30 entries" in line for line in lines)
     assert plan.num_reductions == 2  # the MLPs' 48 still divides
 
 
@@ -317,8 +406,8 @@ def test_a_weight_wanted_in_two_placements_stays_whole() -> None:
     sharder = Sharder(2)
     shard_module(sharder, Net(UsedTwice, transposed=False), torch.randn(2, 6, 32))
     assert sharder.plan.placements == {}
-    assert len(sharder.plan.blockers) == 2
-    assert all("used in two ways" in str(blocker) for blocker in sharder.plan.blockers)
+    assert len(sharder.plan.whole_branches) == 2
+    assert all("used in two ways" in line for line in reasons(sharder.plan))
 
 
 class Shared(nn.Module):
@@ -341,8 +430,12 @@ def test_weights_shared_by_all_blocks() -> None:
     assert len(sharder.plan.placements) == 3
     sharder = Sharder(2)
     shard_module(sharder, Shared(45), torch.randn(2, 6, 32))
-    (blocker,) = sharder.plan.blockers  # one weight, named once
-    assert "up.weight: 45 entries cannot be divided over 2 ranks" in str(blocker)
+    assert len(sharder.plan.whole_branches) == 3
+    assert len({branch.reasons for branch in sharder.plan.whole_branches}) == 1
+    assert "up.weight: 45 entries cannot be divided over 2 ranks" in reasons(sharder.plan)[0]
+    # The weights are shared: their bytes are counted once, the FLOPs of each use.
+    costs = [(branch.num_bytes > 0, branch.flops > 0) for branch in sharder.plan.whole_branches]
+    assert costs == [(True, True), (False, True), (False, True)]
 
 
 class Unknown(nn.Module):
@@ -354,12 +447,12 @@ class Unknown(nn.Module):
         return self.down(torch.flip(self.up(x), (-1,)))
 
 
-def test_an_op_without_a_rule_is_a_blocker() -> None:
+def test_an_op_without_a_rule_keeps_its_branch_whole() -> None:
     sharder = Sharder(2)
     shard_module(sharder, Net(Unknown), torch.randn(2, 6, 32))
-    assert [("no sharding rule for aten.flip" in str(b)) for b in sharder.plan.blockers] == [
-        True
-    ] * 2
+    lines = reasons(sharder.plan)
+    assert len(lines) == 2
+    assert all("no sharding rule for aten.flip" in line for line in lines)
 
 
 # ---- parts

@@ -195,17 +195,44 @@ def refusal(name, options, config):
     return "no error"
 
 
-def test_heads_that_do_not_divide_are_all_listed(two_ranks):
-    for text in two_ranks.run(refusal, "llama", {"heads": 3, "kv": 3, "hidden_size": 24}, {}):
-        assert "cannot be sharded over 2 ranks" in text
-        assert text.count("3 heads") >= 2 or text.count("cannot be divided") >= 2
+NOTHING_DIVIDES = {"heads": 3, "kv": 3, "hidden_size": 24, "intermediate_size": 33}
+
+
+def test_if_nothing_divides_all_is_listed(two_ranks):
+    for text in two_ranks.run(refusal, "llama", NOTHING_DIVIDES, {}):
+        assert "No branch can be sharded over 2 ranks" in text
+        assert text.count("3 heads") == 6
+        assert text.count("33 entries") == 4
+        assert "layers.0.self_attn" in text
+        assert "layers.1.self_attn" in text
+        assert "modeling_llama.py:" in text
+
+
+def partly_whole():
+    """3 heads do not divide, the MLPs do: the error and what is said."""
+    model = MODELS["llama"](heads=3, kv=3, hidden_size=24)
+    run, whole = compiled(model, mesh=mesh(), lowering="eager"), compiled(model, lowering="eager")
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        error = (run(input_ids=ids())[0] - whole(input_ids=ids())[0]).abs().max().item()
+    return error, [str(w.message) for w in caught if w.category is LadderWarning]
+
+
+def test_heads_that_do_not_divide_stay_whole_and_are_all_listed(two_ranks):
+    for error, texts in two_ranks.run(partly_whole):
+        assert error <= 1e-4
+        (text,) = texts
+        assert "Not all is divided over 2 ranks" in text
+        assert text.count("3 heads") == 6
+        assert text.count("branch: ") == 2
+        assert text.count("bytes and") == 2
         assert "layers.0.self_attn" in text
         assert "layers.1.self_attn" in text
         assert "modeling_llama.py:" in text
 
 
 def quiet_fallback():
-    model = MODELS["llama"](heads=3, kv=3, hidden_size=24)
+    model = MODELS["llama"](**NOTHING_DIVIDES)
     run = compiled(model, mesh=mesh(), lowering="eager", strict=False)
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -232,8 +259,7 @@ def test_ranks_that_disagree_all_raise(two_ranks):
 
 
 def one_refuses():
-    heads = 4 if dist.get_rank() == 0 else 3
-    return refusal("llama", {"heads": heads, "kv": heads, "hidden_size": heads * 8}, {})
+    return refusal("llama", {} if dist.get_rank() == 0 else NOTHING_DIVIDES, {})
 
 
 def test_one_rank_that_refuses_stops_all(two_ranks):

@@ -80,7 +80,8 @@ class Entry:
             with torch.no_grad():
                 return local.copy_(source[...])
         dim, start = self.placement.dim, 0
-        for part in local_indices(self.placement.segments, rank, num_ranks):
+        placement = self.placement
+        for part in local_indices(placement.segments, rank, num_ranks, placement.whole):
             index = (slice(None),) * dim + (slice(part.start, part.stop),)
             with torch.no_grad():
                 local.narrow(dim, start, len(part)).copy_(source[index])
@@ -102,7 +103,11 @@ class Entry:
             "rows": [list(row) for row in self.rows],
         }
         if isinstance(self.placement, Shard):
-            data["shard"] = {"dim": self.placement.dim, "segments": list(self.placement.segments)}
+            data["shard"] = {
+                "dim": self.placement.dim,
+                "segments": list(self.placement.segments),
+                "whole": list(self.placement.whole),
+            }
         return data
 
     @classmethod
@@ -116,12 +121,16 @@ class Entry:
             kind=data["kind"],
             shape=tuple(data["shape"]),
             dtype=dtype,
-            placement=Shard(shard["dim"], tuple(shard["segments"])) if shard else Replicate(),
+            placement=_shard_from_json(shard) if shard else Replicate(),
             is_persistent=data["is_persistent"],
             requires_grad=data["requires_grad"],
             aliases=tuple(data["aliases"]),
             rows=tuple(tuple(row) for row in data["rows"]),
         )
+
+
+def _shard_from_json(data: dict[str, Any]) -> Shard:
+    return Shard(data["dim"], tuple(data["segments"]), tuple(data["whole"]))
 
 
 def total_bytes(entries: Sequence[Entry], num_ranks: int | None = None) -> int:

@@ -5,19 +5,22 @@ after    h = linear(copy(n), w1_local);     p = linear(silu(h), w2_local)
          y = add(wait(reduce(p)), b);       x1 = add(x, y)
 """
 
+import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize import collectives, compat
+from ladderize import collectives, compat, ops
 from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.passes.insert import insert_after, like
 from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.placement import local_shape
-from ladderize.plan import Entry, Reduction, ShardPlan
+from ladderize.plan import Entry, MixedWeight, Reduction, Rewrite, ShardPlan
+from ladderize.values import LocalSize
 
 aten = torch.ops.aten
 
@@ -42,10 +45,13 @@ class ShardBranches:
         indices = self._add_index_inputs(gm.graph)
         for rewrite in plan.rewrites:
             rewrite.node.target = rewrite.target
-            rewrite.node.args = rewrite.args
+            rewrite.node.args = self._with_local_sizes(gm.graph, rewrite)
+        for weight in plan.mixed:
+            self._mix(gm.graph, weight)
         copies: dict[Node, Node] = {}
+        written = _written_later(gm.graph)
         for entry in plan.entries:
-            self._enter(gm.graph, entry, copies, indices)
+            self._enter(gm.graph, entry, copies, indices, written)
         for reduction in plan.reductions:
             self._reduce(gm.graph, reduction, order)
         ShardVocabulary(plan.vocabulary, plan.num_ranks, self.group_name, indices).apply(gm.graph)
@@ -58,6 +64,7 @@ class ShardBranches:
         edits = (
             plan.rewrites,
             plan.entries,
+            plan.mixed,
             plan.reductions,
             plan.vocabulary.edits,
             plan.parameter_nodes,
@@ -78,8 +85,45 @@ class ShardBranches:
                 node.meta["val"] = like.new_empty(len(index.rows[0]), dtype=torch.int64)
         return nodes
 
+    def _with_local_sizes(self, graph: Graph, rewrite: Rewrite) -> tuple[Any, ...]:
+        """The arguments, with symbolic sizes divided by calls in front of the node."""
+
+        def local(value: Any) -> Any:
+            if not isinstance(value, LocalSize):
+                return value
+            size = graph.call_function(operator.floordiv, (value.node, self.plan.num_ranks))
+            size.meta["val"] = value.node.meta["val"] // self.plan.num_ranks
+            return size
+
+        with graph.inserting_before(rewrite.node):
+            return tuple(
+                [local(part) for part in arg] if isinstance(arg, (list, tuple)) else local(arg)
+                for arg in rewrite.args
+            )
+
+    def _mix(self, graph: Graph, mixed: MixedWeight) -> None:
+        """Let the user read `cat([q, copy(k), copy(v)])` of a weight that holds k and v whole."""
+        pieces, start = [], 0
+        with graph.inserting_before(mixed.user):
+            for length, is_whole in mixed.pieces:
+                bounds = (mixed.dim, start, start + length)
+                piece = graph.call_function(aten.slice.Tensor, (mixed.weight, *bounds))
+                if is_whole:
+                    piece = graph.call_function(collectives.copy, (piece, self.group_name))
+                pieces.append(piece)
+                start += length
+            whole = graph.call_function(aten.cat.default, (pieces, mixed.dim))
+        for node in (*pieces, whole):
+            like(node, mixed.user)
+        mixed.user.replace_input_with(mixed.weight, whole)
+
     def _enter(
-        self, graph: Graph, entry: Entry, made: dict[Any, Node], indices: dict[str, Node]
+        self,
+        graph: Graph,
+        entry: Entry,
+        made: dict[Any, Node],
+        indices: dict[str, Node],
+        written: Collection[Node],
     ) -> None:
         """Let `entry.user` read the copied and selected form of a replicated value."""
         value = entry.value
@@ -87,12 +131,14 @@ class ShardBranches:
         if entry.needs_copy:
             steps.append((collectives.copy, (self.group_name,)))
         if entry.index:
-            steps.append((aten.index_select.default, (entry.dim, indices[entry.index])))
-        is_input = value.op == "placeholder"
+            steps += _selection(entry, indices[entry.index])
+        if entry.share > 1:
+            steps.append((aten.div.Tensor, (entry.share,)))
+        is_late = value.op == "placeholder" or value in written
         for target, args in steps:
-            key = (target, value, args, entry.user if is_input else None)
+            key = (target, value, args, entry.user if is_late else None)
             if key not in made:
-                place = entry.user.prev if is_input else value
+                place = entry.user.prev if is_late else value
                 made[key] = insert_after(graph, place, target, (value, *args))
             value = made[key]
         entry.user.replace_input_with(entry.value, value)
@@ -115,3 +161,26 @@ class ShardBranches:
             for other in reduction.others:
                 total = like(graph.call_function(aten.add.Tensor, (total, other)), last)
         reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
+
+
+def _written_later(graph: Graph) -> set[Node]:
+    """Values whose memory some node writes: what is taken out of them is taken at the reader."""
+    memory = {
+        storage
+        for node in graph.nodes
+        for operand in ops.written_operands(node)
+        for storage in ops.storages(operand)
+    }
+    return {node for node in graph.nodes if memory and not memory.isdisjoint(ops.storages(node))}
+
+
+def _selection(entry: Entry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The steps that take a rank's entries, each a target and what follows its first operand."""
+    dim = entry.dim
+    if not entry.inner:
+        return [(aten.index_select.default, (dim, index))]
+    return [  # a merged dim is taken apart and merged again
+        (aten.unflatten.int, (dim, (-1, entry.inner))),
+        (aten.index_select.default, (dim + 1, index)),
+        (aten.flatten.using_ints, (dim, dim + 1)),
+    ]

@@ -133,12 +133,16 @@ class ShardReport:
 
     Attributes:
         placements: of each divided parameter, as (name, placement).
-        kept_whole: parameters that could not be divided, and why.
+        kept_whole: branches and parameters that could not be divided, why, and what it costs.
+        extra_bytes: of parameters that each rank holds beyond an even share for it.
+        extra_flops: of one forward run that each rank computes beyond an even share for it.
     """
 
     num_ranks: int
     placements: tuple[tuple[str, str], ...]
     kept_whole: tuple[str, ...]
+    extra_bytes: int = 0
+    extra_flops: int = 0
 
 
 @dataclass(frozen=True)

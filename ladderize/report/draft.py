@@ -81,7 +81,13 @@ class Draft:
     def see_sharding(self, gm: GraphModule, plan: ShardPlan) -> None:
         """Call with the sharded graph."""
         placements = tuple((name, str(placed)) for name, placed in plan.placements.items())
-        self._sharding = ShardReport(plan.num_ranks, placements, plan.notes)
+        self._sharding = ShardReport(
+            plan.num_ranks,
+            placements,
+            tuple(map(str, plan.whole)),
+            sum(undivided.num_bytes for undivided in plan.whole),
+            sum(undivided.flops for undivided in plan.whole),
+        )
         self._inserted = find_collectives(gm, self._home, is_inserted=True)
 
     def finish(self, name: str, outcome: str, error: LadderError | None = None) -> GraphReport:

@@ -106,6 +106,9 @@ def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
             f"{graph.sharding.num_ranks} ranks"
         )
         kept = _cut(f"kept whole: {note}" for note in graph.sharding.kept_whole)
+        if kept:
+            extra = f"{graph.sharding.extra_bytes:,} bytes of parameters"
+            title += f"; {extra} and {graph.sharding.extra_flops:,} FLOPs more on each than a share"
         yield Part(title, lines=kept)
 
 

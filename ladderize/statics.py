@@ -1,0 +1,84 @@
+"""Weights that reach an op through layout and casts: `matmul(x, w.T)`, `linear(x, experts[3])`.
+
+    t = numpy_T(w);  to = to(t, float16)      both stand for w, their dim 0 for its dim 1
+
+Such a value is divided by dividing the parameter that it stands for.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A value that stands for `parameter`; `dims[i]` is the parameter's dim behind its dim `i`."""
+
+    parameter: Node
+    dims: tuple[int, ...]
+
+
+def stand_in(node: Any, parameters: Collection[Node]) -> StandIn | None:
+    """What `node` stands for: itself if it is a parameter, None if it is none in another form."""
+    if not isinstance(node, Node) or not isinstance(node.meta.get("val"), torch.Tensor):
+        return None
+    if node in parameters:
+        return StandIn(node, tuple(range(node.meta["val"].dim())))
+    order = _ORDERS.get(_packet(node))
+    source = stand_in(node.args[0], parameters) if order is not None and node.args else None
+    if source is None or order is None:
+        return None
+    return StandIn(source.parameter, tuple(source.dims[d] for d in order(node, len(source.dims))))
+
+
+def _packet(node: Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
+
+
+def _selected(node: Node, ndim: int) -> list[int]:
+    """One expert of a stack."""
+    picked: Any = node.args[1]
+    return [dim for dim in range(ndim) if dim != picked % ndim]
+
+
+def _same(_: Node, ndim: int) -> list[int]:
+    return list(range(ndim))
+
+
+def _reversed(_: Node, ndim: int) -> list[int]:
+    return list(range(ndim))[::-1]
+
+
+def _last_two(_: Node, ndim: int) -> list[int]:
+    return [*range(ndim - 2), ndim - 1, ndim - 2]
+
+
+def _transposed(node: Node, ndim: int) -> list[int]:
+    dims, (a, b) = list(range(ndim)), node.args[1:3]
+    assert isinstance(a, int)
+    assert isinstance(b, int)
+    dims[a], dims[b] = dims[b], dims[a]
+    return dims
+
+
+def _permuted(node: Node, ndim: int) -> list[int]:
+    order: Any = node.args[1]
+    return [dim % ndim for dim in order]
+
+
+# op -> (node, number of dims) -> the old dim behind each new one
+_ORDERS: dict[Any, Any] = {
+    **dict.fromkeys(
+        (aten.to, aten._to_copy, aten.clone, aten.contiguous, aten.detach, aten.alias), _same
+    ),
+    **dict.fromkeys((aten.t, aten.numpy_T), _reversed),
+    aten.mT: _last_two,
+    aten.transpose: _transposed,
+    aten.permute: _permuted,
+    aten.select: _selected,
+}

@@ -1,0 +1,122 @@
+"""What each rank keeps and computes whole although the others do too: where, why, at what cost.
+
+branch: layers.0.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks
+    (layers.0.self_attn at …); 12,544 bytes and 301,056 FLOPs more on each rank
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from ladderize import compat
+from ladderize.block import Block
+from ladderize.errors import Blocker
+from ladderize.propagate import Ban, Propagation
+from ladderize.work import work_of
+
+NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"
+
+
+@dataclass(frozen=True)
+class Undivided:
+    """A branch, or parameters of a branch that is divided otherwise, whole on every rank.
+
+    Attributes:
+        reasons: with their places.
+        parameters: fully qualified names.
+        num_bytes: of these, what each rank holds beyond an even share.
+        flops: of one forward run, what each rank computes beyond an even share.
+        is_branch: nothing of the branch is divided.
+    """
+
+    reasons: tuple[Blocker, ...]
+    parameters: tuple[str, ...]
+    num_bytes: int
+    flops: int
+    is_branch: bool
+
+    def __str__(self) -> str:
+        kind = "branch: " if self.is_branch else ""
+        cost = f"{self.num_bytes:,} bytes and {self.flops:,} FLOPs more on each rank"
+        return f"{kind}{'; '.join(map(str, self.reasons))}; {cost}"
+
+
+def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[Undivided]:
+    """In graph order; the bytes of a parameter that several branches share are counted once."""
+    counted: set[Node] = set()
+    for block, divided in zip(found.branches, is_divided, strict=True):
+        weights = dict.fromkeys(w for node in block.branch for w in _weights(found, node))
+        bans = _bans(found, weights)
+        if not divided:
+            yield _branch(found, block, bans, [w for w in weights if w not in counted])
+            counted.update(weights)
+        for ban in bans if divided else ():
+            if counted.isdisjoint(ban.parameters):
+                yield _rest(found, block, ban)
+            counted.update(ban.parameters)
+
+
+def _weights(found: Propagation, node: Node) -> list[Node]:
+    """The parameters of two dims or more that `node` computes with: sharding would divide them."""
+    read = (found.parameter(source) for source in node.all_input_nodes)
+    return [p for p in read if p is not None and (p.meta["val"].dim() > 1 or p in found.bans)]
+
+
+def _bans(found: Propagation, weights: Iterable[Node]) -> list[Ban]:
+    bans = [found.bans[p] for p in weights if p in found.bans]
+    kept = [ban for p in weights if p not in found.bans for ban in found.kept.get(p, ())]
+    return list(dict.fromkeys([*bans, *kept]))
+
+
+def _branch(
+    found: Propagation, block: Block, bans: Sequence[Ban], weights: Sequence[Node]
+) -> Undivided:
+    """Reasons that are mere consequences are left out where a cause is known."""
+    causes = [ban for ban in bans if not ban.is_consequence] or bans
+    reasons = tuple(dict.fromkeys(_reason(found, ban) for ban in causes))
+    return Undivided(
+        reasons or (Blocker.at(block.add, NO_WEIGHT),),
+        tuple(found.parameters[w] for w in weights),
+        beyond_share(sum(map(num_bytes, weights)), found.num_ranks),
+        beyond_share(sum(map(work_of, block.branch)), found.num_ranks),
+        is_branch=True,
+    )
+
+
+def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:
+    """Parameters that stay whole, or parts of them, in a branch that is divided."""
+    readers = [n for n in block.branch if not set(_weights(found, n)).isdisjoint(ban.parameters)]
+    held, flops = sum(map(num_bytes, ban.parameters)), sum(map(work_of, readers))
+    if ban.parts:
+        size = max(part.start + part.length for part in ban.parts)
+        dims = [p.meta["val"].shape for p in ban.parameters]
+        size = max([size, *(max(shape) for shape in dims)])
+        length = sum(part.length for part in ban.parts)
+        held, flops = held * length // size, flops * length // size
+    names = tuple(found.parameters[p] for p in ban.parameters)
+    return Undivided(
+        (_reason(found, ban),),
+        names,
+        beyond_share(held, found.num_ranks),
+        beyond_share(flops, found.num_ranks),
+        is_branch=False,
+    )
+
+
+def _reason(found: Propagation, ban: Ban) -> Blocker:
+    names = ", ".join(found.parameters[p] for p in ban.parameters)
+    if ban.parts:
+        names += " [" + ", ".join(f"{p.start}:{p.start + p.length}" for p in ban.parts) + "]"
+    return Blocker.at(ban.node, f"{names}: {ban.reason}")
+
+
+def beyond_share(amount: int, num_ranks: int) -> int:
+    """What each rank has over an even share of something that all have whole."""
+    return amount - amount // num_ranks
+
+
+def num_bytes(parameter: Node) -> int:
+    value: torch.Tensor = parameter.meta["val"]
+    return value.element_size() * int(compat.hint(value.numel()))
