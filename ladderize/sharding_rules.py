@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ladderize import layout_rules as layout
+from ladderize import ops
 from ladderize.conv_rules import CONV_RULES, GROUPS
 from ladderize.part_rules import PART_RULES
 from ladderize.partial_rules import join_partials
@@ -230,6 +231,8 @@ def apply_rule(visit: Visit) -> Values:
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
         return join_partials(visit, partials)
+    if ops.written_operands(visit.node):
+        visit.illegal(f"{visit.op_name} writes in place")
     if (rule := RULES.get(op)) is not None:
         return rule(visit)
     if torch.Tag.pointwise in getattr(visit.node.target, "tags", ()):
