@@ -11,10 +11,11 @@ convolutions, layout and parts have files of their own; so have partial inputs, 
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from ladderize import layout_rules as layout
 from ladderize import ops
@@ -42,6 +43,7 @@ WEIGHTED = {*PRODUCTS, *GROUPS}  # what starts a sharding
 def attention(visit: Visit) -> Values:
     query, key, value = (visit.argument(i, n) for i, n in enumerate(("query", "key", "value")))
     heads, kv_heads = visit.shape(query)[-3], visit.shape(key)[-3]
+    _refuse_mixed(visit, (query, key, value))
     shards = [visit.value(node).shard for node in (query, key, value)]
     is_shared = kv_heads == 1 or visit.argument(7, "enable_gqa", False)
     if not any(shards) or heads == kv_heads or not is_shared:
@@ -62,6 +64,13 @@ def attention(visit: Visit) -> Values:
         visit.enter(key, selection)
         visit.enter(value, selection)
     return result
+
+
+def _refuse_mixed(visit: Visit, operands: Sequence[Node]) -> None:
+    """Attention mixes positions and the entries of a head: only these operands are to blame."""
+    mixed = [n for n, s in visit.sharded(operands) if s.dim >= len(visit.shape(n)) - 2]
+    if mixed:
+        visit.illegal(f"{visit.op_name} mixes entries of the sharded dim", visit.origins(mixed))
 
 
 def shared_heads(heads: int, kv_heads: int, num_ranks: int) -> tuple[tuple[int, ...], ...]:
