@@ -76,7 +76,9 @@ def _by_outputs(visit: Visit, x: Node, weight: Node, bias: Any, groups: int) -> 
 def _select_groups(visit: Visit, x: Node, weight: Node, shard: Shard, groups: int) -> None:
     outputs, inputs = shard.size // groups, visit.shape(weight)[1]
     if shard.whole or any(length % (outputs * visit.num_ranks) for length in shard.segments):
-        visit.illegal(visit.describe_size(groups, "groups of channels"), [weight])
+        parameter = visit.parameter(weight)
+        assert parameter is not None
+        visit.illegal(visit.describe_size(groups, "groups of channels"), [parameter])
     dim = channel_dim(visit, x, weight)
     visit.select(x, dim, Shard(dim, tuple(n // outputs * inputs for n in shard.segments)))
     visit.set_argument(GROUPS[packet(visit.node)], groups // visit.num_ranks)

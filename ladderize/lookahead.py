@@ -68,7 +68,8 @@ def _squeezed(user: Node, dim: int, ndim: int) -> int:
     named: Any = user.args[1] if len(user.args) > 1 else list(range(ndim))
     dims = [d % ndim for d in (named if isinstance(named, (list, tuple)) else [named])]
     source: Any = user.args[0]
-    return dim - sum(1 for d in dims if d < dim and source.meta["val"].shape[d] == 1)
+    gone = [d for d in dims if d < dim and source.meta["val"].shape[d] == 1]
+    return dim - len(gone)
 
 
 # op -> (call, dim, number of dims) -> where the dim goes

@@ -83,16 +83,20 @@ def _factor(visit: Visit, partials: list[Node]) -> bool:
     return len(partials) == 1 and not _has_biases(visit, partials)
 
 
+def _divides(visit: Visit, partials: list[Node]) -> bool:
+    return not visit.node.kwargs.get("rounding_mode") and _is_first(visit, partials)
+
+
 def _zero_fill(visit: Visit, partials: list[Node]) -> bool:
-    """masked_fill(x, mask, 0)"""
-    return visit.argument(2, "value") == 0 and _is_first(visit, partials)
+    """masked_fill(x, mask, 0), constant_pad_nd(x, pad, 0)"""
+    return visit.argument(2, "value", 0) == 0 and _is_first(visit, partials)
 
 
 def _sum(visit: Visit, partials: list[Node]) -> bool:
     """add of two partial values, or of one and a share of a replicated one of its shape or less."""
-    if visit.node.kwargs or not all(isinstance(arg, Node) for arg in visit.node.args):
-        return False
     operands = visit.operands()
+    if visit.node.kwargs or list(visit.node.args) != operands:
+        return False
     if any(visit.shape(node) != visit.shape() for node in partials):
         return False
     for node in operands:
@@ -123,8 +127,8 @@ LINEAR: dict[Any, Test] = {
     **dict.fromkeys((aten.mul, aten.multiply), _factor),
     **dict.fromkeys(
         (
-            aten.div, aten.neg, aten.sum, aten.mean, aten.index, aten.index_select, aten.expand,
-            aten.flatten, aten.unflatten, aten.squeeze, aten.repeat, aten.constant_pad_nd,
+            aten.neg, aten.sum, aten.mean, aten.index, aten.index_select, aten.expand,
+            aten.flatten, aten.unflatten, aten.squeeze, aten.repeat,
             aten.avg_pool2d, aten.adaptive_avg_pool2d,
         ),
         _is_first,
@@ -137,7 +141,8 @@ LINEAR: dict[Any, Test] = {
     aten.transpose: _leaves_last_dim(1, 2),
     **dict.fromkeys((aten.slice, aten.select), _leaves_last_dim(1)),
     aten.roll: _leaves_last_dim(2),
-    aten.masked_fill: _zero_fill,
+    aten.div: _divides,
+    **dict.fromkeys((aten.masked_fill, aten.constant_pad_nd), _zero_fill),
     **dict.fromkeys((aten.index_add, aten.scatter_add, aten.index_put), _into_zeros),
     **dict.fromkeys((aten.cat, aten.stack), _concatenates),
 }  # fmt: skip

@@ -11,13 +11,15 @@ convolutions, layout and parts have files of their own; so have partial inputs, 
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from ladderize import cache_rules as cache
 from ladderize import layout_rules as layout
+from ladderize import ops
 from ladderize.conv_rules import CONV_RULES, GROUPS
 from ladderize.part_rules import PART_RULES
 from ladderize.partial_rules import join_partials
@@ -42,6 +44,7 @@ WEIGHTED = {*PRODUCTS, *GROUPS}  # what starts a sharding
 def attention(visit: Visit) -> Values:
     query, key, value = (visit.argument(i, n) for i, n in enumerate(("query", "key", "value")))
     heads, kv_heads = visit.shape(query)[-3], visit.shape(key)[-3]
+    _refuse_mixed(visit, (query, key, value))
     shards = [visit.value(node).shard for node in (query, key, value)]
     is_shared = kv_heads == 1 or visit.argument(7, "enable_gqa", False)
     if not any(shards) or heads == kv_heads or not is_shared:
@@ -62,6 +65,13 @@ def attention(visit: Visit) -> Values:
         visit.enter(key, selection)
         visit.enter(value, selection)
     return result
+
+
+def _refuse_mixed(visit: Visit, operands: Sequence[Node]) -> None:
+    """Attention mixes positions and the entries of a head: only these operands are to blame."""
+    mixed = [n for n, s in visit.sharded(operands) if s.dim >= len(visit.shape(n)) - 2]
+    if mixed:
+        visit.illegal(f"{visit.op_name} mixes entries of the sharded dim", visit.origins(mixed))
 
 
 def shared_heads(heads: int, kv_heads: int, num_ranks: int) -> tuple[tuple[int, ...], ...]:
@@ -233,6 +243,8 @@ def apply_rule(visit: Visit) -> Values:
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
         return join_partials(visit, partials)
+    if ops.written_operands(visit.node):
+        visit.illegal(f"{visit.op_name} writes in place")
     if (rule := RULES.get(op)) is not None:
         return rule(visit)
     if torch.Tag.pointwise in getattr(visit.node.target, "tags", ()):

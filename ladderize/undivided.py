@@ -46,6 +46,7 @@ class Undivided:
 def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[Undivided]:
     """In graph order; the bytes of a parameter that several branches share are counted once."""
     counted: set[Node] = set()
+    told: set[Ban] = set()
     for block, divided in zip(found.branches, is_divided, strict=True):
         weights = dict.fromkeys(w for node in block.branch for w in _weights(found, node))
         bans = _bans(found, weights)
@@ -53,9 +54,9 @@ def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[U
             yield _branch(found, block, bans, [w for w in weights if w not in counted])
             counted.update(weights)
         for ban in bans if divided else ():
-            if counted.isdisjoint(ban.parameters):
+            if ban not in told and counted.isdisjoint(ban.parameters):
                 yield _rest(found, block, ban)
-            counted.update(ban.parameters)
+            told.add(ban)
 
 
 def _weights(found: Propagation, node: Node) -> list[Node]:
