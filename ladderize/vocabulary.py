@@ -274,7 +274,7 @@ class _Tail:
         banned = {p for p in self.parameters if len(p.users) > 1 and p not in weights}
         for node in self.gm.graph.nodes:
             sharded = [source for source in node.all_input_nodes if source in self.values]
-            if not sharded and node not in self.heads:
+            if (not sharded and node not in self.heads) or _checks_type(node):
                 continue
             if sharded and self._is_loss(node):
                 self.losses.append(node)
@@ -318,6 +318,11 @@ class _Tail:
     def placements(self) -> dict[Node, Shard]:
         demands = [item for visit in self.visits for item in visit.demands.items()]
         return {p: placed for p, placed in demands if isinstance(placed, Shard)}
+
+
+def _checks_type(node: Node) -> bool:
+    """A check that torch.export puts in, of what a part has in common with the whole."""
+    return packet(node) is aten._assert_tensor_metadata and not any(node.args[1:3])
 
 
 def read_loss(node: Node) -> tuple[Any, ...]:

@@ -13,7 +13,12 @@ from torch.nn import functional as F
 
 import ladderize
 from ladderize.emitted import Kind, find_disorder, find_races, read_events
+from ladderize.passes.shard import ShardBranches
 from ladderize.placement import Shard
+from ladderize.plan import plan_sharding
+from ladderize.programs import parameter_names
+from ladderize.runner import Log, run_pass
+from ladderize.stream import find_streams
 from ladderize.testing.emitted_code import record_emitted_code
 
 SIZES = {
@@ -300,6 +305,18 @@ def test_the_rank_enters_by_one_input():
     assert index.rows == ((0,), (6,), (12,), (18,))
     assert sharder.plan.num_reductions == 2  # of the branches
     assert sharder.plan.placements["table.weight"] == Shard(0, (24,))
+
+
+def test_an_exported_program_is_divided_alike():
+    """torch.export checks types along the way, which takes no whole logits."""
+    program = torch.export.export(Small(FINISHES["both"][0]), (IDS,))
+    gm, names = program.graph_module, parameter_names(program, program.graph_module)
+    blocks = [block for stream in find_streams(gm, names) for block in stream.blocks]
+    plan = plan_sharding(gm, blocks, names, 2)
+    found = plan.vocabulary
+    assert [len(edits) for edits in (found.lookups, found.losses, found.gathers)] == [1, 1, 1]
+    run_pass(gm, ShardBranches(plan, "group"), Log())
+    assert "torch.ops.ladderize.vocab_cross_entropy" in gm.code
 
 
 def test_only_the_vocabulary_is_divided():
