@@ -6,13 +6,17 @@ index_put_(cache, [None, None, position], k)
 A cache that is written sharded is sharded for whoever reads it: `Propagation` keeps its value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch.fx import Node
 
 from ladderize.placement import Shard
 from ladderize.values import REPLICATED, Value, Values
 from ladderize.visit import Visit
+
+aten = torch.ops.aten
 
 
 def index_copy(visit: Visit) -> Values:
@@ -48,3 +52,9 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
     if shard is None and visit.value(cache).shard is None:
         return visit.value(source) if visit.is_whole(source) else REPLICATED
     return visit.meet([cache, source], mixed_dims)
+
+
+CACHE_RULES: dict[Any, Callable[[Visit], Values]] = {
+    aten.index_copy_: index_copy,
+    aten.index_put_: index_put,
+}

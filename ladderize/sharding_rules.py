@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize import cache_rules as cache
 from ladderize import layout_rules as layout
 from ladderize import ops
+from ladderize.cache_rules import CACHE_RULES
 from ladderize.conv_rules import CONV_RULES, GROUPS
 from ladderize.part_rules import PART_RULES
 from ladderize.partial_rules import join_partials
@@ -209,8 +209,7 @@ RULES: dict[Any, Rule] = {
     aten.mT: layout.transpose_matrix,
     aten.unsqueeze: layout.unsqueeze,
     aten.squeeze: layout.squeeze,
-    aten.index_copy_: cache.index_copy,
-    aten.index_put_: cache.index_put,
+    **CACHE_RULES,
     # pointwise, but without the tag
     **dict.fromkeys(
         (
@@ -243,7 +242,7 @@ def apply_rule(visit: Visit) -> Values:
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
         return join_partials(visit, partials)
-    if ops.written_operands(visit.node):
+    if ops.written_operands(visit.node) and op not in CACHE_RULES:
         visit.illegal(f"{visit.op_name} writes in place")
     if (rule := RULES.get(op)) is not None:
         return rule(visit)

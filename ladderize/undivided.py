@@ -14,7 +14,7 @@ from ladderize import compat
 from ladderize.block import Block
 from ladderize.errors import Blocker
 from ladderize.propagate import Ban, Propagation
-from ladderize.work import work_of
+from ladderize.work import flops_of
 
 NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"
 
@@ -81,7 +81,7 @@ def _branch(
         reasons or (Blocker.at(block.add, NO_WEIGHT),),
         tuple(found.parameters[w] for w in weights),
         beyond_share(sum(map(num_bytes, weights)), found.num_ranks),
-        beyond_share(sum(map(work_of, block.branch)), found.num_ranks),
+        beyond_share(sum(map(flops_of, block.branch)), found.num_ranks),
         is_branch=True,
     )
 
@@ -89,7 +89,7 @@ def _branch(
 def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:
     """Parameters that stay whole, or parts of them, in a branch that is divided."""
     readers = [n for n in block.branch if not set(_weights(found, n)).isdisjoint(ban.parameters)]
-    held, flops = sum(map(num_bytes, ban.parameters)), sum(map(work_of, readers))
+    held, flops = sum(map(num_bytes, ban.parameters)), sum(map(flops_of, readers))
     if ban.parts:
         size = max(part.start + part.length for part in ban.parts)
         dims = [p.meta["val"].shape for p in ban.parameters]

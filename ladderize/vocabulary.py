@@ -30,7 +30,7 @@ from ladderize.sharding_rules import apply_rule
 from ladderize.undivided import Undivided, beyond_share, num_bytes
 from ladderize.values import Illegal, NeedsCuts, NeedsReduction, Value, Values
 from ladderize.visit import Visit, is_tensor, op_name, packet
-from ladderize.work import work_of
+from ladderize.work import flops_of
 
 aten = torch.ops.aten
 
@@ -151,7 +151,7 @@ class _Weight:
             (reason,),
             (parameters[self.node],),
             beyond_share(num_bytes(self.node), num_ranks),
-            beyond_share(sum(map(work_of, self.heads)), num_ranks),
+            beyond_share(sum(map(flops_of, self.heads)), num_ranks),
             is_branch=False,
         )
 

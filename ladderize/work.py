@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ladderize import compat, ops
 from ladderize.inflight import is_launch
@@ -26,6 +26,27 @@ def work_of(node: Node) -> int:
         return elements
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
     return int(formula(*args, **kwargs, out_val=_example(node)))
+
+
+def flops_of(node: Node) -> int:
+    """FLOPs of a call in a graph before autograd, where products are not decomposed yet."""
+    if getattr(node.target, "overloadpacket", None) not in _COMPOSITE:
+        return work_of(node)
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
+    with FlopCounterMode(display=False) as counter:
+        node.target(*args, **kwargs)  # type: ignore[operator]
+    return int(counter.get_total_flops())
+
+
+_aten = torch.ops.aten
+_COMPOSITE = {
+    _aten.linear,
+    _aten.matmul,
+    _aten.einsum,
+    _aten.conv1d,
+    _aten.conv2d,
+    _aten.scaled_dot_product_attention,
+}
 
 
 def _example(node: Node) -> Any:

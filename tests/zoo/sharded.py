@@ -54,7 +54,7 @@ EXPECTED: dict[str, Row] = {
     "focalnet": Row(12),
     "prophetnet": Row(12),
 }
-# Programs that torch.export itself refuses, and a net that writes its inputs' slices one by one.
+# Programs that torch.export itself refuses.
 UNEXPORTED = {"llava", "vmap(f)(x)"}
 
 
