@@ -62,6 +62,25 @@ def _needs_gradient(node: Node) -> bool:
     return any(t.requires_grad for source in node.all_input_nodes for t in ops.tensors(source))
 
 
+def refuse_lost_gradients(gm: GraphModule) -> None:
+    """Raise where tracing `gm` to ATen would lose the backward of an autograd function.
+
+    Raises:
+        LadderError: naming each `torch.autograd.Function` that a gradient flows through.
+    """
+    functions = [
+        node
+        for node in gm.graph.nodes
+        if ops.op_name(node) == "autograd_function_apply" and _needs_gradient(node)
+    ]
+    if functions and torch.is_grad_enabled():
+        raise LadderError(
+            "The gradients of these autograd functions would be lost in sharding:",
+            [Blocker.at(node, "torch.autograd.Function") for node in functions],
+            "call the model under torch.no_grad(), or train it with ladderize.parallelize",
+        )
+
+
 def refuse_unsaved_states(gm: GraphModule) -> None:
     """Raise where torch 2.13 mixes up what it saves of checkpointed layers with DTensors, on a CPU.
 

@@ -17,8 +17,8 @@ from torch.fx import GraphModule
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ladderize.errors import LadderError
-from ladderize.placement import Shard, take_local
-from ladderize.plan import ShardPlan
+from ladderize.sharding.placement import Shard, take_local
+from ladderize.sharding.plan import ShardPlan
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,11 @@ from ladderize.block import Stream
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
-from ladderize.gradients import refuse_unsaved_states, refuse_wrong_gradients
+from ladderize.gradients import (
+    refuse_lost_gradients,
+    refuse_unsaved_states,
+    refuse_wrong_gradients,
+)
 from ladderize.inflight import check_in_flight
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.inline_regions import InlineRegions
@@ -31,13 +35,13 @@ from ladderize.passes.outline_regions import OutlineRegions
 from ladderize.passes.reroute import RerouteReads, stale_sources
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
-from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.reach import Reach
 from ladderize.recurrence import check_recurrence, read_recurrence, specify_recurrence
 from ladderize.refusals import explain_absence, find_hidden, refuse_wrapped
 from ladderize.regional import refuse_single_layers
 from ladderize.report.draft import Draft
 from ladderize.runner import Invariant, Log, run_analysis, run_pass
+from ladderize.sharding.plan import ShardPlan, plan_sharding
 from ladderize.stream import find_streams
 
 
@@ -110,6 +114,7 @@ def ladder(
         )
     if ranks is not None:
         refuse_wrapped({name: ops.value(node) for node, name in names.items()})
+        refuse_lost_gradients(gm)
     if ranks is not None and not is_aten(gm):
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
     run_pass(gm, Functionalize(), log)

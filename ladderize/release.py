@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
 from ladderize.local import PARTS
-from ladderize.placement import local_indices
+from ladderize.sharding.placement import local_indices
 
 _hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
 """What keeps each module from saving or loading the parameters that were taken from it."""

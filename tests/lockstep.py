@@ -22,8 +22,8 @@ from torch.fx.node import map_arg
 from ladderize import collectives
 from ladderize.config import LadderConfig
 from ladderize.pipeline import RankGroup, Rewritten, ladder
-from ladderize.placement import Replicate, take_local
 from ladderize.programs import _copy_of, parameter_names
+from ladderize.sharding.placement import Replicate, take_local
 
 
 class _Copy(Function):

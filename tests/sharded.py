@@ -12,9 +12,9 @@ from ladderize.aten import to_aten
 from ladderize.block import Block
 from ladderize.dynamo import parameter_names
 from ladderize.passes.shard import ShardBranches
-from ladderize.placement import Replicate, take_local
-from ladderize.plan import ShardPlan, plan_sharding
 from ladderize.runner import Log, run_pass
+from ladderize.sharding.placement import Replicate, take_local
+from ladderize.sharding.plan import ShardPlan, plan_sharding
 from ladderize.stream import find_streams
 
 GROUP = "group"

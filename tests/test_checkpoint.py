@@ -10,7 +10,7 @@ from ladderize import LadderError
 from ladderize.aot.checkpoint import StateDict, match, open_checkpoint
 from ladderize.aot.materialize import read_entries
 from ladderize.aot.state import Entry
-from ladderize.placement import Shard
+from ladderize.sharding.placement import Shard
 
 CPU = torch.device("cpu")
 TENSORS = {

@@ -13,10 +13,10 @@ from torch import nn
 
 from ladderize.compat import python_dispatcher
 from ladderize.passes.fake import signature
-from ladderize.placement import Shard, take_local
-from ladderize.plan import ShardPlan
-from ladderize.sharding_rules import shared_heads
-from ladderize.views import DimGroup, dim_groups
+from ladderize.sharding.placement import Shard, take_local
+from ladderize.sharding.plan import ShardPlan
+from ladderize.sharding.rules import shared_heads
+from ladderize.sharding.views import DimGroup, dim_groups
 
 TOLERANCE = 1e-4
 

@@ -244,6 +244,43 @@ def test_not_strict_compiles_the_standard_net_on_every_rank(two_ranks):
     assert two_ranks.run(quiet_fallback) == [(0.0, 1)] * 2
 
 
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * grad
+
+
+class WithFunction(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        for up, down in ((0, 1), (2, 3)):
+            x = x + self.layers[down](Doubling.apply(self.layers[up](torch.tanh(x))))
+        return x
+
+
+def trained_through_a_function():
+    run = compiled(WithFunction(), mesh=mesh(), lowering="eager", expect_blocks=2)
+    with pytest.raises(LadderError) as caught:
+        run(torch.ones(2, 8))
+    with torch.no_grad():
+        assert run(torch.ones(2, 8)).shape == (2, 8)
+    return str(caught.value)
+
+
+def test_the_gradient_of_an_autograd_function_is_not_lost_silently(two_ranks):
+    for text in two_ranks.run(trained_through_a_function):
+        assert "would be lost in sharding" in text
+        assert text.count("torch.autograd.Function (") == 2
+        assert "test_tensor_parallel.py:" in text
+
+
 def disagreement(differ):
     layers = 2 + (differ and dist.get_rank())
     return refusal("llama", {"layers": layers}, {"strict": False})

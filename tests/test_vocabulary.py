@@ -14,10 +14,10 @@ from torch.nn import functional as F
 import ladderize
 from ladderize.emitted import Kind, find_disorder, find_races, read_events
 from ladderize.passes.shard import ShardBranches
-from ladderize.placement import Shard
-from ladderize.plan import plan_sharding
 from ladderize.programs import parameter_names
 from ladderize.runner import Log, run_pass
+from ladderize.sharding.placement import Shard
+from ladderize.sharding.plan import plan_sharding
 from ladderize.stream import find_streams
 from ladderize.testing.emitted_code import record_emitted_code
 

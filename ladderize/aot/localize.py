@@ -22,9 +22,9 @@ from ladderize.aot.state import Entry, total_bytes
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.pipeline import RankGroup
-from ladderize.placement import Replicate
-from ladderize.plan import ShardPlan
 from ladderize.programs import ladder_program, renamed_outputs
+from ladderize.sharding.placement import Replicate
+from ladderize.sharding.plan import ShardPlan
 
 GROUP = "ladderize"
 """The process group in a rank-local graph, until a module binds it to a real one."""

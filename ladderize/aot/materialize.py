@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize.aot.checkpoint import Source, match
 from ladderize.aot.state import Entry
-from ladderize.placement import Replicate
+from ladderize.sharding.placement import Replicate
 
 
 def read_entries(

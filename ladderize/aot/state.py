@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ladderize.placement import (
+from ladderize.sharding.placement import (
     Placement,
     Replicate,
     Shard,

@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.inflight import GATHERS, SCATTERS, find_in_flight
 from ladderize.passes import PassResult
-from ladderize.views import as_expr
+from ladderize.sharding.views import as_expr
 from ladderize.work import work_of
 
 # Any strides will do: to change those of a buffer in flight, Inductor would read it.

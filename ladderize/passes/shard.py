@@ -18,9 +18,9 @@ from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.passes.insert import insert_after, like
 from ladderize.passes.shard_vocabulary import ShardVocabulary
-from ladderize.placement import local_shape
-from ladderize.plan import Entry, MixedWeight, Reduction, Rewrite, ShardPlan
-from ladderize.values import LocalSize
+from ladderize.sharding.placement import local_shape
+from ladderize.sharding.plan import Entry, MixedWeight, Reduction, Rewrite, ShardPlan
+from ladderize.sharding.values import LocalSize
 
 aten = torch.ops.aten
 

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from ladderize import collectives
 from ladderize.passes.insert import insert_after
-from ladderize.vocabulary import Gather, Lookup, Loss, Vocabulary, read_loss
+from ladderize.sharding.vocabulary import Gather, Lookup, Loss, Vocabulary, read_loss
 
 
 @dataclass(frozen=True)

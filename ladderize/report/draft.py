@@ -13,7 +13,6 @@ from torch.fx import GraphModule, Node
 
 from ladderize.block import Stream
 from ladderize.errors import LadderError
-from ladderize.plan import ShardPlan
 from ladderize.report.collectives import find_collectives
 from ladderize.report.data import (
     CollectiveReport,
@@ -25,6 +24,7 @@ from ladderize.report.data import (
 )
 from ladderize.report.snapshot import read_branches, snapshot
 from ladderize.runner import Log
+from ladderize.sharding.plan import ShardPlan
 
 
 @dataclass

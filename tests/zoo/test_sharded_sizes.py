@@ -8,7 +8,7 @@ import torch
 from lockstep import ShardedProgram
 from torch.export import Dim
 
-from ladderize.placement import Replicate, take_local
+from ladderize.sharding.placement import Replicate, take_local
 from ladderize.testing import assert_close
 from zoo.decoders import OPT, SIZES, hugging_face
 from zoo.encoder_decoders import T5_SIZES

@@ -11,17 +11,17 @@ import sympy
 import torch
 from torch.fx import Node
 
-from ladderize.lookahead import cuts_by_readers
-from ladderize.placement import Shard
-from ladderize.values import (
+from ladderize.sharding.lookahead import cuts_by_readers
+from ladderize.sharding.placement import Shard
+from ladderize.sharding.values import (
     LocalSize,
     Value,
     Values,
     inner_cuts,
     parts_of,
 )
-from ladderize.views import DimGroup, dim_groups, product
-from ladderize.visit import Visit, packet
+from ladderize.sharding.views import DimGroup, dim_groups, product
+from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
 

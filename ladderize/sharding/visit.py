@@ -16,9 +16,9 @@ import torch
 from torch.fx import Node
 
 from ladderize.errors import module_path
-from ladderize.placement import Placement, Shard, local_indices
-from ladderize.statics import stand_in
-from ladderize.values import (
+from ladderize.sharding.placement import Placement, Shard, local_indices
+from ladderize.sharding.statics import stand_in
+from ladderize.sharding.values import (
     REPLICATED,
     Illegal,
     NeedsCuts,

@@ -14,10 +14,10 @@ from torch.fx import Node
 
 from ladderize.block import Block
 from ladderize.errors import LadderError, describe_origin
-from ladderize.placement import Placement, Replicate
-from ladderize.sharding_rules import apply_rule
-from ladderize.statics import stand_in
-from ladderize.values import (
+from ladderize.sharding.placement import Placement, Replicate
+from ladderize.sharding.rules import apply_rule
+from ladderize.sharding.statics import stand_in
+from ladderize.sharding.values import (
     Illegal,
     NeedsCuts,
     NeedsReduction,
@@ -25,7 +25,7 @@ from ladderize.values import (
     Value,
     Values,
 )
-from ladderize.visit import (
+from ladderize.sharding.visit import (
     FORM_READERS,
     Visit,
     op_name,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.visit import packet
+from ladderize.sharding.visit import packet
 
 aten = torch.ops.aten
 

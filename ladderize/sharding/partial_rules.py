@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.placement import Partial
-from ladderize.values import NeedsReduction, Value
-from ladderize.visit import FORM_READERS, Visit, packet
+from ladderize.sharding.placement import Partial
+from ladderize.sharding.values import NeedsReduction, Value
+from ladderize.sharding.visit import FORM_READERS, Visit, packet
 
 aten = torch.ops.aten
 

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize import layout_rules as layout
 from ladderize import ops
-from ladderize.cache_rules import CACHE_RULES
-from ladderize.conv_rules import CONV_RULES, GROUPS
-from ladderize.part_rules import PART_RULES
-from ladderize.partial_rules import join_partials
-from ladderize.placement import Shard, Whole
-from ladderize.product_rules import PRODUCTS, batched, weighted
-from ladderize.values import (
+from ladderize.sharding import layout_rules as layout
+from ladderize.sharding.cache_rules import CACHE_RULES
+from ladderize.sharding.conv_rules import CONV_RULES, GROUPS
+from ladderize.sharding.part_rules import PART_RULES
+from ladderize.sharding.partial_rules import join_partials
+from ladderize.sharding.placement import Shard, Whole
+from ladderize.sharding.product_rules import PRODUCTS, batched, weighted
+from ladderize.sharding.values import (
     REPLICATED,
     Selection,
     Value,
     Values,
 )
-from ladderize.visit import Visit, packet
+from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
 Rule = Callable[[Visit], Values]

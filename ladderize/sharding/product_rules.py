@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.lookahead import cuts_by_readers
-from ladderize.placement import Partial, Shard
-from ladderize.values import (
+from ladderize.sharding.lookahead import cuts_by_readers
+from ladderize.sharding.placement import Partial, Shard
+from ladderize.sharding.values import (
     REPLICATED,
     Illegal,
     NeedsCuts,
@@ -21,7 +21,7 @@ from ladderize.values import (
     Value,
     Values,
 )
-from ladderize.visit import Visit, packet
+from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
 

@@ -3,7 +3,7 @@
 index_copy_(cache, 2, position, k)    k sharded on its heads -> the cache is, on every rank
 index_put_(cache, [None, None, position], k)
 
-A cache that is written sharded is sharded for whoever reads it: `Propagation` keeps its value.
+Who reads the cache itself aligns it as any other parameter; all must want it alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.placement import Shard
-from ladderize.values import REPLICATED, Value, Values
-from ladderize.visit import Visit
+from ladderize.sharding.placement import Shard
+from ladderize.sharding.values import REPLICATED, Value, Values
+from ladderize.sharding.visit import Visit
 
 aten = torch.ops.aten
 
@@ -31,10 +31,10 @@ def index_put(visit: Visit) -> Values:
     """index_put_(cache, indices, values): of the leading dims, None are taken whole."""
     cache, indices, source = (visit.argument(i) for i in range(3))
     ndim = len(visit.shape(cache))
-    indexed = [i - ndim for i, index in enumerate(indices) if index is not None]
-    if len(indexed) != 1 or len(visit.shape(source)) != ndim:
-        visit.illegal(f"{visit.op_name} moves dims around")
-    return _write(visit, cache, source, indexed)
+    indexed = [i for i, index in enumerate(indices) if index is not None]
+    if len(indexed) != 1 or len(visit.shape(indices[indexed[0]])) != 1:
+        visit.illegal(f"{visit.op_name} moves dims around")  # one list of positions does not
+    return _write(visit, cache, source, [indexed[0] - ndim])
 
 
 def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -> Values:

@@ -16,12 +16,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.block import Block
-from ladderize.placement import IndexInput, Placement, Shard
-from ladderize.propagate import Propagation
-from ladderize.undivided import Undivided, find_undivided
-from ladderize.values import Selection
-from ladderize.visit import Visit, is_tensor, packet
-from ladderize.vocabulary import Vocabulary, find_vocabulary
+from ladderize.sharding.placement import IndexInput, Placement, Shard
+from ladderize.sharding.propagate import Propagation
+from ladderize.sharding.undivided import Undivided, find_undivided
+from ladderize.sharding.values import Selection
+from ladderize.sharding.visit import Visit, is_tensor, packet
+from ladderize.sharding.vocabulary import Vocabulary, find_vocabulary
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def plan_sharding(
         parameters: graph inputs (or attributes) that hold parameters and buffers, with their names.
         num_ranks: size of the mesh axis.
         differentiable: inputs that can require gradients; None: all floating ones.
-        shard_vocabulary: divide the embedding and the head too; see `ladderize.vocabulary`.
+        shard_vocabulary: divide the embedding and the head too; see `sharding.vocabulary`.
 
     Raises:
         LadderError: the analysis does not converge (a bug).

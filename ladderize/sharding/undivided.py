@@ -13,7 +13,7 @@ from torch.fx import Node
 from ladderize import compat
 from ladderize.block import Block
 from ladderize.errors import Blocker
-from ladderize.propagate import Ban, Propagation
+from ladderize.sharding.propagate import Ban, Propagation
 from ladderize.work import flops_of
 
 NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"

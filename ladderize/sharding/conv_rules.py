@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.placement import Partial, Shard
-from ladderize.product_rules import refuse_without_second
-from ladderize.values import (
+from ladderize.sharding.placement import Partial, Shard
+from ladderize.sharding.product_rules import refuse_without_second
+from ladderize.sharding.values import (
     REPLICATED,
     Origin,
     Value,
     Values,
 )
-from ladderize.visit import Visit, packet
+from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
 

@@ -24,12 +24,12 @@ from torch.fx import GraphModule, Node
 
 from ladderize.block import Block
 from ladderize.errors import Blocker
-from ladderize.placement import IndexInput, Shard
-from ladderize.product_rules import PRODUCTS
-from ladderize.sharding_rules import apply_rule
-from ladderize.undivided import Undivided, beyond_share, num_bytes
-from ladderize.values import Illegal, NeedsCuts, NeedsReduction, Value, Values
-from ladderize.visit import Visit, is_tensor, op_name, packet
+from ladderize.sharding.placement import IndexInput, Shard
+from ladderize.sharding.product_rules import PRODUCTS
+from ladderize.sharding.rules import apply_rule
+from ladderize.sharding.undivided import Undivided, beyond_share, num_bytes
+from ladderize.sharding.values import Illegal, NeedsCuts, NeedsReduction, Value, Values
+from ladderize.sharding.visit import Visit, is_tensor, op_name, packet
 from ladderize.work import flops_of
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from ladderize.placement import Partial, Placement, Replicate, Shard, Whole
+from ladderize.sharding.placement import Partial, Placement, Replicate, Shard, Whole
 
 
 @dataclass(frozen=True)

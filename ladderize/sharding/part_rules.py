@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.layout_rules import source, wrap
-from ladderize.placement import Shard, Whole
-from ladderize.values import (
+from ladderize.sharding.layout_rules import source, wrap
+from ladderize.sharding.placement import Shard, Whole
+from ladderize.sharding.values import (
     REPLICATED,
     Origin,
     Value,
@@ -22,7 +22,7 @@ from ladderize.values import (
     inner_cuts,
     piece_of,
 )
-from ladderize.visit import Visit, packet
+from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
 
