@@ -404,6 +404,15 @@ class Untraceable(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+def test_a_cache_among_the_outputs_is_named_with_its_cure():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 8}
+    config = LlamaConfig(num_hidden_layers=2, **sizes)  # use_cache=True is the default
+    with pytest.raises(LadderError, match="use_cache=False"):
+        ladderize.plan_parallel(lambda: LlamaForCausalLM(config), 2, (), inputs())
+
+
 def test_what_cannot_be_traced_says_why():
     with pytest.raises(LadderError, match="cannot trace this model") as caught:
         ladderize.plan_parallel(Untraceable(), 2, (torch.randn(2),))

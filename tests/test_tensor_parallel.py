@@ -277,7 +277,7 @@ def trained_through_a_function():
 def test_the_gradient_of_an_autograd_function_is_not_lost_silently(two_ranks):
     for text in two_ranks.run(trained_through_a_function):
         assert "would be lost in sharding" in text
-        assert text.count("torch.autograd.Function (") == 2
+        assert text.count("torch.autograd.Function (") == 1  # both are of one line
         assert "test_tensor_parallel.py:" in text
 
 

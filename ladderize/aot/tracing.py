@@ -94,8 +94,14 @@ def trace(
             raise LadderError(
                 "torch.export cannot trace this model:",
                 [Blocker(f"{type(error).__name__}: {error}")],
-                "export it with torch.export.export first, and read its full error",
+                _cure_of(error),
             ) from error
+
+
+def _cure_of(error: Exception) -> str:
+    if "DynamicCache" in str(error):  # which transformers' models return unless told not to
+        return "build it with use_cache=False, or let it own its caches (examples/serve_llama.py)"
+    return "export it with torch.export.export first, and read its full error"
 
 
 @contextlib.contextmanager
