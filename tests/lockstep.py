@@ -8,7 +8,7 @@ a collective does to all of them is done here at once, forward and backward. Wha
 anything about processes: order, hangs, memory. `test_sharding` has real ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,10 +52,26 @@ class _Reduce(Function):
         return grads
 
 
-COLLECTIVES = {
-    collectives.copy: _Copy.apply,
-    collectives.reduce: _Reduce.apply,
-    collectives.wait: lambda *values: values,
+class _Gather(Function):
+    """All ranks' parts put together: the gradient of each is its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.dim = dim
+        return tuple(torch.cat(values, dim) for _ in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        parts = [grad.chunk(len(grads), ctx.dim)[r] for r, grad in enumerate(grads)]
+        return (None, *parts)
+
+
+# op -> what it does to the first argument of every rank; what follows it is the same on all
+COLLECTIVES: dict[Any, Callable[..., Any]] = {
+    collectives.copy: lambda values, *_: _Copy.apply(*values),
+    collectives.reduce: lambda values, *_: _Reduce.apply(*values),
+    collectives.wait: lambda values: values,
+    collectives.gather: lambda values, _, dim, *__: _Gather.apply(dim, *values),
 }
 
 
@@ -66,7 +82,8 @@ def run_in_lockstep(gm: GraphModule, inputs: Sequence[Sequence[Any]]) -> list[An
     given = [iter(arguments) for arguments in inputs]
     for node in gm.graph.nodes:
         if node.target in COLLECTIVES:
-            made = COLLECTIVES[node.target](*(known[r][node.args[0]] for r in ranks))
+            values = [known[r][node.args[0]] for r in ranks]
+            made = COLLECTIVES[node.target](values, *node.args[1:])
         else:
             made = [_step(gm, node, known[r], given[r]) for r in ranks]
         for r in ranks:
