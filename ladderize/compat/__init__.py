@@ -1,0 +1,108 @@
+"""Every private torch import, each with the versions it was seen in and its fallback.
+
+One file for each layer of torch. Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
+"""
+
+from ladderize.compat.autograd import (
+    aot_compile,
+    boxed,
+    drop_compiled,
+    is_compiled_in_place,
+    is_compiled_wrapper,
+    saves_random_states_behind_meshes,
+)
+from ladderize.compat.distributed import (
+    default_store,
+    is_bucket,
+    process_group,
+    sharded_parts,
+)
+from ladderize.compat.dynamo import (
+    as_backend_error,
+    break_of,
+    compiled_module,
+    current_code,
+    current_compile_id,
+    dynamo_errors,
+    frames_left_to_python,
+    full_text_of,
+    is_module_source,
+    original_code,
+    running_modules,
+    source_name,
+    trace_artifact,
+    uncompiled,
+    undo_caching,
+    watch_failures,
+)
+from ladderize.compat.inductor import (
+    has_control_deps,
+    inductor_compile,
+    inductor_mode_options,
+    inductor_modes,
+    inductor_options,
+    inductor_setting,
+    preserve_node_ordering,
+    watch_loaded_code,
+)
+from ladderize.compat.programs import (
+    find_wrong_input,
+    load_archive,
+    reorder_kwargs,
+)
+from ladderize.compat.tensors import (
+    fake_mode_of,
+    hint,
+    is_wrapper_subclass,
+    new_fake_mode,
+    propagate_fakes,
+    python_dispatcher,
+    without_functorch,
+)
+
+__all__ = [
+    "aot_compile",
+    "as_backend_error",
+    "boxed",
+    "break_of",
+    "compiled_module",
+    "current_code",
+    "current_compile_id",
+    "default_store",
+    "drop_compiled",
+    "dynamo_errors",
+    "fake_mode_of",
+    "find_wrong_input",
+    "frames_left_to_python",
+    "full_text_of",
+    "has_control_deps",
+    "hint",
+    "inductor_compile",
+    "inductor_mode_options",
+    "inductor_modes",
+    "inductor_options",
+    "inductor_setting",
+    "is_bucket",
+    "is_compiled_in_place",
+    "is_compiled_wrapper",
+    "is_module_source",
+    "is_wrapper_subclass",
+    "load_archive",
+    "new_fake_mode",
+    "original_code",
+    "preserve_node_ordering",
+    "process_group",
+    "propagate_fakes",
+    "python_dispatcher",
+    "reorder_kwargs",
+    "running_modules",
+    "saves_random_states_behind_meshes",
+    "sharded_parts",
+    "source_name",
+    "trace_artifact",
+    "uncompiled",
+    "undo_caching",
+    "watch_failures",
+    "watch_loaded_code",
+    "without_functorch",
+]

@@ -1,0 +1,51 @@
+"""`torch.compile` and AOTAutograd: modules that are compiled, graphs around autograd."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+
+def drop_compiled(module: nn.Module) -> None:
+    """Undo `module.compile(...)`."""
+    module._compiled_call_impl = None
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether `module.compile(...)` was called."""
+    return module._compiled_call_impl is not None
+
+
+def is_compiled_wrapper(module: nn.Module) -> bool:
+    """Whether `module` is what `torch.compile(model)` returns."""
+    from torch._dynamo import OptimizedModule
+
+    return isinstance(module, OptimizedModule)
+
+
+Compiler = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
+
+
+def aot_compile(
+    gm: GraphModule, example_inputs: Sequence[Any], compiler: Compiler
+) -> Callable[..., Any]:
+    """Trace `gm` to ATen, forward and backward, and give each graph to `compiler`."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiled: Callable[..., Any] = aot_autograd(fw_compiler=compiler)(gm, example_inputs)
+    return compiled
+
+
+def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` in the calling convention of AOTAutograd's compilers."""
+    from functorch.compile import make_boxed_func  # type: ignore[import-untyped]  # no stubs
+
+    made: Callable[..., Any] = make_boxed_func(fn)
+    return made
+
+
+def saves_random_states_behind_meshes() -> bool:
+    """Whether AOTAutograd saves states of the CPU's generator where it expects none. Only 2.13."""
+    return str(torch.__version__).startswith("2.13")

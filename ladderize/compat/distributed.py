@@ -1,0 +1,40 @@
+"""Process groups and what DistributedDataParallel and FSDP leave in a module."""
+
+import traceback
+from typing import Any
+
+from ladderize.compat.dynamo import running_modules
+
+
+def default_store() -> Any:
+    """The key-value store that `init_process_group` made."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def process_group(name: str) -> Any:
+    """The process group of that name."""
+    from torch.distributed import distributed_c10d
+
+    resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]  # not in the stubs
+    return resolve(name)
+
+
+def is_bucket() -> bool:
+    """Whether the graph being compiled is one of several that Dynamo split a DDP model into."""
+    from torch._dynamo.backends.distributed import SubmodCompiler
+
+    frames = (frame for frame, _ in traceback.walk_stack(None))
+    return any(isinstance(frame.f_locals.get("self"), SubmodCompiler) for frame in frames)
+
+
+def sharded_parts() -> list[str]:
+    """The names of the modules below the one on the Python stack that FSDP2 has hooks on."""
+    from torch.distributed.fsdp import FSDPModule
+
+    running = list(running_modules())
+    if not running:
+        return []
+    root = getattr(running[-1], "_orig_mod", running[-1])
+    return [name for name, part in root.named_modules() if name and isinstance(part, FSDPModule)]

@@ -1,0 +1,238 @@
+"""Dynamo: what it is translating, where it gave up, and errors that it lets through."""
+
+import copy
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def is_module_source(source: Any) -> bool:
+    """Whether Dynamo took an input from a module (parameter, buffer, tensor attribute)."""
+    guard_source = source.guard_source
+    if callable(guard_source):  # a method up to 2.11, a property since
+        guard_source = guard_source()
+    return bool(
+        guard_source.is_unspecialized_nn_module() or guard_source.is_specialized_nn_module()
+    )
+
+
+def source_name(source: Any) -> str:
+    """Where Dynamo took an input from, as the Python expression `L['self']._modules[…]`."""
+    name = source.name
+    return str(name() if callable(name) else name)  # a method up to 2.11, a property since
+
+
+def current_code() -> types.CodeType | None:
+    """The code object that Dynamo is translating; None outside of a backend call."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    translator = getattr(InstructionTranslator, "current_tx", lambda: None)
+    try:
+        found = translator()
+    except AttributeError:  # no translation under way
+        return None
+    return None if found is None else found.f_code
+
+
+def compiled_module() -> nn.Module | None:
+    """The module whose call Dynamo is translating; None for a plain function."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    translator = getattr(InstructionTranslator, "current_tx", lambda: None)
+    try:
+        found = translator()
+    except AttributeError:  # no translation under way
+        return None
+    module = None if found is None else found.f_locals.get("self")
+    return module if isinstance(module, nn.Module) else None
+
+
+def running_modules() -> Iterator[nn.Module]:
+    """The modules whose methods are on the Python stack, the innermost first."""
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            yield module
+        frame = frame.f_back  # type: ignore[assignment]  # None at the outermost frame
+
+
+def frames_left_to_python(code: types.CodeType | None) -> list[traceback.FrameSummary]:
+    """The user's frames that run in Python between `torch.compile`'s wrapper and this graph.
+
+    `code` is the function that this graph is (a piece of); its own earlier pieces do not count.
+
+    There are none where Dynamo takes up a model as a whole. Where a graph break makes it give up a
+    frame (a break inside a loop), that frame runs in Python and its callees are compiled alone.
+    """
+    torch_folder = str(Path(torch.__file__).parent)
+    stack = traceback.extract_stack()
+    wrapper = max((i for i, f in enumerate(stack) if f.name == "compile_wrapper"), default=0)
+    between: list[traceback.FrameSummary] = []
+    for frame in stack[wrapper + 1 :]:
+        if frame.filename.endswith("convert_frame.py"):
+            return between
+        is_own = code is not None and (frame.filename, frame.name) == (
+            code.co_filename,
+            code.co_name,
+        )
+        is_users = not frame.filename.startswith((torch_folder, "<"))
+        if is_users and not is_own:
+            between.append(frame)
+    return []
+
+
+def original_code(code: types.CodeType | None) -> types.CodeType | None:
+    """The user's function behind a resume function that a graph break made."""
+    from torch._dynamo.resume_execution import ContinueExecutionCache
+
+    metadata = ContinueExecutionCache.generated_code_metadata
+    while code is not None and code in metadata:
+        code = metadata[code].code
+    return code
+
+
+def current_compile_id() -> str:
+    """Dynamo's name for the compilation under way, as a folder name ("0_0"); "" outside of one."""
+    from torch._guards import CompileContext
+
+    found = CompileContext.current_compile_id()
+    return "" if found is None else str(found).replace("/", "_")
+
+
+def as_backend_error(error: Exception) -> Exception:
+    """`error` in a form that Dynamo lets through to the caller of the compiled function.
+
+    Dynamo wraps whatever a backend raises in `BackendCompilerFailed`, except for its own
+    `ShortenTraceback`; an exception that is both keeps the caller's `except LadderError` working.
+    Dynamo appends advice for reporting bugs to torch to the arguments; it is not shown.
+    """
+    from torch._dynamo.exc import ShortenTraceback
+
+    kind, text = type(error), str(error)
+    members = {"__module__": kind.__module__, "__str__": lambda _: text}
+    both = type(kind.__name__, (kind, ShortenTraceback), members)
+    raised: Exception = Exception.__new__(both)
+    raised.__dict__.update(error.__dict__, first_useful_frame=None, real_stack=None)
+    raised.args = error.args
+    return raised
+
+
+@contextmanager
+def undo_caching() -> Iterator[None]:
+    """Let Dynamo forget what is compiled inside: its code, and the sizes it met.
+
+    Sizes are kept by Dynamo to make those dynamic that change from one compilation to the next.
+    Code that had compiled forms before keeps its new ones too: they cannot be taken out singly.
+    """
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+    from torch._dynamo import convert_frame, pgo
+
+    new: dict[types.CodeType, None] = {}
+
+    def note(code: types.CodeType, new_code: types.CodeType) -> None:  # noqa: ARG001
+        if not _debug_get_cache_entry_list(code):
+            new[code] = None
+
+    sizes = copy.deepcopy(dict(pgo.get_code_state()))
+    hook = convert_frame.register_bytecode_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+        pgo.get_code_state().clear()
+        pgo.get_code_state().update(sizes)
+        for code in new:
+            reset_code(code)
+
+
+@contextmanager
+def uncompiled(model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """`model` without what `model.compile()`, or a compiled `model.forward`, put on it.
+
+    Compiled code that is found for a call would run instead of being traced again.
+    """
+    from torch._dynamo.eval_frame import innermost_fn
+
+    model = getattr(model, "_orig_mod", model)
+    own: dict[str, Any] = vars(model) if isinstance(model, nn.Module) else {}
+    kept: dict[str, Any] = {
+        name: own[name] for name in ("_compiled_call_impl", "forward") if name in own
+    }
+    if "_compiled_call_impl" in kept:
+        own["_compiled_call_impl"] = None
+    if "forward" in kept:
+        own["forward"] = innermost_fn(kept["forward"])
+    try:
+        yield model
+    finally:
+        own.update(kept)
+
+
+def dynamo_errors() -> type[Exception]:
+    """What Dynamo raises where it cannot take a call up as one graph."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
+
+
+def break_of(error: Exception) -> tuple[str, str]:
+    """What one of `dynamo_errors` says, and the user's line behind it as `file:line`."""
+    stack = list(getattr(error, "real_stack", None) or [])
+    place = f"{stack[-1].filename}:{stack[-1].lineno}" if stack else ""
+    return str(error).partition("\n")[0], place
+
+
+def full_text_of(error: BaseException) -> str:
+    """What an error of Dynamo's says, with the user's and the library's lines that led to it."""
+    lines = [str(error)]
+    for frame in getattr(error, "real_stack", None) or []:
+        lines.append(f"{frame.filename}:{frame.lineno}")
+    return "\n".join(lines)
+
+
+def watch_failures(backend: Callable[..., Any], see: Callable[[BaseException], None]) -> None:
+    """Call `see(error)` when Dynamo gives up a frame that it was to compile with `backend`.
+
+    Safe to repeat. `torch._dynamo.reset()` ends it; there is no hook that survives it.
+    """
+    from torch._dynamo.callback import callback_handler
+
+    def look(_: Any) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, dynamo_errors()) and _compiles_with(backend):
+            see(error)
+
+    look.__qualname__ = f"{watch_failures.__qualname__}.{backend.__qualname__}"
+    known = {callback.__qualname__ for callback in callback_handler.end_callbacks}
+    if look.__qualname__ not in known:
+        callback_handler.register_end_callback(look)
+
+
+def _compiles_with(backend: Callable[..., Any]) -> bool:
+    """Whether the compilation under way, further up on the stack, is for `backend`."""
+    for frame, _ in traceback.walk_stack(None):
+        found: Any = frame.f_locals.get("self")
+        while hasattr(found, "_torchdynamo_orig_backend"):
+            found = found._torchdynamo_orig_backend
+            if getattr(found, "compiler_fn", found) is backend:
+                return True
+    return False
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Add an artifact for tlparse to the trace that TORCH_TRACE asks for; nothing without it."""
+    from torch._logging import trace_structured  # type: ignore[attr-defined]  # not in __all__
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": encoding},
+        payload_fn=payload,
+    )

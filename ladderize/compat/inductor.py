@@ -1,0 +1,104 @@
+"""Inductor: its options, its order of nodes, and the code that it emits."""
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch.fx import Graph, GraphModule, Node
+
+
+def inductor_options() -> frozenset[str]:
+    """The names of Inductor's own configuration entries (`max_autotune`, …)."""
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())
+
+
+def inductor_modes() -> list[str]:
+    """What `torch.compile(mode=…)` may say."""
+    from torch._inductor import list_mode_options
+
+    return list(list_mode_options())
+
+
+def inductor_mode_options(mode: str | None) -> dict[str, Any]:
+    """Inductor's configuration entries behind `torch.compile(mode=mode)`."""
+    if mode is None or mode == "default":
+        return {}
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode))
+
+
+def inductor_setting(name: str) -> Any:
+    from torch._inductor import config
+
+    return config.get_config_copy()[name]
+
+
+def inductor_compile(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    settings: Mapping[str, Any],
+    on_source: Callable[[str], None] | None = None,
+) -> Callable[..., Any]:
+    """Compile with Inductor under `settings`; `on_source` sees each emitted Python module.
+
+    `on_source` is also called for a graph that comes out of Inductor's FX-graph cache.
+    """
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        output = compile_fx_inner(*args, **kwargs)
+        source = getattr(output, "source_code", None)
+        if on_source is not None and source:
+            on_source(source)
+        return output
+
+    compiled: Any = compile_fx(
+        gm, list(example_inputs), inner_compile=inner, config_patches=dict(settings)
+    )
+    return cast(Callable[..., Any], compiled)
+
+
+def has_control_deps() -> bool:
+    """Whether this Inductor can order two nodes explicitly (2.11, 2.13 and 2.15 can)."""
+    try:
+        from torch._inductor.fx_passes import control_dependencies
+    except ImportError:
+        return False
+    return hasattr(control_dependencies, "preserve_node_ordering")
+
+
+def preserve_node_ordering(graph: Graph, after: Mapping[Node, Sequence[Node]]) -> None:
+    """Make Inductor schedule each key after the nodes it maps to."""
+    from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering as preserve
+    from torch.utils._ordered_set import OrderedSet
+
+    preserve(graph, {node: OrderedSet(nodes) for node, nodes in after.items()})
+
+
+@contextmanager
+def watch_loaded_code(see: Callable[[types.ModuleType, str], None]) -> Iterator[None]:
+    """Call `see(module, path)` for each Python module that Inductor loads.
+
+    All emitted code passes here, be it new, from the FX-graph cache, from the AOTAutograd cache or
+    from a compile worker. `GraphLowering.save_output_code` sees the first two, and the output of
+    `compile_fx_inner` is not asked for at all when the AOTAutograd cache hits.
+    """
+    from torch._inductor.codecache import PyCodeCache
+
+    original = PyCodeCache.__dict__["load_by_key_path"]
+    load = PyCodeCache.load_by_key_path
+
+    def load_and_see(key: str, path: str, *args: Any, **kwargs: Any) -> types.ModuleType:
+        module = load(key, path, *args, **kwargs)
+        see(module, path)
+        return module
+
+    setattr(PyCodeCache, "load_by_key_path", staticmethod(load_and_see))  # noqa: B010 mypy
+    try:
+        yield
+    finally:
+        setattr(PyCodeCache, "load_by_key_path", original)  # noqa: B010 mypy

@@ -1,0 +1,66 @@
+"""Fake tensors, symbolic sizes, and tensors that are made of others."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+
+def fake_mode_of(values: Sequence[Any]) -> Any:
+    """The `FakeTensorMode` of the first fake tensor among `values`, None if there is none."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+
+
+def is_wrapper_subclass(value: Any) -> bool:
+    """Whether `value` is a tensor made of others: a DTensor, a quantised weight."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return is_traceable_wrapper_subclass(value)
+
+
+def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside of what `vmap` or `grad` wrap; a wrapped one has no storage."""
+    from torch._C import _functorch
+
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """A size as it is in the call that is compiled for, without a guard; 1 where nothing is known.
+
+    Unbacked sizes have none.
+    """
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1
+
+
+def new_fake_mode() -> Any:
+    """A `FakeTensorMode` with symbolic shapes, under which real tensors (buffers) may be read."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
+    """Run `gm` on fake copies of `inputs`; each node's value is left in `meta["val"]`."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    # The modules' own parameters are real tensors.
+    FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
+
+
+def python_dispatcher() -> AbstractContextManager[None]:
+    """The dispatcher whose Python kernels take symbolic sizes (up to 2.11 aten.linear needs it)."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    manager: AbstractContextManager[None] = enable_python_dispatcher()
+    return manager
