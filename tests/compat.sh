@@ -11,7 +11,9 @@ core="tests/test_backend.py tests/test_collectives.py tests/test_config.py
   tests/test_defer_waits.py tests/test_emitted.py tests/test_hf_models.py tests/test_properties.py
   tests/test_report.py tests/test_reroute.py tests/test_sharding.py tests/test_stream.py
   tests/test_tensor_parallel.py tests/test_schedule.py tests/test_sharded_models.py
-  tests/test_sharded_refusals.py tests/test_hf_tensor_parallel.py tests/test_parallel_training.py"
+  tests/test_sharded_refusals.py tests/test_hf_tensor_parallel.py tests/test_parallel_training.py
+  tests/test_parallelize.py tests/test_checkpoint.py tests/test_shard_files.py tests/test_caches.py
+  tests/test_vocabulary.py tests/test_release.py"
 for version in $versions; do
   python="$folder/$version/bin/python"
   [ -x "$python" ] || python3 -m venv "$folder/$version"

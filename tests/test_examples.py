@@ -51,3 +51,13 @@ def test_hugging_face_tensor_parallel():
     assert found == "blocks found: 4"
     number = re.search(r"eager ladder: (\S+), tokens/s: \d+ \(2 ranks, cpu\)", last)[1]
     assert float(number) <= 1e-4
+
+
+def test_serving():
+    text = (ROOT / "examples" / "serve_llama.py").read_text()
+    line = re.search(r"torchrun --standalone .*", text)[0]
+    assert line in (ROOT / "docs" / "parallelize.md").read_text()
+    found, cache, *_, last = printed(line)
+    assert found == "8 of 8 blocks converted"
+    assert cache == "a layer's keys: [1, 2, 128, 8] on each of 2 ranks"  # of 4 heads
+    assert last == "same tokens as one process"
