@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
@@ -119,7 +120,7 @@ def together(mesh: DeviceMesh, prepare: Callable[[], Prepared]) -> ShardedModule
     agree({group: f"plan {local.digest}"})
     try:
         tensors = read()
-    except (LadderError, OSError) as error:
+    except (LadderError, SafetensorError, OSError, RuntimeError) as error:  # also out of memory
         agree({group: f"not loaded: {error}"})
         raise
     agree({group: "loaded"})

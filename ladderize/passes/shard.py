@@ -18,8 +18,9 @@ from ladderize.passes import PassResult
 from ladderize.passes.fake import propagate_fakes, replace_fake
 from ladderize.passes.insert import insert_after, like
 from ladderize.passes.shard_vocabulary import ShardVocabulary
+from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import local_shape
-from ladderize.sharding.plan import Entry, MixedWeight, Reduction, Rewrite, ShardPlan
+from ladderize.sharding.plan import ShardPlan
 from ladderize.sharding.values import LocalSize
 
 aten = torch.ops.aten

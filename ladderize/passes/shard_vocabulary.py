@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 
 from ladderize import collectives
 from ladderize.passes.insert import insert_after
-from ladderize.sharding.vocabulary import Gather, Lookup, Loss, Vocabulary, read_loss
+from ladderize.sharding.logits import read_loss
+from ladderize.sharding.vocabulary import Gather, Lookup, Loss, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -16,86 +16,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.block import Block
+from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
 from ladderize.sharding.undivided import Undivided, find_undivided
 from ladderize.sharding.values import Selection
 from ladderize.sharding.visit import Visit, is_tensor, packet
 from ladderize.sharding.vocabulary import Vocabulary, find_vocabulary
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """`node` becomes a call of `target` with `args` (a size in a view, a bias taken out)."""
-
-    node: Node
-    target: Any
-    args: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return f"{self.node} := {self.target}{self.args}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Replicated `value` enters sharded computation at `user`.
-
-    Attributes:
-        needs_copy: gradients can flow, so the backward pass must sum them over the ranks.
-        dim, index: take the entries that index input `index` names along `dim`; -1 and "" for all.
-        inner: the entries are taken out of every run of so many, 0 for one run.
-        share: take 1 / share of the value, to be summed over the ranks.
-    """
-
-    user: Node
-    value: Node
-    needs_copy: bool
-    dim: int = -1
-    index: str = ""
-    inner: int = 0
-    share: int = 1
-
-    def __str__(self) -> str:
-        taken = f" [{self.index} on dim {self.dim} in {self.inner}]" if self.index else ""
-        shared = f" / {self.share}" if self.share > 1 else ""
-        return f"{self.value} -> {self.user}{taken}{shared}{' by copy' if self.needs_copy else ''}"
-
-
-@dataclass(frozen=True)
-class MixedWeight:
-    """`user` reads a `weight` of which some segments are whole on each rank: `pieces` along `dim`.
-
-    The gradients of the whole pieces are summed over the ranks in the backward pass.
-
-    Attributes:
-        pieces: (local length, whether it is whole), in order.
-    """
-
-    user: Node
-    weight: Node
-    dim: int
-    pieces: tuple[tuple[int, bool], ...]
-
-    def __str__(self) -> str:
-        return f"{self.weight} -> {self.user} {self.pieces} on dim {self.dim}"
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """One all-reduce: of the sum of `partials`, followed by adding `biases`.
-
-    With `into` the sum, completed by the replicated `others`, becomes the branch operand of that
-    residual add; else it replaces the one partial value for all its readers.
-    """
-
-    partials: tuple[Node, ...]
-    biases: tuple[Node, ...] = ()
-    others: tuple[Node, ...] = ()
-    skip: Node | None = None
-    into: Node | None = None
-
-    def __str__(self) -> str:
-        return f"reduce {self.partials} + {self.biases} + {self.others} into {self.into}"
 
 
 @dataclass(frozen=True)

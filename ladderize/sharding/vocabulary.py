@@ -15,20 +15,18 @@ or of one of both, and of nothing else. Logits go through the sharding rules of 
 these end, at the graph's outputs above all, an all-gather puts the logits together.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.block import Block
 from ladderize.errors import Blocker
+from ladderize.sharding.logits import Logits, is_integer, read_loss
 from ladderize.sharding.placement import IndexInput, Shard
 from ladderize.sharding.product_rules import PRODUCTS
-from ladderize.sharding.rules import apply_rule
 from ladderize.sharding.undivided import Undivided, beyond_share, num_bytes
-from ladderize.sharding.values import Illegal, NeedsCuts, NeedsReduction, Value, Values
 from ladderize.sharding.visit import Visit, is_tensor, op_name, packet
 from ladderize.work import flops_of
 
@@ -99,18 +97,22 @@ def find_vocabulary(
     found = _find_weights(gm, branches, parameters)
     whole = {w: reason for w in found if (reason := w.why_whole(parameters, num_ranks))}
     divided = [weight for weight in found if weight not in whole]
-    tail = _Tail(gm, parameters, num_ranks, {head for w in divided for head in w.heads})
-    tail.walk()
+    heads = {head: weight.node for weight in divided for head in weight.heads}
+    logits = Logits(gm, parameters, num_ranks, heads)
+    logits.walk()
     lookups = {node: w.length for w in divided for node in w.lookups}
-    losses = {node: tail.shard(read_loss(node)[0]).size for node in tail.losses}
-    gathers = tuple(tail.gathers())
-    lengths = (*lookups.values(), *losses.values(), *(tail.shard(g.node).size for g in gathers))
+    losses = {node: logits.shard(read_loss(node)[0]).size for node in logits.losses}
+    gathered = {node: logits.shard(node) for node in logits.gathered}
+    lengths = (*lookups.values(), *losses.values(), *(shard.size for shard in gathered.values()))
     return Vocabulary(
-        placements={w.node: Shard(w.dim, (w.length,)) for w in divided} | tail.placements(),
-        visits=tuple(tail.visits),
+        placements={w.node: Shard(w.dim, (w.length,)) for w in divided} | logits.placements(),
+        visits=tuple(logits.visits),
         lookups=tuple(Lookup(node, _index_name(size)) for node, size in lookups.items()),
         losses=tuple(Loss(node, _index_name(size)) for node, size in losses.items()),
-        gathers=gathers,
+        gathers=tuple(
+            Gather(node, _index_name(shard.size), tuple(logits.gathered[node]), shard.dim)
+            for node, shard in gathered.items()
+        ),
         index_inputs=tuple(_first_rows(size, num_ranks) for size in dict.fromkeys(lengths)),
         whole=tuple(
             weight.undivided(reason, parameters, num_ranks) for weight, reason in whole.items()
@@ -215,18 +217,13 @@ def _tables(gm: GraphModule, parameters: Mapping[Node, str]) -> list[Node]:
     given: set[Node] = set()
     for node in gm.graph.nodes:
         is_input = node.op == "placeholder" and is_tensor(node) and node not in parameters
-        if (is_input and _is_integer(node)) or (
+        if (is_input and is_integer(node)) or (
             is_tensor(node) and not given.isdisjoint(node.all_input_nodes)
         ):
             given.add(node)
     lookups = [node for node in gm.graph.nodes if _is_lookup(node) and node.args[1] in given]
     lengths = [_weight_of(node)[0].meta["val"].shape[0] for node in lookups]
     return [node for node, length in zip(lookups, lengths, strict=True) if length == max(lengths)]
-
-
-def _is_integer(node: Node) -> bool:
-    dtype = node.meta["val"].dtype
-    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def _heads(gm: GraphModule, branches: Sequence[Block]) -> list[Node]:
@@ -243,89 +240,3 @@ def _heads(gm: GraphModule, branches: Sequence[Block]) -> list[Node]:
         if is_product or node in leads_on:
             leads_on.update(node.all_input_nodes)
     return heads
-
-
-# ---- the logits' way
-
-
-@dataclass
-class _Tail:
-    """Carries the logits of `heads` as far as the rules go.
-
-    Attributes:
-        heads: the products that make logits.
-        values: placements of what is sharded.
-        visits: the calls on the way.
-        losses: cross entropies that take sharded logits.
-        gathered: sharded values with those who must have them whole.
-    """
-
-    gm: GraphModule
-    parameters: Mapping[Node, str]
-    num_ranks: int
-    heads: Collection[Node]
-    values: dict[Node, Values] = field(default_factory=dict)
-    visits: list[Visit] = field(default_factory=list)
-    losses: list[Node] = field(default_factory=list)
-    gathered: dict[Node, list[Node]] = field(default_factory=dict)
-
-    def walk(self) -> None:
-        weights = {_weight_of(head)[0] for head in self.heads}
-        banned = {p for p in self.parameters if len(p.users) > 1 and p not in weights}
-        for node in self.gm.graph.nodes:
-            sharded = [source for source in node.all_input_nodes if source in self.values]
-            if (not sharded and node not in self.heads) or _checks_type(node):
-                continue
-            if sharded and self._is_loss(node):
-                self.losses.append(node)
-            elif not self._carry(node, banned):
-                for source in sharded:
-                    self.gathered.setdefault(source, []).append(node)
-
-    def _carry(self, node: Node, banned: Collection[Node]) -> bool:
-        """Whether a rule takes sharded operands of `node` to a sharded result."""
-        visit = Visit(node, self.values, self.parameters, banned, {}, {}, self.num_ranks)
-        try:
-            value = apply_rule(visit)
-        except (Illegal, NeedsCuts, NeedsReduction):
-            return False
-        if not isinstance(value, Value) or value.shard is None:
-            return False
-        self.values[node] = value
-        self.visits.append(visit)
-        return True
-
-    def _is_loss(self, node: Node) -> bool:
-        """Whether `node` is a cross entropy by class numbers, neither weighted nor smoothed."""
-        if packet(node) is not aten.cross_entropy_loss or node.kwargs or len(node.args) < 2:
-            return False
-        logits, labels, weight, _, _, smoothing = read_loss(node)
-        if logits not in self.values or not _is_integer(labels):
-            return False
-        classes = min(1, logits.meta["val"].ndim - 1)
-        return self.shard(logits).dim == classes and weight is None and smoothing == 0
-
-    def shard(self, node: Node) -> Shard:
-        value = self.values[node]
-        assert isinstance(value, Value) and value.shard is not None
-        return value.shard
-
-    def gathers(self) -> Iterator[Gather]:
-        for value, users in self.gathered.items():
-            shard = self.shard(value)
-            yield Gather(value, _index_name(shard.size), tuple(users), shard.dim)
-
-    def placements(self) -> dict[Node, Shard]:
-        demands = [item for visit in self.visits for item in visit.demands.items()]
-        return {p: placed for p, placed in demands if isinstance(placed, Shard)}
-
-
-def _checks_type(node: Node) -> bool:
-    """A check that torch.export puts in, of what a part has in common with the whole."""
-    return packet(node) is aten._assert_tensor_metadata and not any(node.args[1:3])
-
-
-def read_loss(node: Node) -> tuple[Any, ...]:
-    """Logits, labels, weight, reduction, ignore_index, label_smoothing of a cross entropy."""
-    defaults = (None, None, None, 1, -100, 0.0)
-    return (*node.args, *defaults[len(node.args) :])

@@ -1,0 +1,86 @@
+"""The edits that make a branch rank-local, as data: what `plan` writes and `passes.shard` does.
+
+view := view(q, [2, 8, 4, 16])      Rewrite       a size, or a bias taken out
+n -> linear by copy                 Entry         a replicated value enters sharded computation
+w -> linear ((4, False), (2, True)) MixedWeight   of a fused weight some segments stay whole
+reduce (p,) + (b,) into add         Reduction     one all-reduce, then the bias
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """`node` becomes a call of `target` with `args` (a size in a view, a bias taken out)."""
+
+    node: Node
+    target: Any
+    args: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.node} := {self.target}{self.args}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Replicated `value` enters sharded computation at `user`.
+
+    Attributes:
+        needs_copy: gradients can flow, so the backward pass must sum them over the ranks.
+        dim, index: take the entries that index input `index` names along `dim`; -1 and "" for all.
+        inner: the entries are taken out of every run of so many, 0 for one run.
+        share: take 1 / share of the value, to be summed over the ranks.
+    """
+
+    user: Node
+    value: Node
+    needs_copy: bool
+    dim: int = -1
+    index: str = ""
+    inner: int = 0
+    share: int = 1
+
+    def __str__(self) -> str:
+        taken = f" [{self.index} on dim {self.dim} in {self.inner}]" if self.index else ""
+        shared = f" / {self.share}" if self.share > 1 else ""
+        return f"{self.value} -> {self.user}{taken}{shared}{' by copy' if self.needs_copy else ''}"
+
+
+@dataclass(frozen=True)
+class MixedWeight:
+    """`user` reads a `weight` of which some segments are whole on each rank: `pieces` along `dim`.
+
+    The gradients of the whole pieces are summed over the ranks in the backward pass.
+
+    Attributes:
+        pieces: (local length, whether it is whole), in order.
+    """
+
+    user: Node
+    weight: Node
+    dim: int
+    pieces: tuple[tuple[int, bool], ...]
+
+    def __str__(self) -> str:
+        return f"{self.weight} -> {self.user} {self.pieces} on dim {self.dim}"
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One all-reduce: of the sum of `partials`, followed by adding `biases`.
+
+    With `into` the sum, completed by the replicated `others`, becomes the branch operand of that
+    residual add; else it replaces the one partial value for all its readers.
+    """
+
+    partials: tuple[Node, ...]
+    biases: tuple[Node, ...] = ()
+    others: tuple[Node, ...] = ()
+    skip: Node | None = None
+    into: Node | None = None
+
+    def __str__(self) -> str:
+        return f"reduce {self.partials} + {self.biases} + {self.others} into {self.into}"
