@@ -61,6 +61,9 @@ def rewrite(
     expect_blocks: Annotated[
         int | None, typer.Option(min=1, help="Refuse unless exactly so many are found.")
     ] = None,
+    shard_vocabulary: Annotated[
+        bool, typer.Option(help="With --tp: divide embedding and head by words too.")
+    ] = True,
     debug_dir: Annotated[
         Path | None, typer.Option(help="Write each stage's graph and the report there.")
     ] = None,
@@ -75,6 +78,7 @@ def rewrite(
         "blocks": blocks,
         "staleness": staleness,
         "expect_blocks": expect_blocks,
+        "shard_vocabulary": shard_vocabulary,
         "debug_dir": debug_dir,
     }
     try:

@@ -105,11 +105,13 @@ def test_two_ranks_load_what_was_written(two_ranks, written):
 
 def test_options_are_the_fields_of_the_configuration(program, tmp_path):
     out = tmp_path / "half"
-    how = ["--tp", "2", "--layers", "last:1", "--expect-blocks", "4"]
+    how = ["--tp", "2", "--layers", "last:1", "--expect-blocks", "4", "--no-shard-vocabulary"]
     result = CliRunner().invoke(app, ["rewrite", str(program), "--out", str(out), *how])
     assert result.exit_code == 0, result.output
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["options"] == {"layers": "last:1", "expect_blocks": "4"}
+    options = {"layers": "last:1", "expect_blocks": "4", "shard_vocabulary": "False"}
+    assert manifest["options"] == options
+    assert not any("embedding" in line for line in manifest["plan"]["lines"])
     assert manifest["plan"]["lines"][0] == "2 of 4 blocks converted"
 
 
