@@ -223,13 +223,10 @@ def test_layers_inside_of_a_loop_are_refused():
     assert "test_regions.py" in str(caught.value)
 
 
-def test_sharding_over_regions_is_refused(monkeypatch):
-    from torch.distributed.device_mesh import DeviceMesh
-
+def test_sharding_over_regions_is_refused():
     from ladderize.config import LadderConfig
-    from ladderize.pipeline import ladder
+    from ladderize.pipeline import RankGroup, ladder
 
     gm, names = capture(Net(plain), torch.randn(3, WIDTH))
-    monkeypatch.setattr(LadderConfig, "device_mesh", property(lambda _: object.__new__(DeviceMesh)))
     with pytest.raises(LadderError, match="4 checkpointed regions cannot be sharded"):
-        ladder(gm, names, LadderConfig())
+        ladder(gm, names, LadderConfig(), RankGroup(2, "group"))
