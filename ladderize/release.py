@@ -92,7 +92,7 @@ def _refill(parameter: Tensor) -> None:
     # Through .data: the values are the old ones, and the local parts stay up to date.
     with torch.inference_mode(parameter.is_inference()), torch.no_grad():
         for rank, gathered in enumerate(parts):
-            ranges = local_indices(place.placement.segments, rank, place.num_ranks)
+            ranges = local_indices(place.placement, rank, place.num_ranks)
             pieces = torch.split(gathered, [len(r) for r in ranges], place.placement.dim)
             for r, piece in zip(ranges, pieces, strict=True):
                 parameter.data.narrow(place.placement.dim, r.start, len(r)).copy_(piece)

@@ -13,8 +13,9 @@ from test_vocabulary import language_model
 from torch.distributed.device_mesh import init_device_mesh
 
 import ladderize
-from ladderize import LadderError
-from ladderize.local import PARTS
+from ladderize import LadderError, release
+from ladderize.local import PARTS, Place
+from ladderize.sharding.placement import Shard
 
 
 @cache
@@ -231,3 +232,23 @@ def test_generate_from_the_parts_alone(two_ranks):
     for freed, same in two_ranks.run(generated):
         assert freed > 0
         assert same
+
+
+def a_fused_weight_with_one_key_head():
+    """A weight [q|k|v] whose k and v every rank holds whole: the largest change of it."""
+    model = torch.nn.Linear(3, 8, bias=False).requires_grad_(False)
+    before = model.weight.clone()
+    placement = Shard(0, (4, 2, 2), whole=(1, 2))
+    part = PARTS.get(
+        model.weight, Place(placement, mesh().get_group().group_name, dist.get_rank(), 2)
+    )
+    freed = release.free(model)
+    release.refill(model)
+    return (model.weight - before).abs().max().item(), list(part.shape), freed
+
+
+def test_what_every_rank_holds_whole_of_a_fused_weight_comes_back_too(two_ranks):
+    for worst, shape, freed in two_ranks.run(a_fused_weight_with_one_key_head):
+        assert shape == [6, 3]
+        assert freed == 8 * 3 * 4
+        assert worst == 0

@@ -80,8 +80,7 @@ class Entry:
             with torch.no_grad():
                 return local.copy_(source[...])
         dim, start = self.placement.dim, 0
-        placement = self.placement
-        for part in local_indices(placement.segments, rank, num_ranks, placement.whole):
+        for part in local_indices(self.placement, rank, num_ranks):
             index = (slice(None),) * dim + (slice(part.start, part.stop),)
             with torch.no_grad():
                 local.narrow(dim, start, len(part)).copy_(source[index])

@@ -31,27 +31,24 @@ def source_name(source: Any) -> str:
 
 def current_code() -> types.CodeType | None:
     """The code object that Dynamo is translating; None outside of a backend call."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    translator = getattr(InstructionTranslator, "current_tx", lambda: None)
-    try:
-        found = translator()
-    except AttributeError:  # no translation under way
-        return None
+    found = _current_translation()
     return None if found is None else found.f_code
 
 
 def compiled_module() -> nn.Module | None:
     """The module whose call Dynamo is translating; None for a plain function."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    translator = getattr(InstructionTranslator, "current_tx", lambda: None)
-    try:
-        found = translator()
-    except AttributeError:  # no translation under way
-        return None
+    found = _current_translation()
     module = None if found is None else found.f_locals.get("self")
     return module if isinstance(module, nn.Module) else None
+
+
+def _current_translation() -> Any:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return getattr(InstructionTranslator, "current_tx", lambda: None)()
+    except AttributeError:  # no translation under way
+        return None
 
 
 def running_modules() -> Iterator[nn.Module]:

@@ -4,7 +4,7 @@ Shard(0, (4, 2, 2)) over 2 ranks:   q0 q1 q2 q3 | k0 k1 | v0 v1
                          rank 0 ->  q0 q1 k0 v0        rank 1 ->  q2 q3 k1 v1
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,15 +94,13 @@ class IndexInput:
         return torch.tensor(self.rows[rank], dtype=torch.int64, device=device)
 
 
-def local_indices(
-    segments: Sequence[int], rank: int, num_ranks: int, whole: Collection[int] = ()
-) -> list[range]:
-    """For each segment, which entries of the whole dim `rank` holds."""
+def local_indices(shard: Shard, rank: int, num_ranks: int) -> list[range]:
+    """For each segment of `shard`, which entries of the whole dim `rank` holds."""
     ranges, start = [], 0
-    for i, length in enumerate(segments):
+    for i, length in enumerate(shard.segments):
         share = length // num_ranks
         mine = range(start + rank * share, start + (rank + 1) * share)
-        ranges.append(range(start, start + length) if i in whole else mine)
+        ranges.append(range(start, start + length) if i in shard.whole else mine)
         start += length
     return ranges
 
@@ -119,5 +117,5 @@ def take_local(full: Tensor, placement: Placement, rank: int, num_ranks: int) ->
     """`rank`'s part of `full` in memory of its own (the tensor itself when replicated)."""
     if not isinstance(placement, Shard):
         return full
-    ranges = local_indices(placement.segments, rank, num_ranks, placement.whole)
+    ranges = local_indices(placement, rank, num_ranks)
     return torch.cat([full.narrow(placement.dim, r.start, len(r)) for r in ranges], placement.dim)

@@ -149,10 +149,7 @@ class Visit:
 
     def select(self, operand: Node, dim: int, shard: Shard) -> None:
         """Take each rank's part of `dim` of a replicated operand, as `shard` lies."""
-        parts = [
-            local_indices(shard.segments, rank, self.num_ranks, shard.whole)
-            for rank in range(self.num_ranks)
-        ]
+        parts = [local_indices(shard, rank, self.num_ranks) for rank in range(self.num_ranks)]
         rows = tuple(tuple(i for part in ranges for i in part) for ranges in parts)
         self.enter(operand, Selection(dim, rows, 0 if shard.outer == 1 else shard.size))
 
