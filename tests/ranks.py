@@ -7,7 +7,6 @@ tensors' `.numpy()`, not live tensors.
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,14 +17,9 @@ import torch.distributed as dist
 from checked import check_all_emitted_code
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="0")
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is the test process's
     torch.set_num_threads(1)
     check_all_emitted_code()
     dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
@@ -46,11 +40,15 @@ class Ranks:
     def __init__(self, num_ranks: int) -> None:
         self.num_ranks = num_ranks
         context = multiprocessing.get_context("spawn")
-        port = free_port()
+        # Served from here, on a port the system picks while binding it: a port picked first and
+        # bound by rank 0 later can be taken by another test in between.
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         pairs = [context.Pipe() for _ in range(num_ranks)]
         self._pipes = [ours for ours, _ in pairs]
         self._processes = [
-            context.Process(target=_serve, args=(rank, num_ranks, port, theirs), daemon=True)
+            context.Process(
+                target=_serve, args=(rank, num_ranks, self._store.port, theirs), daemon=True
+            )
             for rank, (_, theirs) in enumerate(pairs)
         ]
         for process in self._processes:
