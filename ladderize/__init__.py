@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from ladderize.programs import rewrite
     from ladderize.report import Report, last_report
     from ladderize.report.explain import explain
+    from ladderize.verification import Verification, verify
 
 __all__ = [
     "LadderConfig",
     "LadderError",
     "LadderWarning",
     "Report",
+    "Verification",
     "__version__",
     "collectives",
     "compile",
@@ -42,6 +44,7 @@ __all__ = [
     "restore_full_parameters",
     "rewrite",
     "testing",
+    "verify",
 ]
 __version__ = "0.1.0"
 
@@ -50,6 +53,7 @@ _HOMES = {
     "LadderError": "errors",
     "LadderWarning": "errors",
     "Report": "report",
+    "Verification": "verification",
     "compile": "front",
     "explain": "report.explain",
     "last_report": "report",
@@ -60,6 +64,7 @@ _HOMES = {
     "restore": "front",
     "restore_full_parameters": "front",
     "rewrite": "programs",
+    "verify": "verification",
 }
 
 _ROOMS = frozenset({"collectives", "testing"})

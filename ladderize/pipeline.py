@@ -117,8 +117,7 @@ def ladder(
         refuse_lost_gradients(gm)
     if ranks is not None and not is_aten(gm):
         gm, names = run_analysis("ToAten", lambda: to_aten(gm, names), log)
-    run_pass(gm, Functionalize(), log)
-    run_pass(gm, SpellSums(), log)
+    standardize(gm, log)
     streams = run_analysis("find_streams", lambda: find_streams(gm, names), log)
     run_analysis("report", lambda: draft.see_streams(gm, names, streams), log)
     refuse_wrong_gradients(gm)
@@ -137,6 +136,12 @@ def ladder(
     if plan is not None:
         draft.see_sharding(gm, plan)
     return Rewritten(gm, streams, chosen, plan, log)
+
+
+def standardize(gm: GraphModule, log: Log) -> None:
+    """Into the form in which streams are found: no in-place ops, sums spelled as adds."""
+    run_pass(gm, Functionalize(), log)
+    run_pass(gm, SpellSums(), log)
 
 
 def dump_folder(config: LadderConfig) -> Path | None:

@@ -87,13 +87,13 @@ def ladder_program(
     program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
 ) -> Rewritten:
     """The ladder form of the graph of `program`, sharded if there are `ranks`; it is a copy."""
-    gm = _copy_of(program)
+    gm = copy_of(program)
     return _ladder(gm, parameter_names(program, gm), config, ranks)
 
 
 def explain_exported(program: ExportedProgram, config: LadderConfig) -> Report:
     """What `rewrite` would do to an exported program."""
-    gm = _copy_of(program)
+    gm = copy_of(program)
     draft = Draft()
     error = None
     try:
@@ -115,7 +115,7 @@ def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str
     return {node: names[node.name] for node in inputs if node.name in names}
 
 
-def _copy_of(program: ExportedProgram) -> GraphModule:
+def copy_of(program: ExportedProgram) -> GraphModule:
     """A copy of the program's graph, under the names that its signature knows."""
     gm: GraphModule = copy.deepcopy(program.graph_module)
     for old, new in zip(program.graph_module.graph.nodes, gm.graph.nodes, strict=True):

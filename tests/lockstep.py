@@ -22,7 +22,7 @@ from torch.fx.node import map_arg
 from ladderize import collectives
 from ladderize.config import LadderConfig
 from ladderize.pipeline import RankGroup, Rewritten, ladder
-from ladderize.programs import _copy_of, parameter_names
+from ladderize.programs import copy_of, parameter_names
 from ladderize.sharding.placement import Replicate, take_local
 
 
@@ -111,7 +111,7 @@ class ShardedProgram:
 
     def __init__(self, program: ExportedProgram, num_ranks: int, **config: Any) -> None:
         self.program, self.num_ranks = program, num_ranks
-        gm = _copy_of(program)
+        gm = copy_of(program)
         names = parameter_names(program, gm)
         group = RankGroup(num_ranks, "group")
         self.inputs = [names.get(node) for node in gm.graph.find_nodes(op="placeholder")]

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,8 @@ from torch.export import ExportedProgram
 from ladderize import collectives, compat  # noqa: F401  # registers the ops of sharded programs
 from ladderize.errors import Blocker, LadderError
 
+NOTE = "ladderize.json"
+"""The extra file in an archive that tells with which options a ladder was made."""
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OBJECTS = re.compile(r"/(custom_obj|opaque_obj)_[^/]*$|\.(so|cpp|py|cubin)$")
 _OUTPUTS = re.compile(r"transformers\.[\w.]+")
@@ -74,6 +76,34 @@ def read_program(path: str | Path) -> ExportedProgram:
         ) from error
     assert isinstance(program, ExportedProgram)
     return program
+
+
+def read_note(path: str | Path) -> dict[str, Any] | None:
+    """The options that `ladderize rewrite` noted in a `.pt2` file; None where it noted none.
+
+    Raises:
+        LadderError: the note is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"extra/{NOTE}")]
+        if not names:
+            return None
+        try:
+            return parse_options(json.loads(archive.read(names[0]))["options"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LadderError(f"{path} has a damaged note of its options: {error!r}") from None
+
+
+def parse_options(noted: Mapping[str, str]) -> dict[str, Any]:
+    """Options from their text."""
+    return {name: _parse(text) for name, text in noted.items()}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 
-from ladderize.aot.archive import read_program
-from ladderize.aot.checkpoint import StateDict, match, open_checkpoint
+from ladderize.aot.archive import NOTE, parse_options, read_program
+from ladderize.aot.checkpoint import Source, StateDict, match, open_checkpoint
 from ladderize.aot.localize import LocalProgram, localize
 from ladderize.aot.materialize import local_forms, read_entries, read_parts
 from ladderize.aot.module import ShardedModule
@@ -52,6 +54,7 @@ def write_shards(
     num_ranks: int,
     config: LadderConfig | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> LocalProgram:
     """Ladder and shard `program`, and write what `load` reads into the new directory `out`.
 
@@ -59,10 +62,11 @@ def write_shards(
     everything is written, or not at all.
 
     Raises:
-        LadderError: `out` exists, or the program cannot be converted as asked.
+        LadderError: `out` exists and `force` is not given, or the program cannot be converted as
+            asked.
     """
     out = Path(out)
-    refuse_existing(out)
+    refuse_existing(out, force)
     config = config or LadderConfig()
     local = localize(program, num_ranks, config)
     source = StateDict({**program.state_dict, **program.constants})
@@ -80,17 +84,21 @@ def write_shards(
     return local
 
 
-def write_program(program: ExportedProgram, out: str | Path) -> None:
-    """`torch.export.save` to a new file, which appears whole or not at all.
+def write_program(
+    program: ExportedProgram, out: str | Path, config: LadderConfig, force: bool = False
+) -> None:
+    """`torch.export.save` to a file that appears whole or not at all, with a note of the options.
 
     Raises:
-        LadderError: `out` exists.
+        LadderError: `out` exists and `force` is not given.
     """
     out = Path(out)
-    refuse_existing(out)
+    refuse_existing(out, force)
+    note = {"versions": _versions(), "options": dict(changed_options(config))}
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
-        torch.export.save(program, Path(folder) / "program.pt2")
-        (Path(folder) / "program.pt2").rename(out)
+        path = Path(folder) / "program.pt2"
+        torch.export.save(program, path, extra_files={NOTE: json.dumps(note)})
+        path.replace(out)
 
 
 def _save_graph(program: ExportedProgram, path: Path) -> None:
@@ -100,9 +108,15 @@ def _save_graph(program: ExportedProgram, path: Path) -> None:
         torch.export.save(program, path)
 
 
-def refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise LadderError(f"{out} exists already.", cure="remove it, or name another place")
+def refuse_existing(out: Path, force: bool = False) -> None:
+    """Raise unless `out` can be written: it is not there, or is a file or shards and `force`."""
+    if out.is_dir() and force and not (out / MANIFEST).is_file():
+        raise LadderError(
+            f"{out} is a directory that ladderize did not write: it is not overwritten.",
+            cure="name another place",
+        )
+    if out.exists() and not force:
+        raise LadderError(f"{out} exists already.", cure="overwrite it with --force (force=True)")
     if not out.absolute().parent.is_dir():
         raise LadderError(f"{out.absolute().parent} is no directory.")
 
@@ -111,22 +125,31 @@ def refuse_existing(out: Path) -> None:
 def _new_directory(out: Path) -> Iterator[Path]:
     """A directory that becomes `out` when its block ends well and is removed when it does not."""
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    old = folder.with_name(f"{folder.name}-old")
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp and safetensors make private ones
         for path in folder.iterdir():
             path.chmod(0o644)
+        if out.exists():
+            out.rename(old)
         folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
         raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
 
 
 def _manifest(local: LocalProgram, config: LadderConfig, folder: Path) -> str:
     data = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "versions": {"ladderize": version("ladderize"), "torch": torch.__version__},
+        "versions": _versions(),
         "options": dict(changed_options(config)),
         "num_ranks": local.num_ranks,
         "plan": {"digest": local.digest, "lines": list(local.lines)},
@@ -137,6 +160,10 @@ def _manifest(local: LocalProgram, config: LadderConfig, folder: Path) -> str:
         },
     }
     return json.dumps(data | {"sha256": _hash_of(data)}, indent=1)
+
+
+def _versions() -> dict[str, str]:
+    return {"ladderize": version("ladderize"), "torch": str(torch.__version__)}
 
 
 def _hash(path: Path) -> str:
@@ -171,25 +198,67 @@ def load(directory: str | Path, mesh: DeviceMesh | tuple[str, DeviceMesh]) -> Sh
 
 def _prepare(folder: Path, mesh: DeviceMesh) -> Prepared:
     rank, num_ranks = mesh.get_local_rank(), mesh.size()
-    manifest = _read_manifest(folder)
-    if manifest["num_ranks"] != num_ranks:
+    shards = open_shards(folder)
+    local = shards.local
+    if local.num_ranks != num_ranks:
         raise LadderError(
-            f"{folder} was written for {manifest['num_ranks']} ranks, the mesh has {num_ranks}.",
+            f"{folder} was written for {local.num_ranks} ranks, the mesh has {num_ranks}.",
             cure=f"ladderize rewrite … --tp {num_ranks}",
         )
-    own_file = rank_file(rank, num_ranks)
-    _check_files(folder, manifest["files"], [GRAPH, own_file])
-    entries = tuple(map(Entry.from_json, manifest["entries"]))
+    source = shards.source(rank)
+    match(local_forms(local.entries, num_ranks), source)
+    return local, lambda: read_parts(local.entries, source, mesh)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A directory that `write_shards` wrote, its graph read and checked.
+
+    Attributes:
+        folder: where it is.
+        local: the program of every rank.
+        options: those of the rewrite that differ from the defaults.
+        files: sizes and hashes by name.
+    """
+
+    folder: Path
+    local: LocalProgram
+    options: Mapping[str, Any]
+    files: Mapping[str, Any]
+
+    def source(self, rank: int) -> Source:
+        """`rank`'s tensors, not read yet; their file is checked."""
+        name = rank_file(rank, self.local.num_ranks)
+        _check_files(self.folder, self.files, [name])
+        return open_checkpoint(self.folder / name)
+
+    def tensors(self, rank: int) -> dict[str, Tensor]:
+        """What `rank` holds, by every name it is known by."""
+        source = self.source(rank)
+        parts = {name: part[...] for name, part in source.tensors(list(source.forms()))}
+        found = {}
+        for entry in self.local.entries:
+            part = torch.tensor(entry.rows[rank]) if entry.rows else parts[entry.name]
+            found.update(dict.fromkeys(entry.names, part))
+        return found
+
+
+def open_shards(folder: Path) -> Shards:
+    """What is in a directory that `write_shards` wrote, but for the tensors.
+
+    Raises:
+        LadderError: files are missing, changed or cut short, or of another format.
+    """
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest["files"], [GRAPH])
     local = LocalProgram(
         program=read_program(folder / GRAPH),
-        entries=entries,
-        num_ranks=num_ranks,
+        entries=tuple(map(Entry.from_json, manifest["entries"])),
+        num_ranks=manifest["num_ranks"],
         digest=manifest["plan"]["digest"],
         lines=tuple(manifest["plan"]["lines"]),
     )
-    source = open_checkpoint(folder / own_file)
-    match(local_forms(entries, num_ranks), source)
-    return local, lambda: read_parts(entries, source, mesh)
+    return Shards(folder, local, parse_options(manifest["options"]), manifest["files"])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

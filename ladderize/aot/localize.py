@@ -5,6 +5,7 @@ ExportedProgram ── ladder ── plan ── ShardBranches ──┬── p
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.pipeline import RankGroup
 from ladderize.programs import ladder_program, renamed_outputs
+from ladderize.report import Report, last_report
 from ladderize.sharding.placement import Replicate
 from ladderize.sharding.plan import ShardPlan
 
@@ -102,6 +104,18 @@ def localize(
     return LocalProgram(
         local, entries, num_ranks, plan.digest(), (rewritten.describe(), *plan.describe())
     )
+
+
+def explain_local(
+    program: ExportedProgram, num_ranks: int, config: LadderConfig | None = None
+) -> Report:
+    """What `localize` would do; a refusal of the rewrite is in the report."""
+    _refuse_objects(program)
+    with suppress(LadderError):
+        ladder_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
+    report = last_report()
+    assert report is not None
+    return report
 
 
 def _refuse_objects(program: ExportedProgram) -> None:

@@ -84,18 +84,40 @@ def trace(
         (leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
         torch.device("cpu"),
     )
-    with fake_state(model, mode, device), mode, torch.enable_grad():
-        try:
-            inputs = pytree.tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
-            return export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False)
-        except LadderError:
-            raise
-        except Exception as error:
-            raise LadderError(
-                "torch.export cannot trace this model:",
-                [Blocker(f"{type(error).__name__}: {error}")],
-                _cure_of(error),
-            ) from error
+    with fake_state(model, mode, device), mode, torch.enable_grad(), _told():
+        inputs = pytree.tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
+        return export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def export_program(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Export `model` with its weights.
+
+    Raises:
+        LadderError: the model cannot be exported; torch's own reason is its cause.
+    """
+    refuse_wrapped(dict(model.named_parameters()))
+    with _told():
+        return export(model, tuple(args), dict(kwargs), dynamic_shapes=dynamic_shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Whatever torch.export raises inside is a `LadderError`."""
+    try:
+        yield
+    except LadderError:
+        raise
+    except Exception as error:
+        raise LadderError(
+            "torch.export cannot trace this model:",
+            [Blocker(f"{type(error).__name__}: {error}")],
+            _cure_of(error),
+        ) from error
 
 
 def _cure_of(error: Exception) -> str:

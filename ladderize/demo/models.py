@@ -1,13 +1,14 @@
 """The model of the demo: a small random Llama, or any causal LM from a local configuration."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ladderize.errors import LadderError
+from ladderize.sources.hugging_face import build, read_config
 
 BATCH, SEQUENCE = 2, 32
 NUM_LAYERS = 6  # plain Inductor (2.13) has its first race in the fourth
@@ -35,27 +36,18 @@ def build_model(hf: str | None, num_layers: int | None) -> Any:
     Raises:
         LadderError: `hf` is no configuration of a causal LM that transformers knows.
     """
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
-    try:
-        return _build(_read_config(hf), num_layers)
-    except (OSError, ValueError) as error:
-        raise LadderError(f"--hf {hf}: {error}") from error
-
-
-def _build(config: Any, num_layers: int | None) -> Any:
+    config = LlamaConfig(**SMALL_LLAMA) if hf is None else read_config(Path(hf))
+    classes: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in classes:
+        raise LadderError(f"--hf {hf}: transformers has no causal LM of {config.model_type}.")
+    config.architectures = [classes[type(config)].__name__]
+    if num_layers is None and hf is None:
+        num_layers = NUM_LAYERS
     if num_layers is not None:
         config.num_hidden_layers = num_layers
         if getattr(config, "layer_types", None):  # must be as long as the model is deep
             config.layer_types = config.layer_types[:num_layers]
-    torch.manual_seed(0)
-    build: Any = AutoModelForCausalLM.from_config
-    return build(config, dtype=torch.float32).eval().requires_grad_(False)
-
-
-def _read_config(hf: str | None) -> Any:
-    if hf is None:
-        return LlamaConfig(**SMALL_LLAMA, num_hidden_layers=NUM_LAYERS)
-    return AutoConfig.from_pretrained(hf, local_files_only=True)
+    return build(config).float().requires_grad_(False)
 
 
 def make_input(model: Any) -> Tensor:

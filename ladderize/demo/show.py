@@ -1,19 +1,19 @@
 """Print what the ranks found: residual map, error, generated order, and what to type next."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ladderize.demo.survey import BlockRow
 from ladderize.demo.work import NUM_RUNS, Compiled, Outcome
+from ladderize.report.data import WARNING, Report
 
 MAX_ERROR = 1e-4
 NUM_BLOCKS_SHOWN = 3
-MAX_ROWS = 16
 MAX_CODE = 88
 COLORS = {"AR_": "bold cyan", "W_": "bold green"}
 
@@ -29,29 +29,12 @@ model = torch.compile(model, backend="ladderize", fullgraph=True, options={"mesh
 $ torchrun --nproc-per-node NUM_GPUS my_script.py"""
 
 
-def show_map(console: Console, rows: Sequence[BlockRow]) -> None:
-    converted = sum(row.stale != row.fresh for row in rows)
-    table = Table(title=f"Residual map: {len(rows)} blocks, {converted} read one block earlier")
-    table.add_column("block", justify="right")
-    table.add_column("layer", justify="right")
-    table.add_column("module that ends the branch", overflow="fold")
-    table.add_column("ops", justify="right")
-    table.add_column("weights", justify="right")
-    table.add_column("standard reads")
-    table.add_column("ladder reads")
-    for row in rows[:MAX_ROWS]:
-        table.add_row(
-            str(row.index),
-            "" if row.layer is None else str(row.layer),
-            escape(row.module),
-            str(row.num_ops),
-            f"{row.num_weights:,}",
-            f"x[{row.fresh}]",
-            Text(f"x[{row.stale}]", style="bold" if row.stale != row.fresh else "dim"),
-        )
-    if len(rows) > MAX_ROWS:
-        table.add_row("…", "", f"and {len(rows) - MAX_ROWS} more")
-    _print(console, table)
+def show_map(console: Console, report: Report) -> None:
+    """Which blocks were found, and which of them read stale."""
+    for line in report.table(False, console.width).splitlines():
+        if not line.startswith(WARNING):  # it is said at the end
+            console.print(line, markup=False, highlight=False)
+    console.print()
 
 
 def show_error(console: Console, outcomes: Sequence[Outcome]) -> None:
@@ -106,6 +89,30 @@ def show_next(console: Console, outcome: Outcome) -> None:
         "trained, or healed, before they are of use.\n",
         highlight=False,
     )
+
+
+def as_data(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What was measured, for machines: of rank 0; errors are the largest of all ranks."""
+    first = outcomes[0]
+    columns = {"ladderize": [outcome.ladder for outcome in outcomes]}
+    if plain := [outcome.plain for outcome in outcomes if outcome.plain is not None]:
+        columns["plain"] = plain
+    compiled = {
+        name: {
+            "error": max(column.error for column in columns[name]),
+            "order": columns[name][0].order,
+            "races": list(columns[name][0].races),
+            "waits_too_early": columns[name][0].num_early,
+        }
+        for name in columns
+    }
+    return {
+        "model": first.model,
+        "num_ranks": len(outcomes),
+        "drift": first.drift,
+        **compiled,
+        "report": json.loads(first.report.to_json()),
+    }
 
 
 def ladder_error(outcomes: Sequence[Outcome]) -> float:

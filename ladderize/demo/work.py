@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ladderize.demo.progress import Reporter
-from ladderize.demo.survey import BlockRow, Spy
 from ladderize.emitted import find_disorder, find_races, order_string, read_events
 from ladderize.errors import LadderError
+from ladderize.report import Report, last_report
 from ladderize.testing.emitted_code import record_emitted_code
 
 NUM_RUNS = 5  # a race does not show every time
@@ -53,13 +53,14 @@ class Outcome:
     """What one rank found. `plain` is None where nobody wrote this model's ladder by hand.
 
     Attributes:
+        report: of its ladder on one process.
         scale: the largest logit of the reference.
         drift: largest difference between the ladder and the standard net: another function.
     """
 
     model: str
     num_weights: int
-    rows: tuple[BlockRow, ...]
+    report: Report
     scale: float
     drift: float
     ladder: Compiled
@@ -105,14 +106,17 @@ def _compare(hf: str | None, num_layers: int | None, reporter: Reporter) -> Outc
     written = handwritten.ladder_logits(model, input_ids) if is_llama else None
 
     reporter.stage("survey")
-    spy = Spy()
-    rewritten = models.logits_of(torch.compile(model, backend=spy, fullgraph=True), input_ids)
+    options: dict[str, Any] = {"lowering": "eager"}
+    eager = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
+    rewritten = models.logits_of(eager, input_ids)
+    report = last_report()
+    assert report is not None
     expected = rewritten if written is None else written
     torch._dynamo.reset()
 
     reporter.stage("ladderize")
-    options: dict[str, Any] = {"mesh": mesh, "verify": "code"}
-    options["shard_vocabulary"] = False  # so is the ladder written by hand beside it
+    # The vocabulary stays whole, as in the ladder written by hand beside it.
+    options = {"mesh": mesh, "verify": "code", "shard_vocabulary": False}
     compiled = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
     ladder = _observe(lambda: models.logits_of(compiled, input_ids), expected)
 
@@ -126,7 +130,7 @@ def _compare(hf: str | None, num_layers: int | None, reporter: Reporter) -> Outc
     return Outcome(
         model=type(model).__name__,
         num_weights=sum(weight.numel() for weight in model.parameters()),
-        rows=spy.rows,
+        report=report,
         scale=float(expected.abs().max()),
         drift=_difference(expected, standard),
         ladder=ladder,

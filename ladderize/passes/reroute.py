@@ -67,7 +67,7 @@ def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -
     stale, fresh = path[0].anchor, path[-1].anchor
     if ops.floating_shape(stale) != ops.floating_shape(fresh):
         for earlier, later in itertools.pairwise(path):
-            for step in _layout_steps(earlier.add, later.anchor):
+            for step in layout_steps(earlier.add, later.anchor):
                 with gm.graph.inserting_before(before):
                     replayed = gm.graph.node_copy(step, _substitute(step, stale))
                 stale = replayed
@@ -80,7 +80,7 @@ def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -
     return stale
 
 
-def _layout_steps(add: Node, anchor: Node) -> list[Node]:
+def layout_steps(add: Node, anchor: Node) -> list[Node]:
     """The layout ops among the cheap steps that lead from `add` to `anchor`, in order."""
     came_from: dict[Node, Node | None] = {anchor: None}
     stack = [anchor]

@@ -59,6 +59,13 @@ def explain(
     config = LadderConfig.from_options(options)
     if isinstance(model, ExportedProgram):
         return explain_exported(model, config)
+    return explain_call(model, args, kwargs, config)
+
+
+def explain_call(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], config: LadderConfig
+) -> Report:
+    """What a compilation with `config` would do with one call."""
     explainer = _Explainer(config)
     with compat.undo_caching(), compat.uncompiled(model) as plain:
         try:

@@ -66,7 +66,7 @@ def _block(
         segment=block.segment,
         index=block.index,
         layer=block.layer,
-        module=_module(block),
+        module=module_of(block),
         kind=kind_of_block(gm, block, static),
         source=source_line(block.add),
         reads_before=reads,
@@ -76,7 +76,7 @@ def _block(
     )
 
 
-def _module(block: Block) -> str:
+def module_of(block: Block) -> str:
     """The innermost module that holds all mixing ops of the branch: `model.layers.3.mlp`."""
     mixing = [node for node in block.branch if ops.kind(node) is Kind.MIX]
     paths = [path.split(".") for node in mixing if (path := module_path(node))]

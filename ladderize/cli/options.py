@@ -1,0 +1,58 @@
+"""The arguments and flags that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A .pt2 file, hf:DIR_OR_CONFIG, or module:factory.")
+]
+
+# ---- what to convert: fields of LadderConfig
+
+Layers = Annotated[
+    str | None,
+    typer.Option(help='Layers to convert: "all", "16:32", "last:16", "last:50%", "[0, 3]".'),
+]
+Blocks = Annotated[str | None, typer.Option(help="The same, counted in blocks.")]
+Staleness = Annotated[
+    int | None, typer.Option(min=0, help="How many blocks earlier to read. [default: 1]")
+]
+ExpectBlocks = Annotated[
+    int | None, typer.Option(min=1, help="Refuse unless exactly so many are found.")
+]
+ShardVocabulary = Annotated[
+    bool, typer.Option(help="With --tp: divide embedding and head by words too.")
+]
+Tp = Annotated[int | None, typer.Option(min=2, help="Shard over so many tensor-parallel ranks.")]
+DebugDir = Annotated[
+    Path | None, typer.Option(help="Write each stage's graph and the report there.")
+]
+
+# ---- the inputs of an hf: model
+
+Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs made for an hf: model.")]
+Length = Annotated[int, typer.Option(min=1, help="Tokens of each.")]
+ImageSize = Annotated[
+    int, typer.Option(min=1, help="Pixels, where an hf: configuration tells none.")
+]
+Dynamic = Annotated[
+    bool, typer.Option("--dynamic", help="Trace with any batch and length (not for .pt2).")
+]
+
+# ---- how it answers
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given, lists of indices as such."""
+    found = {name: value for name, value in options.items() if value is not None}
+    for name in ("layers", "blocks"):
+        text = found.get(name, "")
+        if text.startswith("["):
+            found[name] = [int(index) for index in text.strip("[]").split(",") if index.strip()]
+    return found

@@ -1,0 +1,94 @@
+"""What happens around a verb: a progress line on stderr, refusals, warnings, exit codes.
+
+stdout    the result: tables, or JSON with --json
+stderr    progress (on a terminal), warnings, the reason of a refusal
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+WIDTH = 100
+
+
+def console() -> Console:
+    """Of stdout; of a fixed width where it is no terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH)
+
+
+@contextmanager
+def running(verb: str, debug: bool, as_json: bool = False) -> Iterator[None]:
+    """The body of a verb: what it refuses ends the process with exit code 1 and the reason."""
+    with warnings.catch_warnings():
+        if not debug:
+            _tell_only_our_warnings(verb)
+        try:
+            yield
+        except (typer.Exit, typer.BadParameter, KeyboardInterrupt):
+            raise
+        except Exception as error:  # the one place where whatever happens becomes an exit code
+            if debug:
+                raise
+            if as_json:
+                typer.echo(json.dumps({"ok": False, "error": _as_data(error)}, indent=1))
+            typer.echo(f"ladderize {verb}: {_reason(error)}", err=True)
+            raise typer.Exit(1) from None
+
+
+def refuse(verb: str, reason: str) -> typer.Exit:
+    """Tell why on stderr; raise what this returns."""
+    typer.echo(f"ladderize {verb}: {reason}", err=True)
+    return typer.Exit(1)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A spinner on stderr while the body runs, where that is a terminal."""
+    with Console(stderr=True).status(text):
+        yield
+
+
+def print_json(text: str) -> None:
+    typer.echo(text)
+
+
+def _reason(error: Exception) -> str:
+    """On one line, unless there are several reasons."""
+    from ladderize.errors import LadderError
+
+    if not isinstance(error, LadderError):
+        text = " ".join(str(error).split())
+        return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    if len(error.blockers) > 1:
+        return str(error)
+    parts = [error.summary, *map(str, error.blockers)]
+    if error.cure:
+        parts.append(f"What to do: {error.cure}")
+    return " ".join(" ".join(parts).split())
+
+
+def _as_data(error: Exception) -> dict[str, Any]:
+    from ladderize.errors import LadderError
+
+    if not isinstance(error, LadderError):
+        return {"summary": f"{type(error).__name__}: {error}", "reasons": [], "cure": ""}
+    reasons = [str(blocker) for blocker in error.blockers]
+    return {"summary": error.summary, "reasons": reasons, "cure": error.cure}
+
+
+def _tell_only_our_warnings(verb: str) -> None:
+    from ladderize.errors import LadderWarning
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", LadderWarning)
+
+    def tell(message: Any, *_: Any, **__: Any) -> None:
+        typer.echo(f"ladderize {verb}: warning: {message}", err=True)
+
+    warnings.showwarning = tell

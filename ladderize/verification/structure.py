@@ -1,0 +1,171 @@
+"""The structure of a candidate: run once with random weights, then read where its values are.
+
+With weights that make every branch count, a sum of the stream is recognised by its value, so that
+nothing depends on what the nodes of the candidate are called.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from ladderize.verification import reads as reading
+from ladderize.verification.candidate import Candidate, bind
+from ladderize.verification.diagnose import describe_block, diagnose
+from ladderize.verification.inputs import random_parameters, sample_inputs
+from ladderize.verification.locate import Locator, Name, Wanted, relative_error, wanted_values
+from ladderize.verification.lockstep import JOINED, RanksPart, run_ranks
+from ladderize.verification.reference import Original, run_reference
+from ladderize.verification.result import Check
+
+RECURRENCE = "recurrence"
+COLLECTIVES = "order of collectives"
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Attributes:
+    checks: of the recurrence and of the order of collectives.
+    places: for each rank the name of the node that computes each value of a stream.
+    """
+
+    checks: tuple[Check, ...]
+    places: tuple[Mapping[Name, str], ...]
+
+
+def check_structure(
+    program: ExportedProgram, original: Original, candidate: Candidate, close: float
+) -> Structure:
+    """Compare what each stream value is computed from with the specification.
+
+    Args:
+        program: the original as exported.
+        original: its graph in standard form.
+        candidate: what is verified.
+        close: relative error up to which two values are one.
+    """
+    given = sample_inputs(program, 0)
+    full, values = _run_reference(program, original, given)
+    wanted = wanted_values(original.streams, values, close)
+    locators = [Locator(wanted, close) for _ in candidate.parts]
+    arguments = [
+        part.arguments(candidate.state(rank, full), given)
+        for rank, part in enumerate(candidate.parts)
+    ]
+    graphs = [part.gm for part in candidate.parts]
+    try:
+        outputs = run_ranks(graphs, arguments, lambda rank, n, v: locators[rank].see(n, v))
+    except RanksPart as part:
+        return _parted(part, wanted, locators)
+    places = tuple({name: n.name for name, n in loc.found.items()} for loc in locators)
+    order = Check(COLLECTIVES, "ok", _count(candidate))
+    for rank, locator in enumerate(locators):
+        if departed := locator.departures():
+            first = departed[0]
+            found = diagnose(original, values, first, candidate, arguments, rank, close)
+            on = f"on rank {rank}, " if candidate.num_ranks > 1 else ""
+            check = Check(RECURRENCE, "failed", f"{on}{found}", describe_block(first))
+            return Structure((order, check), places)
+    check = _compare_reads(original, candidate, wanted, locators)
+    if check.status == "ok":
+        check = _compare_outputs(original, outputs, values, close) or check
+    return Structure((order, check), places)
+
+
+def _run_reference(
+    program: ExportedProgram, original: Original, given: Sequence[Any]
+) -> tuple[dict[str, Tensor], dict[Node, Any]]:
+    """Random weights (its own if those blow up), and the reference's values with them."""
+    own = {**program.state_dict, **program.constants}
+    full = random_parameters(program)
+    values = run_reference(original, bind(program, {**own, **full}, given))
+    sums = [values[block.add] for stream in original.streams for block in stream.blocks]
+    if all(bool(torch.isfinite(value).all()) for value in sums):
+        return full, values
+    return {}, run_reference(original, bind(program, own, given))
+
+
+def _parted(
+    part: RanksPart, wanted: Sequence[Sequence[Wanted]], locators: Sequence[Locator]
+) -> Structure:
+    """Ranks that would hang: named is the first block that some rank had not summed up yet."""
+    waiting = [departed[0] for locator in locators if (departed := locator.departures())]
+    last = wanted[-1][-1]
+    where = min(waiting, key=lambda w: w.name) if waiting else last
+    checks = (
+        Check(COLLECTIVES, "failed", str(part), describe_block(where)),
+        Check(RECURRENCE, "not run", "the ranks would hang"),
+    )
+    return Structure(checks, ({},) * len(locators))
+
+
+def _count(candidate: Candidate) -> str:
+    nodes = candidate.parts[0].gm.graph.nodes
+    number = len([node for node in nodes if node.target in JOINED])
+    if candidate.num_ranks == 1 and not number:
+        return "one rank, no collective"
+    return f"the same {number} on all {candidate.num_ranks} ranks"
+
+
+def _compare_reads(
+    original: Original,
+    candidate: Candidate,
+    wanted: Sequence[Sequence[Wanted]],
+    locators: Sequence[Locator],
+) -> Check:
+    for rank, locator in enumerate(locators):
+        by_name = {w.name: w for values in wanted for w in values if w.name in locator.found}
+        specified = reading.specified(original, {w.node: name for name, w in by_name.items()})
+        named = {node: name for name, node in locator.found.items()}
+        found = reading.follow(candidate.parts[rank].gm, named)
+        for name, value in by_name.items():
+            is_, should = found[locator.found[name]], specified[value.node]
+            if is_ != should:
+                spelled = reading.spell_name(name)
+                return Check(
+                    RECURRENCE,
+                    "failed",
+                    f"{spelled} is computed from {reading.spell(is_)}, "
+                    f"not from {reading.spell(should)}",
+                    describe_block(value),
+                )
+    blocks = sum(len(stream.blocks) for stream in original.streams)
+    stale = sum(map(len, original.sources))
+    streams = len(original.streams)
+    plural = "stream" if streams == 1 else "streams"
+    return Check(
+        RECURRENCE,
+        "ok",
+        f"{blocks} blocks in {streams} {plural}, {stale} read stale, each exactly what it should",
+    )
+
+
+def _compare_outputs(
+    original: Original,
+    outputs: Sequence[Sequence[Any]],
+    values: Mapping[Node, Any],
+    close: float,
+) -> Check | None:
+    """What comes behind the last block, if it is off."""
+    (output,) = original.gm.graph.find_nodes(op="output")
+    last = original.streams[-1].blocks[-1]
+    where = f"what follows the last block, {last.index} ({last.module or last.add.name})"
+    for rank, results in enumerate(outputs):
+        for number, (result, expected) in enumerate(zip(results, values[output], strict=True)):
+            if not isinstance(expected, Tensor):
+                continue
+            off = relative_error(result, expected)
+            if off > close:
+                on = f" on rank {rank}" if len(outputs) > 1 else ""
+                return Check(
+                    RECURRENCE,
+                    "failed",
+                    f"all blocks are right, but output {number}{on} is off by {off:.1e}",
+                    where,
+                    off,
+                )
+    return None
