@@ -5,7 +5,8 @@ DIR                   one graph for all ranks, a file of tensors for each
 DIR0 DIR1 …           of rank r what DIRr holds: each host has a copy of its own
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,19 @@ def on_cpu(gm: GraphModule) -> GraphModule:
     return gm
 
 
-def cast(gm: GraphModule, given: torch.dtype, wanted: torch.dtype) -> None:
-    """Compute in `wanted` wherever `gm` names the dtype `given`. In place."""
+@contextmanager
+def computing_in(gm: GraphModule, given: torch.dtype, wanted: torch.dtype) -> Iterator[None]:
+    """`gm` computes in `wanted` wherever it names the dtype `given`, inside of the block."""
+    nodes = [node for part in _graphs(gm) for node in part.graph.nodes]
+    before = [(node, node.args, node.kwargs) for node in nodes]
     _replace(gm, lambda value: wanted if value is given else value)
+    try:
+        yield
+    finally:
+        for node, args, kwargs in before:
+            node.args, node.kwargs = args, kwargs
+        for part in _graphs(gm):
+            part.recompile()
 
 
 def _graphs(gm: GraphModule) -> list[GraphModule]:

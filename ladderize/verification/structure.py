@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from ladderize.report.snapshot import module_of
 from ladderize.verification import reads as reading
 from ladderize.verification.candidate import Candidate, bind
 from ladderize.verification.diagnose import describe_block, diagnose
@@ -118,21 +119,25 @@ def _compare_reads(
     locators: Sequence[Locator],
 ) -> Check:
     for rank, locator in enumerate(locators):
-        by_name = {w.name: w for values in wanted for w in values if w.name in locator.found}
-        specified = reading.specified(original, {w.node: name for name, w in by_name.items()})
-        named = {node: name for name, node in locator.found.items()}
-        found = reading.follow(candidate.parts[rank].gm, named)
-        for name, value in by_name.items():
-            is_, should = found[locator.found[name]], specified[value.node]
-            if is_ != should:
-                spelled = reading.spell_name(name)
-                return Check(
-                    RECURRENCE,
-                    "failed",
-                    f"{spelled} is computed from {reading.spell(is_)}, "
-                    f"not from {reading.spell(should)}",
-                    describe_block(value),
-                )
+        values = [w for ws in wanted for w in ws if w.name in locator.found]
+        in_original = {value.node: value.name for value in values}
+        in_candidate = {node: name for name, node in locator.found.items()}
+        gm = candidate.parts[rank].gm
+        should = reading.specified(original, in_original)
+        found = reading.follow(gm, in_candidate)
+        for value in values:
+            is_ = found[locator.found[value.name]]
+            if is_ != should[value.node]:
+                spelled = reading.spell_name(value.name)
+                return _misread(spelled, is_, should[value.node], describe_block(value))
+        pairs = zip(
+            reading.results(gm, found, in_candidate),
+            reading.results(original.gm, should, in_original),
+            strict=True,
+        )
+        for number, (is_, wanted_reads) in enumerate(pairs):
+            if is_ != wanted_reads:
+                return _misread(f"output {number}", is_, wanted_reads, _behind(original))
     blocks = sum(len(stream.blocks) for stream in original.streams)
     stale = sum(map(len, original.sources))
     streams = len(original.streams)
@@ -144,6 +149,16 @@ def _compare_reads(
     )
 
 
+def _misread(what: str, is_: reading.Reads, should: reading.Reads, where: str) -> Check:
+    found = f"{what} is computed from {reading.spell(is_)}, not from {reading.spell(should)}"
+    return Check(RECURRENCE, "failed", found, where)
+
+
+def _behind(original: Original) -> str:
+    last = original.streams[-1].blocks[-1]
+    return f"what follows the last block, {last.index} ({module_of(last)})"
+
+
 def _compare_outputs(
     original: Original,
     outputs: Sequence[Sequence[Any]],
@@ -152,8 +167,6 @@ def _compare_outputs(
 ) -> Check | None:
     """What comes behind the last block, if it is off."""
     (output,) = original.gm.graph.find_nodes(op="output")
-    last = original.streams[-1].blocks[-1]
-    where = f"what follows the last block, {last.index} ({last.module or last.add.name})"
     for rank, results in enumerate(outputs):
         for number, (result, expected) in enumerate(zip(results, values[output], strict=True)):
             if not isinstance(expected, Tensor):
@@ -165,7 +178,7 @@ def _compare_outputs(
                     RECURRENCE,
                     "failed",
                     f"all blocks are right, but output {number}{on} is off by {off:.1e}",
-                    where,
+                    _behind(original),
                     off,
                 )
     return None

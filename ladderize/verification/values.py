@@ -1,15 +1,16 @@
 """Values with the real weights: the candidate's streams and outputs against the reference's."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from ladderize.programs import copy_of
-from ladderize.verification.candidate import Candidate, RankPart, bind, cast, on_cpu
+from ladderize.verification.candidate import Candidate, bind, computing_in, on_cpu
 from ladderize.verification.diagnose import describe_block
 from ladderize.verification.inputs import sample_inputs
 from ladderize.verification.locate import Name, Wanted, relative_error, wanted_values
@@ -46,10 +47,15 @@ def check_values(
         dtypes: to compute in; the first is the program's own.
         variants: of inputs: other values, and other sizes where they may vary.
     """
+    standard = on_cpu(copy_of(program))
+    graphs = [standard, original.gm, *(part.gm for part in candidate.parts)]
     for dtype in dtypes:
-        in_dtype = _In(program, original, candidate, dtypes[0], dtype)
-        for variant in range(variants):
-            yield in_dtype.check(places, variant)
+        with ExitStack() as stack:
+            for gm in graphs:
+                stack.enter_context(computing_in(gm, dtypes[0], dtype))
+            in_dtype = _In(program, standard, original, candidate, dtypes[0], dtype)
+            for variant in range(variants):
+                yield in_dtype.check(places, variant)
 
 
 class _In:
@@ -58,22 +64,15 @@ class _In:
     def __init__(
         self,
         program: ExportedProgram,
+        standard: GraphModule,
         original: Original,
         candidate: Candidate,
         given: torch.dtype,
         dtype: torch.dtype,
     ) -> None:
-        self.program, self.original = program, original
-        self.given, self.dtype = given, dtype
-        self.standard = on_cpu(copy_of(program))
-        self.reference = original
+        self.program, self.standard, self.original = program, standard, original
         self.parts = candidate.parts
-        if dtype is not given:
-            cast(self.standard, given, dtype)
-            cast(original.gm, given, dtype)
-            self.parts = tuple(RankPart.of(p.program, p.tensors) for p in candidate.parts)
-            for part in self.parts:
-                cast(part.gm, given, dtype)
+        self.given, self.dtype = given, dtype
         self.full = self._cast({**program.state_dict, **program.constants})
         self.states = [self._cast(part.tensors) for part in self.parts]
 
@@ -82,7 +81,7 @@ class _In:
         shapes = " ".join("x".join(map(str, v.shape)) for v in given if isinstance(v, Tensor))
         name = f"values, {str(self.dtype).removeprefix('torch.')}, {shapes}"
         arguments = bind(self.program, self.full, given)
-        expected = run_reference(self.reference, arguments)
+        expected = run_reference(self.original, arguments)
         seen: list[dict[str, Any]] = [{} for _ in self.parts]
         kept = [set(of_rank.values()) for of_rank in places]
 
