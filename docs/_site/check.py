@@ -16,7 +16,9 @@ ATTRIBUTES = ("src", "srcset", "poster", "data", "style")
 FETCHING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "modulepreload"}
 REMOTE = re.compile(r"(?:https?:)?//\w")
 REMOTE_IN_CSS = re.compile(r"(?:url\(|@import)\s*[\"']?\s*(?:https?:)?//[^\s\"')]+")
-REMOTE_IN_SCRIPT = re.compile(r"https?://[^\s\"'`)]*\.(?:js|css|mjs|woff2?)\b|https?://unpkg[^\"'`]+")
+REMOTE_IN_SCRIPT = re.compile(
+    r"https?://[^\s\"'`)]*\.(?:js|css|mjs|woff2?)\b|https?://unpkg[^\"'`]+"
+)
 DORMANT = ("https://unpkg.com/resize-observer-polyfill", "https://unpkg.com/mermaid@")
 
 
