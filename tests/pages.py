@@ -1,11 +1,15 @@
-"""The code blocks of README.md, CONTRIBUTING.md and docs/, with what each page prints below them."""
+"""The code blocks of README.md, CONTRIBUTING.md and docs/, with what each prints below it."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
+)
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUNS = ("python", "py", "sh")
 

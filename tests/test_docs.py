@@ -54,7 +54,9 @@ def test_every_block_is_of_a_known_kind(page):
 def is_message(block: Block) -> bool:
     """Whether the text begins with the summary of a `LadderError`."""
     first = words(block.code.splitlines()[0])
-    return any(re.fullmatch(re.escape(s).replace("…", ".+"), first) for s in map(words, summaries()))
+    return any(
+        re.fullmatch(re.escape(s).replace("…", ".+"), first) for s in map(words, summaries())
+    )
 
 
 def test_every_text_is_output_a_message_or_an_illustration():
@@ -71,7 +73,9 @@ def shows(block: Block, illustration: tuple[str, str]) -> bool:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page):
-    named = re.findall(r"\b(?:tests|bench|examples|ladderize)/[\w/]+\.py\b", (ROOT / page).read_text())
+    named = re.findall(
+        r"\b(?:tests|bench|examples|ladderize)/[\w/]+\.py\b", (ROOT / page).read_text()
+    )
     assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
