@@ -5,16 +5,18 @@ A fragment runs as it stands, but for SUBSTITUTIONS. Before it comes what its re
 what shows that it did something: FRAGMENTS.
 """
 
+import io
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from pages import PAGES, blocks, commands
+from pages import PAGES, Block, blocks, commands, of_kind, steady
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.cli import main
@@ -100,25 +102,25 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ladderize_lines() -> list[tuple[Block, str]]:
+    """The `ladderize` commands of all pages, in order."""
+    told = [(block, line) for block in of_kind("sh") for line in commands(block)]
+    return [(block, line) for block, line in told if line.startswith("ladderize ")]
+
+
 @pytest.fixture(scope="module")
-def commanded(workshop: Path) -> list[str]:
-    """Every `ladderize` line of the pages has been run in `workshop`."""
-    lines = [
-        line
-        for page in PAGES
-        for block in blocks(page)
-        if block.kind == "sh"
-        for line in commands(block)
-        if line.startswith("ladderize ")
-    ]
+def commanded(workshop: Path) -> dict[Block, str]:
+    """What the `ladderize` commands of each block print; they have been run in `workshop`."""
+    printed: dict[Block, str] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workshop)
-        for line in lines:
+        for block, line in ladderize_lines():
             patch.setattr(sys, "argv", shlex.split(adapted(line)))
-            with pytest.raises(SystemExit) as done:
+            with redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as done:
                 main()
             assert done.value.code == 0, line
-    return lines
+            printed[block] = printed.get(block, "") + out.getvalue()
+    return printed
 
 
 def run_fragments(folder: str, fragments: Sequence[tuple[str, str, str]]) -> None:
@@ -151,8 +153,14 @@ def test_fragments_run(page, request):
         two_ranks.run(run_fragments, str(workshop), fragments)
 
 
-def test_commands_write_what_they_say(workshop, commanded):
-    assert "ladderize rewrite model.pt2 --out model-tp8 --tp 8" in commanded
+def test_commands_print_what_the_pages_say(commanded):
+    for block, printed in commanded.items():
+        if block.printed:
+            assert steady(printed) == steady(block.printed)
+
+
+def test_rewrite_writes_a_file_for_each_rank(workshop, commanded):
+    assert any("ladderize rewrite model.pt2 --out model-tp8 --tp 8" in b.code for b in commanded)
     assert sorted(path.name for path in (workshop / "model-tp8").iterdir()) == [
         "graph.pt2",
         "manifest.json",
