@@ -59,6 +59,7 @@ class BlockReport:
 
     @property
     def is_rewired(self) -> bool:
+        """Whether it reads something else than in the standard net."""
         return self.reads_before != self.reads_after
 
 
@@ -196,22 +197,27 @@ class Report:
 
     @property
     def streams(self) -> tuple[StreamReport, ...]:
+        """Of all graphs."""
         return tuple(stream for graph in self.graphs for stream in graph.streams)
 
     @property
     def blocks(self) -> tuple[BlockReport, ...]:
+        """Of all streams, in order."""
         return tuple(block for stream in self.streams for block in stream.blocks)
 
     @property
     def refused(self) -> tuple[Refusal, ...]:
+        """Why graphs are left as they are: summary, blockers and cure of each."""
         return tuple(graph.refusal for graph in self.graphs if graph.refusal is not None)
 
     @property
     def passes(self) -> tuple[PassReport, ...]:
+        """What ran, with its number of edits and its seconds."""
         return tuple(entry for graph in self.graphs for entry in graph.passes)
 
     @property
     def collectives(self) -> tuple[CollectiveReport, ...]:
+        """Those launched in the graphs, found there or put in."""
         return tuple(entry for graph in self.graphs for entry in graph.collectives)
 
     def diff(self) -> "Diff":

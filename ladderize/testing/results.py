@@ -7,14 +7,14 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-# Largest difference, relative to the largest expected magnitude (at least 1): what sums taken in
-# another order may cost over a dozen small blocks. A misplaced read costs 1e-2 and more.
 TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float64: 1e-11,
     torch.float32: 1e-5,
     torch.float16: 5e-3,
     torch.bfloat16: 3e-2,
 }
+"""Largest difference, relative to the largest expected magnitude (at least 1): what sums taken in
+another order may cost over a dozen small blocks. A misplaced read costs 1e-2 and more."""
 
 
 def assert_close(
