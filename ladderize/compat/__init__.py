@@ -37,6 +37,7 @@ from ladderize.compat.dynamo import (
 )
 from ladderize.compat.inductor import (
     has_control_deps,
+    inductor_cache_dir,
     inductor_compile,
     inductor_mode_options,
     inductor_modes,
@@ -77,6 +78,7 @@ __all__ = [
     "full_text_of",
     "has_control_deps",
     "hint",
+    "inductor_cache_dir",
     "inductor_compile",
     "inductor_mode_options",
     "inductor_modes",

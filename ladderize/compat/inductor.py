@@ -1,5 +1,6 @@
 """Inductor: its options, its order of nodes, and the code that it emits."""
 
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,13 @@ def inductor_setting(name: str) -> Any:
     from torch._inductor import config
 
     return config.get_config_copy()[name]
+
+
+def inductor_cache_dir() -> str:
+    """Where Inductor keeps what it compiled; the folder need not exist."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
 
 
 def inductor_compile(

@@ -22,6 +22,7 @@ from ladderize.sharding.values import (
     inner_cuts,
     piece_of,
 )
+from ladderize.sharding.views import as_expr
 from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
@@ -50,21 +51,24 @@ def slice_(visit: Visit) -> Values:
     node, value, shard = source(visit)
     dim = wrap(visit.argument(1, "dim", 0), len(visit.shape(node)))
     start, end, step = (visit.argument(i, n, d) for i, n, d in _SLICE_BOUNDS)
-    if dim != shard.dim or (start in (None, 0) and end is None and step == 1):
-        return value
+    if dim != shard.dim or _takes_all(visit, node, dim):
+        return value  # a rank's part ends before the bound, and is taken as a whole too
     if not all(isinstance(bound, int | None) for bound in (start, end)):
         visit.illegal(f"{visit.op_name} has symbolic bounds on the sharded dim")
     first, last, _ = slice(start, end).indices(shard.size)
     if step != 1:
         return _every(visit, node, first, last, step)
-    if (first, last) == (0, shard.size) and shard.outer == 1:
-        return value
     piece = _cut(visit, node, [first, last - first, shard.size - last])[1]
     visit.rewrite((node, dim, _local_start(visit, shard, first), _local_start(visit, shard, last)))
     return piece
 
 
 _SLICE_BOUNDS = ((2, "start", None), (3, "end", None), (4, "step", 1))
+
+
+def _takes_all(visit: Visit, node: Node, dim: int) -> bool:
+    """x[:, None] of a symbolic size is a slice up to 2**63 - 1."""
+    return bool(as_expr(visit.shape()[dim]) == as_expr(visit.shape(node)[dim]))
 
 
 def _every(visit: Visit, node: Node, first: int, last: int, step: int) -> Value:
