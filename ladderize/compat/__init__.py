@@ -52,6 +52,7 @@ from ladderize.compat.programs import (
 )
 from ladderize.compat.tensors import (
     fake_mode_of,
+    has_hint,
     hint,
     is_wrapper_subclass,
     new_fake_mode,
@@ -76,6 +77,7 @@ __all__ = [
     "frames_left_to_python",
     "full_text_of",
     "has_control_deps",
+    "has_hint",
     "hint",
     "inductor_compile",
     "inductor_mode_options",
