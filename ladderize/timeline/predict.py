@@ -21,6 +21,7 @@ from ladderize.errors import LadderError
 from ladderize.report.data import BlockReport, GraphReport, Report
 from ladderize.report.naming import block_name, parse
 from ladderize.timeline.data import Interval, Lane, Step, Timeline, key_of
+from ladderize.timeline.division import Division
 
 
 @dataclass(frozen=True)
@@ -85,37 +86,10 @@ def _step(name: str, report: Report, hardware: Hardware) -> Step:
     communication: list[Interval] = []
     start = 0.0
     for graph in report.graphs:
-        run = _Run(hardware, _Division.of(graph), compute, communication, start, start)
+        run = _Run(hardware, Division.of(graph), compute, communication, start, start)
         run.all_blocks(graph, name == "ladder")
         start = max(run.computed, run.link_free)
     return Step(name, Lane(tuple(compute)), Lane(tuple(communication)))
-
-
-@dataclass(frozen=True)
-class _Division:
-    """Which blocks of a graph end in an all-reduce, and over how many ranks the work is divided.
-
-    Attributes:
-        reduced: names of blocks; None: all of them, as nothing is known.
-        is_local: the graph that was captured was divided before, its sizes are those of a rank.
-    """
-
-    reduced: frozenset[str] | None
-    is_local: bool
-
-    @classmethod
-    def of(cls, graph: GraphReport) -> "_Division":
-        inside = [c for c in graph.collectives if c.block and "backward" not in c.op]
-        if not inside:
-            return cls(None, False)
-        is_local = not any(c.is_inserted for c in inside)
-        return cls(frozenset(c.block for c in inside), is_local)
-
-    def is_reduced(self, block: BlockReport) -> bool:
-        return self.reduced is None or block_name(block) in self.reduced
-
-    def ranks(self, block: BlockReport, hardware: Hardware) -> int:
-        return hardware.ranks if self.is_reduced(block) and not self.is_local else 1
 
 
 @dataclass
@@ -129,7 +103,7 @@ class _Run:
     """
 
     hardware: Hardware
-    division: _Division
+    division: Division
     compute: list[Interval]
     communication: list[Interval]
     computed: float
@@ -148,7 +122,7 @@ class _Run:
         assert block.flops is not None
         assert block.weight_bytes is not None
         assert block.reduce_bytes is not None
-        ranks = self.division.ranks(block, self.hardware)
+        ranks = self.division.ranks(block, self.hardware.ranks)
         start = max(self.computed, ready)
         duration = self.hardware.compute_seconds(block.flops, block.weight_bytes, ranks)
         done = self.computed = start + duration
