@@ -1,5 +1,8 @@
-"""How much an ATen node computes: what it takes to find the middle of a block."""
+"""How much a node computes: what it takes to find the middle of a block, and to predict a step."""
 
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,24 +32,87 @@ def work_of(node: Node) -> int:
 
 
 def flops_of(node: Node) -> int:
-    """FLOPs of a call in a graph before autograd, where products are not decomposed yet."""
-    if getattr(node.target, "overloadpacket", None) not in _COMPOSITE:
-        return work_of(node)
+    """FLOPs of a call in a graph before autograd, in any dialect, products not decomposed yet.
+
+    As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
+    """
+    formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
+    return work_of(node) if formula is None or not ops.tensors(node) else formula(node)
+
+
+def _product(node: Node, first: int = 0) -> int:
+    """Of `node.args[first] @ …`: each element of the result sums up so many products."""
+    return 2 * _size(_operand(node, first)) // max(_rows(node, first), 1) * _num_results(node)
+
+
+def _rows(node: Node, first: int) -> int:
+    """Rows of a matrix operand: its elements without those of the last dim."""
+    shape = [compat.hint(size) for size in _operand(node, first).shape]
+    return math.prod(shape[:-1])
+
+
+def _convolution(node: Node) -> int:
+    """Each element of the result reads one filter: the weight without its output channels."""
+    weight = _weight(node)
+    return 2 * _num_results(node) * _size(weight) // compat.hint(weight.shape[0])
+
+
+def _transposed_convolution(node: Node) -> int:
+    """Each element of the input is multiplied by all weights of its channel."""
+    weight = _weight(node)
+    return 2 * _size(_operand(node, 0)) * _size(weight) // compat.hint(weight.shape[0])
+
+
+def _attention(node: Node) -> int:
+    """`q @ k^T` for each query and key, and as many products with `v`."""
+    *heads, queries, width = (compat.hint(size) for size in _operand(node, 0).shape)
+    keys, value_width = (compat.hint(size) for size in _operand(node, 2).shape[-2:])
+    return 2 * math.prod(heads) * queries * keys * (width + value_width)
+
+
+def _counted(node: Node) -> int:
+    """By torch's own counter, which is slow."""
+    target: Any = node.target
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
     with FlopCounterMode(display=False) as counter:
-        node.target(*args, **kwargs)  # type: ignore[operator]
+        target(*args, **kwargs)
     return int(counter.get_total_flops())
 
 
-_aten = torch.ops.aten
-_COMPOSITE = {
-    _aten.linear,
-    _aten.matmul,
-    _aten.einsum,
-    _aten.conv1d,
-    _aten.conv2d,
-    _aten.scaled_dot_product_attention,
+_BEFORE_AUTOGRAD: Mapping[str, Callable[[Node], int]] = {
+    **dict.fromkeys("linear matmul __matmul__ mm bmm _grouped_mm grouped_mm".split(), _product),
+    **dict.fromkeys("addmm baddbmm __rmatmul__".split(), partial(_product, first=1)),
+    **dict.fromkeys("conv1d conv2d conv3d convolution".split(), _convolution),
+    **dict.fromkeys(
+        "conv_transpose1d conv_transpose2d conv_transpose3d".split(), _transposed_convolution
+    ),
+    "scaled_dot_product_attention": _attention,
+    "einsum": _counted,
 }
+_NAMES = {"scaled_dot_product_attention": ("query", "key", "value")}
+
+
+def _operand(node: Node, index: int) -> torch.Tensor:
+    """The fake value of an operand, given by position or by name."""
+    names = _NAMES.get(ops.op_name(node), ("input", "weight"))
+    operand: Any = node.args[index] if index < len(node.args) else node.kwargs[names[index]]
+    found: torch.Tensor = ops.value(operand)
+    return found
+
+
+def _weight(node: Node) -> torch.Tensor:
+    if node.op == "call_module":
+        weight: torch.Tensor = ops.called_module(node).get_parameter("weight")
+        return weight
+    return _operand(node, 1)
+
+
+def _num_results(node: Node) -> int:
+    return sum(map(_size, ops.tensors(node)))
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return compat.hint(tensor.numel())
 
 
 def _example(node: Node) -> Any:

@@ -53,6 +53,7 @@ from ladderize.compat.programs import (
 )
 from ladderize.compat.tensors import (
     fake_mode_of,
+    has_hint,
     hint,
     is_wrapper_subclass,
     new_fake_mode,
@@ -77,6 +78,7 @@ __all__ = [
     "frames_left_to_python",
     "full_text_of",
     "has_control_deps",
+    "has_hint",
     "hint",
     "inductor_cache_dir",
     "inductor_compile",

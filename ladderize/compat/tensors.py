@@ -41,6 +41,11 @@ def hint(size: int | torch.SymInt) -> int:
     return int(size.node.hint) if size.node.has_hint() else 1
 
 
+def has_hint(size: int | torch.SymInt) -> bool:
+    """Whether `hint` knows the size, which it does not of one that depends on values."""
+    return isinstance(size, int) or bool(size.node.has_hint())
+
+
 def new_fake_mode() -> Any:
     """A `FakeTensorMode` with symbolic shapes, under which real tensors (buffers) may be read."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -42,6 +42,13 @@ class BlockReport:
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
         num_nodes: operations in its branch.
+        flops: of its branch in one forward run, as `work.flops_of` counts them.
+        weight_bytes: of the parameters and buffers that its branch reads.
+        reduce_bytes: of what its branch adds to the stream, which tensor parallelism all-reduces.
+
+    The last three are those of the graph that was captured: of all ranks where ladderize is to
+    shard it, of one where the model was sharded before. Dynamic sizes count with those of the
+    call; None where a size is not known before the model runs.
     """
 
     graph: int
@@ -56,6 +63,9 @@ class BlockReport:
     reads_after: tuple[str, ...]
     is_converted: bool
     num_nodes: int
+    flops: int | None = None
+    weight_bytes: int | None = None
+    reduce_bytes: int | None = None
 
     @property
     def is_rewired(self) -> bool:

@@ -90,18 +90,18 @@ def _kind_behind(
     gm: GraphModule, output: Node, members: Collection[Node], static: Collection[Node]
 ) -> str:
     nodes = [output, *_walk(output, members, lambda node: node.all_input_nodes)]
-    branch = _Branch(list(_with_bodies(gm, nodes)), static)
+    branch = _Branch(list(with_bodies(gm, nodes)), static)
     return next((kind for kind, holds in _RULES if holds(branch)), OTHER)
 
 
-def _with_bodies(gm: GraphModule, nodes: Iterable[Node]) -> Iterator[Node]:
+def with_bodies(gm: GraphModule, nodes: Iterable[Node]) -> Iterator[Node]:
     """`nodes`, with what higher-order calls hold in place of the calls."""
     for node in nodes:
         held = bodies(gm, node)
         if not held or _is_fused_attention(node):
             yield node
         for body in held:
-            yield from _with_bodies(body, body.graph.nodes)
+            yield from with_bodies(body, body.graph.nodes)
 
 
 def _is_attention(branch: _Branch) -> bool:

@@ -95,7 +95,7 @@ def _headline(report: Report) -> str:
 def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
     prefix = f"graph {graph.index} ({graph.name}), " if len(report.graphs) > 1 else ""
     for stream in graph.streams:
-        yield Part(prefix + _title(stream), tuple(_rows(stream, full)), tuple(_remarks(stream)))
+        yield Part(prefix + title_of(stream), tuple(_rows(stream, full)), tuple(_remarks(stream)))
     if graph.refusal is not None:
         yield _refused(graph.refusal, prefix)
     if graph.collectives:
@@ -112,9 +112,9 @@ def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
         yield Part(title, lines=kept)
 
 
-def _title(stream: StreamReport) -> str:
+def title_of(stream: StreamReport) -> str:
     segments = f", {len(stream.segments)} segments" if len(stream.segments) > 1 else ""
-    shape = f" of {_shape(stream, 0)}" if len(stream.segments) == 1 else ""
+    shape = f" of {shape_of(stream, 0)}" if len(stream.segments) == 1 else ""
     return f"stream {stream.index}: {_count(len(stream.blocks), 'block')}{segments}{shape}"
 
 
@@ -161,17 +161,17 @@ def _rows(stream: StreamReport, full: bool) -> Iterator[Row | Gap]:
     for segment in stream.segments:
         blocks = stream.blocks[segment.first : segment.last + 1]
         if len(stream.segments) > 1:
-            yield Gap(f"segment {segment.index} of {_shape(stream, segment.index)}")
+            yield Gap(f"segment {segment.index} of {shape_of(stream, segment.index)}")
         if full:
-            yield from map(_row, blocks)
+            yield from map(row_of, blocks)
             continue
         for run in find_runs(blocks):
-            yield from map(_row, run.shown)
+            yield from map(row_of, run.shown)
             if run.hidden:
-                yield Gap(_alike(run))
+                yield Gap(alike(run))
 
 
-def _row(block: BlockReport) -> Row:
+def row_of(block: BlockReport) -> Row:
     path, _, line = block.source.rpartition(":")
     return Row(
         block=str(block.index),
@@ -189,7 +189,7 @@ def _all_but(reads: Sequence[str], others: Sequence[str]) -> str:
     return ", ".join(read for read in reads if read not in others)
 
 
-def _alike(run: Run) -> str:
+def alike(run: Run) -> str:
     if run.hidden[0].layer is None:
         unit, hidden = "block", [block.index for block in run.hidden]
         shown = [block.index for block in run.pattern]
@@ -205,7 +205,7 @@ def _range(unit: str, numbers: Sequence[int]) -> str:
     return f"{unit} {first}" if first == last else f"{unit}s {first}-{last}"
 
 
-def _shape(stream: StreamReport, segment: int) -> str:
+def shape_of(stream: StreamReport, segment: int) -> str:
     return f"[{', '.join(map(str, stream.segments[segment].shape))}]"
 
 

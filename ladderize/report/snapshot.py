@@ -12,6 +12,7 @@ from ladderize.errors import describe_origin, module_path, source_line
 from ladderize.ops import Kind
 from ladderize.reach import Reach
 from ladderize.recurrence import read_recurrence
+from ladderize.report.costs import Costs
 from ladderize.report.data import BlockReport, SegmentReport, StreamReport
 from ladderize.report.kinds import kind_of_block
 
@@ -23,12 +24,13 @@ def snapshot(
 ) -> tuple[StreamReport, ...]:
     """The streams of the standard `gm`; every branch still reads what it did."""
     static = Reach(gm, names).static
+    weigh = Costs(gm, static, names).of
     reads = read_branches(gm, streams)
     return tuple(
         StreamReport(
             number,
             tuple(
-                _block(gm, block, static, (graph, number), reads[number][block.index])
+                _block(gm, block, static, (graph, number), reads[number][block.index], weigh(block))
                 for block in stream.blocks
             ),
             _segments(stream),
@@ -58,6 +60,7 @@ def _block(
     static: set[Node],
     place: tuple[int, int],
     reads: tuple[str, ...],
+    costs: Mapping[str, int | None],
 ) -> BlockReport:
     graph, stream = place
     return BlockReport(
@@ -73,6 +76,7 @@ def _block(
         reads_after=reads,
         is_converted=False,
         num_nodes=len(block.branch),
+        **costs,
     )
 
 
