@@ -1,0 +1,87 @@
+"""`ladderize plot MODEL --out plot.html`: the ladder as pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladderize.cli import options as flags
+from ladderize.cli.running import console, print_json, refuse, running, working
+
+Out = Annotated[
+    Path, typer.Option(help="What to draw: .html (a page that needs nothing else), .svg or .png.")
+]
+Perfetto = Annotated[
+    Path | None, typer.Option(help="Write the timeline there too, for ui.perfetto.dev.")
+]
+TraceStandard = Annotated[
+    Path | None,
+    typer.Option(help="A trace of torch.profiler (export_chrome_trace) of the standard net."),
+]
+TraceLadder = Annotated[Path | None, typer.Option(help="One of the ladder.")]
+Ranks = Annotated[int, typer.Option("--tp", min=1, help="Ranks of the predicted step.")]
+Tflops = Annotated[float, typer.Option(min=0, help="Of one rank, in 10^12 a second.")]
+Memory = Annotated[float, typer.Option(min=0, help="Rate of reading weights, in GB/s.")]
+Link = Annotated[float, typer.Option(min=0, help="Rate of the link to the next rank, in GB/s.")]
+Latency = Annotated[float, typer.Option(min=0, help="Of an all-reduce of nothing, in µs.")]
+Dark = Annotated[bool, typer.Option("--dark", help="Of a picture; a page has both.")]
+
+
+def plot(
+    model: flags.Model,
+    out: Out,
+    perfetto: Perfetto = None,
+    trace_standard: TraceStandard = None,
+    trace_ladder: TraceLadder = None,
+    tp: Ranks = 8,
+    tflops: Tflops = 500,
+    memory: Memory = 3000,
+    link: Link = 400,
+    latency: Latency = 10,
+    layers: flags.Layers = None,
+    blocks: flags.Blocks = None,
+    staleness: flags.Staleness = None,
+    batch: flags.Batch = 2,
+    length: flags.Length = 32,
+    image_size: flags.ImageSize = 224,
+    dark: Dark = False,
+    force: flags.Force = False,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Draw the blocks before and after, a step's timeline and a table of the layers.
+
+    The timeline is that of the traces, or else predicted from FLOPs, bytes and the link given here;
+    the defaults are round numbers near a node of H100s.
+    """
+    options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
+    with running("plot", debug, json):
+        from ladderize.aot.parallelize import aot_config
+        from ladderize.files import refuse_file
+        from ladderize.plot import draw
+        from ladderize.sources import InputSizes, open_model
+        from ladderize.timeline import Hardware, measure, predict, write_perfetto
+
+        for path in filter(None, (out, perfetto)):
+            refuse_file(path, force)
+        hardware = Hardware(tp, tflops * 1e12, memory * 1e9, link * 1e9, latency * 1e-6)
+        with working(f"tracing {model}"):
+            source = open_model(model, InputSizes(batch, length, image_size), has_weights=False)
+            report = source.explain(aot_config(**options))
+        if trace_standard is None and trace_ladder is None:
+            timeline = predict(report, hardware)
+        else:
+            timeline = measure(report, trace_standard, trace_ladder)
+        with working("drawing"):
+            theme = "dark" if dark else "light"
+            draw(report, out, timeline, title=model, theme=theme, force=force)
+            if perfetto is not None:
+                write_perfetto(timeline, perfetto, force)
+    if json:
+        print_json(report.to_json())
+    else:
+        console().print(f"written to {out}", highlight=False)
+        if perfetto is not None:
+            console().print(f"written to {perfetto}: open it on ui.perfetto.dev", highlight=False)
+    if not report.ok:
+        raise refuse("plot", report.refused[0].summary)
