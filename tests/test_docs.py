@@ -38,6 +38,7 @@ def test_the_code_of_a_page_runs(page, capsys, monkeypatch):
     name = page.removeprefix("docs/").removesuffix(".md")
     module = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("COLUMNS", "100")  # of the reader's terminal
     line = 0
     for block in runnable(page):
         exec(compile("\n" * line + block.code, f"{name}.py", "exec"), vars(module))
