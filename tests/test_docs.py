@@ -7,7 +7,7 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
-PAGES = ["testing", "programs", "training", "report", "generate", "parallelize"]
+PAGES = ["testing", "programs", "training", "report", "generate", "parallelize", "plot"]
 
 
 @pytest.mark.parametrize("page", PAGES)

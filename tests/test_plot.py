@@ -13,7 +13,7 @@ from ladderize import LadderError
 from ladderize.errors import Blocker
 from ladderize.plot import draw, units
 from ladderize.plot.graph import BlockGraph
-from ladderize.plot.lanes import MAX_BARS, StepDrawing, pixels, thin, tick_step
+from ladderize.plot.lanes import MAX_BARS, StepDrawing, beginning, pixels, thin, tick_step
 from ladderize.plot.layout import lay_out
 from ladderize.plot.svg import Markup, join, tag
 from ladderize.plot.theme import DARK, LIGHT
@@ -197,6 +197,17 @@ def test_a_hundred_thousand_kernels_are_a_few_bars():
     assert bars[0].label == "50: k0, …"
     few = Lane(intervals[:10])
     assert thin(few, 1) == few.intervals
+
+
+def test_the_beginning_of_a_long_step():
+    timeline = predict(report_of(chain(20)), Hardware(2, 100, 1e9, 100 / 3, 1))
+    part = beginning(timeline, 3)
+    standard, ladder = part.steps
+    assert part.seconds == 3 * 9 + 5  # three blocks with their all-reduces, and the fourth
+    assert [i.label for i in standard.compute.intervals] == ["h0", "h1", "h2", "h3"]
+    assert len(ladder.compute.intervals) == 7
+    assert ladder.compute.end == part.seconds  # cut short
+    assert beginning(timeline, 40) is timeline
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 9.9e-5, 1.0, 1.3, 2.49, 2.5, 5.9, 6, 9.99])

@@ -214,12 +214,12 @@ def tick_step(seconds: float) -> float:
 # ---- a part of a step
 
 
-def beginning(timeline: Timeline, num_blocks: int) -> Timeline:
-    """As much of each step as the first one takes for `num_blocks` blocks; a short one whole."""
-    starts = [interval.start for interval in timeline.steps[0].compute.intervals]
-    if len(starts) <= num_blocks:
+def beginning(timeline: Timeline, num_collectives: int) -> Timeline:
+    """As much of each step as the first one takes for `num_collectives`; a short one whole."""
+    starts = [interval.start for interval in timeline.steps[0].communication.intervals]
+    if len(starts) <= num_collectives:
         return timeline
-    steps = [_until(step, starts[num_blocks]) for step in timeline.steps]
+    steps = [_until(step, starts[num_collectives]) for step in timeline.steps]
     return dataclasses.replace(timeline, steps=tuple(steps))
 
 
