@@ -9,14 +9,20 @@ from ranks import Ranks
 
 # A cache of this run's own: a run killed while it wrote leaves a broken library behind.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="ladderize-tests-")
+# Kernels are compiled in the process itself: a pool of compilers for each rank costs more.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 check_all_emitted_code()
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler() -> None:
+def _fresh_torch() -> Iterator[None]:
+    """No test sees what another one left behind in torch."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    fused_layers = torch.backends.mha.get_fastpath_enabled()
+    yield
+    torch.backends.mha.set_fastpath_enabled(fused_layers)
 
 
 @pytest.fixture(scope="module")

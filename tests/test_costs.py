@@ -70,6 +70,22 @@ class Convolutions(nn.Module):
         return x
 
 
+class Prepared(Residual):
+    """Weights that are made ready before the first block reads them."""
+
+    def forward(self, x):
+        ready = [(layer.up.weight.half().float().t(), layer) for layer in self.layers]
+        for weight, layer in ready:
+            x = x + layer.down(torch.relu(layer.norm(x) @ weight))
+        return x
+
+
+def test_weights_are_found_behind_casts_and_transposes():
+    blocks = ladderize.explain(Prepared(2, width=8), torch.randn(3, 8)).blocks
+    expected = 4 * ((8 + 8) + 8 * 16 + (16 * 8 + 8))
+    assert [block.weight_bytes for block in blocks] == [expected] * 2
+
+
 def test_convolutions():
     model, x = Convolutions(), torch.randn(2, 8, 5, 6)
     flops = counted(model, x)["Global"]

@@ -142,6 +142,16 @@ def test_a_branch_that_stays_whole_sends_nothing():
     assert spans(ladder.compute) == near([(0, 5), (5, 15), (15, 20)])
 
 
+def test_a_sum_waits_for_the_all_reduces_before_it():
+    """h1 stays whole, so its own sum could be had at once; but x2 holds the result of h0 too."""
+    slow = Hardware(ranks=2, flops=100, memory=1e9, link=100 / 29, latency=1)
+    blocks = [block(0), block(1), block(2, stale=0)]
+    report = report_of(blocks, collectives=[reduce_in("h0"), reduce_in("h2")])
+    _, ladder = standard_and_ladder(report, slow)
+    assert spans(ladder.communication)[0] == pytest.approx((5, 35))
+    assert spans(ladder.compute) == near([(0, 5), (5, 15), (35, 40)])
+
+
 def test_a_model_that_was_sharded_before_is_not_divided_again():
     found = [reduce_in(f"h{i}", is_inserted=False) for i in range(2)]
     standard, _ = standard_and_ladder(report_of([block(0), block(1)], collectives=found))

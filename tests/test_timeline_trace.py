@@ -69,6 +69,29 @@ def test_collectives_belong_to_blocks_where_there_are_as_many(traces):
     assert not any(i.block for i in other.steps[0].communication.intervals)
 
 
+def test_inductors_own_kernels_are_compute_and_its_wrappers_are_not(tmp_path):
+    """Names and nesting as torch 2.13 writes them with `cpp.enable_kernel_profile`."""
+    spans = {
+        "Torch-Compiled Region: 0/0": (0, 100),
+        "## Call CompiledFxGraph fmhxmg6l ##": (5, 90),
+        "aten::mm": (10, 30),
+        "aten::resolve_conj": (12, 1),
+        "_c10d_functional::wait_tensor": (42, 20),
+        "graph_0_cpp_fused_mul_relu_0": (70, 5),
+    }
+    events = [
+        {"ph": "X", "cat": "cpu_op", "name": name, "ts": ts, "dur": dur, "pid": 1, "tid": 1}
+        for name, (ts, dur) in spans.items()
+    ]
+    (path := tmp_path / "inductor.json").write_text(json.dumps({"traceEvents": events}))
+    step = read_step(path, "ladder")
+    computed = [(i.label, i.start, i.end) for i in step.compute.intervals]
+    assert computed == [
+        ("aten::mm", 0, pytest.approx(30e-6)),
+        ("graph_0_cpp_fused_mul_relu_0", pytest.approx(60e-6), pytest.approx(65e-6)),
+    ]
+
+
 # ---- CUDA
 
 

@@ -80,9 +80,18 @@ class BlockGraph:
                 x = heading.left - 14
                 yield tag("line", class_="separator", x1=x, x2=x, y1=4, y2=self.height)
             yield tag("text", heading.text, class_="quiet", x=heading.left + 8, y=14)
-        start = min(layout.values.values())
-        yield tag("line", class_="rail", x1=start, x2=layout.end, y1=RAIL, y2=RAIL)
+        yield from self._rail()
         yield self._value(len(self.stream.blocks), layout.end)
+
+    def _rail(self) -> Iterator[Markup]:
+        """Dotted where layers are folded."""
+        start = min(self.layout.values.values())
+        for fold in self.layout.folds:
+            left, right = fold.left + 20, fold.left + FOLD - 12
+            yield tag("line", class_="rail", x1=start, x2=left, y1=RAIL, y2=RAIL)
+            yield tag("line", class_="rail folded-rail", x1=left, x2=right, y1=RAIL, y2=RAIL)
+            start = right
+        yield tag("line", class_="rail", x1=start, x2=self.layout.end, y1=RAIL, y2=RAIL)
 
     def _value(self, index: int, x: float) -> Markup:
         text = name("x", self.stream.blocks[0], index - self.stream.blocks[0].index)
@@ -196,11 +205,13 @@ class BlockGraph:
         reads = self.reads(block)
         is_stale = any(staleness_of(block, read) > 0 for read in reads)
         layer = "" if block.layer is None else f" · layer {block.layer}"
-        said = _fit("reads " + ", ".join(reads))
         lines = (
             (_fit(block.kind), "kind"),
             (f"{block_name(block)}{layer}", "quiet"),
-            (said + (" (stale)" if is_stale and len(said) < 9 else ""), "stale-text" * is_stale),
+            (
+                _fit(f"{'stale' if is_stale else 'reads'} {', '.join(reads)}"),
+                "stale-text" * is_stale,
+            ),
         )
         middle = x + BOX_WIDTH / 2
         texts = [

@@ -6,6 +6,7 @@
 Positions across are given as fractions of the longest step, so that one drawing can be stretched.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ STEP_HEIGHT = COMMUNICATION_TOP + LANE + 14
 AXIS_HEIGHT = 26
 # Pixels of a letter, and of a label's margins.
 LETTER, MARGIN = 6.4, 8
+# Bars of fewer pixels have no edge: it would be all that one sees.
+THIN = 6
 # More bars than this are drawn as one where they stand close: a trace can hold 100,000 kernels.
 MAX_BARS = 2000
 # Ticks come in levels, the finer ones for those who look closer.
@@ -103,7 +106,7 @@ class StepDrawing:
         colour = kind_class(block.kind if block else "") if is_compute else "reduce"
         label = interval.label.removeprefix("all-reduce ")
         needed = LETTER * len(label) + MARGIN
-        is_hidden = self.scale.pixels(interval.seconds) < needed
+        width = self.scale.pixels(interval.seconds)
         said = self._said(interval, block, is_compute)
         middle = self.scale.x((interval.start + interval.end) / 2)
         return tag(
@@ -111,12 +114,12 @@ class StepDrawing:
             tag("title", said),
             tag(
                 "rect",
-                class_=f"bar {colour}",
+                class_=f"bar {colour}" + " thin" * (width < THIN),
                 x=self.scale.x(interval.start),
                 y=top,
                 width=_minus(self.scale, interval.start, interval.end),
                 height=LANE,
-                rx=3,
+                rx=3 if width >= THIN else 0.5,
             ),
             tag(
                 "text",
@@ -125,7 +128,7 @@ class StepDrawing:
                 y=top + 19,
                 text_anchor="middle",
                 data_needs=needed,
-                visibility="hidden" if is_hidden else None,
+                visibility="hidden" if width < needed else None,
             ),
             class_="pick" if block is None else "block pick",
             role="img" if block is None else "button",
@@ -158,7 +161,7 @@ def _minus(scale: Scale, start: float, end: float) -> str:
 
 def gutter(step: Step) -> Iterator[Markup]:
     """What is written to the left of a step; 112 pixels wide."""
-    yield tag("text", step.name, class_="title", x=0, y=16)
+    yield tag("text", step.name.capitalize(), class_="title", x=0, y=16)
     for text, top in (("compute", COMPUTE_TOP), ("communication", COMMUNICATION_TOP)):
         yield tag("text", text, class_="quiet", x=0, y=top + 19)
 
@@ -205,6 +208,28 @@ def tick_step(seconds: float) -> float:
     fraction = seconds / power
     return float(power) * (
         0.1 if fraction < 1.25 else 0.2 if fraction < 2.5 else 0.5 if fraction < 6 else 1
+    )
+
+
+# ---- a part of a step
+
+
+def beginning(timeline: Timeline, num_collectives: int) -> Timeline:
+    """As much of each step as the first one takes for `num_collectives`; a short one whole."""
+    starts = [interval.start for interval in timeline.steps[0].communication.intervals]
+    if len(starts) <= num_collectives:
+        return timeline
+    steps = [_until(step, starts[num_collectives]) for step in timeline.steps]
+    return dataclasses.replace(timeline, steps=tuple(steps))
+
+
+def _until(step: Step, end: float) -> Step:
+    def cut(lane: Lane) -> Lane:
+        kept = [interval for interval in lane.intervals if interval.start < end]
+        return Lane(tuple(dataclasses.replace(i, end=min(i.end, end)) for i in kept))
+
+    return dataclasses.replace(
+        step, compute=cut(step.compute), communication=cut(step.communication)
     )
 
 

@@ -154,6 +154,7 @@ document.addEventListener("keydown", (event) => {
 
 const scroller = document.querySelector(".time .scroller");
 const MAX_ZOOM = 200;
+const THIN = 6; // pixels, as in lanes.py
 let zoom = 1;
 function setZoom(wanted, pointer) {
   const frame = scroller.getBoundingClientRect();
@@ -168,8 +169,11 @@ function setZoom(wanted, pointer) {
 function showLabels() {
   const width = scroller.clientWidth * zoom;
   for (const label of scroller.querySelectorAll("[data-needs]")) {
-    const fits = label.parentNode.dataset.part * width >= label.dataset.needs;
-    label.setAttribute("visibility", fits ? "visible" : "hidden");
+    const pixels = label.parentNode.dataset.part * width;
+    label.setAttribute("visibility", pixels >= label.dataset.needs ? "visible" : "hidden");
+    const bar = label.parentNode.querySelector(".bar");
+    bar.classList.toggle("thin", pixels < THIN);
+    bar.setAttribute("rx", pixels < THIN ? 0.5 : 3);
   }
 }
 function zoomBy(key) {

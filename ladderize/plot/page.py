@@ -104,7 +104,9 @@ def _header(title: str, headline: str) -> Markup:
 
 def _refused(part: Part) -> Markup:
     lines = [tag("p", line) for line in part.lines]
-    return tag("section", tag("h2", part.title), *lines, class_="refused")
+    return tag(
+        "section", tag("h2", part.title[:1].upper() + part.title[1:]), *lines, class_="refused"
+    )
 
 
 def _notes(parts: tuple[Part, ...]) -> Iterator[Markup]:
@@ -223,9 +225,9 @@ def _figures(timeline: Timeline) -> Markup:
     ]
     fractions = [s.hidden_fraction for s in timeline.steps if s.hidden_fraction is not None]
     if len(fractions) == len(timeline.steps):
-        rows.append(("of it hidden", [units.percent(fraction) for fraction in fractions]))
+        rows.append(("hidden", [units.percent(fraction) for fraction in fractions]))
     if timeline.speedup is not None:
-        rows.append(("standard over ladder", [f"{timeline.speedup:.2f}x"]))
+        rows.append(("speed-up", [f"{timeline.speedup:.2f}x"]))
     figures = [tag("div", tag("dt", name), tag("dd", " → ".join(values))) for name, values in rows]
     return tag("dl", *figures, class_="figures")
 

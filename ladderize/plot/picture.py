@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from ladderize.errors import LadderError
-from ladderize.plot import lanes
+from ladderize.plot import lanes, units
 from ladderize.plot.graph import BlockGraph
 from ladderize.plot.layout import lay_out
 from ladderize.plot.page import HATCH
@@ -16,8 +16,10 @@ from ladderize.timeline.data import Timeline, key_of
 from ladderize.timeline.division import Division
 
 MARGIN = 28
-# Of the timeline, and of a picture at least.
+# Of a picture at least.
 WIDTH = 960
+# Of a longer step only the beginning is shown, with bars that can be told apart.
+MAX_COLLECTIVES = 16
 # Pixels of a PNG for each unit of the drawing.
 ZOOM = 2
 THEMES = {"light": LIGHT, "dark": DARK}
@@ -89,15 +91,20 @@ def _stream(sheet: _Sheet, graph: GraphReport, stream: StreamReport, is_named: b
 
 def _timeline(sheet: _Sheet, report: Report, timeline: Timeline) -> None:
     if timeline.steps:
-        scale = lanes.pixels(timeline, lanes.GUTTER, WIDTH - lanes.GUTTER)
+        part = lanes.beginning(timeline, MAX_COLLECTIVES)
+        scale = lanes.pixels(part, lanes.GUTTER, sheet.width - lanes.GUTTER)
         blocks = {key_of(block): block for block in report.blocks}
         sheet.bottom += 14
-        for step in timeline.steps:
+        for whole, step in zip(timeline.steps, part.steps, strict=True):
             drawn = lanes.StepDrawing(step, scale, blocks).draw()
-            said = tag("text", lanes.summary(step), class_="quiet", x=lanes.GUTTER, y=16)
+            said = tag("text", lanes.summary(whole), class_="quiet", x=lanes.GUTTER, y=16)
             content = chain(lanes.gutter(step), [said], drawn)
-            sheet.drawing(content, lanes.STEP_HEIGHT, WIDTH)
-        sheet.drawing(lanes.axis(scale, levels=1), lanes.AXIS_HEIGHT, WIDTH)
+            sheet.drawing(content, lanes.STEP_HEIGHT, sheet.width)
+        sheet.drawing(lanes.axis(scale, levels=1), lanes.AXIS_HEIGHT, sheet.width)
+        if part is not timeline:
+            sheet.text(
+                f"Shown are the first {units.seconds(part.seconds)} of each step.", "quiet", 26
+            )
     sheet.text(timeline.origin, "quiet", 26)
 
 

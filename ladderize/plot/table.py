@@ -17,6 +17,9 @@ from ladderize.timeline.data import BlockKey, Timeline, key_of
 
 HEADER = ("layer", "block", "kind", "reads", "FLOPs", "weights", "all-reduce", "module", "add at")
 
+TIMES = ("compute", "communication", "exposed")
+NUMBERS = frozenset({"layer", "block", "FLOPs", "weights", "all-reduce", *TIMES})
+
 
 @dataclass(frozen=True)
 class Times:
@@ -43,19 +46,17 @@ class Times:
     def __bool__(self) -> bool:
         return bool(self.communication)
 
-    @property
-    def header(self) -> tuple[str, ...]:
-        return ("compute", "communication", *(f"exposed, {name}" for name in self.exposed))
-
     def cells(self, key: BlockKey) -> list[str]:
         values = [self.compute.get(key), self.communication.get(key)]
-        values += [times.get(key) for times in self.exposed.values()]
-        return ["" if value is None else units.seconds(value) for value in values]
+        exposed = [units.seconds(times[key]) for times in self.exposed.values() if key in times]
+        known = ["" if value is None else units.seconds(value) for value in values]
+        return [*known, " → ".join(exposed)]
 
 
 def table(stream: StreamReport, times: Times) -> Markup:
-    header = [*HEADER[:-2], *(times.header if times else ()), *HEADER[-2:]]
-    head = tag("tr", *(tag("th", text, scope="col") for text in header))
+    header = [*HEADER[:-2], *(TIMES if times else ()), *HEADER[-2:]]
+    names = [tag("th", name, scope="col", class_="number" * (name in NUMBERS)) for name in header]
+    head = tag("tr", *names)
     body = join(list(_rows(stream, times, len(header))))
     return tag("table", tag("thead", head), tag("tbody", body))
 
@@ -125,6 +126,6 @@ def _about(block: BlockReport, times: Times) -> str:
     sizes = f"{units.flops(block.flops)}, weights {units.num_bytes(block.weight_bytes)}"
     parts = [describe(block), reads, f"{sizes}, all-reduce {units.num_bytes(block.reduce_bytes)}"]
     if times:
-        named = zip(times.header, times.cells(key_of(block)), strict=True)
+        named = zip(TIMES, times.cells(key_of(block)), strict=True)
         parts.append(", ".join(f"{name} {cell}" for name, cell in named if cell))
     return " · ".join(filter(None, parts))

@@ -101,7 +101,7 @@ _RULES = """
 .drawing .kind { font-size: 12px; font-weight: 600; }
 .drawing .quiet { fill: $muted; }
 .drawing .rail { stroke: $rail; stroke-width: 2; fill: none; }
-.drawing .rail-folded { stroke-dasharray: 1 6; stroke-linecap: round; }
+.drawing .folded-rail { stroke-dasharray: 1 6; stroke-linecap: round; }
 .drawing .value { fill: $panel; stroke: $rail; stroke-width: 2; }
 .drawing .sum { fill: $panel; stroke: $rail; stroke-width: 1.5; }
 .drawing .wire { stroke: $rail; stroke-width: 1.5; fill: none; }
@@ -120,8 +120,15 @@ _RULES = """
 .drawing .separator { stroke: $line; stroke-width: 1; }
 .drawing .lane { fill: $page; stroke: $line; }
 .drawing .bar { stroke-width: 1; }
+.drawing .thin { stroke: none; }
+.drawing .attention.thin { fill: $attention-line; }
+.drawing .mlp.thin { fill: $mlp-line; }
+.drawing .moe.thin { fill: $moe-line; }
+.drawing .conv.thin { fill: $conv-line; }
+.drawing .other.thin { fill: $other-line; }
+.drawing .reduce.thin { fill: $reduce-line; }
 .drawing .hatch { fill: url(#exposed-hatch); stroke: none; }
-.drawing .hatch-line { stroke: $exposed; stroke-width: 1.6; }
+.drawing .hatch-line { stroke: $exposed; stroke-width: 1.2; stroke-opacity: 0.5; }
 .drawing .exposed-edge { stroke: $exposed; stroke-width: 3; }
 .drawing .paper { fill: $panel; }
 .drawing .warning-text { fill: $exposed; }

@@ -31,6 +31,7 @@ def _scaled(value: int | None, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    if value >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}".rstrip("0").rstrip(".")
+    text = (
+        f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    )
+    return text.rstrip("0").rstrip(".") if "." in text else text
