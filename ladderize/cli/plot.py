@@ -56,11 +56,12 @@ def plot(
     """
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plot", debug, json):
-        from ladderize.aot.parallelize import aot_config
-        from ladderize.files import refuse_file
-        from ladderize.plot import draw
-        from ladderize.sources import InputSizes, open_model
-        from ladderize.timeline import Hardware, measure, predict, write_perfetto
+        with working("loading torch"):
+            from ladderize.aot.parallelize import aot_config
+            from ladderize.files import refuse_file
+            from ladderize.plot import draw
+            from ladderize.sources import InputSizes, open_model
+            from ladderize.timeline import Hardware, measure, predict, write_perfetto
 
         for path in filter(None, (out, perfetto)):
             refuse_file(path, force)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ladderize.cli import options as flags
-from ladderize.cli.running import console, print_json, running
+from ladderize.cli.running import console, print_json, running, working
 
 Out = Annotated[
     Path | None,
@@ -52,8 +52,9 @@ def rewrite(
         debug_dir=debug_dir,
     )
     with running("rewrite", debug, json):
-        from ladderize.cli.rewriting import rewrite_model
-        from ladderize.sources import InputSizes
+        with working("loading torch"):
+            from ladderize.cli.rewriting import rewrite_model
+            from ladderize.sources import InputSizes
 
         sizes = InputSizes(batch, length, image_size, dynamic)
         done = rewrite_model(model, sizes, None if dry_run else out, tp, options, force)

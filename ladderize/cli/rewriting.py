@@ -74,7 +74,8 @@ def rewrite_model(
     config = aot_config(**options)
     if out is not None:
         refuse_existing(out, force)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    told = Console(stderr=True)
+    with Progress(console=told, transient=True, disable=not told.is_terminal) as progress:
         task = progress.add_task(f"tracing {name}", total=None)
         program = open_model(name, sizes).program()
         progress.update(task, description="rewriting")

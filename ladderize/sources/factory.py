@@ -12,8 +12,6 @@ from torch import nn
 from ladderize.errors import Blocker, LadderError
 from ladderize.sources import seeded
 
-RETURNS = "let it return (model, args, kwargs)"
-
 
 def call_factory(text: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """What the function called `text` returns. Modules are looked for in this folder first.
@@ -39,12 +37,10 @@ def call_factory(text: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def _checked(text: str, made: Any) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    parts = made if isinstance(made, tuple) else (made,)
-    model, args, kwargs = (*parts, (), {})[:3] if len(parts) < 3 else parts[:3]
-    if len(parts) == 2 and isinstance(args, Mapping):
-        args, kwargs = (), args
-    right = isinstance(model, nn.Module) and isinstance(kwargs, Mapping) and len(parts) <= 3
-    if not right or not isinstance(args, tuple | list):
-        kinds = ", ".join(type(part).__name__ for part in parts)
-        raise LadderError(f"{text} returned ({kinds}).", cure=RETURNS)
+    model, *rest = made if isinstance(made, tuple) else (made,)
+    args = rest.pop(0) if rest and isinstance(rest[0], tuple | list) else ()
+    kwargs = rest.pop(0) if rest and isinstance(rest[0], Mapping) else {}
+    if rest or not isinstance(model, nn.Module):
+        kinds = ", ".join(type(part).__name__ for part in (model, *rest))
+        raise LadderError(f"{text} returned ({kinds}).", cure="let it return (model, args, kwargs)")
     return model, tuple(args), dict(kwargs)

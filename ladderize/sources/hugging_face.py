@@ -59,8 +59,9 @@ def read_config(path: Path) -> Any:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        summary = f"{path} is no configuration that transformers knows: {reason}"
-        raise LadderError(summary) from error
+        raise LadderError(
+            f"transformers does not know the configuration {path}: {reason}"
+        ) from error
 
 
 def build(config: Any, path: Path | None = None, *, has_weights: bool = True) -> Any:
