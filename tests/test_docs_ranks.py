@@ -66,11 +66,14 @@ model = LlamaForCausalLM(config).eval()  # from_pretrained maps the file, which 
 model.load_state_dict(standard.state_dict())
 model.generation_config.max_new_tokens = 2
 """
+PROGRAM = "program = torch.export.load('model.pt2')"
+FRESH = "assert found.failed[0].found == 'on rank 0, its branch reads x1, fresh, not x0'"
 COMPILED = IS_A_LADDER.format(run="model") + REPORTS_COLLECTIVES
 SHARD = IS_A_LADDER.format(run="shard")
 
 # For each fragment of a page what comes before it and after it.
 FRAGMENTS = {
+    "docs/command-line.md": ((PROGRAM, FRESH),),
     "README.md": ((SHARDED, COMPILED), (MODEL, COMPILED), ("", SHARD)),
     "docs/index.md": ((SHARDED, COMPILED),),
     "docs/parallelize.md": (
@@ -110,8 +113,14 @@ def ladderize_lines() -> list[tuple[Block, str]]:
 
 @pytest.fixture(scope="module")
 def commanded(workshop: Path) -> dict[Block, str]:
-    """What the `ladderize` commands of each block print; they have been run in `workshop`."""
+    """What the `ladderize` commands of each block print; they have been run in `workshop`.
+
+    The programs that the reader is told to save beside them are there.
+    """
     printed: dict[Block, str] = {}
+    for block, _ in ladderize_lines():
+        for program in (found for found in blocks(block.page) if found.file):
+            (workshop / program.file).write_text(program.code)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workshop)
         for block, line in ladderize_lines():
