@@ -100,6 +100,7 @@ def test_a_folder_with_weights_is_that_model(tmp_path):
     (tmp_path / "random" / "config.json").write_text(config)
     out = tmp_path / "ladder.pt2"
     assert run("rewrite", f"hf:{tmp_path / 'llama'}", "--out", out).exit_code == 0
+    assert torch.export.load(out).state_dict["lm_head.weight"].equal(model.lm_head.weight)
     assert run("verify", f"hf:{tmp_path / 'llama'}", out).exit_code == 0
     done = run("verify", f"hf:{tmp_path / 'random'}", out)
     assert done.exit_code == 1
@@ -129,6 +130,13 @@ def test_inputs_are_made_for_a_configuration(tmp_path, config, blocks):
     report = json.loads(done.stdout)
     found = [stream["blocks"] for graph in report["graphs"] for stream in graph["streams"]]
     assert sum(map(len, found)) == blocks
+
+
+def test_a_configuration_names_its_dtype(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA | {"dtype": "bfloat16"}))
+    blocks = json.loads(run("explain", f"hf:{path}", "--json").stdout)["graphs"][0]["streams"]
+    assert blocks[0]["blocks"][0]["reduce_bytes"] == 2 * 2 * 32 * 32  # batch, length, hidden size
 
 
 def test_a_factory(factory, tmp_path):

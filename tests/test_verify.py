@@ -244,3 +244,19 @@ def test_folders_that_do_not_belong_together(written, tmp_path):
         ladderize.verify(files.program, [files.shards] * 3)
     with pytest.raises(LadderError, match=r"there is no manifest\.json in it"):
         ladderize.verify(files.program, tmp_path)
+
+
+def test_half_precision_hides_no_fault():
+    """Rounding of bfloat16 is as large as a wrong read: the recurrence is read in float32."""
+    family = NAMED["llama"]
+    model = family.build().to(torch.bfloat16)
+    program = export(model, (), family.feed(), strict=True)
+    ladder = ladderize.rewrite(program)
+    found = ladderize.verify(program, ladder, dtypes=[torch.bfloat16, torch.float16])
+    assert found.ok, found
+    worst = [check.error for check in found.checks if check.name.startswith("values, bfloat16")]
+    assert worst and max(worst) < 1e-1
+    faults.plant(ladder, faults.stream_of(program), faults.two_blocks_early)
+    found = ladderize.verify(program, ladder)
+    assert found.failed[0].name == "recurrence"
+    assert found.failed[0].found == "its branch reads x1, 2 blocks stale, not x2"

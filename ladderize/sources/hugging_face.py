@@ -65,7 +65,7 @@ def read_config(path: Path) -> Any:
 
 
 def build(config: Any, path: Path | None = None, *, has_weights: bool = True) -> Any:
-    """The model of `config` in eval mode, without a KV cache.
+    """The model of `config`, in the dtype that it names, in eval mode, without a KV cache.
 
     Raises:
         LadderError: transformers has no class for it, or its weights cannot be read.
@@ -80,7 +80,7 @@ def build(config: Any, path: Path | None = None, *, has_weights: bool = True) ->
     seeded()
     with nullcontext() if has_weights else shapes_only():
         try:
-            return kind(config).eval()
+            return kind._from_config(config, dtype=config.dtype or torch.float32).eval()
         except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())
             raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error
@@ -131,6 +131,8 @@ def make_inputs(model: Any, sizes: InputSizes) -> dict[str, Any]:
         )
     generator = torch.Generator().manual_seed(1)
     made = {name: _INPUTS[name](model.config, sizes, generator)}
+    if made[name].is_floating_point():
+        made[name] = made[name].to(model.dtype)
     if model.config.is_encoder_decoder and name != "decoder_input_ids":
         made["decoder_input_ids"] = _tokens(model.config, sizes, generator)
     return made

@@ -6,7 +6,7 @@
 tensors.py     every weight, or exactly its slices
 structure.py   random weights: which value is computed from which, where ranks meet
                (lockstep.py runs them, locate.py finds values, reads.py reads, diagnose.py explains)
-values.py      real weights: errors in several dtypes, at several shapes
+values.py      real weights: errors in several dtypes (precision.py), at several shapes
 
 The passes that make ladders take no part in it; finding the blocks in the original does.
 """
@@ -31,10 +31,10 @@ from ladderize.stream import find_streams
 from ladderize.verification.candidate import Candidate, of_program, on_cpu, read_candidate
 from ladderize.verification.inputs import is_dynamic, user_inputs
 from ladderize.verification.reference import Original
-from ladderize.verification.result import Check, Verification
+from ladderize.verification.result import TOLERANCES, Check, Verification
 from ladderize.verification.structure import check_structure
 from ladderize.verification.tensors import check_tensors
-from ladderize.verification.values import TOLERANCES, check_values
+from ladderize.verification.values import check_values
 
 __all__ = ["Check", "Verification", "verify"]
 
@@ -131,7 +131,7 @@ def _checks(
     wanted.sort(key=lambda dtype: dtype is not own)
     yield check_tensors(program, original, candidate)
     yield from _check_waits(candidate)
-    structure = check_structure(program, original, candidate, TOLERANCES[own])
+    structure = check_structure(program, original, candidate, own)
     yield from structure.checks
     yield from check_values(program, original, candidate, structure.places, wanted, variants)
 

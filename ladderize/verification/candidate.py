@@ -5,8 +5,7 @@ DIR                   one graph for all ranks, a file of tensors for each
 DIR0 DIR1 …           of rank r what DIRr holds: each host has a copy of its own
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_aggregate
 
 from ladderize.aot.archive import read_note, read_program
 from ladderize.aot.files import MANIFEST, open_shards
 from ladderize.aot.state import Entry
 from ladderize.errors import LadderError
 from ladderize.programs import copy_of
+from ladderize.verification.precision import bodies, replace_values
 
 CPU = torch.device("cpu")
 
@@ -128,39 +127,12 @@ def bind(program: ExportedProgram, state: Mapping[str, Tensor], given: Sequence[
 
 def on_cpu(gm: GraphModule) -> GraphModule:
     """`gm`, changed in place to run on the CPU and in any dtype: checks of form are taken out."""
-    for part in _graphs(gm):
+    for part in bodies(gm):
         for node in part.graph.nodes:
             if _is_check_of_form(node):
                 part.graph.erase_node(node)
-    _replace(gm, lambda value: CPU if isinstance(value, torch.device) else value)
+    replace_values(gm, lambda value: CPU if isinstance(value, torch.device) else value)
     return gm
-
-
-@contextmanager
-def computing_in(gm: GraphModule, given: torch.dtype, wanted: torch.dtype) -> Iterator[None]:
-    """`gm` computes in `wanted` wherever it names the dtype `given`, inside of the block."""
-    nodes = [node for part in _graphs(gm) for node in part.graph.nodes]
-    before = [(node, node.args, node.kwargs) for node in nodes]
-    _replace(gm, lambda value: wanted if value is given else value)
-    try:
-        yield
-    finally:
-        for node, args, kwargs in before:
-            node.args, node.kwargs = args, kwargs
-        for part in _graphs(gm):
-            part.recompile()
-
-
-def _graphs(gm: GraphModule) -> list[GraphModule]:
-    """`gm`, and the bodies of its higher-order calls."""
-    return [module for module in gm.modules() if isinstance(module, GraphModule)]
-
-
-def _replace(gm: GraphModule, other: Callable[[Any], Any]) -> None:
-    for part in _graphs(gm):
-        for node in part.graph.nodes:
-            node.args, node.kwargs = map_aggregate((node.args, node.kwargs), other)
-        part.recompile()
 
 
 _CHECKS_OF_FORM = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar")

@@ -20,8 +20,9 @@ from ladderize.verification.diagnose import describe_block, diagnose
 from ladderize.verification.inputs import random_parameters, sample_inputs
 from ladderize.verification.locate import Locator, Name, Wanted, relative_error, wanted_values
 from ladderize.verification.lockstep import JOINED, RanksPart, run_ranks
+from ladderize.verification.precision import Precision
 from ladderize.verification.reference import Original, run_reference
-from ladderize.verification.result import Check
+from ladderize.verification.result import TOLERANCES, Check
 
 RECURRENCE = "recurrence"
 COLLECTIVES = "order of collectives"
@@ -39,7 +40,7 @@ class Structure:
 
 
 def check_structure(
-    program: ExportedProgram, original: Original, candidate: Candidate, close: float
+    program: ExportedProgram, original: Original, candidate: Candidate, dtype: torch.dtype
 ) -> Structure:
     """Compare what each stream value is computed from with the specification.
 
@@ -47,14 +48,25 @@ def check_structure(
         program: the original as exported.
         original: its graph in standard form.
         candidate: what is verified.
-        close: relative error up to which two values are one.
+        dtype: of the weights. Half precision is computed in float32: one wrong read of many must
+            stand out from rounding.
     """
-    given = sample_inputs(program, 0)
-    full, values = _run_reference(program, original, given)
+    precision = Precision(dtype, torch.float32 if dtype.itemsize < 4 else dtype)
+    graphs = [part.gm for part in candidate.parts]
+    with precision.of_graphs([original.gm, *graphs]):
+        return _check(program, original, candidate, precision)
+
+
+def _check(
+    program: ExportedProgram, original: Original, candidate: Candidate, precision: Precision
+) -> Structure:
+    close = TOLERANCES[precision.wanted]
+    given = [precision.of(value) for value in sample_inputs(program, 0)]
+    full, values = _run_reference(program, original, given, precision)
     wanted = wanted_values(original.streams, values, close)
     locators = [Locator(wanted, close) for _ in candidate.parts]
     arguments = [
-        part.arguments(candidate.state(rank, full), given)
+        part.arguments(precision.state(candidate.state(rank, full)), given)
         for rank, part in enumerate(candidate.parts)
     ]
     graphs = [part.gm for part in candidate.parts]
@@ -78,16 +90,16 @@ def check_structure(
 
 
 def _run_reference(
-    program: ExportedProgram, original: Original, given: Sequence[Any]
+    program: ExportedProgram, original: Original, given: Sequence[Any], precision: Precision
 ) -> tuple[dict[str, Tensor], dict[Node, Any]]:
     """Random weights (its own if those blow up), and the reference's values with them."""
     own = {**program.state_dict, **program.constants}
     full = random_parameters(program)
-    values = run_reference(original, bind(program, {**own, **full}, given))
+    values = run_reference(original, bind(program, precision.state({**own, **full}), given))
     sums = [values[block.add] for stream in original.streams for block in stream.blocks]
     if all(bool(torch.isfinite(value).all()) for value in sums):
         return full, values
-    return {}, run_reference(original, bind(program, own, given))
+    return {}, run_reference(original, bind(program, precision.state(own), given))
 
 
 def _parted(

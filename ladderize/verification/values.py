@@ -1,7 +1,6 @@
 """Values with the real weights: the candidate's streams and outputs against the reference's."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,22 +9,16 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ladderize.programs import copy_of
-from ladderize.verification.candidate import Candidate, bind, computing_in, on_cpu
+from ladderize.verification.candidate import Candidate, bind, on_cpu
 from ladderize.verification.diagnose import describe_block
 from ladderize.verification.inputs import sample_inputs
 from ladderize.verification.locate import Name, Wanted, relative_error, wanted_values
 from ladderize.verification.lockstep import RanksPart, run_ranks
+from ladderize.verification.precision import Precision
 from ladderize.verification.reads import spell_name
 from ladderize.verification.reference import Original, run_reference
-from ladderize.verification.result import Check
+from ladderize.verification.result import TOLERANCES, Check
 
-# The largest error that sums taken in another order may make, relative to the largest magnitude.
-TOLERANCES = {
-    torch.float64: 1e-10,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
 Places = Sequence[Mapping[Name, str]]
 
 
@@ -50,10 +43,9 @@ def check_values(
     standard = on_cpu(copy_of(program))
     graphs = [standard, original.gm, *(part.gm for part in candidate.parts)]
     for dtype in dtypes:
-        with ExitStack() as stack:
-            for gm in graphs:
-                stack.enter_context(computing_in(gm, dtypes[0], dtype))
-            in_dtype = _In(program, standard, original, candidate, dtypes[0], dtype)
+        precision = Precision(dtypes[0], dtype)
+        with precision.of_graphs(graphs):
+            in_dtype = _In(program, standard, original, candidate, precision)
             for variant in range(variants):
                 yield in_dtype.check(places, variant)
 
@@ -67,17 +59,16 @@ class _In:
         standard: GraphModule,
         original: Original,
         candidate: Candidate,
-        given: torch.dtype,
-        dtype: torch.dtype,
+        precision: Precision,
     ) -> None:
         self.program, self.standard, self.original = program, standard, original
         self.parts = candidate.parts
-        self.given, self.dtype = given, dtype
-        self.full = self._cast({**program.state_dict, **program.constants})
-        self.states = [self._cast(part.tensors) for part in self.parts]
+        self.precision, self.dtype = precision, precision.wanted
+        self.full = self.precision.state({**program.state_dict, **program.constants})
+        self.states = [self.precision.state(part.tensors) for part in self.parts]
 
     def check(self, places: Places, variant: int) -> Check:
-        given = [self._as_dtype(value) for value in sample_inputs(self.program, variant)]
+        given = [self.precision.of(value) for value in sample_inputs(self.program, variant)]
         shapes = " ".join("x".join(map(str, v.shape)) for v in given if isinstance(v, Tensor))
         name = f"values, {str(self.dtype).removeprefix('torch.')}, {shapes}"
         arguments = bind(self.program, self.full, given)
@@ -156,13 +147,6 @@ class _In:
             ),
             default=0.0,
         )
-
-    def _cast(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._as_dtype(tensor) for name, tensor in tensors.items()}
-
-    def _as_dtype(self, value: Any) -> Any:
-        is_given = isinstance(value, Tensor) and value.dtype is self.given
-        return value.detach().to(self.dtype) if is_given else value
 
 
 def _copied(value: Any) -> Any:
