@@ -291,7 +291,7 @@ def strange_archives(tmp_path, program):
     yield "code as a size", repack(program, tmp_path / "4.pt2", code), "a size is"
     yield "no archive", tmp_path / "5.pt2", "is no .pt2 archive"
     yield "half of one", tmp_path / "6.pt2", "is it cut short?"
-    yield "nothing", tmp_path / "7.pt2", "does not exist"
+    yield "nothing", tmp_path / "7.pt2", "There is no model called"
     yield "a directory", tmp_path, "is a directory"
 
 
