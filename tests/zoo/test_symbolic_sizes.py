@@ -4,7 +4,7 @@ That includes all of the zoo that have a tensor-parallel plan in a library: `bas
 a configuration of transformers (llama to qwen3-next, llava), a model of Megatron-LM's (GPT, BERT,
 T5, Mamba, ViT) or in vLLM's `model_executor/models` (bart, bloom, clip, falcon, gpt_j, mpt, opt,
 whisper and so on). The programs are those of torch.export's default, without Dynamo; those of
-`test_sharded_zoo` come from Dynamo.
+`test_exported` come from Dynamo.
 """
 
 from typing import Any
