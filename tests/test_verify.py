@@ -173,6 +173,17 @@ def test_a_fault_that_weights_hide_is_found(written):
     assert "block 3 (" in found.failed[0].where
 
 
+def test_values_of_another_form_than_the_graph_says(written):
+    files = written("llama")
+    ladder = read_program(files.ladder)
+    node = faults.node_in(ladder.graph, files.stream.blocks[1].outputs[0])
+    node.meta["val"] = node.meta["val"].new_empty(2, 7, 31)
+    found = ladderize.verify(files.program, ladder)
+    assert [check.name for check in found.failed] == ["shapes"]
+    assert "its graph says [2, 7, 31]" in found.failed[0].found
+    assert "model.layers.0.mlp" in found.failed[0].where
+
+
 # ---- what it holds a ladder to
 
 

@@ -120,7 +120,7 @@ def bind(program: ExportedProgram, state: Mapping[str, Tensor], given: Sequence[
         if spec.kind is InputKind.USER_INPUT:
             values.append(next(users))
         else:
-            tensor = state[str(spec.target)].detach()
+            tensor = state[str(spec.target)].detach().to(CPU)
             values.append(tensor.clone() if spec.kind is InputKind.BUFFER else tensor)
     return values
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from ladderize.errors import describe_origin
 from ladderize.report.snapshot import module_of
 from ladderize.verification import reads as reading
 from ladderize.verification.candidate import Candidate, bind
@@ -26,12 +27,13 @@ from ladderize.verification.result import TOLERANCES, Check
 
 RECURRENCE = "recurrence"
 COLLECTIVES = "order of collectives"
+FORMS = "shapes"
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
     """Attributes:
-    checks: of the recurrence and of the order of collectives.
+    checks: of the order of collectives, of shapes and of the recurrence.
     places: for each rank the name of the node that computes each value of a stream.
     """
 
@@ -70,10 +72,18 @@ def _check(
         for rank, part in enumerate(candidate.parts)
     ]
     graphs = [part.gm for part in candidate.parts]
+    misshapen: list[tuple[int, Node, Tensor]] = []
+
+    def see(rank: int, node: Node, value: Any) -> None:
+        locators[rank].see(node, value)
+        if not _has_its_form(node, value, precision):
+            misshapen.append((rank, node, value))
+
     try:
-        outputs = run_ranks(graphs, arguments, lambda rank, n, v: locators[rank].see(n, v))
+        outputs = run_ranks(graphs, arguments, see)
     except RanksPart as part:
         return _parted(part, wanted, locators)
+    forms = _check_forms(misshapen)
     places = tuple({name: n.name for name, n in loc.found.items()} for loc in locators)
     order = Check(COLLECTIVES, "ok", _count(candidate))
     for rank, locator in enumerate(locators):
@@ -82,11 +92,11 @@ def _check(
             found = diagnose(original, values, first, candidate, arguments, rank, close)
             on = f"on rank {rank}, " if candidate.num_ranks > 1 else ""
             check = Check(RECURRENCE, "failed", f"{on}{found}", describe_block(first))
-            return Structure((order, check), places)
+            return Structure((order, forms, check), places)
     check = _compare_reads(original, candidate, wanted, locators)
     if check.status == "ok":
         check = _compare_outputs(original, outputs, values, close) or check
-    return Structure((order, check), places)
+    return Structure((order, forms, check), places)
 
 
 def _run_reference(
@@ -100,6 +110,27 @@ def _run_reference(
     if all(bool(torch.isfinite(value).all()) for value in sums):
         return full, values
     return {}, run_reference(original, bind(program, precision.state(own), given))
+
+
+def _has_its_form(node: Node, value: Any, precision: Precision) -> bool:
+    """Whether `value` has the dtype and the sizes that the graph says; symbolic ones are any."""
+    said = node.meta.get("val")
+    if not isinstance(said, Tensor) or not isinstance(value, Tensor):
+        return True
+    dtype = precision.wanted if said.dtype is precision.given else said.dtype
+    if value.dim() != said.dim() or value.dtype is not dtype:
+        return False
+    sizes = zip(said.shape, value.shape, strict=True)
+    return all(not isinstance(size, int) or size == found for size, found in sizes)
+
+
+def _check_forms(misshapen: Sequence[tuple[int, Node, Tensor]]) -> Check:
+    if not misshapen:
+        return Check(FORMS, "ok", "every value is what its graph says it is")
+    rank, node, value = misshapen[0]
+    said = list(node.meta["val"].shape)
+    found = f"{node.name} is {list(value.shape)}, its graph says {said} (rank {rank})"
+    return Check(FORMS, "failed", found, describe_origin(node))
 
 
 def _parted(
