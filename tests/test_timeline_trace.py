@@ -150,7 +150,7 @@ def test_kernels_of_a_device(synthetic_cuda_trace):
         (b"", "no trace, or is cut short"),
         (b'{"traceEvents": [', "no trace, or is cut short"),
         (b"\xff\xfe\x00", "no trace, or is cut short"),
-        (gzip.compress(b'{"traceEvents": []}')[:-9], "no trace, or is cut short"),
+        (gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9], "no trace, or is cut short"),
         (b"\x1f\x8bnot zipped", "cannot be read"),
         (b"7", "has no list of traceEvents"),
         (b'{"traceEvents": 7}', "has no list of traceEvents"),
