@@ -89,13 +89,25 @@ _BEFORE_AUTOGRAD: Mapping[str, Callable[[Node], int]] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _counted,
 }
-_NAMES = {"scaled_dot_product_attention": ("query", "key", "value")}
+_NAMES = {
+    "matmul": ("input", "other"),
+    "mm": ("input", "mat2"),
+    "bmm": ("input", "mat2"),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    "scaled_dot_product_attention": ("query", "key", "value"),
+}
 
 
 def _operand(node: Node, index: int) -> torch.Tensor:
-    """The fake value of an operand, given by position or by name."""
-    names = _NAMES.get(ops.op_name(node), ("input", "weight"))
-    operand: Any = node.args[index] if index < len(node.args) else node.kwargs[names[index]]
+    """The fake value of an operand, given by position or by name.
+
+    One that has another name than in `_NAMES` stands in its place among all that are given.
+    """
+    name = _NAMES.get(ops.op_name(node), ("input", "weight"))[index]
+    given: list[Any] = [*node.args, *node.kwargs.values()]
+    is_named = index >= len(node.args) and name in node.kwargs
+    operand: Any = node.kwargs[name] if is_named else given[index]
     found: torch.Tensor = ops.value(operand)
     return found
 

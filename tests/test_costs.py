@@ -52,6 +52,23 @@ def test_written_attention_and_addmm():
     assert mlp.flops == flops["GPT2LMHeadModel.transformer.h.0.mlp"]
 
 
+def test_operands_given_by_name():
+    """Bloom calls `alibi.baddbmm(batch1=…, batch2=…)`."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList(torch.randn(2, 8, 8) for _ in range(2))
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = x + x.new_zeros(2, 4, 8).baddbmm(batch1=x, batch2=torch.relu(weight))
+            return x
+
+    blocks = ladderize.explain(Named(), torch.randn(2, 4, 8)).blocks
+    assert [block.flops for block in blocks] == [2 * 2 * 4 * 8 * 8] * 2
+
+
 class Convolutions(nn.Module):
     def __init__(self):
         super().__init__()

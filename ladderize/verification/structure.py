@@ -33,7 +33,7 @@ FORMS = "shapes"
 @dataclass(frozen=True, eq=False)
 class Structure:
     """Attributes:
-    checks: of the order of collectives, of shapes and of the recurrence.
+    checks: of the order of collectives, of the recurrence and of shapes.
     places: for each rank the name of the node that computes each value of a stream.
     """
 
@@ -92,11 +92,11 @@ def _check(
             found = diagnose(original, values, first, candidate, arguments, rank, close)
             on = f"on rank {rank}, " if candidate.num_ranks > 1 else ""
             check = Check(RECURRENCE, "failed", f"{on}{found}", describe_block(first))
-            return Structure((order, forms, check), places)
+            return Structure((order, check, forms), places)
     check = _compare_reads(original, candidate, wanted, locators)
     if check.status == "ok":
         check = _compare_outputs(original, outputs, values, close) or check
-    return Structure((order, forms, check), places)
+    return Structure((order, check, forms), places)
 
 
 def _run_reference(
