@@ -37,7 +37,12 @@ def flops_of(node: Node) -> int:
     As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
     """
     formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
-    return work_of(node) if formula is None or not ops.tensors(node) else formula(node)
+    if formula is None or not ops.tensors(node):
+        return work_of(node)
+    try:
+        return formula(node)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return work_of(node)  # operands in a form unforeseen: a number must not stop a compilation
 
 
 def _product(node: Node, first: int = 0) -> int:
