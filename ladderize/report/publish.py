@@ -1,7 +1,6 @@
 """Where the report of a compilation goes: `last_report()`, the debug folder, torch's trace."""
 
 import dataclasses
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from ladderize import compat
 from ladderize.config import LadderConfig
+from ladderize.files import write_file
 from ladderize.report.data import GraphReport, Report
 
 # Of the report in files, where no terminal says how wide it is.
@@ -59,8 +59,8 @@ def write(report: Report, folder: Path | None) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "report.txt", report.table(full=True, width=WIDTH) + "\n")
-    _write_whole(folder / "report.json", report.to_json() + "\n")
+    write_file(folder / "report.txt", report.table(full=True, width=WIDTH) + "\n", force=True)
+    write_file(folder / "report.json", report.to_json() + "\n", force=True)
 
 
 def changed_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
@@ -80,10 +80,3 @@ def versions() -> tuple[tuple[str, str], ...]:
         ("torch", str(torch.__version__)),
         ("python", platform.python_version()),
     )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
