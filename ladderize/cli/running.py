@@ -37,8 +37,7 @@ def running(verb: str, debug: bool, as_json: bool = False) -> Iterator[None]:
                 raise
             if as_json:
                 typer.echo(json.dumps({"ok": False, "error": _as_data(error)}, indent=1))
-            typer.echo(f"ladderize {verb}: {_reason(error)}", err=True)
-            raise typer.Exit(1) from None
+            raise refuse(verb, _reason(error)) from None
 
 
 def refuse(verb: str, reason: str) -> typer.Exit:

@@ -117,15 +117,7 @@ class _In:
         standard: float,
     ) -> Check:
         allowed = TOLERANCES[self.dtype]
-        off = max(
-            (
-                relative_error(result, want)
-                for results in outputs
-                for result, want in zip(results, expected, strict=True)
-                if isinstance(want, Tensor)
-            ),
-            default=0.0,
-        )
+        off = max(_output_error(results, expected) for results in outputs)
         worst = max(errors, key=lambda e: e[0], default=None)
         first = next((value for error, value in errors if not error <= allowed), None)
         largest = max(off, worst[0] if worst else 0.0)
@@ -138,15 +130,15 @@ class _In:
 
     def _standard_error(self, arguments: Sequence[Any], expected: Sequence[Any]) -> float:
         """How far the standard net's outputs are from the ladder's."""
-        results = self.standard(*[_copied(a) for a in arguments])
-        return max(
-            (
-                relative_error(result, want)
-                for result, want in zip(results, expected, strict=True)
-                if isinstance(want, Tensor)
-            ),
-            default=0.0,
-        )
+        return _output_error(self.standard(*[_copied(a) for a in arguments]), expected)
+
+
+def _output_error(results: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The largest relative error of one run's outputs."""
+    pairs = zip(results, expected, strict=True)
+    return max(
+        (relative_error(r, want) for r, want in pairs if isinstance(want, Tensor)), default=0.0
+    )
 
 
 def _copied(value: Any) -> Any:
