@@ -67,12 +67,13 @@ def llama(tmp_path):
 
 @pytest.fixture
 def factory(tmp_path, monkeypatch):
-    """A module in the folder that the command runs in."""
+    """A module in the folder that the command runs in; the process forgets it afterwards."""
     (tmp_path / "my_nets.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
-    return "my_nets"
+    sys.modules.pop("my_nets", None)
+    yield "my_nets"
+    sys.modules.pop("my_nets", None)
 
 
 # ---- models by name

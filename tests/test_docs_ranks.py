@@ -121,6 +121,7 @@ def commanded(workshop: Path) -> dict[Block, str]:
     for block, _ in ladderize_lines():
         for program in (found for found in blocks(block.page) if found.file):
             (workshop / program.file).write_text(program.code)
+            sys.modules.pop(Path(program.file).stem, None)  # another test's of the same name
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workshop)
         for block, line in ladderize_lines():
