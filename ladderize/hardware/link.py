@@ -1,4 +1,4 @@
-"""A link between ranks: how long a collective takes on it, in the α–β model.
+"""A link between ranks: how long a collective takes on it, in the alpha-beta model.
 
 seconds = latency + share * bytes / bandwidth      share: 2 (n - 1) / n of an all-reduce,
                                                    (n - 1) / n of a reduce-scatter, an all-gather
@@ -22,8 +22,8 @@ class Link:
     Attributes:
         name: as in `links.toml`.
         ranks: that share it.
-        latency: α, seconds of a collective of nothing.
-        bandwidth: β, bytes per second that a rank sends.
+        latency: alpha, seconds of a collective of nothing.
+        bandwidth: beta, bytes per second that a rank sends.
         source: where the numbers are from.
     """
 
