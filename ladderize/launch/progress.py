@@ -1,4 +1,4 @@
-"""What the demo is doing right now: ranks append to files, the parent reads them and shows it.
+"""What the ranks are doing right now: ranks append to files, the parent reads them and shows it.
 
 rank r            Reporter.stage("model") ── appends a line to FOLDER/rank-r
 parent (thread)   follow() reads all of them; a step is over when every rank has left it
