@@ -14,6 +14,7 @@ from ladderize.compat.autograd import (
 from ladderize.compat.distributed import (
     default_store,
     is_bucket,
+    pass_on,
     process_group,
     sharded_parts,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "load_archive",
     "new_fake_mode",
     "original_code",
+    "pass_on",
     "preserve_node_ordering",
     "process_group",
     "propagate_fakes",
