@@ -21,6 +21,8 @@ from ladderize.errors import Blocker, LadderError, module_path, source_line
 from ladderize.groups import dtensors, every_node, group_name_of
 
 TIMEOUT = timedelta(minutes=5)
+# Backends of groups whose one process stands in for all ranks: torch's, ladderize.emulation's.
+_ALONE = frozenset({"fake", "stand_in"})
 MAX_LINES = 24
 # Between what an op is and what it reads, counted in lines back: one op more changes many of these.
 _READS = "  reads "
@@ -44,8 +46,8 @@ def agree(verdicts: Mapping[dist.ProcessGroup, str]) -> None:
         DisagreementError: on every rank of a group whose ranks differ or of which one is missing.
             It shows where the verdict of another rank departs from that of the first.
     """
-    # A group of the "fake" backend has one process that stands in for all ranks.
-    notes = [_Note(g, text) for g, text in verdicts.items() if dist.get_backend(g) != "fake"]
+    asked = {g: text for g, text in verdicts.items() if dist.get_backend(g) not in _ALONE}
+    notes = [_Note(g, text) for g, text in asked.items()]
     for note in notes:
         note.publish()
     for note in notes:

@@ -11,6 +11,7 @@ from ladderize.compat.autograd import (
     is_compiled_wrapper,
     saves_random_states_behind_meshes,
 )
+from ladderize.compat.cuda import compile_kernel
 from ladderize.compat.distributed import (
     default_store,
     is_bucket,
@@ -68,6 +69,7 @@ __all__ = [
     "as_backend_error",
     "boxed",
     "break_of",
+    "compile_kernel",
     "compiled_module",
     "current_code",
     "current_compile_id",

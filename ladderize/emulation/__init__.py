@@ -9,6 +9,7 @@
 transfers.py   Transfer and Exposure: when each was launched, due, waited for and released
 carrier.py     a thread of its own for the values; what `wait()` does
 group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one
+stand_in.py    one device stands in for all ranks; a kernel lasts as long as a transfer
 
 A transfer starts when the last rank has launched it and the link is free. Each rank learns the
 others' launch times together with the values, so all compute the same schedule. `wait()` returns
