@@ -21,14 +21,15 @@ HANG_AFTER = 180.0
 
 
 class Reporter:
-    """A rank's side. Each stage has `HANG_AFTER` seconds: then the rank prints where it hangs to
+    """A rank's side. Each stage has `hang_after` seconds: then the rank prints where it hangs to
     stderr and exits with an error, which makes the launcher end the others."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, hang_after: float = HANG_AFTER) -> None:
         self._path = folder / f"rank-{rank}"
+        self._hang_after = hang_after
 
     def stage(self, name: str) -> None:
-        faulthandler.dump_traceback_later(HANG_AFTER, exit=True)
+        faulthandler.dump_traceback_later(self._hang_after, exit=True)
         with self._path.open("a") as file:
             file.write(f"{name}\n")
 
