@@ -47,7 +47,7 @@ from ladderize.testing.emitted_code import record_emitted_code
 FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
 
 HANG_AFTER = 1800.0
-"""Seconds that one stage may take: compiling a deep model does."""
+"""Seconds that one stage of several ranks may take: compiling a deep model does."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Compiled:
         seconds: of the first call.
         passes: seconds of each of ladderize's own passes.
         order: launches, compute and waits in the emitted code, "" where none is emitted.
-        num_races: how often it touches a buffer in flight.
+        num_races: how often it touches a buffer in flight; None where no code is emitted.
         peak_bytes: memory of a step beside weights and inputs.
     """
 
     seconds: float
     passes: dict[str, float]
     order: str
-    num_races: int
+    num_races: int | None
     peak_bytes: int
 
 
@@ -109,7 +109,8 @@ def stages(settings: Settings) -> dict[str, str]:
 @record
 def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
     """Run by the elastic launcher in every rank, or by torchrun; reports stages into `folder`."""
-    reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), HANG_AFTER)
+    limit = HANG_AFTER if settings.ranks > 1 else None
+    reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), limit)
     reporter.stage("start")
     torch.set_num_threads(settings.threads)
     try:
@@ -224,7 +225,7 @@ def _compile(variant: Variant, prepared: Prepared) -> Compiled:
         seconds,
         passes,
         " ".join(map(order_string, programs)),
-        sum(len(find_races(program)) for program in programs),
+        sum(len(find_races(program)) for program in programs) if programs else None,
         peak_bytes(variant, prepared),
     )
 

@@ -39,7 +39,8 @@ def _row(seen: list[Measured], all_of_rank: Sequence[Measured]) -> Row:
     values |= _communication(seen, all_of_rank)
     errors = [m.samples.error for m in seen if m.samples.error is not None]
     values["error"] = max(errors, default=None)
-    values["races"] = max(m.compiled.num_races for m in seen)
+    races = [m.compiled.num_races for m in seen if m.compiled.num_races is not None]
+    values["races"] = max(races, default=None)
     values["peak_bytes"] = max(m.compiled.peak_bytes for m in seen)
     values["compile_s"] = max(m.compiled.seconds for m in seen)
     values["passes_s"] = max(sum(m.compiled.passes.values()) for m in seen)

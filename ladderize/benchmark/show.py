@@ -1,52 +1,57 @@
-"""The rows of a benchmark as tables for people, one for each case and link."""
+"""The rows of a benchmark as tables for people: times of each case and link, costs of each case."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ladderize.benchmark.results import Key, Row, Values
+from ladderize.benchmark.results import Row, Values
 
 Text = Callable[[Values], str]
 
 
 def show(console: Console, rows: Iterable[Row]) -> None:
-    """Print a table for each case and link; columns without a value are left out."""
-    for _, group in groupby(rows, _case):
-        console.print(_table(list(group)))
+    """Print the tables; columns without a value are left out."""
+    rows = list(rows)
+    for _, group in groupby(rows, lambda row: _without(row, "variant")):
+        found = list(group)
+        console.print(_table(f"{_case(found[0])}{_link(found)}", found, TIMES))
+    for _, group in groupby(rows, lambda row: _without(row, "variant", "link")):
+        found = list({str(row.key["variant"]): row for row in group}.values())
+        console.print(_table(f"{_case(found[0])}: what it takes", found, COSTS))
 
 
-def _title(rows: list[Row]) -> str:
-    key = rows[0].key
-    sizes = f"batch {key['batch']}, length {key['length']}" if "batch" in key else ""
-    latency = next((v for row in rows if (v := row.values.get("link_latency_s"))), None)
-    link = f"link: {key['link']}" if "link" in key else ""
-    if latency is not None and link:
-        link += f" ({latency * 1e3:.3g} ms)"
-    return ", ".join(filter(None, [str(key["phase"]), sizes, link]))
+def _without(row: Row, *names: str) -> Mapping[str, str | int | float]:
+    return {name: value for name, value in row.key.items() if name not in names}
 
 
-def _case(row: Row) -> Key:
-    return {name: value for name, value in row.key.items() if name != "variant"}
+def _case(row: Row) -> str:
+    key = row.key
+    sizes = f", batch {key['batch']}, length {key['length']}" if "batch" in key else ""
+    return f"{key['phase']}{sizes}"
 
 
-def _table(rows: list[Row]) -> Table:
+def _link(rows: Sequence[Row]) -> str:
+    latencies = [v for row in rows if (v := row.values.get("link_latency_s")) is not None]
+    if "link" not in rows[0].key:
+        return ""
+    seconds = f", {latencies[0] * 1e3:.3g} ms a collective of nothing" if latencies else ""
+    return f", link: {rows[0].key['link']}{seconds}"
+
+
+def _table(title: str, rows: Sequence[Row], columns: Mapping[str, Text]) -> Table:
     table = Table(
-        title=_title(rows),
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
-    table.add_column("variant")
-    columns = {name: [text(row.values) for row in rows] for name, text in COLUMNS.items()}
-    shown = {name: texts for name, texts in columns.items() if any(texts)}
+    table.add_column("variant", no_wrap=True)
+    texts = {name: [text(row.values) for row in rows] for name, text in columns.items()}
+    shown = {name: cells for name, cells in texts.items() if any(cells)}
     for name in shown:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
-        table.add_row(str(row.key["variant"]), *(texts[i] for texts in shown.values()))
+        table.add_row(str(row.key["variant"]), *(cells[i] for cells in shown.values()))
     return table
 
 
@@ -60,32 +65,25 @@ def _scaled(name: str, form: str, factor: float = 1.0) -> Text:
     return text
 
 
-def _step(values: Values) -> str:
-    median, spread = values["median_s"], values["quartiles_s"]
-    assert median is not None
-    assert spread is not None
-    return f"{median * 1e3:.2f} ± {spread * 500:.2f}"
-
-
 def _speedup(values: Values) -> str:
     ratio = values.get("standard_ratio")
     return f"{1 / ratio:.2f}x" if ratio else ""
 
 
-def _races(values: Values) -> str:
-    return f"{races:.0f}" if (races := values.get("races")) else ""
-
-
-COLUMNS: dict[str, Text] = {
-    "step ms": _step,
+TIMES: dict[str, Text] = {
+    "step ms": _scaled("median_s", ".2f", 1e3),
+    "±": _scaled("quartiles_s", ".2f", 500),
     "speedup": _speedup,
     "of bound": _scaled("bound_ratio", ".3f"),
     "tokens/s": _scaled("tokens_per_s", ",.0f"),
     "exposed ms": _scaled("exposed_s", ".2f", 1e3),
     "hidden": _scaled("hidden_fraction", ".1%"),
-    "of allowed": _scaled("allowed_fraction", ".1%"),
+    "of possible": _scaled("allowed_fraction", ".1%"),
     "error": _scaled("error", ".0e"),
-    "races": _races,
+}
+COSTS: dict[str, Text] = {
+    "races": _scaled("races", ".0f"),
     "peak MiB": _scaled("peak_bytes", ".1f", 2**-20),
     "compile s": _scaled("compile_s", ".1f"),
+    "our passes s": _scaled("passes_s", ".3f"),
 }

@@ -22,14 +22,16 @@ HANG_AFTER = 180.0
 
 class Reporter:
     """A rank's side. Each stage has `hang_after` seconds: then the rank prints where it hangs to
-    stderr and exits with an error, which makes the launcher end the others."""
+    stderr and exits with an error, which makes the launcher end the others. None: as many as it
+    takes."""
 
-    def __init__(self, folder: Path, rank: int, hang_after: float = HANG_AFTER) -> None:
+    def __init__(self, folder: Path, rank: int, hang_after: float | None = HANG_AFTER) -> None:
         self._path = folder / f"rank-{rank}"
         self._hang_after = hang_after
 
     def stage(self, name: str) -> None:
-        faulthandler.dump_traceback_later(self._hang_after, exit=True)
+        if self._hang_after is not None:
+            faulthandler.dump_traceback_later(self._hang_after, exit=True)
         with self._path.open("a") as file:
             file.write(f"{name}\n")
 
