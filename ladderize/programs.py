@@ -16,10 +16,13 @@ from torch.fx import GraphModule, Node
 from ladderize import compat, ops
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.pipeline import RankGroup, Rewritten, dump_folder, ladder
+from ladderize.passes.parallel_blocks import ParallelBlocks
+from ladderize.pipeline import RankGroup, Rewritten, dump_folder, ladder, standardize
 from ladderize.report.data import Report
 from ladderize.report.draft import Draft
 from ladderize.report.publish import as_report, publish
+from ladderize.runner import Log, run_pass
+from ladderize.stream import find_streams
 
 # What a rewrite has no use for: it ends before sharding and lowering.
 _LATER = ("mesh", "lowering", "lowering_options", "mode")
@@ -123,8 +126,27 @@ def copy_of(program: ExportedProgram) -> GraphModule:
     return gm
 
 
+def parallel_program(program: ExportedProgram) -> ExportedProgram:
+    """Another net for comparison: each second block beside the one before it (`ParallelBlocks`).
+
+    Raises:
+        LadderError: no two blocks can be put beside each other.
+    """
+    gm = copy_of(program)
+    log = Log()
+    standardize(gm, log)
+    streams = find_streams(gm, parameter_names(program, gm))
+    if not run_pass(gm, ParallelBlocks(streams), log).changed:
+        raise LadderError("No two blocks can be put beside each other in this program.")
+    return _around(gm, program)
+
+
 def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
-    gm = ladder_program(program, config).gm
+    return _around(ladder_program(program, config).gm, program)
+
+
+def _around(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:
+    """`program` with the graph `gm`, which was made of a copy of its own."""
     return ExportedProgram(
         root=gm,
         graph=gm.graph,

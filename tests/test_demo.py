@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ladderize.demo.progress import DottedSteps, begun_by_all
 from ladderize.demo.show import blocks_of, shown_blocks
+from ladderize.launch.progress import DottedSteps, begun_by_all
 
 LADDERIZE = (sys.executable, "-c", "from ladderize.cli import main; main()")
 
@@ -148,7 +148,7 @@ def first_rank_of(pid: int) -> int:
 
 def test_a_hung_rank_says_where_and_exits(tmp_path: Path) -> None:
     script = (
-        "import time; from pathlib import Path; from ladderize.demo import progress\n"
+        "import time; from pathlib import Path; from ladderize.launch import progress\n"
         "progress.HANG_AFTER = 0.5\n"
         f"progress.Reporter(Path({str(tmp_path)!r}), 0).stage('model')\n"
         "def stuck(): time.sleep(60)\n"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ladderize.cli.bench import bench
 from ladderize.cli.demo import demo
 from ladderize.cli.doctor import doctor
 from ladderize.cli.explain import explain
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (explain, rewrite, verify, plot, demo, doctor):
+for verb in (explain, rewrite, verify, plot, bench, demo, doctor):
     app.command()(verb)
 
 

@@ -15,6 +15,7 @@ from ladderize.compat.cuda import compile_kernel
 from ladderize.compat.distributed import (
     default_store,
     is_bucket,
+    pass_on,
     process_group,
     sharded_parts,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "load_archive",
     "new_fake_mode",
     "original_code",
+    "pass_on",
     "preserve_node_ordering",
     "process_group",
     "propagate_fakes",

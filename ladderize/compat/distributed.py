@@ -3,6 +3,8 @@
 import traceback
 from typing import Any
 
+import torch
+
 from ladderize.compat.dynamo import running_modules
 
 
@@ -19,6 +21,14 @@ def process_group(name: str) -> Any:
 
     resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]  # not in the stubs
     return resolve(name)
+
+
+def pass_on(group: Any, backend: Any) -> None:
+    """What `group`, of a Python class, does not do itself goes to `backend`, its name too."""
+    import torch.distributed as dist
+
+    group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, backend)
+    group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
 
 
 def is_bucket() -> bool:

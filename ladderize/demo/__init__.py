@@ -1,6 +1,6 @@
 """`ladderize demo`: a sharded ladder on this machine, beside what plain `torch.compile` makes.
 
-parent    launch.py starts the ranks, progress.py shows what they do, show.py prints
+parent    starts the ranks (ladderize/launch), shows what they do; show.py prints
 a rank    work.py; with models.py, handwritten.py
 """
 
@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ladderize.demo.progress import follow, steps_on
 from ladderize.errors import LadderError
+from ladderize.launch.progress import follow, steps_on
 
 if TYPE_CHECKING:
     from ladderize.demo.work import Outcome
+
+
+# A graph from a cache is not emitted, and we want to see it emitted; compiled kernels may come from
+# the cache.
+NO_GRAPH_CACHES = {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
 
 
 class DemoError(LadderError):
@@ -49,18 +54,21 @@ def run_demo(
     told = Console(stderr=True) if as_json else console
     with steps_on(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-demo-") as name:
         steps.begin("load torch")
-        from ladderize.demo import launch, show  # here, so that loading torch shows too
+        from ladderize.demo import show  # here, so that loading torch shows too
+        from ladderize.demo.work import STAGES, Outcome, Refusal, work
+        from ladderize.launch.ranks import RankFailed, launch
 
         steps.begin(f"start {num_ranks} ranks (torch's elastic launcher, gloo)")
-        with follow(Path(name), num_ranks, launch.STAGES, steps):
+        with follow(Path(name), num_ranks, STAGES, steps):
             try:
-                results = launch.launch(hf, num_layers, num_ranks, Path(name))
-            except launch.RankFailed as error:
+                args = (hf, num_layers, name)
+                results = launch(work, args, num_ranks, Path(name), NO_GRAPH_CACHES)
+            except RankFailed as error:
                 raise DemoError(str(error)) from None
-    refusals = [result for result in results if isinstance(result, launch.Refusal)]
+    refusals = [result for result in results if isinstance(result, Refusal)]
     if refusals:
         raise DemoError(refusals[0].reason)
-    outcomes = [result for result in results if isinstance(result, launch.Outcome)]
+    outcomes = [result for result in results if isinstance(result, Outcome)]
     off = show.ladder_error(outcomes)
     is_right = off <= show.MAX_ERROR  # not when it is NaN
     if as_json:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from ladderize.demo.progress import Reporter
 from ladderize.emitted import find_disorder, find_races, order_string, read_events
 from ladderize.errors import LadderError
+from ladderize.launch.progress import Reporter
 from ladderize.report import Report, last_report
 from ladderize.testing.emitted_code import record_emitted_code
 

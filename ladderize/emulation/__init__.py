@@ -1,4 +1,22 @@
-"""Links that this machine does not have.
+"""A link that this machine does not have: gloo carries the values, the clock is the link's.
 
+    rank 0   compute ── launch ── compute ─────── wait ░░░░░ compute     ░ exposed
+    rank 1   compute ─────── launch ── compute ── wait ░░░░░ compute
+                                │                          │
+    link                        ├─ alpha + bytes / beta ───┤             one transfer at a time
+                             started                      due
+
+transfers.py   Transfer and Exposure: when each was launched, due, waited for and released
+carrier.py     a thread of its own for the values; what `wait()` does
+group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one
 stand_in.py    one device stands in for all ranks; a kernel lasts as long as a transfer
+
+A transfer starts when the last rank has launched it and the link is free. Each rank learns the
+others' launch times together with the values, so all compute the same schedule. `wait()` returns
+when the transfer is due and the values are there.
 """
+
+from ladderize.emulation.group import EmulatedGroup, init_emulated
+from ladderize.emulation.transfers import Exposure, Transfer
+
+__all__ = ["EmulatedGroup", "Exposure", "Transfer", "init_emulated"]

@@ -1,19 +1,17 @@
-"""Start the ranks with torch's elastic launcher over gloo, and say why one of them failed."""
+"""Start ranks on this machine with torch's elastic launcher; say why one of them failed."""
 
 import logging
 import os
 import sys
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from ladderize.demo.work import STAGES, Outcome, Refusal, work
-
-__all__ = ["STAGES", "Outcome", "RankFailed", "Refusal", "launch"]
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 NUM_STDERR_LINES = 40
@@ -24,18 +22,24 @@ class RankFailed(RuntimeError):
 
 
 def launch(
-    hf: str | None, num_layers: int | None, num_ranks: int, folder: Path
-) -> list[Outcome | Refusal]:
-    """`work` on `num_ranks` processes of this machine; what each returned, by rank.
+    work: Callable[..., Any],
+    args: tuple[Any, ...],
+    num_ranks: int,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """`work(*args)` on `num_ranks` processes of this machine; what each returned, by rank.
 
     Args:
+        work: a function of a module, with torch's `@record`.
         folder: where the ranks report their stages, and where their stdout and stderr go.
+        environment: what the ranks inherit beside this process's.
 
     Raises:
         RankFailed: with the traceback of the first rank that failed.
         KeyboardInterrupt: also in the place of the launcher's own `SignalException`.
     """
-    _set_environment(num_ranks)
+    _set_environment(num_ranks, environment or {})
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -49,7 +53,7 @@ def launch(
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL),
     )
     try:
-        outcomes = elastic_launch(config, work)(hf, num_layers, str(folder))
+        outcomes = elastic_launch(config, work)(*args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RankFailed(_describe(rank, failure, folder)) from None
@@ -58,16 +62,9 @@ def launch(
     return [outcomes[rank] for rank in range(num_ranks)]
 
 
-def _set_environment(num_ranks: int) -> None:
-    """What the ranks inherit. A graph from a cache is not emitted, and we want to see it emitted;
-    compiled kernels may come from the cache."""
+def _set_environment(num_ranks: int, more: Mapping[str, str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    os.environ.update(
-        OMP_NUM_THREADS=str(threads),
-        TOKENIZERS_PARALLELISM="false",
-        TORCHINDUCTOR_FX_GRAPH_CACHE="0",
-        TORCHINDUCTOR_AUTOGRAD_CACHE="0",
-    )
+    os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", **more)
     if sys.platform in LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
 

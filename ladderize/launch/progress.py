@@ -1,4 +1,4 @@
-"""What the demo is doing right now: ranks append to files, the parent reads them and shows it.
+"""What the ranks are doing right now: ranks append to files, the parent reads them and shows it.
 
 rank r            Reporter.stage("model") ── appends a line to FOLDER/rank-r
 parent (thread)   follow() reads all of them; a step is over when every rank has left it
@@ -21,14 +21,15 @@ HANG_AFTER = 180.0
 
 
 class Reporter:
-    """A rank's side. Each stage has `HANG_AFTER` seconds: then the rank prints where it hangs to
+    """A rank's side. Each stage has `hang_after` seconds: then the rank prints where it hangs to
     stderr and exits with an error, which makes the launcher end the others."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, hang_after: float = HANG_AFTER) -> None:
         self._path = folder / f"rank-{rank}"
+        self._hang_after = hang_after
 
     def stage(self, name: str) -> None:
-        faulthandler.dump_traceback_later(HANG_AFTER, exit=True)
+        faulthandler.dump_traceback_later(self._hang_after, exit=True)
         with self._path.open("a") as file:
             file.write(f"{name}\n")
 

@@ -1,0 +1,36 @@
+"""The links to measure on, from what was given on the command line."""
+
+from collections.abc import Sequence
+
+from ladderize.benchmark.settings import UNLIMITED, Share
+from ladderize.errors import LadderError
+from ladderize.hardware import Link, link_of
+
+
+def choose_links(
+    names: Sequence[str],
+    shares: Sequence[float],
+    latencies: Sequence[float],
+    bandwidth: float | None,
+    ranks: int,
+) -> tuple[Link | Share, ...]:
+    """In the order given.
+
+    Args:
+        names: of `links.toml`.
+        shares: of a block's compute, that a collective takes.
+        latencies: in seconds, of links with `bandwidth` bytes per second, None for no limit.
+        ranks: that share each link, whatever its profile says.
+
+    Raises:
+        LadderError: there is no such link, or a bandwidth without a latency.
+    """
+    if bandwidth is not None and not latencies:
+        raise LadderError("A bandwidth alone is no link.", cure="give --alpha-us too")
+    known = [link_of(name) for name in names]
+    named = [Link(link.name, ranks, link.latency, link.bandwidth, link.source) for link in known]
+    made = [
+        Link(f"{latency * 1e6:g} µs", ranks, latency, bandwidth or UNLIMITED)
+        for latency in latencies
+    ]
+    return (*named, *map(Share, shares), *made)

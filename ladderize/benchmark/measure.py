@@ -1,0 +1,152 @@
+"""Variants timed in turns, on one link: what a rank saw.
+
+repeat 0   standard  written  ladder  parallel  bound
+repeat 1   written  ladder  parallel  bound  standard        each begins together on all ranks
+repeat 2   …
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
+
+from ladderize.benchmark.programs import Prepared
+from ladderize.benchmark.variants import Variant
+from ladderize.emulation import EmulatedGroup, Exposure
+from ladderize.timeline import read_step
+
+
+@dataclass
+class Samples:
+    """What one rank saw of one variant on one link; all lists by repeat.
+
+    Attributes:
+        seconds: of a step.
+        exposed, communicating: seconds that collectives were waited for, and took.
+        error: largest difference of an output to the expected one, over the largest expected
+            value; over all runs, those to warm up included. None where nothing is expected.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    exposed: list[float] = field(default_factory=list)
+    communicating: list[float] = field(default_factory=list)
+    error: float | None = None
+
+
+def measure(
+    variants: Sequence[Variant],
+    expected: Mapping[str, Tensor],
+    prepared: Prepared,
+    repeats: int,
+    warmup: int,
+    group: EmulatedGroup | None = None,
+) -> dict[str, Samples]:
+    """Run every variant `warmup + repeats` times, in turns.
+
+    Args:
+        expected: outputs by variant, as `outputs_of` flattens them.
+        group: the emulated link, whose records say what was exposed; its `link` is set already.
+    """
+    found = {variant.name: Samples() for variant in variants}
+    for repeat in range(-warmup, repeats):
+        first = repeat % len(variants)
+        for variant in (*variants[first:], *variants[:first]):
+            samples = found[variant.name]
+            if group is not None:
+                group.clear()
+            seconds, output = timed(variant, prepared)
+            if variant.name in expected:
+                off = difference(output, expected[variant.name])
+                samples.error = max(off, samples.error or 0.0)
+            if repeat < 0:
+                continue
+            samples.seconds.append(seconds)
+            if group is not None:
+                exposure = Exposure.of(group.transfers)
+                samples.exposed.append(exposure.exposed)
+                samples.communicating.append(exposure.total)
+    return found
+
+
+def timed(variant: Variant, prepared: Prepared) -> tuple[float, Tensor]:
+    """Seconds of one step, and its outputs. On CUDA both ends are events on the device."""
+    prepared.reset(variant.module)
+    if dist.is_initialized():
+        dist.barrier()
+    if not torch.cuda.is_available():
+        started = time.perf_counter()
+        output = variant.compiled(*prepared.args, **prepared.kwargs)
+        seconds = time.perf_counter() - started
+    else:
+        begin, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
+        torch.cuda.synchronize()
+        begin.record()
+        output = variant.compiled(*prepared.args, **prepared.kwargs)
+        end.record()
+        torch.cuda.synchronize()
+        seconds = begin.elapsed_time(end) / 1000
+    return seconds, outputs_of(output)
+
+
+def outputs_of(output: Any) -> Tensor:
+    """The floating-point tensors in `output`, as one vector."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return torch.cat([t.detach().double().flatten() for t in tensors if t.is_floating_point()])
+
+
+def difference(output: Tensor, expected: Tensor) -> float:
+    """The largest, over the largest expected value; infinite where something is no number."""
+    off = float((output - expected).abs().max() / expected.abs().max())
+    return off if off == off else float("inf")
+
+
+# ---- one run more, watched by the profiler
+
+
+def peak_bytes(variant: Variant, prepared: Prepared) -> int:
+    """Memory that a step takes beside what was allocated when it began."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        timed(variant, prepared)
+        return torch.cuda.max_memory_allocated() - before
+    events = _watched(lambda: timed(variant, prepared), profile_memory=True)
+    changes = [e["args"] for e in events if e.get("name") == "[memory]"]
+    if not changes:
+        return 0
+    before = int(changes[0]["Total Allocated"]) - int(changes[0]["Bytes"])
+    return max(int(change["Total Allocated"]) for change in changes) - before
+
+
+def traced(variant: Variant, prepared: Prepared) -> Samples:
+    """Exposed and whole communication of one step, from a trace of the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as prof:
+            timed(variant, prepared)
+        prof.export_chrome_trace(str(path))
+        step = read_step(path, variant.name)
+    return Samples(exposed=[step.exposed_seconds], communicating=[step.communication.seconds])
+
+
+def _watched(run: Callable[[], Any], **options: Any) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        with profile(activities=[ProfilerActivity.CPU], **options) as prof:
+            run()
+        prof.export_chrome_trace(str(path))
+        events: list[dict[str, Any]] = json.loads(path.read_text())["traceEvents"]
+    return events

@@ -1,0 +1,252 @@
+"""The work of one rank: every case, compiled once, measured on every link.
+
+Settings ── prepare ── make_variants ── compile ── measure on each link ── [Measured]
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
+
+from ladderize.benchmark.measure import (
+    Samples,
+    measure,
+    outputs_of,
+    peak_bytes,
+    timed,
+    traced,
+)
+from ladderize.benchmark.programs import Prepared, prepare
+from ladderize.benchmark.settings import UNLIMITED, Case, Settings, Share
+from ladderize.benchmark.variants import Variant, make_variants
+from ladderize.config import LadderConfig
+from ladderize.emitted import find_races, order_string, read_events
+from ladderize.emulation import EmulatedGroup, init_emulated
+from ladderize.errors import LadderError
+from ladderize.hardware import Link
+from ladderize.launch.progress import Reporter
+from ladderize.programs import explain_exported
+from ladderize.report import last_report
+from ladderize.report.data import BlockReport
+from ladderize.testing.emitted_code import record_emitted_code
+
+FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
+
+HANG_AFTER = 1800.0
+"""Seconds that one stage may take: compiling a deep model does."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """How a variant was compiled.
+
+    Attributes:
+        seconds: of the first call.
+        passes: seconds of each of ladderize's own passes.
+        order: launches, compute and waits in the emitted code, "" where none is emitted.
+        num_races: how often it touches a buffer in flight.
+        peak_bytes: memory of a step beside weights and inputs.
+    """
+
+    seconds: float
+    passes: dict[str, float]
+    order: str
+    num_races: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant of one case on one link, on one rank.
+
+    Attributes:
+        asked: the link as it was asked for, "" where none was.
+        link: that was emulated; None where there is one rank, or where the links are real.
+        blocks: of the whole model, with their FLOPs and bytes.
+    """
+
+    case: Case
+    asked: str
+    link: Link | None
+    variant: str
+    samples: Samples
+    compiled: Compiled
+    blocks: tuple[BlockReport, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing was measured."""
+
+    reason: str
+
+
+def stages(settings: Settings) -> dict[str, str]:
+    """What a rank goes through, in order, in words."""
+    found = {"start": "join the ranks"}
+    for case in settings.cases:
+        found[f"{case}: trace"] = f"{case}: trace and shard"
+        for name in settings.variants:
+            found[f"{case}: {name}"] = f"{case}: compile {name}"
+        found[f"{case}: measure"] = f"{case}: measure"
+    return found
+
+
+@record
+def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
+    """Run by the elastic launcher in every rank, or by torchrun; reports stages into `folder`."""
+    reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), HANG_AFTER)
+    reporter.stage("start")
+    torch.set_num_threads(settings.threads)
+    try:
+        with torch.no_grad(), _joined(settings) as (mesh, group):
+            found: list[Measured] = []
+            for case in settings.cases:
+                torch._dynamo.reset()
+                found += _measure_case(settings, case, mesh, group, reporter)
+            return found
+    except LadderError as error:
+        # Built anew: Dynamo appends advice on its own debugging to what passes through it.
+        return Refusal(str(LadderError(error.summary, error.blockers, error.cure)))
+    finally:
+        reporter.done()
+
+
+@contextmanager
+def _joined(settings: Settings) -> Iterator[tuple[DeviceMesh | None, EmulatedGroup | None]]:
+    """The mesh of the ranks, and their group where its link is emulated."""
+    if settings.ranks == 1:
+        yield None, None
+        return
+    group = None
+    if settings.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+    else:
+        group = init_emulated(
+            FREE,
+            rank=int(os.environ["RANK"]),
+            world_size=settings.ranks,
+            timeout=timedelta(seconds=HANG_AFTER),
+        )
+    try:
+        yield init_device_mesh(settings.device, (settings.ranks,)), group
+    finally:
+        dist.destroy_process_group()
+
+
+def _measure_case(
+    settings: Settings,
+    case: Case,
+    mesh: DeviceMesh | None,
+    group: EmulatedGroup | None,
+    reporter: Reporter,
+) -> list[Measured]:
+    reporter.stage(f"{case}: trace")
+    prepared = _on_device(prepare(settings, case), settings.device)
+    blocks = explain_exported(prepared.program, LadderConfig()).blocks
+    variants = make_variants(prepared.program, settings, mesh)
+    _set_link(group, FREE)
+    compiled = {}
+    for variant in variants:
+        reporter.stage(f"{case}: {variant.name}")
+        compiled[variant.name] = _compile(variant, prepared)
+    reporter.stage(f"{case}: measure")
+    expected = {v.name: out for v in variants if (out := _expected(v, prepared)) is not None}
+    found = []
+    for asked in settings.links or (None,):
+        link = asked
+        if isinstance(asked, Share):
+            link = _link_of(asked, settings, len(blocks), variants, prepared)
+        assert not isinstance(link, Share)
+        _set_link(group, link or FREE)
+        samples = measure(variants, expected, prepared, settings.repeats, settings.warmup, group)
+        if settings.device == "cuda" and mesh is not None:
+            for variant in variants:
+                seen = traced(variant, prepared)
+                samples[variant.name].exposed = seen.exposed
+                samples[variant.name].communicating = seen.communicating
+        found += [
+            Measured(case, _name(asked), link, v.name, samples[v.name], compiled[v.name], blocks)
+            for v in variants
+        ]
+    return found
+
+
+def _name(asked: Link | Share | None) -> str:
+    return asked.name if isinstance(asked, Link) else str(asked or "")
+
+
+def _on_device(prepared: Prepared, device: str) -> Prepared:
+    if device == "cpu":
+        return prepared
+
+    def there(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    args, kwargs = pytree.tree_map(there, (prepared.args, prepared.kwargs))
+    program = move_to_device_pass(prepared.program, device)
+    return dataclasses.replace(prepared, program=program, args=args, kwargs=kwargs)
+
+
+def _set_link(group: EmulatedGroup | None, link: Link) -> None:
+    if group is not None:
+        group.link = dataclasses.replace(link, ranks=group.size())
+
+
+def _compile(variant: Variant, prepared: Prepared) -> Compiled:
+    """The first two runs: CUDA graphs are recorded in the second."""
+    with record_emitted_code() as sources:
+        started = time.perf_counter()
+        timed(variant, prepared)
+        timed(variant, prepared)
+        seconds = time.perf_counter() - started
+    programs = [read_events(source) for source in sources]
+    report = last_report() if variant.name == "ladder" else None
+    passes: dict[str, float] = {}
+    for step in report.passes if report is not None else ():
+        passes[step.name] = passes.get(step.name, 0.0) + step.seconds
+    return Compiled(
+        seconds,
+        passes,
+        " ".join(map(order_string, programs)),
+        sum(len(find_races(program)) for program in programs),
+        peak_bytes(variant, prepared),
+    )
+
+
+def _expected(variant: Variant, prepared: Prepared) -> Tensor | None:
+    if variant.expected is None:
+        return None
+    prepared.reset(variant.expected)
+    return outputs_of(variant.expected(*prepared.args, **prepared.kwargs))
+
+
+def _link_of(
+    share: Share,
+    settings: Settings,
+    num_blocks: int,
+    variants: Sequence[Variant],
+    prepared: Prepared,
+) -> Link:
+    """A collective on it takes `share` of the mean block's compute: all ranks' mean."""
+    bound = next(variant for variant in variants if variant.name == "bound")
+    seconds = [timed(bound, prepared)[0] for _ in range(settings.warmup + settings.repeats)]
+    median = torch.tensor(statistics.median(seconds[settings.warmup :]), dtype=torch.float64)
+    dist.all_reduce(median)
+    each = float(median) / settings.ranks / num_blocks
+    return Link(str(share), settings.ranks, share.value * each, UNLIMITED)

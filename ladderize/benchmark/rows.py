@@ -1,0 +1,92 @@
+"""What the ranks saw, as rows: medians over the repeats, each repeat as slow as its slowest rank.
+
+[rank][Measured] ── rows_of ── Row {variant, phase, batch, length, link} {median_s, …}
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from ladderize.benchmark.allowed import exposed_at_least
+from ladderize.benchmark.rank import Measured
+from ladderize.benchmark.results import Row, with_ratios
+
+
+def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
+    """One for each case, link and variant.
+
+    Values:
+        median_s, quartiles_s: of a step, and how far its quartiles are apart.
+        tokens_per_s: that the step computes.
+        standard_ratio, bound_ratio: its median over those of the variants.
+        exposed_s, communicating_s: of a step, medians of the slowest rank.
+        hidden_fraction: of the communication, that compute covers.
+        allowed_fraction: of the ladder, the hidden time over what its schedule could hide.
+        error: the largest difference from eager, over the largest value.
+        races: how often the emitted code touches a buffer in flight.
+        peak_bytes: of a step, beside weights and inputs.
+        compile_s, passes_s: of the first two calls, and in them of ladderize's own passes.
+    """
+    return with_ratios(_row(list(seen), ranks[0]) for seen in zip(*ranks, strict=True))
+
+
+def _row(seen: list[Measured], all_of_rank: Sequence[Measured]) -> Row:
+    first = seen[0]
+    steps = [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
+    median = statistics.median(steps)
+    values: dict[str, float | None] = {"median_s": median, "quartiles_s": _quartiles(steps)}
+    if first.case.batch:
+        values["tokens_per_s"] = first.case.num_tokens / median
+    values |= _communication(seen, all_of_rank)
+    errors = [m.samples.error for m in seen if m.samples.error is not None]
+    values["error"] = max(errors, default=None)
+    values["races"] = max(m.compiled.num_races for m in seen)
+    values["peak_bytes"] = max(m.compiled.peak_bytes for m in seen)
+    values["compile_s"] = max(m.compiled.seconds for m in seen)
+    values["passes_s"] = max(sum(m.compiled.passes.values()) for m in seen)
+    for name, seconds in first.compiled.passes.items():
+        values[f"passes_{name}_s"] = seconds
+    return Row(_key(first), values)
+
+
+def _key(measured: Measured) -> dict[str, str | int | float]:
+    case = measured.case
+    key: dict[str, str | int | float] = {"variant": measured.variant, "phase": case.phase}
+    if case.batch:
+        key |= {"batch": case.batch, "length": case.length}
+    if measured.asked:
+        key["link"] = measured.asked
+    return key
+
+
+def _communication(
+    seen: Sequence[Measured], all_of_rank: Sequence[Measured]
+) -> Iterable[tuple[str, float]]:
+    exposed = [statistics.median(m.samples.exposed) for m in seen if m.samples.exposed]
+    taken = [statistics.median(m.samples.communicating) for m in seen if m.samples.communicating]
+    if not exposed or not max(taken):
+        return
+    yield "exposed_s", max(exposed)
+    yield "communicating_s", max(taken)
+    yield "hidden_fraction", 1 - max(exposed) / max(taken)
+    link = seen[0].link
+    if link is not None:
+        yield "link_latency_s", link.latency
+        bound = _bound_of(seen[0], all_of_rank)
+        if seen[0].variant == "ladder" and bound is not None:
+            least = exposed_at_least(seen[0].blocks, bound, max(taken))
+            yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
+
+
+def _bound_of(measured: Measured, all_of_rank: Iterable[Measured]) -> float | None:
+    """The median of the bound beside it."""
+    for other in all_of_rank:
+        if (other.case, other.asked, other.variant) == (measured.case, measured.asked, "bound"):
+            return statistics.median(other.samples.seconds)
+    return None
+
+
+def _quartiles(seconds: Sequence[float]) -> float:
+    if len(seconds) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return high - low

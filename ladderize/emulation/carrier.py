@@ -1,0 +1,125 @@
+"""A thread that moves the values by gloo, one transfer at a time, and what `wait()` does with it.
+
+    launch(work) ──► queue ──► gloo: the values, and the latest launch ──► Schedule ──► wait()
+
+The values must not travel inside of `wait()`: what gloo takes there would look like compute. Gloo
+and the queue release the interpreter lock while they block, so that the rank computes meanwhile.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ladderize.emulation.transfers import Transfer
+
+Start = Callable[[Any], list[dist.Work]]
+"""Launches one transfer on a `ProcessGroupGloo`, whose stub lacks every collective."""
+
+# Linux wakes a sleeper 0.06 to 0.1 ms late; the rest is spent awake, other threads let through.
+_AWAKE = 200e-6
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The same on every rank but for `arrived`; as in `Transfer`."""
+
+    peers: float
+    free: float
+    due: float
+    arrived: float
+
+
+class EmulatedWork(dist.Work):
+    """One transfer under way.
+
+    Attributes:
+        transfer: what is known of it; None until it has been waited for.
+    """
+
+    def __init__(self, op: str, num_bytes: int, seconds: float) -> None:
+        super().__init__()
+        self.op = op
+        self.num_bytes = num_bytes
+        self.seconds = seconds
+        self.schedule: Future[Schedule] = Future()
+        self.transfer: Transfer | None = None
+        self.launched = time.perf_counter()
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Block until the transfer is due and the values are there.
+
+        Raises:
+            RuntimeError: gloo's own: a rank is gone, or the group's time is up.
+            TimeoutError: `timeout`, unless it is 0, is up.
+        """
+        entered = time.perf_counter()
+        schedule = self.schedule.result(timeout.total_seconds() or None)
+        _sleep_until(schedule.due)
+        if self.transfer is None:
+            self.transfer = Transfer(
+                self.op,
+                self.num_bytes,
+                self.launched,
+                schedule.peers,
+                schedule.free,
+                schedule.due,
+                schedule.arrived,
+                entered,
+                released=time.perf_counter(),
+            )
+        return True
+
+    def is_completed(self) -> bool:
+        if not self.schedule.done():
+            return False
+        return bool(self.schedule.exception()) or time.perf_counter() >= self.schedule.result().due
+
+
+class Carrier:
+    """One link. Carries what it is given in that order, which must be the same on every rank."""
+
+    def __init__(self, gloo: Any) -> None:
+        self._gloo = gloo
+        self._free = 0.0
+        self._queue: SimpleQueue[tuple[EmulatedWork, Start] | None] = SimpleQueue()
+        # A daemon: a rank that fails must end although its peers never launch what it launched.
+        Thread(target=self._run, name="emulated link", daemon=True).start()
+
+    def launch(self, work: EmulatedWork, start: Start) -> None:
+        self._queue.put((work, start))
+
+    def close(self) -> None:
+        """End the thread, once it has carried what was launched. Returns at once."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (given := self._queue.get()) is not None:
+            work, start = given
+            try:
+                work.schedule.set_result(self._carry(work, start))
+            except BaseException as error:  # whatever it is: `wait()` raises it
+                work.schedule.set_exception(error)
+            del given, work, start  # the tensors live no longer than the transfer
+
+    def _carry(self, work: EmulatedWork, start: Start) -> Schedule:
+        launch = torch.tensor([work.launched], dtype=torch.float64)
+        latest: Any = dist.AllreduceOptions()
+        latest.reduceOp = dist.ReduceOp.MAX
+        for part in [self._gloo.allreduce([launch], latest), *start(self._gloo)]:
+            part.wait()
+        peers, free = launch.item(), self._free
+        self._free = max(peers, free) + work.seconds
+        return Schedule(peers, free, due=self._free, arrived=time.perf_counter())
+
+
+def _sleep_until(moment: float) -> None:
+    while (left := moment - time.perf_counter()) > 0:
+        time.sleep(max(0.0, left - _AWAKE))
