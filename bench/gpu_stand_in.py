@@ -1,0 +1,261 @@
+"""One GPU stands in for eight: rank 0's shard, with a kernel in place of each transfer.
+
+    python bench/gpu_stand_in.py --model bench/models/llama-70b.json --link nvlink-8 --batch 4
+
+Random weights, static KV caches, Inductor, one CUDA graph a step. Each all-reduce is a kernel on a
+stream of its own that lasts what the link says for its bytes and takes `--sms` SMs away
+(ladderize/emulation/stand_in.py). The bound is the standard step captured while transfers take no
+time. Steps of all variants are replayed in turn and timed by CUDA events.
+
+Without a GPU, `--device cpu --layers 2 --hidden 64` runs all of it but the kernel: transfers then
+take no time, and the numbers mean nothing.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from rank_shard import Phase, Weights, make_step
+from rich.console import Console
+from rich.table import Table
+from step_times import Timed, check_kernel, summary, time_on_cpu, time_on_cuda
+from transformers import LlamaConfig
+
+from ladderize.benchmark.results import Results, Row, with_ratios
+from ladderize.emulation.stand_in import KernelLane, LaneWithoutKernel, stand_in
+from ladderize.hardware.link import Link, link_of
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step differs from the standard one."""
+
+    is_parallel: bool = False
+    staleness: int = 0
+    is_silent: bool = False
+
+
+VARIANTS = {
+    "standard": Variant(),
+    "ladder": Variant(staleness=1),
+    "parallel": Variant(is_parallel=True),
+    "bound": Variant(is_silent=True),
+}
+NUMBERS = ("step", "± middle half", "exposed", "tokens/s", "speedup", "paper", "its speedup")
+PAPER = {"bound": "upper_bound"}  # its columns that have another name
+
+
+# ---- measuring
+
+
+def measure(
+    options: argparse.Namespace, config: LlamaConfig, phase: Phase, weights: Weights, group
+) -> Iterator[Row]:
+    torch._dynamo.reset()  # else the shapes of the phase before make this one's dynamic
+    on_cuda = options.device == "cuda"
+    time_it = time_on_cuda if on_cuda else time_on_cpu
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    steps: dict = {}
+    timed: dict[str, Timed] = {}
+    for name in options.variants:
+        variant = VARIANTS[name]
+        net = {"is_parallel": variant.is_parallel, "staleness": variant.staleness}
+        how = {"lowering": options.lowering, "shard_vocabulary": options.shard_vocabulary}
+        made = tuple(net.values())
+        if made not in steps:
+            print(f"{phase.name}, batch {phase.batch}: compiling {name}", file=sys.stderr)
+            steps[made] = make_step(config, phase, weights, **net, **how)
+        timed[name] = time_it(*steps[made], group, variant.is_silent)
+    found: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(options.repeats):
+        for name, one in timed.items():
+            found[name].append(one.seconds())
+    bound = statistics.median(found["bound"]) if "bound" in found else None
+    for name, seconds in found.items():
+        key = {"variant": name, "phase": phase.name, "batch": phase.batch, "length": options.prompt}
+        values = summary(seconds) | exposure(timed[name].communication, seconds, name, bound)
+        if on_cuda:
+            values["peak_bytes"] = float(torch.cuda.max_memory_allocated())
+        yield Row(key, values)
+
+
+def exposure(
+    communication: float, seconds: list[float], name: str, bound: float | None
+) -> dict[str, float | None]:
+    """What a step takes longer than the bound. A parallel block computes otherwise: no number."""
+    if bound is None or name == "parallel":
+        return {"communication_s": communication}
+    exposed = statistics.median(seconds) - bound
+    hidden = 1 - exposed / communication if communication else None
+    return {
+        "communication_s": communication,
+        "exposed_ms": 1e3 * exposed,
+        "hidden_fraction": hidden,
+    }
+
+
+def generation(rows: list[Row], new: int) -> Iterator[Row]:
+    """A prefill and `new` - 1 steps of decoding: what the paper's tokens/s are of."""
+    seconds = {row.name: row.values["median_s"] for row in rows}
+    for row in rows:
+        if row.key["phase"] != "decode":
+            continue
+        prefill = seconds.get(Row({**row.key, "phase": "prefill"}, {}).name)
+        if prefill is not None:
+            whole = prefill + (new - 1) * row.values["median_s"]
+            tokens = row.key["batch"] * new / whole
+            key = {**row.key, "phase": "generation"}
+            yield Row(key, {"median_s": whole, "tokens_per_s": tokens})
+
+
+# ---- what is told
+
+
+def paper_rows() -> dict[tuple[str, int], float]:
+    """Tokens/s of Llama-3 70B on 8 H100 with NVLink, by variant and batch."""
+    file = resources.files("ladderize.hardware").joinpath("paper_70b.csv")
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    table = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return {
+        (name, int(line["batch"])): float(line[PAPER.get(name, name)])
+        for line in table
+        if (line["p2p"], line["tp"]) == ("1", "8")
+        for name in VARIANTS
+        if line[PAPER.get(name, name)]
+    }
+
+
+def table_of(rows: tuple[Row, ...], title: str, paper: dict[tuple[str, int], float]) -> Table:
+    table = Table(title=title)
+    for column in ("phase", "batch", "variant"):
+        table.add_column(column)
+    for column in (
+        "step",
+        "± middle half",
+        "exposed",
+        "tokens/s",
+        "speedup",
+        "paper",
+        "its speedup",
+    ):
+        table.add_column(column, justify="right")
+    for row in rows:
+        if "variant" not in row.key:
+            continue
+        name, batch, values = row.key["variant"], row.key["batch"], row.values
+        known = paper if row.key["phase"] == "generation" else {}
+        base = known.get(("standard", batch))
+        told, ratio = known.get((name, batch)), values.get("standard_ratio")
+        table.add_row(
+            row.key["phase"],
+            str(batch),
+            name,
+            f"{1e3 * values['median_s']:.3f} ms",
+            shown(values.get("spread"), "{:.1%}"),
+            shown(values.get("exposed_ms"), "{:.3f} ms"),
+            shown(values.get("tokens_per_s"), "{:.2f}"),
+            shown(1 / ratio if ratio else None, "{:.3f}"),
+            shown(told, "{:.2f}"),
+            shown(told / base if told and base else None, "{:.3f}"),
+        )
+    return table
+
+
+def shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def config_of(options: argparse.Namespace) -> LlamaConfig:
+    """The configuration in the file, smaller where asked: heads of 8, one a rank."""
+    config = LlamaConfig.from_json_file(options.model)
+    data = config.to_dict() | {"dtype": getattr(torch, options.dtype)}
+    if options.layers:
+        data["num_hidden_layers"] = options.layers
+    if options.hidden:
+        heads = options.hidden // 8
+        data |= {"hidden_size": options.hidden, "intermediate_size": 2 * options.hidden}
+        data |= {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": 8}
+        data |= {"vocab_size": 256}
+    return LlamaConfig(**data)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    models = Path(__file__).parent / "models"
+    add = parser.add_argument
+    add("--model", type=Path, default=models / "llama-70b.json", help="a config.json of a Llama")
+    add("--layers", type=int, help="so many of its layers only")
+    add("--hidden", type=int, help="shrink it to this hidden size")
+    add("--link", default="nvlink-8", help="a link of ladderize/hardware/links.toml")
+    add("--latency-us", type=float, help="instead of the link's")
+    add("--bandwidth", type=float, help="GB/s, instead of the link's")
+    add("--sms", type=int, default=1, help="that a transfer takes away from compute")
+    add("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
+    add("--prompt", type=int, default=1024)
+    add("--new", type=int, default=512, help="tokens; the caches have room for them")
+    add("--phases", nargs="+", choices=("prefill", "decode"), default=["prefill", "decode"])
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--shard-vocabulary", action=argparse.BooleanOptionalAction, default=True)
+    add("--repeats", type=int, default=25)
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--lowering", choices=("inductor", "aot_eager"), default="inductor")
+    add("--json", type=Path, help="write the results there")
+    return parser.parse_args()
+
+
+def link_from(options: argparse.Namespace) -> Link:
+    known = link_of(options.link)
+    latency = known.latency if options.latency_us is None else options.latency_us * 1e-6
+    bandwidth = known.bandwidth if options.bandwidth is None else options.bandwidth * 1e9
+    is_known = (latency, bandwidth) == (known.latency, known.bandwidth)
+    return Link(known.name if is_known else "given", known.ranks, latency, bandwidth)
+
+
+def run(options: argparse.Namespace) -> Results:
+    config, link = config_of(options), link_from(options)
+    device = torch.device(options.device)
+    on_cuda = device.type == "cuda"
+    lane = KernelLane(device, options.sms) if on_cuda else LaneWithoutKernel()
+    rows: list[Row] = list(check_kernel(lane, options.repeats)) if on_cuda else []
+    room = options.prompt + options.new
+    with stand_in(link, lane, device.type) as (mesh, group), torch.no_grad():
+        weights = Weights(mesh)
+        for batch in options.batch:
+            phases = {
+                "prefill": Phase("prefill", batch, options.prompt, 0, room),
+                "decode": Phase("decode", batch, 1, options.prompt, room),
+            }
+            for name in options.phases:
+                rows += measure(options, config, phases[name], weights, group)
+            weights.forget_caches()
+    rows += generation([row for row in rows if "variant" in row.key], options.new)
+    model = f"{options.model.stem}, {config.num_hidden_layers} layers of {config.hidden_size}"
+    same = {"model": model, "link": str(link), "sms": options.sms, "device": options.device}
+    command = " ".join(["python", "bench/gpu_stand_in.py", *sys.argv[1:]])
+    return Results(command, with_ratios(Row({**r.key, **same}, r.values) for r in rows))
+
+
+def main() -> None:
+    options = arguments()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(
+            "torch sees no CUDA device. --device cpu --layers 2 --hidden 64 tries all but it."
+        )
+    results = run(options)
+    is_70b = options.model.stem == "llama-70b" and not (options.layers or options.hidden)
+    title = "one device in place of 8" if options.device == "cuda" else "dry run, no transfers"
+    Console(width=140).print(table_of(results.rows, title, paper_rows() if is_70b else {}))
+    if options.json:
+        results.write(options.json, force=True)
+
+
+if __name__ == "__main__":
+    main()

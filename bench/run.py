@@ -1,0 +1,77 @@
+"""Run scenarios: each is a file with what `ladderize bench` is given.
+
+    python bench/run.py bench/scenarios/decode_small.toml [MORE.toml] [--results bench/results]
+
+A scenario is a model, and options that are flags of the verb of the same name: `length = [64, 128]`
+is `--length 64,128`, `strict = false` is `--no-strict`. What it finds goes to NAME.json in the
+folder of results, over what was there; `bench/compare.py` tells what moved.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """One option as words of a command line."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return [f"--{dashed}", text]
+
+
+def command_of(scenario: Path, results: Path) -> list[str]:
+    """The command line of a scenario; what it writes is beside the final file until it is whole."""
+    given = tomllib.loads(scenario.read_text("utf-8"))
+    strange = given.keys() - {"about", "model", "options"}
+    if strange or "model" not in given:
+        raise SystemExit(
+            f"{scenario}: a scenario has `model`, a table `options` and may have `about`"
+            + (f", not {', '.join(sorted(strange))}." if strange else ".")
+        )
+    options = given.get("options", {}).items()
+    words = [given["model"], *(word for name, value in options for word in flag(name, value))]
+    return ["ladderize", "bench", *words, "--out", str(unfinished(scenario, results))]
+
+
+def unfinished(scenario: Path, results: Path) -> Path:
+    return results / f".{scenario.stem}.json"
+
+
+def run(scenario: Path, results: Path) -> Path:
+    """Run it from the root of the repository, to which the paths in scenarios are relative."""
+    results.mkdir(parents=True, exist_ok=True)
+    unfinished(scenario, results).unlink(missing_ok=True)
+    command = command_of(scenario, results)
+    print(shlex.join(command), flush=True)
+    start = [sys.executable, "-c", "from ladderize.cli import main; main()", *command[1:]]
+    if subprocess.run(start, cwd=HERE.parent, check=False).returncode:
+        raise SystemExit(f"{scenario}: the command failed; nothing was written.")
+    found = results / f"{scenario.stem}.json"
+    unfinished(scenario, results).replace(found)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scenarios", type=Path, nargs="+", metavar="SCENARIO")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="a folder")
+    parser.add_argument("--print", action="store_true", help="the commands, and run none")
+    given = parser.parse_args()
+    results = given.results.absolute()
+    for scenario in given.scenarios:
+        if given.print:
+            print(shlex.join(command_of(scenario, results)))
+        else:
+            print(f"wrote {run(scenario, results)}")
+
+
+if __name__ == "__main__":
+    main()

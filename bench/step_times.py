@@ -1,0 +1,113 @@
+"""How long a step of `gpu_stand_in.py` takes, and a transfer alone.
+
+on CUDA    warm-up on another stream ── capture ── replay between two events
+on CPU     one call after another, by the clock: a dry run
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ladderize.benchmark.results import Row
+from ladderize.emulation.stand_in import KernelLane, StandInGroup
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step that is ready: what runs it, what times one run, and how long its transfers last."""
+
+    seconds: Callable[[], float]
+    communication: float
+
+
+def time_on_cpu(step: Callable, reset: Callable, group: StandInGroup, is_silent: bool) -> Timed:
+    def seconds() -> float:
+        reset()
+        with silence(group, is_silent):
+            started = time.perf_counter()
+            step()
+            return time.perf_counter() - started
+
+    seconds()
+    group.clear()
+    seconds()
+    return Timed(seconds, sum(transfer.seconds for transfer in group.transfers))
+
+
+def time_on_cuda(step: Callable, reset: Callable, group: StandInGroup, is_silent: bool) -> Timed:
+    def whole() -> None:
+        reset()
+        step()
+
+    with silence(group, is_silent):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                whole()
+        torch.cuda.synchronize()
+        group.clear()
+        replay = capture(step)
+    communication = sum(transfer.seconds for transfer in group.transfers)
+
+    def seconds() -> float:
+        reset()
+        return time_by_events(replay)
+
+    seconds()
+    return Timed(seconds, communication)
+
+
+def capture(step: Callable[[], object]) -> Callable[[], None]:
+    """Replays a CUDA graph of `step`."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def time_by_events(run: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@contextmanager
+def silence(group: StandInGroup, is_silent: bool) -> Iterator[None]:
+    group.is_silent = is_silent
+    try:
+        yield
+    finally:
+        group.is_silent = False
+
+
+def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator[Row]:
+    """How long transfers last that nothing computes behind: as asked, and launching them."""
+    for asked in (10e-6, 100e-6):
+
+        def transfers(asked: float = asked) -> None:
+            for _ in range(in_a_row):
+                lane.launch(asked, lambda: None)()
+
+        transfers()
+        torch.cuda.synchronize()
+        replay = capture(transfers)
+        found = [time_by_events(replay) / in_a_row for _ in range(repeats)]
+        key = {"phase": "a transfer alone", "asked_us": asked * 1e6, "sms": lane.sms}
+        yield Row(key, summary(found))
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Median, and how far apart the middle half is, relative to it."""
+    median = statistics.median(seconds)
+    quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
+    return {"median_s": median, "spread": (quarters[2] - quarters[0]) / median}
