@@ -44,7 +44,7 @@ class Draft:
     _found: tuple[CollectiveReport, ...] = ()
     _inserted: tuple[CollectiveReport, ...] = ()
     _sharding: ShardReport | None = None
-    _outside: Outside = Outside()
+    _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
 
     def see_streams(
