@@ -13,6 +13,7 @@ from ladderize.cli.bench import bench
 from ladderize.cli.demo import demo
 from ladderize.cli.doctor import doctor
 from ladderize.cli.explain import explain
+from ladderize.cli.plan import plan
 from ladderize.cli.plot import plot
 from ladderize.cli.rewrite import rewrite
 from ladderize.cli.verify import verify
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (explain, rewrite, verify, plot, bench, demo, doctor):
+for verb in (explain, rewrite, verify, plot, plan, bench, demo, doctor):
     app.command()(verb)
 
 

@@ -19,11 +19,9 @@ TraceStandard = Annotated[
     typer.Option(help="A trace of torch.profiler (export_chrome_trace) of the standard net."),
 ]
 TraceLadder = Annotated[Path | None, typer.Option(help="One of the ladder.")]
-Ranks = Annotated[int, typer.Option("--tp", min=1, help="Ranks of the predicted step.")]
-Tflops = Annotated[float, typer.Option(min=0, help="Of one rank, in 10^12 a second.")]
-Memory = Annotated[float, typer.Option(min=0, help="Rate of reading weights, in GB/s.")]
-Link = Annotated[float, typer.Option(min=0, help="Rate of the link to the next rank, in GB/s.")]
-Latency = Annotated[float, typer.Option(min=0, help="Of an all-reduce of nothing, in µs.")]
+Hardware = Annotated[
+    str, typer.Option(help="Of the predicted step: DEVICExRANKS-LINK, as h100x4-pcie.")
+]
 Dark = Annotated[bool, typer.Option("--dark", help="Of a picture; a page has both.")]
 
 
@@ -33,11 +31,7 @@ def plot(
     perfetto: Perfetto = None,
     trace_standard: TraceStandard = None,
     trace_ladder: TraceLadder = None,
-    tp: Ranks = 8,
-    tflops: Tflops = 500,
-    memory: Memory = 3000,
-    link: Link = 400,
-    latency: Latency = 10,
+    hardware: Hardware = "h100x8-nvlink",
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -51,26 +45,26 @@ def plot(
 ) -> None:
     """Draw the blocks before and after, a step's timeline and a table of the layers.
 
-    The timeline is that of the traces, or else predicted from FLOPs, bytes and the link given here;
-    the defaults are round numbers near a node of H100s.
+    The timeline is that of the traces, or else predicted for the hardware, as `plan` does.
     """
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plot", debug, json):
         with working("loading torch"):
             from ladderize.aot.parallelize import aot_config
             from ladderize.files import refuse_file
+            from ladderize.hardware import hardware_of
             from ladderize.plot import draw
             from ladderize.sources import InputSizes, open_model
-            from ladderize.timeline import Hardware, measure, predict, write_perfetto
+            from ladderize.timeline import measure, predict, write_perfetto
 
         for path in filter(None, (out, perfetto)):
             refuse_file(path, force)
-        hardware = Hardware(tp, tflops * 1e12, memory * 1e9, link * 1e9, latency * 1e-6)
+        machine = hardware_of(hardware)
         with working(f"tracing {model}"):
             source = open_model(model, InputSizes(batch, length, image_size), has_weights=False)
             report = source.explain(aot_config(**options))
         if trace_standard is None and trace_ladder is None:
-            timeline = predict(report, hardware)
+            timeline = predict(report, machine)
         else:
             timeline = measure(report, trace_standard, trace_ladder)
         with working("drawing"):

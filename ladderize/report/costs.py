@@ -2,12 +2,17 @@
 
 h = linear(silu(linear(norm(x), w1)), w2)
 
-flops           of both products; what is pointwise computes next to nothing
-weight_bytes    of w1, w2 and the weight of the norm
-reduce_bytes    of h, which tensor parallelism sums up over the ranks
+flops             of both products; what is pointwise computes next to nothing
+weight_bytes      of w1, w2 and the weight of the norm
+reduce_bytes      of h, which tensor parallelism sums up over the ranks
+
+h = linear(attention(q, k, v), w)
+
+attention_flops   of products of computed values alone: they grow with queries times keys
+cache_bytes       of k and v, before heads are repeated: what a KV cache holds
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +21,8 @@ from torch.fx import GraphModule, Node
 from ladderize import compat, ops
 from ladderize.block import Block
 from ladderize.ops import Kind
-from ladderize.report.kinds import with_bodies
+from ladderize.report.data import Outside
+from ladderize.report.kinds import is_fused_attention, is_product, with_bodies
 from ladderize.work import flops_of
 
 
@@ -36,18 +42,38 @@ class Costs:
 
     def of(self, block: Block) -> dict[str, int | None]:
         """The cost fields of `BlockReport`; None where a size is not known before the run."""
-        mixing = [n for n in with_bodies(self.gm, block.branch) if ops.kind(n) is Kind.MIX]
-        computed = [t for node in mixing for t in (node, *node.all_input_nodes)]
+        mixing = self._mixing(block.branch)
+        attending = [node for node in mixing if self._attends(node)]
         return {
-            "flops": sum(map(flops_of, mixing)) if all(map(_is_sized, computed)) else None,
-            "weight_bytes": sum(map(_num_bytes, self._weights(block))),
+            "flops": _flops(mixing),
+            "weight_bytes": self._weight_bytes(block.branch),
             "reduce_bytes": _largest(block.outputs),
+            "attention_flops": _flops(attending),
+            "cache_bytes": _cache_bytes(attending),
         }
 
-    def _weights(self, block: Block) -> list[torch.Tensor]:
+    def outside(self, blocks: Iterable[Block]) -> Outside:
+        """Of what multiplies outside of `blocks`: a head. An embedding only looks rows up."""
+        inside = {node for block in blocks for node in block.branch}
+        rest = [n for n in self.gm.graph.nodes if n not in inside and n not in self.static]
+        mixing = [node for node in self._mixing(rest) if ops.op_name(node) != "embedding"]
+        return Outside(_flops(mixing), self._weight_bytes(mixing))
+
+    def _mixing(self, nodes: Iterable[Node]) -> list[Node]:
+        return [node for node in with_bodies(self.gm, nodes) if ops.kind(node) is Kind.MIX]
+
+    def _attends(self, node: Node) -> bool:
+        """Whether it multiplies computed values with each other: queries with keys, or values."""
+        computed = [source for source in node.all_input_nodes if source not in self.static]
+        return is_fused_attention(node) or (is_product(node) and len(computed) > 1)
+
+    def _weight_bytes(self, nodes: Collection[Node]) -> int:
+        return sum(map(_num_bytes, (*self._weights(nodes), *_held_by_modules(nodes))))
+
+    def _weights(self, nodes: Collection[Node]) -> list[torch.Tensor]:
         """Each once, through the casts and transposes that other nodes hold."""
         seen: set[Node] = set()
-        stack = [source for node in block.branch for source in node.all_input_nodes]
+        stack = [source for node in nodes for source in node.all_input_nodes]
         while stack:
             node = stack.pop()
             if node in seen or node not in self.static:
@@ -55,15 +81,41 @@ class Costs:
             seen.add(node)
             if node not in self.names:
                 stack += node.all_input_nodes
-        held = [t for n in seen if n in self.names or n.op == "get_attr" for t in ops.tensors(n)]
-        return [*held, *_held_by_modules(block)]
+        return [t for n in seen if n in self.names or n.op == "get_attr" for t in ops.tensors(n)]
 
 
-def _held_by_modules(block: Block) -> Iterator[torch.Tensor]:
+def _held_by_modules(nodes: Iterable[Node]) -> Iterator[torch.Tensor]:
     """In a symbolically traced module the layers keep their parameters."""
-    for node in block.branch:
+    for node in nodes:
         if node.op == "call_module":
             yield from ops.called_module(node).parameters()
+
+
+def _flops(mixing: Collection[Node]) -> int | None:
+    computed = [t for node in mixing for t in (node, *node.all_input_nodes)]
+    return sum(map(flops_of, mixing)) if all(map(_is_sized, computed)) else None
+
+
+def _cache_bytes(attending: Iterable[Node]) -> int | None:
+    """Of keys and values: the second operand of each product, the last two of a fused attention."""
+    found = [
+        _least_bytes(held)
+        for node in attending
+        for held in node.all_input_nodes[1 : 3 if is_fused_attention(node) else 2]
+    ]
+    return None if None in found else sum(filter(None, found))
+
+
+def _least_bytes(node: Node) -> int | None:
+    """Of `node` before its layout was changed: repeating heads makes it larger."""
+    least = None
+    while _is_sized(node) and ops.tensors(node):
+        size = sum(map(_num_bytes, ops.tensors(node)))
+        least = size if least is None else min(least, size)
+        if ops.kind(node) is not Kind.LAYOUT or len(node.all_input_nodes) != 1:
+            break
+        (node,) = node.all_input_nodes
+    return least
 
 
 def _largest(outputs: tuple[Node, ...]) -> int | None:

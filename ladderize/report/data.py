@@ -45,8 +45,10 @@ class BlockReport:
         flops: of its branch in one forward run, as `work.flops_of` counts them.
         weight_bytes: of the parameters and buffers that its branch reads.
         reduce_bytes: of what its branch adds to the stream, which tensor parallelism all-reduces.
+        attention_flops: those of `flops` that multiply computed values, of queries with keys.
+        cache_bytes: of the keys and values that it attends to, before heads are repeated.
 
-    The last three are those of the graph that was captured: of all ranks where ladderize is to
+    The last five are those of the graph that was captured: of all ranks where ladderize is to
     shard it, of one where the model was sharded before. Dynamic sizes count with those of the
     call; None where a size is not known before the model runs.
     """
@@ -66,6 +68,8 @@ class BlockReport:
     flops: int | None = None
     weight_bytes: int | None = None
     reduce_bytes: int | None = None
+    attention_flops: int | None = 0
+    cache_bytes: int | None = 0
 
     @property
     def is_rewired(self) -> bool:
@@ -157,6 +161,19 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """What is computed outside of the branches, mostly by the head.
+
+    Attributes:
+        flops: of one forward run; None where a size is not known before the model runs.
+        weight_bytes: of the parameters that are multiplied; rows of an embedding do not count.
+    """
+
+    flops: int | None = 0
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class GraphReport:
     """One captured graph.
 
@@ -164,6 +181,7 @@ class GraphReport:
         index: in the order of capture.
         name: of the function, or of the piece of it that a graph break left.
         outcome: a key of `page.OUTCOMES`.
+        outside: what is computed outside of its branches.
     """
 
     index: int
@@ -174,6 +192,7 @@ class GraphReport:
     passes: tuple[PassReport, ...] = ()
     collectives: tuple[CollectiveReport, ...] = ()
     sharding: ShardReport | None = None
+    outside: Outside = Outside()
 
 
 @dataclass(frozen=True)

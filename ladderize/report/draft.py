@@ -17,6 +17,7 @@ from ladderize.report.collectives import find_collectives
 from ladderize.report.data import (
     CollectiveReport,
     GraphReport,
+    Outside,
     PassReport,
     Refusal,
     ShardReport,
@@ -43,13 +44,14 @@ class Draft:
     _found: tuple[CollectiveReport, ...] = ()
     _inserted: tuple[CollectiveReport, ...] = ()
     _sharding: ShardReport | None = None
+    _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
 
     def see_streams(
         self, gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream]
     ) -> None:
         """Call with the standard graph."""
-        self._standard = snapshot(gm, names, streams, self.index)
+        self._standard, self._outside = snapshot(gm, names, streams, self.index)
         self._home = {
             node: f"h{block.index}" + (f"_{number}" if number else "")
             for number, stream in enumerate(streams)
@@ -93,7 +95,7 @@ class Draft:
     def finish(self, name: str, outcome: str, error: LadderError | None = None) -> GraphReport:
         """The report of this graph; with an `error` of the standard one, which it stays."""
         passes = tuple(PassReport(n, r.changed, s) for n, r, s in self.log.entries)
-        graph = GraphReport(self.index, name, outcome, passes=passes)
+        graph = GraphReport(self.index, name, outcome, passes=passes, outside=self._outside)
         if error is not None:
             refusal = Refusal(error.summary, error.blockers, error.cure)
             return dataclasses.replace(

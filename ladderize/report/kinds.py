@@ -75,7 +75,7 @@ class _Branch:
 
     def multiplies_values(self, node: Node) -> bool:
         """Whether `node` is the matrix product of two computed values, none of them a weight."""
-        if _name(node) not in _PRODUCTS or _name(node) == "linear":
+        if not is_product(node):
             return False
         return sum(source not in self.static for source in node.all_input_nodes) > 1
 
@@ -98,14 +98,14 @@ def with_bodies(gm: GraphModule, nodes: Iterable[Node]) -> Iterator[Node]:
     """`nodes`, with what higher-order calls hold in place of the calls."""
     for node in nodes:
         held = bodies(gm, node)
-        if not held or _is_fused_attention(node):
+        if not held or is_fused_attention(node):
             yield node
         for body in held:
             yield from with_bodies(body, body.graph.nodes)
 
 
 def _is_attention(branch: _Branch) -> bool:
-    if any(map(_is_fused_attention, branch.mixing)):
+    if any(map(is_fused_attention, branch.mixing)):
         return True
     soft = [node for node in branch.nodes if _name(node) in _SOFTMAX]
     return any(
@@ -123,8 +123,13 @@ def _meets_product(branch: _Branch, start: Node, step: Callable[[Node], Iterable
     return any(branch.multiplies_values(node) for node in reached)
 
 
-def _is_fused_attention(node: Node) -> bool:
+def is_fused_attention(node: Node) -> bool:
     return any(part in _name(node) for part in _ATTENTIONS)
+
+
+def is_product(node: Node) -> bool:
+    """Whether it multiplies two matrices of which none need be a weight."""
+    return _name(node) in _PRODUCTS and _name(node) != "linear"
 
 
 def _is_moe(branch: _Branch) -> bool:

@@ -13,7 +13,7 @@ from ladderize.ops import Kind
 from ladderize.reach import Reach
 from ladderize.recurrence import read_recurrence
 from ladderize.report.costs import Costs
-from ladderize.report.data import BlockReport, SegmentReport, StreamReport
+from ladderize.report.data import BlockReport, Outside, SegmentReport, StreamReport
 from ladderize.report.kinds import kind_of_block
 
 Reads = tuple[tuple[str, ...], ...]
@@ -21,12 +21,13 @@ Reads = tuple[tuple[str, ...], ...]
 
 def snapshot(
     gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream], graph: int
-) -> tuple[StreamReport, ...]:
-    """The streams of the standard `gm`; every branch still reads what it did."""
+) -> tuple[tuple[StreamReport, ...], Outside]:
+    """The streams of the standard `gm`, whose branches read what they did, and what is outside."""
     static = Reach(gm, names).static
-    weigh = Costs(gm, static, names).of
+    costs = Costs(gm, static, names)
+    weigh = costs.of
     reads = read_branches(gm, streams)
-    return tuple(
+    found = tuple(
         StreamReport(
             number,
             tuple(
@@ -39,6 +40,7 @@ def snapshot(
         )
         for number, stream in enumerate(streams)
     )
+    return found, costs.outside(block for stream in streams for block in stream.blocks)
 
 
 def read_branches(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Reads, ...]:

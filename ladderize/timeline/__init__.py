@@ -1,6 +1,6 @@
 """When each block of a step computes and communicates: predicted from its costs, or measured.
 
-Report ── predict.py ──┐
+Report ── predict.py ──┐ tasks.py, two_lanes.py: the schedule, the planner's too
                        ├── data.py: Timeline of Steps ── perfetto.py, ladderize/plot
 traces ── measure.py ──┘
    └ trace.py, spans.py
@@ -9,12 +9,11 @@ traces ── measure.py ──┘
 from ladderize.timeline.data import BlockKey, Interval, Lane, Step, Timeline
 from ladderize.timeline.measure import measure
 from ladderize.timeline.perfetto import write_perfetto
-from ladderize.timeline.predict import Hardware, predict
+from ladderize.timeline.predict import predict
 from ladderize.timeline.trace import read_step
 
 __all__ = [
     "BlockKey",
-    "Hardware",
     "Interval",
     "Lane",
     "Step",
