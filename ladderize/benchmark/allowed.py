@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from ladderize.report.data import BlockReport
+from ladderize.timeline.tasks import COMPUTE, LINK
+from ladderize.timeline.two_lanes import Task, place
 
 
 def exposed_at_least(blocks: Sequence[BlockReport], seconds: float, communicating: float) -> float:
     """Exposed seconds of the ladder on two lanes, one for compute, one for all-reduces.
 
-    Block i waits for the all-reduces of the blocks before i - 1, the end of the step for all.
+    Block i waits for the all-reduce of block i - 2, the end of the step for all.
 
     Args:
         blocks: of the step, with their FLOPs; each ends in one all-reduce.
@@ -16,12 +18,11 @@ def exposed_at_least(blocks: Sequence[BlockReport], seconds: float, communicatin
         communicating: of all their all-reduces.
     """
     flops = [block.flops or 0 for block in blocks]
-    each = communicating / len(blocks)
-    now = exposed = 0.0
-    done: list[float] = []
+    tasks: list[Task] = []
+    durations: dict[str, float] = {}
     for i, part in enumerate(flops):
-        ready = done[i - 2] if i > 1 else 0.0
-        exposed += max(0.0, ready - now)
-        now = max(now, ready) + seconds * part / sum(flops)
-        done.append(max(now, done[-1] if done else 0.0) + each)
-    return exposed + done[-1] - now
+        stale = (f"all-reduce {i - 2}",) if i > 1 else ()
+        tasks += [Task(f"h{i}", COMPUTE, stale), Task(f"all-reduce {i}", LINK, (f"h{i}",))]
+        durations[f"h{i}"] = seconds * part / sum(flops)
+        durations[f"all-reduce {i}"] = communicating / len(blocks)
+    return max(end for _, end in place(tasks, durations).values()) - seconds

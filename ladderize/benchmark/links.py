@@ -20,15 +20,14 @@ def choose_links(
         names: of `links.toml`.
         shares: of a block's compute, that a collective takes.
         latencies: in seconds, of links with `bandwidth` bytes per second, None for no limit.
-        ranks: that share each link, whatever its profile says.
+        ranks: that share a link which has no name.
 
     Raises:
         LadderError: there is no such link, or a bandwidth without a latency.
     """
     if bandwidth is not None and not latencies:
         raise LadderError("A bandwidth alone is no link.", cure="give --alpha-us too")
-    known = [link_of(name) for name in names]
-    named = [Link(link.name, ranks, link.latency, link.bandwidth, link.source) for link in known]
+    named = [link_of(name) for name in names]  # two processes stand in for eight GPUs
     made = [
         Link(f"{latency * 1e6:g} µs", ranks, latency, bandwidth or UNLIMITED)
         for latency in latencies

@@ -206,7 +206,7 @@ def _on_device(prepared: Prepared, device: str) -> Prepared:
 
 def _set_link(group: EmulatedGroup | None, link: Link) -> None:
     if group is not None:
-        group.link = dataclasses.replace(link, ranks=group.size())
+        group.link = link
 
 
 def _compile(variant: Variant, prepared: Prepared) -> Compiled:
