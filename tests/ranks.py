@@ -1,4 +1,4 @@
-"""Real gloo ranks for tests: spawned once for a file, kept alive, with a timeout on every call.
+"""Real ranks for tests: spawned once for a file, kept alive, with a timeout on every call.
 
 A test sends a module-level function; every rank runs it as `fn(*args)` and sends its result back.
 Results must be picklable without sharing memory: return floats, lists, numpy arrays or CPU
@@ -16,13 +16,20 @@ import torch
 import torch.distributed as dist
 from checked import check_all_emitted_code
 
+Start = Callable[[int, int], object]
+"""Makes the default group; given this rank and how many there are."""
 
-def _serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
+
+def _start_gloo(rank: int, num_ranks: int) -> None:
+    dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
+
+
+def _serve(rank: int, num_ranks: int, port: int, pipe: Connection, start: Start) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="0")
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is the test process's
     torch.set_num_threads(1)
     check_all_emitted_code()
-    dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
+    start(rank, num_ranks)
     while (task := pipe.recv()) is not None:
         fn, args = task
         try:
@@ -35,9 +42,9 @@ def _serve(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
 
 
 class Ranks:
-    """`num_ranks` processes joined in one gloo group; use as a context manager."""
+    """`num_ranks` processes joined in one group, gloo's by default; use as a context manager."""
 
-    def __init__(self, num_ranks: int) -> None:
+    def __init__(self, num_ranks: int, start: Start = _start_gloo) -> None:
         self.num_ranks = num_ranks
         context = multiprocessing.get_context("spawn")
         # Served from here, on a port the system picks while binding it: a port picked first and
@@ -47,7 +54,7 @@ class Ranks:
         self._pipes = [ours for ours, _ in pairs]
         self._processes = [
             context.Process(
-                target=_serve, args=(rank, num_ranks, self._store.port, theirs), daemon=True
+                target=_serve, args=(rank, num_ranks, self._store.port, theirs, start), daemon=True
             )
             for rank, (_, theirs) in enumerate(pairs)
         ]

@@ -106,6 +106,7 @@ class Carrier:
             try:
                 work.schedule.set_result(self._carry(work, start))
             except BaseException as error:  # whatever it is: `wait()` raises it
+                error.add_note(f"while an emulated link carried {work.op}, {work.num_bytes} bytes")
                 work.schedule.set_exception(error)
             del given, work, start  # the tensors live no longer than the transfer
 
