@@ -92,6 +92,27 @@ def test_values_are_those_of_gloo(emulated_ranks):
         ]
 
 
+def read_in_flight():
+    """A buffer before its launch's wait, long after gloo has the sum, and behind the wait."""
+    group = world()
+    group.link = replace(LINK, latency=0.5)
+    buffer = torch.ones(4)
+    work = dist.all_reduce(buffer, group=group, async_op=True)
+    schedule = work.schedule.result()
+    seen, moment = buffer.tolist(), time.perf_counter()
+    work.wait()
+    return seen, buffer.tolist(), schedule.arrived < schedule.due, moment < schedule.due
+
+
+def test_values_appear_when_the_transfer_is_due(emulated_ranks):
+    """So that what touches a buffer in flight is wrong here as on a slow link."""
+    for seen, after, gloo_was_quick, read_early in emulated_ranks.run(read_in_flight):
+        assert gloo_was_quick or not read_early
+        assert after == [2.0] * 4
+        if read_early:
+            assert seen == [1.0] * 4
+
+
 def go_past_the_link():
     group = world()
     x = torch.full((2,), float(dist.get_rank()))

@@ -7,7 +7,7 @@ and the queue release the interpreter lock while they block, so that the rank co
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ladderize.emulation.transfers import Transfer
 
-Start = Callable[[Any], list[dist.Work]]
-"""Launches one transfer on a `ProcessGroupGloo`, whose stub lacks every collective."""
+Start = Callable[[Any, list[Tensor]], list[dist.Work]]
+"""Launches one transfer on a `ProcessGroupGloo`, whose stub lacks every collective, into tensors
+that are staged in the place of its outputs."""
 
 # Linux wakes a sleeper 0.06 to 0.1 ms late; the rest is spent awake, other threads let through.
 _AWAKE = 200e-6
@@ -38,14 +40,20 @@ class Schedule:
 
 
 class EmulatedWork(dist.Work):
-    """One transfer under way.
+    """One transfer under way. Its values appear in the outputs when it is due, not when gloo has
+    them: what reads a buffer in flight reads what it would read on a slow link.
 
     Attributes:
+        staged: what gloo works on in the place of the outputs.
         transfer: what is known of it; None until it has been waited for.
     """
 
-    def __init__(self, op: str, num_bytes: int, seconds: float) -> None:
+    def __init__(
+        self, op: str, num_bytes: int, seconds: float, outputs: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
+        self.staged = [output.clone() for output in outputs]
+        self._outputs = list(outputs)
         self.op = op
         self.num_bytes = num_bytes
         self.seconds = seconds
@@ -75,12 +83,23 @@ class EmulatedWork(dist.Work):
                 entered,
                 released=time.perf_counter(),
             )
+        self._deliver()
         return True
+
+    def _deliver(self) -> None:
+        for output, staged in zip(self._outputs, self.staged, strict=True):
+            output.copy_(staged)
+        self._outputs, self.staged = [], []
 
     def is_completed(self) -> bool:
         if not self.schedule.done():
             return False
-        return bool(self.schedule.exception()) or time.perf_counter() >= self.schedule.result().due
+        if self.schedule.exception() is not None:
+            return True
+        if time.perf_counter() < self.schedule.result().due:
+            return False
+        self._deliver()
+        return True
 
 
 class Carrier:
@@ -114,7 +133,7 @@ class Carrier:
         launch = torch.tensor([work.launched], dtype=torch.float64)
         latest: Any = dist.AllreduceOptions()
         latest.reduceOp = dist.ReduceOp.MAX
-        for part in [self._gloo.allreduce([launch], latest), *start(self._gloo)]:
+        for part in [self._gloo.allreduce([launch], latest), *start(self._gloo, work.staged)]:
             part.wait()
         peers, free = launch.item(), self._free
         self._free = max(peers, free) + work.seconds

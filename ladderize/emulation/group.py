@@ -66,35 +66,46 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> EmulatedWork:
         opts = opts or _c10d.AllreduceOptions()
-        return self._launch("all_reduce", tensors, lambda gloo: [gloo.allreduce(tensors, opts)])
+        return self._launch(
+            "all_reduce", tensors, tensors, lambda gloo, staged: [gloo.allreduce(staged, opts)]
+        )
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> EmulatedWork:
         each = _c10d.AllreduceOptions()
         each.reduceOp = opts.reduceOp if opts else _c10d.ReduceOp.SUM
         return self._launch(
-            "all_reduce", tensors, lambda gloo: [gloo.allreduce([t], each) for t in tensors]
+            "all_reduce",
+            tensors,
+            tensors,
+            lambda gloo, staged: [gloo.allreduce([t], each) for t in staged],
         )
 
     def allgather_into_tensor_coalesced(
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> EmulatedWork:
         opts = opts or _c10d.AllgatherOptions()
-        pairs = list(zip(outputs, inputs, strict=True))
         return self._launch(
             "all_gather",
             outputs,
-            lambda gloo: [gloo._allgather_base(out, given, opts) for out, given in pairs],
+            outputs,
+            lambda gloo, staged: [
+                gloo._allgather_base(out, given, opts)
+                for out, given in zip(staged, inputs, strict=True)
+            ],
         )
 
     def reduce_scatter_tensor_coalesced(
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> EmulatedWork:
         opts = opts or _c10d.ReduceScatterOptions()
-        pairs = list(zip(outputs, inputs, strict=True))
         return self._launch(
             "reduce_scatter",
             inputs,
-            lambda gloo: [gloo._reduce_scatter_base(out, given, opts) for out, given in pairs],
+            outputs,
+            lambda gloo, staged: [
+                gloo._reduce_scatter_base(out, given, opts)
+                for out, given in zip(staged, inputs, strict=True)
+            ],
         )
 
     def _allgather_base(self, output: Tensor, given: Tensor, opts: Any = None) -> EmulatedWork:
@@ -115,7 +126,10 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
         return self._launch(
             "all_to_all",
             [given],
-            lambda gloo: [gloo.alltoall_base(output, given, output_sizes, input_sizes, opts)],
+            [output],
+            lambda gloo, staged: [
+                gloo.alltoall_base(staged[0], given, output_sizes, input_sizes, opts)
+            ],
         )
 
     # The names of torch 2.13 for the same; 2.11 knows those above only.
@@ -125,9 +139,11 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
     reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced
     all_to_all_single = alltoall_base
 
-    def _launch(self, op: str, whole: Sequence[Tensor], start: Start) -> EmulatedWork:
+    def _launch(
+        self, op: str, whole: Sequence[Tensor], outputs: Sequence[Tensor], start: Start
+    ) -> EmulatedWork:
         num_bytes = sum(tensor.nbytes for tensor in whole)
-        work = EmulatedWork(op, num_bytes, self.link.seconds(num_bytes, op))
+        work = EmulatedWork(op, num_bytes, self.link.seconds(num_bytes, op), outputs)
         self._launched.append(work)
         self._carrier.launch(work, start)
         return work
