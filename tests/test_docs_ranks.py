@@ -26,6 +26,11 @@ SUBSTITUTIONS = (
     ("(8,)", "(2,)"),
     ('"Llama-3.1-70B"', "folder"),
     ("--tp 8", "--tp 2"),
+    (
+        " bench hf:llama ",
+        " bench hf:llama --lowering eager --repeats 2 --warmup 1 --length 16 "
+        "--variants standard,ladder,bound ",
+    ),
     # A C++ compiler is not the point.
     ("fullgraph=True)", 'fullgraph=True, options={"lowering": "eager"})'),
     ('options={"mesh": mesh}', 'options={"mesh": mesh, "lowering": "eager"}'),

@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ def launch(
         RankFailed: with the traceback of the first rank that failed.
         KeyboardInterrupt: also in the place of the launcher's own `SignalException`.
     """
-    _set_environment(num_ranks, environment or {})
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -53,7 +53,8 @@ def launch(
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL),
     )
     try:
-        outcomes = elastic_launch(config, work)(*args)
+        with _environment(num_ranks, environment or {}):
+            outcomes = elastic_launch(config, work)(*args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RankFailed(_describe(rank, failure, folder)) from None
@@ -62,11 +63,19 @@ def launch(
     return [outcomes[rank] for rank in range(num_ranks)]
 
 
-def _set_environment(num_ranks: int, more: Mapping[str, str]) -> None:
+@contextmanager
+def _environment(num_ranks: int, more: Mapping[str, str]) -> Iterator[None]:
+    """What the ranks inherit while they are started and run."""
+    before = dict(os.environ)
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", **more)
     if sys.platform in LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _describe(rank: int, failure: ProcessFailure, folder: Path) -> str:
