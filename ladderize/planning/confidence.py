@@ -46,7 +46,8 @@ def _hardware(hardware: Hardware) -> Iterator[str]:
         yield f"{known} not measured: it is taken to reach as much of its data sheet as {DEVICE}"
     kind = hardware.link.name.rpartition("-")[0]
     if kind not in LINKS:
-        yield f"the link {hardware.link} was not measured: {hardware.link.source or 'as given'}"
+        source = hardware.link.source or "as given"
+        yield f"the link {hardware.link.name} was not measured: {source}"
     ranks = sorted({row.ranks for row in table()})
     if not ranks[0] <= hardware.ranks <= ranks[-1]:
         yield f"{hardware.ranks} ranks (measured: {ranks[0]} to {ranks[-1]})"
