@@ -93,11 +93,19 @@ def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
     )
     return dataclasses.replace(
         found,
-        last_batch=None if by_batch is None else int(by_batch),
-        last_prompt=None if by_prompt is None else int(by_prompt),
+        last_batch=_whole(by_batch),
+        last_prompt=_whole(by_prompt),
         last_bandwidth=_end(link.bandwidth, 2, lambda b: gain(hardware=on(b, link.latency)), None),
         least_latency=_end(link.latency, 0.5, lambda a: gain(hardware=on(link.bandwidth, a)), None),
     )
+
+
+def _whole(value: float | None) -> int | None:
+    """Down to three digits, more than it was looked for."""
+    if value is None:
+        return None
+    unit = int(10 ** max(len(str(int(value))) - 3, 0))
+    return int(value) // unit * unit
 
 
 def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:

@@ -1,15 +1,16 @@
 """A plan as tables and sentences for a terminal."""
 
+import textwrap
 from collections.abc import Iterator
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ladderize.planning.limits import LEAST_GAIN, Hiding, Limits
+from ladderize.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
 from ladderize.planning.plan import Plan
 from ladderize.planning.variants import VARIANTS
-from ladderize.plot.units import seconds
+from ladderize.plot.units import num_bytes, seconds
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -38,7 +39,7 @@ def _speeds(plan: Plan) -> Table:
     names = VARIANTS[1:]
     table = _table("batch", *(f"{v} tok/s" for v in VARIANTS), *names)
     for row in plan.batches:
-        speeds = [f"{row.of(variant).tokens_per_s:,.4g}" for variant in VARIANTS]
+        speeds = [_number(row.of(variant).tokens_per_s) for variant in VARIANTS]
         table.add_row(str(row.batch), *speeds, *(f"{row.speedup(v):.2f}x" for v in names))
     return table
 
@@ -77,12 +78,17 @@ def _ends(found: Limits) -> Table | str:
 
 def _above(last: int | None, full: int | None, unit: str) -> str:
     if last is not None:
-        return f"above {last:,}{unit}"
+        return f"above {_number(last)}{unit}"
     return f"not before memory is full, at {full:,}{unit}" if full else "at none that was tried"
 
 
+def _number(value: float) -> str:
+    """With four digits, or all in front of the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _rate(side: str, bandwidth: float) -> str:
-    return f"{side} {bandwidth / 1e9:.3g} GB/s"
+    return f"{side} {num_bytes(int(bandwidth))}/s"
 
 
 def _hidden(phase: Hiding) -> str:
@@ -93,12 +99,15 @@ def _hidden(phase: Hiding) -> str:
 
 
 def _fewest(plan: Plan) -> Iterator[str]:
+    """One line for batches that need the same layers."""
+    batches: dict[Fewest, list[str]] = {}
     for row in plan.batches:
-        few = row.fewest
+        batches.setdefault(row.fewest, []).append(str(row.batch))
+    for few, found in batches.items():
         if few.indices:
             yield (
-                f"batch {row.batch}: {len(few.indices)} of {few.total} {few.unit} give 90 % of the "
-                f"gain (--{few.unit} {few.text})"
+                f"{len(few.indices)} of {few.total} {few.unit} give 90 % of the gain at batch "
+                f"{', '.join(found)}: --{few.unit} {few.text}"
             )
 
 
@@ -112,7 +121,8 @@ def _sureness(plan: Plan) -> Iterator[str]:
     yield f"  {_percent(errors.speed)} in tokens/s."
     if plan.confidence.outside:
         yield "Outside of that table, so that these errors say little:"
-    yield from (f"  - {reason}" for reason in plan.confidence.outside)
+    for reason in plan.confidence.outside:
+        yield textwrap.fill(reason, 96, initial_indent="  - ", subsequent_indent="    ")
 
 
 def _percent(fraction: float) -> str:
