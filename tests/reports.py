@@ -1,5 +1,6 @@
 """Reports made by hand, without a model: streams of blocks with given reads and costs."""
 
+from ladderize.hardware import Hardware, Link
 from ladderize.report import (
     BlockReport,
     CollectiveReport,
@@ -52,3 +53,8 @@ def report_of(*streams, collectives=(), outcome="explained", **fields):
 
 def reduce_in(name, is_inserted=True, op="all_reduce"):
     return CollectiveReport(op, "0", name, is_inserted, "net.py:7")
+
+
+def machine(ranks=2, flops=100, memory=1e9, link=100 / 3, latency=1, **rest):
+    """1000 FLOPs of a block take 5 s on each of two ranks, its 100 bytes 3 s + 1 s of latency."""
+    return Hardware(Link("test", ranks, latency, link), flops, memory, **rest)

@@ -7,7 +7,7 @@ from graphs import Residual
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import ladderize
 
@@ -67,6 +67,25 @@ def test_operands_given_by_name():
 
     blocks = ladderize.explain(Named(), torch.randn(2, 4, 8)).blocks
     assert [block.flops for block in blocks] == [2 * 2 * 4 * 8 * 8] * 2
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_its_cache_and_the_head(attention):
+    """16 of 32 features are keys: heads are repeated behind them, which no cache holds."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 100}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(num_hidden_layers=1, use_cache=False, **shape, **heads)
+    model = LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
+    ids = torch.zeros(2, 8, dtype=torch.int64)
+    report = ladderize.explain(model, ids)
+    attending, mlp = report.blocks
+    assert attending.attention_flops == 2 * (2 * 2 * 4 * 8 * 8 * 8)
+    assert attending.cache_bytes == 2 * (2 * 8 * 16) * 4
+    assert (mlp.attention_flops, mlp.cache_bytes) == (0, 0)
+    outside = report.graphs[0].outside
+    assert outside.flops == 2 * 2 * 8 * 32 * 100
+    # The embedding, as large as the head, only looks rows up; 4 frequencies of the rotary one.
+    assert outside.weight_bytes in {4 * (32 * 100 + 32), 4 * (32 * 100 + 32 + 4)}
 
 
 class Convolutions(nn.Module):

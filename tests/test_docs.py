@@ -22,6 +22,7 @@ ILLUSTRATIONS = {
     ("docs/design.md", "Dynamo graph"),
     ("docs/design.md", "before   n = norm(x0)"),
     ("docs/ladder.md", "standard   x[i+1]"),
+    ("docs/planner.md", "h100x8-nvlink: 8 ranks"),
     ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),
     ("docs/sharding.md", "branch: layers.0.self_attn.q_proj.weight: 7 heads"),
 }

@@ -22,6 +22,7 @@ INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e 
 # Small arguments for the measurements that are quick with them; the others show their help, which
 # must have every option that the pages give.
 BENCH = {
+    "bench/calibrate.py": "--help",
     "bench/compile_time.py": "--help",
     "bench/explain_time.py": "--layers 2 --repeat 1",
     "bench/load_memory.py": "--help",

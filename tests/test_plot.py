@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from reports import block, reduce_in, report_of, stream_of
+from reports import block, machine, reduce_in, report_of, stream_of
 
 from ladderize import LadderError
 from ladderize.errors import Blocker
@@ -19,7 +19,7 @@ from ladderize.plot.svg import Markup, join, tag
 from ladderize.plot.theme import DARK, LIGHT
 from ladderize.report import Refusal, Report
 from ladderize.report.data import WARNING, SegmentReport, StreamReport
-from ladderize.timeline import Hardware, Interval, Lane, Step, Timeline, predict
+from ladderize.timeline import Interval, Lane, Step, Timeline, predict
 from ladderize.timeline.division import Division
 
 EVERY_BLOCK = Division(None, False)
@@ -200,7 +200,7 @@ def test_a_hundred_thousand_kernels_are_a_few_bars():
 
 
 def test_the_beginning_of_a_long_step():
-    timeline = predict(report_of(chain(20)), Hardware(2, 100, 1e9, 100 / 3, 1))
+    timeline = predict(report_of(chain(20)), machine())
     part = beginning(timeline, 3)
     standard, ladder = part.steps
     assert part.seconds == 3 * 9 + 5  # three blocks with their all-reduces, and the fourth
@@ -251,10 +251,10 @@ def test_nothing_is_fetched(tmp_path):
 
 
 def test_the_page_warns_and_says_where_numbers_are_from(tmp_path):
-    page = Page(html_of(report_of(chain(2)), tmp_path, predict(report_of(chain(2)), Hardware(4))))
+    page = Page(html_of(report_of(chain(2)), tmp_path, predict(report_of(chain(2)), machine(4))))
     assert WARNING in page.text
     assert "4 blocks in 1 stream, 3 read stale" in page.text
-    assert "Predicted from FLOPs, bytes and a link model: 4 ranks, 500 TFLOP/s" in page.text
+    assert "Predicted from FLOPs, bytes and a link model: 4 ranks, 1e-10 TFLOP/s" in page.text
     for row in ("model.layers.0.self_attn", "net.py:7", "1 kFLOP", "100 B"):
         assert row in page.text
 

@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reports import block, report_of
+from reports import block, machine, report_of
 
 from ladderize.plot import draw
 from ladderize.plot.theme import DARK, LIGHT
 from ladderize.report import Refusal
-from ladderize.timeline import Hardware, Interval, Lane, Step, Timeline, predict
+from ladderize.timeline import Interval, Lane, Step, Timeline, predict
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 if CHROMIUM is None:
@@ -21,7 +21,7 @@ if CHROMIUM is None:
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: page NOT tested")
 
 # Of all-reduces that take 0.8 of a block, as every 1000 FLOPs take 5 s.
-HARDWARE = Hardware(ranks=2, flops=100, memory=1e9, link=100 / 3, latency=1)
+HARDWARE = machine()
 
 
 def chain(layers, stale=1, **fields):

@@ -6,15 +6,14 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import block, reduce_in, report_of
+from reports import block, machine, reduce_in, report_of
 
 from ladderize import LadderError
 from ladderize.report import Report
-from ladderize.timeline import Hardware, Interval, Lane, Step, predict, write_perfetto
+from ladderize.timeline import Interval, Lane, Step, predict, write_perfetto
 from ladderize.timeline.spans import length, merge, subtract
 
-# 1000 FLOPs of a block take 5 s on each of two ranks, its 100 bytes 3 s + 1 s of latency.
-TWO = Hardware(ranks=2, flops=100, memory=1e9, link=100 / 3, latency=1)
+TWO = machine()
 
 
 def spans(lane):
@@ -77,9 +76,11 @@ def test_exposed_is_communication_without_compute():
 
 def test_costs():
     assert TWO.compute_seconds(1000, 0, 2) == 5
-    assert Hardware(memory=10).compute_seconds(1000, 80, 8) == 1  # the weights take longer
+    assert (
+        machine(memory=10, flops=1e9).compute_seconds(1000, 80, 8) == 1
+    )  # the weights take longer
     assert TWO.reduce_seconds(100) == pytest.approx(4)
-    assert Hardware(ranks=4, link=1, latency=0).reduce_seconds(100) == pytest.approx(150)
+    assert machine(ranks=4, link=1, latency=0).reduce_seconds(100) == pytest.approx(150)
 
 
 def test_standard_and_ladder():
@@ -95,7 +96,7 @@ def test_standard_and_ladder():
 
 
 def test_a_link_slower_than_compute_carries_one_at_a_time():
-    slow = Hardware(ranks=2, flops=100, memory=1e9, link=100 / 8, latency=0)
+    slow = machine(link=100 / 8, latency=0)
     (_, ladder) = standard_and_ladder(report_of([block(i) for i in range(4)]), slow)
     # h2 reads x1, which the first all-reduce finishes at 13; h3 reads x2, finished at 21.
     assert spans(ladder.compute) == near([(0, 5), (5, 10), (13, 18), (21, 26)])
@@ -117,7 +118,7 @@ def test_a_decoder_reads_the_end_of_its_encoder():
     (_, ladder) = standard_and_ladder(report_of(encoder, decoder))
     # Block 1 of the decoder needs the all-reduces of the encoder: done at 9 and 14.
     assert spans(ladder.compute) == near([(0, 5), (5, 10), (10, 15), (15, 20)])
-    slow = Hardware(ranks=2, flops=100, memory=1e9, link=100 / 9, latency=0)
+    slow = machine(link=100 / 9, latency=0)
     (_, ladder) = standard_and_ladder(report_of(encoder, decoder), slow)
     assert spans(ladder.compute) == near([(0, 5), (5, 10), (10, 15), (23, 28)])
     assert [i.label for i in ladder.compute.intervals] == ["h0", "h1", "h0_1", "h1_1"]
@@ -144,7 +145,7 @@ def test_a_branch_that_stays_whole_sends_nothing():
 
 def test_a_sum_waits_for_the_all_reduces_before_it():
     """h1 stays whole, so its own sum could be had at once; but x2 holds the result of h0 too."""
-    slow = Hardware(ranks=2, flops=100, memory=1e9, link=100 / 29, latency=1)
+    slow = machine(link=100 / 29, latency=1)
     blocks = [block(0), block(1), block(2, stale=0)]
     report = report_of(blocks, collectives=[reduce_in("h0"), reduce_in("h2")])
     _, ladder = standard_and_ladder(report, slow)
@@ -166,7 +167,7 @@ def test_graphs_run_one_after_another():
 
 
 def test_one_rank_sends_nothing():
-    standard, ladder = standard_and_ladder(report_of([block(0), block(1)]), Hardware(ranks=1))
+    standard, ladder = standard_and_ladder(report_of([block(0), block(1)]), machine(ranks=1))
     assert standard.communication == ladder.communication == Lane()
 
 
@@ -181,17 +182,32 @@ def test_no_prediction():
 
 
 def test_the_numbers_are_said():
-    origin = predict(report_of([block(0)]), Hardware()).origin
-    assert origin == (
+    given = machine(8, 500e12, 3e12, 400e9, 10e-6, launch=2e-6)
+    assert predict(report_of([block(0)]), given).origin == (
         "predicted from FLOPs, bytes and a link model: 8 ranks, 500 TFLOP/s, memory 3000 GB/s, "
-        "link 400 GB/s, latency 10 µs"
+        "2 µs a block, link 400 GB/s, latency 10 µs"
     )
 
 
-@pytest.mark.parametrize("wrong", [{"ranks": 0}, {"flops": 0}, {"link": -1}, {"latency": -1}])
+@pytest.mark.parametrize("wrong", [{"flops": 0}, {"memory": -1}, {"launch": -1}, {"contention": 1}])
 def test_no_hardware(wrong):
     with pytest.raises(LadderError, match="is no hardware"):
-        Hardware(**wrong)
+        machine(**wrong)
+
+
+def test_communication_slows_computing():
+    """The link is busy for 4 s: at half the rate 2 s of the 5 are computed in them."""
+    standard, ladder = standard_and_ladder(
+        report_of([block(i) for i in range(3)]), machine(contention=0.5)
+    )
+    assert spans(standard.compute) == near([(0, 5), (9, 14), (18, 23)])  # never both at once
+    assert spans(ladder.compute) == near([(0, 5), (5, 12), (12, 19)])
+    assert spans(ladder.communication) == near([(5, 9), (12, 16), (19, 23)])
+
+
+def test_what_a_launch_takes_is_not_divided():
+    standard, _ = standard_and_ladder(report_of([block(0), block(1)]), machine(launch=2))
+    assert spans(standard.compute) == near([(0, 7), (11, 18)])
 
 
 # ---- properties

@@ -55,9 +55,11 @@ class Hardware:
         return self.link.seconds(num_bytes) if self.ranks > 1 else 0.0
 
     def __str__(self) -> str:
+        link = self.link
         return (
-            f"{self.flops / 1e12:.4g} TFLOP/s, memory {self.memory / 1e9:.4g} GB/s, "
-            f"{self.launch * 1e6:.3g} µs a block, link {self.link}"
+            f"{self.ranks} ranks, {self.flops / 1e12:.4g} TFLOP/s, memory {self.memory / 1e9:.4g} "
+            f"GB/s, {self.launch * 1e6:.3g} µs a block, link {link.bandwidth / 1e9:.4g} GB/s, "
+            f"latency {link.latency * 1e6:.3g} µs"
         )
 
 

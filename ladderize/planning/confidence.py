@@ -7,6 +7,7 @@ from ladderize.hardware import Errors, Hardware, calibration_errors
 from ladderize.planning.forecast import Request
 from ladderize.planning.paper import NEW, PROMPT, table
 from ladderize.planning.workload import Workload
+from ladderize.plot.units import num_bytes
 
 LINKS, DEVICE = ("nvlink", "nop2p"), "h100"
 # Weights of a rank: from Llama 70B over 8 ranks to that over 2, with room on both sides.
@@ -46,7 +47,8 @@ def _hardware(hardware: Hardware) -> Iterator[str]:
         yield f"{known} not measured: it is taken to reach as much of its data sheet as {DEVICE}"
     kind = hardware.link.name.rpartition("-")[0]
     if kind not in LINKS:
-        yield f"the link {hardware.link} was not measured: {hardware.link.source or 'as given'}"
+        source = hardware.link.source or "as given"
+        yield f"the link {hardware.link.name} was not measured: {source}"
     ranks = sorted({row.ranks for row in table()})
     if not ranks[0] <= hardware.ranks <= ranks[-1]:
         yield f"{hardware.ranks} ranks (measured: {ranks[0]} to {ranks[-1]})"
@@ -65,7 +67,7 @@ def _requests(requests: Sequence[Request]) -> Iterator[str]:
 def _model(workload: Workload, hardware: Hardware, kinds: Sequence[str]) -> Iterator[str]:
     held = workload.bytes_of_a_rank(hardware.ranks, 0, 0)
     if not WEIGHTS[0] <= held <= WEIGHTS[1]:
-        yield f"{held / 1e9:.3g} GB of weights on a rank (measured: 19 to 72)"
+        yield f"{num_bytes(int(held))} of weights on a rank (measured: 19 to 72 GB)"
     if any("MoE" in kind for kind in kinds):
         yield "experts: all of their weights are taken to be read in every step"
 
@@ -78,6 +80,6 @@ def _memory(workload: Workload, requests: Sequence[Request], hardware: Hardware)
         held = workload.bytes_of_a_rank(hardware.ranks, request.batch, keys)
         if held > hardware.capacity:
             yield (
-                f"batch {request.batch} does not fit: {held / 1e9:.3g} GB of weights and KV cache "
-                f"on a rank of {hardware.capacity / 1e9:.3g} GB"
+                f"batch {request.batch} does not fit: {num_bytes(int(held))} of weights and KV "
+                f"cache on a rank of {num_bytes(int(hardware.capacity))}"
             )

@@ -36,6 +36,11 @@ def fit(rows: Sequence[Row], start: Calibration) -> Calibration:
     return _calibration(numbers)
 
 
+def squares(rows: Sequence[Row], fitted: Calibration) -> float:
+    """What `fit` makes small."""
+    return sum(error**2 for row in rows for error in residuals(row, fitted))
+
+
 def _calibration(numbers: Vector) -> Calibration:
     return Calibration(*map(float, np.exp(numbers)))
 

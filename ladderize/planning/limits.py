@@ -1,21 +1,39 @@
 """Where the gain of a ladder ends, looked for on the model itself.
 
-gain(batch), gain(prompt), gain(bandwidth), gain(latency)      tokens/s of ladder / standard
-   0.27 ───────────╲
-   0.02 ────────────╳──   the end: below the error of the planner a gain is none that it can tell
+    gain(batch), gain(prompt), gain(bandwidth), gain(latency)      tokens/s of ladder / standard - 1
+
+The end is where it falls below what the planner can tell from none; see confidence.py.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from ladderize.hardware import Hardware
 from ladderize.planning.forecast import Request, tokens_per_s
+from ladderize.planning.formulas import HIDDEN, HIDING_BANDWIDTH, alpha, c, s, sent, tokens
 from ladderize.planning.variants import Variant, ladder, standard
-from ladderize.planning.workload import Workload
+from ladderize.planning.workload import Phase, Workload
 
 LEAST_GAIN = 0.02
 MOST_DOUBLINGS = 20
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """What one block can hide, in one phase.
+
+    Attributes:
+        reduce: seconds of an all-reduce.
+        hidden: seconds of the longest one that the shortest block hides whole.
+        bandwidth: bytes per second from which on it hides one of this size; None: from none, as
+            the latency alone is longer.
+    """
+
+    reduce: float
+    hidden: float
+    bandwidth: float | None
 
 
 @dataclass(frozen=True)
@@ -25,13 +43,19 @@ class Limits:
     Attributes:
         batch: of the request around which they were looked for.
         gain: there.
-        last_batch, last_prompt: the largest with that gain.
+        prefill, decode: what is hidden there.
+        full_batch, full_prompt: the largest that the memory holds, None where it is not known.
+        last_batch, last_prompt: the largest with that gain, up to those.
         last_bandwidth: bytes per second of the link.
         least_latency: seconds of an all-reduce.
     """
 
     batch: int
     gain: float
+    prefill: Hiding
+    decode: Hiding
+    full_batch: int | None = None
+    full_prompt: int | None = None
     last_batch: int | None = None
     last_prompt: int | None = None
     last_bandwidth: float | None = None
@@ -42,22 +66,80 @@ def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
     """Around `request`; without ends where there is no gain at all."""
     nets = (standard(workload), ladder(workload))
 
-    def gain(request: Request = request, **link: float) -> float:
-        there = dataclasses.replace(hardware, link=dataclasses.replace(hardware.link, **link))
-        return gain_of(nets, request, there)
+    def gain(request: Request = request, hardware: Hardware = hardware) -> float:
+        return gain_of(nets, request, hardware)
 
-    found = gain()
-    if found < LEAST_GAIN:
-        return Limits(request.batch, found)
-    batch, prompt, link = request.batch, request.prompt, hardware.link
-    return Limits(
-        batch,
-        found,
-        _whole(_end(batch, 2, lambda b: gain(dataclasses.replace(request, batch=int(b))))),
-        _whole(_end(prompt, 2, lambda p: gain(dataclasses.replace(request, prompt=int(p))))),
-        _end(link.bandwidth, 2, lambda b: gain(bandwidth=b)),
-        _end(link.latency, 0.5, lambda a: gain(latency=a)),
+    def on(bandwidth: float, latency: float) -> Hardware:
+        link = dataclasses.replace(hardware.link, bandwidth=bandwidth, latency=latency)
+        return dataclasses.replace(hardware, link=link)
+
+    link = hardware.link
+    full_batch, full_prompt = _full(workload, request, hardware)
+    found = Limits(
+        request.batch,
+        gain(),
+        _hiding(workload, request.prefill, hardware),
+        _hiding(workload, request.decode, hardware),
+        full_batch,
+        full_prompt,
     )
+    if found.gain < LEAST_GAIN:
+        return found
+    by_batch = _end(
+        request.batch, 2, lambda b: gain(dataclasses.replace(request, batch=int(b))), full_batch
+    )
+    by_prompt = _end(
+        request.prompt, 2, lambda p: gain(dataclasses.replace(request, prompt=int(p))), full_prompt
+    )
+    return dataclasses.replace(
+        found,
+        last_batch=_whole(by_batch),
+        last_prompt=_whole(by_prompt),
+        last_bandwidth=_end(link.bandwidth, 2, lambda b: gain(hardware=on(b, link.latency)), None),
+        least_latency=_end(link.latency, 0.5, lambda a: gain(hardware=on(link.bandwidth, a)), None),
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    """Down to three digits, more than it was looked for."""
+    if value is None:
+        return None
+    unit = int(10 ** max(len(str(int(value))) - 3, 0))
+    return int(value) // unit * unit
+
+
+def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
+    blocks = [block for block in workload.blocks if block.reduce_bytes]
+    ranks, link = hardware.ranks, hardware.link
+    compute = min(
+        (
+            hardware.compute_seconds(
+                block.costs.flops_in(phase), block.costs.bytes_in(phase), block.ranks(ranks)
+            )
+            for block in blocks
+        ),
+        default=0.0,
+    )
+    most = max((block.reduce_bytes for block in blocks), default=0.0)
+    known = {c: compute, s: hardware.contention, alpha: link.latency, tokens: phase.tokens}
+    crossing = known | {sent: 2 * (ranks - 1) / ranks * most}
+    hidden = float(HIDDEN.subs(known))
+    reaches = bool(most) and hidden > link.latency
+    bandwidth = float(HIDING_BANDWIDTH.subs(crossing)) if reaches else None
+    return Hiding(hardware.reduce_seconds(most * phase.tokens), hidden, bandwidth)
+
+
+def _full(
+    workload: Workload, request: Request, hardware: Hardware
+) -> tuple[int | None, int | None]:
+    """The largest batch and prompt that fit into the memory of a rank beside the weights."""
+    if hardware.capacity is None:
+        return None, None
+    keys, ranks = request.prompt + request.new, hardware.ranks
+    weights = workload.bytes_of_a_rank(ranks, 0, 0)
+    token = (workload.bytes_of_a_rank(ranks, 1, 1) - weights) or inf
+    held = max(hardware.capacity - weights, 0.0) / token  # tokens, of all examples
+    return int(held / keys) or None, max(int(held / request.batch) - request.new, 0) or None
 
 
 def gain_of(nets: tuple[Variant, Variant], request: Request, hardware: Hardware) -> float:
@@ -66,10 +148,19 @@ def gain_of(nets: tuple[Variant, Variant], request: Request, hardware: Hardware)
     return fast / slow - 1
 
 
-def _end(start: float, factor: float, gain: Callable[[float], float]) -> float | None:
-    """The last value from `start` in steps of `factor` that has the gain, by halving the step."""
+def _end(
+    start: float, factor: float, gain: Callable[[float], float], most: float | None
+) -> float | None:
+    """The last value from `start` in steps of `factor` that has the gain, by halving the step.
+
+    None where there is no end up to `most`.
+    """
     value = start
     for _ in range(MOST_DOUBLINGS):
+        if most is not None and value * factor > most:
+            if gain(most) >= LEAST_GAIN:
+                return None
+            break
         if gain(value * factor) < LEAST_GAIN:
             break
         value *= factor
@@ -80,10 +171,6 @@ def _end(start: float, factor: float, gain: Callable[[float], float]) -> float |
         if gain(value * factor) >= LEAST_GAIN:
             value *= factor
     return value
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
 
 
 # ---- which layers

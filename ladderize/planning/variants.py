@@ -70,6 +70,8 @@ class Variant:
 
     def _head(self, phase: Phase, hardware: Hardware) -> float:
         costs = self.outside
+        if costs == Costs():
+            return 0.0
         return hardware.compute_seconds(costs.flops_in(phase), costs.bytes_in(phase))
 
     def _durations(self, phase: Phase, hardware: Hardware) -> dict[str, float]:

@@ -141,8 +141,8 @@ def workload_of(report: Report) -> Workload:
 
 
 def _only_graph(report: Report) -> GraphReport:
-    for refusal in report.refused:
-        raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
+    for error in report.refused:
+        raise LadderError(error.summary, error.blockers, error.cure)
     graphs = [graph for graph in report.graphs if graph.streams]
     found = sum(len(graph.streams) for graph in graphs)
     if found != 1:

@@ -40,7 +40,7 @@ def draw(
 
     Example:
         >>> report = ladderize.explain(model, input_ids)
-        >>> draw(report, "plot.html", predict(report, Hardware(ranks=4)))
+        >>> draw(report, "plot.html", predict(report, hardware_of("h100x4-nvlink")))
     """
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:

@@ -53,11 +53,11 @@ class Costs:
         }
 
     def outside(self, blocks: Iterable[Block]) -> Outside:
-        """Of what multiplies outside of `blocks`: a head. An embedding only looks rows up."""
+        """Of what stands outside of `blocks`: last norm, head. An embedding only looks rows up."""
         inside = {node for block in blocks for node in block.branch}
         rest = [n for n in self.gm.graph.nodes if n not in inside and n not in self.static]
-        mixing = [node for node in self._mixing(rest) if ops.op_name(node) != "embedding"]
-        return Outside(_flops(mixing), self._weight_bytes(mixing))
+        rest = [node for node in rest if ops.op_name(node) != "embedding"]
+        return Outside(_flops(self._mixing(rest)), self._weight_bytes(rest))
 
     def _mixing(self, nodes: Iterable[Node]) -> list[Node]:
         return [node for node in with_bodies(self.gm, nodes) if ops.kind(node) is Kind.MIX]

@@ -166,7 +166,7 @@ class Outside:
 
     Attributes:
         flops: of one forward run; None where a size is not known before the model runs.
-        weight_bytes: of the parameters that are multiplied; rows of an embedding do not count.
+        weight_bytes: of the parameters that are read; those of an embedding do not count.
     """
 
     flops: int | None = 0

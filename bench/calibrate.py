@@ -1,0 +1,107 @@
+"""Fit the planner to the paper's table; print numbers, residuals and how far left-out rows are off.
+
+    python bench/calibrate.py           # --leave-out: also fit once without each row, and by halves
+
+The numbers are those of ladderize/hardware/calibrated.toml.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+
+from ladderize.hardware import Calibration, calibration
+from ladderize.planning.fit import fit, squares
+from ladderize.planning.paper import Row, predicted, ratio_errors, table
+
+# Far from each other: the sum of squares has kinks, and more than one lowest point.
+STARTS = (
+    calibration(),
+    Calibration(0.8, 0.3, 10e-6, 0.1, 20e-6, 10e-6),
+    Calibration(0.9, 0.1, 40e-6, 0.4, 5e-6, 40e-6),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--leave-out", action="store_true")
+    options = parser.parse_args()
+    rows = table()
+    found = min((fit(rows, start) for start in STARTS), key=lambda c: squares(rows, c))
+    print("| number | fitted | data sheet allows |\n|---|---|---|")
+    for name, value in dataclasses.asdict(found).items():
+        print(f"| {name} | {value:.4g} | {'up to 1' if value > 1e-3 else 'any'} |")
+    print(
+        "\n| link | ranks | batch | tokens/s | measured | ladder | measured | off |"
+        " parallel | measured | off | bound off |"
+    )
+    print("|---|" + "---|" * 11)
+    for row in rows:
+        print(line(row, found))
+    print(
+        f"\nratios: {percent(mean(ratios(rows, found)))} on average, "
+        f"{percent(max(map(abs, ratios(rows, found))))} at worst"
+    )
+    print(f"bound / standard: {percent(mean(bounds(rows, found)))}")
+    print(f"tokens/s: {percent(mean(speeds(rows, found)))}")
+    if options.leave_out:
+        leave_out(rows, found)
+
+
+def line(row: Row, fitted: Calibration) -> str:
+    speed, errors = predicted(row, fitted)["standard"], ratio_errors(row, fitted)
+    cells = [row.link, str(row.ranks), str(row.batch), f"{speed:.1f}"]
+    cells.append(f"{row.speeds['standard']:.1f}")
+    for name in ("ladder", "parallel"):
+        measured = row.ratios(row.speeds)[name]
+        cells += [f"{measured * (1 + errors[name]):.3f}", f"{measured:.3f}", signed(errors[name])]
+    cells.append(signed(errors["bound"]) if "bound" in errors else "")
+    return f"| {' | '.join(cells)} |"
+
+
+def leave_out(rows: Sequence[Row], start: Calibration) -> None:
+    parts = [[row] for row in rows]
+    print(f"\nrows left out one by one: {percent(mean(apart(rows, parts, start)))}")
+    halves = [rows[::2], rows[1::2]]
+    print(f"every other row left out: {percent(mean(apart(rows, halves, start)))}")
+    eight = [[row for row in rows if row.ranks == 8]]
+    print(f"8 ranks left out: {percent(mean(apart(rows, eight, start)))}")
+
+
+def apart(rows: Sequence[Row], parts: Iterable[Sequence[Row]], start: Calibration) -> list[float]:
+    """Errors of the ratios of each of `parts`, fitted to all other rows."""
+    found: list[float] = []
+    for part in parts:
+        found += ratios(part, fit([row for row in rows if row not in part], start))
+    return found
+
+
+def ratios(rows: Iterable[Row], fitted: Calibration) -> list[float]:
+    each = [ratio_errors(row, fitted) for row in rows]
+    return [errors[name] for errors in each for name in ("ladder", "parallel")]
+
+
+def bounds(rows: Iterable[Row], fitted: Calibration) -> list[float]:
+    each = [ratio_errors(row, fitted) for row in rows]
+    return [errors["bound"] for errors in each if "bound" in errors]
+
+
+def speeds(rows: Iterable[Row], fitted: Calibration) -> list[float]:
+    each = [(row, predicted(row, fitted)) for row in rows]
+    return [found[name] / row.speeds[name] - 1 for row, found in each for name in found]
+
+
+def mean(errors: Iterable[float]) -> float:
+    return statistics.mean(map(abs, errors))
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def signed(value: float) -> str:
+    return f"{100 * value:+.1f} %"
+
+
+if __name__ == "__main__":
+    main()
