@@ -29,6 +29,7 @@ from transformers import LlamaConfig
 
 from ladderize.benchmark.results import Results, Row, with_ratios
 from ladderize.emulation.stand_in import KernelLane, LaneWithoutKernel, stand_in
+from ladderize.files import refuse_file
 from ladderize.hardware.link import Link, link_of
 
 
@@ -47,11 +48,8 @@ VARIANTS = {
     "parallel": Variant(is_parallel=True),
     "bound": Variant(is_silent=True),
 }
-NUMBERS = ("step", "± middle half", "exposed", "tokens/s", "speedup", "paper", "its speedup")
+NUMBERS = ("step", "quartiles apart", "exposed", "tokens/s", "speedup", "paper", "its speedup")
 PAPER = {"bound": "upper_bound"}  # its columns that have another name
-
-
-# ---- measuring
 
 
 def measure(
@@ -91,12 +89,12 @@ def exposure(
 ) -> dict[str, float | None]:
     """What a step takes longer than the bound. A parallel block computes otherwise: no number."""
     if bound is None or name == "parallel":
-        return {"communication_s": communication}
+        return {"communicating_s": communication}
     exposed = statistics.median(seconds) - bound
     hidden = 1 - exposed / communication if communication else None
     return {
-        "communication_s": communication,
-        "exposed_ms": 1e3 * exposed,
+        "communicating_s": communication,
+        "exposed_s": exposed,
         "hidden_fraction": hidden,
     }
 
@@ -113,9 +111,6 @@ def generation(rows: list[Row], new: int) -> Iterator[Row]:
             tokens = row.key["batch"] * new / whole
             key = {**row.key, "phase": "generation"}
             yield Row(key, {"median_s": whole, "tokens_per_s": tokens})
-
-
-# ---- what is told
 
 
 def paper_rows() -> dict[tuple[str, int], float]:
@@ -147,25 +142,27 @@ def table_of(rows: tuple[Row, ...], title: str, paper: dict[tuple[str, int], flo
     ):
         table.add_column(column, justify="right")
     for row in rows:
-        if "variant" not in row.key:
+        if "variant" not in row.key:  # a transfer alone
             continue
-        name, batch, values = row.key["variant"], row.key["batch"], row.values
+        variant, batch, values = row.key["variant"], row.key["batch"], row.values
         known = paper if row.key["phase"] == "generation" else {}
         base = known.get(("standard", batch))
-        told, ratio = known.get((name, batch)), values.get("standard_ratio")
+        told, ratio = known.get((variant, batch)), values.get("standard_ratio")
         table.add_row(
             row.key["phase"],
             str(batch),
-            name,
-            f"{1e3 * values['median_s']:.3f} ms",
-            shown(values.get("spread"), "{:.1%}"),
-            shown(values.get("exposed_ms"), "{:.3f} ms"),
+            variant,
+            *(milliseconds(values.get(f"{name}_s")) for name in ("median", "quartiles", "exposed")),
             shown(values.get("tokens_per_s"), "{:.2f}"),
             shown(1 / ratio if ratio else None, "{:.3f}"),
             shown(told, "{:.2f}"),
             shown(told / base if told and base else None, "{:.3f}"),
         )
     return table
+
+
+def milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3f} ms"
 
 
 def shown(value: float | None, form: str) -> str:
@@ -249,8 +246,14 @@ def main() -> None:
         raise SystemExit(
             "torch sees no CUDA device. --device cpu --layers 2 --hidden 64 tries all but it."
         )
+    if options.json:
+        refuse_file(options.json, force=True)  # before an hour of measuring, not after it
     results = run(options)
     is_70b = options.model.stem == "llama-70b" and not (options.layers or options.hidden)
+    for row in results.rows:
+        if "asked_us" in row.key:
+            found = milliseconds(row.values["median_s"])
+            print(f"a transfer of {row.key['asked_us']:g} µs alone lasts {found}")
     title = "one device in place of 8" if options.device == "cuda" else "dry run, no transfers"
     Console(width=140).print(table_of(results.rows, title, paper_rows() if is_70b else {}))
     if options.json:

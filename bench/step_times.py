@@ -107,7 +107,7 @@ def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
-    """Median, and how far apart the middle half is, relative to it."""
+    """The median, and how far the quartiles are apart."""
     median = statistics.median(seconds)
-    quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
-    return {"median_s": median, "spread": (quarters[2] - quarters[0]) / median}
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
+    return {"median_s": median, "quartiles_s": high - low}

@@ -23,10 +23,13 @@ INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e 
 # must have every option that the pages give.
 BENCH = {
     "bench/calibrate.py": "--help",
+    "bench/compare.py": "--help",
     "bench/compile_time.py": "--help",
     "bench/explain_time.py": "--layers 2 --repeat 1",
+    "bench/gpu_stand_in.py": "--help",
     "bench/load_memory.py": "--help",
     "bench/plan_70b.py": "--help",
+    "bench/run.py": "--help",
     "bench/sequence_parallel.py": "--layers 2 --ranks 2",
 }
 

@@ -28,7 +28,7 @@ def results(*rows):
 
 
 def test_what_is_written_is_read(tmp_path):
-    values = {"error": float("inf"), "hidden_fraction": None, "exposed_ms": 0.0}
+    values = {"error": float("inf"), "hidden_fraction": None, "exposed_s": 0.0}
     before = results(row(**values), row("bound", batch=4))
     before.write(tmp_path / "a.json")
     assert read(tmp_path / "a.json") == before
@@ -103,8 +103,13 @@ MOVES = [  # name, old, new, verdict; None: it has not moved
     ("bound_ratio", 1.02, 1.10, "worse"),
     ("hidden_fraction", 0.99, 0.90, "worse"),
     ("hidden_fraction", 0.01, 0.02, None),
-    ("exposed_ms", 0.01, 0.03, None),
-    ("exposed_ms", 0.01, 1.0, "worse"),
+    ("exposed_s", 1e-5, 3e-5, None),
+    ("exposed_s", 1e-5, 1e-3, "worse"),
+    ("communicating_s", 1.0, 2.0, "moved"),
+    ("compile_s", 20.0, 25.0, None),
+    ("compile_s", 20.0, 30.0, "worse"),
+    ("passes_s", 0.01, 0.02, None),
+    ("races", 0.0, 1.0, "worse"),
     ("peak_bytes", 100.0, 80.0, "better"),
     ("error", 1e-7, 4e-7, None),
     ("error", 1e-7, 0.5, "worse"),
@@ -112,7 +117,8 @@ MOVES = [  # name, old, new, verdict; None: it has not moved
     ("error", float("nan"), float("nan"), None),
     ("median_s", 1.0, None, "worse"),
     ("median_s", None, 1.0, "better"),
-    ("spread", 0.1, 0.9, None),
+    ("quartiles_s", 0.1, 0.9, None),
+    ("passes_defer_waits_s", 0.1, 0.9, None),
     ("launches", 3.0, 4.0, "moved"),
 ]
 

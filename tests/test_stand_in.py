@@ -261,10 +261,10 @@ def test_a_dry_run(monkeypatch, tmp_path, capsys):
     seconds = [rows[phase, "ladder"].values["median_s"] for phase in ("prefill", "decode")]
     assert whole.values["median_s"] == pytest.approx(seconds[0] + 2 * seconds[1])
     assert whole.values["tokens_per_s"] == pytest.approx(6 / whole.values["median_s"])
-    assert rows["decode", "bound"].values["communication_s"] == 0
-    sent = {name: rows["decode", name].values["communication_s"] for name in ("standard", "ladder")}
+    assert rows["decode", "bound"].values["communicating_s"] == 0
+    sent = {name: rows["decode", name].values["communicating_s"] for name in ("standard", "ladder")}
     assert sent["standard"] == pytest.approx(sent["ladder"]) and sent["ladder"] > 0
-    assert rows["decode", "bound"].values["exposed_ms"] == 0
+    assert rows["decode", "bound"].values["exposed_s"] == 0
     assert "standard_ratio" in whole.values and whole.key["model"].endswith("2 layers of 64")
 
 

@@ -10,43 +10,49 @@ errors are compared, which have no unit.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from ladderize.benchmark.results import Key, Results, Row
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How values whose name has this ending are compared.
+    """How values of these names are compared.
 
     Attributes:
+        names: a pattern, as `fnmatch` knows them.
         better: which way: "lower", "higher", or "" where neither is.
         has_unit: whether only the same machine's compare.
         floor: differences are taken relative to at least this: noise of small values is none.
-        slack: factor on the tolerance; rounding errors move by whole factors.
+        slack: factor on the tolerance, for what is noisier than a median.
     """
 
-    ending: str
+    names: str
     better: str
     has_unit: bool = True
     floor: float = 0.0
     slack: float = 1.0
 
 
-# The first that fits; a name that none fits is compared, and neither better nor worse.
+# The first that fits.
 _KINDS = (
-    _Kind("tokens_per_s", "higher"),
-    _Kind("speedup_ratio", "higher", has_unit=False),
-    _Kind("_ratio", "lower", has_unit=False),
-    _Kind("_fraction", "higher", has_unit=False, floor=1.0),
-    _Kind("error", "lower", has_unit=False, floor=1e-5, slack=100.0),
-    _Kind("exposed_ms", "lower", floor=1.0),
-    _Kind("_ms", "lower"),
-    _Kind("_s", "lower"),
-    _Kind("_bytes", "lower"),
-    _Kind("", ""),
+    _Kind("*tokens_per_s", "higher"),
+    _Kind("*speedup_ratio", "higher", has_unit=False),
+    _Kind("*_ratio", "lower", has_unit=False),
+    _Kind("*_fraction", "higher", has_unit=False, floor=1.0),
+    _Kind("*error", "lower", has_unit=False, floor=1e-5, slack=100.0),
+    _Kind("races", "lower", has_unit=False),
+    _Kind("exposed_s", "lower", floor=1e-3),
+    _Kind("communicating_s", ""),  # what was asked of the link
+    _Kind("*_latency_s", ""),
+    _Kind("compile_s", "lower", slack=6.0),
+    _Kind("passes_s", "lower", floor=0.1, slack=6.0),
+    _Kind("*_s", "lower"),
+    _Kind("*_bytes", "lower"),
+    _Kind("*", ""),
 )
-# How far the repeats of one run are apart: what a move is held against, no result of its own.
-_NOT_COMPARED = frozenset({"spread"})
+# How far the repeats of one run are apart, and parts of a sum that is compared.
+_NOT_COMPARED = ("quartiles_s", "passes_*_s")
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,8 @@ def compare(old: Results, new: Results, tolerance: float = 0.05) -> Comparison:
         for key in olds
         if key in news
         for name in dict.fromkeys([*olds[key].values, *news[key].values])
-        if name not in _NOT_COMPARED and not (machine and _kind(name).has_unit)
+        if not any(fnmatchcase(name, pattern) for pattern in _NOT_COMPARED)
+        and not (machine and _kind(name).has_unit)
     ]
     return Comparison(
         tuple(
@@ -134,7 +141,7 @@ def _differences(
 
 
 def _kind(name: str) -> _Kind:
-    return next(kind for kind in _KINDS if name.endswith(kind.ending))
+    return next(kind for kind in _KINDS if fnmatchcase(name, kind.names))
 
 
 def _has_moved(name: str, old: float | None, new: float | None, tolerance: float) -> bool:

@@ -3,7 +3,7 @@
 Results ── command, when, machine, versions
         └─ rows   key {"variant": "ladder", "batch": 4}   values {"median_s": 0.012, "error": 3e-7}
 
-The end of a value's name says its unit: `_s`, `_ms`, `_bytes`, `tokens_per_s`. What ends in
+The end of a value's name says its unit: `_s`, `_bytes`, `tokens_per_s`. What ends in
 `_ratio` or `_fraction` has none, and can be compared with another machine's.
 """
 

@@ -11,7 +11,7 @@ from ladderize.compat.autograd import (
     is_compiled_wrapper,
     saves_random_states_behind_meshes,
 )
-from ladderize.compat.cuda import compile_kernel
+from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
     default_store,
     is_bucket,
@@ -95,6 +95,7 @@ __all__ = [
     "is_module_source",
     "is_wrapper_subclass",
     "load_archive",
+    "most_shared_memory",
     "new_fake_mode",
     "original_code",
     "pass_on",

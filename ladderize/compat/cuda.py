@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 
 def compile_kernel(source: str, name: str) -> Any:
     """The CUDA C++ kernel `name` of `source`, compiled by NVRTC for the current device.
@@ -12,3 +14,9 @@ def compile_kernel(source: str, name: str) -> Any:
     from torch.cuda import _compile_kernel
 
     return _compile_kernel(source, name)
+
+
+def most_shared_memory(device: torch.device) -> int:
+    """Bytes that one block may ask for; the property is missing in torch's stubs, and on ROCm."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 48 * 1024))

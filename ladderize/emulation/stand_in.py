@@ -27,7 +27,9 @@ from ladderize.hardware.link import Link
 BACKEND = "stand_in"
 Action = Callable[[], None]
 
-# Torch's stubs know neither the constructor of a group nor the class of what a launch returns.
+# Torch's stubs know neither the constructors of these nor the class of what a launch returns.
+_c10d: Any = dist
+_cuda: Any = torch.cuda
 _ProcessGroup: Any = dist.ProcessGroup
 _Work: Any = torch._C._distributed_c10d.Work
 
@@ -78,16 +80,15 @@ class KernelLane:
     """
 
     def __init__(self, device: torch.device, sms: int = 1) -> None:
-        properties = torch.cuda.get_device_properties(device)
-        has = properties.multi_processor_count
+        has = torch.cuda.get_device_properties(device).multi_processor_count
         if not 1 <= sms <= has:
             raise LadderError(f"A transfer cannot take {sms} SMs: {device} has {has}.")
         self.device, self.sms = device, sms
-        self._shared = properties.shared_memory_per_block_optin
+        self._shared = compat.most_shared_memory(device)
         # Loading a module is not allowed while a graph is captured, so it is done now.
         self._spin = compat.compile_kernel(_SPIN, "spin")
         self._spin.set_shared_memory_config(self._shared)
-        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._stream = _cuda.Stream(device, priority=-1)
 
     def launch(self, seconds: float, move: Action) -> Action:
         nanoseconds = round(seconds * 1e9)
@@ -103,7 +104,7 @@ class KernelLane:
                 stream=self._stream,
             )
             move()
-            done = torch.cuda.Event()
+            done = _cuda.Event()
             done.record(self._stream)
         return lambda: torch.cuda.current_stream(self.device).wait_event(done)
 
@@ -222,7 +223,7 @@ def stand_in(link: Link, lane: Lane, device_type: str) -> Iterator[tuple[DeviceM
         )
     group = StandInGroup(link, lane)
     dist.init_process_group(
-        BACKEND, rank=0, world_size=link.ranks, store=dist.HashStore(), pg_options=group
+        BACKEND, rank=0, world_size=link.ranks, store=_c10d.HashStore(), pg_options=group
     )
     try:
         yield init_device_mesh(device_type, (link.ranks,)), group
