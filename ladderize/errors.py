@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -43,6 +44,10 @@ class LadderError(ValueError):
         if cure:
             lines.append(f"What to do: {cure}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type["LadderError"], tuple[Any, ...]]:
+        """Ranks send it to their parent whole, not as one text."""
+        return type(self), (self.summary, self.blockers, self.cure)
 
 
 class LadderWarning(UserWarning):

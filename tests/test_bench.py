@@ -1,6 +1,7 @@
 """`ladderize bench`: two real ranks on an emulated link, and what is made of what they saw."""
 
 import json
+import pickle
 import statistics
 import sys
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from ladderize.benchmark.settings import VARIANTS, Case, Settings, Share
 from ladderize.benchmark.variants import drop_collectives
 from ladderize.cli import app
 from ladderize.config import LadderConfig
-from ladderize.errors import LadderError
+from ladderize.errors import Blocker, LadderError
 from ladderize.hardware import Link, link_of
 from ladderize.programs import parallel_program
 
@@ -309,6 +310,17 @@ def test_the_worst_rank_tells_errors_and_races():
     rows = rows_of([[made("written", [1.0], error=1e-7)], [made("written", [1.0], (), 0.5, 2)]])
     assert rows[0].values["error"] == 0.5
     assert rows[0].values["races"] == 2
+
+
+def test_a_refusal_comes_from_a_rank_whole():
+    error = LadderError("Not this:", [Blocker("a", "x.py:1"), Blocker("b")], "do that")
+    found = pickle.loads(pickle.dumps(error))
+    assert (found.summary, found.blockers, found.cure) == (
+        error.summary,
+        error.blockers,
+        error.cure,
+    )
+    assert str(found) == str(error)
 
 
 def test_no_number_is_an_infinite_error():

@@ -92,7 +92,7 @@ class Measured:
 class Refusal:
     """Why nothing was measured."""
 
-    reason: str
+    error: LadderError
 
 
 def stages(settings: Settings) -> dict[str, str]:
@@ -122,7 +122,7 @@ def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
             return found
     except LadderError as error:
         # Built anew: Dynamo appends advice on its own debugging to what passes through it.
-        return Refusal(str(LadderError(error.summary, error.blockers, error.cure)))
+        return Refusal(LadderError(error.summary, error.blockers, error.cure))
     finally:
         reporter.done()
 

@@ -38,7 +38,7 @@ def run_benchmark(settings: Settings, command: str, told: Console) -> Results | 
         outcomes = _by_itself(settings, told)
     refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
     if refusals:
-        raise LadderError(refusals[0].reason)
+        raise refusals[0].error
     measured: list[list[Measured]] = [o for o in outcomes if not isinstance(o, Refusal)]
     return Results(command, rows_of(measured))
 
