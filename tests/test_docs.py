@@ -21,6 +21,7 @@ ILLUSTRATIONS = {
     ("README.md", "standard   h0 ─ AR0"),
     ("docs/design.md", "Dynamo graph"),
     ("docs/design.md", "before   n = norm(x0)"),
+    ("docs/emulation.md", "launched        peers"),
     ("docs/ladder.md", "standard   x[i+1]"),
     ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),
     ("docs/sharding.md", "branch: layers.0.self_attn.q_proj.weight: 7 heads"),
