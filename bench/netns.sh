@@ -2,7 +2,7 @@
 # A real slow link on one machine: two network namespaces, a veth pair between them whose ends let
 # through RATE each, one gloo rank in each namespace, both running bench/slow_link.py.
 #
-#   sudo bench/netns.sh [--hidden 1024 --layers 8 …]       arguments: those of bench/slow_link.py
+#   sudo bench/netns.sh [--hidden 768 --layers 8 …]       arguments: those of bench/slow_link.py
 #   RATE=1gbit PYTHON=.venv/bin/python sudo -E bench/netns.sh
 #
 # Needs root and iproute2. What it makes is removed again, also when it fails.

@@ -1,6 +1,6 @@
 """Standard net, ladder and the no-communication bound over the link between two machines, timed.
 
-    bench/netns.sh [--hidden 1024] [--layers 4] [--length 128] [--repeat 20] [--out slow_link.json]
+    bench/netns.sh [--hidden 768] [--layers 4] [--length 128] [--repeat 20] [--out slow_link.json]
 
 Run by `bench/netns.sh`, which makes the link; or by any launcher that sets RANK, WORLD_SIZE,
 MASTER_ADDR and MASTER_PORT on each machine. The three programs take turns, so that what else the
@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.demo import handwritten
+from ladderize.emulation.priority import before_compute
 
 WARM_UP = 3
 
@@ -89,7 +90,7 @@ def middle(values: list[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--link", default="not said", help="what connects the ranks, in words")
-    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=20)
@@ -97,7 +98,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the results there, as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    with before_compute():  # as a network card would go on beside the cores
+        dist.init_process_group("gloo")
 
     model = build(given.hidden, given.layers)
     ids = torch.arange(given.length)[None] % 256

@@ -21,6 +21,7 @@ ILLUSTRATIONS = {
     ("README.md", "standard   h0 ─ AR0"),
     ("docs/design.md", "Dynamo graph"),
     ("docs/design.md", "before   n = norm(x0)"),
+    ("docs/emulation.md", "launched        peers"),
     ("docs/ladder.md", "standard   x[i+1]"),
     ("docs/planner.md", "h100x8-nvlink: 8 ranks"),
     ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),

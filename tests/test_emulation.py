@@ -18,6 +18,7 @@ from sharded import MODELS
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ladderize.emulation import EmulatedGroup, Exposure, Transfer, init_emulated
+from ladderize.emulation.priority import before_compute
 from ladderize.hardware import Link
 
 ALPHA = 0.05  # long against what gloo takes, also on a busy machine
@@ -255,6 +256,17 @@ def test_what_a_run_comes_to():
     found = Exposure.of([transfer(entered=0.25), transfer(entered=3, released=3)])
     assert (found.hidden, found.hidden_fraction) == (1.25, 0.625)
     assert Exposure.of([]).hidden_fraction == 1
+
+
+def test_carriers_go_before_compute():
+    """Where the system allows it; the caller itself never does."""
+    usual, seen = os.sched_getscheduler(0), []
+    with before_compute() as is_allowed:
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getscheduler(0)))
+        thread.start()
+        thread.join()
+    assert seen == [os.SCHED_FIFO if is_allowed else usual]
+    assert os.sched_getscheduler(0) == usual
 
 
 # Compiled models

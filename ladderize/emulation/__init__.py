@@ -8,6 +8,7 @@
 
 transfers.py   Transfer and Exposure: when each was launched, due, waited for and released
 carrier.py     a thread of its own for the values; what `wait()` does
+priority.py    that thread, and gloo's, go before compute where the system allows it
 group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one
 stand_in.py    one device stands in for all ranks; a kernel lasts as long as a transfer
 

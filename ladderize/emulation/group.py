@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ladderize import compat
 from ladderize.emulation.carrier import Carrier, EmulatedWork, Start
+from ladderize.emulation.priority import before_compute
 from ladderize.emulation.transfers import Transfer
 from ladderize.hardware import Link
 
@@ -43,12 +44,13 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
         super().__init__(rank, size)
         self.link = link
         self._launched: list[EmulatedWork] = []
-        values, control = (
-            _c10d.ProcessGroupGloo(_c10d.PrefixStore(name, store), rank, size, timeout)
-            for name in ("values", "control")
-        )
+        with before_compute():
+            values, control = (
+                _c10d.ProcessGroupGloo(_c10d.PrefixStore(name, store), rank, size, timeout)
+                for name in ("values", "control")
+            )
+            self._carrier = Carrier(values)
         compat.pass_on(self, control)
-        self._carrier = Carrier(values)
 
     @property
     def transfers(self) -> list[Transfer]:
