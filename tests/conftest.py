@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="ladderize-tests
 # Kernels are compiled in the process itself: a pool of compilers for each rank costs more.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 check_all_emitted_code()
+# Tracing makes objects by the million: by default, looking for cycles takes a tenth of the time.
+gc.set_threshold(20_000, 20, 10)
 
 
 @pytest.fixture(autouse=True)

@@ -1,20 +1,34 @@
-"""Real ranks for tests: spawned once for a file, kept alive, with a timeout on every call.
+"""Real ranks for tests: started once for a file, kept alive, with a timeout on every call.
 
 A test sends a module-level function; every rank runs it as `fn(*args)` and sends its result back.
 Results must be picklable without sharing memory: return floats, lists, numpy arrays or CPU
 tensors' `.numpy()`, not live tensors.
+
+Ranks of different numbers come from different servers, so that their sets are in different orders.
 """
 
 import multiprocessing
 import os
+import signal
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from checked import check_all_emitted_code
+from forked import Server
+
+SECONDS_TO_END = 20
+
+
+@cache
+def _server(_rank: int) -> Server:
+    return Server()
+
 
 Start = Callable[[int, int], object]
 """Makes the default group; given this rank and how many there are."""
@@ -24,7 +38,7 @@ def _start_gloo(rank: int, num_ranks: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=num_ranks)
 
 
-def _serve(rank: int, num_ranks: int, port: int, pipe: Connection, start: Start) -> None:
+def _serve(rank: int, num_ranks: int, port: int, start: Start, pipe: Connection) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="0")
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is the test process's
     torch.set_num_threads(1)
@@ -41,25 +55,32 @@ def _serve(rank: int, num_ranks: int, port: int, pipe: Connection, start: Start)
     dist.destroy_process_group()
 
 
+def _ends(pipe: Connection) -> bool:
+    """Whether the rank at the other end closes it in time; what it still sends is dropped."""
+    try:
+        while pipe.poll(SECONDS_TO_END):
+            pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return True
+    return False
+
+
 class Ranks:
     """`num_ranks` processes joined in one group, gloo's by default; use as a context manager."""
 
     def __init__(self, num_ranks: int, start: Start = _start_gloo) -> None:
         self.num_ranks = num_ranks
-        context = multiprocessing.get_context("spawn")
         # Served from here, on a port the system picks while binding it: a port picked first and
         # bound by rank 0 later can be taken by another test in between.
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        pairs = [context.Pipe() for _ in range(num_ranks)]
-        self._pipes = [ours for ours, _ in pairs]
-        self._processes = [
-            context.Process(
-                target=_serve, args=(rank, num_ranks, self._store.port, theirs, start), daemon=True
+        self._pipes: list[Connection] = []
+        self._pids: list[int] = []
+        for server in [_server(rank) for rank in range(num_ranks)]:  # all import at one time
+            ours, theirs = multiprocessing.Pipe()
+            self._pids.append(
+                server.fork(_serve, (len(self._pids), num_ranks, self._store.port, start), theirs)
             )
-            for rank, (_, theirs) in enumerate(pairs)
-        ]
-        for process in self._processes:
-            process.start()
+            self._pipes.append(ours)
 
     def run(self, fn: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
         """`fn(*args)` on every rank; the results in rank order. Any rank's error fails the call."""
@@ -84,12 +105,14 @@ class Ranks:
         return outcomes
 
     def close(self, kill: bool = False) -> None:
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            if not kill and process.is_alive():
+        for pipe in self._pipes:
+            with suppress(BrokenPipeError):  # it has ended
                 pipe.send(None)
-                process.join(20)
-            if process.is_alive():
-                process.kill()
+        for pipe, pid in zip(self._pipes, self._pids, strict=True):
+            if kill or not _ends(pipe):
+                os.kill(pid, signal.SIGKILL)
+            pipe.close()
+        self._pipes, self._pids = [], []
 
     def __enter__(self) -> "Ranks":
         return self
