@@ -92,9 +92,9 @@ def silence(group: StandInGroup, is_silent: bool) -> Iterator[None]:
 
 def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator[Row]:
     """How long transfers last that nothing computes behind: as asked, and launching them."""
-    for asked in (10e-6, 100e-6):
+    for microseconds in (10, 100):
 
-        def transfers(asked: float = asked) -> None:
+        def transfers(asked: float = microseconds * 1e-6) -> None:
             for _ in range(in_a_row):
                 lane.launch(asked, lambda: None)()
 
@@ -102,7 +102,7 @@ def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator
         torch.cuda.synchronize()
         replay = capture(transfers)
         found = [time_by_events(replay) / in_a_row for _ in range(repeats)]
-        key = {"phase": "a transfer alone", "asked_us": asked * 1e6, "sms": lane.sms}
+        key = {"phase": "a transfer alone", "asked_us": microseconds, "sms": lane.sms}
         yield Row(key, summary(found))
 
 
