@@ -6,11 +6,12 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from sharded import MODELS
+from sharded import MODELS, READS
 from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize import LadderError, LadderWarning, agreement, compat
 from ladderize.emitted import Kind, find_disorder, find_races, order_string, read_events
+from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
 
 INDUCTOR = {"lowering": "inductor", "verify": "code"}
@@ -35,16 +36,21 @@ def forward(model, ids):
     return model(input_ids=ids)[0]
 
 
+def whole(name, model, ids, staleness=1):
+    """What the unsharded ladder returns."""
+    with eager_ladder(model, READS[name], staleness=staleness):
+        return forward(model, ids)
+
+
 def difference(name, lowering, dynamic, options):
     """Largest difference of the sharded ladder to the unsharded one, and to the standard net."""
     model = MODELS[name](**options)
     extra = INDUCTOR if lowering == "inductor" else {"lowering": lowering}
     worst = 0.0
     run = compiled(model, dynamic=dynamic, mesh=mesh(), **extra)
-    whole = compiled(model, lowering="eager")
     with torch.no_grad():
         for batch, length in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
-            expected = whole(input_ids=ids(batch, length))[0]
+            expected = whole(name, model, ids(batch, length))
             found = run(input_ids=ids(batch, length))[0]
             worst = max(worst, (found - expected).abs().max().item())
         standard = (forward(model, ids(batch, length)) - found).abs().max().item()
@@ -80,10 +86,9 @@ def inductor_outcome(layers, staleness, grad, dynamic=None):
     model = MODELS["llama"](layers=layers, kv=2)
     weight = model.layers[1].mlp.down_proj.weight
     norm = model.layers[0].input_layernorm.weight
-    whole = compiled(model, lowering="eager", staleness=staleness)
     options = {"staleness": staleness, "mesh": mesh(), **INDUCTOR}
     with torch.set_grad_enabled(grad):
-        expected = whole(input_ids=ids())[0]
+        expected = whole("llama", model, ids(), staleness)
         with record_emitted_code() as sources:
             found = compiled(model, dynamic, **options)(input_ids=ids())[0]
             errors = [(found - expected).abs().max().item()]
@@ -171,11 +176,10 @@ def test_the_order_survives_without_control_deps(two_ranks, grad, dynamic):
 def changed_weights():
     model = MODELS["llama"]()
     run = compiled(model, mesh=mesh(), lowering="eager")
-    whole = compiled(model, lowering="eager")
     with torch.no_grad():
         before = run(input_ids=ids())[0]
         model.layers[0].mlp.up_proj.weight.mul_(3)
-        after, expected = run(input_ids=ids())[0], whole(input_ids=ids())[0]
+        after, expected = run(input_ids=ids())[0], whole("llama", model, ids())
     return (after - before).abs().max().item(), (after - expected).abs().max().item()
 
 
@@ -211,10 +215,10 @@ def test_if_nothing_divides_all_is_listed(two_ranks):
 def partly_whole():
     """3 heads do not divide, the MLPs do: the error and what is said."""
     model = MODELS["llama"](heads=3, kv=3, hidden_size=24)
-    run, whole = compiled(model, mesh=mesh(), lowering="eager"), compiled(model, lowering="eager")
+    run = compiled(model, mesh=mesh(), lowering="eager")
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        error = (run(input_ids=ids())[0] - whole(input_ids=ids())[0]).abs().max().item()
+        error = (run(input_ids=ids())[0] - whole("llama", model, ids())).abs().max().item()
     return error, [str(w.message) for w in caught if w.category is LadderWarning]
 
 
