@@ -3,12 +3,14 @@
 # through RATE each, one gloo rank in each namespace, both running bench/slow_link.py.
 #
 #   sudo bench/netns.sh [--hidden 768 --layers 8 …]       arguments: those of bench/slow_link.py
-#   RATE=1gbit PYTHON=.venv/bin/python sudo -E bench/netns.sh
+#   sudo RATE=1gbit PYTHON=.venv/bin/python bench/netns.sh
 #
-# Needs root and iproute2. What it makes is removed again, also when it fails.
+# RATE and BURST are those of `tc qdisc … tbf`. Needs root and iproute2. What it makes is removed
+# again, also when it fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rate=${RATE:-300mbit}
+burst=${BURST:-32kbit} # what the bucket holds: how much is sent between two timer interrupts
 python=${PYTHON:-python3}
 names=("ladderize-$$-0" "ladderize-$$-1")
 addresses=(10.213.77.1 10.213.77.2)
@@ -33,14 +35,14 @@ for i in 0 1; do
   "${inside[@]}" addr add "${addresses[i]}/24" dev veth0
   "${inside[@]}" link set veth0 up
   "${inside[@]}" link set lo up
-  tc -n "${names[i]}" qdisc add dev veth0 root tbf rate "$rate" burst 32kbit latency 400ms
+  tc -n "${names[i]}" qdisc add dev veth0 root tbf rate "$rate" burst $burst latency 400ms
 done
 
 for i in 0 1; do
   ip netns exec "${names[i]}" env RANK=$i WORLD_SIZE=2 MASTER_ADDR="${addresses[0]}" \
     MASTER_PORT=29512 GLOO_SOCKET_IFNAME=veth0 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
     PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" \
-    "$python" bench/slow_link.py --link "veth, tbf rate $rate burst 32kbit latency 400ms" "$@" &
+    "$python" bench/slow_link.py --link "veth, tbf rate $rate burst $burst latency 400ms" "$@" &
   ranks+=($!)
 done
 for rank in "${ranks[@]}"; do wait -n || fail "a rank failed."; done

@@ -116,7 +116,6 @@ def test_results_are_replaced_when_there_are_new_ones(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
 def test_the_verb_has_the_flags_of_scenarios(scenario, tmp_path):
-    pytest.importorskip("ladderize.cli.bench")
     verb = get_command(app).commands["bench"]
     known = {flag for option in verb.params for flag in (*option.opts, *option.secondary_opts)}
     given = {word for word in run.command_of(scenario, tmp_path) if word.startswith("--")}
