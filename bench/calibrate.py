@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from ladderize.hardware import Calibration, calibration
-from ladderize.planning.fit import fit, squares
+from ladderize.planning.fit import fit, spread, squares
 from ladderize.planning.paper import Row, predicted, ratio_errors, table
 
 # Far from each other: the sum of squares has kinks, and more than one lowest point.
@@ -28,9 +28,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = table()
     found = min((fit(rows, start) for start in STARTS), key=lambda c: squares(rows, c))
-    print("| number | fitted | data sheet allows |\n|---|---|---|")
+    errors = dataclasses.asdict(spread(rows, found))
+    print("| number | fitted | give or take |\n|---|---|---|")
     for name, value in dataclasses.asdict(found).items():
-        print(f"| {name} | {value:.4g} | {'up to 1' if value > 1e-3 else 'any'} |")
+        print(f"| {name} | {value:.4g} | {100 * errors[name]:.0f} % |")
     print(
         "\n| link | ranks | batch | tokens/s | measured | ladder | measured | off |"
         " parallel | measured | off | bound off |"
@@ -43,7 +44,8 @@ def main() -> None:
         f"{percent(max(map(abs, ratios(rows, found))))} at worst"
     )
     print(f"bound / standard: {percent(mean(bounds(rows, found)))}")
-    print(f"tokens/s: {percent(mean(speeds(rows, found)))}")
+    off = speeds(rows, found)
+    print(f"tokens/s: {percent(mean(off))}, {percent(max(map(abs, off)))} at worst")
     if options.leave_out:
         leave_out(rows, found)
 

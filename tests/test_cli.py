@@ -446,6 +446,6 @@ def test_versions_and_completion():
 
 def test_help_names_every_verb():
     done = subprocess.run([*LADDERIZE, "--help"], capture_output=True, text=True, check=True)
-    for verb in ("explain", "rewrite", "verify", "plot", "demo", "doctor"):
+    for verb in ("explain", "rewrite", "verify", "plan", "plot", "demo", "doctor"):
         assert re.search(rf"│ {verb} ", done.stdout)
         assert run(verb, "--help").exit_code == 0

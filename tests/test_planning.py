@@ -17,6 +17,7 @@ import ladderize
 from ladderize import LadderError
 from ladderize.hardware import hardware_of, known_devices
 from ladderize.planning import formulas, plan
+from ladderize.planning.confidence import confidence
 from ladderize.planning.forecast import Request, forecast, tokens_per_s
 from ladderize.planning.limits import LEAST_GAIN, fewest_layers, gain_of, limits
 from ladderize.planning.variants import (
@@ -126,6 +127,7 @@ def test_tokens_per_second_by_hand():
     found = forecast(standard(costs), request, machine())
     assert (found.prefill, found.decode) == pytest.approx((prefill, step))
     assert found.prefill_exposed == pytest.approx(2 * 37)
+    assert request.decode == Phase(3, 1, 7)  # after half of the new tokens
     only = forecast(standard(costs), Request(3, 4, 1), machine())
     assert only.tokens_per_s == pytest.approx(3 / prefill)
 
@@ -337,6 +339,44 @@ def test_layers_that_send_more_come_first():
     found = fewest_layers(workload, Request(1, 1, 2), machine(latency=0), share=0.5)
     assert 3 in found.indices or 2 in found.indices
     assert len(found.indices) < 3
+
+
+# ---- how sure
+
+
+def told(name, batches=(1,), prompt=1024, new=512, weights=140e9, kinds=()):
+    blocks = (PlannedBlock(0, 0, 0, True, Costs(1.0, weight_bytes=weights), 1.0),)
+    requests = [Request(batch, prompt, new) for batch in batches]
+    workload = Workload(blocks, Costs(), frozenset({0}))
+    return confidence(workload, requests, hardware_of(name), kinds).outside
+
+
+def test_what_was_measured_needs_no_word():
+    for name in ("h100x2-nvlink", "h100x8-nop2p"):
+        assert told(name, (1, 64)) == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"name": "h200x4-nvlink"}, "h200 was not measured"),
+        ({"name": "h100x4-pcie"}, "pcie-4 was not measured"),
+        ({"name": "h100x16-nvlink", "weights": 300e9}, "16 ranks (measured: 2 to 8)"),
+        ({"batches": (4, 128)}, "batch 128 (measured: 1 to 64)"),
+        ({"prompt": 8192}, "prompt 8192 and 512 new tokens"),
+        ({"new": 16}, "prompt 1024 and 16 new tokens"),
+        ({"weights": 16e9}, "4 GB of weights on a rank"),
+        ({"kinds": ("attention", "MoE")}, "experts"),
+        ({"weights": 290e9, "prompt": 2048, "name": "h100x4-nvlink", "batches": (64,)}, None),
+        ({"weights": 600e9}, "does not fit: 150 GB"),
+    ],
+)
+def test_what_lies_outside(asked, said):
+    found = told(**{"name": "h100x4-nvlink", **asked})
+    if said is None:
+        assert found == ()
+    else:
+        assert any(said in reason for reason in found), found
 
 
 # ---- hardware by name

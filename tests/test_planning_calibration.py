@@ -9,7 +9,7 @@ import pytest
 
 from ladderize.aot.parallelize import aot_config
 from ladderize.hardware import Errors, calibration, calibration_errors
-from ladderize.planning.fit import fit, squares
+from ladderize.planning.fit import fit, spread, squares
 from ladderize.planning.paper import llama_70b, predicted, ratio_errors, table
 from ladderize.planning.variants import standard
 from ladderize.planning.workload import workload_of
@@ -64,6 +64,12 @@ def test_fitting_again_moves_nothing():
     found = fit(table(), calibration())
     for name, value in dataclasses.asdict(found).items():
         assert math.isclose(value, getattr(calibration(), name), rel_tol=0.01), name
+
+
+def test_how_well_the_table_tells_each_number():
+    found = dataclasses.asdict(spread(table(), calibration()))
+    assert all(0.02 < error < 0.3 for error in found.values())
+    assert found["launch"] > found["memory"]  # a launch is the smallest part of a step
 
 
 def test_a_fit_finds_its_way():

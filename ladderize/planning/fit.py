@@ -41,6 +41,16 @@ def squares(rows: Sequence[Row], fitted: Calibration) -> float:
     return sum(error**2 for row in rows for error in residuals(row, fitted))
 
 
+def spread(rows: Sequence[Row], fitted: Calibration) -> Calibration:
+    """The standard error of each fitted number, as a fraction of it, as if residuals were noise."""
+    numbers = np.log(np.array(dataclasses.astuple(fitted)))
+    error = _residuals(rows, numbers)
+    slopes = _slopes(rows, numbers, error)
+    variance = error @ error / (len(error) - len(numbers))
+    found = np.sqrt(np.diag(np.linalg.inv(slopes.T @ slopes)) * variance)
+    return Calibration(*map(float, found))
+
+
 def _calibration(numbers: Vector) -> Calibration:
     return Calibration(*map(float, np.exp(numbers)))
 
