@@ -274,18 +274,19 @@ def test_stages_come_in_the_order_of_the_work():
 
 
 @pytest.mark.parametrize(
-    ("flops", "seconds", "communicating", "exposed"),
+    ("flops", "seconds", "each", "exposed"),
     [
         ([1], 1.0, 1.0, 1.0),  # nothing to hide behind
-        ([1, 1, 1, 1], 4.0, 2.0, 0.5),  # half a block each: all but the last
-        ([1, 1, 1], 3.0, 3.0, 1.0),  # as long as a block: still all but the last
-        ([1, 1, 1], 3.0, 6.0, 4.0),  # AR0 1..3, h2 waits 1; AR1 3..5, AR2 5..7 behind h2 3..4
-        ([3, 1], 4.0, 2.0, 1.0 + 0.0),  # AR0 3..4 behind h1; AR1 4..5
+        ([1, 1, 1, 1], 4.0, 0.5, 0.5),  # half a block each: all but the last
+        ([1, 1, 1], 3.0, 1.0, 1.0),  # as long as a block: still all but the last
+        ([1, 1, 1], 3.0, 2.0, 4.0),  # AR0 1..3, h2 waits 1; AR1 3..5, AR2 5..7 behind h2 3..4
+        ([3, 1], 4.0, 1.0, 1.0),  # AR0 3..4 behind h1; AR1 4..5
     ],
 )
-def test_what_no_order_of_a_ladder_hides(flops, seconds, communicating, exposed):
+def test_what_no_order_of_a_ladder_hides(flops, seconds, each, exposed):
     blocks = [SimpleNamespace(flops=n) for n in flops]
-    assert exposed_at_least(blocks, seconds, communicating) == pytest.approx(exposed)
+    reduces = [each] * len(flops)
+    assert exposed_at_least(blocks, seconds, reduces) == pytest.approx(exposed)
 
 
 def made(variant, seconds, exposed=(), error=None, races=0):

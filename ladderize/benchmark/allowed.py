@@ -7,7 +7,9 @@ from ladderize.timeline.tasks import COMPUTE, LINK
 from ladderize.timeline.two_lanes import Task, place
 
 
-def exposed_at_least(blocks: Sequence[BlockReport], seconds: float, communicating: float) -> float:
+def exposed_at_least(
+    blocks: Sequence[BlockReport], seconds: float, reduces: Sequence[float]
+) -> float:
     """Exposed seconds of the ladder on two lanes, one for compute, one for all-reduces.
 
     Block i waits for the all-reduce of block i - 2, the end of the step for all.
@@ -15,7 +17,7 @@ def exposed_at_least(blocks: Sequence[BlockReport], seconds: float, communicatin
     Args:
         blocks: of the step, with their FLOPs; each ends in one all-reduce.
         seconds: of their compute, which is divided by FLOPs.
-        communicating: of all their all-reduces.
+        reduces: of the all-reduce of each.
     """
     flops = [block.flops or 0 for block in blocks]
     tasks: list[Task] = []
@@ -24,5 +26,5 @@ def exposed_at_least(blocks: Sequence[BlockReport], seconds: float, communicatin
         stale = (f"all-reduce {i - 2}",) if i > 1 else ()
         tasks += [Task(f"h{i}", COMPUTE, stale), Task(f"all-reduce {i}", LINK, (f"h{i}",))]
         durations[f"h{i}"] = seconds * part / sum(flops)
-        durations[f"all-reduce {i}"] = communicating / len(blocks)
+        durations[f"all-reduce {i}"] = reduces[i]
     return max(end for _, end in place(tasks, durations).values()) - seconds

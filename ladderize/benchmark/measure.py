@@ -32,6 +32,7 @@ class Samples:
     Attributes:
         seconds: of a step.
         exposed, communicating: seconds that collectives were waited for, and took.
+        num_slow: of the collectives, how often gloo took longer than the link.
         error: largest difference of an output to the expected one, over the largest expected
             value; over all runs, those to warm up included. None where nothing is expected.
     """
@@ -39,6 +40,7 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     exposed: list[float] = field(default_factory=list)
     communicating: list[float] = field(default_factory=list)
+    num_slow: int = 0
     error: float | None = None
 
 
@@ -74,6 +76,7 @@ def measure(
                 exposure = Exposure.of(group.transfers)
                 samples.exposed.append(exposure.exposed)
                 samples.communicating.append(exposure.total)
+                samples.num_slow += exposure.num_slow
     return found
 
 

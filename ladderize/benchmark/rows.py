@@ -19,6 +19,7 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
         tokens_per_s: that the step computes.
         standard_ratio, bound_ratio: its median over those of the variants.
         exposed_s, communicating_s: of a step, medians of the slowest rank.
+        slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
         allowed_fraction: of the ladder, the hidden time over what its schedule could hide.
         error: the largest difference from eager, over the largest value.
@@ -69,13 +70,18 @@ def _communication(
     yield "exposed_s", max(exposed)
     yield "communicating_s", max(taken)
     yield "hidden_fraction", 1 - max(exposed) / max(taken)
-    link = seen[0].link
-    if link is not None:
-        yield "link_latency_s", link.latency
-        bound = _bound_of(seen[0], all_of_rank)
-        if seen[0].variant == "ladder" and bound is not None:
-            least = exposed_at_least(seen[0].blocks, bound, max(taken))
-            yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
+    first = seen[0]
+    if first.link is None:
+        return
+    yield "link_latency_s", first.link.latency
+    yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)
+    bound = _bound_of(first, all_of_rank)
+    if first.variant == "ladder" and bound is not None:
+        durations = [first.link.seconds(block.reduce_bytes or 0) for block in first.blocks]
+        # Those of embedding and head have no block to run behind.
+        outside = max(taken) - sum(durations)
+        least = outside + exposed_at_least(first.blocks, bound, durations)
+        yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
 
 
 def _bound_of(measured: Measured, all_of_rank: Iterable[Measured]) -> float | None:

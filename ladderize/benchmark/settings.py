@@ -64,6 +64,7 @@ class Settings:
         model: its name, as on the command line.
         links: each is measured; a `Share` is worked out from the bound.
         new: tokens that a cache has room for behind `length`.
+        shard_vocabulary: divide embedding and head by words too; that takes a collective each.
         lowering: of `ladderize.LadderConfig`; the other variants get torch's own of that name.
         graphs: CUDA graphs (`mode="reduce-overhead"`), on CUDA.
         threads: of each rank's compute, on the CPU.
@@ -85,6 +86,7 @@ class Settings:
     warmup: int = 3
     staleness: int = 1
     layers: str = "all"
+    shard_vocabulary: bool = True
     lowering: str = "inductor"
     graphs: bool = True
     threads: int = 1

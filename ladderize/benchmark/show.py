@@ -70,6 +70,11 @@ def _speedup(values: Values) -> str:
     return f"{1 / ratio:.2f}x" if ratio else ""
 
 
+def _late(values: Values) -> str:
+    slow = values.get("slow_transfers")
+    return f"{slow:.1f}" if slow else ""
+
+
 TIMES: dict[str, Text] = {
     "step ms": _scaled("median_s", ".2f", 1e3),
     "±": _scaled("quartiles_s", ".2f", 500),
@@ -80,6 +85,7 @@ TIMES: dict[str, Text] = {
     "hidden": _scaled("hidden_fraction", ".1%"),
     "of possible": _scaled("allowed_fraction", ".1%"),
     "error": _scaled("error", ".0e"),
+    "late": _late,
 }
 COSTS: dict[str, Text] = {
     "races": _scaled("races", ".0f"),

@@ -79,9 +79,11 @@ def _shard(
     mesh: DeviceMesh,
     settings: Settings,
 ) -> nn.Module:
+    options: dict[str, Any] = {"shard_vocabulary": settings.shard_vocabulary}
     if name in ("written", "ladder"):
-        return parallelize(program, mesh, staleness=settings.staleness, layers=settings.layers)
-    shard = parallelize(ours, mesh, staleness=0)
+        options |= {"staleness": settings.staleness, "layers": settings.layers}
+        return parallelize(program, mesh, **options)
+    shard = parallelize(ours, mesh, staleness=0, **options)
     if name == "bound":
         drop_collectives(shard.graph_module, mesh.size())
     return shard

@@ -60,6 +60,7 @@ def bench(
     variants: Variants = None,
     staleness: flags.Staleness = None,
     layers: flags.Layers = None,
+    shard_vocabulary: flags.ShardVocabulary = True,
     repeats: Repeats = 15,
     warmup: Warmup = 3,
     lowering: Lowering = "inductor",
@@ -115,6 +116,7 @@ def bench(
             device=device or default_device(ranks),
             staleness=1 if staleness is None else staleness,
             layers=layers or "all",
+            shard_vocabulary=shard_vocabulary,
         )
         command = shlex.join(["ladderize", *sys.argv[1:]])
         results = run_benchmark(settings, command, Console(stderr=True))

@@ -1,6 +1,6 @@
 """A thread that moves the values by gloo, one transfer at a time, and what `wait()` does with it.
 
-    launch(work) ──► queue ──► gloo: the values, and the latest launch ──► Schedule ──► wait()
+    launch(work) ──► queue ──► gloo: the values ──► board: the latest launch ──► Schedule ──► wait()
 
 The values must not travel inside of `wait()`: what gloo takes there would look like compute. Gloo
 and the queue release the interpreter lock while they block, so that the rank computes meanwhile.
@@ -15,10 +15,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ladderize.emulation.board import LaunchBoard
 from ladderize.emulation.transfers import Transfer
 
 Start = Callable[[Any, list[Tensor]], list[dist.Work]]
@@ -105,9 +105,11 @@ class EmulatedWork(dist.Work):
 class Carrier:
     """One link. Carries what it is given in that order, which must be the same on every rank."""
 
-    def __init__(self, gloo: Any) -> None:
+    def __init__(self, gloo: Any, board: LaunchBoard) -> None:
         self._gloo = gloo
+        self._board = board
         self._free = 0.0
+        self._num_carried = 0
         self._queue: SimpleQueue[tuple[EmulatedWork, Start] | None] = SimpleQueue()
         # A daemon: a rank that fails must end although its peers never launch what it launched.
         Thread(target=self._run, name="emulated link", daemon=True).start()
@@ -130,12 +132,12 @@ class Carrier:
             del given, work, start  # the tensors live no longer than the transfer
 
     def _carry(self, work: EmulatedWork, start: Start) -> Schedule:
-        launch = torch.tensor([work.launched], dtype=torch.float64)
-        latest: Any = dist.AllreduceOptions()
-        latest.reduceOp = dist.ReduceOp.MAX
-        for part in [self._gloo.allreduce([launch], latest), *start(self._gloo, work.staged)]:
+        number = self._num_carried
+        self._num_carried += 1
+        self._board.write(number, work.launched)
+        for part in start(self._gloo, work.staged):
             part.wait()
-        peers, free = launch.item(), self._free
+        peers, free = self._board.latest(number), self._free
         self._free = max(peers, free) + work.seconds
         return Schedule(peers, free, due=self._free, arrived=time.perf_counter())
 

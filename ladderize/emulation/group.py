@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ladderize import compat
+from ladderize.emulation.board import LaunchBoard
 from ladderize.emulation.carrier import Carrier, EmulatedWork, Start
 from ladderize.emulation.priority import before_compute
 from ladderize.emulation.transfers import Transfer
@@ -49,7 +50,8 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
                 _c10d.ProcessGroupGloo(_c10d.PrefixStore(name, store), rank, size, timeout)
                 for name in ("values", "control")
             )
-            self._carrier = Carrier(values)
+            board = LaunchBoard(_c10d.PrefixStore("board", store), rank, size)
+            self._carrier = Carrier(values, board)
         compat.pass_on(self, control)
 
     @property
