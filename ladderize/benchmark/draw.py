@@ -124,7 +124,8 @@ def _communication(results: Results, axes: Any) -> bool:
         places, hidden, bottom=exposed, color="none", edgecolor=colors, hatch="//", label="hidden"
     )
     axes.set_xticks(places, _names(rows), rotation=90, fontsize=7)
-    axes.set(ylabel="communication of a step, ms (hatched: hidden)")
+    axes.set(ylabel="communication of a step, ms")
+    axes.set_title("solid: exposed; hatched: hidden", fontsize=9)
     return True
 
 

@@ -37,6 +37,8 @@ def _row(seen: list[Measured], all_of_rank: Sequence[Measured]) -> Row:
     values: dict[str, float | None] = {"median_s": median, "quartiles_s": _quartiles(steps)}
     if first.case.batch:
         values["tokens_per_s"] = first.case.num_tokens / median
+    if first.link is not None:
+        values["link_latency_s"] = first.link.latency
     values |= _communication(seen, all_of_rank)
     errors = [m.samples.error for m in seen if m.samples.error is not None]
     values["error"] = max(errors, default=None)
@@ -73,7 +75,6 @@ def _communication(
     first = seen[0]
     if first.link is None:
         return
-    yield "link_latency_s", first.link.latency
     yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)
     bound = _bound_of(first, all_of_rank)
     if first.variant == "ladder" and bound is not None:
