@@ -21,16 +21,17 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
         exposed_s, communicating_s: of a step, medians of the slowest rank.
         slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
-        allowed_fraction: of the ladder, the hidden time over what its schedule could hide.
+        allowed_fraction: of the ladder, the hidden time over what its schedule could hide, whose
+            compute is the step without what is exposed.
         error: the largest difference from eager, over the largest value.
         races: how often the emitted code touches a buffer in flight.
         peak_bytes: of a step, beside weights and inputs.
         compile_s, passes_s: of the first two calls, and in them of ladderize's own passes.
     """
-    return with_ratios(_row(list(seen), ranks[0]) for seen in zip(*ranks, strict=True))
+    return with_ratios(_row(seen) for seen in zip(*ranks, strict=True))
 
 
-def _row(seen: list[Measured], all_of_rank: Sequence[Measured]) -> Row:
+def _row(seen: Sequence[Measured]) -> Row:
     first = seen[0]
     steps = [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
     median = statistics.median(steps)
@@ -39,7 +40,7 @@ def _row(seen: list[Measured], all_of_rank: Sequence[Measured]) -> Row:
         values["tokens_per_s"] = first.case.num_tokens / median
     if first.link is not None:
         values["link_latency_s"] = first.link.latency
-    values |= _communication(seen, all_of_rank)
+    values |= _communication(seen, median)
     errors = [m.samples.error for m in seen if m.samples.error is not None]
     values["error"] = max(errors, default=None)
     races = [m.compiled.num_races for m in seen if m.compiled.num_races is not None]
@@ -62,9 +63,7 @@ def _key(measured: Measured) -> dict[str, str | int | float]:
     return key
 
 
-def _communication(
-    seen: Sequence[Measured], all_of_rank: Sequence[Measured]
-) -> Iterable[tuple[str, float]]:
+def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[str, float]]:
     exposed = [statistics.median(m.samples.exposed) for m in seen if m.samples.exposed]
     taken = [statistics.median(m.samples.communicating) for m in seen if m.samples.communicating]
     if not exposed or not max(taken):
@@ -76,21 +75,12 @@ def _communication(
     if first.link is None:
         return
     yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)
-    bound = _bound_of(first, all_of_rank)
-    if first.variant == "ladder" and bound is not None:
+    if first.variant == "ladder":
         durations = [first.link.seconds(block.reduce_bytes or 0) for block in first.blocks]
         # Those of embedding and head have no block to run behind.
         outside = max(taken) - sum(durations)
-        least = outside + exposed_at_least(first.blocks, bound, durations)
+        least = outside + exposed_at_least(first.blocks, median - max(exposed), durations)
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
-
-
-def _bound_of(measured: Measured, all_of_rank: Iterable[Measured]) -> float | None:
-    """The median of the bound beside it."""
-    for other in all_of_rank:
-        if (other.case, other.asked, other.variant) == (measured.case, measured.asked, "bound"):
-            return statistics.median(other.samples.seconds)
-    return None
 
 
 def _quartiles(seconds: Sequence[float]) -> float:

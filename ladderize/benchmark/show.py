@@ -83,7 +83,7 @@ TIMES: dict[str, Text] = {
     "tokens/s": _scaled("tokens_per_s", ",.0f"),
     "exposed ms": _scaled("exposed_s", ".2f", 1e3),
     "hidden": _scaled("hidden_fraction", ".1%"),
-    "of possible": _scaled("allowed_fraction", ".1%"),
+    "possible": _scaled("allowed_fraction", ".1%"),
     "error": _scaled("error", ".0e"),
     "late": _late,
 }
