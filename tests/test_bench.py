@@ -171,6 +171,9 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
         ((llama, "--out", tmp_path / "there.json"), "exists already"),
         ((llama, "--plot", tmp_path / "a.html"), "is no picture"),
         ((llama, "--device", "tpu"), "there is no device 'tpu'"),
+        ((llama, "--device", "cuda", "--link", "wifi"), "links are emulated on the CPU only"),
+        ((llama, "--ranks", "1", "--share", "0.3"), "one rank has no link"),
+        (("net.pt2", "--phase", "decode"), "only an hf: model is decoded"),
     ):
         done = run(*args)
         assert done.exit_code == 1, args

@@ -11,6 +11,7 @@ import torch
 
 from ladderize.errors import Blocker, LadderError
 from ladderize.hardware import Link
+from ladderize.sources import HUGGING_FACE
 
 UNLIMITED = 1e18  # bytes per second
 PHASES = ("prefill", "decode")
@@ -103,6 +104,10 @@ class Settings:
         unknown += [f"there is no phase {name!r}" for name in self.phases if name not in PHASES]
         if "bound" not in self.variants and any(isinstance(link, Share) for link in self.links):
             unknown.append("a share of a block's compute is taken from the variant 'bound'")
+        if self.ranks == 1 and self.links:
+            unknown.append("one rank has no link: give --ranks, or no link")
+        if "decode" in self.phases and not self.model.startswith(HUGGING_FACE):
+            unknown.append("only an hf: model is decoded: others bring the inputs of one call")
         if self.device not in ("cpu", "cuda"):
             unknown.append(f"there is no device {self.device!r}: cpu or cuda")
         if self.device == "cuda" and self.links:
@@ -115,7 +120,7 @@ class Settings:
     @property
     def cases(self) -> tuple[Case, ...]:
         """Of a configuration; a program or a function has the inputs that it came with."""
-        if not self.model.startswith("hf:"):
+        if not self.model.startswith(HUGGING_FACE):
             return (Case("forward"),)
         return tuple(Case(*sizes) for sizes in product(self.phases, self.batches, self.lengths))
 
