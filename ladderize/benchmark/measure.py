@@ -85,7 +85,7 @@ def timed(variant: Variant, prepared: Prepared) -> tuple[float, Tensor]:
     prepared.reset(variant.module)
     if dist.is_initialized():
         dist.barrier()
-    if not torch.cuda.is_available():
+    if prepared.device == "cpu":
         started = time.perf_counter()
         output = variant.compiled(*prepared.args, **prepared.kwargs)
         seconds = time.perf_counter() - started
@@ -120,7 +120,7 @@ def difference(output: Tensor, expected: Tensor) -> float:
 
 def peak_bytes(variant: Variant, prepared: Prepared) -> int:
     """Memory that a step takes beside what was allocated when it began."""
-    if torch.cuda.is_available():
+    if prepared.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

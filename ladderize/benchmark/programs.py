@@ -26,12 +26,14 @@ class Prepared:
     Attributes:
         args, kwargs: of each call.
         reset: brings a module made of the program back to where each call begins.
+        device: where it runs, "cpu" or "cuda".
     """
 
     program: ExportedProgram
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     reset: Callable[[nn.Module], None]
+    device: str = "cpu"
 
 
 def prepare(settings: Settings, case: Case) -> Prepared:

@@ -201,7 +201,7 @@ def _on_device(prepared: Prepared, device: str) -> Prepared:
 
     args, kwargs = pytree.tree_map(there, (prepared.args, prepared.kwargs))
     program = move_to_device_pass(prepared.program, device)
-    return dataclasses.replace(prepared, program=program, args=args, kwargs=kwargs)
+    return Prepared(program, args, kwargs, prepared.reset, device)
 
 
 def _set_link(group: EmulatedGroup | None, link: Link) -> None:

@@ -111,7 +111,7 @@ class Settings:
         if self.device not in ("cpu", "cuda"):
             unknown.append(f"there is no device {self.device!r}: cpu or cuda")
         if self.device == "cuda" and self.links:
-            unknown.append("links are emulated on the CPU only: on CUDA they are what they are")
+            unknown.append("links are emulated on the CPU only: give --device cpu, or no link")
         for name in ("ranks", "repeats", "new", "threads"):
             if getattr(self, name) < 1:
                 unknown.append(f"{name}={getattr(self, name)}: at least 1")
