@@ -3,7 +3,6 @@
 Settings ── prepare ── make_variants ── compile ── measure on each link ── [Measured]
 """
 
-import dataclasses
 import os
 import statistics
 import time
