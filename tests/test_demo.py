@@ -149,8 +149,7 @@ def first_rank_of(pid: int) -> int:
 def test_a_hung_rank_says_where_and_exits(tmp_path: Path) -> None:
     script = (
         "import time; from pathlib import Path; from ladderize.launch import progress\n"
-        "progress.HANG_AFTER = 0.5\n"
-        f"progress.Reporter(Path({str(tmp_path)!r}), 0).stage('model')\n"
+        f"progress.Reporter(Path({str(tmp_path)!r}), 0, 0.5).stage('model')\n"
         "def stuck(): time.sleep(60)\n"
         "stuck()"
     )
