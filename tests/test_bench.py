@@ -157,6 +157,24 @@ def test_a_program_is_measured_with_its_own_inputs(tmp_path):
     assert {row["key"]["phase"] for row in json.loads(done.stdout)["rows"]} == {"forward"}
 
 
+def test_a_net_without_parallel_blocks_is_measured_without(tmp_path):
+    """Post-norm: its blocks cannot be put beside each other."""
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    config.architectures = ["BertModel"]
+    config.save_pretrained(tmp_path)
+    args = (f"hf:{tmp_path}", "--ranks", 1, "--lowering", "eager", "--length", 8, "--repeats", 1)
+    done = run(*args, "--json")
+    assert done.exit_code == 0, done.output
+    assert "parallel is left out" in done.stderr
+    variants = [row["key"]["variant"] for row in json.loads(done.stdout)["rows"]]
+    assert variants == ["standard", "written", "ladder"]
+    refused = run(*args, "--variants", "standard,parallel")
+    assert refused.exit_code == 1
+    assert "No two blocks can be put beside each other" in refused.stderr
+
+
 # ---- refusals
 
 

@@ -11,6 +11,7 @@ Without a mesh nothing is sharded, and there are no collectives.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ladderize.aot.parallelize import parallelize
-from ladderize.benchmark.settings import Settings
+from ladderize.benchmark.settings import VARIANTS, Settings
 from ladderize.config import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.programs import explain_exported, parallel_program, rewrite
@@ -51,13 +52,15 @@ def make_variants(
 ) -> list[Variant]:
     """Those of `settings.variants`, in that order. Weights are shared between them.
 
+    Where all are wanted, `parallel` is left out of nets that have no such form.
+
     Raises:
         LadderError: the program has no blocks, or cannot be sharded.
     """
     programs = _programs(program, settings)
     made: list[Variant] = []
     for name in settings.variants:
-        if name == "bound" and mesh is None:
+        if (name == "bound" and mesh is None) or name not in programs:
             continue
         ours = programs[name]
         if mesh is None:
@@ -90,14 +93,16 @@ def _shard(
 
 
 def _programs(program: ExportedProgram, settings: Settings) -> dict[str, ExportedProgram]:
-    """What each variant computes, unsharded."""
+    """What each variant computes, unsharded, by its name."""
     ladder = rewrite(program, staleness=settings.staleness, layers=settings.layers)
     blocks = explain_exported(program, LadderConfig()).blocks
     if not any(block.is_rewired for block in blocks):
         raise LadderError(f"{settings.model} has no block whose read could be moved.")
     made = {"standard": program, "bound": program, "written": ladder, "ladder": ladder}
     if "parallel" in settings.variants:
-        made["parallel"] = parallel_program(program)
+        # An error only where it was asked for by name.
+        with suppress(LadderError) if settings.variants == tuple(VARIANTS) else nullcontext():
+            made["parallel"] = parallel_program(program)
     return made
 
 

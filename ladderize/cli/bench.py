@@ -122,6 +122,12 @@ def bench(
         results = run_benchmark(settings, command, Console(stderr=True))
         if results is None:
             return
+        measured = {row.key["variant"] for row in results.rows}
+        if "parallel" in settings.variants and "parallel" not in measured:
+            typer.echo(
+                "ladderize bench: parallel is left out: its blocks cannot be put beside each other",
+                err=True,
+            )
         if out is not None:
             results.write(out, force)
         if plot is not None:
