@@ -311,7 +311,7 @@ def test_what_no_order_of_a_ladder_hides(flops, seconds, each, exposed):
 
 
 def made(variant, seconds, exposed=(), error=None, races=0):
-    compiled = Compiled(2.0, {"A": 0.5}, "", races, 10)
+    compiled = Compiled(2.0, {"A": 0.5}, races, 10)
     samples = Samples(list(seconds), list(exposed), [0.1] * len(exposed), error=error)
     return Measured(Case("decode", 4, 16), "slow", None, variant, samples, compiled, ())
 

@@ -8,7 +8,7 @@ repeat 2   …
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,9 @@ def peak_bytes(variant: Variant, prepared: Prepared) -> int:
         before = torch.cuda.memory_allocated()
         timed(variant, prepared)
         return torch.cuda.max_memory_allocated() - before
-    events = _watched(lambda: timed(variant, prepared), profile_memory=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _trace(variant, prepared, Path(folder), profile_memory=True)
+        events = json.loads(path.read_text())["traceEvents"]
     changes = [e["args"] for e in events if e.get("name") == "[memory]"]
     if not changes:
         return 0
@@ -137,19 +139,17 @@ def peak_bytes(variant: Variant, prepared: Prepared) -> int:
 def traced(variant: Variant, prepared: Prepared) -> Samples:
     """Exposed and whole communication of one step, from a trace of the device."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as prof:
-            timed(variant, prepared)
-        prof.export_chrome_trace(str(path))
-        step = read_step(path, variant.name)
+        step = read_step(_trace(variant, prepared, Path(folder)), variant.name)
     return Samples(exposed=[step.exposed_seconds], communicating=[step.communication.seconds])
 
 
-def _watched(run: Callable[[], Any], **options: Any) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU], **options) as prof:
-            run()
-        prof.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = json.loads(path.read_text())["traceEvents"]
-    return events
+def _trace(variant: Variant, prepared: Prepared, folder: Path, **options: Any) -> Path:
+    """The trace of one step, a file in `folder`."""
+    activities = [ProfilerActivity.CPU]
+    if prepared.device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, **options) as prof:
+        timed(variant, prepared)
+    path = folder / "trace.json"
+    prof.export_chrome_trace(str(path))
+    return path

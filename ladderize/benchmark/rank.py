@@ -33,7 +33,7 @@ from ladderize.benchmark.programs import Prepared, prepare
 from ladderize.benchmark.settings import UNLIMITED, Case, Settings, Share
 from ladderize.benchmark.variants import Variant, make_variants
 from ladderize.config import LadderConfig
-from ladderize.emitted import find_races, order_string, read_events
+from ladderize.emitted import find_races, read_events
 from ladderize.emulation import EmulatedGroup, init_emulated
 from ladderize.errors import LadderError
 from ladderize.hardware import Link
@@ -56,14 +56,12 @@ class Compiled:
     Attributes:
         seconds: of the first call.
         passes: seconds of each of ladderize's own passes.
-        order: launches, compute and waits in the emitted code, "" where none is emitted.
         num_races: how often it touches a buffer in flight; None where no code is emitted.
         peak_bytes: memory of a step beside weights and inputs.
     """
 
     seconds: float
     passes: dict[str, float]
-    order: str
     num_races: int | None
     peak_bytes: int
 
@@ -223,7 +221,6 @@ def _compile(variant: Variant, prepared: Prepared) -> Compiled:
     return Compiled(
         seconds,
         passes,
-        " ".join(map(order_string, programs)),
         sum(len(find_races(program)) for program in programs) if programs else None,
         peak_bytes(variant, prepared),
     )

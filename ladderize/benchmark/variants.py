@@ -27,9 +27,6 @@ from ladderize.config import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.programs import explain_exported, parallel_program, rewrite
 
-# torch.compile's own backends, by the names of our lowerings.
-_PLAIN = {"inductor": "inductor", "aot_eager": "aot_eager", "eager": "eager"}
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -112,7 +109,7 @@ def _compile(
     graphs = settings.device == "cuda" and settings.graphs and settings.lowering == "inductor"
     mode = "reduce-overhead" if graphs else None
     if name != "ladder":
-        backend = _PLAIN[settings.lowering]
+        backend = settings.lowering  # torch's own backends have the names of our lowerings
         return torch.compile(module, backend=backend, fullgraph=True, dynamic=False, mode=mode)
     options: dict[str, Any] = {"lowering": settings.lowering}
     if mode is not None:
