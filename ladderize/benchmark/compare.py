@@ -52,7 +52,7 @@ _KINDS = (
     _Kind("*", ""),
 )
 # How far the repeats of one run are apart, and parts of a sum that is compared.
-_NOT_COMPARED = ("quartiles_s", "passes_*_s")
+_NOT_COMPARED = ("quartiles_s", "passes_*_s", "*_ratio_low", "*_ratio_high")
 
 
 @dataclass(frozen=True)

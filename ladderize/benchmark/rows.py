@@ -4,11 +4,15 @@
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from ladderize.benchmark.allowed import exposed_at_least
+from ladderize.benchmark.paired import Interval, paired_ratio
 from ladderize.benchmark.rank import Measured
-from ladderize.benchmark.results import Row, with_ratios
+from ladderize.benchmark.results import Row
+
+BASELINES = ("standard", "bound")
 
 
 def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
@@ -17,7 +21,9 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
     Values:
         median_s, quartiles_s: of a step, and how far its quartiles are apart.
         tokens_per_s: that the step computes.
-        standard_ratio, bound_ratio: its median over those of the variants.
+        standard_ratio, bound_ratio: its step over that of the variant in the same repeat, the
+            median of all repeats; standard_ratio_low, …_high: the ends of its interval, as
+            `paired_ratio` says, where there are repeats enough.
         exposed_s, communicating_s: of a step, medians of the slowest rank.
         slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
@@ -28,14 +34,30 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
         peak_bytes: of a step, beside weights and inputs.
         compile_s, passes_s: of the first two calls, and in them of ladderize's own passes.
     """
-    return with_ratios(_row(seen) for seen in zip(*ranks, strict=True))
+    cases = groupby(zip(*ranks, strict=True), lambda seen: (seen[0].case, seen[0].asked))
+    found: list[Row] = []
+    for _, together in cases:
+        variants = {seen[0].variant: seen for seen in together}
+        steps = {name: _steps(seen) for name, seen in variants.items()}
+        found += [_row(seen, steps) for seen in variants.values()]
+    return tuple(found)
 
 
-def _row(seen: Sequence[Measured]) -> Row:
+def _steps(seen: Sequence[Measured]) -> list[float]:
+    """Seconds of each repeat, of its slowest rank."""
+    return [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
+
+
+def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> Row:
+    """Of one variant, beside the steps of all that took turns with it."""
     first = seen[0]
-    steps = [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
+    steps = variants[first.variant]
     median = statistics.median(steps)
     values: dict[str, float | None] = {"median_s": median, "quartiles_s": _quartiles(steps)}
+    for baseline in BASELINES:
+        if baseline in variants:
+            ratio = paired_ratio(steps, variants[baseline])
+            values |= _ratio(f"{baseline}_ratio", ratio)
     if first.case.batch:
         values["tokens_per_s"] = first.case.num_tokens / median
     if first.link is not None:
@@ -51,6 +73,14 @@ def _row(seen: Sequence[Measured]) -> Row:
     for name, seconds in first.compiled.passes.items():
         values[f"passes_{name}_s"] = seconds
     return Row(_key(first), values)
+
+
+def _ratio(name: str, found: Interval) -> Iterable[tuple[str, float]]:
+    yield name, found.median
+    if found.ends is not None:
+        low, high = found.ends
+        yield f"{name}_low", low
+        yield f"{name}_high", high
 
 
 def _key(measured: Measured) -> dict[str, str | int | float]:
