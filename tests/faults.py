@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from ladderize.aot import files
+from ladderize.aot import directory, files
 from ladderize.aot.archive import read_program
 from ladderize.block import Block, Stream
 from ladderize.passes.functionalize import Functionalize
@@ -196,13 +196,13 @@ def plant_in_tensors(folder: Path, rank: int, fault: Callable[[dict], int]) -> i
 
 def make_manifest_fit(folder: Path) -> None:
     """The sizes and hashes of the files as they are now."""
-    path = folder / files.MANIFEST
+    path = folder / directory.MANIFEST
     data = json.loads(path.read_text())
     data.pop("sha256")
     for name in data["files"]:
         at = folder / name
-        data["files"][name] = {"bytes": at.stat().st_size, "sha256": files._hash(at)}
-    path.write_text(json.dumps(data | {"sha256": files._hash_of(data)}))
+        data["files"][name] = {"bytes": at.stat().st_size, "sha256": directory._hash(at)}
+    path.write_text(json.dumps(data | {"sha256": directory._hash_of(data)}))
 
 
 def copy_folder(folder: Path, to: Path) -> Path:

@@ -18,6 +18,7 @@ from ladderize.benchmark.allowed import exposed_at_least
 from ladderize.benchmark.draw import draw
 from ladderize.benchmark.links import choose_links
 from ladderize.benchmark.measure import Samples, difference
+from ladderize.benchmark.paired import paired_ratio
 from ladderize.benchmark.rank import Compiled, Measured, stages
 from ladderize.benchmark.results import Results, read
 from ladderize.benchmark.rows import rows_of
@@ -326,6 +327,23 @@ def test_a_step_is_as_slow_as_its_slowest_rank():
     assert ladder.values["exposed_s"] == 0.02
     assert ladder.values["hidden_fraction"] == pytest.approx(0.8)
     assert ladder.values["passes_A_s"] == 0.5
+
+
+def test_variants_are_compared_within_a_repeat():
+    # The machine is twice as slow in the second half; the ladder takes 1.1 of the bound in both.
+    bound = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+    ladder = [1.1, 1.1, 1.1, 2.2, 2.2, 9.0]
+    found, _ = rows_of([[made("ladder", ladder), made("bound", bound)]])
+    assert found.values["bound_ratio"] == pytest.approx(1.1)
+    assert found.values["bound_ratio_low"] == pytest.approx(1.1)
+    assert found.values["bound_ratio_high"] == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize(("num", "outside"), [(5, None), (6, 0), (9, 1), (25, 7), (80, 30)])
+def test_the_ends_of_an_interval_are_those_of_the_sign_test(num, outside):
+    # The tables of the sign test at 5 %, two-sided: one value less than its critical number.
+    found = paired_ratio([float(i) for i in range(num)], [1.0] * num)
+    assert found.ends == (None if outside is None else (outside, num - 1 - outside))
 
 
 def test_the_worst_rank_tells_errors_and_races():

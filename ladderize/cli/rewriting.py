@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from ladderize.aot.files import refuse_existing, write_program, write_shards
+from ladderize.aot.directory import refuse_existing
+from ladderize.aot.files import write_program, write_shards
 from ladderize.aot.localize import LocalProgram, localize
 from ladderize.aot.parallelize import aot_config
 from ladderize.programs import rewrite

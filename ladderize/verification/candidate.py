@@ -17,7 +17,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
 from ladderize.aot.archive import read_note, read_program
-from ladderize.aot.files import MANIFEST, open_shards
+from ladderize.aot.directory import MANIFEST
+from ladderize.aot.files import open_shards
 from ladderize.aot.state import Entry
 from ladderize.errors import LadderError
 from ladderize.programs import copy_of
