@@ -54,6 +54,7 @@ from ladderize.compat.programs import (
     reorder_kwargs,
 )
 from ladderize.compat.tensors import (
+    SizeSymbol,
     fake_mode_of,
     has_hint,
     hint,
@@ -61,10 +62,12 @@ from ladderize.compat.tensors import (
     new_fake_mode,
     propagate_fakes,
     python_dispatcher,
+    symbols_of,
     without_functorch,
 )
 
 __all__ = [
+    "SizeSymbol",
     "aot_compile",
     "as_backend_error",
     "boxed",
@@ -108,6 +111,7 @@ __all__ = [
     "saves_random_states_behind_meshes",
     "sharded_parts",
     "source_name",
+    "symbols_of",
     "trace_artifact",
     "uncompiled",
     "undo_caching",

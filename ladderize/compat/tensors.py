@@ -1,7 +1,8 @@
 """Fake tensors, symbolic sizes, and tensors that are made of others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,6 +45,41 @@ def hint(size: int | torch.SymInt) -> int:
 def has_hint(size: int | torch.SymInt) -> bool:
     """Whether `hint` knows the size, which it does not of one that depends on values."""
     return isinstance(size, int) or bool(size.node.has_hint())
+
+
+@dataclass(frozen=True)
+class SizeSymbol:
+    """A symbol in a dynamic size.
+
+    Attributes:
+        name: as in the graph, `s77`.
+        sources: where it was read, as Dynamo writes it: `L['input_ids'].size()[1]`.
+        least, most: the range it was traced for; `most` is None where there is no end.
+        hint: its value in the call that is compiled for, None if it depends on values.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    least: int
+    most: int | None
+    hint: int | None
+
+
+def symbols_of(size: torch.SymInt) -> Iterator[SizeSymbol]:
+    """The symbols that a size is computed of, by name."""
+    env = size.node.shape_env
+    for symbol in sorted(size.node.expr.free_symbols, key=str):
+        found = env.var_to_range[symbol]
+        hints = getattr(env, "backed_var_to_val", None) or env.var_to_val  # 2.11 has the latter
+        sources = tuple(source.name for source in env.var_to_sources.get(symbol, ()))
+        names = tuple(name if isinstance(name, str) else name() for name in sources)
+        yield SizeSymbol(
+            name=str(symbol),
+            sources=names,
+            least=max(int(found.lower), 0),
+            most=int(found.upper) if found.upper.is_Integer else None,
+            hint=int(hints[symbol]) if symbol in hints else None,
+        )
 
 
 def new_fake_mode() -> Any:

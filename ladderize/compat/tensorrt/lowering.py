@@ -1,0 +1,78 @@
+"""Torch-TensorRT's decompositions, passes and partitioner, without what changes values."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize.compat.tensorrt.package import tensorrt
+from ladderize.compat.tensorrt.settings import BuildSettings, compilation_settings
+
+NO_CONVERTER = "Torch-TensorRT has no converter for it"
+
+
+def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Torch-TensorRT's own, without those that would unroll a loop or take attention apart.
+
+    Scatters are unrolled over each row of their source, on the default device.
+    """
+    tensorrt()
+    from torch_tensorrt.dynamo.lowering import _decompositions as theirs
+
+    aten = torch.ops.aten
+    loops = {aten.scatter_add.default, aten.scatter_reduce.two}
+    left_out = theirs.ATTENTION_DECOMPOSITION_OPS | loops
+    table = {**theirs.ENABLED_TORCH_DECOMPOSITIONS, **theirs.TORCH_TRT_DECOMPOSITIONS}
+    return {op: fn for op, fn in table.items() if op not in left_out}
+
+
+def tensorrt_passes() -> tuple[Callable[..., GraphModule], ...]:
+    """Those of Torch-TensorRT's passes on ATen that keep values.
+
+    Without `force_causal_efficient_attention`, which takes any mask for a causal one;
+    `replace_fused_rms_norm`, which takes a missing epsilon for 1e-5; and `constant_fold`.
+    """
+    tensorrt()
+    from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as theirs
+
+    return (
+        theirs.remove_assert_nodes,
+        theirs.fuse_prims_broadcast,
+        theirs.replace_max_pool_with_indices,
+        theirs.eliminate_sym_min_int64_max,
+        theirs.normalize_negative_slice_stop,
+    )
+
+
+def split_by_support(
+    gm: GraphModule,
+    settings: BuildSettings,
+    refuse: Callable[[Node], str],
+    least: int,
+) -> tuple[GraphModule, dict[Node, str]]:
+    """Split `gm` by Torch-TensorRT's partitioner into submodules `_run_on_acc…` and others.
+
+    `refuse` says why a node must not be converted, "" if it may. Returns the reasons as well, for
+    each node that TensorRT does not run.
+    """
+    compilation = compilation_settings(settings)
+    from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS
+    from torch_tensorrt.dynamo.partitioning._adjacency_partitioner import (
+        OpSupportTester,
+        TRTPartitioner,
+    )
+
+    reasons: dict[Node, str] = {}
+
+    class Support(OpSupportTester):  # type: ignore[misc]  # no types
+        def is_node_supported(self, submodules: Mapping[str, Any], node: Node) -> bool:
+            reason = refuse(node)
+            is_supported = not reason and super().is_node_supported(submodules, node)
+            if node.op == "call_function" and not is_supported:
+                reasons[node] = reason or NO_CONVERTER
+            return bool(is_supported)
+
+    DYNAMO_CONVERTERS.setcompilation_settings(compilation)
+    partitioner = TRTPartitioner(gm, Support(), min_block_size=least, skip_fusion=True)
+    return partitioner.partition_graph(), reasons

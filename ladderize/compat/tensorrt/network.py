@@ -1,0 +1,155 @@
+"""From a part of a graph to a TensorRT network, by Torch-TensorRT's interpreter.
+
+In: a graph module, what is known of its inputs, values for its weights. Out: a `Network`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize.compat.tensorrt.package import tensorrt
+from ladderize.compat.tensorrt.settings import BuildSettings, compilation_settings
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of an engine: least, usual and most size of each dim.
+
+    Of a whole number that sizes depend on (`is_size`) the sizes are its own values.
+    """
+
+    name: str
+    dtype: torch.dtype
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    most: tuple[int, ...]
+    is_size: bool = False
+
+
+@dataclass(frozen=True)
+class Network:
+    """A TensorRT network before it is built.
+
+    Attributes:
+        interpreter: Torch-TensorRT's, which owns the network and the memory that it points to.
+        inputs, outputs: names of its bindings in the order of the part's.
+    """
+
+    interpreter: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def definition(self) -> Any:
+        """The `INetworkDefinition`."""
+        return self.interpreter.ctx.net
+
+
+class ConversionFailed(Exception):
+    """A converter raised; `node` is what it was to convert."""
+
+    def __init__(self, node: Node | None, cause: BaseException) -> None:
+        super().__init__(f"{type(cause).__name__}: {cause}")
+        self.node = node
+
+
+def convert(
+    part: GraphModule,
+    inputs: Sequence[InputSpec],
+    weights: Mapping[str, torch.Tensor],
+    settings: BuildSettings,
+) -> Network:
+    """The network of `part`; `weights` gives each weight among its placeholders a value.
+
+    Raises:
+        ConversionFailed: whatever a converter raises.
+    """
+    compilation = compilation_settings(settings)
+    from torch_tensorrt import Input
+    from torch_tensorrt.dynamo.conversion._conversion import infer_module_output_dtypes
+
+    specs = [
+        Input(shape=spec.usual, dtype=spec.dtype, name=spec.name)
+        if spec.least == spec.most and not spec.is_size
+        else Input(
+            min_shape=spec.least,
+            opt_shape=spec.usual,
+            max_shape=spec.most,
+            dtype=spec.dtype,
+            name=spec.name,
+            is_shape_tensor=spec.is_size,
+        )
+        for spec in inputs
+    ]
+    interpreter = _interpreter_class()(
+        part,
+        specs,
+        output_dtypes=infer_module_output_dtypes(part),
+        compilation_settings=compilation,
+    )
+    interpreter.weights = weights
+    try:
+        interpreter._construct_trt_network_def()
+    except Exception as error:  # converters raise whatever they stumble over
+        raise ConversionFailed(interpreter._cur_node, error) from error
+    names = interpreter._input_names, interpreter._output_names
+    return Network(interpreter, *map(tuple, names))
+
+
+@cache
+def _interpreter_class() -> Any:
+    trt: Any = tensorrt()
+    from torch_tensorrt._enums import dtype
+    from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
+
+    class Interpreter(TRTInterpreter):  # type: ignore[misc]  # no types
+        """Weights become constants that bear their names, which no converter can transform."""
+
+        weights: Mapping[str, torch.Tensor]
+
+        def placeholder(self, target: str, args: Any, kwargs: Any) -> Any:
+            if target not in self.weights:
+                return super().placeholder(target, args, kwargs)
+            value = self.weights[target]
+            kind = dtype._from(value.dtype).to(trt.DataType)
+            data = trt.Weights(kind, value.data_ptr(), value.numel())
+            layer = self.ctx.net.add_constant(tuple(value.shape), data)
+            layer.name = target
+            assert self.ctx.net.set_weights_name(data, target)
+            return layer.get_output(0)
+
+        def output(self, target: str, args: Any, kwargs: Any) -> Any:
+            """Theirs leaves out a tensor that it met before: the outputs after it would shift."""
+            given = args[0] if isinstance(args[0], (tuple, list)) else (args[0],)
+            net = self.ctx.net
+            met = [net.get_input(index) for index in range(net.num_inputs)]
+            distinct = []
+            for value in given:
+                if any(value is other for other in met):
+                    value = net.add_identity(value).get_output(0)
+                met.append(value)
+                distinct.append(value)
+            return super().output(target, (tuple(distinct),), kwargs)
+
+    return Interpreter
+
+
+def layers(network: Network) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Type, name and dtypes of the outputs of each layer, in order."""
+    net = network.definition
+    found = [net.get_layer(index) for index in range(net.num_layers)]
+    return [
+        (
+            str(layer.type).rpartition(".")[2],
+            layer.name,
+            tuple(
+                str(layer.get_output(index).dtype).rpartition(".")[2]
+                for index in range(layer.num_outputs)
+            ),
+        )
+        for layer in found
+    ]

@@ -1,0 +1,33 @@
+"""What Torch-TensorRT is told, and what is fixed for it here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ladderize.compat.tensorrt.package import tensorrt
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What Torch-TensorRT and the builder are told; all else is fixed here."""
+
+    optimization_level: int | None = None
+    workspace: int = 0
+    allow_tf32: bool = False
+    strip_weights: bool = True
+    target: tuple[int, int] | None = None
+
+
+def compilation_settings(settings: BuildSettings) -> Any:
+    tensorrt()
+    from torch_tensorrt.dynamo import CompilationSettings
+
+    return CompilationSettings(
+        workspace_size=settings.workspace,
+        optimization_level=settings.optimization_level,
+        disable_tf32=not settings.allow_tf32,
+        truncate_double=False,
+        attn_bias_is_causal=False,  # theirs is True: any mask would be replaced by a causal one
+        fallback_data_dependent_ops=True,
+        enable_autocast=False,
+        immutable_weights=True,  # of their flags: `build_plan` marks weights one by one
+    )
