@@ -10,10 +10,11 @@ from typing import Any
 from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
+from ladderize.engines.options import TensorRTOptions
 from ladderize.errors import Blocker, LadderError
 from ladderize.selection import Selection
 
-LOWERINGS = ("inductor", "aot_eager", "eager")
+LOWERINGS = ("inductor", "tensorrt", "aot_eager", "eager")
 VERIFY_LEVELS = ("graph", "code", "off")
 
 
@@ -30,7 +31,8 @@ class LadderConfig:
         shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
             where the number of ranks divides it; `cross_entropy` included.
         lowering: what compiles the rewritten graph.
-        lowering_options: handed to the lowering (for Inductor: its config patches).
+        lowering_options: handed to the lowering: Inductor's config patches, or the fields of
+            `TensorRTOptions`.
         mode: `torch.compile`'s own `mode=`, for the Inductor lowering.
         strict: raise when something asked for cannot be done; False warns once and compiles
             the standard graph instead.
@@ -103,6 +105,7 @@ class LadderConfig:
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
             *self._inductor_only_problems(),
             *self._inductor_problems(),
+            *self._tensorrt_problems(),
         ]
 
     def _selection_problems(self) -> list[str]:
@@ -156,7 +159,7 @@ class LadderConfig:
             return []
         asked = {
             "mode=": self.mode not in (None, "default"),
-            "lowering_options=": bool(self.lowering_options),
+            "lowering_options=": bool(self.lowering_options) and self.lowering != "tensorrt",
             'verify="code"': self.verify == "code",
         }
         return [
@@ -164,6 +167,15 @@ class LadderConfig:
             for name, given in asked.items()
             if given
         ]
+
+    def _tensorrt_problems(self) -> list[str]:
+        if self.lowering != "tensorrt":
+            return []
+        try:
+            TensorRTOptions.parse(self.lowering_options)
+        except LadderError as error:
+            return [f"lowering_options: {blocker}" for blocker in error.blockers]
+        return []
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from ladderize import compat
+from ladderize.engines.packages import find_packages, what_to_install
 from ladderize.probes import attempt
 
 Status = Literal["ok", "warning", "missing", "broken"]
@@ -212,20 +213,18 @@ def _nccl() -> Check:
 
 
 def _tensorrt() -> Check:
-    """Not imported: that loads CUDA libraries. Both packages are the module `torch_tensorrt`."""
-    wanted = ".".join(map(str, _minor(torch.__version__)))
-    cure = (
-        f"on NVIDIA GPUs: pip install 'torch-tensorrt=={wanted}.*', or torch-tensorrt-rtx of the "
-        "same version for RTX cards"
-    )
-    if importlib.util.find_spec("torch_tensorrt") is None:
-        return Check("TensorRT", "missing", "torch_tensorrt is not installed", cure)
-    packages = ("torch-tensorrt", "torch-tensorrt-rtx")
-    found = {name: v for name in packages if (v := _version_of(name)) is not None}
-    text = ", ".join(f"{name} {v}" for name, v in found.items()) or "of an unknown version"
-    if any(_minor(v) == _minor(torch.__version__) for v in found.values()):
-        return Check("TensorRT", "ok", text)
-    return Check("TensorRT", "broken", f"{text}; torch is {torch.__version__}", cure)
+    found = find_packages()
+    if not found.versions:
+        return Check("TensorRT", "missing", found.problem, what_to_install())
+    if found.problem:
+        return Check("TensorRT", "broken", found.problem, what_to_install())
+    works, says = attempt("tensorrt")
+    if not works:
+        return Check("TensorRT", "broken", f"{found}: {says}", what_to_install())
+    if not _num_gpus():
+        cure = "engines run on a machine with a GPU; RTX's can be built here with target="
+        return Check("TensorRT", "warning", f"{found}, {says}; no CUDA device to run on", cure)
+    return Check("TensorRT", "ok", f"{found}, {says}")
 
 
 # ---- caches

@@ -104,17 +104,22 @@ def _compile(
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
         gm.graph = standard
         gm.recompile()
-        return lower(gm, example_inputs, config)
+        return lower(gm, example_inputs, config).run
     report("rewritten")
     if not isinstance(compat.compiled_module(), ShardedModule):
         _warn_of_ladders(rewritten)
     if config.staleness > 0:
         warn_of_standard_prefill()
-    if rewritten.plan is None:
-        return lower(rewritten.gm, example_inputs, config)
-    assert config.device_mesh is not None
-    local = LocalInputs(rewritten.gm, rewritten.plan, config.device_mesh)
-    return local.feed(lower(rewritten.gm, local.examples(example_inputs), config))
+    local = None
+    if rewritten.plan is not None:
+        assert config.device_mesh is not None
+        local = LocalInputs(rewritten.gm, rewritten.plan, config.device_mesh)
+        example_inputs = local.examples(example_inputs)
+    lowered = lower(rewritten.gm, example_inputs, config)
+    if lowered.engines is not None:
+        draft.see_engines(lowered.engines)
+        report("rewritten")
+    return lowered.run if local is None else local.feed(lowered.run)
 
 
 def _rewrite(gm: GraphModule, config: LadderConfig, draft: Draft) -> Rewritten:

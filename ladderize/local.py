@@ -136,7 +136,10 @@ class LocalInputs:
             return full
         local = self._values[i]  # fake, already of the local shape
         with local.fake_mode:
-            return torch.empty_like(local).requires_grad_(full.requires_grad)
+            part = torch.empty_like(local)
+            if isinstance(full, torch.nn.Parameter):
+                return torch.nn.Parameter(part, full.requires_grad)
+            return part.requires_grad_(full.requires_grad)
 
     def _local(self, i: int, full: Any) -> Any:
         place = self._places.get(i)

@@ -7,6 +7,7 @@ reason. Run by its path: nothing of ladderize is needed, and none of its modules
 package of another name.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -90,11 +91,19 @@ def reduces(backend: str, device: str) -> str:
     return "an all-reduce of one rank works"
 
 
+def imports_tensorrt() -> str:
+    """Which TensorRT it is that Torch-TensorRT loads, with the CUDA libraries below."""
+    importlib.import_module("torch_tensorrt")
+    tensorrt = importlib.import_module("tensorrt")  # there under this name for RTX, too
+    return f"with TensorRT {tensorrt.__version__}"
+
+
 PROBES: dict[str, Callable[..., str]] = {
     "devices": devices,
     "backend": finds,
     "compile": compiles,
     "all_reduce": reduces,
+    "tensorrt": imports_tensorrt,
 }
 
 if __name__ == "__main__":

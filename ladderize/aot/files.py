@@ -2,9 +2,11 @@
 
 DIR/graph.pt2                         rank-local graph, no weights
 DIR/rank-00000-of-00002.safetensors   what rank 0 holds
+DIR/engines/0f3c….plan                with lowering="tensorrt": an engine, the same for all ranks
 DIR/manifest.json                     versions, options, plan, entries, hashes
 """
 
+import dataclasses
 import json
 import tempfile
 import warnings
@@ -30,6 +32,7 @@ from ladderize.aot.directory import (
     whole_directory,
     write_manifest,
 )
+from ladderize.aot.engines import ENGINES, build_engines, decompose, engines_of
 from ladderize.aot.localize import LocalProgram, localize
 from ladderize.aot.materialize import local_forms, read_entries, read_parts
 from ladderize.aot.module import ShardedModule
@@ -59,8 +62,8 @@ def write_shards(
 ) -> LocalProgram:
     """Ladder and shard `program`, and write what `load` reads into the new directory `out`.
 
-    One rank's tensors are in memory at a time, besides those of the program. `out` appears when
-    everything is written, or not at all.
+    With `lowering="tensorrt"` also the engines that run it. One rank's tensors are in memory at a
+    time, besides those of the program. `out` appears when everything is written, or not at all.
 
     Raises:
         LadderError: `out` exists and `force` is not given, or the program cannot be converted as
@@ -70,11 +73,15 @@ def write_shards(
     refuse_existing(out, force)
     config = config or LadderConfig()
     local = localize(program, num_ranks, config)
+    if config.lowering == "tensorrt":
+        local = decompose(local)
     source = StateDict({**program.state_dict, **program.constants})
     entries = [entry for entry in local.entries if entry.kind != "index"]
     names = {entry.name: entry.name for entry in entries}
     task = None if progress is None else progress.add_task("writing ranks", total=num_ranks)
     with whole_directory(out) as folder:
+        if config.lowering == "tensorrt":
+            local = build_engines(local, folder / ENGINES, config.lowering_options)
         _save_graph(local.program, folder / GRAPH)
         for rank in range(num_ranks):
             parts = read_entries(entries, source, names, rank, num_ranks, torch.device("cpu"))
@@ -110,9 +117,11 @@ def _save_graph(program: ExportedProgram, path: Path) -> None:
 
 
 def _said(local: LocalProgram, config: LadderConfig) -> dict[str, Any]:
+    plain = dataclasses.replace(config, lowering="inductor", lowering_options={})
     return {
         "versions": _versions(),
-        "options": dict(changed_options(config)),
+        "options": dict(changed_options(plain)),
+        "engines": dict(config.lowering_options) if config.lowering == "tensorrt" else None,
         "num_ranks": local.num_ranks,
         "plan": {"digest": local.digest, "lines": list(local.lines)},
         "entries": [entry.to_json() for entry in local.entries],
@@ -155,7 +164,10 @@ def _prepare(folder: Path, mesh: DeviceMesh) -> Prepared:
         )
     source = shards.source(rank)
     match(local_forms(local.entries, num_ranks), source)
-    return local, lambda: read_parts(local.entries, source, mesh)
+    lower = (
+        None if shards.engines is None else engines_of(local.program, shards.plans, shards.engines)
+    )
+    return Prepared(local, lambda: read_parts(local.entries, source, mesh), lower)
 
 
 @dataclass(frozen=True)
@@ -166,13 +178,20 @@ class Shards:
         folder: where it is.
         local: the program of every rank.
         options: those of the rewrite that differ from the defaults.
+        engines: options of TensorRT, None where there are no engines.
         files: sizes and hashes by name.
     """
 
     folder: Path
     local: LocalProgram
     options: Mapping[str, Any]
+    engines: Mapping[str, Any] | None
     files: Mapping[str, Any]
+
+    @property
+    def plans(self) -> Path:
+        """The folder of its engines."""
+        return self.folder / ENGINES
 
     def source(self, rank: int) -> Source:
         """`rank`'s tensors, not read yet; their file is checked."""
@@ -198,7 +217,8 @@ def open_shards(folder: Path) -> Shards:
         LadderError: files are missing, changed or cut short, or of another format.
     """
     manifest = read_manifest(folder)
-    check_files(folder, manifest["files"], [GRAPH])
+    plans = [name for name in manifest["files"] if name.startswith(f"{ENGINES}/")]
+    check_files(folder, manifest["files"], [GRAPH, *plans])
     local = LocalProgram(
         program=read_program(folder / GRAPH),
         entries=tuple(map(Entry.from_json, manifest["entries"])),
@@ -206,4 +226,5 @@ def open_shards(folder: Path) -> Shards:
         digest=manifest["plan"]["digest"],
         lines=tuple(manifest["plan"]["lines"]),
     )
-    return Shards(folder, local, parse_options(manifest["options"]), manifest["files"])
+    options = parse_options(manifest["options"])
+    return Shards(folder, local, options, manifest.get("engines"), manifest["files"])

@@ -48,6 +48,7 @@ class LocalProgram:
         num_ranks: the size of the mesh axis.
         digest: of the plan; equal on ranks that may run together.
         lines: what was done, for people.
+        engines: the same of its engines; none where nothing was built.
     """
 
     program: ExportedProgram
@@ -55,6 +56,7 @@ class LocalProgram:
     num_ranks: int
     digest: str
     lines: tuple[str, ...]
+    engines: tuple[str, ...] = ()
 
     @property
     def bytes_per_rank(self) -> int:

@@ -3,7 +3,7 @@
 LocalProgram + this rank's tensors + mesh ── ShardedModule ── module(*args, **kwargs)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from ladderize.groups import schema_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.runner import Log, run_pass
 
+Lower = Callable[[GraphModule], Callable[..., Any]]
+"""What makes a bound graph run in engines."""
+
 _WRITTEN = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 
 
@@ -37,16 +40,24 @@ class ShardedModule(nn.Module):
         local_program: the program, the same on every rank.
         mesh_rank: this rank's place on the mesh axis.
         graph_module: the rank-local graph as it runs; `graph_module.code` shows it.
+
+    With engines of TensorRT it computes no gradients, and calling it with gradients enabled is an
+    error.
     """
 
     def __init__(
-        self, local: LocalProgram, tensors: Mapping[str, Tensor], mesh: DeviceMesh
+        self,
+        local: LocalProgram,
+        tensors: Mapping[str, Tensor],
+        mesh: DeviceMesh,
+        lower: Lower | None = None,
     ) -> None:
         super().__init__()
         program = local.program
         self.local_program = local
         self.mesh_rank = mesh.get_local_rank()
         self.graph_module = _bind(program, mesh)
+        self._run = self.graph_module if lower is None else lower(self.graph_module)
         signature = program.graph_signature
         self._call = program.module_call_graph[0].signature
         self._ranges = program.range_constraints
@@ -74,7 +85,7 @@ class ShardedModule(nn.Module):
         """
         flat = self._flatten(args, kwargs)
         state = [getattr(owner, name) for owner, name in self._inputs]
-        results = self.graph_module(*state, *flat)
+        results = self._run(*state, *flat)
         own = []
         for result, written in zip(results, self._written, strict=True):
             if written is None:

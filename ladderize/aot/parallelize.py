@@ -4,6 +4,7 @@ factory ── trace ── localize ── agree ── read this rank's slices
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ladderize.agreement import agree
 from ladderize.aot.checkpoint import Source, StateDict, match, open_checkpoint
 from ladderize.aot.localize import LocalProgram, localize
 from ladderize.aot.materialize import read_slices
-from ladderize.aot.module import ShardedModule
+from ladderize.aot.module import Lower, ShardedModule
 from ladderize.aot.tracing import build, trace
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
@@ -105,26 +106,31 @@ def aot_config(**options: Any) -> LadderConfig:
     return LadderConfig.from_options(options)
 
 
-Prepared = tuple[LocalProgram, Callable[[], dict[str, Tensor]]]
-"""A program, and what reads this rank's tensors for it."""
+@dataclass(frozen=True)
+class Prepared:
+    """A program, what reads this rank's tensors for it, and what makes engines of its graph."""
+
+    local: LocalProgram
+    read: Callable[[], dict[str, Tensor]]
+    lower: Lower | None = None
 
 
 def together(mesh: DeviceMesh, prepare: Callable[[], Prepared]) -> ShardedModule:
     """Make the module once every rank of the mesh is ready to; a rank's failure is everyone's."""
     group = mesh.get_group()
     try:
-        local, read = prepare()
+        prepared = prepare()
     except LadderError as error:
         agree({group: f"refused: {error}"})
         raise
-    agree({group: f"plan {local.digest}"})
+    agree({group: f"plan {prepared.local.digest}"})
     try:
-        tensors = read()
+        module = ShardedModule(prepared.local, prepared.read(), mesh, prepared.lower)
     except (LadderError, SafetensorError, OSError, RuntimeError) as error:  # also out of memory
         agree({group: f"not loaded: {error}"})
         raise
     agree({group: "loaded"})
-    return ShardedModule(local, tensors, mesh)
+    return module
 
 
 def _prepare(
@@ -149,7 +155,7 @@ def _prepare(
     else:
         source = open_checkpoint(checkpoint)
     match(local.entries, source)
-    return local, lambda: read_slices(local.entries, state, source, mesh)
+    return Prepared(local, lambda: read_slices(local.entries, state, source, mesh))
 
 
 def _program(

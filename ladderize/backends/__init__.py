@@ -8,12 +8,15 @@ from torch.fx import GraphModule
 from ladderize.backends.aot_eager import lower_to_aot_eager
 from ladderize.backends.eager import lower_to_eager
 from ladderize.backends.inductor import lower_to_inductor
+from ladderize.backends.lowered import Lowered
+from ladderize.backends.tensorrt import lower_to_tensorrt
 from ladderize.config import LadderConfig
 
-Lowering = Callable[[GraphModule, Sequence[Any], LadderConfig], Callable[..., Any]]
+Lowering = Callable[[GraphModule, Sequence[Any], LadderConfig], Lowered]
 
 LOWERINGS: dict[str, Lowering] = {
     "inductor": lower_to_inductor,
+    "tensorrt": lower_to_tensorrt,
     "aot_eager": lower_to_aot_eager,
     "eager": lower_to_eager,
 }

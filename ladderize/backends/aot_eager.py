@@ -6,6 +6,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ladderize import compat
+from ladderize.backends.lowered import Lowered
 from ladderize.config import LadderConfig
 from ladderize.inflight import check_in_flight
 from ladderize.passes.defer_waits import DeferWaits
@@ -17,8 +18,8 @@ def lower_to_aot_eager(
     gm: GraphModule,
     example_inputs: Sequence[Any],
     config: LadderConfig,  # noqa: ARG001  # the signature of every lowering
-) -> Callable[..., Any]:
-    return compat.aot_compile(gm, example_inputs, _defer_and_run)
+) -> Lowered:
+    return Lowered(compat.aot_compile(gm, example_inputs, _defer_and_run))
 
 
 def _defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:

@@ -4,11 +4,12 @@ Autograd runs on its own: the forward has the deferred order, the backward the o
 autograd engine chooses. `aot_eager` has both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import GraphModule
 
+from ladderize.backends.lowered import Lowered
 from ladderize.config import LadderConfig
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.runner import Log, run_pass
@@ -18,6 +19,6 @@ def lower_to_eager(
     gm: GraphModule,
     example_inputs: Sequence[Any],  # noqa: ARG001  # the signature of every lowering
     config: LadderConfig,  # noqa: ARG001
-) -> Callable[..., Any]:
+) -> Lowered:
     run_pass(gm, DeferWaits(), Log())
-    return gm
+    return Lowered(gm)

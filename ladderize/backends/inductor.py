@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, GraphModule
 
 from ladderize import compat, groups, inflight, ops, schedule, work
+from ladderize.backends.lowered import Lowered
 from ladderize.config import LadderConfig
 from ladderize.emitted import check_emitted
 from ladderize.passes import defer_waits, join_waits, pin_order
@@ -23,7 +24,7 @@ _SOURCES = (groups, inflight, ops, work, schedule, join_waits, defer_waits, pin_
 
 def lower_to_inductor(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
-) -> Callable[..., Any]:
+) -> Lowered:
     """Compile `gm`; with `verify="code"` every emitted module is checked before it is used.
 
     The user's own post-grad pass (from `lowering_options` or Inductor's configuration) runs first.
@@ -38,7 +39,7 @@ def lower_to_inductor(
     users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))
     settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
     check = check_emitted if config.verify == "code" else None
-    return compat.inductor_compile(gm, example_inputs, settings, on_source=check)
+    return Lowered(compat.inductor_compile(gm, example_inputs, settings, on_source=check))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The arguments and flags that several verbs share."""
 
+import ast
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,20 @@ DebugDir = Annotated[
     Path | None, typer.Option(help="Write each stage's graph and the report there.")
 ]
 
+# ---- how to lower
+
+Lowering = Annotated[
+    str | None,
+    typer.Option(help='With --tp: "tensorrt" builds the engines too, which ladderize.load runs.'),
+]
+LoweringOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="One of TensorRTOptions: target=8.9, sizes={'input_ids[1]': [1, 128, 2048]}, …",
+    ),
+]
+
 # ---- the inputs of an hf: model
 
 Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs made for an hf: model.")]
@@ -46,6 +62,20 @@ Dynamic = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+
+
+def lowering_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` as Python writes a value; what is none is a text, and a target always is."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{text} is not NAME=VALUE", param_hint="--lowering-option")
+        try:
+            found[name] = value if name == "target" else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def given(**options: Any) -> dict[str, Any]:

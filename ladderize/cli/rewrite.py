@@ -29,6 +29,8 @@ def rewrite(
     staleness: flags.Staleness = None,
     expect_blocks: flags.ExpectBlocks = None,
     shard_vocabulary: flags.ShardVocabulary = True,
+    lowering: flags.Lowering = None,
+    lowering_option: flags.LoweringOption = None,
     batch: flags.Batch = 2,
     length: flags.Length = 32,
     image_size: flags.ImageSize = 224,
@@ -50,7 +52,10 @@ def rewrite(
         expect_blocks=expect_blocks,
         shard_vocabulary=shard_vocabulary,
         debug_dir=debug_dir,
+        lowering=lowering,
     )
+    if lowering_option:
+        options["lowering_options"] = flags.lowering_options(lowering_option)
     with running("rewrite", debug, json):
         with working("loading torch"):
             from ladderize.cli.rewriting import rewrite_model

@@ -13,6 +13,8 @@ from ladderize.aot.directory import refuse_existing
 from ladderize.aot.files import write_program, write_shards
 from ladderize.aot.localize import LocalProgram, localize
 from ladderize.aot.parallelize import aot_config
+from ladderize.config import LadderConfig
+from ladderize.errors import LadderError
 from ladderize.programs import rewrite
 from ladderize.report import Report, last_report
 from ladderize.sources import InputSizes, open_model
@@ -36,6 +38,8 @@ class Done:
         console.print(self.report.table(False, console.width), markup=False, highlight=False)
         if self.local is not None:
             console.print(f"\n{describe_bytes(self.local)}", highlight=False)
+            for line in self.local.engines:
+                console.print(line, highlight=False, markup=False)
         if self.out is not None:
             console.print(f"written to {self.out}", highlight=False)
         else:
@@ -72,7 +76,7 @@ def rewrite_model(
     Raises:
         LadderError: whatever keeps this from being done; `out` is what it was then.
     """
-    config = aot_config(**options)
+    config = _config(options, is_written=out is not None and num_ranks is not None)
     if out is not None:
         refuse_existing(out, force)
     told = Console(stderr=True)
@@ -92,6 +96,17 @@ def rewrite_model(
     report = last_report()
     assert report is not None
     return Done(report, local, out)
+
+
+def _config(options: Mapping[str, Any], is_written: bool) -> LadderConfig:
+    """The configuration; of a lowering only engines can be written, into a sharded directory."""
+    if options.get("lowering") != "tensorrt":
+        return aot_config(**options)
+    if not is_written:
+        raise LadderError(
+            "Engines are written into a directory of shards.", cure="give --tp and --out"
+        )
+    return LadderConfig.from_options(options)
 
 
 def describe_bytes(local: LocalProgram) -> str:

@@ -1,11 +1,11 @@
 """`torch.compile` and AOTAutograd: modules that are compiled, graphs around autograd."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 
 def drop_compiled(module: nn.Module) -> None:
@@ -29,13 +29,25 @@ Compiler = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
 def aot_compile(
-    gm: GraphModule, example_inputs: Sequence[Any], compiler: Compiler
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    compiler: Compiler,
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
     """Trace `gm` to ATen, forward and backward, and give each graph to `compiler`."""
     from torch._dynamo.backends.common import aot_autograd
 
-    compiled: Callable[..., Any] = aot_autograd(fw_compiler=compiler)(gm, example_inputs)
+    trace = aot_autograd(fw_compiler=compiler, decompositions=decompositions)
+    compiled: Callable[..., Any] = trace(gm, example_inputs)
     return compiled
+
+
+def input_position(placeholder: Node) -> int | None:
+    """Which input of the traced graph an input of AOTAutograd's graph is; None: one of its own."""
+    from torch._functorch._aot_autograd.descriptors import PlainAOTInput
+
+    described = placeholder.meta.get("desc")
+    return described.idx if isinstance(described, PlainAOTInput) else None
 
 
 def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ Importing this imports neither Torch-TensorRT nor TensorRT; building and binding
 """
 
 from ladderize.engines.options import TensorRTOptions
+from ladderize.engines.packages import require_packages
 from ladderize.engines.report import BuildReport, EnginePlan, LeftOp
 from ladderize.engines.segments import Built, build_segments
 
@@ -15,4 +16,5 @@ __all__ = [
     "LeftOp",
     "TensorRTOptions",
     "build_segments",
+    "require_packages",
 ]

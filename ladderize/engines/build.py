@@ -95,6 +95,12 @@ class Builder:
         found = self.cache.find(key)
         if found is not None:
             return found, True
+        if not self.options.build:
+            raise LadderError(
+                f"An engine of {segment} is not in {self.options.cache}, and build=False:",
+                [Blocker(f"here is {version}") for version in trt.tensorrt_versions()],
+                "build for this GPU with these versions, or install those that it was built with",
+            )
         start = time.perf_counter()
         values = {
             node.name: _blank(node.meta["val"]) for node in placeholders if node.name in weights

@@ -26,6 +26,7 @@ class TensorRTOptions:
             engine that gets its own weights when it is bound. "stripped" is the same with plans
             that hold no room for weights. Building refittable engines needs a GPU.
         cache: the folder that plans are kept in and looked for; None builds in memory.
+        build: build what is not in the cache; False raises instead.
         target: compute capability to build for ("8.9"); None is that of the GPU here. Only
             TensorRT-RTX builds for a GPU that is not here.
         optimization_level: TensorRT's own, 0 to 5; None is its default.
@@ -40,6 +41,7 @@ class TensorRTOptions:
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     weights: str = "inputs"
     cache: str | Path | None = None
+    build: bool = True
     target: str | None = None
     optimization_level: int | None = None
     workspace: int | None = None
@@ -81,8 +83,9 @@ class TensorRTOptions:
             yield f"cache={self.cache!r} is not the path of a folder"
         if self.target is not None and not _is_capability(self.target):
             yield f'target={self.target!r} is not a compute capability, such as "8.9"'
-        if not isinstance(self.require_full, bool):
-            yield f"require_full={self.require_full!r} is neither True nor False"
+        for name in ("build", "require_full"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name}={getattr(self, name)!r} is neither True nor False"
         for name, least, most in _COUNTS:
             value = getattr(self, name)
             if value is not None and not _is_count(value, least, most):

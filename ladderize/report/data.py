@@ -161,6 +161,43 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
+class LeftToPyTorch:
+    """Ops of one sort that run in PyTorch inside of segments, for want of TensorRT's.
+
+    Attributes:
+        op: its name (`aten.cumsum.default`).
+        count: in how many places.
+        why: TensorRT does not run it.
+        source: the line of the first one, as `file:line`.
+    """
+
+    op: str
+    count: int
+    why: str
+    source: str
+
+
+@dataclass(frozen=True)
+class EnginesReport:
+    """What TensorRT made of a graph, which is cut into segments at its collectives.
+
+    Attributes:
+        num_segments: runs of compute between collectives.
+        num_kinds: different ones; those of a kind share their engines, each with its own weights.
+        num_built, num_found: engines that were built, and that were in the cache.
+        seconds: of building.
+        left: what runs in PyTorch.
+    """
+
+    num_segments: int
+    num_kinds: int
+    num_built: int
+    num_found: int
+    seconds: float
+    left: tuple[LeftToPyTorch, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outside:
     """What is computed outside of the branches, mostly by the head.
 
@@ -182,6 +219,7 @@ class GraphReport:
         name: of the function, or of the piece of it that a graph break left.
         outcome: a key of `page.OUTCOMES`.
         outside: what is computed outside of its branches.
+        engines: of TensorRT, None for other lowerings.
     """
 
     index: int
@@ -193,6 +231,7 @@ class GraphReport:
     collectives: tuple[CollectiveReport, ...] = ()
     sharding: ShardReport | None = None
     outside: Outside = Outside()
+    engines: EnginesReport | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ladderize.errors import LadderError
 from ladderize.report.collectives import find_collectives
 from ladderize.report.data import (
     CollectiveReport,
+    EnginesReport,
     GraphReport,
     Outside,
     PassReport,
@@ -44,6 +45,7 @@ class Draft:
     _found: tuple[CollectiveReport, ...] = ()
     _inserted: tuple[CollectiveReport, ...] = ()
     _sharding: ShardReport | None = None
+    _engines: EnginesReport | None = None
     _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
 
@@ -92,6 +94,10 @@ class Draft:
         )
         self._inserted = find_collectives(gm, self._home, is_inserted=True)
 
+    def see_engines(self, engines: EnginesReport) -> None:
+        """Call once it is lowered to TensorRT."""
+        self._engines = engines
+
     def finish(self, name: str, outcome: str, error: LadderError | None = None) -> GraphReport:
         """The report of this graph; with an `error` of the standard one, which it stays."""
         passes = tuple(PassReport(n, r.changed, s) for n, r, s in self.log.entries)
@@ -106,4 +112,5 @@ class Draft:
             streams=self._rewritten,
             collectives=(*self._found, *self._inserted),
             sharding=self._sharding,
+            engines=self._engines,
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from ladderize.report.data import (
     WARNING,
     BlockReport,
+    EnginesReport,
     GraphReport,
     Refusal,
     Report,
@@ -110,6 +111,19 @@ def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
             extra = f"{graph.sharding.extra_bytes:,} bytes of parameters"
             title += f"; {extra} and {graph.sharding.extra_flops:,} FLOPs more on each than a share"
         yield Part(title, lines=kept)
+    if graph.engines is not None:
+        yield _engines(graph.engines, prefix)
+
+
+def _engines(engines: EnginesReport, prefix: str) -> Part:
+    kinds = f"{_count(engines.num_segments, 'segment')} of {_count(engines.num_kinds, 'kind')}"
+    made = f"{engines.num_built} built in {engines.seconds:.1f} s, {engines.num_found} found"
+    total = _count(engines.num_built + engines.num_found, "engine")
+    left = (
+        f"in PyTorch: {op.op}, {_count(op.count, 'place')}: {op.why} ({op.source})"
+        for op in engines.left
+    )
+    return Part(f"{prefix}TensorRT: {kinds}, {total} ({made})", lines=_cut(left))
 
 
 def title_of(stream: StreamReport) -> str:

@@ -1,0 +1,20 @@
+"""What every lowering returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ladderize.report.data import EnginesReport
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph that runs.
+
+    Attributes:
+        run: takes the inputs of the graph, returns its outputs.
+        engines: what is to be said of them, None where there are none.
+    """
+
+    run: Callable[..., Any]
+    engines: EnginesReport | None = None

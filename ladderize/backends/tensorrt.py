@@ -1,0 +1,156 @@
+"""Lower to TensorRT: compute between collectives as engines, the collectives in PyTorch.
+
+gm ── AOTAutograd, no gradients ── JoinWaits, DeferWaits ── CutSegments ── engines
+                                                                │              │ the weights come
+                              step(args) = the outer graph ◄────┴──────────────┘ with the first call
+
+NCCL carries a launch on a stream of its own, and a wait makes the stream of the engines wait for
+it: what the order of the graph puts between the two runs meanwhile.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+from ladderize.backends.lowered import Lowered
+from ladderize.compat.tensorrt import tensorrt_decompositions
+from ladderize.config import LadderConfig
+from ladderize.engines import (
+    BuildReport,
+    Built,
+    TensorRTOptions,
+    build_segments,
+    require_packages,
+)
+from ladderize.errors import Blocker, LadderError
+from ladderize.inflight import check_in_flight
+from ladderize.passes.cut import CutSegments
+from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.join_waits import JoinWaits
+from ladderize.report.data import EnginesReport, LeftToPyTorch
+from ladderize.runner import Log, run_pass
+from ladderize.segments import is_call, segments_of
+
+
+def lower_to_tensorrt(
+    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
+) -> Lowered:
+    """Build the engines of `gm`; those of equal segments once. Weights are read at the first call.
+
+    Args:
+        example_inputs: fake; what is an `nn.Parameter` becomes a weight of the engines.
+        config: whose `lowering_options` are those of `TensorRTOptions`.
+
+    Raises:
+        LadderError: TensorRT is not there, gradients are asked for, a dynamic size has no upper
+            bound, or the engine of a segment cannot be built.
+    """
+    require_packages()
+    refuse_gradients(example_inputs)
+    options = TensorRTOptions.parse(config.lowering_options)
+    weights = [i for i, example in enumerate(example_inputs) if isinstance(example, nn.Parameter)]
+
+    steps: list[Step] = []
+
+    def compile_forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        inputs = graph.graph.find_nodes(op="placeholder")
+        chosen = [node for node in inputs if compat.input_position(node) in weights]
+        steps.append(prepare(graph, chosen, options))
+        return compat.boxed(steps[0])
+
+    run = compat.aot_compile(gm, example_inputs, compile_forward, tensorrt_decompositions())
+    return Lowered(run, report_of(steps[0].built.report))
+
+
+def refuse_gradients(inputs: Sequence[Any]) -> None:
+    """Raise where a backward graph would be wanted: an engine has none."""
+    if not torch.is_grad_enabled():
+        return
+    needing = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    if needing:
+        raise LadderError(
+            "TensorRT computes no gradients, which are enabled:",
+            [Blocker(f"{len(needing)} of the graph's inputs require them")],
+            "call the model under torch.no_grad() or torch.inference_mode(), or "
+            "lowering='inductor' to train",
+        )
+
+
+def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> "Step":
+    """Cut `gm`, a functional ATen graph, in place and build the engines of its segments.
+
+    Args:
+        weights: those of its inputs that are to become weights of the engines.
+    """
+    log = Log()
+    run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
+    run_pass(gm, DeferWaits(), log)
+    run_pass(gm, CutSegments(), log)
+    segments = segments_of(gm)
+    inputs = gm.graph.find_nodes(op="placeholder")
+    index = {node: inputs.index(node) for node in weights}
+    reads: dict[str, dict[str, int]] = {}
+    for call in filter(is_call, gm.graph.nodes):
+        name = str(call.target)
+        own = segments[name].graph.find_nodes(op="placeholder")
+        given = zip(own, call.args, strict=True)
+        reads[name] = {slot.name: index[node] for slot, node in given if node in index}
+        call.args = tuple(node for node in call.args if node not in index)
+    built = build_segments(segments, reads, options)
+    gm.recompile()
+    return Step(gm, built, reads)
+
+
+def report_of(built: BuildReport) -> EnginesReport:
+    """For the report of the whole compilation."""
+    left = (LeftToPyTorch(op.op, op.count, op.why, op.where) for op in built.left)
+    return EnginesReport(
+        built.num_segments,
+        built.num_kinds,
+        built.num_built,
+        built.num_found,
+        built.seconds,
+        tuple(left),
+    )
+
+
+@dataclass
+class Step:
+    """The outer graph, whose segments run as soon as they have their weights.
+
+    Called with all inputs of the graph, weights included. When one of these is another tensor
+    than at the call before, or was written in place, the engines are refitted first (a write
+    through `.data` or to an inference tensor leaves no trace and is not noticed).
+
+    Attributes:
+        weights: by segment, its inputs that are weights, with their places among the arguments.
+    """
+
+    gm: GraphModule
+    built: Built
+    weights: Mapping[str, Mapping[str, int]]
+    _seen: tuple[tuple[int, int], ...] = field(default=(), init=False)
+
+    def __call__(self, *args: Any) -> Any:
+        refuse_gradients(args)
+        places = sorted({place for own in self.weights.values() for place in own.values()})
+        seen = tuple(_state(args[place]) for place in places)
+        if seen != self._seen:
+            self._bind(args)
+            self._seen = seen
+        return self.gm(*args)
+
+    def _bind(self, args: Sequence[Any]) -> None:
+        for name, own in self.weights.items():
+            given = {weight: args[place].detach() for weight, place in own.items()}
+            self.gm.set_submodule(name, self.built.bind(name, given))
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor is and how often it was written."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

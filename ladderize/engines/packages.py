@@ -1,0 +1,89 @@
+"""Which Torch-TensorRT is installed, whether it is for this torch, and what to install instead.
+
+Two packages bring the one module `torch_tensorrt`: `torch-tensorrt`, and `torch-tensorrt-rtx` for
+RTX cards, which needs less and also builds engines on machines without a GPU.
+"""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ladderize.errors import Blocker, LadderError
+
+PACKAGES = ("torch-tensorrt", "torch-tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What of TensorRT is installed.
+
+    Attributes:
+        versions: of the packages, by name.
+        problem: why it cannot be used, as far as can be told without importing it; "" if nothing
+            speaks against it.
+    """
+
+    versions: dict[str, str]
+    problem: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {v}" for name, v in self.versions.items())
+
+
+def find_packages() -> Installed:
+    """Looks, and imports nothing: that loads CUDA libraries."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if importlib.util.find_spec("torch_tensorrt") is None:
+        return Installed(found, "torch_tensorrt is not installed")
+    if len(found) > 1:
+        both = " and ".join(found)
+        return Installed(found, f"{both} are both installed, and are one module: only one may be")
+    wanted = _minor(str(torch.__version__))
+    wrong = [f"{name} {v}" for name, v in found.items() if _minor(v) != wanted]
+    if wrong:
+        return Installed(found, f"{wrong[0]} is not for torch {wanted}")
+    return Installed(found, "")
+
+
+def what_to_install() -> str:
+    """The command for this torch, and what does without."""
+    wanted = _minor(str(torch.__version__))
+    return (
+        f"pip install 'torch-tensorrt=={wanted}.*' (RTX cards: 'torch-tensorrt-rtx=={wanted}.*') "
+        "on a machine with NVIDIA's driver; lowering='inductor' needs none of it"
+    )
+
+
+def require_packages() -> None:
+    """Import `torch_tensorrt`.
+
+    Raises:
+        LadderError: it is not there, was made for another torch, or cannot be imported.
+    """
+    found = find_packages()
+    if found.problem:
+        raise LadderError(
+            "lowering='tensorrt' needs Torch-TensorRT:", [Blocker(found.problem)], what_to_install()
+        )
+    try:
+        importlib.import_module("torch_tensorrt")
+    except Exception as error:  # it raises a bare Exception for missing libraries
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise LadderError(
+            f"Torch-TensorRT ({found}) is installed and cannot be imported:",
+            [Blocker(reason)],
+            what_to_install(),
+        ) from error
+
+
+def _minor(text: str) -> str:
+    """ "2.13" of "2.13.0+cu130"."""
+    return ".".join(text.split("+")[0].split(".")[:2])
