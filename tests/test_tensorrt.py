@@ -274,3 +274,29 @@ def test_engines_need_a_directory_of_shards(program, tmp_path):
     result = rewrite(program, tmp_path / "ladder.pt2")
     assert result.exit_code == 1
     assert "give --tp and --out" in result.output
+
+
+# ---- what an engine hands back
+
+
+class Strided(torch.nn.Module):
+    """Columns of what is sent are read as rows: a view of an output that lies transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 6)
+
+    def forward(self, x):
+        h = self.fc(x)
+        added = h.transpose(0, 1) + 1.0
+        return added, added.transpose(0, 1).view(-1)
+
+
+def test_outputs_lie_as_the_views_of_them_expect():
+    model, x = Strided(), torch.randn(4, 6)
+    options = {"lowering": "tensorrt", "strict": False}
+    with torch.no_grad(), engines_in_pytorch(), pytest.warns(ladderize.LadderWarning):
+        found = torch.compile(model, backend="ladderize", options=options)(x)
+    for one, other in zip(found, model(x), strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.stride() == other.stride()

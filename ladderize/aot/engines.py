@@ -16,9 +16,10 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 
 from ladderize.aot.localize import LocalProgram
-from ladderize.backends.tensorrt import Step, prepare
+from ladderize.backends.tensorrt import prepare
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.engines import TensorRTOptions, require_packages
+from ladderize.engines.step import Step
 from ladderize.programs import copy_of
 
 _ASSERT = torch.ops.aten._assert_tensor_metadata.default
@@ -36,7 +37,7 @@ def decompose(local: LocalProgram) -> LocalProgram:
     with torch.no_grad():
         program = local.program.run_decompositions(tensorrt_decompositions())
     for node in program.graph.find_nodes(op="call_function", target=_ASSERT):
-        program.graph.erase_node(node)  # of a dtype that the trace has fixed; it would cut a segment
+        program.graph.erase_node(node)  # of a dtype that the trace has fixed; a boundary
     program.graph_module.recompile()
     return dataclasses.replace(local, program=program)
 

@@ -8,26 +8,24 @@ NCCL carries a launch on a stream of its own, and a wait makes the stream of the
 it: what the order of the graph puts between the two runs meanwhile.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.backends.lowered import Lowered
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config import LadderConfig
+from ladderize.cut_check import cut_of
 from ladderize.engines import (
     BuildReport,
-    Built,
     TensorRTOptions,
     build_segments,
     require_packages,
 )
-from ladderize.errors import Blocker, LadderError
+from ladderize.engines.step import Step, layouts_of, refuse_gradients
 from ladderize.inflight import check_in_flight
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
@@ -67,21 +65,7 @@ def lower_to_tensorrt(
     return Lowered(run, report_of(steps[0].built.report))
 
 
-def refuse_gradients(inputs: Sequence[Any]) -> None:
-    """Raise where a backward graph would be wanted: an engine has none."""
-    if not torch.is_grad_enabled():
-        return
-    needing = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    if needing:
-        raise LadderError(
-            "TensorRT computes no gradients, which are enabled:",
-            [Blocker(f"{len(needing)} of the graph's inputs require them")],
-            "call the model under torch.no_grad() or torch.inference_mode(), or "
-            "lowering='inductor' to train",
-        )
-
-
-def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> "Step":
+def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> Step:
     """Cut `gm`, a functional ATen graph, in place and build the engines of its segments.
 
     Args:
@@ -90,7 +74,7 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
     log = Log()
     run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
     run_pass(gm, DeferWaits(), log)
-    run_pass(gm, CutSegments(), log)
+    run_pass(gm, CutSegments(), log, cut_of(gm))
     segments = segments_of(gm)
     inputs = gm.graph.find_nodes(op="placeholder")
     index = {node: inputs.index(node) for node in weights}
@@ -103,7 +87,7 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
         call.args = tuple(node for node in call.args if node not in index)
     built = build_segments(segments, reads, options)
     gm.recompile()
-    return Step(gm, built, reads)
+    return Step(gm, built, reads, {name: layouts_of(segments[name]) for name in segments})
 
 
 def report_of(built: BuildReport) -> EnginesReport:
@@ -117,40 +101,3 @@ def report_of(built: BuildReport) -> EnginesReport:
         built.seconds,
         tuple(left),
     )
-
-
-@dataclass
-class Step:
-    """The outer graph, whose segments run as soon as they have their weights.
-
-    Called with all inputs of the graph, weights included. When one of these is another tensor
-    than at the call before, or was written in place, the engines are refitted first (a write
-    through `.data` or to an inference tensor leaves no trace and is not noticed).
-
-    Attributes:
-        weights: by segment, its inputs that are weights, with their places among the arguments.
-    """
-
-    gm: GraphModule
-    built: Built
-    weights: Mapping[str, Mapping[str, int]]
-    _seen: tuple[tuple[int, int], ...] = field(default=(), init=False)
-
-    def __call__(self, *args: Any) -> Any:
-        refuse_gradients(args)
-        places = sorted({place for own in self.weights.values() for place in own.values()})
-        seen = tuple(_state(args[place]) for place in places)
-        if seen != self._seen:
-            self._bind(args)
-            self._seen = seen
-        return self.gm(*args)
-
-    def _bind(self, args: Sequence[Any]) -> None:
-        for name, own in self.weights.items():
-            given = {weight: args[place].detach() for weight, place in own.items()}
-            self.gm.set_submodule(name, self.built.bind(name, given))
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor is and how often it was written."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
