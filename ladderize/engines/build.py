@@ -4,6 +4,7 @@ segment    mm(x, w) → cumprod → mm(…, w2)
 kind       _run_on_acc_0(x) → _run_on_gpu_1(…) → _run_on_acc_2(…)      weights are in the engines
 """
 
+import operator
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def _left_ops(graph: GraphModule, reasons: Mapping[Node, str]) -> list[LeftOp]:
         for name, part in graph.named_children()
         if isinstance(part, GraphModule) and not name.startswith(_ENGINE)
         for node in part.graph.nodes
-        if node.op == "call_function"
+        if node.op == "call_function" and node.target is not operator.getitem
     ]
 
 

@@ -39,6 +39,8 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> GraphModule
     ):
         new.target = f"{'weight' if old.name in weights else 'input'}_{index}"
         new._rename(new.target)
+    gm.graph.eliminate_dead_code()
+    _drop_aliases(gm)
     _spell_attention(gm)
     _read_sizes_from_shapes(gm)
     for their_pass in trt.tensorrt_passes():
@@ -46,6 +48,13 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> GraphModule
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
+
+
+def _drop_aliases(gm: GraphModule) -> None:
+    for op in (aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default):
+        for node in gm.graph.find_nodes(op="call_function", target=op):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
 
 
 def _spell_attention(gm: GraphModule) -> None:
