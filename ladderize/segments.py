@@ -123,7 +123,9 @@ def is_size(node: Node) -> bool:
 
 def reads_values(node: Node) -> bool:
     """Whether `node` computes from tensors that are not constants; `full` and `arange` do not."""
-    return any(ops.holds_tensor(source) and source.op != "get_attr" for source in node.all_input_nodes)
+    return any(
+        ops.holds_tensor(source) and source.op != "get_attr" for source in node.all_input_nodes
+    )
 
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)

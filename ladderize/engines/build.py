@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from ladderize.compat import tensorrt as trt
 from ladderize.engines.cache import Layer, Plan, PlanCache
 from ladderize.engines.kinds import canonical_text, plan_key
+from ladderize.engines.layouts import Layouts
 from ladderize.engines.options import TensorRTOptions
 from ladderize.engines.report import LeftOp
 from ladderize.engines.sizes import Extents
@@ -37,6 +38,7 @@ class Kind:
             not given their weights.
         plans: of its engine parts, by the name of the submodule.
         weights: for each engine part, which placeholders its plan's weights are.
+        layouts: how the segment's inputs and outputs lie in memory.
         left: what runs in PyTorch.
         found: parts whose plans were there already.
     """
@@ -44,6 +46,7 @@ class Kind:
     graph: GraphModule
     plans: Mapping[str, Plan]
     weights: Mapping[str, tuple[int, ...]]
+    layouts: Layouts
     left: tuple[LeftOp, ...]
     found: frozenset[str]
 
@@ -64,7 +67,7 @@ class Builder:
             LadderError: what could not be converted or built, where it stands in the user's code.
         """
         constant = () if self.options.weights == "inputs" else weights
-        spelled = spell_segment(segment, constant)
+        spelled, layouts = spell_segment(segment, constant)
         graph, reasons = trt.split_by_support(
             spelled, self.settings, _refuse, self.options.smallest_engine
         )
@@ -86,7 +89,7 @@ class Builder:
             if was_found:
                 found.add(part_name)
         graph.recompile()
-        return Kind(graph, plans, indices, left, frozenset(found))
+        return Kind(graph, plans, indices, layouts, left, frozenset(found))
 
     def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
         placeholders = part.graph.find_nodes(op="placeholder")
@@ -213,7 +216,8 @@ def _blank(value: torch.Tensor) -> torch.Tensor:
 
 def _conversion_error(segment: str, error: trt.ConversionFailed) -> LadderError:
     node = error.node
-    what = f"{node.target}: {error}" if node is not None else str(error)
+    said = str(error).partition("\n")[0]  # fx appends a trace of its own
+    what = f"{node.target}: {said}" if node is not None else said
     return LadderError(
         f"Torch-TensorRT could not convert {segment}:",
         [Blocker(what, describe_origin(node) if node is not None else "")],

@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-import ladderize
+import ladderize.jit
 from ladderize import compat
-from ladderize.dynamo import parameter_names
+from ladderize.backends import LOWERINGS
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
@@ -47,46 +47,47 @@ class Cut:
     inputs: tuple[Any, ...]
 
 
-def laddered(model: nn.Module, *args: Any, dynamic: Any = None, num_ranks: int = 2, **kwargs: Any) -> Cut:
-    """The segments of rank 0 of `model`, laddered and sharded."""
+def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
+    """The segments of rank 0 of `model`, laddered and sharded over two ranks."""
     if not dist.is_initialized():
-        dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
-    mesh = dist.device_mesh.init_device_mesh("cpu", (num_ranks,))
-    shard = ladderize.parallelize(model.eval(), mesh, args, kwargs, dynamic_shapes=dynamic)
-    return cut(shard, *args, dynamic=dynamic is not None, **kwargs)
-
-
-def cut(model: Callable[..., Any], *args: Any, dynamic: bool = False, **kwargs: Any) -> Cut:
-    """The segments of a function's ATen graph, cut as the lowering to TensorRT cuts it."""
+        dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     found: list[Cut] = []
+    are_weights: list[bool] = []
 
-    def backend(gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        names = parameter_names(gm)
-        placeholders = gm.graph.find_nodes(op="placeholder")
-        are_weights = [isinstance(value, nn.Parameter) for value in inputs]
-        assert sum(are_weights) <= len(names)
-        assert len(placeholders) == len(inputs)
+    def backend(gm: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
+        are_weights.extend(isinstance(value, nn.Parameter) for value in given)
+        return ladderize.jit.ladderize(gm, given, options={"mesh": mesh, "lowering": "aot_eager"})
 
+    def lower(gm: GraphModule, given: Sequence[Any], _: Any) -> Callable[..., Any]:
         def compiler(aten: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            log = Log()
-            run_pass(aten, JoinWaits(), log)
-            run_pass(aten, DeferWaits(), log)
-            run_pass(aten, CutSegments(), log)
-            found.append(_cut_of(aten, are_weights, inputs))
+            found.append(_cut(aten, are_weights, given))
             return compat.boxed(aten.forward)
 
-        return compat.aot_compile(gm, inputs, compiler)
+        return compat.aot_compile(gm, given, compiler)
 
     torch._dynamo.reset()
-    with torch.no_grad():
-        torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
+    usual, LOWERINGS["aot_eager"] = LOWERINGS["aot_eager"], lower
+    try:
+        compiled = torch.compile(model.eval(), backend=backend, fullgraph=True)
+        for tensor in inputs.values() if dynamic else ():
+            torch._dynamo.mark_dynamic(tensor, 0, min=1, max=8)
+            torch._dynamo.mark_dynamic(tensor, 1, min=2, max=64)
+        with torch.no_grad():
+            compiled(**inputs)
+    finally:
+        LOWERINGS["aot_eager"] = usual
     (result,) = found
     return result
 
 
-def _cut_of(aten: GraphModule, are_weights: Sequence[bool], inputs: Sequence[Any]) -> Cut:
+def _cut(aten: GraphModule, are_weights: Sequence[bool], inputs: Sequence[Any]) -> Cut:
+    log = Log()
+    run_pass(aten, JoinWaits(), log)
+    run_pass(aten, DeferWaits(), log)
+    run_pass(aten, CutSegments(), log)
     placeholders = aten.graph.find_nodes(op="placeholder")
-    parameters = {n for n, is_weight in zip(placeholders, are_weights, strict=True) if is_weight}
+    parameters = {n for n, is_weight in zip(placeholders, are_weights, strict=False) if is_weight}
     segments = segments_of(aten)
     weights = {}
     for call in aten.graph.nodes:
