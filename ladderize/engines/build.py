@@ -4,6 +4,7 @@ segment    mm(x, w) → cumprod → mm(…, w2)
 kind       _run_on_acc_0(x) → _run_on_gpu_1(…) → _run_on_acc_2(…)      weights are in the engines
 """
 
+import operator
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.fx import GraphModule, Node
 from ladderize.compat import tensorrt as trt
 from ladderize.engines.cache import Layer, Plan, PlanCache
 from ladderize.engines.kinds import canonical_text, plan_key
+from ladderize.engines.layouts import Layouts
 from ladderize.engines.options import TensorRTOptions
 from ladderize.engines.report import LeftOp
 from ladderize.engines.sizes import Extents
@@ -36,6 +38,7 @@ class Kind:
             not given their weights.
         plans: of its engine parts, by the name of the submodule.
         weights: for each engine part, which placeholders its plan's weights are.
+        layouts: how the segment's inputs and outputs lie in memory.
         left: what runs in PyTorch.
         found: parts whose plans were there already.
     """
@@ -43,6 +46,7 @@ class Kind:
     graph: GraphModule
     plans: Mapping[str, Plan]
     weights: Mapping[str, tuple[int, ...]]
+    layouts: Layouts
     left: tuple[LeftOp, ...]
     found: frozenset[str]
 
@@ -63,7 +67,7 @@ class Builder:
             LadderError: what could not be converted or built, where it stands in the user's code.
         """
         constant = () if self.options.weights == "inputs" else weights
-        spelled = spell_segment(segment, constant)
+        spelled, layouts = spell_segment(segment, constant)
         graph, reasons = trt.split_by_support(
             spelled, self.settings, _refuse, self.options.smallest_engine
         )
@@ -85,7 +89,7 @@ class Builder:
             if was_found:
                 found.add(part_name)
         graph.recompile()
-        return Kind(graph, plans, indices, left, frozenset(found))
+        return Kind(graph, plans, indices, layouts, left, frozenset(found))
 
     def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
         placeholders = part.graph.find_nodes(op="placeholder")
@@ -206,7 +210,7 @@ def _left_ops(graph: GraphModule, reasons: Mapping[Node, str]) -> list[LeftOp]:
         for name, part in graph.named_children()
         if isinstance(part, GraphModule) and not name.startswith(_ENGINE)
         for node in part.graph.nodes
-        if node.op == "call_function"
+        if node.op == "call_function" and node.target is not operator.getitem
     ]
 
 
@@ -218,7 +222,8 @@ def _blank(value: torch.Tensor) -> torch.Tensor:
 
 def _conversion_error(segment: str, error: trt.ConversionFailed) -> LadderError:
     node = error.node
-    what = f"{node.target}: {error}" if node is not None else str(error)
+    said = str(error).partition("\n")[0]  # fx appends a trace of its own
+    what = f"{node.target}: {said}" if node is not None else said
     return LadderError(
         f"Torch-TensorRT could not convert {segment}:",
         [Blocker(what, describe_origin(node) if node is not None else "")],

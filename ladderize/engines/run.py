@@ -67,7 +67,7 @@ class Engine(nn.Module):
         bound = []
         for index, (name, value) in enumerate(zip(self._plan.inputs, inputs, strict=True)):
             tensor = value if isinstance(value, torch.Tensor) else torch.tensor([value])
-            tensor = tensor.contiguous()
+            tensor = tensor.to("cpu" if self._on_host[index] else DEVICE).contiguous()
             shape = tuple(tensor.shape)
             # Sizes that are values are read on the host, whatever their shape.
             if not self._on_host[index] and shape != self._shapes[index]:
@@ -115,5 +115,6 @@ class Segment(nn.Module):
 
     def forward(self, *inputs: torch.Tensor | int) -> tuple[Any, ...]:
         rest = iter(inputs)
-        outputs = self._graph(*(next(rest) if slot is None else slot for slot in self._slots))
-        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+        given = [next(rest) if slot is None else slot for slot in self._slots]
+        layouts = self._kind.layouts
+        return layouts.leave(self._graph(*layouts.enter(given)))

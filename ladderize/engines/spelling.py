@@ -19,12 +19,16 @@ from torch.fx.traceback import preserve_node_meta
 
 from ladderize import compat
 from ladderize.compat import tensorrt as trt
+from ladderize.engines.layouts import Layouts, make_contiguous
 
 aten = torch.ops.aten
 
 
-def spell_segment(segment: GraphModule, weights: Collection[str]) -> GraphModule:
-    """A graph of the same values as `segment`; what is in `weights` is named as such."""
+def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[GraphModule, Layouts]:
+    """A graph of the same values as `segment`; what is in `weights` is named as such.
+
+    Its inputs and outputs are contiguous; the layouts say how they lay in memory.
+    """
     inputs = segment.graph.find_nodes(op="placeholder")
     values = [node.meta["val"] for node in inputs]
 
@@ -39,13 +43,26 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> GraphModule
     ):
         new.target = f"{'weight' if old.name in weights else 'input'}_{index}"
         new._rename(new.target)
+    gm.graph.eliminate_dead_code()
+    _drop_aliases(gm)
     _spell_attention(gm)
+    _write_known_sizes(gm)
     _read_sizes_from_shapes(gm)
+    outputs: Any = segment.graph.output_node().args[0]
+    ours = [None if node.name in weights else node.meta["val"] for node in inputs]
+    layouts = make_contiguous(gm, ours, [node.meta["val"] for node in outputs])
     for their_pass in trt.tensorrt_passes():
         gm = their_pass(gm, None)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    return gm
+    return gm, layouts
+
+
+def _drop_aliases(gm: GraphModule) -> None:
+    for op in (aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default):
+        for node in gm.graph.find_nodes(op="call_function", target=op):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
 
 
 def _spell_attention(gm: GraphModule) -> None:
@@ -97,6 +114,21 @@ _ATTENTION: Mapping[Any, tuple[str, ...]] = {
         aten._scaled_dot_product_cudnn_attention.default,
     )
 }
+
+
+def _write_known_sizes(gm: GraphModule) -> None:
+    """`view(x, [s0, s1, -1, 16])` as `[s0, s1, 4, 16]`, and with one unknown size as `[-1, …]`.
+
+    TensorRT takes a size that it is not told for unknown: attention with unknown heads is refused.
+    """
+    for node in gm.graph.find_nodes(op="call_function", target=aten._reshape_copy.default):
+        shape = node.meta["val"].shape
+        is_unknown = [isinstance(size, torch.SymInt) for size in shape]
+        written = [
+            size if not unknown else -1 if sum(is_unknown) == 1 else given
+            for size, unknown, given in zip(shape, is_unknown, node.args[1], strict=True)
+        ]
+        node.args = (node.args[0], written)
 
 
 def _read_sizes_from_shapes(gm: GraphModule) -> None:

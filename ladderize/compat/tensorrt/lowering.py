@@ -13,16 +13,19 @@ NO_CONVERTER = "Torch-TensorRT has no converter for it"
 
 
 def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:
-    """Torch-TensorRT's own, without those that would unroll a loop or take attention apart.
+    """Torch-TensorRT's own, but for some.
 
-    Scatters are unrolled over each row of their source, on the default device.
+    Attention stays whole. Scatters would be unrolled over each row of their source. An alias that
+    is its own input cannot be traced (torch 2.13).
     """
     tensorrt()
     from torch_tensorrt.dynamo.lowering import _decompositions as theirs
 
     aten = torch.ops.aten
-    loops = {aten.scatter_add.default, aten.scatter_reduce.two}
-    left_out = theirs.ATTENTION_DECOMPOSITION_OPS | loops
+    left_out = theirs.ATTENTION_DECOMPOSITION_OPS | {
+        *(aten.scatter_add.default, aten.scatter_reduce.two),
+        *(aten.alias.default, aten.lift_fresh_copy.default),
+    }
     table = {**theirs.ENABLED_TORCH_DECOMPOSITIONS, **theirs.TORCH_TRT_DECOMPOSITIONS}
     return {op: fn for op, fn in table.items() if op not in left_out}
 
@@ -73,6 +76,6 @@ def split_by_support(
                 reasons[node] = reason or NO_CONVERTER
             return bool(is_supported)
 
-    DYNAMO_CONVERTERS.setcompilation_settings(compilation)
+    DYNAMO_CONVERTERS.set_compilation_settings(compilation)
     partitioner = TRTPartitioner(gm, Support(), min_block_size=least, skip_fusion=True)
     return partitioner.partition_graph(), reasons

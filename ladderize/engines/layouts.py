@@ -1,0 +1,96 @@
+"""Tensors that are not contiguous, in and out of engines, which know only contiguous ones.
+
+    segment    y[2, 4, 16, 8] in memory as [2, 16, 4, 8]
+    engine     gives y.permute(0, 2, 1, 3), which is contiguous
+    outside    y = that.permute(0, 2, 1, 3): a view, with the strides that the graph was traced for
+
+Without this an input would be copied at each call, and a view of an output that was left outside of
+the segment might not be one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+
+_permute = torch.ops.aten.permute.default
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """How each input and output lies in memory: its dims from the slowest; None if in order."""
+
+    inputs: tuple[Order | None, ...]
+    outputs: tuple[Order | None, ...]
+
+    def enter(self, inputs: Sequence[Any]) -> list[Any]:
+        """The segment's inputs as its graph takes them."""
+        return [_permuted(value, o) for value, o in zip(inputs, self.inputs, strict=True)]
+
+    def leave(self, outputs: Sequence[Any]) -> tuple[Any, ...]:
+        """What the graph returns, with the strides that the segment's outputs had."""
+        backward = (None if order is None else inverse(order) for order in self.outputs)
+        return tuple(_permuted(value, o) for value, o in zip(outputs, backward, strict=True))
+
+
+def make_contiguous(gm: GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]) -> Layouts:
+    """Let `gm` take and return contiguous tensors for values that lie in memory as these do."""
+    layouts = Layouts(tuple(map(memory_order, inputs)), tuple(map(memory_order, outputs)))
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    for node, order in zip(placeholders, layouts.inputs, strict=True):
+        if order is not None:
+            with gm.graph.inserting_after(placeholders[-1]):
+                view = _call_permute(gm, node, inverse(order))
+            view.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(view, delete_user_cb=lambda user, own=view: user is not own)
+            node.meta = node.meta | {"val": node.meta["val"].permute(order)}
+    result = gm.graph.output_node()
+    returned = list(result.args[0])  # type: ignore[arg-type]  # a tuple, as of every segment
+    for index, order in enumerate(layouts.outputs):
+        node = returned[index]
+        if order is not None and isinstance(node, Node):
+            with gm.graph.inserting_before(result):
+                returned[index] = _call_permute(gm, node, order)
+            returned[index].meta["val"] = node.meta["val"].permute(order).contiguous()
+    result.args = (tuple(returned),)
+    return layouts
+
+
+def memory_order(value: Any) -> Order | None:
+    """Dims from the slowest to the fastest; None if they are in order, or do not fill memory."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    shape, strides = map(_hints, (value.shape, value.stride()))
+    order = tuple(sorted(range(value.dim()), key=lambda dim: (-strides[dim], shape[dim] != 1, dim)))
+    filled = 1
+    for dim in reversed(order):
+        if shape[dim] != 1 and strides[dim] != filled:
+            return None
+        filled *= shape[dim]
+    moved = [dim for dim in order if shape[dim] != 1]
+    return None if moved == sorted(moved) else order
+
+
+def inverse(order: Order) -> Order:
+    return tuple(order.index(dim) for dim in range(len(order)))
+
+
+def _permuted(value: Any, order: Order | None) -> Any:
+    return value if order is None else value.permute(order)
+
+
+def _call_permute(gm: GraphModule, node: Node, order: Order) -> Node:
+    view = gm.graph.call_function(_permute, (node, list(order)))
+    view.meta = {
+        key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta
+    }
+    return view
+
+
+def _hints(sizes: Sequence[int | torch.SymInt]) -> list[int]:
+    return [compat.hint(size) for size in sizes]

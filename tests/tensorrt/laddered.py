@@ -1,0 +1,99 @@
+"""Segments for tests: of a laddered model that is sharded over two ranks, one of which is here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.fx import GraphModule
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+import ladderize.jit
+from ladderize import compat
+from ladderize.backends import LOWERINGS
+from ladderize.passes.cut import CutSegments
+from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.join_waits import JoinWaits
+from ladderize.runner import Log, run_pass
+from ladderize.segments import is_call, segments_of
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 96}
+# "sdpa" is what a user gets; both models take it by default.
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(num_hidden_layers=4, num_key_value_heads=2, use_cache=False, **SHAPE)
+    ),
+    "bert": lambda: BertModel(BertConfig(num_hidden_layers=3, **SHAPE)),
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A graph cut into segments.
+
+    Attributes:
+        gm: the graph around them, after its waits were deferred.
+        segments: by name.
+        weights: which inputs of each are weights.
+        inputs: the example inputs of `gm`, real tensors.
+    """
+
+    gm: GraphModule
+    segments: dict[str, GraphModule]
+    weights: dict[str, set[str]]
+    inputs: tuple[Any, ...]
+
+
+def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
+    """The segments of rank 0 of `model`, laddered and sharded over two ranks."""
+    if not dist.is_initialized():
+        dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    found: list[Cut] = []
+    are_weights: list[bool] = []
+
+    def backend(gm: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
+        are_weights.extend(isinstance(value, nn.Parameter) for value in given)
+        return ladderize.jit.ladderize(gm, given, options={"mesh": mesh, "lowering": "aot_eager"})
+
+    def lower(gm: GraphModule, given: Sequence[Any], _: Any) -> Callable[..., Any]:
+        def compiler(aten: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+            found.append(_cut(aten, are_weights, given))
+            return compat.boxed(aten.forward)
+
+        return compat.aot_compile(gm, given, compiler)
+
+    torch._dynamo.reset()
+    usual, LOWERINGS["aot_eager"] = LOWERINGS["aot_eager"], lower
+    try:
+        compiled = torch.compile(model.eval(), backend=backend, fullgraph=True)
+        for tensor in inputs.values() if dynamic else ():
+            torch._dynamo.mark_dynamic(tensor, 0, min=1, max=8)
+            torch._dynamo.mark_dynamic(tensor, 1, min=2, max=64)
+        with torch.no_grad():
+            compiled(**inputs)
+    finally:
+        LOWERINGS["aot_eager"] = usual
+    (result,) = found
+    return result
+
+
+def _cut(aten: GraphModule, are_weights: Sequence[bool], inputs: Sequence[Any]) -> Cut:
+    log = Log()
+    run_pass(aten, JoinWaits(), log)
+    run_pass(aten, DeferWaits(), log)
+    run_pass(aten, CutSegments(), log)
+    placeholders = aten.graph.find_nodes(op="placeholder")
+    parameters = {n for n, is_weight in zip(placeholders, are_weights, strict=False) if is_weight}
+    segments = segments_of(aten)
+    weights = {}
+    for call in aten.graph.nodes:
+        if is_call(call):
+            own = segments[str(call.target)].graph.find_nodes(op="placeholder")
+            weights[str(call.target)] = {
+                mine.name for mine, given in zip(own, call.args, strict=True) if given in parameters
+            }
+    return Cut(aten, segments, weights, tuple(inputs))
