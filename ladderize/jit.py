@@ -12,6 +12,7 @@ from ladderize.advice import Adviser
 from ladderize.agreement import DisagreementError, agree, describe_graph
 from ladderize.aot.module import ShardedModule
 from ladderize.backends import LOWERINGS
+from ladderize.backends.lowered import Lowered
 from ladderize.breaks import BrokenFrames
 from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
@@ -85,7 +86,6 @@ compat.watch_failures(ladderize, _adviser.see)
 def _compile(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Callable[..., Any]:
-    lower = LOWERINGS[config.lowering]
     standard = None if config.strict else copy_graph(gm)
     name, draft = current_frame(gm).piece, Draft()
 
@@ -104,7 +104,7 @@ def _compile(
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
         gm.graph = standard
         gm.recompile()
-        return lower(gm, example_inputs, config).run
+        return _lower_together(gm, example_inputs, config).run
     report("rewritten")
     if not isinstance(compat.compiled_module(), ShardedModule):
         _warn_of_ladders(rewritten)
@@ -115,11 +115,28 @@ def _compile(
         assert config.device_mesh is not None
         local = LocalInputs(rewritten.gm, rewritten.plan, config.device_mesh)
         example_inputs = local.examples(example_inputs)
-    lowered = lower(rewritten.gm, example_inputs, config)
+    lowered = _lower_together(rewritten.gm, example_inputs, config)
     if lowered.engines is not None:
         draft.see_engines(lowered.engines)
         report("rewritten")
     return lowered.run if local is None else local.feed(lowered.run)
+
+
+def _lower_together(
+    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
+) -> Lowered:
+    """Lower on all ranks or on none: an engine may fail to be built on one of them alone."""
+    lower = LOWERINGS[config.lowering]
+    groups = find_groups(gm)
+    if config.lowering != "tensorrt" or not groups:
+        return lower(gm, example_inputs, config)
+    try:
+        lowered = lower(gm, example_inputs, config)
+    except LadderError as error:
+        agree(dict.fromkeys(groups, f"not lowered: {error}"))
+        raise
+    agree(dict.fromkeys(groups, "lowered"))
+    return lowered
 
 
 def _rewrite(gm: GraphModule, config: LadderConfig, draft: Draft) -> Rewritten:

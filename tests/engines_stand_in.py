@@ -36,7 +36,7 @@ class SegmentInPyTorch(nn.Module):
         rest = iter(inputs)
         slots = self.graph.graph.find_nodes(op="placeholder")
         given = (self.held[s.name] if s.name in self.held else next(rest) for s in slots)
-        return tuple(out.contiguous() for out in self.graph(*given))
+        return self.graph(*given)
 
 
 class BuiltInPyTorch:

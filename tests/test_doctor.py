@@ -84,23 +84,40 @@ def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "status"),
+    ("package", "version", "code", "status", "says"),
     [
-        ("torch-tensorrt", f"{MINOR}.0", "ok"),
-        ("torch-tensorrt-rtx", f"{MINOR}.1+cu130", "ok"),
-        ("torch-tensorrt", "2.1.0", "broken"),
+        ("torch-tensorrt", f"{MINOR}.0", "pass", "warning", "with TensorRT 10.1"),
+        ("torch-tensorrt-rtx", f"{MINOR}.1+cu130", "pass", "warning", "with TensorRT 10.1"),
+        ("torch-tensorrt", f"{MINOR}.0", "raise OSError('no libnvinfer')", "broken", "libnvinfer"),
+        ("torch-tensorrt", "2.1.0", "raise SystemExit", "broken", f"is not for torch {MINOR}"),
     ],
 )
-def test_tensorrt_is_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, version: str, status: str
+def test_tensorrt_is_imported_elsewhere(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    version: str,
+    code: str,
+    status: str,
+    says: str,
 ) -> None:
     install(tmp_path, package, version)
-    (tmp_path / "torch_tensorrt.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "torch_tensorrt.py").write_text(code)
+    (tmp_path / "tensorrt.py").write_text("__version__ = '10.1'")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = doctor._tensorrt()
-    assert found.status == status
+    assert found.status == ("ok" if status == "warning" and doctor._num_gpus() else status)
     assert f"{package} {version}" in found.found
-    assert status == "ok" or f"torch-tensorrt=={MINOR}.*" in found.cure
+    assert says in found.found
+    assert status != "broken" or f"torch-tensorrt=={MINOR}.*" in found.cure
+    assert "torch_tensorrt" not in sys.modules
+
+
+def test_no_tensorrt(here: dict[str, Check]) -> None:
+    found = here["TensorRT"]
+    assert found.status == "missing"
+    assert f"torch-tensorrt=={MINOR}.*" in found.cure and "inductor" in found.cure
 
 
 # ---- broken on purpose

@@ -6,12 +6,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from eager_ladders import llama_ladder, tiny_llama
-from engines_stand_in import engines_in_pytorch
+from engines_stand_in import build_in_pytorch, engines_in_pytorch
 from ranks import Ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.export import Dim, export
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import ladderize
 from ladderize import LadderError
+from ladderize.backends import tensorrt
 from ladderize.cli import app
 from ladderize.engines.packages import require_packages
 
@@ -186,6 +188,26 @@ def test_two_ranks_run_the_ladder_with_equal_layers_of_one_kind(ranks):
         assert found["weights"] > 6 * 7
 
 
+def build_on_rank_0_only(*args):
+    if dist.get_rank():
+        raise LadderError("TensorRT cannot build these engines on this machine:")
+    return build_in_pytorch(*args)
+
+
+def run_where_one_rank_cannot_build() -> str:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    with engines_in_pytorch(), torch.no_grad():
+        with_fault = patch.object(tensorrt, "build_segments", build_on_rank_0_only)
+        with with_fault, pytest.raises(LadderError) as error:
+            compiled(tiny_llama(2), mesh=mesh)(IDS)
+    return str(error.value)
+
+
+def test_an_engine_that_one_rank_cannot_build_is_an_error_on_all(ranks):
+    for said in ranks.run(run_where_one_rank_cannot_build):
+        assert "TensorRT cannot build these engines on this machine" in said
+
+
 # ---- ahead of time
 
 
@@ -274,29 +296,3 @@ def test_engines_need_a_directory_of_shards(program, tmp_path):
     result = rewrite(program, tmp_path / "ladder.pt2")
     assert result.exit_code == 1
     assert "give --tp and --out" in result.output
-
-
-# ---- what an engine hands back
-
-
-class Strided(torch.nn.Module):
-    """Columns of what is sent are read as rows: a view of an output that lies transposed."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = torch.nn.Linear(6, 6)
-
-    def forward(self, x):
-        h = self.fc(x)
-        added = h.transpose(0, 1) + 1.0
-        return added, added.transpose(0, 1).view(-1)
-
-
-def test_outputs_lie_as_the_views_of_them_expect():
-    model, x = Strided(), torch.randn(4, 6)
-    options = {"lowering": "tensorrt", "strict": False}
-    with torch.no_grad(), engines_in_pytorch(), pytest.warns(ladderize.LadderWarning):
-        found = torch.compile(model, backend="ladderize", options=options)(x)
-    for one, other in zip(found, model(x), strict=True):
-        torch.testing.assert_close(one, other)
-        assert one.stride() == other.stride()

@@ -25,7 +25,7 @@ from ladderize.engines import (
     build_segments,
     require_packages,
 )
-from ladderize.engines.step import Step, layouts_of, refuse_gradients
+from ladderize.engines.step import Step, refuse_gradients
 from ladderize.inflight import check_in_flight
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
@@ -87,7 +87,7 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
         call.args = tuple(node for node in call.args if node not in index)
     built = build_segments(segments, reads, options)
     gm.recompile()
-    return Step(gm, built, reads, {name: layouts_of(segments[name]) for name in segments})
+    return Step(gm, built, reads)
 
 
 def report_of(built: BuildReport) -> EnginesReport:

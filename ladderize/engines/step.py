@@ -9,15 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
-from ladderize import compat
 from ladderize.engines.segments import Built
 from ladderize.errors import Blocker, LadderError
-
-Layout = tuple[int, ...] | None
-"""The dims of a tensor from the outermost in memory to the innermost; None if it is contiguous."""
 
 
 class Step:
@@ -31,7 +27,6 @@ class Step:
         gm: calls of segments, which are given what is no weight, and all that is between them.
         built: the engines.
         weights: by segment, its inputs that are weights, with their places among the arguments.
-        layouts: by segment, how the graph around it takes its outputs to lie in memory.
     """
 
     def __init__(
@@ -39,12 +34,10 @@ class Step:
         gm: GraphModule,
         built: Built,
         weights: Mapping[str, Mapping[str, int]],
-        layouts: Mapping[str, Sequence[Layout]],
     ) -> None:
         self.gm = gm
         self.built = built
         self._weights = weights
-        self._layouts = layouts
         self._places = sorted({place for own in weights.values() for place in own.values()})
         self._held: list[_Held] | None = None
 
@@ -64,10 +57,7 @@ class Step:
     def _bind(self, args: Sequence[Any]) -> None:
         for name, own in self._weights.items():
             given = {weight: args[place].detach() for weight, place in own.items()}
-            bound: nn.Module = self.built.bind(name, given)
-            if any(self._layouts[name]):
-                bound = _LaidOut(bound, self._layouts[name])
-            self.gm.set_submodule(name, bound)
+            self.gm.set_submodule(name, self.built.bind(name, given))
 
 
 def refuse_gradients(inputs: Sequence[Any]) -> None:
@@ -98,41 +88,3 @@ class _Held:
 
 def _state(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
-# ---- how outputs lie in memory
-
-
-def layouts_of(segment: GraphModule) -> tuple[Layout, ...]:
-    """How each output of `segment` lay in memory when it was traced."""
-    (output,) = segment.graph.find_nodes(op="output")
-    return tuple(_layout(node.meta["val"]) for node in output.args[0])
-
-
-def _layout(value: Any) -> Layout:
-    if not isinstance(value, Tensor):
-        return None
-    strides = [compat.hint(stride) for stride in value.stride()]
-    outer_first = tuple(sorted(range(len(strides)), key=lambda dim: -strides[dim]))
-    return None if list(outer_first) == sorted(outer_first) else outer_first
-
-
-class _LaidOut(nn.Module):
-    """Copies outputs, which engines make contiguous, to where the views of them expect them."""
-
-    def __init__(self, segment: nn.Module, layouts: Sequence[Layout]) -> None:
-        super().__init__()
-        self._segment = segment
-        self._layouts = layouts
-
-    def forward(self, *inputs: Any) -> tuple[Any, ...]:
-        outputs = self._segment(*inputs)
-        return tuple(
-            output if layout is None else _lay_out(output, layout)
-            for output, layout in zip(outputs, self._layouts, strict=True)
-        )
-
-
-def _lay_out(output: Tensor, layout: tuple[int, ...]) -> Tensor:
-    laid = torch.empty_permuted(output.shape, layout, dtype=output.dtype, device=output.device)
-    return laid.copy_(output)
