@@ -6,11 +6,11 @@ Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/test_exported.
 
 import pytest
 import torch
+from cutting import without_names
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_arg
 
 from ladderize.cut_check import cut_of
 from ladderize.errors import LadderError
@@ -122,24 +122,12 @@ def test_a_ladder_is_cut_at_launches_and_waits():
     assert [node.name for node in body.graph.output_node().args[0]] == ["add", "mm_2"]
 
 
-def code_without_names(gm):
-    """The graph with its nodes numbered: what two engines for equal segments have in common."""
-    numbers = {node: str(i) for i, node in enumerate(gm.graph.nodes)}
-    return tuple(
-        (
-            str(node.meta["val"].shape if node.op == "placeholder" else node.target),
-            str(map_arg((node.args, node.kwargs), numbers.__getitem__)),
-        )
-        for node in gm.graph.nodes
-    )
-
-
 def test_more_blocks_are_more_segments_of_one_kind():
     """One for each block, one for the sum that no launch follows, one for the last sum."""
     for num_blocks in (3, 8):
         gm = ladder_graph(num_blocks)
         assert cut_graph(gm) == num_blocks + 2
-        kinds = [code_without_names(body) for body in segments_of(gm).values()]
+        kinds = [without_names(body) for body in segments_of(gm).values()]
         first, second, *middle, lonely, last = kinds
         assert len({first, second}) == len(set(middle)) == len({lonely, last}) == 1
 
