@@ -1,7 +1,7 @@
 """Segments for tests: of a laddered model that is sharded over two ranks, one of which is here."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,13 +38,13 @@ class Cut:
         gm: the graph around them, after its waits were deferred.
         segments: by name.
         weights: which inputs of each are weights.
-        inputs: the example inputs of `gm`, real tensors.
+        inputs: of `gm`, as it was called.
     """
 
     gm: GraphModule
     segments: dict[str, GraphModule]
     weights: dict[str, set[str]]
-    inputs: tuple[Any, ...]
+    inputs: list[Any] = field(default_factory=list)
 
 
 def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
@@ -61,8 +61,14 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
 
     def lower(gm: GraphModule, given: Sequence[Any], _: Any) -> Callable[..., Any]:
         def compiler(aten: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            found.append(_cut(aten, are_weights, given))
-            return compat.boxed(aten.forward)
+            cut = _cut(aten, are_weights)
+            found.append(cut)
+
+            def run(*real: Any) -> Any:
+                cut.inputs.extend(real)
+                return aten.forward(*real)
+
+            return compat.boxed(run)
 
         return compat.aot_compile(gm, given, compiler)
 
@@ -81,7 +87,7 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
     return result
 
 
-def _cut(aten: GraphModule, are_weights: Sequence[bool], inputs: Sequence[Any]) -> Cut:
+def _cut(aten: GraphModule, are_weights: Sequence[bool]) -> Cut:
     log = Log()
     run_pass(aten, JoinWaits(), log)
     run_pass(aten, DeferWaits(), log)
@@ -96,4 +102,4 @@ def _cut(aten: GraphModule, are_weights: Sequence[bool], inputs: Sequence[Any]) 
             weights[str(call.target)] = {
                 mine.name for mine, given in zip(own, call.args, strict=True) if given in parameters
             }
-    return Cut(aten, segments, weights, tuple(inputs))
+    return Cut(aten, segments, weights)

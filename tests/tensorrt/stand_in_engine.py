@@ -1,0 +1,69 @@
+"""Stands in for an engine on a GPU: the network that its plan was built from, computed on the CPU.
+
+`Converted` keeps each network as it is built, by its plan, so that a bound segment can run.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from network_values import Attentions, network_values
+from torch import nn
+
+from ladderize.compat import tensorrt as compat
+from ladderize.engines import build
+from ladderize.engines.cache import Plan
+
+
+class Converted:
+    """Networks that were built, by the bytes of their plans."""
+
+    def __init__(self) -> None:
+        self._built: dict[bytes, tuple[Any, list[bool]]] = {}
+        self.num_engines = 0
+
+    @contextmanager
+    def watched(self, monkeypatch: Any) -> Iterator[None]:
+        """Keep what is built inside."""
+        convert, build_plan = compat.convert, compat.build_plan
+        causal: dict[int, list[bool]] = {}
+
+        def watch_convert(*args: Any) -> Any:
+            with Attentions().watched() as seen:
+                network = convert(*args)
+            causal[id(network)] = seen.causal
+            return network
+
+        def watch_build(network: Any, *args: Any) -> bytes:
+            plan: bytes = build_plan(network, *args)
+            self._built[plan] = (network, causal[id(network)])
+            return plan
+
+        with monkeypatch.context() as patch:
+            patch.setattr(build.trt, "convert", watch_convert)
+            patch.setattr(build.trt, "build_plan", watch_build)
+            yield
+
+    def make_engine(self, plan: Plan) -> nn.Module:
+        """What `Built.make_engine` is to be."""
+        self.num_engines += 1
+        return _Network(plan, *self._built[plan.engine])
+
+
+class _Network(nn.Module):
+    def __init__(self, plan: Plan, network: Any, causal: Sequence[bool]) -> None:
+        super().__init__()
+        self._plan, self._network, self._causal = plan, network, causal
+        self.num_calls = 0
+
+    def forward(self, *inputs: Any) -> Any:
+        self.num_calls += 1
+        given = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor([value])
+            for name, value in zip(self._plan.inputs, inputs, strict=True)
+        }
+        given = {name: value.contiguous() for name, value in given.items()}
+        values = network_values(self._network.definition, given, self._causal)
+        outputs = [value.contiguous() for value in values]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -1,0 +1,61 @@
+"""The networks that TensorRT is given compute what the segments compute."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from laddered import MODELS, Cut, laddered
+from stand_in_engine import Converted
+from torch.fx import Interpreter
+
+from ladderize.engines import TensorRTOptions, build_segments
+from ladderize.segments import is_call
+
+
+class _Watch(Interpreter):
+    """Runs a cut graph, and keeps what goes into each segment."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__(cut.gm)
+        self.inputs: dict[str, tuple[Any, ...]] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self.inputs[target] = args
+        return super().call_module(target, args, kwargs)
+
+
+def inputs_of(name: str, rows: int = 2, words: int = 16) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(0, 96, (rows, words))
+    if name == "llama":
+        return {"input_ids": ids}
+    mask = torch.ones(rows, words, dtype=torch.int64)
+    mask[0, words // 2 :] = 0  # not causal, and not all ones
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", MODELS)
+def test_engines_compute_what_their_segments_do(monkeypatch, name, dynamic):
+    torch.manual_seed(0)
+    cut = laddered(MODELS[name](), dynamic=dynamic, **inputs_of(name))
+    converted = Converted()
+    with converted.watched(monkeypatch):
+        built = build_segments(cut.segments, cut.weights, TensorRTOptions(target="8.6"))
+    built = dataclasses.replace(built, make_engine=converted.make_engine)
+    watch = _Watch(cut)
+    watch.run(*cut.inputs)
+    assert set(watch.inputs) == set(cut.segments)
+    for call in filter(is_call, cut.gm.graph.nodes):
+        segment = str(call.target)
+        body, given = cut.segments[segment], watch.inputs[segment]
+        names = [node.name for node in body.graph.find_nodes(op="placeholder")]
+        weights = {n: v for n, v in zip(names, given, strict=True) if n in cut.weights[segment]}
+        others = [v for n, v in zip(names, given, strict=True) if n not in weights]
+        found = built.bind(segment, weights)(*others)
+        for ours, theirs in zip(found, body(*given), strict=True):
+            assert ours.shape == theirs.shape
+            assert ours.stride() == theirs.stride()
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    assert converted.num_engines == len(built.report.plans)
