@@ -52,10 +52,10 @@ class Stream:
     Attributes:
         blocks: in graph order.
         blockers: why this chain must not be rewritten; empty for a ladder candidate.
-        stale_sums: residual sums behind its blocks whose branch reads the stream before the skip
-            already; a stream that has any is a ladder, and is left alone.
+        stale_blocks: those behind them whose branch reads the stream before the skip already, as
+            their `anchor`s say; a stream that has any is a ladder, and its reads are left alone.
     """
 
     blocks: tuple[Block, ...]
     blockers: tuple[Blocker, ...] = ()
-    stale_sums: tuple[Node, ...] = ()
+    stale_blocks: tuple[Block, ...] = ()

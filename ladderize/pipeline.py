@@ -78,7 +78,9 @@ class Rewritten:
     def describe(self) -> str:
         """One line: how many blocks were found and converted."""
         found = sum(len(stream.blocks) for stream in self.streams)
-        return f"{sum(map(len, self.chosen))} of {found} blocks converted"
+        stale = sum(len(stream.stale_blocks) for stream in self.streams)
+        already = f", {stale} more read stale already" if stale else ""
+        return f"{sum(map(len, self.chosen))} of {found} blocks converted{already}"
 
 
 def ladder(
@@ -174,7 +176,11 @@ def _shard(
     config: LadderConfig,
     log: Log,
 ) -> ShardPlan:
-    blocks = [block for stream in streams for block in stream.blocks]
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    blocks = sorted(
+        (block for stream in streams for block in (*stream.blocks, *stream.stale_blocks)),
+        key=lambda block: position[block.add],
+    )
 
     def make_plan() -> ShardPlan:
         vocabulary = config.shard_vocabulary
@@ -217,7 +223,7 @@ def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[S
             cure="compile the whole model, with fullgraph=True; options={'strict': False} "
             "compiles the standard graph",
         )
-    standard = [stream for stream in streams if not stream.stale_sums]
+    standard = [stream for stream in streams if not stream.stale_blocks]
     blockers = [blocker for stream in standard for blocker in stream.blockers]
     if blockers:
         raise LadderError("This residual stream cannot be made a ladder:", blockers)
