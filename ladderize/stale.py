@@ -46,6 +46,21 @@ def find_stale_blocks(
     return {block: tuple(stale) for block, stale in found.items()}
 
 
+def chains_in_stale_branches(
+    chains: Sequence[Sequence[Block]], stale: Mapping[Block, Sequence[Block]]
+) -> list[Sequence[Block]]:
+    """The chains that begin in a stale branch and are no longer than the stream of that branch.
+
+    A sum within each branch: those of a standard net `chains.longest_chains` leaves out.
+    """
+    length: dict[Node, int] = {}
+    for chain in chains:
+        behind = stale.get(chain[0], ())
+        for node in (node for block in behind for node in block.branch):
+            length[node] = max(length.get(node, 0), len(chain) + len(behind))
+    return [chain for chain in chains if len(chain) <= length.get(chain[0].add, 0)]
+
+
 def _as_stale_block(
     reach: Reach, node: Node, blocks: Mapping[Node, Block]
 ) -> tuple[Block | None, Block | None]:

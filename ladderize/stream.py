@@ -20,7 +20,7 @@ from ladderize.chains import longest_chains
 from ladderize.layers import layer_indices
 from ladderize.reach import Reach
 from ladderize.refusals import find_blockers
-from ladderize.stale import find_stale_blocks
+from ladderize.stale import chains_in_stale_branches, find_stale_blocks
 
 Chain = tuple[Block, ...]
 
@@ -38,6 +38,9 @@ def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stre
     parent = {block: find_writer(reach, block.anchor, by_add) for block in candidates.blocks}
     chains = longest_chains(candidates.blocks, parent, reach.position)
     stale = find_stale_blocks(reach, candidates, chains)
+    if nested := chains_in_stale_branches(chains, stale):
+        chains = [chain for chain in chains if chain not in nested]
+        stale = find_stale_blocks(reach, candidates, chains)
     streams = []
     for segments in _join_segments(reach, chains):
         blocks = _number(segments)

@@ -37,13 +37,25 @@ class ParallelHalves(nn.Module):
         return x
 
 
+class SumsWithin(ParallelHalves):
+    """In each branch a sum around an attention without weights, divided by heads like the rest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for up, down in self.halves[:4]:
+            heads = up(x).unflatten(-1, (4, 4)).transpose(1, 2)
+            heads = heads + nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            x = x + down(heads.transpose(1, 2).flatten(2))
+        return x
+
+
 def program_of(name):
     torch.manual_seed(0)
-    if name == "halves":
-        return export(ParallelHalves(), (torch.randn(2, 6, 8),))
+    if name in OWN:
+        return export(OWN[name](), (torch.randn(2, 6, 8),))
     return export(MODELS[name](layers=3), (torch.arange(12).reshape(2, 6),))
 
 
+OWN = {"parallel halves": ParallelHalves, "sums within": SumsWithin}
 CASES = [
     ("llama", {}),
     ("llama", {"staleness": 2}),
@@ -53,7 +65,8 @@ CASES = [
     ("bert", {}),
     ("t5", {}),
     ("neox", {}),
-    ("halves", {}),
+    ("parallel halves", {}),
+    ("sums within", {}),
 ]
 
 
