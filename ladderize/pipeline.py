@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat, ops
 from ladderize.aten import is_aten, to_aten
-from ladderize.block import Stream
+from ladderize.block import Stream, stale_sources
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
@@ -32,7 +32,7 @@ from ladderize.inflight import check_in_flight
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.outline_regions import OutlineRegions
-from ladderize.passes.reroute import RerouteReads, stale_sources
+from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.reach import Reach
@@ -161,7 +161,7 @@ def recurrence_of(gm: GraphModule, reroute: RerouteReads) -> Invariant:
     def check(gm: GraphModule) -> None:
         found = read_recurrence(gm, reroute.streams)
         for number, stream in enumerate(reroute.streams):
-            sources = stale_sources(stream, reroute.chosen[number], reroute.staleness)
+            sources = stale_sources(stream.blocks, reroute.chosen[number], reroute.staleness)
             specified = specify_recurrence(standard[number], sources, number)
             check_recurrence(found[number], specified, stream)
 
@@ -236,4 +236,4 @@ def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[S
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(stale_sources(stream, frozenset(range(len(stream.blocks))), staleness=1))
+    return bool(stale_sources(stream.blocks, range(len(stream.blocks)), staleness=1))
