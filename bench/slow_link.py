@@ -9,27 +9,29 @@ rank's shard without its all-reduces: its values are wrong, its compute is the s
 """
 
 import argparse
-import json
-import os
-import platform
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import transformers
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ladderize.benchmark.paired import step_values
+from ladderize.benchmark.results import Results, Row
+from ladderize.benchmark.show import show
 from ladderize.demo import handwritten
+from ladderize.files import refuse_file
 
 WARM_UP = 3
+ALONE = "one all-reduce"
 
 
 def build(hidden: int, layers: int) -> Any:
@@ -61,8 +63,21 @@ def programs(model: Any, ids: Tensor, lowering: str) -> dict[str, Callable[[], T
     return {
         "standard": ladder(0),
         "ladder": ladder(1),
-        "no communication": lambda: alone(local, ids),
+        "bound": lambda: alone(local, ids),
     }
+
+
+def measure(given: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
+    """What `take_turns` says of all programs, and the largest error of the ladder."""
+    model = build(given.hidden, given.layers)
+    ids = torch.arange(given.length)[None] % 256
+    compiled = programs(model, ids, given.lowering)
+    with torch.no_grad():
+        expected = handwritten.ladder_logits(model, ids)
+        error = (compiled["ladder"]() - expected).abs().max() / expected.abs().max()
+        carried = torch.zeros(1, given.length, given.hidden)
+        steps = {**compiled, ALONE: lambda: dist.all_reduce(carried)}
+        return take_turns(steps, given.repeat), error.item()
 
 
 def take_turns(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
@@ -80,14 +95,25 @@ def take_turns(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, li
     return seconds
 
 
-def middle(values: list[float]) -> tuple[float, float]:
-    """The median, and the half of all that lies around it, as a part of it."""
-    first, median, third = statistics.quantiles(values, n=4)
-    return median, (third - first) / median
+def rows_of(
+    given: argparse.Namespace, seconds: dict[str, list[float]], error: float
+) -> Iterator[Row]:
+    """One for each program; that of the bound also says what an all-reduce takes by itself."""
+    alone = statistics.median(seconds[ALONE])
+    steps = {name: found for name, found in seconds.items() if name != ALONE}
+    for name in steps:
+        values: dict[str, float | None] = step_values(name, steps)
+        if name == "ladder":
+            values["error"] = error
+        if name == "bound":
+            of_block = alone / (statistics.median(steps[name]) / (2 * given.layers))
+            values |= {"all_reduce_s": alone, "block_ratio": of_block}
+        sizes = {"batch": 1, "length": given.length, "hidden": given.hidden, "layers": given.layers}
+        yield Row({"variant": name, "phase": "prefill", **sizes, "link": given.link}, values)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--link", default="not said", help="what connects the ranks, in words")
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=4)
@@ -95,50 +121,30 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--lowering", choices=["inductor", "aot_eager"], default="inductor")
     parser.add_argument("--out", type=Path, help="write the results there, as JSON")
-    given = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    given = arguments()
+    if given.out:
+        refuse_file(given.out, force=True)  # before minutes of measuring, not after them
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-
-    model = build(given.hidden, given.layers)
-    ids = torch.arange(given.length)[None] % 256
-    compiled = programs(model, ids, given.lowering)
-    with torch.no_grad():
-        expected = handwritten.ladder_logits(model, ids)
-        error = (compiled["ladder"]() - expected).abs().max().item()
-        carried = torch.zeros(1, given.length, given.hidden)
-        steps = {**compiled, "one all-reduce": lambda: dist.all_reduce(carried)}
-        seconds = take_turns(steps, given.repeat)
+    seconds, error = measure(given)
     if dist.get_rank() == 0:
-        report(given, seconds, error)
+        command = shlex.join(["python", "bench/slow_link.py", *sys.argv[1:]])
+        report(Results(command, tuple(rows_of(given, seconds, error))), given.out)
     dist.destroy_process_group()
 
 
-def report(given: argparse.Namespace, seconds: dict[str, list[float]], error: float) -> None:
-    medians = {name: middle(values)[0] for name, values in seconds.items()}
-    bound, standard = medians["no communication"], medians["standard"]
-    share = medians["one all-reduce"] / (bound / (2 * given.layers))
-    table = Table(title=f"{given.link}; one all-reduce takes {share:.0%} of a block's compute")
-    for column in ("step", "median", "spread", "over the bound", "faster than standard"):
-        table.add_column(column, justify="left" if column == "step" else "right")
-    for name, values in seconds.items():
-        median, spread = middle(values)
-        ratios = [f"{median / bound:.3f}", f"{standard / median:.2f}"] if name in STEPS else []
-        table.add_row(name, f"{median * 1e3:.1f} ms", f"{spread:.0%}", *ratios)
-    Console(width=110).print(table)
-    print(f"largest error of the ladder against an eager one: {error:.1e}")
-    if given.out:
-        found = {
-            "scenario": {key: str(value) for key, value in vars(given).items()},
-            "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "all_reduce_of_a_block": share,
-            "error": error,
-            "seconds": seconds,
-        }
-        given.out.write_text(json.dumps(found, indent=1))
+def report(results: Results, out: Path | None) -> None:
+    show(Console(width=110), results.rows)
+    bound = next(row for row in results.rows if row.key["variant"] == "bound")
+    share = bound.values["block_ratio"]
+    print(f"one all-reduce by itself takes {share:.0%} of a block's compute")
+    if out:
+        results.write(out, force=True)
 
-
-STEPS = ("standard", "ladder", "no communication")
 
 if __name__ == "__main__":
     main()

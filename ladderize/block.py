@@ -3,8 +3,10 @@
 x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from torch.fx import Node
 
@@ -52,10 +54,42 @@ class Stream:
     Attributes:
         blocks: in graph order.
         blockers: why this chain must not be rewritten; empty for a ladder candidate.
-        stale_sums: residual sums behind its blocks whose branch reads the stream before the skip
-            already; a stream that has any is a ladder, and is left alone.
+        stale_blocks: those behind them whose branch reads the stream before the skip already, as
+            their `anchor`s say; a stream that has any is a ladder, and its reads are left alone.
     """
 
     blocks: tuple[Block, ...]
     blockers: tuple[Blocker, ...] = ()
-    stale_sums: tuple[Node, ...] = ()
+    stale_blocks: tuple[Block, ...] = ()
+
+
+class Placed(Protocol):
+    """A block, or what stands for one: where it is in its stream."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def segment(self) -> int: ...
+
+
+def stale_sources(
+    blocks: Iterable[Placed], chosen: Collection[int], staleness: int
+) -> dict[int, int]:
+    """For each chosen block whose reads move: index of the block whose anchor it reads instead.
+
+    Block i reads anchor i - staleness, but none before the start of its segment.
+
+    Args:
+        blocks: of one stream, in order.
+        chosen: indices of the blocks to convert.
+        staleness: how many blocks earlier they read.
+    """
+    first_of_segment: dict[int, int] = {}
+    sources = {}
+    for block in blocks:
+        first = first_of_segment.setdefault(block.segment, block.index)
+        source = max(block.index - staleness, first)
+        if block.index in chosen and source != block.index:
+            sources[block.index] = source
+    return sources

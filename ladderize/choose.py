@@ -19,7 +19,7 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
             out of range, or `layers=` is asked of blocks that are in no module list.
     """
     _check_count(streams, config.expect_blocks)
-    convertible = [stream for stream in streams if not stream.stale_sums]
+    convertible = [stream for stream in streams if not stream.stale_blocks]
     if not convertible or (config.blocks is None and config.layers == "all"):
         found = tuple(frozenset(range(len(stream.blocks))) for stream in convertible)
     elif config.blocks is not None:
@@ -31,12 +31,12 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
 
 
 def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
-    total = sum(len(stream.blocks) + len(stream.stale_sums) for stream in streams)
+    total = sum(len(stream.blocks) + len(stream.stale_blocks) for stream in streams)
     if expected is None or total == expected:
         return
     found = [
         *((block.add, f"block {block.index}") for s in streams for block in s.blocks),
-        *((node, "a block that reads stale already") for s in streams for node in s.stale_sums),
+        *((b.add, "a block that reads stale already") for s in streams for b in s.stale_blocks),
     ]
     raise LadderError(
         f"{expected} blocks were expected, {total} were found:",

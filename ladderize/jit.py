@@ -16,13 +16,14 @@ from ladderize.backends.lowered import Lowered
 from ladderize.breaks import BrokenFrames
 from ladderize.config import LadderConfig
 from ladderize.dynamo import current_frame, parameter_names
-from ladderize.errors import Blocker, LadderError, LadderWarning, describe_origin
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.generation import warn_of_standard_prefill
 from ladderize.groups import find_groups
 from ladderize.local import LocalInputs
 from ladderize.pipeline import RankGroup, Rewritten, dump_folder, ladder
 from ladderize.report.draft import Draft
 from ladderize.report.publish import as_report, changed_options, forget, publish, versions
+from ladderize.stale import warn_of_ladders
 
 _broken_frames = BrokenFrames()
 _adviser = Adviser()
@@ -107,7 +108,7 @@ def _compile(
         return _lower_together(gm, example_inputs, config).run
     report("rewritten")
     if not isinstance(compat.compiled_module(), ShardedModule):
-        _warn_of_ladders(rewritten)
+        warn_of_ladders(rewritten.streams)
     if config.staleness > 0:
         warn_of_standard_prefill()
     local = None
@@ -199,19 +200,6 @@ def _refuse_buckets() -> None:
             "DistributedDataParallel has Dynamo split the model into one graph for each bucket of "
             "gradients, which cuts the residual stream.",
             cure="torch._dynamo.config.optimize_ddp = False",
-        )
-
-
-def _warn_of_ladders(rewritten: Rewritten) -> None:
-    sums = [node for stream in rewritten.streams for node in stream.stale_sums]
-    if sums:
-        places = "".join(f"\n  - {describe_origin(node)}" for node in sums)
-        warnings.warn(
-            LadderWarning(
-                f"This net is a ladder already, in {len(sums)} blocks that read the stream stale. "
-                f"Its reads are left as they are:{places}"
-            ),
-            stacklevel=2,
         )
 
 

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat, ops
 from ladderize.aten import is_aten, to_aten
-from ladderize.block import Stream
+from ladderize.block import Stream, stale_sources
 from ladderize.choose import choose_blocks
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
@@ -32,7 +32,7 @@ from ladderize.inflight import check_in_flight
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.outline_regions import OutlineRegions
-from ladderize.passes.reroute import RerouteReads, stale_sources
+from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.reach import Reach
@@ -78,7 +78,9 @@ class Rewritten:
     def describe(self) -> str:
         """One line: how many blocks were found and converted."""
         found = sum(len(stream.blocks) for stream in self.streams)
-        return f"{sum(map(len, self.chosen))} of {found} blocks converted"
+        stale = sum(len(stream.stale_blocks) for stream in self.streams)
+        already = f", {stale} more read stale already" if stale else ""
+        return f"{sum(map(len, self.chosen))} of {found} blocks converted{already}"
 
 
 def ladder(
@@ -159,7 +161,7 @@ def recurrence_of(gm: GraphModule, reroute: RerouteReads) -> Invariant:
     def check(gm: GraphModule) -> None:
         found = read_recurrence(gm, reroute.streams)
         for number, stream in enumerate(reroute.streams):
-            sources = stale_sources(stream, reroute.chosen[number], reroute.staleness)
+            sources = stale_sources(stream.blocks, reroute.chosen[number], reroute.staleness)
             specified = specify_recurrence(standard[number], sources, number)
             check_recurrence(found[number], specified, stream)
 
@@ -174,7 +176,11 @@ def _shard(
     config: LadderConfig,
     log: Log,
 ) -> ShardPlan:
-    blocks = [block for stream in streams for block in stream.blocks]
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    blocks = sorted(
+        (block for stream in streams for block in (*stream.blocks, *stream.stale_blocks)),
+        key=lambda block: position[block.add],
+    )
 
     def make_plan() -> ShardPlan:
         vocabulary = config.shard_vocabulary
@@ -217,7 +223,7 @@ def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[S
             cure="compile the whole model, with fullgraph=True; options={'strict': False} "
             "compiles the standard graph",
         )
-    standard = [stream for stream in streams if not stream.stale_sums]
+    standard = [stream for stream in streams if not stream.stale_blocks]
     blockers = [blocker for stream in standard for blocker in stream.blockers]
     if blockers:
         raise LadderError("This residual stream cannot be made a ladder:", blockers)
@@ -230,4 +236,4 @@ def refuse_unfit(gm: GraphModule, names: Mapping[Node, str], streams: Sequence[S
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(stale_sources(stream, frozenset(range(len(stream.blocks))), staleness=1))
+    return bool(stale_sources(stream.blocks, range(len(stream.blocks)), staleness=1))

@@ -22,6 +22,7 @@ from ladderize.report.data import Report
 from ladderize.report.draft import Draft
 from ladderize.report.publish import as_report, publish
 from ladderize.runner import Log, run_pass
+from ladderize.stale import warn_of_ladders
 from ladderize.stream import find_streams
 
 # What a rewrite has no use for: it ends before sharding and lowering.
@@ -83,6 +84,7 @@ def _ladder(
         publish(as_report(draft.finish("program", "refused", error), config), dump_folder(config))
         raise
     publish(as_report(draft.finish("program", "program"), config), dump_folder(config))
+    warn_of_ladders(rewritten.streams)
     return rewritten
 
 

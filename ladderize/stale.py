@@ -1,47 +1,70 @@
 """Notice a net that is a ladder already: sums whose branch reads the stream before its skip.
 
-    x1 = x0 + h0(x0);  x2 = x1 + h1(x0);  x3 = x2 + h2(x1)      x2 and x3 are stale sums
+    x1 = x0 + h0(x0);  x2 = x1 + h1(x0);  x3 = x2 + h2(x1)      h1 and h2 are stale blocks
 
-Such a stream is left alone: a second rewrite would compute neither net.
+The reads of such a stream are left alone: a second rewrite would compute neither net. Its blocks,
+these among them, are sharded as those of any other.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
-from ladderize.block import Block
+from ladderize.block import Block, Stream
 from ladderize.candidates import Candidates, find_writer
+from ladderize.errors import LadderWarning, describe_origin, module_path
 from ladderize.reach import Reach
 
 # How many blocks behind its skip a branch is looked for.
 MAX_STALENESS = 8
 
 
-def find_stale_sums(
+def find_stale_blocks(
     reach: Reach, candidates: Candidates, chains: Sequence[Sequence[Block]]
-) -> dict[Block, tuple[Node, ...]]:
-    """The stale sums behind each chain that has any, by the chain's first block."""
+) -> dict[Block, tuple[Block, ...]]:
+    """The stale blocks behind each chain that has any, by the chain's first block.
+
+    In graph order, with `index` 0 throughout.
+    """
     blocks = {block.add: block for block in candidates.blocks}
     taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.groups
     nested = {node for chain in chains for block in chain for node in block.branch}
-    first = {block: chain[0] for chain in chains for block in chain}
-    found: dict[Block, list[Node]] = {}
+    home = {block.add: chain[0] for chain in chains for block in chain}
+    found: dict[Block, list[Block]] = {}
     for node in reach.nodes:
         if node in blocks or node in taken or not reach.summands(node):
             continue
-        writer = _find_stale_skip(reach, node, blocks)
-        if writer is None or writer not in first:
+        stale, writer = _as_stale_block(reach, node, blocks)
+        if stale is None or writer is None or writer.add not in home:
             continue
-        home = first[writer]
-        stale = Block(0, writer.add, writer.add, (), (), add=node)
-        blocks[node], first[stale] = stale, home
+        # To what comes later it is a block that carries what `writer` wrote.
+        blocks[node] = Block(0, writer.add, stale.skip, (), (), add=node)
+        home[node] = home[writer.add]
         if node not in nested:
-            found.setdefault(home, []).append(node)
-    return {block: tuple(sums) for block, sums in found.items()}
+            _append(reach, found.setdefault(home[node], []), stale)
+    return {block: tuple(stale) for block, stale in found.items()}
 
 
-def _find_stale_skip(reach: Reach, node: Node, blocks: Mapping[Node, Block]) -> Block | None:
-    """The block that wrote the skip of `node`, if the other operand reads the stream before it."""
+def chains_in_stale_branches(
+    chains: Sequence[Sequence[Block]], stale: Mapping[Block, Sequence[Block]]
+) -> list[Sequence[Block]]:
+    """The chains that begin in a stale branch and are no longer than the stream of that branch.
+
+    A sum within each branch: those of a standard net `chains.longest_chains` leaves out.
+    """
+    length: dict[Node, int] = {}
+    for chain in chains:
+        behind = stale.get(chain[0], ())
+        for node in (node for block in behind for node in block.branch):
+            length[node] = max(length.get(node, 0), len(chain) + len(behind))
+    return [chain for chain in chains if len(chain) <= length.get(chain[0].add, 0)]
+
+
+def _as_stale_block(
+    reach: Reach, node: Node, blocks: Mapping[Node, Block]
+) -> tuple[Block | None, Block | None]:
+    """`node` as a block, and the block that wrote its skip, if the branch reads what is before."""
     left, right = reach.summands(node)
     for skip, output in ((left, right), (right, left)):
         writer = None if skip in reach.static else find_writer(reach, skip, blocks)
@@ -52,6 +75,55 @@ def _find_stale_skip(reach: Reach, node: Node, blocks: Mapping[Node, Block]) -> 
             if behind is None:
                 break
             if reach.branch(behind.anchor, [output]) is not None:
-                return writer
+                return _stale_block(reach, node, skip, output, behind), writer
             behind = find_writer(reach, behind.anchor, blocks)
-    return None
+    return None, None
+
+
+def _stale_block(reach: Reach, node: Node, skip: Node, output: Node, behind: Block) -> Block:
+    """It reads the stream as `behind` found it: the latest such value, behind a post-norm."""
+    for anchor in (*reach.walk_back(behind.skip), behind.anchor):
+        if (branch := reach.branch(anchor, [output])) is not None:
+            break
+    assert branch is not None, "the anchor of `behind` reaches the output"
+    return Block(0, anchor, skip, branch, (output,), add=node, module=module_path(node))
+
+
+def _append(reach: Reach, found: list[Block], stale: Block) -> None:
+    """Add `stale` to `found`; the two sums of a parallel block, `x1 + a(x0) + m(x0)`, are one."""
+    before = found[-1] if found else None
+    if before is None or not _is_beside(reach, stale, before):
+        found.append(stale)
+        return
+    branch = sorted({*before.branch, *stale.branch}, key=reach.position.__getitem__)
+    found[-1] = Block(
+        0,
+        stale.anchor,
+        before.skip,
+        tuple(branch),
+        (*before.outputs, *stale.outputs),
+        add=stale.add,
+        partial_sums=(*before.partial_sums, before.add),
+        module=stale.module,
+    )
+
+
+def _is_beside(reach: Reach, stale: Block, before: Block) -> bool:
+    """Whether nobody but `stale` reads the sum of `before`, and both read the same value."""
+    is_partial = stale.skip is before.add and len(before.add.users) == 1
+    is_plain = reach.is_plain_sum(before.add) and reach.is_plain_sum(stale.add)
+    return is_partial and is_plain and stale.anchor is before.anchor
+
+
+def warn_of_ladders(streams: Iterable[Stream]) -> None:
+    """Say once, with the place of each block, that some of `streams` are ladders already."""
+    blocks = [block for stream in streams for block in stream.stale_blocks]
+    if blocks:
+        places = "".join(f"\n  - {describe_origin(block.add)}" for block in blocks)
+        warnings.warn(
+            LadderWarning(
+                f"This net is a ladder already, in {len(blocks)} blocks that read the stream stale."
+                f" Its reads are left as they are:{places}"
+            ),
+            stacklevel=3,
+        )

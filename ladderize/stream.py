@@ -20,7 +20,7 @@ from ladderize.chains import longest_chains
 from ladderize.layers import layer_indices
 from ladderize.reach import Reach
 from ladderize.refusals import find_blockers
-from ladderize.stale import find_stale_sums
+from ladderize.stale import chains_in_stale_branches, find_stale_blocks
 
 Chain = tuple[Block, ...]
 
@@ -37,12 +37,15 @@ def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stre
     by_add = {block.add: block for block in candidates.blocks}
     parent = {block: find_writer(reach, block.anchor, by_add) for block in candidates.blocks}
     chains = longest_chains(candidates.blocks, parent, reach.position)
-    stale = find_stale_sums(reach, candidates, chains)
+    stale = find_stale_blocks(reach, candidates, chains)
+    if nested := chains_in_stale_branches(chains, stale):
+        chains = [chain for chain in chains if chain not in nested]
+        stale = find_stale_blocks(reach, candidates, chains)
     streams = []
     for segments in _join_segments(reach, chains):
         blocks = _number(segments)
-        sums = tuple(node for chain in segments for node in stale.get(chain[0], ()))
-        streams.append(Stream(blocks, find_blockers(reach, blocks, by_add), sums))
+        behind = tuple(block for chain in segments for block in stale.get(chain[0], ()))
+        streams.append(Stream(blocks, find_blockers(reach, blocks, by_add), behind))
     return tuple(streams)
 
 

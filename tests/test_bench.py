@@ -28,7 +28,7 @@ from ladderize.cli import app
 from ladderize.config import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.hardware import Link, link_of
-from ladderize.programs import parallel_program
+from ladderize.programs import parallel_program, rewrite
 
 LLAMA = {
     "model_type": "llama",
@@ -140,17 +140,18 @@ def test_inductor_is_watched_while_it_compiles(llama):
         assert row["values"]["error"] < 1e-5
 
 
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x).relu()
+        return x
+
+
 def test_a_program_is_measured_with_its_own_inputs(tmp_path):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
-
-        def forward(self, x):
-            for layer in self.layers:
-                x = x + layer(x).relu()
-            return x
-
     program = torch.export.export(Net().eval(), (torch.randn(2, 8),))
     torch.export.save(program, tmp_path / "net.pt2")
     done = run(tmp_path / "net.pt2", "--ranks", 1, "--lowering", "eager", "--json", "--repeats", 1)
@@ -198,6 +199,14 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
         assert done.exit_code == 1, args
         assert reason in done.stderr, done.stderr
         assert "start" not in done.stderr
+
+
+def test_a_ladder_has_no_read_left_to_move(tmp_path):
+    ladder = rewrite(torch.export.export(Net().eval(), (torch.randn(2, 8),)))
+    torch.export.save(ladder, tmp_path / "ladder.pt2")
+    done = run(tmp_path / "ladder.pt2", "--ranks", 1, "--lowering", "eager")
+    assert done.exit_code == 1
+    assert "has no block whose read could be moved" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["four", "0", "-1", "1,,x"])

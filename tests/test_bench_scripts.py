@@ -1,4 +1,4 @@
-"""`bench/compare.py` and `bench/run.py`: what they print, and the command lines of scenarios."""
+"""`bench/compare.py`, `run.py` and `slow_link.py`: what they print, command lines of scenarios."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig
 from typer.main import get_command
 
-from ladderize.benchmark.results import Results, Row
+from ladderize.benchmark.results import Results, Row, read
 from ladderize.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def load(name):
     return module
 
 
-compare, run = load("compare"), load("run")
+compare, run, slow_link = load("compare"), load("run"), load("slow_link")
 
 
 def results(seconds, **more):
@@ -120,3 +120,32 @@ def test_the_verb_has_the_flags_of_scenarios(scenario, tmp_path):
     known = {flag for option in verb.params for flag in (*option.opts, *option.secondary_opts)}
     given = {word for word in run.command_of(scenario, tmp_path) if word.startswith("--")}
     assert given <= known
+
+
+SMALL = ["--hidden", "64", "--layers", "2", "--length", "16", "--lowering", "aot_eager"]
+
+
+def measured(words):
+    return load("slow_link").measure(slow_link.arguments(words))
+
+
+def test_three_programs_over_the_link_of_the_ranks(two_ranks):
+    for seconds, error in two_ranks.run(measured, [*SMALL, "--repeat", "4"]):
+        assert list(seconds) == ["standard", "ladder", "bound", "one all-reduce"]
+        assert {len(found) for found in seconds.values()} == {4}
+        assert error < 1e-5
+
+
+def test_what_they_found_are_results_like_others(tmp_path, capsys):
+    given = slow_link.arguments(["--link", "a wire", "--layers", "2"])
+    took = {"standard": [3.0] * 6, "ladder": [2.0] * 5 + [9.0], "bound": [1.0] * 6}
+    rows = tuple(slow_link.rows_of(given, {**took, "one all-reduce": [0.1] * 6}, error=1e-7))
+    slow_link.report(Results("x", rows), tmp_path / "out.json")
+    found = {row.key["variant"]: row for row in read(tmp_path / "out.json").rows}
+    assert list(found) == ["standard", "ladder", "bound"]
+    ladder, bound = found["ladder"].values, found["bound"].values
+    assert (ladder["median_s"], ladder["bound_ratio"], ladder["error"]) == (2.0, 2.0, 1e-7)
+    assert (ladder["standard_ratio_low"], ladder["standard_ratio_high"]) == (2 / 3, 3.0)
+    assert bound["all_reduce_s"] == 0.1 and bound["block_ratio"] == pytest.approx(0.4)
+    said = capsys.readouterr().out
+    assert "link: a wire" in said and "1.50x" in said and "40% of a block's compute" in said

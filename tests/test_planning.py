@@ -15,6 +15,7 @@ from test_cli import LLAMA, llama, run  # noqa: F401 (a fixture)
 
 import ladderize
 from ladderize import LadderError
+from ladderize.block import stale_sources
 from ladderize.hardware import hardware_of, known_devices
 from ladderize.planning import formulas, plan
 from ladderize.planning.confidence import confidence
@@ -25,7 +26,6 @@ from ladderize.planning.variants import (
     bound,
     ladder,
     parallel,
-    stale_sources,
     standard,
     variants,
 )

@@ -164,19 +164,19 @@ def test_a_ladder_is_left_alone_and_named(staleness, chosen):
 
     with pytest.warns(LadderWarning, match="is a ladder already") as caught:
         out = compiled(HandWritten())(x)
-    assert "graphs.py" in str(caught[0].message), "the stale sums are named"
+    assert "graphs.py" in str(caught[0].message), "the stale blocks are named"
     torch.testing.assert_close(out, model.ladder(x, chosen, staleness), rtol=0, atol=0)
 
 
-def test_the_stale_sums_of_a_ladder_are_counted(x):
+def test_the_stale_blocks_of_a_ladder_are_counted(x):
     (stream,) = streams_of(Residual(6).ladder, x)
     assert len(stream.blocks) == 1
-    assert len(stream.stale_sums) == 5
+    assert len(stream.stale_blocks) == 5
 
 
-def test_a_standard_net_has_no_stale_sums(x):
+def test_a_standard_net_has_no_stale_blocks(x):
     (stream,) = streams_of(Residual(6), x)
-    assert stream.stale_sums == ()
+    assert stream.stale_blocks == ()
 
 
 def test_a_token_shift_is_no_stale_sum(x):
@@ -191,7 +191,7 @@ def test_a_token_shift_is_no_stale_sum(x):
 
     (stream,) = streams_of(Wrapped(body), x)
     assert len(stream.blocks) == 4
-    assert stream.stale_sums == ()
+    assert stream.stale_blocks == ()
 
 
 def test_expect_blocks_counts_those_of_a_ladder_too():

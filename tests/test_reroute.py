@@ -2,10 +2,11 @@ import pytest
 import torch
 from graphs import Residual, capture
 
+from ladderize.block import stale_sources
 from ladderize.dynamo import parameter_names
 from ladderize.errors import LadderError
 from ladderize.passes.functionalize import Functionalize
-from ladderize.passes.reroute import RerouteReads, stale_sources
+from ladderize.passes.reroute import RerouteReads
 from ladderize.pipeline import recurrence_of
 from ladderize.stream import find_streams
 
@@ -43,10 +44,10 @@ def test_values_are_those_of_the_eager_ladder(chosen, staleness):
 def test_sources_stay_inside_the_stream():
     _, reroute = _prepare(Residual(), torch.randn(2, 8))
     (stream,) = reroute.streams
-    assert stale_sources(stream, frozenset(range(4)), 1) == {1: 0, 2: 1, 3: 2}
-    assert stale_sources(stream, frozenset(range(4)), 3) == {1: 0, 2: 0, 3: 0}
-    assert stale_sources(stream, frozenset({2}), 1) == {2: 1}
-    assert stale_sources(stream, frozenset(range(4)), 0) == {}
+    assert stale_sources(stream.blocks, frozenset(range(4)), 1) == {1: 0, 2: 1, 3: 2}
+    assert stale_sources(stream.blocks, frozenset(range(4)), 3) == {1: 0, 2: 0, 3: 0}
+    assert stale_sources(stream.blocks, frozenset({2}), 1) == {2: 1}
+    assert stale_sources(stream.blocks, frozenset(range(4)), 0) == {}
 
 
 def _leave_one_fresh(stream):

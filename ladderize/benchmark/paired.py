@@ -4,11 +4,12 @@ Two steps that ran one after the other saw the same machine; medians of minutes 
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
 CONFIDENCE = 0.95
+BASELINES = ("standard", "bound")
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,36 @@ def _outside(num: int) -> int | None:
             break
         found = k
     return found
+
+
+def step_values(name: str, steps: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    """Of variant `name`, beside the seconds of all that took turns with it, as `Row`s have them.
+
+    median_s, quartiles_s: of a step, and how far its quartiles are apart.
+    standard_ratio, bound_ratio: its step over that of the variant in the same repeat, as
+        `paired_ratio` says, the ends of its interval as standard_ratio_low, …_high.
+    """
+    own = steps[name]
+    found: dict[str, float | None] = {
+        "median_s": statistics.median(own),
+        "quartiles_s": _quartiles(own),
+    }
+    for baseline in BASELINES:
+        if baseline in steps:
+            found |= _ratio(f"{baseline}_ratio", paired_ratio(own, steps[baseline]))
+    return found
+
+
+def _ratio(name: str, found: Interval) -> Iterator[tuple[str, float]]:
+    yield name, found.median
+    if found.ends is not None:
+        low, high = found.ends
+        yield f"{name}_low", low
+        yield f"{name}_high", high
+
+
+def _quartiles(seconds: Sequence[float]) -> float:
+    if len(seconds) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return high - low

@@ -156,8 +156,10 @@ def _measure_case(
 ) -> list[Measured]:
     reporter.stage(f"{case}: trace")
     prepared = _on_device(prepare(settings, case), settings.device)
-    blocks = explain_exported(prepared.program, LadderConfig()).blocks
     variants = make_variants(prepared.program, settings, mesh)
+    blocks = explain_exported(prepared.program, LadderConfig()).blocks
+    if not any(block.is_rewired for block in blocks):
+        raise LadderError(f"{settings.model} has no block whose read could be moved.")
     _set_link(group, FREE)
     compiled = {}
     for variant in variants:

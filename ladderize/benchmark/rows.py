@@ -8,22 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from ladderize.benchmark.allowed import exposed_at_least
-from ladderize.benchmark.paired import Interval, paired_ratio
+from ladderize.benchmark.paired import step_values
 from ladderize.benchmark.rank import Measured
 from ladderize.benchmark.results import Row
-
-BASELINES = ("standard", "bound")
 
 
 def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
     """One for each case, link and variant.
 
     Values:
-        median_s, quartiles_s: of a step, and how far its quartiles are apart.
+        median_s, quartiles_s, standard_ratio, bound_ratio, …_low, …_high: as `step_values` says.
         tokens_per_s: that the step computes.
-        standard_ratio, bound_ratio: its step over that of the variant in the same repeat, the
-            median of all repeats; standard_ratio_low, …_high: the ends of its interval, as
-            `paired_ratio` says, where there are repeats enough.
         exposed_s, communicating_s: of a step, medians of the slowest rank.
         slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
@@ -51,13 +46,8 @@ def _steps(seen: Sequence[Measured]) -> list[float]:
 def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> Row:
     """Of one variant, beside the steps of all that took turns with it."""
     first = seen[0]
-    steps = variants[first.variant]
-    median = statistics.median(steps)
-    values: dict[str, float | None] = {"median_s": median, "quartiles_s": _quartiles(steps)}
-    for baseline in BASELINES:
-        if baseline in variants:
-            ratio = paired_ratio(steps, variants[baseline])
-            values |= _ratio(f"{baseline}_ratio", ratio)
+    values = step_values(first.variant, variants)
+    median = statistics.median(variants[first.variant])
     if first.case.batch:
         values["tokens_per_s"] = first.case.num_tokens / median
     if first.link is not None:
@@ -73,14 +63,6 @@ def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> R
     for name, seconds in first.compiled.passes.items():
         values[f"passes_{name}_s"] = seconds
     return Row(_key(first), values)
-
-
-def _ratio(name: str, found: Interval) -> Iterable[tuple[str, float]]:
-    yield name, found.median
-    if found.ends is not None:
-        low, high = found.ends
-        yield f"{name}_low", low
-        yield f"{name}_high", high
 
 
 def _key(measured: Measured) -> dict[str, str | int | float]:
@@ -111,10 +93,3 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
         outside = max(taken) - sum(durations)
         least = outside + exposed_at_least(first.blocks, median - max(exposed), durations)
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
-
-
-def _quartiles(seconds: Sequence[float]) -> float:
-    if len(seconds) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(seconds, n=4)
-    return high - low

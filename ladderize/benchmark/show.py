@@ -13,14 +13,14 @@ Text = Callable[[Values], str]
 
 
 def show(console: Console, rows: Iterable[Row]) -> None:
-    """Print the tables; columns without a value are left out."""
+    """Print the tables; columns without a value, and tables without a column, are left out."""
     rows = list(rows)
     for _, group in groupby(rows, lambda row: _without(row, "variant")):
         found = list(group)
-        console.print(_table(f"{_case(found[0])}{_link(found)}", found, TIMES))
+        _show(console, f"{_case(found[0])}{_link(found)}", found, TIMES)
     for _, group in groupby(rows, lambda row: _without(row, "variant", "link")):
         found = list({str(row.key["variant"]): row for row in group}.values())
-        console.print(_table(f"{_case(found[0])}: what it takes", found, COSTS))
+        _show(console, f"{_case(found[0])}: what it takes", found, COSTS)
 
 
 def _without(row: Row, *names: str) -> Mapping[str, str | int | float]:
@@ -41,18 +41,20 @@ def _link(rows: Sequence[Row]) -> str:
     return f", link: {rows[0].key['link']}{seconds}"
 
 
-def _table(title: str, rows: Sequence[Row], columns: Mapping[str, Text]) -> Table:
+def _show(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, Text]) -> None:
+    texts = {name: [text(row.values) for row in rows] for name, text in columns.items()}
+    shown = {name: cells for name, cells in texts.items() if any(cells)}
+    if not shown:
+        return
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
     table.add_column("variant", no_wrap=True)
-    texts = {name: [text(row.values) for row in rows] for name, text in columns.items()}
-    shown = {name: cells for name, cells in texts.items() if any(cells)}
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         table.add_row(str(row.key["variant"]), *(cells[i] for cells in shown.values()))
-    return table
+    console.print(table)
 
 
 def _scaled(name: str, form: str, factor: float = 1.0) -> Text:

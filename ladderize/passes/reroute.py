@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize import ops
-from ladderize.block import Block, Stream
+from ladderize.block import Block, Stream, stale_sources
 from ladderize.passes import PassResult
 
 
@@ -32,7 +32,7 @@ class RerouteReads:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         edits = []
         for stream, chosen in zip(self.streams, self.chosen, strict=True):
-            for index, source in stale_sources(stream, chosen, self.staleness).items():
+            for index, source in stale_sources(stream.blocks, chosen, self.staleness).items():
                 block = stream.blocks[index]
                 readers = sorted(
                     (user for user in block.anchor.users if user in block.members),
@@ -45,21 +45,6 @@ class RerouteReads:
         for reader, fresh, stale in edits:
             reader.replace_input_with(fresh, stale)
         return PassResult(changed=len(edits))
-
-
-def stale_sources(stream: Stream, chosen: frozenset[int], staleness: int) -> dict[int, int]:
-    """For each chosen block whose reads move: index of the block whose anchor it reads instead.
-
-    Block i reads anchor i - staleness, but none before the start of its segment.
-    """
-    first_of_segment: dict[int, int] = {}
-    sources = {}
-    for block in stream.blocks:
-        first = first_of_segment.setdefault(block.segment, block.index)
-        source = max(block.index - staleness, first)
-        if block.index in chosen and source != block.index:
-            sources[block.index] = source
-    return sources
 
 
 def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -> Node:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import networkx as nx
 
+from ladderize.block import stale_sources
 from ladderize.hardware import Hardware
 from ladderize.planning.workload import Costs, Phase, PlannedBlock, Workload
 from ladderize.timeline.data import Step
@@ -107,19 +108,6 @@ def bound(workload: Workload) -> Variant:
 def variants(workload: Workload) -> tuple[Variant, ...]:
     """Those of `VARIANTS`, in order."""
     return standard(workload), ladder(workload), parallel(workload), bound(workload)
-
-
-def stale_sources(
-    blocks: Sequence[PlannedBlock], chosen: Collection[int], staleness: int
-) -> dict[int, int]:
-    """As `passes.reroute.stale_sources`: none reads before the start of its segment."""
-    first: dict[int, int] = {}
-    sources = {}
-    for block in blocks:
-        source = max(block.index - staleness, first.setdefault(block.segment, block.index))
-        if block.index in chosen and source != block.index:
-            sources[block.index] = source
-    return sources
 
 
 def _merged(blocks: Sequence[PlannedBlock]) -> Iterator[PlannedBlock]:

@@ -130,7 +130,8 @@ class CollectiveReport:
     Attributes:
         op: its name (`all_reduce`).
         group: name of its process group.
-        block: name of the block whose branch holds it (`h3`), "" outside of the branches.
+        block: name of the block whose branch holds it (`h3`; `stale3` where it read stale before
+            anything was rewritten), "" outside of the branches.
         is_inserted: put in by ladderize, else found in the traced graph.
         source: where it is called, as module path and line.
     """

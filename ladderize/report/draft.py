@@ -6,12 +6,12 @@ When the pipeline refuses, the draft holds what had been found until then.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule, Node
 
-from ladderize.block import Stream
+from ladderize.block import Block, Stream
 from ladderize.errors import LadderError
 from ladderize.report.collectives import find_collectives
 from ladderize.report.data import (
@@ -55,9 +55,9 @@ class Draft:
         """Call with the standard graph."""
         self._standard, self._outside = snapshot(gm, names, streams, self.index)
         self._home = {
-            node: f"h{block.index}" + (f"_{number}" if number else "")
+            node: name + (f"_{number}" if number else "")
             for number, stream in enumerate(streams)
-            for block in stream.blocks
+            for name, block in _named(stream)
             for node in block.branch
         }
         self._found = find_collectives(gm, self._home, is_inserted=False)
@@ -114,3 +114,9 @@ class Draft:
             sharding=self._sharding,
             engines=self._engines,
         )
+
+
+def _named(stream: Stream) -> Iterator[tuple[str, Block]]:
+    """Its blocks by the names that the reports have for them."""
+    yield from ((f"h{block.index}", block) for block in stream.blocks)
+    yield from ((f"stale{number}", block) for number, block in enumerate(stream.stale_blocks))

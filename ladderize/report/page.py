@@ -135,8 +135,8 @@ def title_of(stream: StreamReport) -> str:
 def _remarks(stream: StreamReport) -> Iterator[str]:
     if stream.stale:
         yield (
-            f"left alone: {_count(len(stream.stale), 'block')} of this stream read stale already, "
-            "it is a ladder"
+            f"its reads are left alone: {_count(len(stream.stale), 'block')} of this stream read "
+            "stale already, it is a ladder"
         )
         yield from _cut(f"reads stale: {place}" for place in stream.stale)
 

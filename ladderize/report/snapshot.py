@@ -35,7 +35,7 @@ def snapshot(
                 for block in stream.blocks
             ),
             _segments(stream),
-            tuple(map(describe_origin, stream.stale_sums)),
+            tuple(describe_origin(block.add) for block in stream.stale_blocks),
             stream.blockers,
         )
         for number, stream in enumerate(streams)

@@ -10,19 +10,22 @@ class CachedLM(nn.Module):
     """The last token's logits, `[batch, vocabulary]`, of tokens behind those that are cached.
 
     Keys, values and lengths are buffers, `keys_0` and so on, which sharding divides by heads. They
-    are not persistent: weights have the names of the model, behind `model.`.
+    are not persistent: weights have the names of the model, behind `model.`. They are where the
+    model is, without memory if its parameters are on the meta device.
 
     Args:
         model: of any class with `past_key_values`.
         batch: sequences.
         length: tokens that the cache has room for.
+        options: for each call of the model, such as `logits_to_keep=1`.
     """
 
-    def __init__(self, model: Any, batch: int, length: int) -> None:
+    def __init__(self, model: Any, batch: int, length: int, **options: Any) -> None:
         super().__init__()
         from transformers.cache_utils import StaticCache
 
         self.model = model
+        self.options = options
         config = model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None)
@@ -39,9 +42,13 @@ class CachedLM(nn.Module):
         """`ids`: `[batch, new tokens]`, which stand at `positions`, `[new tokens]`."""
         for i, layer in enumerate(self.cache.layers):
             layer.keys, layer.values = getattr(self, f"keys_{i}"), getattr(self, f"values_{i}")
-            layer.cumulative_length = getattr(self, f"length_{i}")
+            layer.cumulative_length, layer.device = getattr(self, f"length_{i}"), ids.device
         out = self.model(
-            input_ids=ids, position_ids=positions[None], past_key_values=self.cache, use_cache=True
+            input_ids=ids,
+            position_ids=positions[None],
+            past_key_values=self.cache,
+            use_cache=True,
+            **self.options,
         )
         logits: Tensor = out.logits[:, -1]
         return logits

@@ -17,8 +17,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ladderize import ops
-from ladderize.block import Block, Stream
-from ladderize.passes.reroute import layout_steps, stale_sources
+from ladderize.block import Block, Stream, stale_sources
+from ladderize.passes.reroute import layout_steps
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Original:
         names: Mapping[Node, str],
     ) -> "Original":
         pairs = zip(streams, chosen, strict=True)
-        sources = tuple(stale_sources(stream, which, staleness) for stream, which in pairs)
+        sources = tuple(stale_sources(stream.blocks, which, staleness) for stream, which in pairs)
         return cls(gm, streams, sources, names)
 
     def stale_reads(self) -> dict[Node, dict[Node, tuple[Block, ...]]]:
