@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from engines_stand_in import engines_in_pytorch
 from pages import PAGES, Block, blocks, commands, of_kind, steady
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -71,6 +72,13 @@ model = LlamaForCausalLM(config).eval()  # from_pretrained maps the file, which 
 model.load_state_dict(standard.state_dict())
 model.generation_config.max_new_tokens = 2
 """
+PYTORCH_FOR_ENGINES = """
+from engines_stand_in import engines_in_pytorch
+
+stand_in = engines_in_pytorch()
+stand_in.__enter__()
+"""
+OVER_MESH = "\nmesh = init_device_mesh('cpu', (2,))"
 PROGRAM = "program = torch.export.load('model.pt2')"
 FRESH = "assert found.failed[0].found == 'on rank 0, its branch reads x1, fresh, not x0'"
 COMPILED = IS_A_LADDER.format(run="model") + REPORTS_COLLECTIVES
@@ -85,6 +93,10 @@ FRAGMENTS = {
         ("", "assert logits.shape == (1, 8, 64)" + SHARD),
         ("", SHARD),
         ("", SHARD),
+    ),
+    "docs/tensorrt.md": (
+        (PYTORCH_FOR_ENGINES + MODEL + OVER_MESH, IS_A_LADDER.format(run="model")),
+        ("", IS_A_LADDER.format(run="shard")),
     ),
     "docs/sharded.md": (("", COMPILED),),
     "docs/sharding.md": ((OWNS_ITS_MEMORY, "assert freed > 0" + IS_A_LADDER.format(run="model")),),
@@ -131,7 +143,8 @@ def commanded(workshop: Path) -> dict[Block, str]:
         patch.chdir(workshop)
         for block, line in ladderize_lines():
             patch.setattr(sys, "argv", shlex.split(adapted(line)))
-            with redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as done:
+            told = redirect_stdout(io.StringIO())
+            with told as out, engines_in_pytorch(), pytest.raises(SystemExit) as done:
                 main()
             assert done.value.code == 0, line
             printed[block] = printed.get(block, "") + out.getvalue()
