@@ -8,6 +8,8 @@ import torch
 from checked import check_all_emitted_code
 from ranks import Ranks
 
+# They need an environment of their own, which tests/tensorrt/install.sh makes.
+collect_ignore = ["tensorrt"]
 # A cache of this run's own: a run killed while it wrote leaves a broken library behind.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="ladderize-tests-")
 # Kernels are compiled in the process itself: a pool of compilers for each rank costs more.

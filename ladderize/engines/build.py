@@ -156,6 +156,8 @@ def _refuse(node: Node) -> str:
         return ""
     values = [node.meta.get("val"), *(each.meta.get("val") for each in node.all_input_nodes)]
     dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    if any(isinstance(value, torch.SymFloat) for value in values):
+        return "a number that is no size"
     unknown = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - _DTYPES)
     if unknown:
         return f"TensorRT has no {', '.join(unknown)}"

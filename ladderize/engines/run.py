@@ -2,7 +2,7 @@
 
 In: a kind, and the weights of one segment of it. Out: a module that is called with the segment's
 other inputs. `Engine` has not run yet: deserialising a plan takes a GPU, and this was written
-without one. The calls that it makes are checked against a stand-in (tests/tensorrt/test_run.py).
+without one. The calls that it makes are checked against a stand-in (tests/test_engines.py).
 """
 
 from collections.abc import Callable, Sequence

@@ -70,12 +70,14 @@ def _spell_attention(gm: GraphModule) -> None:
 
     Torch-TensorRT knows no kernel of the CPU, on which a program is rewritten ahead of time, and
     its converter of the memory-efficient one takes a mask for causal unless told otherwise.
+    With dropout, which its converters leave out, an op stays what it is.
     """
     for node in list(gm.graph.nodes):
         names = _ATTENTION.get(node.target)
-        if names is None or any(_index(user) != 0 for user in node.users):
+        given = dict(zip(names or (), node.args, strict=False)) | node.kwargs
+        reads_more = any(_index(user) != 0 for user in node.users)
+        if names is None or reads_more or given.get("dropout_p", 0.0) > 0:
             continue
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
         query, key = given["query"].meta["val"], given["key"].meta["val"]
         mask = given.get("attn_mask", given.get("attn_bias"))
         is_causal = given.get("is_causal", False)

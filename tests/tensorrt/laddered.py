@@ -1,7 +1,7 @@
 """Segments for tests: of a laddered model that is sharded over two ranks, one of which is here."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,13 +38,15 @@ class Cut:
         gm: the graph around them, after its waits were deferred.
         segments: by name.
         weights: which inputs of each are weights.
-        inputs: of `gm`, as it was called.
+        inputs: of `gm`, as it was called last.
+        call: calls the compiled model.
     """
 
     gm: GraphModule
     segments: dict[str, GraphModule]
     weights: dict[str, set[str]]
     inputs: list[Any] = field(default_factory=list)
+    call: Callable[..., Any] = print
 
 
 def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
@@ -65,7 +67,7 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
             found.append(cut)
 
             def run(*real: Any) -> Any:
-                cut.inputs.extend(real)
+                cut.inputs[:] = real
                 return aten.forward(*real)
 
             return compat.boxed(run)
@@ -79,12 +81,12 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
         for tensor in inputs.values() if dynamic else ():
             torch._dynamo.mark_dynamic(tensor, 0, min=1, max=8)
             torch._dynamo.mark_dynamic(tensor, 1, min=2, max=64)
-        with torch.no_grad():
-            compiled(**inputs)
+        compiled = torch.no_grad()(compiled)
+        compiled(**inputs)
     finally:
         LOWERINGS["aot_eager"] = usual
     (result,) = found
-    return result
+    return replace(result, call=compiled)
 
 
 def _cut(aten: GraphModule, are_weights: Sequence[bool]) -> Cut:

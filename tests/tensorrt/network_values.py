@@ -112,10 +112,7 @@ def _constant(layer: Any, _: Sequence[Any]) -> Tensor:
 
 def _shuffle(layer: Any, args: Sequence[Any]) -> Tensor:
     value = args[0].permute(_order(layer.first_transpose, args[0].dim()))
-    if len(args) > 1:
-        sizes = args[1].tolist()
-    else:
-        sizes = _dims(layer.reshape_dims)
+    sizes = args[1].tolist() if len(args) > 1 else _dims(layer.reshape_dims)
     if sizes is not None:
         if layer.zero_is_placeholder:
             sizes = [value.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
