@@ -21,10 +21,12 @@ ILLUSTRATIONS = {
     ("README.md", "standard   h0 ─ AR0"),
     ("docs/design.md", "Dynamo graph"),
     ("docs/design.md", "before   n = norm(x0)"),
+    ("docs/design.md", "flat   h0"),
     ("docs/emulation.md", "launched        peers"),
     ("docs/ladder.md", "standard   x[i+1]"),
     ("docs/planner.md", "h100x8-nvlink: 8 ranks"),
     ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),
+    ("docs/tensorrt.md", "ladder graph"),
     ("docs/sharding.md", "branch: layers.0.self_attn.q_proj.weight: 7 heads"),
 }
 
