@@ -222,7 +222,7 @@ def _tensorrt() -> Check:
     if not works:
         return Check("TensorRT", "broken", f"{found}: {says}", what_to_install())
     if not _num_gpus():
-        cure = "engines run on a machine with a GPU; RTX's can be built here with target="
+        cure = "engines are built and run where there is a GPU"
         return Check("TensorRT", "warning", f"{found}, {says}; no CUDA device to run on", cure)
     return Check("TensorRT", "ok", f"{found}, {says}")
 

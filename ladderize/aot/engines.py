@@ -34,8 +34,10 @@ def decompose(local: LocalProgram) -> LocalProgram:
         LadderError: TensorRT is not there.
     """
     require_packages()
+    table = torch.export.default_decompositions()
+    ours = {op: table[op] for op in table if op.namespace == "ladderize"}
     with torch.no_grad():
-        program = local.program.run_decompositions(tensorrt_decompositions())
+        program = local.program.run_decompositions({**ours, **tensorrt_decompositions()})
     for node in program.graph.find_nodes(op="call_function", target=_ASSERT):
         program.graph.erase_node(node)  # of a dtype that the trace has fixed; a boundary
     program.graph_module.recompile()

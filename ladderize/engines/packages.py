@@ -1,7 +1,7 @@
 """Which Torch-TensorRT is installed, whether it is for this torch, and what to install instead.
 
 Two packages bring the one module `torch_tensorrt`: `torch-tensorrt`, and `torch-tensorrt-rtx` for
-RTX cards, which needs less and also builds engines on machines without a GPU.
+RTX cards.
 """
 
 import importlib
