@@ -4,6 +4,8 @@ What is traced here has collectives of a group that does not exist; they are rep
 Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/test_exported.py.
 """
 
+import sys
+
 import pytest
 import torch
 from cutting import without_names
@@ -187,6 +189,40 @@ def test_what_the_host_reads_or_asserts_is_a_boundary():
     roles = {str(node.target): role_of(node) for node in gm.graph.nodes}
     assert roles["aten._local_scalar_dense.default"] is Role.BOUNDARY
     assert roles["aten._assert_async.msg"] is Role.BOUNDARY
+
+
+def test_checks_of_form_are_left_out():
+    """Exported programs have one ahead of each cast; the fake values have passed them."""
+
+    def fn(x):
+        y = (x * 2).view(8)
+        aten._assert_tensor_metadata(y, None, None, torch.float32)
+        return wait(y)
+
+    gm = check(fn, torch.randn(2, 4), segments=1)
+    calls = code(gm) + code(segments_of(gm)["segment_0"])
+    assert len(calls) == 5  # the segment, the item, the wait; the product, the view
+
+
+def test_work_is_linear_in_depth():
+    """By the number of calls in Python: of the pass, and of the proof."""
+
+    def count_calls(num_blocks):
+        gm, counted = ladder_graph(num_blocks), 0
+
+        def count(*_):
+            nonlocal counted
+            counted += 1
+
+        sys.setprofile(count)
+        try:
+            cut_graph(gm)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    count_calls(2)  # what is done once
+    assert count_calls(64) < 2.1 * count_calls(32)
 
 
 # ---- what crosses
