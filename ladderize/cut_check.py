@@ -8,7 +8,7 @@ rest is looked at in the cut graph as it stands. Nothing here knows how the pass
 """
 
 import operator
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
 
@@ -27,8 +27,9 @@ from ladderize.sharding.views import as_expr
 def cut_of(gm: GraphModule) -> Invariant:
     """The invariant of the cut, on the still flat `gm`: same program, proper segments. Linear.
 
-    Boundaries: the same ones in the same order, on the same values. Compute: each call once, and
-    behind the boundary that it stood behind, so that nothing crossed a launch, a wait or a write.
+    Boundaries: the same ones in the same order, on the same values. Compute: no more calls than
+    there were, each behind the boundary that it stood behind: none crossed a launch, a wait or a
+    write.
     Segments: none beside another one and none empty; their inputs are what they read, and no
     views; their outputs are what others read, and neither inputs nor of the same memory.
 
@@ -58,11 +59,15 @@ def _compare(flat: Actions, cut: Actions) -> Iterator[Blocker]:
     for was, found in zip_longest(flat.events, cut.events):
         if fault := _compare_events(was, found):
             yield fault
-    before, now = _places(flat), _places(cut)
-    for number, node in {n: node for n, _, node in (*cut.computed, *flat.computed)}.items():
-        old, new = before.get(number, []), now.get(number, [])
-        if old != new:
-            yield Blocker.at(node, f"{node.name} is computed {_say(new)} instead of {_say(old)}")
+    # What is computed no longer was dead: else the values of what read it are other ones now.
+    places = defaultdict(list)
+    for number, run, _ in flat.computed:
+        places[number].append(run)
+    for number, run, node in cut.computed:
+        if run in places[number]:
+            places[number].remove(run)
+        else:
+            yield Blocker.at(node, f"{node.name} is computed behind boundary {run}, and was not")
     if flat.outputs != cut.outputs:
         yield Blocker("the results are not those of the flat graph")
 
@@ -78,19 +83,6 @@ def _compare_events(was: Event | None, found: Event | None) -> Blocker | None:
     is_same_op = key[0] is new_key[0]
     what = "reads other values than before" if is_same_op else f"is where {old.name} was"
     return Blocker.at(node, f"{node.name} {what}")
-
-
-def _places(actions: Actions) -> dict[int, list[int]]:
-    """For each value that is computed: behind how many boundaries, each time that it is."""
-    places: dict[int, list[int]] = {}
-    for number, run, _ in actions.computed:
-        places.setdefault(number, []).append(run)
-    return places
-
-
-def _say(runs: list[int]) -> str:
-    """`[2]`: "behind 2 boundaries"."""
-    return f"behind {' and '.join(map(str, runs))} boundaries" if runs else "nowhere"
 
 
 # ---- proper segments

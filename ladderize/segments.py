@@ -27,7 +27,7 @@ class Role(enum.Enum):
 
     BOUNDARY: stays outside and in its place: collectives and waits, writes into memory, calls with
         graphs of their own, what the host reads (`item`).
-    FREE: costs nothing wherever it stands: views and the arithmetic of sizes.
+    FREE: costs nothing wherever it stands: views, the arithmetic of sizes, checks of form.
     COMPUTE: all else.
     """
 
@@ -185,9 +185,9 @@ _RESHAPES = frozenset(
     }
 )
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
-_OF_SIZES = frozenset(
+_OF_FORM = frozenset(
     """sym_size sym_stride sym_numel sym_storage_offset sym_is_contiguous _assert_scalar
-    sym_constrain_range sym_constrain_range_for_size""".split()
+    sym_constrain_range sym_constrain_range_for_size _assert_tensor_metadata""".split()
 )
 # Names of the arguments by which ops take a process group.
 _GROUPS = frozenset({"group", "group_name"})
@@ -199,7 +199,7 @@ def _role_of_op(op: Any) -> Role:
     name = schema.name.split("::")[-1]
     if schema.is_mutable or not _GROUPS.isdisjoint(a.name for a in schema.arguments):
         return Role.BOUNDARY
-    if name in _OF_SIZES or is_view(op):
+    if name in _OF_FORM or is_view(op):
         return Role.FREE
     returns_tensors = any("Tensor" in str(result.type) for result in schema.returns)
     return Role.COMPUTE if returns_tensors else Role.BOUNDARY

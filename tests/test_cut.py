@@ -4,9 +4,14 @@ What is traced here has collectives of a group that does not exist; they are rep
 Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/test_exported.py.
 """
 
+import sys
+
 import pytest
 import torch
 from cutting import without_names
+from few_examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule
@@ -62,13 +67,16 @@ def runnable(gm):
     return copied
 
 
-def check(fn, *args, segments=None, symbolic=False, others=()):
+def check(fn, *args, segments=None, symbolic=False, deferred=False, others=()):
     """Cut or whole: the same values, bit for bit, returned and in what is written to."""
     gm = trace(fn, *args, symbolic=symbolic)
-    whole, count = runnable(gm), cut_graph(gm)
+    whole = runnable(gm)
+    if deferred:
+        run_pass(gm, DeferWaits(), Log())
+    count = cut_graph(gm)
     assert segments in (None, count)
-    for given in (args, *others):
-        ours, theirs = ([arg.clone() for arg in given] for _ in range(2))
+    for inputs in (args, *others):
+        ours, theirs = ([value.clone() for value in inputs] for _ in range(2))
         found, expected = runnable(gm)(*ours), whole(*theirs)
         torch.testing.assert_close((found, ours), (expected, theirs), rtol=0, atol=0)
     return gm
@@ -181,6 +189,40 @@ def test_what_the_host_reads_or_asserts_is_a_boundary():
     roles = {str(node.target): role_of(node) for node in gm.graph.nodes}
     assert roles["aten._local_scalar_dense.default"] is Role.BOUNDARY
     assert roles["aten._assert_async.msg"] is Role.BOUNDARY
+
+
+def test_checks_of_form_are_left_out():
+    """Exported programs have one ahead of each cast; the fake values have passed them."""
+
+    def fn(x):
+        y = (x * 2).view(8)
+        aten._assert_tensor_metadata(y, None, None, torch.float32)
+        return wait(y)
+
+    gm = check(fn, torch.randn(2, 4), segments=1)
+    calls = code(gm) + code(segments_of(gm)["segment_0"])
+    assert len(calls) == 5  # the segment, the item, the wait; the product, the view
+
+
+def test_work_is_linear_in_depth():
+    """By the number of calls in Python: of the pass, and of the proof."""
+
+    def count_calls(num_blocks):
+        gm, counted = ladder_graph(num_blocks), 0
+
+        def count(*_):
+            nonlocal counted
+            counted += 1
+
+        sys.setprofile(count)
+        try:
+            cut_graph(gm)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    count_calls(2)  # what is done once
+    assert count_calls(64) < 2.1 * count_calls(32)
 
 
 # ---- what crosses
@@ -436,7 +478,7 @@ def test_a_segment_behind_another_launch_is_caught():
     find(gm, "all_reduce").prepend(find(gm, "segment_1"))
     message = wrong(gm, proof)
     assert "no boundary is between segment_0 and segment_1" in message
-    assert "mm_1 is computed behind 0 boundaries instead of behind 1 boundaries" in message
+    assert "mm_1 is computed behind boundary 0, and was not" in message
 
 
 def test_another_collective_is_caught():
@@ -494,13 +536,13 @@ def forgetting(name):
         (returning("arg0_1"), "segment_2 returns arg0_1, which it does not compute"),
         (returning("t_2"), "segment_2 returns t_2, which it does not compute"),
         (reading("wait_tensor", "arg0_1"), "segment_2 does not read wait_tensor"),
-        (reading("wait_tensor", "arg0_1"), "mm_2 is computed nowhere"),
+        (reading("wait_tensor", "arg0_1"), "all_reduce_2 reads other values than before"),
         (
             holding(aten.neg.default, "relu_2"),
-            "extra is computed behind 3 boundaries instead of nowhere",
+            "extra is computed behind boundary 3, and was not",
         ),
         (holding(aten.neg.default, "relu_2"), "segment_2 holds extra, which nothing reads"),
-        (holding(aten.relu.default, "add"), "is computed behind 3 and 3 boundaries"),
+        (holding(aten.relu.default, "add"), "extra is computed behind boundary 3, and was not"),
         (holding(aten.relu_.default, "add"), "segment_2 holds extra, which belongs outside"),
         (holding(c10d.wait_tensor.default, "add"), "segment_2 holds extra, which belongs outside"),
         (forgetting("wait_tensor"), "segment_2 does not know the form of wait_tensor"),
@@ -598,3 +640,74 @@ def test_a_wrong_size_is_caught():
     proof = cut_of(gm)
     CutSegments()(gm)
     proof(gm)
+
+
+# ---- any program
+
+
+WIDTH = 4
+
+
+def fold(x):
+    """A copy under two reshapes, the sizes computed from those of `x`."""
+    return x.clone(memory_format=torch.contiguous_format).view(x.shape[0] * 2, -1).view(x.shape)
+
+
+STEPS = {
+    "relu": lambda a, _: a.relu(),
+    "add": lambda a, b: a + b,
+    "mm": lambda a, b: a @ b[:1].t() * b,
+    "fold": lambda a, _: fold(a),
+    "parts": lambda a, b: torch.cat([a[:, :2], b.split(2, 1)[1]], 1),
+    "sorted": lambda a, b: torch.add(*a.sort(1)) + b,
+    "count": lambda a, _: a * torch.arange(a.shape[0], device=a.device)[:, None],
+    "turn": lambda a, _: a.t().unsqueeze(0).squeeze(0).t(),
+    "first": lambda a, _: a[0].expand(a.shape),
+    "reduce": lambda a, _: wait(launch(a)),
+    "boundary": lambda a, _: wait(a.clone()),
+    "write": lambda a, b: a.add_(b.mean()),
+}
+
+
+@st.composite
+def programs(draw):
+    """Steps, each with the two values that it reads; and what is returned."""
+    steps = []
+    for made in range(2, draw(st.integers(4, 16))):
+        values = st.integers(0, made - 1)
+        steps.append((draw(st.sampled_from(sorted(STEPS))), draw(values), draw(values)))
+    return steps, draw(st.sets(st.integers(0, len(steps) + 1), min_size=1))
+
+
+def run_program(program, x, y):
+    steps, returned = program
+    values, is_writable = [x, y], [True, True]
+    for name, a, b in steps:
+        name = "relu" if name == "write" and not is_writable[a] else name
+        values.append(STEPS[name](values[a], values[b]))
+        is_writable.append(name != "first" and (name != "turn" or is_writable[a]))
+    return tuple(values[i] for i in sorted(returned))
+
+
+def program_args(rows):
+    return tuple(
+        torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(rows)) for _ in range(2)
+    )
+
+
+@examples(150)
+@given(programs())
+def test_any_program(program):
+    def fn(x, y):
+        return run_program(program, x, y)
+
+    check(fn, *program_args(3), deferred=True)
+
+
+@examples(20)
+@given(programs())
+def test_any_program_with_dynamic_sizes(program):
+    def fn(x, y):
+        return run_program(program, x, y)
+
+    check(fn, *program_args(3), symbolic=True, deferred=True, others=[program_args(5)])

@@ -17,7 +17,8 @@ that others read; never an input or a view of one, and no two outputs share memo
 the sizes that it needs off its tensors; one that is the size of none of them comes in as a number,
 after the tensors.
 
-A run that computes nothing from values, such as a lone `arange`, stays outside.
+A run that computes nothing from values, such as a lone `arange`, stays outside. Checks of dtype and
+device, of which exported programs are full, are left out: the fake values have passed them.
 """
 
 import operator
@@ -33,6 +34,7 @@ from ladderize.passes import PassResult
 from ladderize.segments import Role, Segment, find_segments, is_size, role_of
 
 _SIZE = torch.ops.aten.sym_size.int
+_CHECK = torch.ops.aten._assert_tensor_metadata.default
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class CutSegments:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
+        for node in gm.graph.find_nodes(op="call_function", target=_CHECK):
+            gm.graph.erase_node(node)
         nodes = list(gm.graph.nodes)
         segments = find_segments(gm.graph)
         inside = {node for segment in segments for node in segment.nodes}
