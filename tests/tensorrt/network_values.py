@@ -49,10 +49,25 @@ class Attentions:
             trt.INetworkDefinition.add_attention = add
 
 
-def network_values(net: Any, inputs: Mapping[str, Tensor], causal: Sequence[bool]) -> list[Tensor]:
-    """The outputs of a network for these inputs, in order."""
+def network_values(
+    net: Any,
+    inputs: Mapping[str, Tensor],
+    causal: Sequence[bool],
+    weights: Mapping[str, Tensor],
+) -> list[Tensor]:
+    """The outputs of a network for these inputs, in order; `weights` are those it is refitted with.
+
+    A weight is named after its layer, as `set_weights_name` was told.
+    """
     values: dict[str, Tensor] = dict(inputs)
     layers = [net.get_layer(index) for index in range(net.num_layers)]
+    held = [layer for layer in layers if layer.name in weights]
+    assert len(held) == len(weights)
+    for layer in held:
+        assert net.are_weights_marked_refittable(layer.name)
+        assert tuple(layer.get_output(0).shape) == tuple(weights[layer.name].shape)
+        values[layer.get_output(0).name] = weights[layer.name]
+    layers = [layer for layer in layers if layer.name not in weights]
     attentions = [layer for layer in layers if _type_of(layer) == "ATTENTION_INPUT"]
     is_causal = dict(zip((layer.name for layer in attentions), causal, strict=True))
     while layers:  # they stand in the order in which they were added, not of their inputs

@@ -35,8 +35,12 @@ class Converted:
             causal[id(network)] = seen.causal
             return network
 
-        def watch_build(network: Any, *args: Any) -> bytes:
-            plan: bytes = build_plan(network, *args)
+        def watch_build(network: Any, settings: Any, weights: Any) -> bytes:
+            if weights:  # building these takes a GPU; that they can be marked does not
+                assert all(map(network.definition.mark_weights_refittable, weights))
+                plan = f"refittable {len(self._built)}".encode()
+            else:
+                plan = build_plan(network, settings, weights)
             self._built[plan] = (network, causal[id(network)])
             return plan
 
@@ -55,15 +59,17 @@ class _Network(nn.Module):
     def __init__(self, plan: Plan, network: Any, causal: Sequence[bool]) -> None:
         super().__init__()
         self._plan, self._network, self._causal = plan, network, causal
-        self.num_calls = 0
+        self._held: dict[str, torch.Tensor] = {}
+
+    def refit(self, weights: Sequence[torch.Tensor]) -> None:
+        self._held = dict(zip(self._plan.weights, weights, strict=True))
 
     def forward(self, *inputs: Any) -> Any:
-        self.num_calls += 1
         given = {
             name: value if isinstance(value, torch.Tensor) else torch.tensor([value])
             for name, value in zip(self._plan.inputs, inputs, strict=True)
         }
         given = {name: value.contiguous() for name, value in given.items()}
-        values = network_values(self._network.definition, given, self._causal)
+        values = network_values(self._network.definition, given, self._causal, self._held)
         outputs = [value.contiguous() for value in values]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

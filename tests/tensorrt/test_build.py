@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ladderize
 from ladderize.compat import tensorrt as compat
-from ladderize.engines import Built, TensorRTOptions, build_segments
+from ladderize.engines import Built, TensorRTOptions, build_segments, segments
 
 aten = torch.ops.aten
 
@@ -174,6 +174,14 @@ def test_what_cannot_be_built_is_told_in_tensorrts_words():
 def test_targets(options, said):
     with pytest.raises(ladderize.LadderError, match=re.escape(said)):
         one(torch.mm, torch.empty(4, 4), torch.empty(4, 4), **options)
+
+
+def test_refittable_engines_need_a_gpu(monkeypatch):
+    """Why weights are inputs by default. Where this fails, a newer TensorRT can do without."""
+    monkeypatch.setattr(segments, "choose_target", lambda _: (8, 6))
+    tensors = torch.empty(4, 4), torch.empty(4, 4)
+    with pytest.raises(ladderize.LadderError, match="CUDA_SUCCESS"):
+        one(torch.mm, *tensors, num_weights=1, target=None, weights="refittable")
 
 
 @pytest.mark.parametrize("allowed", [False, True])

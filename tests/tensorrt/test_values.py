@@ -9,7 +9,7 @@ from laddered import MODELS, Cut, laddered
 from stand_in_engine import Converted
 from torch.fx import Interpreter
 
-from ladderize.engines import Built, TensorRTOptions, build_segments
+from ladderize.engines import Built, TensorRTOptions, build_segments, segments
 from ladderize.segments import is_call
 
 
@@ -49,6 +49,19 @@ def test_engines_compute_what_their_segments_do(monkeypatch, name, dynamic):
         cut.call(**inputs_of(name, 3, 9))
         compare(cut, built)
     assert converted.num_engines == len(built.report.plans)  # equal segments share an engine
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_refittable_engines_get_each_segments_weights(monkeypatch, name):
+    torch.manual_seed(0)
+    cut = laddered(MODELS[name](), **inputs_of(name))
+    converted = Converted()
+    monkeypatch.setattr(segments, "choose_target", lambda _: (8, 6))  # which wants a GPU for these
+    with converted.watched(monkeypatch):
+        options = TensorRTOptions(weights="stripped")
+        built = build_segments(cut.segments, cut.weights, options)
+    compare(cut, dataclasses.replace(built, make_engine=converted.make_engine))
+    assert converted.num_engines > len(built.report.plans)  # equal segments share a plan
 
 
 def test_half_precision(monkeypatch):
