@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 import ladderize.jit
 from ladderize import compat
 from ladderize.backends import LOWERINGS
+from ladderize.backends.lowered import Lowered
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
@@ -61,7 +62,7 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
         are_weights.extend(isinstance(value, nn.Parameter) for value in given)
         return ladderize.jit.ladderize(gm, given, options={"mesh": mesh, "lowering": "aot_eager"})
 
-    def lower(gm: GraphModule, given: Sequence[Any], _: Any) -> Callable[..., Any]:
+    def lower(gm: GraphModule, given: Sequence[Any], _: Any) -> Lowered:
         def compiler(aten: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
             cut = _cut(aten, are_weights)
             found.append(cut)
@@ -72,7 +73,7 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
 
             return compat.boxed(run)
 
-        return compat.aot_compile(gm, given, compiler)
+        return Lowered(compat.aot_compile(gm, given, compiler))
 
     torch._dynamo.reset()
     usual, LOWERINGS["aot_eager"] = LOWERINGS["aot_eager"], lower
