@@ -4,6 +4,7 @@ What is traced here has collectives of a group that does not exist; they are rep
 Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/test_exported.py.
 """
 
+import operator
 import sys
 
 import pytest
@@ -255,6 +256,7 @@ def test_the_one_reshape_that_is_read_is_made_by_the_segment():
     assert crossing(lambda x: wait(launch(x.relu().view(8)[None])), x) == ["unsqueeze"]
     assert crossing(lambda x: (y := x.relu(), wait(y.view(8) + 1)), x) == ["relu", "add"]
     assert crossing(lambda x: wait((y := x.relu().view(8)) + 1) * y, x) == ["view", "add"]
+    assert crossing(lambda x: ((y := x.relu()).view(8), wait(y + 1)), x) == ["view", "add"]
 
 
 def test_all_other_views_of_a_result_are_made_where_they_are_read():
@@ -305,6 +307,22 @@ def test_a_part_that_stands_behind_a_boundary():
     assert cut_graph(gm) == 2
     results = segments_of(gm)["segment_0"].graph.output_node().args[0]
     assert [node.name for node in results] == ["getitem", "getitem_1"]
+
+
+def test_parts_of_what_a_boundary_returns():
+    """They divide no run, and stand ahead of the segment that reads them."""
+
+    def fn(x):
+        a, b = c10d.all_reduce_coalesced([x, x * 2], "sum", "tp")
+        return x.relu() + a + b
+
+    gm = trace(fn, torch.randn(2, 4))
+    for name in ("getitem", "getitem_1"):
+        find(gm, "relu").append(find(gm, name))
+    assert cut_graph(gm) == 2
+    gm.graph.lint()
+    calls = ["segment_1 = segment_1(x_1, getitem, getitem_1)", "add_1 = item(segment_1)"]
+    assert code(gm)[-2:] == calls
 
 
 def test_a_run_that_only_makes_constants_stays_outside():
@@ -377,6 +395,40 @@ def test_a_size_of_no_tensor_crosses_as_a_number():
     assert isinstance(number.meta["val"], torch.SymInt)
 
 
+def test_a_number_and_what_it_is_read_off_stand_ahead_of_the_segment():
+    """The size of a view of an input that is no input of the segment."""
+
+    def fn(x, y):
+        z = y * 2
+        return z + torch.arange(x.shape[0], device=x.device)
+
+    gm = trace(fn, torch.randn(3), torch.randn(1), symbolic=True)
+    product, size = find(gm, "mul"), find(gm, "sym_size_int")
+    product.append(size)
+    with gm.graph.inserting_after(product):
+        view = gm.graph.call_function(aten.alias.default, size.args[:1])
+    view.meta["val"] = size.args[0].meta["val"]
+    size.args = (view, 0)
+    whole = runnable(gm)
+    assert cut_graph(gm) == 1
+    gm.graph.lint()
+    args = torch.randn(4), torch.randn(1)
+    assert torch.equal(gm(*args), whole(*args))
+
+
+def test_an_assertion_of_sizes_stays_outside():
+    gm = trace(lambda x: x.relu().view(x.shape[0] * 2, 2), torch.randn(3, 4), symbolic=True)
+    size = find(gm, "sym_size_int")
+    with gm.graph.inserting_after(size):
+        is_many = gm.graph.call_function(operator.gt, (size, 1))
+    is_many.meta["val"] = size.meta["val"] > 1
+    with gm.graph.inserting_after(is_many):
+        gm.graph.call_function(aten._assert_scalar.default, (is_many, "few"), name="check")
+    find(gm, "check").meta["val"] = None
+    assert cut_graph(gm) == 1
+    assert "check = aten._assert_scalar.default(gt)" in code(gm)
+
+
 def test_sizes_that_depend_on_values():
     """They are read off what the segment itself computes, or outside off what crosses."""
 
@@ -426,6 +478,7 @@ def test_the_epilogue_of_a_functional_graph():
 def test_each_segment_is_lowered_by_its_name():
     gm, args = ladder_graph(), ladder_args()
     cut_graph(gm)
+    bodies = segments_of(gm)
     expected, seen, given = runnable(gm)(*args), [], []
 
     def lower(name, body):
@@ -439,6 +492,7 @@ def test_each_segment_is_lowered_by_its_name():
 
     lower_segments(gm, lower)
     assert seen == [f"segment_{i}" for i in range(5)]
+    assert gm.segment_1 is bodies["segment_1"]
     assert torch.equal(runnable(gm)(*args), expected)
     assert given == [2, 3, 2, 2]
 
@@ -635,11 +689,42 @@ def test_a_read_on_the_wrong_side_of_a_write_is_caught():
     assert "the results are not those of the flat graph" in wrong(gm, proof)
 
 
-def test_a_wrong_size_is_caught():
-    gm = trace(lambda x: (x @ x.mT).view(x.shape[0], -1, 1), torch.randn(2, 3, 4), symbolic=True)
+def test_exchanged_random_numbers_are_caught():
+    gm = trace(lambda x: (torch.rand_like(x), torch.rand_like(x)), torch.randn(3))
     proof = cut_of(gm)
     CutSegments()(gm)
     proof(gm)
+    gm.graph.output_node().args = (gm.graph.output_node().args[0][::-1],)
+    assert "the results are not those of the flat graph" in wrong(gm, proof)
+
+
+def test_a_wrong_size_is_caught():
+    gm = trace(lambda x: x.relu().view(x.shape[1], -1) * 2, torch.randn(2, 3), symbolic=True)
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    proof(gm)
+    body = segments_of(gm)["segment_0"]
+    (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
+    size.args = (size.args[0], 0)
+    assert "the results are not those of the flat graph" in wrong(gm, proof)
+
+
+def test_a_size_that_a_tensor_has_is_caught():
+    gm = trace(lambda x: x.relu().view(x.shape[1], -1) * 2, torch.randn(2, 3), symbolic=True)
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    call, body = find(gm, "segment_0"), segments_of(gm)["segment_0"]
+    (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
+    with gm.graph.inserting_before(call):
+        given = gm.graph.call_function(aten.sym_size.int, (call.args[0], 1), name="given")
+    with body.graph.inserting_after(size.args[0]):
+        taken = body.graph.placeholder("given")
+    given.meta, taken.meta = dict(size.meta), dict(size.meta)
+    call.args = (*call.args, given)
+    size.replace_all_uses_with(taken)
+    body.graph.erase_node(size)
+    message = wrong(gm, proof)
+    assert "segment_0 is given given, which is a size of one of its tensors" in message
 
 
 # ---- any program
