@@ -54,6 +54,8 @@ def test_every_unknown_option_is_named_with_the_nearest():
         ({"workspace": 0}, "workspace=0 is not a whole number of at least 1"),
         ({"smallest_engine": True}, "smallest_engine=True is not a whole number"),
         ({"require_full": 1}, "require_full=1 is neither True nor False"),
+        ({"in_pytorch": "aten.mm.default"}, "in_pytorch='aten.mm.default' is not a list"),
+        ({"in_pytorch": ["mm"]}, "in_pytorch=['mm'] is not a list of names"),
         ({"cache": 3}, "cache=3 is not the path of a folder"),
         ({"sizes": {"a[0]": (1, 2)}}, "sizes['a[0]']=(1, 2) is not (least, usual, most)"),
         ({"sizes": {"a[0]": (3, 2, 4)}}, "does not rise"),

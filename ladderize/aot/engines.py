@@ -22,7 +22,6 @@ from ladderize.engines import TensorRTOptions, require_packages
 from ladderize.engines.step import Step
 from ladderize.programs import copy_of
 
-_ASSERT = torch.ops.aten._assert_tensor_metadata.default
 ENGINES = "engines"
 """The folder of plans in a directory of shards."""
 
@@ -38,9 +37,6 @@ def decompose(local: LocalProgram) -> LocalProgram:
     ours = {op: table[op] for op in table if op.namespace == "ladderize"}
     with torch.no_grad():
         program = local.program.run_decompositions({**ours, **tensorrt_decompositions()})
-    for node in program.graph.find_nodes(op="call_function", target=_ASSERT):
-        program.graph.erase_node(node)  # of a dtype that the trace has fixed; a boundary
-    program.graph_module.recompile()
     return dataclasses.replace(local, program=program)
 
 

@@ -69,7 +69,7 @@ class Builder:
         constant = () if self.options.weights == "inputs" else weights
         spelled, layouts = spell_segment(segment, constant)
         graph, reasons = trt.split_by_support(
-            spelled, self.settings, _refuse, self.options.smallest_engine
+            spelled, self.settings, self._refuse, self.options.smallest_engine
         )
         left = tuple(_left_ops(graph, reasons))
         if left and self.options.require_full:
@@ -90,6 +90,9 @@ class Builder:
                 found.add(part_name)
         graph.recompile()
         return Kind(graph, plans, indices, layouts, left, frozenset(found))
+
+    def _refuse(self, node: Node) -> str:
+        return "in_pytorch" if str(node.target) in self.options.in_pytorch else _refuse(node)
 
     def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
         placeholders = part.graph.find_nodes(op="placeholder")
@@ -229,7 +232,7 @@ def _conversion_error(segment: str, error: trt.ConversionFailed) -> LadderError:
     return LadderError(
         f"Torch-TensorRT could not convert {segment}:",
         [Blocker(what, describe_origin(node) if node is not None else "")],
-        "keep the op out of the segment's engines, or report it to Torch-TensorRT",
+        f'let PyTorch run it, lowering_options={{"in_pytorch": ["{node and node.target}"]}}',
     )
 
 

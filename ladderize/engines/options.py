@@ -33,6 +33,7 @@ class TensorRTOptions:
         workspace: bytes that TensorRT may use for intermediate results; None is all there are.
         require_full: raise if an op has to run in PyTorch.
         smallest_engine: parts of fewer ops run in PyTorch.
+        in_pytorch: ops that run in PyTorch whatever TensorRT can, by their names in ATen.
 
     Raises:
         LadderError: listing every unknown name and bad value.
@@ -47,6 +48,7 @@ class TensorRTOptions:
     workspace: int | None = None
     require_full: bool = False
     smallest_engine: int = 1
+    in_pytorch: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         blockers = [Blocker(what) for what in self._problems()]
@@ -86,6 +88,8 @@ class TensorRTOptions:
         for name in ("build", "require_full"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name}={getattr(self, name)!r} is neither True nor False"
+        if isinstance(self.in_pytorch, str) or not all(map(_is_op, self.in_pytorch)):
+            yield f'in_pytorch={self.in_pytorch!r} is not a list of names such as "aten.mm.default"'
         for name, least, most in _COUNTS:
             value = getattr(self, name)
             if value is not None and not _is_count(value, least, most):
@@ -124,6 +128,10 @@ def _is_count(value: object, least: int, most: int | None) -> bool:
 def _is_capability(value: object) -> bool:
     parts = value.split(".") if isinstance(value, str) else []
     return len(parts) == 2 and all(part.isdecimal() for part in parts)
+
+
+def _is_op(name: object) -> bool:
+    return isinstance(name, str) and name.count(".") == 2
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

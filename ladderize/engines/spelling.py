@@ -46,6 +46,8 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[Graph
     gm.graph.eliminate_dead_code()
     _drop_aliases(gm)
     _spell_attention(gm)
+    _count_in_whole_numbers(gm)
+    _select_in_known_dtypes(gm)
     _write_known_sizes(gm)
     _read_sizes_from_shapes(gm)
     outputs: Any = segment.graph.output_node().args[0]
@@ -116,6 +118,46 @@ _ATTENTION: Mapping[Any, tuple[str, ...]] = {
         aten._scaled_dot_product_cudnn_attention.default,
     )
 }
+
+
+def _count_in_whole_numbers(gm: GraphModule) -> None:
+    """`arange(0, 8.0, 2)` as a cast of `arange(0, 8, 2)`: its converter knows no other range."""
+    for node in gm.graph.find_nodes(op="call_function", target=aten.arange.start_step):
+        kind = node.meta["val"].dtype
+        bounds = [bound for bound in node.args if isinstance(bound, float)]
+        if not kind.is_floating_point or not all(bound.is_integer() for bound in bounds):
+            continue
+        with gm.graph.inserting_after(node):
+            cast = _cast(gm, node, kind)
+        node.replace_all_uses_with(cast, delete_user_cb=lambda user, own=cast: user is not own)
+        node.args = tuple(int(b) if isinstance(b, float) else b for b in node.args)
+        node.kwargs = node.kwargs | {"dtype": torch.int64}
+        node.meta = node.meta | {"val": node.meta["val"].to(torch.int64)}
+
+
+def _select_in_known_dtypes(gm: GraphModule) -> None:
+    """`where(c, a, b)` in bfloat16 as that of float32: its converter would make integers of it."""
+    for node in gm.graph.find_nodes(op="call_function", target=aten.where.self):
+        kind = node.meta["val"].dtype
+        if kind not in _WIDER:
+            continue
+        condition, *values = node.args
+        with gm.graph.inserting_before(node):
+            wide = [_cast(gm, value, _WIDER[kind]) for value in values]
+        with gm.graph.inserting_after(node):
+            back = _cast(gm, node, kind)
+        node.replace_all_uses_with(back, delete_user_cb=lambda user, own=back: user is not own)
+        node.args = (condition, *wide)
+        node.meta = node.meta | {"val": node.meta["val"].to(_WIDER[kind])}
+
+
+_WIDER = {torch.bfloat16: torch.float32, torch.bool: torch.int32}
+
+
+def _cast(gm: GraphModule, node: Node, kind: torch.dtype) -> Node:
+    cast = gm.graph.call_function(aten._to_copy.default, (node,), {"dtype": kind})
+    cast.meta = node.meta | {"val": node.meta["val"].to(kind)}
+    return cast
 
 
 def _write_known_sizes(gm: GraphModule) -> None:

@@ -218,7 +218,8 @@ def _axes(mask: int) -> list[int]:
 
 def _reduce(layer: Any, args: Sequence[Any]) -> Tensor:
     reduction = _REDUCE[str(layer.op).rpartition(".")[2]]
-    return reduction(args[0], dim=_axes(layer.axes), keepdim=layer.keep_dims)
+    reduced = reduction(args[0], dim=_axes(layer.axes), keepdim=layer.keep_dims)
+    return reduced.to(args[0].dtype)  # PyTorch sums up 32-bit integers in 64 bits
 
 
 def _matrix_multiply(layer: Any, args: Sequence[Any]) -> Tensor:

@@ -55,7 +55,7 @@ def test_equal_segments_share_a_plan(llama):
     assert mlp["MATRIX_MULTIPLY"] == 3
     assert "ATTENTION_INPUT" not in mlp
     left = {op.op: (op.count, op.why) for op in report.left}
-    assert left == {"aten.cumsum.default": (1, "Torch-TensorRT has no converter for it")}
+    assert left == {"aten.cumsum.default": (1, "Torch-TensorRT does not convert it")}
     assert re.search(r"masking_utils\.py:\d+$", report.left[0].where)
     assert "9 TensorRT plans for 8.6: 9 built, 0 found" in next(report.describe())
 
@@ -131,7 +131,7 @@ def test_dropout_runs_in_pytorch():
 
 
 def test_require_full_names_what_is_left():
-    with pytest.raises(ladderize.LadderError, match=r"Not all of it(.|\n)*cumsum.*no converter"):
+    with pytest.raises(ladderize.LadderError, match=r"Not all of it(.|\n)*cumsum.*not convert"):
         one(lambda x: x.cumsum(0) + 1, torch.empty(4), require_full=True)
 
 

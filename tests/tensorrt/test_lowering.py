@@ -1,5 +1,5 @@
-"""`lowering="tensorrt"` from end to end: two ranks, their collectives by gloo, and between these the
-networks that TensorRT was given, computed layer by layer.
+"""`lowering="tensorrt"` from end to end: two ranks, their collectives by gloo, and between these
+the networks that TensorRT was given, computed layer by layer.
 """
 
 import dataclasses

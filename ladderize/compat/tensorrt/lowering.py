@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from ladderize.compat.tensorrt.package import tensorrt
 from ladderize.compat.tensorrt.settings import BuildSettings, compilation_settings
 
-NO_CONVERTER = "Torch-TensorRT has no converter for it"
+NO_CONVERTER = "Torch-TensorRT does not convert it"
 
 
 def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:

@@ -100,6 +100,10 @@ def convert(
     return Network(interpreter, *map(tuple, names))
 
 
+# Torch-TensorRT counts in 32 bits in places; what leaves an engine has the graph's dtype.
+_WHOLE = (torch.int32, torch.int64)
+
+
 @cache
 def _interpreter_class() -> Any:
     trt: Any = tensorrt()
@@ -121,6 +125,16 @@ def _interpreter_class() -> Any:
             layer.name = target
             assert self.ctx.net.set_weights_name(data, target)
             return layer.get_output(0)
+
+        def run_node(self, n: Node) -> Any:
+            """Converters that leave a dtype out, as that of `arange` does, compute other values."""
+            made, expected = super().run_node(n), n.meta.get("val")
+            if isinstance(made, trt.ITensor) and isinstance(expected, torch.Tensor):
+                given = dtype._from(made.dtype).to(torch.dtype)
+                are_whole = given in _WHOLE and expected.dtype in _WHOLE
+                if given != expected.dtype and not are_whole:
+                    raise TypeError(f"its converter makes {given} of it, not {expected.dtype}")
+            return made
 
         def output(self, target: str, args: Any, kwargs: Any) -> Any:
             """Theirs leaves out a tensor that it met before: the outputs after it would shift."""
