@@ -4,6 +4,8 @@ The machine may be busy: nothing here says how long anything takes, only what ca
 """
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -366,3 +368,36 @@ def test_a_dead_rank_is_an_error_on_the_others():
     with Ranks(2, start_emulated) as ranks:
         message, _ = ranks.run(die)
     assert "onnection" in message
+
+
+# Ends
+
+
+LAUNCHED_BY_ONE = """
+import sys, torch, torch.distributed as dist
+from ladderize.emulation import init_emulated
+from ladderize.hardware import Link
+
+rank, folder, end = int(sys.argv[1]), *sys.argv[2:]
+store = dist.FileStore(folder + "/store", 2)
+init_emulated(Link("planted", 2, 0.001, 1e9), rank=rank, world_size=2, store=store)
+dist.all_reduce(torch.ones(2))
+if rank == 0:
+    pending = [dist.all_reduce(torch.ones(2), async_op=True) for _ in range(2)]
+    exec(end)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [("sys.exit(3)", 3, ""), ("raise ValueError('mine')", 1, "ValueError: mine\n")],
+)
+def test_a_rank_ends_with_its_own_error(tmp_path, end, code, says):
+    """At once, and although it launched what its peer never does."""
+    lines = [[sys.executable, "-c", LAUNCHED_BY_ONE, str(rank), tmp_path, end] for rank in (0, 1)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(lines[0], **pipes) as first, subprocess.Popen(lines[1], **pipes):
+        _, told = first.communicate(timeout=60)  # its peer stays until its own input is closed
+    assert first.returncode == code, told
+    assert told.endswith(says)

@@ -6,6 +6,8 @@ The values must not travel inside of `wait()`: what gloo takes there would look 
 and the queue release the interpreter lock while they block, so that the rank computes meanwhile.
 """
 
+import atexit
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -27,6 +29,9 @@ that are staged in the place of its outputs."""
 
 # Linux wakes a sleeper 0.06 to 0.1 ms late; the rest is spent awake, other threads let through.
 _AWAKE = 200e-6
+
+# For so long the thread is inside of gloo without asking whether the process is to end.
+_ASLEEP = timedelta(seconds=0.25)
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,13 @@ class Carrier:
         self._board = board
         self._free = 0.0
         self._num_carried = 0
+        self._is_under_way = False
         self._queue: SimpleQueue[tuple[EmulatedWork, Start] | None] = SimpleQueue()
+        self._is_abandoned = False
         # A daemon: a rank that fails must end although its peers never launch what it launched.
-        Thread(target=self._run, name="emulated link", daemon=True).start()
+        self._thread = Thread(target=self._run, name="emulated link", daemon=True)
+        self._thread.start()
+        atexit.register(self._abandon)
 
     def launch(self, work: EmulatedWork, start: Start) -> None:
         self._queue.put((work, start))
@@ -121,8 +130,21 @@ class Carrier:
         """End the thread, once it has carried what was launched. Returns at once."""
         self._queue.put(None)
 
+    def _abandon(self) -> None:
+        """End the thread and what it carries, for the interpreter ends.
+
+        A thread that comes back from gloo afterwards aborts the process (Python 3.11 ends it by an
+        exception that C++ must not let through). A gloo group is not freed while a transfer is
+        under way: freeing it waits for the peers.
+        """
+        self._is_abandoned = True
+        self.close()
+        self._thread.join()
+        if self._is_under_way:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._gloo))
+
     def _run(self) -> None:
-        while (given := self._queue.get()) is not None:
+        while (given := self._queue.get()) is not None and not self._is_abandoned:
             work, start = given
             try:
                 work.schedule.set_result(self._carry(work, start))
@@ -130,16 +152,31 @@ class Carrier:
                 error.add_note(f"while an emulated link carried {work.op}, {work.num_bytes} bytes")
                 work.schedule.set_exception(error)
             del given, work, start  # the tensors live no longer than the transfer
+        if not self._is_abandoned:
+            atexit.unregister(self._abandon)
 
     def _carry(self, work: EmulatedWork, start: Start) -> Schedule:
         number = self._num_carried
         self._num_carried += 1
         self._board.write(number, work.launched)
         for part in start(self._gloo, work.staged):
-            part.wait()
+            self._wait_for(part)
         peers, free = self._board.latest(number), self._free
         self._free = max(peers, free) + work.seconds
         return Schedule(peers, free, due=self._free, arrived=time.perf_counter())
+
+    def _wait_for(self, part: dist.Work) -> None:
+        """Block until gloo is through with it; raises gloo's own errors."""
+        while not self._is_abandoned:
+            try:
+                part.wait(_ASLEEP)
+                return
+            except RuntimeError:
+                if part.is_completed():  # it failed, or came to its end at this very moment
+                    part.wait()
+                    return
+        self._is_under_way = True
+        raise RuntimeError("the process ended before all ranks had launched this")
 
 
 def _sleep_until(moment: float) -> None:
