@@ -198,6 +198,7 @@ def test_checks_of_form_are_left_out():
     def fn(x):
         y = (x * 2).view(8)
         aten._assert_tensor_metadata(y, None, None, torch.float32)
+        aten._assert_tensor_metadata(y + 1, None, None, torch.float32)
         return wait(y)
 
     gm = check(fn, torch.randn(2, 4), segments=1)
@@ -780,7 +781,7 @@ def program_args(rows):
     )
 
 
-@examples(150)
+@examples(100)
 @given(programs())
 def test_any_program(program):
     def fn(x, y):
