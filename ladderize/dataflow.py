@@ -6,7 +6,7 @@ A graph's edges alone do not say so: `y` and `setitem` are joined by the memory 
 are written in this way (`cache.index_copy_(…)`), and buffers that a scan fills step by step.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
@@ -48,3 +48,32 @@ def find_sources(
         else tuple(dict.fromkeys((*node.all_input_nodes, *writes.get(node, {}).values())))
         for node in nodes
     }
+
+
+def find_memory_order(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
+    """For each node the later ones that have to stay behind it because of memory alone. Linear.
+
+    A write stays behind what has read or written that memory; what reads it, behind the last write.
+    """
+    written = {
+        node: _storages_of(operands) for node in nodes if (operands := ops.written_operands(node))
+    }
+    shared = frozenset().union(*written.values())
+    followers: dict[Node, list[Node]] = {}
+    last_write: dict[int, Node] = {}
+    since: dict[int, list[Node]] = {}  # that write and what has read its result
+    for node in nodes if shared else ():
+        for storage in shared.intersection(_storages_of(node.all_input_nodes)):
+            if storage in written.get(node, ()):
+                ahead, since[storage] = since.get(storage, []), [node]
+                last_write[storage] = node
+            else:
+                ahead = [last_write[storage]] if storage in last_write else []
+                since.setdefault(storage, []).append(node)
+            for earlier in ahead:
+                followers.setdefault(earlier, []).append(node)
+    return followers
+
+
+def _storages_of(operands: Iterable[Node]) -> set[int]:
+    return {storage for operand in operands for storage in ops.storages(operand)}

@@ -9,7 +9,7 @@ Pure analysis of a functional ATen graph (after autograd), in the order in which
 import enum
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class Role(enum.Enum):
 
     BOUNDARY: stays outside and in its place: collectives and waits, writes into memory, calls with
         graphs of their own, what the host reads (`item`).
-    FREE: costs nothing wherever it stands: views and the arithmetic of sizes.
+    FREE: costs nothing wherever it stands: views, the arithmetic of sizes, checks of form.
     COMPUTE: all else.
     """
 
@@ -38,7 +38,10 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """All that is computed between two neighbouring boundaries: `nodes`, in order."""
+    """All that is computed between two neighbouring boundaries: `nodes`, in order.
+
+    With it the reshapes that are all that others read of a result.
+    """
 
     name: str
     nodes: tuple[Node, ...]
@@ -50,17 +53,61 @@ def find_segments(graph: Graph) -> tuple[Segment, ...]:
     A run that only makes constants (`full`, `arange`) is none. An item of a result with several
     parts belongs to the call that made it, wherever it stands.
     """
-    runs: list[list[Node]] = [[]]
-    home: dict[Node, list[Node]] = {}
+    run_of, home = _find_runs(graph)
+    home |= _find_last_reshapes(graph, run_of, home)
+    runs: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        role = role_of(node)
-        if role is Role.BOUNDARY and node.target is not operator.getitem:
-            runs.append([])
-        elif role is Role.COMPUTE:
-            home[node] = home[node.args[0]] if node.target is operator.getitem else runs[-1]
-            home[node].append(node)
-    worth_it = [run for run in runs if any(map(reads_values, run))]
+        if node in home:
+            runs.setdefault(home[node], []).append(node)
+    worth_it = [run for run in runs.values() if any(map(reads_values, run))]
     return tuple(Segment(f"segment_{i}", tuple(run)) for i, run in enumerate(worth_it))
+
+
+def _find_runs(graph: Graph) -> tuple[dict[Node, int], dict[Node, int]]:
+    """How many boundaries stand ahead of each node; and to which run what computes belongs."""
+    run_of: dict[Node, int] = {}
+    home: dict[Node, int] = {}
+    run = 0
+    for node in graph.nodes:
+        is_item = node.target is operator.getitem
+        run += role_of(node) is Role.BOUNDARY and not is_item
+        run_of[node] = run
+        if role_of(node) is Role.COMPUTE:
+            home[node] = home[node.all_input_nodes[0]] if is_item else run
+    return run_of, home
+
+
+def _find_last_reshapes(
+    graph: Graph, run_of: Mapping[Node, int], home: Mapping[Node, int]
+) -> dict[Node, int]:
+    """The reshapes that stand between a result and all that reads it outside of its run.
+
+    With one, a stream of `[batch, length, width]` does not cross as the `[batch * length, width]`
+    of the product that made it.
+    """
+    readers = _find_readers(graph, home)
+    found: dict[Node, int] = {}
+    for result, run in home.items():
+        node = result
+        while True:
+            across = [user for user in node.users if readers.get(user) != run]
+            if len(across) != 1 or run_of[across[0]] != run or across[0].target not in _RESHAPES:
+                break
+            (node,) = across
+            found[node] = run
+    return found
+
+
+def _find_readers(graph: Graph, home: Mapping[Node, int]) -> dict[Node, int]:
+    """The run that computes with a node or with views of it, where it is one alone."""
+    readers = dict(home)
+    for node in reversed(graph.nodes):
+        if role_of(node) is Role.FREE:
+            runs = {readers.get(user) for user in node.users}
+            run = runs.pop() if len(runs) == 1 else None
+            if run is not None:
+                readers[node] = run
+    return readers
 
 
 def segments_of(gm: GraphModule) -> dict[str, GraphModule]:
@@ -128,10 +175,19 @@ def reads_values(node: Node) -> bool:
     )
 
 
+_RESHAPES = frozenset(
+    {
+        torch.ops.aten.view.default,
+        torch.ops.aten._unsafe_view.default,
+        torch.ops.aten.unsqueeze.default,
+        torch.ops.aten.squeeze.dim,
+        torch.ops.aten.squeeze.dims,
+    }
+)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
-_OF_SIZES = frozenset(
+_OF_FORM = frozenset(
     """sym_size sym_stride sym_numel sym_storage_offset sym_is_contiguous _assert_scalar
-    sym_constrain_range sym_constrain_range_for_size""".split()
+    sym_constrain_range sym_constrain_range_for_size _assert_tensor_metadata""".split()
 )
 # Names of the arguments by which ops take a process group.
 _GROUPS = frozenset({"group", "group_name"})
@@ -143,7 +199,7 @@ def _role_of_op(op: Any) -> Role:
     name = schema.name.split("::")[-1]
     if schema.is_mutable or not _GROUPS.isdisjoint(a.name for a in schema.arguments):
         return Role.BOUNDARY
-    if name in _OF_SIZES or is_view(op):
+    if name in _OF_FORM or is_view(op):
         return Role.FREE
     returns_tensors = any("Tensor" in str(result.type) for result in schema.returns)
     return Role.COMPUTE if returns_tensors else Role.BOUNDARY

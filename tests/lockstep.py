@@ -21,8 +21,12 @@ from torch.fx.node import map_arg
 
 from ladderize import collectives
 from ladderize.config import LadderConfig
+from ladderize.cut_check import cut_of
+from ladderize.passes.cut import CutSegments
+from ladderize.passes.defer_waits import DeferWaits
 from ladderize.pipeline import RankGroup, Rewritten, ladder
 from ladderize.programs import copy_of, parameter_names
+from ladderize.runner import Log, run_pass
 from ladderize.sharding.placement import Replicate, take_local
 
 
@@ -98,6 +102,8 @@ def _step(gm: GraphModule, node: Node, known: Mapping[Node, Any], given: Any) ->
     if node.op == "get_attr":
         return getattr(gm, str(node.target))
     args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+    if node.op == "call_module":
+        return gm.get_submodule(str(node.target))(*args, **kwargs)
     return args[0] if node.op == "output" else node.target(*args, **kwargs)
 
 
@@ -121,6 +127,12 @@ class ShardedProgram:
         assert self.rewritten.plan is not None
         self.plan = self.rewritten.plan
         self.local: list[dict[str, Tensor]] = []
+
+    def cut(self) -> int:
+        """Cut the graph into segments, with the proof that they are right; how many there are."""
+        gm = self.rewritten.gm
+        run_pass(gm, DeferWaits(), Log())
+        return run_pass(gm, CutSegments(), Log(), cut_of(gm)).changed
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[list[Any]]:
         """The outputs of every rank, flattened as `torch.utils._pytree` does."""

@@ -134,6 +134,25 @@ def test_contradicting_deferrals_are_dropped_not_fatal():
     ladder.gm.graph.lint()
 
 
+def test_writes_into_memory_keep_their_place():
+    """What block 0 brings is written into a buffer that is read only after that, then is reset."""
+    ladder = Ladder(3, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    with ladder.graph.inserting_before(by_name["h1"]):
+        buffer = ladder.call(aten.zeros.default, [4], name="buffer")
+        view = ladder.call(aten.view.default, buffer, [4], name="view")
+        view.meta["val"] = buffer.meta["val"].view(4)
+        ladder.call(aten.copy_.default, view, by_name["w0"], name="c0")
+        ladder.call(aten.neg.default, buffer, name="c1")
+        ladder.call(aten.zero_.default, buffer, name="c2")
+        ladder.call(aten.neg.default, view, name="c3")
+    assert DeferWaits()(ladder.gm).changed == 2
+    assert ladder.order("l", "w", "c") == (
+        ["l0", "l1", "w0", "c0", "c1", "c2", "c3", "l2", "w1", "w2"]
+    )
+    ladder.gm.graph.lint()
+
+
 @pytest.mark.parametrize("use_control_deps", [True, False])
 def test_pins_follow_the_order(use_control_deps):
     ladder = Ladder(3, staleness=1)

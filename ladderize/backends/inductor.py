@@ -10,7 +10,7 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, GraphModule
 
-from ladderize import compat, groups, inflight, ops, schedule, work
+from ladderize import compat, dataflow, groups, inflight, ops, schedule, work
 from ladderize.config import LadderConfig
 from ladderize.emitted import check_emitted
 from ladderize.passes import defer_waits, join_waits, pin_order
@@ -18,7 +18,7 @@ from ladderize.runner import Log, run_pass
 
 _HOOK = "post_grad_custom_post_pass"
 # What decides how the passes below change a graph.
-_SOURCES = (groups, inflight, ops, work, schedule, join_waits, defer_waits, pin_order)
+_SOURCES = (dataflow, groups, inflight, ops, work, schedule, join_waits, defer_waits, pin_order)
 
 
 def lower_to_inductor(

@@ -1,9 +1,9 @@
 """Make each run of compute between two boundaries a submodule, in the order as it stands.
 
-    before   n = norm(x0)  v = t(w)  h0 = mm(n, v)  p = view(h0, [s, 8])  l0 = all_reduce(p)
+    before   n = norm(x0)  v = t(w)  h0 = mm(n, v)  p = view(h0, [2, 8, 4])  l0 = all_reduce(p)
              h1 = mm(x0, t(u))  l1 = all_reduce(h1)  w0 = wait(l0)  x1 = add(x0, w0)
-    after    (h0,) = segment_0(x0, w)  p = view(h0, [s, 8])  l0 = all_reduce(p)
-             (h1,) = segment_1(x0, u)  l1 = all_reduce(h1)   w0 = wait(l0)
+    after    (p,) = segment_0(x0, w)    l0 = all_reduce(p)
+             (h1,) = segment_1(x0, u)   l1 = all_reduce(h1)   w0 = wait(l0)
              (x1,) = segment_2(x0, w0)
 
 Boundaries (`ladderize.segments`): collectives and waits, writes into memory, calls with graphs of
@@ -11,16 +11,18 @@ their own, numbers that the host reads. They stay where they are, so that the or
 waits, and of writes and reads, is as before. Nothing that computes moves past one.
 
 What is free, views and the arithmetic of sizes, is done where it is read: it is copied into each
-segment that reads it, and stays outside for what reads it there. So only what was computed, inputs
-and results of boundaries cross into a segment and out of it: a weight, not its transpose. An output
-is never an input or a view. A segment reads the sizes that it needs off its tensors; one that is
-the size of none of them comes in as a number, after the tensors.
+segment that reads it, and stays outside for what reads it there. So what crosses into a segment is
+a weight, not its transpose. An output is what was computed, or the one reshape of it that is all
+that others read; never an input or a view of one, and no two outputs share memory. A segment reads
+the sizes that it needs off its tensors; one that is the size of none of them comes in as a number,
+after the tensors.
 
-A run that computes nothing from values, such as a lone `arange`, stays outside.
+A run that computes nothing from values, such as a lone `arange`, stays outside. Checks of dtype and
+device, of which exported programs are full, are left out: the fake values have passed them.
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +34,7 @@ from ladderize.passes import PassResult
 from ladderize.segments import Role, Segment, find_segments, is_size, role_of
 
 _SIZE = torch.ops.aten.sym_size.int
+_CHECK = torch.ops.aten._assert_tensor_metadata.default
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ class CutSegments:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
+        for node in gm.graph.find_nodes(op="call_function", target=_CHECK):
+            gm.graph.erase_node(node)
         nodes = list(gm.graph.nodes)
-        bodies = {segment: _Body(segment) for segment in find_segments(gm.graph)}
-        inside = {node for segment in bodies for node in segment.nodes}
+        segments = find_segments(gm.graph)
+        inside = {node for segment in segments for node in segment.nodes}
+        bodies = {segment: _Body(segment, inside) for segment in segments}
         kept = _kept(gm.graph, inside, [node for body in bodies.values() for node in body.inputs])
         taken: dict[Node, Node] = {}
         for segment, body in bodies.items():
@@ -54,23 +60,25 @@ class CutSegments:
         for node in reversed(nodes):
             if node in inside or (node.op.startswith("call_") and node not in kept):
                 gm.graph.erase_node(node)
+        for result, item in taken.items():
+            item.name = result.name  # free again
         return PassResult(changed=len(bodies))
 
 
 class _Body:
-    """The graph of one segment, copied from the graph around.
+    """The graph of one segment, copied from the graph around; `inside` holds those of all.
 
     Attributes:
         inputs: what it reads, as nodes of the graph around, in the order of its placeholders:
             tensors in the order in which they are read, then numbers.
     """
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, inside: Set[Node]) -> None:
         self.inputs: list[Node] = []
         self._graph = Graph()
         self._copies: dict[Node, Node] = {}
         self._last_input: Node | None = None
-        for source in _tensors_read(segment):
+        for source in _tensors_read(segment, inside):
             self._take(source)
         self._sizes = {
             size.node.expr: (tensor, dim)
@@ -78,10 +86,9 @@ class _Body:
             for dim, size in reversed(list(enumerate(ops.value(tensor).shape)))
             if isinstance(size, torch.SymInt)
         }
-        inside = frozenset(segment.nodes)
-        self._known = inside | frozenset(self.inputs)
+        self._nodes = frozenset(segment.nodes)
         for node in segment.nodes:
-            self._copies[node] = self._graph.node_copy(node, self._copy)
+            self._copy(node)
 
     def finish(self, results: Iterable[Node], name: str) -> GraphModule:
         """The segment as a module that returns the tuple of `results`."""
@@ -98,7 +105,7 @@ class _Body:
         return made
 
     def _copy(self, source: Node) -> Node:
-        """What stands for `source` in the segment; it is made if it is free and not there yet."""
+        """What stands for `source` in the segment; made if it is not there yet."""
         if source not in self._copies:
             self._copies[source] = self._make(source)
         return self._copies[source]
@@ -110,27 +117,35 @@ class _Body:
             made = self._graph.call_function(_SIZE, (self._copies[tensor], dim))
             made.meta["val"] = size
             return made
-        if role_of(source) is Role.FREE and self._can_be_made(source):
+        if source in self._nodes or (role_of(source) is Role.FREE and self._can_be_made(source)):
             return self._graph.node_copy(source, self._copy)
         return self._take(source)
 
     def _can_be_made(self, source: Node) -> bool:
         """Whether the segment has the tensor that a free node looks at, if it looks at any."""
         tensors = [node for node in source.all_input_nodes if not is_size(node)]
-        return all(_base(node) in self._known for node in tensors)
+        return all(self._is_at_hand(node) for node in tensors)
+
+    def _is_at_hand(self, tensor: Node) -> bool:
+        """Whether it is computed here, or is an input, or a view of such a tensor."""
+        while tensor not in self._nodes and tensor not in self._copies:
+            if role_of(tensor) is not Role.FREE:
+                return False
+            tensor = tensor.all_input_nodes[0]
+        return True
 
 
-def _tensors_read(segment: Segment) -> dict[Node, None]:
+def _tensors_read(segment: Segment, inside: Set[Node]) -> dict[Node, None]:
     """What crosses into a segment but numbers: through views, in the order of the first read."""
-    inside, seen = frozenset(segment.nodes), set()
+    seen = set(segment.nodes)
     found: dict[Node, None] = {}
 
     def read(node: Node) -> None:
         for source in node.all_input_nodes:
-            if source in inside or source in seen or is_size(source):
+            if source in seen or is_size(source):
                 continue
             seen.add(source)
-            if role_of(source) is Role.FREE:
+            if role_of(source) is Role.FREE and source not in inside:
                 read(source)
             else:
                 found[source] = None
@@ -140,16 +155,7 @@ def _tensors_read(segment: Segment) -> dict[Node, None]:
     return found
 
 
-def _base(node: Node) -> Node:
-    """What a tensor is a view of, itself if it is none."""
-    while role_of(node) is Role.FREE:
-        viewed = node.args[0]
-        assert isinstance(viewed, Node)
-        node = viewed
-    return node
-
-
-def _kept(graph: Graph, inside: set[Node], inputs: Iterable[Node]) -> set[Node]:
+def _kept(graph: Graph, inside: Set[Node], inputs: Iterable[Node]) -> set[Node]:
     """What something outside or another segment reads: all that stays outside, and the outputs."""
     stack = [node for node in graph.nodes if node not in inside and _is_needed(node)]
     stack += inputs
@@ -178,9 +184,7 @@ def _call(
         call = graph.call_module(segment.name, tuple(inputs))
         call.meta["val"] = tuple(ops.value(result) for result in results)
         for number, result in enumerate(results):
-            item = graph.create_node(
-                "call_function", operator.getitem, (call, number), name=result.name
-            )
+            item = graph.call_function(operator.getitem, (call, number))
             item.meta = dict(result.meta)
             result.replace_all_uses_with(item)
             taken[result] = item

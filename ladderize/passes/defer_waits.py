@@ -3,17 +3,20 @@
     before   l0 w0 x1 | h1 l1 w1 x2 | h2 l2 w2 x3          h1 reads x0, h2 reads x1
     after    l0 | h1 l1 w0 x1 | h2 l2 w1 x2 | w2 x3
 
-Only the order of nodes changes. The launches of one kind keep theirs; an all-gather may pass a
-reduce-scatter, on all ranks alike, because all ranks have the same graph.
+Only the order of nodes changes, and not that of writes into memory and what reads it. The launches
+of one kind keep theirs; an all-gather may pass a reduce-scatter, on all ranks alike, because all
+ranks have the same graph.
 """
 
 import heapq
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 
+from ladderize.dataflow import find_memory_order
 from ladderize.passes import PassResult
 from ladderize.schedule import Schedule, find_schedule
 
@@ -38,9 +41,10 @@ def _order(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
     together they make a cycle); those that would block stay where they are.
     """
     ranks = _ranks(graph, schedule.launches)
+    memory = find_memory_order(list(graph.nodes))
     waits = dict(schedule.waits)
     while True:
-        order = _sort(graph, waits, ranks)
+        order = _sort(graph, waits, memory, ranks)
         placed = set(order)
         blocked = [wait for wait in waits if wait not in placed]
         if not blocked:
@@ -63,14 +67,19 @@ def _ranks(graph: Graph, launches: Mapping[Node, Node]) -> dict[Node, tuple[int,
 
 
 def _sort(
-    graph: Graph, waits: Mapping[Node, Node], ranks: Mapping[Node, tuple[int, int]]
+    graph: Graph,
+    waits: Mapping[Node, Node],
+    memory: Mapping[Node, Sequence[Node]],
+    ranks: Mapping[Node, tuple[int, int]],
 ) -> list[Node]:
     """Topological order that takes the node of the lowest rank first."""
     nodes = list(graph.nodes)
-    followers: dict[Node, list[Node]] = {}
+    followers = {node: list(behind) for node, behind in memory.items()}
     for wait, after in waits.items():
         followers.setdefault(after, []).append(wait)
-    missing = {node: len(node.all_input_nodes) + (node in waits) for node in nodes}
+    missing = {node: len(node.all_input_nodes) for node in nodes}
+    for node in itertools.chain.from_iterable(followers.values()):
+        missing[node] += 1
     ready = [ranks[node] for node in nodes if missing[node] == 0]
     heapq.heapify(ready)
     order = []

@@ -94,8 +94,17 @@ def check_over(family: Family, num_ranks: int) -> None:
     assert all(row.why in str(branch) for branch in whole)
     with torch.no_grad():
         expected = expect(family, model, **family.feed())
-        for found in run(sharded, **family.feed()):
+        flat = run(sharded, **family.feed())
+        for found in flat:
             assert_close(found, expected, tolerance=TOLERANCE)
+        check_cut(sharded, family, flat)
+
+
+def check_cut(sharded: ShardedProgram, family: Family, flat: list[list[Tensor]]) -> None:
+    """In segments it computes the very values of the flat graph."""
+    assert sharded.cut() > sharded.plan.num_reductions
+    for found, expected in zip(run(sharded, **family.feed()), flat, strict=True):
+        assert_close(found, expected, tolerance=0.0)
 
 
 def check_refused(row: Row, program: ExportedProgram, num_ranks: int) -> None:
