@@ -227,8 +227,7 @@ def _blank(value: torch.Tensor) -> torch.Tensor:
 
 def _conversion_error(segment: str, error: trt.ConversionFailed) -> LadderError:
     node = error.node
-    said = str(error).partition("\n")[0]  # fx appends a trace of its own
-    what = f"{node.target}: {said}" if node is not None else said
+    what = f"{node.target}: {error}" if node is not None else str(error)
     return LadderError(
         f"Torch-TensorRT could not convert {segment}:",
         [Blocker(what, describe_origin(node) if node is not None else "")],
@@ -242,5 +241,6 @@ def _build_error(segment: str, part: GraphModule, error: trt.BuildFailed) -> Lad
     return LadderError(
         f"TensorRT could not build an engine of {segment}:",
         [Blocker(what, describe_origin(ops[0]))],
-        "a dtype that the target has not (bfloat16 before 8.0) is cured by another dtype or target",
+        "an op that it names can be left to PyTorch, in_pytorch=; a dtype that the target has not, "
+        "as bfloat16 before 8.0, asks for another target",
     )

@@ -50,7 +50,7 @@ class Attentions:
 
 
 def network_values(
-    net: Any,
+    network: compat.Network,
     inputs: Mapping[str, Tensor],
     causal: Sequence[bool],
     weights: Mapping[str, Tensor],
@@ -59,15 +59,19 @@ def network_values(
 
     A weight is named after its layer, as `set_weights_name` was told.
     """
-    values: dict[str, Tensor] = dict(inputs)
+    net, values = network.definition, dict(inputs)
+    constants = network.interpreter.ctx.weight_refit_map  # numpy has no bfloat16 to show them in
     layers = [net.get_layer(index) for index in range(net.num_layers)]
     held = [layer for layer in layers if layer.name in weights]
     assert len(held) == len(weights)
+    for layer in layers:
+        if layer.get_output(0).dtype == trt.DataType.BF16 and _type_of(layer) == "CONSTANT":
+            values[layer.get_output(0).name] = constants.get(f"{layer.name} CONSTANT")
     for layer in held:
         assert net.are_weights_marked_refittable(layer.name)
         assert tuple(layer.get_output(0).shape) == tuple(weights[layer.name].shape)
         values[layer.get_output(0).name] = weights[layer.name]
-    layers = [layer for layer in layers if layer.name not in weights]
+    layers = [layer for layer in layers if layer.get_output(0).name not in values]
     attentions = [layer for layer in layers if _type_of(layer) == "ATTENTION_INPUT"]
     is_causal = dict(zip((layer.name for layer in attentions), causal, strict=True))
     while layers:  # they stand in the order in which they were added, not of their inputs

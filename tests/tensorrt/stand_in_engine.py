@@ -70,6 +70,6 @@ class _Network(nn.Module):
             for name, value in zip(self._plan.inputs, inputs, strict=True)
         }
         given = {name: value.contiguous() for name, value in given.items()}
-        values = network_values(self._network.definition, given, self._causal, self._held)
+        values = network_values(self._network, given, self._causal, self._held)
         outputs = [value.contiguous() for value in values]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -139,7 +139,13 @@ def test_a_range_of_whole_floats(check):
 def test_a_choice_between_tensors(check, dtype):
     """Its converter casts all but float16 and float32 to int32."""
     x, y = (torch.randn(4, 4).to(dtype) for _ in range(2))
-    check(lambda x, y: (torch.where(x > y, x, y), x == y), x, y)
+    check(lambda x, y, z: (torch.where(z > 0, x, y),), x, y, torch.randn(4, 4))
+
+
+def test_what_tensorrt_says_is_in_the_error(check):
+    truths = torch.ones(4, dtype=torch.bool)
+    with pytest.raises(LadderError, match=r"aten\.gt\.Tensor: .*GREATER requires inputs with"):
+        check(lambda x, y: (x > y,), truths, ~truths)
 
 
 def test_scatter_stays_whole(check):

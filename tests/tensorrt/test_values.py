@@ -64,12 +64,15 @@ def test_refittable_engines_get_each_segments_weights(monkeypatch, name):
     assert converted.num_engines > len(built.report.plans)  # equal segments share a plan
 
 
-def test_half_precision(monkeypatch):
-    cut = laddered(MODELS["bert"]().half(), **inputs_of("bert"))
+@pytest.mark.parametrize(("dtype", "atol"), [("float16", 4e-3), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision(monkeypatch, name, dtype, atol):
+    torch.manual_seed(0)
+    cut = laddered(MODELS[name]().to(getattr(torch, dtype)), **inputs_of(name))
     converted = Converted()
     with converted.watched(monkeypatch):
         built = build_segments(cut.segments, cut.weights, TensorRTOptions(target="8.6"))
-    compare(cut, dataclasses.replace(built, make_engine=converted.make_engine), atol=4e-3)
+    compare(cut, dataclasses.replace(built, make_engine=converted.make_engine), atol)
 
 
 def compare(cut: Cut, built: Built, atol: float = 2e-5) -> None:

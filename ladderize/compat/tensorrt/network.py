@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.compat.tensorrt.package import tensorrt
+from ladderize.compat.tensorrt.recorder import new_recorder
 from ladderize.compat.tensorrt.settings import BuildSettings, compilation_settings
 
 
@@ -36,10 +37,12 @@ class Network:
 
     Attributes:
         interpreter: Torch-TensorRT's, which owns the network and the memory that it points to.
+        recorder: keeps what TensorRT reports.
         inputs, outputs: names of its bindings in the order of the part's.
     """
 
     interpreter: Any
+    recorder: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -52,8 +55,9 @@ class Network:
 class ConversionFailed(Exception):
     """A converter raised; `node` is what it was to convert."""
 
-    def __init__(self, node: Node | None, cause: BaseException) -> None:
-        super().__init__(f"{type(cause).__name__}: {cause}")
+    def __init__(self, node: Node | None, cause: BaseException, reported: Sequence[str]) -> None:
+        said = str(cause).partition("\n")[0]  # fx appends a trace of its own
+        super().__init__("; ".join([f"{type(cause).__name__}: {said}", *reported]))
         self.node = node
 
 
@@ -92,12 +96,14 @@ def convert(
         compilation_settings=compilation,
     )
     interpreter.weights = weights
+    recorder = new_recorder()
+    interpreter.builder.error_recorder = interpreter.ctx.net.error_recorder = recorder
     try:
         interpreter._construct_trt_network_def()
     except Exception as error:  # converters raise whatever they stumble over
-        raise ConversionFailed(interpreter._cur_node, error) from error
+        raise ConversionFailed(interpreter._cur_node, error, recorder.errors) from error
     names = interpreter._input_names, interpreter._output_names
-    return Network(interpreter, *map(tuple, names))
+    return Network(interpreter, recorder, *map(tuple, names))
 
 
 # Torch-TensorRT counts in 32 bits in places; what leaves an engine has the graph's dtype.
