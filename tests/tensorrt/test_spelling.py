@@ -194,3 +194,21 @@ def test_sizes_are_read_off_tensors_or_are_inputs(monkeypatch):
         found = built.bind("it", {})(x, length, doubled)
         for ours, theirs in zip(found, function(x, length, doubled), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_sizes_that_depend_on_values_stay_in_pytorch(monkeypatch):
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x * 2).nonzero() * 3, x + 1
+
+    real = torch.tensor([0.0, 1.0, 0.0, 2.0])
+    with new_fake_mode() as mode:
+        gm = make_fx(function)(mode.from_tensor(real))
+    converted = Converted()
+    options = TensorRTOptions(target="8.6", sizes={"*": (2, 4, 8)})
+    with converted.watched(monkeypatch):
+        built = build_segments({"it": gm}, {"it": ()}, options)
+    built = dataclasses.replace(built, make_engine=converted.make_engine)
+    reasons = {op.op: op.why for op in built.report.left}
+    assert reasons["aten.mul.Tensor"] == "a size depends on values"
+    found = built.bind("it", {})(real)
+    assert all(map(torch.equal, found, function(real)))
