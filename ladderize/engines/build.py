@@ -21,6 +21,7 @@ from ladderize.engines.options import TensorRTOptions
 from ladderize.engines.report import LeftOp
 from ladderize.engines.sizes import Extents
 from ladderize.engines.spelling import spell_segment
+from ladderize.engines.support import why_not
 from ladderize.errors import Blocker, LadderError, describe_origin
 
 PLAN_FORMAT = 1
@@ -69,7 +70,10 @@ class Builder:
         constant = () if self.options.weights == "inputs" else weights
         spelled, layouts = spell_segment(segment, constant)
         graph, reasons = trt.split_by_support(
-            spelled, self.settings, self._refuse, self.options.smallest_engine
+            spelled,
+            self.settings,
+            lambda node: why_not(node, self.options.in_pytorch, self.extents),
+            self.options.smallest_engine,
         )
         left = tuple(_left_ops(graph, reasons))
         if left and self.options.require_full:
@@ -90,9 +94,6 @@ class Builder:
                 found.add(part_name)
         graph.recompile()
         return Kind(graph, plans, indices, layouts, left, frozenset(found))
-
-    def _refuse(self, node: Node) -> str:
-        return "in_pytorch" if str(node.target) in self.options.in_pytorch else _refuse(node)
 
     def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
         placeholders = part.graph.find_nodes(op="placeholder")
@@ -151,35 +152,6 @@ class Builder:
             tuple(extent.most for extent in extents),
             is_size,
         )
-
-
-def _refuse(node: Node) -> str:
-    """Why TensorRT must not run a node, though a converter may say that it can."""
-    if node.op != "call_function":
-        return ""
-    values = [node.meta.get("val"), *(each.meta.get("val") for each in node.all_input_nodes)]
-    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
-    if any(isinstance(value, torch.SymFloat) for value in values):
-        return "a number that is no size"
-    unknown = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - _DTYPES)
-    if unknown:
-        return f"TensorRT has no {', '.join(unknown)}"
-    if "dropout" in str(node.target) or _dropout_of(node):
-        return "converters leave dropout out"
-    return ""
-
-
-_DTYPES = {
-    *(torch.float32, torch.float16, torch.bfloat16),
-    *(torch.int64, torch.int32, torch.int8, torch.bool),
-}
-
-
-def _dropout_of(node: Node) -> float:
-    arguments = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in arguments.arguments] if arguments is not None else []
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return float(given.get("dropout_p", 0.0))
 
 
 def _engine_calls(graph: GraphModule) -> list[Node]:

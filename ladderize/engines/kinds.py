@@ -76,7 +76,7 @@ class _Writer:
     def _symbol(self, name: str) -> str:
         if name not in self._symbols:
             self._symbols[name] = f"n{len(self._symbols)}"
-            self.lines.append(f"{self._symbols[name]} in {self._extents.of_symbol[name]}")
+            self.lines.append(f"{self._symbols[name]} in {self._extents.of_symbol.get(name)}")
         return self._symbols[name]
 
 

@@ -34,6 +34,11 @@ class Extents:
 
     of_symbol: Mapping[str, Extent]
 
+    def knows(self, size: int | torch.SymInt) -> bool:
+        """Whether a size has an extent; one that depends on values has none."""
+        symbols = () if isinstance(size, int) else size.node.expr.free_symbols
+        return all(str(symbol) in self.of_symbol for symbol in symbols)
+
     def of(self, size: int | torch.SymInt) -> Extent:
         """The extent of a size that is made of symbols: at the corners of theirs."""
         if isinstance(size, int):

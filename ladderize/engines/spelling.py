@@ -43,6 +43,7 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[Graph
     ):
         new.target = f"{'weight' if old.name in weights else 'input'}_{index}"
         new._rename(new.target)
+        new.meta.setdefault("val", old.meta["val"])  # of sizes make_fx keeps none
     gm.graph.eliminate_dead_code()
     _drop_aliases(gm)
     _spell_attention(gm)
