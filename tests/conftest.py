@@ -30,10 +30,9 @@ SLOW = """
     zoo/test_exported zoo/test_symbolic_sizes zoo/test_zoo test_properties test_docs_ranks test_demo
     test_release test_docs_commands test_bench test_generate test_tensor_parallel test_emulation
     test_emitted test_hf_tensor_parallel test_sharded_models test_stale_reads test_parallelize
-    test_training test_parallel_training test_vocabulary test_examples test_docs test_sharding test_tensorrt
-    test_cut_ranks test_cut
-    test_hf_models zoo/test_sharded_sizes test_backend test_plot_page test_emitted_order
-    test_emitted_kernels test_verify test_cli test_planning
+    test_training test_parallel_training test_vocabulary test_examples test_docs test_sharding
+    test_tensorrt test_cut_ranks test_cut test_hf_models zoo/test_sharded_sizes test_backend
+    test_plot_page test_emitted_order test_emitted_kernels test_verify test_cli test_planning
 """.split()
 
 
