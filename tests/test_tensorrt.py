@@ -268,6 +268,11 @@ def test_two_ranks_run_the_engines_that_were_written(ranks, written, program):
     assert max(ranks.run(run_loaded, written, program)) < 5e-6
 
 
+def test_what_was_written_can_be_verified(written, program):
+    result = CliRunner().invoke(app, ["verify", str(program), str(written)])
+    assert result.exit_code == 0, result.output
+
+
 def load_fails(folder: Path) -> str:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with engines_in_pytorch(), pytest.raises(LadderError) as error:

@@ -1,12 +1,11 @@
 """Engines of a sharded program: built when it is written, found when it is loaded.
 
-write    LocalProgram ── decompose ──┬── graph.pt2
-                                     └── cut ── build ── DIR/engines/<key>.plan
-load     graph.pt2 ── bound to a mesh ── cut alike ── plans by their keys ── Step
+write    graph.pt2 ── decompose ── cut ── build ── DIR/engines/<key>.plan
+load     graph.pt2 ── decompose ── bound to a mesh ── cut alike ── plans by their keys ── Step
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 
-from ladderize.aot.localize import LocalProgram
+from ladderize.aot.module import Lower
 from ladderize.backends.tensorrt import prepare
 from ladderize.compat.tensorrt import tensorrt_decompositions
-from ladderize.engines import TensorRTOptions, require_packages
+from ladderize.engines import BuildReport, TensorRTOptions, require_packages
 from ladderize.engines.step import Step
 from ladderize.programs import copy_of
 
@@ -26,49 +25,44 @@ ENGINES = "engines"
 """The folder of plans in a directory of shards."""
 
 
-def decompose(local: LocalProgram) -> LocalProgram:
-    """The same program, functional and in the ops that TensorRT's converters know.
-
-    Raises:
-        LadderError: TensorRT is not there.
-    """
-    require_packages()
-    table = torch.export.default_decompositions()
-    ours = {op: table[op] for op in table if op.namespace == "ladderize"}
-    with torch.no_grad():
-        program = local.program.run_decompositions({**ours, **tensorrt_decompositions()})
-    return dataclasses.replace(local, program=program)
-
-
-def build_engines(local: LocalProgram, folder: Path, options: Mapping[str, Any]) -> LocalProgram:
-    """Build the engines of `local` into `folder`.
+def build_engines(
+    program: ExportedProgram, folder: Path, options: Mapping[str, Any]
+) -> BuildReport:
+    """Build the engines of a rank-local `program` into `folder`.
 
     Args:
-        local: after `decompose`.
         options: of `TensorRTOptions`; its `cache` has no meaning here.
-
-    Returns:
-        The program, which tells of them too.
 
     Raises:
         LadderError: TensorRT is not there, or an engine cannot be built.
     """
+    program = _decompose(program)
     kept = dataclasses.replace(TensorRTOptions.parse(options), cache=folder)
-    report = _prepare(local.program, copy_of(local.program), kept).built.report
-    return dataclasses.replace(local, engines=tuple(report.describe()))
+    return _prepare(program, copy_of(program), kept).built.report
 
 
 def engines_of(
     program: ExportedProgram, folder: Path, options: Mapping[str, Any]
-) -> Callable[[GraphModule], Step]:
-    """What makes the graph of `program`, bound to a mesh, run the engines in `folder`.
+) -> tuple[ExportedProgram, Lower]:
+    """The program that the engines in `folder` were built of, and what makes its graph run them.
 
     Raises:
-        LadderError: TensorRT is not there, or is another one than that which built them.
+        LadderError: TensorRT is not there; then, when the graph is lowered: it is another one than
+            that which built them.
     """
-    require_packages()
+    program = _decompose(program)
     kept = dataclasses.replace(TensorRTOptions.parse(options), cache=folder, build=False)
-    return lambda gm: _prepare(program, gm, kept)
+    return program, lambda gm: _prepare(program, gm, kept)
+
+
+def _decompose(program: ExportedProgram) -> ExportedProgram:
+    """The same program, functional and in the ops that TensorRT's converters know."""
+    require_packages()
+    table = torch.export.default_decompositions()
+    ours = {op: table[op] for op in table if op.namespace == "ladderize"}
+    with torch.no_grad():
+        found: ExportedProgram = program.run_decompositions({**ours, **tensorrt_decompositions()})
+    return found
 
 
 def _prepare(program: ExportedProgram, gm: GraphModule, options: TensorRTOptions) -> Step:

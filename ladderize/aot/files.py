@@ -32,7 +32,7 @@ from ladderize.aot.directory import (
     whole_directory,
     write_manifest,
 )
-from ladderize.aot.engines import ENGINES, build_engines, decompose, engines_of
+from ladderize.aot.engines import ENGINES, build_engines, engines_of
 from ladderize.aot.localize import LocalProgram, localize
 from ladderize.aot.materialize import local_forms, read_entries, read_parts
 from ladderize.aot.module import ShardedModule
@@ -73,16 +73,18 @@ def write_shards(
     refuse_existing(out, force)
     config = config or LadderConfig()
     local = localize(program, num_ranks, config)
-    if config.lowering == "tensorrt":
-        local = decompose(local)
     source = StateDict({**program.state_dict, **program.constants})
     entries = [entry for entry in local.entries if entry.kind != "index"]
     names = {entry.name: entry.name for entry in entries}
     task = None if progress is None else progress.add_task("writing ranks", total=num_ranks)
     with whole_directory(out) as folder:
-        if config.lowering == "tensorrt":
-            local = build_engines(local, folder / ENGINES, config.lowering_options)
         _save_graph(local.program, folder / GRAPH)
+        if config.lowering == "tensorrt":
+            # Of the file, as `load` will read it: the engines have to be found again.
+            report = build_engines(
+                read_program(folder / GRAPH), folder / ENGINES, config.lowering_options
+            )
+            local = dataclasses.replace(local, engines=tuple(report.describe()))
         for rank in range(num_ranks):
             parts = read_entries(entries, source, names, rank, num_ranks, torch.device("cpu"))
             save_file(parts, folder / rank_file(rank, num_ranks), {"format": "pt"})
@@ -141,11 +143,13 @@ def load(directory: str | Path, mesh: DeviceMesh | tuple[str, DeviceMesh]) -> Sh
     >>> shard = ladderize.load("llama-tp8", init_device_mesh("cuda", (8,)))
 
     Every rank of the mesh calls it. A rank reads the graph and its own tensors, after their hashes
-    were checked; nothing in the directory is executed or unpickled.
+    were checked; nothing in the directory is executed or unpickled. Where engines were written
+    (`--lowering tensorrt`), they run its compute.
 
     Raises:
         LadderError: on every rank: files are missing, changed or cut short, the directory was
-            written for another number of ranks or by a later ladderize, or torch cannot read it.
+            written for another number of ranks or by a later ladderize, torch cannot read it, or
+            the engines were built by another TensorRT.
     """
     config = aot_config(mesh=mesh)
     ranks = config.device_mesh
@@ -164,10 +168,14 @@ def _prepare(folder: Path, mesh: DeviceMesh) -> Prepared:
         )
     source = shards.source(rank)
     match(local_forms(local.entries, num_ranks), source)
-    lower = (
-        None if shards.engines is None else engines_of(local.program, shards.plans, shards.engines)
-    )
-    return Prepared(local, lambda: read_parts(local.entries, source, mesh), lower)
+
+    def read() -> dict[str, Tensor]:
+        return read_parts(local.entries, source, mesh)
+
+    if shards.engines is None:
+        return Prepared(local, read)
+    program, lower = engines_of(local.program, shards.plans, shards.engines)
+    return Prepared(dataclasses.replace(local, program=program), read, lower)
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,17 @@ def is_tensorrt_rtx() -> bool:
 
 
 def tensorrt_versions() -> tuple[str, ...]:
-    """What a plan depends on, besides its graph."""
+    """What a plan depends on, besides its graph: TensorRT's is for one model of GPU, too."""
     package = tensorrt()
     import torch_tensorrt
 
-    name = "tensorrt_rtx" if is_tensorrt_rtx() else "tensorrt"
+    is_rtx = is_tensorrt_rtx()
+    name = "tensorrt_rtx" if is_rtx else "tensorrt"
     return (
         f"torch {torch.__version__}",
         f"torch_tensorrt {torch_tensorrt.__version__}",
         f"{name} {package.__version__}",
+        *(() if is_rtx else (torch.cuda.get_device_name(),)),
     )
 
 
