@@ -136,8 +136,9 @@ def _faults_of_inputs(call: Node, body: GraphModule) -> Iterator[str]:
     for source, placeholder in zip(given, placeholders, strict=True):
         if not placeholder.users:
             yield f"does not read {source.name}"
+        size = ops.value(source)
         if is_size(source):
-            if as_expr(ops.value(source)) in sizes:
+            if isinstance(size, torch.SymInt) and as_expr(size) in sizes:
                 yield f"is given {source.name}, which is a size of one of its tensors"
         elif role_of(source) is Role.FREE:
             yield f"is given the view {source.name} instead of what it is a view of"

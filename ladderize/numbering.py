@@ -154,8 +154,9 @@ class _Reader:
     def _size(self, key: Any, node: Node, known: Mapping[Node, Any]) -> int:
         if node.target is torch.ops.aten.sym_size.int:
             dim: Any = node.args[1]
-            shape = self._numbering.shapes[known[node.all_input_nodes[0]]]
-            return self._numbering.of(("size", as_expr(shape[dim])))
+            shape = self._numbering.shapes.get(known[node.all_input_nodes[0]])
+            if shape is not None:  # a constant has none
+                return self._numbering.of(("size", as_expr(shape[dim])))
         return self._numbering.of_size(key, node)
 
     def _compute(self, key: Any, node: Node, known: Mapping[Node, Any]) -> int:

@@ -39,13 +39,12 @@ _CHECK = torch.ops.aten._assert_tensor_metadata.default
 
 @dataclass(frozen=True)
 class CutSegments:
-    """Expects a functional ATen graph with fake values, without dead code. Linear."""
+    """Expects a functional ATen graph with fake values. Linear."""
 
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        for node in gm.graph.find_nodes(op="call_function", target=_CHECK):
-            gm.graph.erase_node(node)
+        _drop_checks(gm.graph)
         nodes = list(gm.graph.nodes)
         segments = find_segments(gm.graph)
         inside = {node for segment in segments for node in segment.nodes}
@@ -63,6 +62,14 @@ class CutSegments:
         for result, item in taken.items():
             item.name = result.name  # free again
         return PassResult(changed=len(bodies))
+
+
+def _drop_checks(graph: Graph) -> None:
+    """Erase the checks of form, and what nothing reads without them."""
+    for node in reversed(graph.nodes):
+        is_dead = node.op == "call_function" and not node.users and not ops.is_impure(node)
+        if node.target is _CHECK or is_dead:
+            graph.erase_node(node)
 
 
 class _Body:
