@@ -171,6 +171,14 @@ def test_integers(check):
     check(lambda x, y: (x + y, x // y, (x > y).sum(1), x.float() / y), x, y)
 
 
+def test_a_converter_that_cannot_be_asked(check):
+    """That of `sort` looks for a dim that need not be given."""
+    report = check(lambda x: (aten.sort(x * 2)[0] + 1,), torch.randn(4, 4))
+    (left,) = report.left
+    assert left.op == "aten.sort.default"
+    assert left.why == "its converter cannot be asked: IndexError: tuple index out of range"
+
+
 def test_sizes_are_read_off_tensors_or_are_inputs(monkeypatch):
     def function(x: Tensor, length: int, doubled: int) -> tuple[Tensor, Tensor]:
         return x.reshape(-1).view(length, -1) * 2, x.new_ones(doubled) + x.sum()

@@ -15,8 +15,9 @@ NO_CONVERTER = "Torch-TensorRT does not convert it"
 def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:
     """Torch-TensorRT's own, but for some.
 
-    Attention stays whole. Scatters would be unrolled over each row of their source. An alias that
-    is its own input cannot be traced (torch 2.13).
+    Attention stays whole. Scatters would be unrolled over each row of their source. Empty tensors
+    would be made on the current GPU, wherever the graph wants them. An alias that is its own input
+    cannot be traced (torch 2.13).
     """
     tensorrt()
     from torch_tensorrt.dynamo.lowering import _decompositions as theirs
@@ -24,6 +25,7 @@ def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     left_out = theirs.ATTENTION_DECOMPOSITION_OPS | {
         *(aten.scatter_add.default, aten.scatter_reduce.two),
+        *(aten.empty_permuted.default, aten.empty_strided.default),
         *(aten.alias.default, aten.lift_fresh_copy.default),
     }
     table = {**theirs.ENABLED_TORCH_DECOMPOSITIONS, **theirs.TORCH_TRT_DECOMPOSITIONS}
@@ -70,8 +72,11 @@ def split_by_support(
 
     class Support(OpSupportTester):  # type: ignore[misc]  # no types
         def is_node_supported(self, submodules: Mapping[str, Any], node: Node) -> bool:
-            reason = refuse(node)
-            is_supported = not reason and super().is_node_supported(submodules, node)
+            reason, is_supported = refuse(node), False
+            try:
+                is_supported = not reason and super().is_node_supported(submodules, node)
+            except Exception as error:  # validators stumble over arguments that are left out
+                reason = f"its converter cannot be asked: {type(error).__name__}: {error}"
             if node.op == "call_function" and not is_supported:
                 reasons[node] = reason or NO_CONVERTER
             return bool(is_supported)
