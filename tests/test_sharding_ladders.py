@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from graphs import Residual
 from lockstep import ShardedProgram
 from ranks import Ranks
 from sharded import MODELS
@@ -137,6 +138,27 @@ def test_two_ranks(two_ranks: Ranks, tmp_path):
         assert error <= TOLERANCE
         assert blocks == ["h0", *(f"stale{i}" for i in range(5))]
         assert len(said) == 1 and "This net is a ladder already, in 5 blocks" in said[0]
+
+
+def compiled_by_hand():
+    """The error of a ladder in plain Python that is compiled with a mesh, and its all-reduces."""
+    model = Residual(4)
+    options = {"mesh": init_device_mesh("cpu", (2,)), "lowering": "eager"}
+    run = torch.compile(model.ladder, backend="ladderize", fullgraph=True, options=options)
+    x = torch.randn(3, 8)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        error = (run(x) - model.ladder(x)).abs().max().item()
+    collectives = ladderize.last_report().graphs[0].collectives
+    said = [str(w.message) for w in caught if issubclass(w.category, LadderWarning)]
+    return error, sum(c.op == "all_reduce" for c in collectives), said
+
+
+def test_a_ladder_written_by_hand_and_a_mesh(two_ranks: Ranks):
+    for error, all_reduces, said in two_ranks.run(compiled_by_hand):
+        assert error <= TOLERANCE
+        assert all_reduces == 4
+        assert len(said) == 1 and "This net is a ladder already, in 3 blocks" in said[0]
 
 
 def test_from_the_command_line(tmp_path):

@@ -82,6 +82,13 @@ def _no_fused_layers():
     torch.backends.mha.set_fastpath_enabled(True)
 
 
+@pytest.fixture(autouse=True)
+def _no_cache_of_fake_results():
+    """Of symbolic sizes an entry costs more to make than it saves: a third of this file's time."""
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
 @pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in ROWS])
 @pytest.mark.filterwarnings("ignore:Not all is divided")
 def test_two_ranks_equal_the_eager_ladder(family: Family) -> None:
