@@ -168,11 +168,7 @@ def _measure_case(
     reporter.stage(f"{case}: measure")
     expected = {v.name: out for v in variants if (out := _expected(v, prepared)) is not None}
     found = []
-    for asked in settings.links or (None,):
-        link = asked
-        if isinstance(asked, Share):
-            link = _link_of(asked, settings, len(blocks), variants, prepared)
-        assert not isinstance(link, Share)
+    for name, link in _links(settings, len(blocks), variants, prepared):
         _set_link(group, link or FREE)
         samples = measure(variants, expected, prepared, settings.repeats, settings.warmup, group)
         if settings.device == "cuda" and mesh is not None:
@@ -181,14 +177,10 @@ def _measure_case(
                 samples[variant.name].exposed = seen.exposed
                 samples[variant.name].communicating = seen.communicating
         found += [
-            Measured(case, _name(asked), link, v.name, samples[v.name], compiled[v.name], blocks)
+            Measured(case, name, link, v.name, samples[v.name], compiled[v.name], blocks)
             for v in variants
         ]
     return found
-
-
-def _name(asked: Link | Share | None) -> str:
-    return asked.name if isinstance(asked, Link) else str(asked or "")
 
 
 def _on_device(prepared: Prepared, device: str) -> Prepared:
@@ -235,17 +227,28 @@ def _expected(variant: Variant, prepared: Prepared) -> Tensor | None:
     return outputs_of(variant.expected(*prepared.args, **prepared.kwargs))
 
 
-def _link_of(
-    share: Share,
-    settings: Settings,
-    num_blocks: int,
-    variants: Sequence[Variant],
-    prepared: Prepared,
-) -> Link:
-    """A collective on it takes `share` of the mean block's compute: all ranks' mean."""
+def _links(
+    settings: Settings, num_blocks: int, variants: Sequence[Variant], prepared: Prepared
+) -> list[tuple[str, Link | None]]:
+    """What was asked for, each with the link itself; one None where nothing is emulated."""
+    seconds = None
+    found: list[tuple[str, Link | None]] = []
+    for asked in settings.links or (None,):
+        if not isinstance(asked, Share):
+            found.append((asked.name if asked else "", asked))
+            continue
+        seconds = seconds or _seconds_of_a_block(settings, num_blocks, variants, prepared)
+        link = Link(str(asked), settings.ranks, asked.value * seconds, UNLIMITED)
+        found.append((str(asked), link))
+    return found
+
+
+def _seconds_of_a_block(
+    settings: Settings, num_blocks: int, variants: Sequence[Variant], prepared: Prepared
+) -> float:
+    """Of the mean block's compute: the mean of all ranks."""
     bound = next(variant for variant in variants if variant.name == "bound")
     seconds = [timed(bound, prepared)[0] for _ in range(settings.warmup + settings.repeats)]
     median = torch.tensor(statistics.median(seconds[settings.warmup :]), dtype=torch.float64)
     dist.all_reduce(median)
-    each = float(median) / settings.ranks / num_blocks
-    return Link(str(share), settings.ranks, share.value * each, UNLIMITED)
+    return float(median) / settings.ranks / num_blocks
