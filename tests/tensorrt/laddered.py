@@ -9,7 +9,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.fx import GraphModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import ladderize.jit
 from ladderize import compat
@@ -28,6 +39,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         LlamaConfig(num_hidden_layers=4, num_key_value_heads=2, use_cache=False, **SHAPE)
     ),
     "bert": lambda: BertModel(BertConfig(num_hidden_layers=3, **SHAPE)),
+}
+
+# Tied embeddings and fused projections; a cap on the logits of attention; positions as a bias.
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=96)),
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(num_hidden_layers=3, num_key_value_heads=2, head_dim=16, **SHAPE)
+    ),
+    "bloom": lambda: BloomForCausalLM(
+        BloomConfig(hidden_size=64, n_layer=3, n_head=4, vocab_size=96)
+    ),
 }
 
 

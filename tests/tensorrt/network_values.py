@@ -93,14 +93,20 @@ def _compute(layer: Any, values: dict[str, Tensor], is_causal: Mapping[str, bool
         result = values[layer.get_input(0).name]
     else:
         words = "".join(word.capitalize() for word in name.split("_"))
-        words = words.replace("Elementwise", "ElementWise")
+        words = (
+            words.replace("Elementwise", "ElementWise")
+            .replace("Softmax", "SoftMax")
+            .replace("Topk", "TopK")
+        )
         layer.__class__ = getattr(trt, f"I{words}Layer")  # it comes as an ILayer
         result = _LAYERS[name](layer, args)
-    out = layer.get_output(0)
-    assert result.dtype == _DTYPES[out.dtype], f"{name} {layer.name}: {result.dtype}"
-    for size, told in zip(result.shape, out.shape, strict=True):
-        assert told in (-1, size), f"{name} {layer.name}: {tuple(result.shape)}"
-    values[out.name] = result
+    results = result if isinstance(result, tuple) else (result,)
+    for index, value in enumerate(results):
+        out = layer.get_output(index)
+        assert value.dtype == _DTYPES[out.dtype], f"{name} {layer.name}: {value.dtype}"
+        for size, told in zip(value.shape, out.shape, strict=True):
+            assert told in (-1, size), f"{name} {layer.name}: {tuple(value.shape)}"
+        values[out.name] = value
 
 
 def _type_of(layer: Any) -> str:
@@ -273,7 +279,23 @@ def _fill(layer: Any, args: Sequence[Any]) -> Tensor:
     return (start + step.reshape(-1)[0] * torch.arange(length)).to(kind)
 
 
-_LAYERS: Mapping[str, Callable[[Any, Sequence[Any]], Tensor]] = {
+def _scatter(layer: Any, args: Sequence[Any]) -> Tensor:
+    data, index, values = args
+    if layer.mode == trt.ScatterMode.ELEMENT:
+        return data.scatter(layer.axis, index.long(), values)
+    assert layer.mode == trt.ScatterMode.ND
+    return data.index_put(tuple(index.long().unbind(-1)), values)
+
+
+def _topk(layer: Any, args: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    (axis,) = _axes(layer.axes)
+    num = int(args[1]) if len(args) > 1 else layer.k
+    largest = layer.op == trt.TopKOperation.MAX
+    values, indices = args[0].topk(num, axis, largest=largest)
+    return values, indices.int()
+
+
+_LAYERS: Mapping[str, Callable[[Any, Sequence[Any]], Any]] = {
     "ACTIVATION": lambda layer, args: _ACTIVATION[str(layer.type).rpartition(".")[2]](args[0]),
     "CAST": lambda layer, args: args[0].to(_DTYPES[layer.to_type]),
     "CONCATENATION": lambda layer, args: torch.cat(list(args), layer.axis),
@@ -285,10 +307,13 @@ _LAYERS: Mapping[str, Callable[[Any, Sequence[Any]], Tensor]] = {
     "MATRIX_MULTIPLY": _matrix_multiply,
     "NORMALIZATION": _normalization,
     "REDUCE": _reduce,
+    "SCATTER": _scatter,
     "SELECT": lambda _, args: torch.where(*args),
     "SHAPE": lambda _, args: torch.tensor(args[0].shape, dtype=torch.int64),
     "SHUFFLE": _shuffle,
     "SLICE": _slice,
+    "SOFTMAX": lambda layer, args: args[0].softmax(*_axes(layer.axes)),
+    "TOPK": _topk,
     "UNARY": lambda layer, args: _UNARY[str(layer.op).rpartition(".")[2]](args[0]),
     "UNSQUEEZE": _unsqueeze,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from laddered import MODELS, Cut, laddered
+from laddered import MODELS, OTHERS, Cut, laddered
 from stand_in_engine import Converted
 from torch.fx import Interpreter
 
@@ -49,6 +49,17 @@ def test_engines_compute_what_their_segments_do(monkeypatch, name, dynamic):
         cut.call(**inputs_of(name, 3, 9))
         compare(cut, built)
     assert converted.num_engines == len(built.report.plans)  # equal segments share an engine
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families(monkeypatch, name):
+    torch.manual_seed(0)
+    cut = laddered(OTHERS[name](), use_cache=False, **inputs_of("llama"))
+    converted = Converted()
+    with converted.watched(monkeypatch):
+        built = build_segments(cut.segments, cut.weights, TensorRTOptions(target="8.6"))
+    compare(cut, dataclasses.replace(built, make_engine=converted.make_engine))
+    assert all(op.op in ("aten.cumsum.default", "aten.baddbmm.default") for op in built.report.left)
 
 
 @pytest.mark.parametrize("name", MODELS)
