@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 
 from ladderize import compat
 from ladderize.backends import LOWERINGS
+from ladderize.backends.lowered import Lowered
 from ladderize.cut_check import cut_of
 from ladderize.inflight import GATHERS, SCATTERS, channel_of, is_launch, is_wait
 from ladderize.jit import copy_graph
@@ -69,8 +70,8 @@ def cutting() -> Iterator[Cutting]:
     cut = Cutting()
     trace = aot_autograd(fw_compiler=cut, keep_inference_input_mutations=True)
 
-    def lower_whole(gm: GraphModule, example_inputs: Any, _: Any) -> Callable[..., Any]:
-        return trace(gm, example_inputs)
+    def lower_whole(gm: GraphModule, example_inputs: Any, _: Any) -> Lowered:
+        return Lowered(trace(gm, example_inputs))
 
     with patch.dict(LOWERINGS, {"aot_eager": lower_whole}):
         yield cut
