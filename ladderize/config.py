@@ -1,8 +1,7 @@
 """`LadderConfig`: the options dict of the backend, the keyword arguments and the CLI flags."""
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
 from ladderize.engines.options import TensorRTOptions
-from ladderize.errors import Blocker, LadderError
+from ladderize.errors import Blocker, LadderError, nearest
 from ladderize.selection import Selection
 
 LOWERINGS = ("inductor", "tensorrt", "aot_eager", "eager")
@@ -146,7 +145,7 @@ class LadderConfig:
             return []
         known = compat.inductor_options()
         problems = [
-            f"lowering_options={name!r} is not an option of Inductor{_nearest(name, known)}"
+            f"lowering_options={name!r} is not an option of Inductor{nearest(name, known)}"
             for name in self.lowering_options
             if name not in known
         ]
@@ -178,22 +177,17 @@ class LadderConfig:
         return []
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
 def _describe_unknown(name: str, known: Sequence[str]) -> str:
     if name in compat.inductor_options():
         return f'{name!r} is an option of Inductor: lowering_options={{"{name}": …}}'
-    return f"{name!r}" + (_nearest(name, known) or f"; there are {', '.join(known)}")
+    return f"{name!r}" + (nearest(name, known) or f"; there are {', '.join(known)}")
 
 
 def _choice_problems(name: str, value: object, choices: Sequence[str]) -> list[str]:
     if value in choices:
         return []
     shown = ", ".join(map(repr, choices))
-    return [f"{name}={value!r} is not one of {shown}{_nearest(value, choices)}"]
+    return [f"{name}={value!r} is not one of {shown}{nearest(value, choices)}"]
 
 
 def _count_problems(name: str, value: object, least: int) -> list[str]:

@@ -1,5 +1,6 @@
 """`LadderError`: everything that is wrong at once, where it is, and what to do about it."""
 
+import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,3 +95,9 @@ def describe_origin(node: Node) -> str:
     """Module path and source line of `node`, as far as the trace knows them."""
     parts = [part for part in (module_path(node), source_line(node)) if part]
     return " at ".join(parts) if parts else f"graph node {node.name}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The name in `known` that was probably meant, as the end of a message; "" if none is near."""
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import install
 
 from ladderize import doctor, probes
 from ladderize.doctor import Check, examine
@@ -66,12 +67,6 @@ def test_a_torch_of_another_version(
     found = doctor._torch()
     assert found.status == status
     assert found.found.startswith(version)
-
-
-def install(folder: Path, package: str, version: str) -> None:
-    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
 
 
 def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

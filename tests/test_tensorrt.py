@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from eager_ladders import llama_ladder, tiny_llama
 from engines_stand_in import build_in_pytorch, engines_in_pytorch
+from installed import install
 from ranks import Ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.export import Dim, export
@@ -51,12 +52,6 @@ def test_tensorrt_is_asked_for_and_not_there():
     assert f"pip install 'torch-tensorrt=={MINOR}.*'" in str(error.value)
     assert f"'torch-tensorrt-rtx=={MINOR}.*'" in str(error.value)
     assert "lowering='inductor'" in str(error.value)
-
-
-def install(folder: Path, package: str, version: str) -> None:
-    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from ladderize.inflight import check_in_flight
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
-from ladderize.report.data import EnginesReport, LeftToPyTorch
+from ladderize.report.data import EnginesReport
 from ladderize.runner import Log, run_pass
 from ladderize.segments import is_call, segments_of
 
@@ -92,12 +92,11 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
 
 def report_of(built: BuildReport) -> EnginesReport:
     """For the report of the whole compilation."""
-    left = (LeftToPyTorch(op.op, op.count, op.why, op.where) for op in built.left)
     return EnginesReport(
         built.num_segments,
         built.num_kinds,
         built.num_built,
         built.num_found,
         built.seconds,
-        tuple(left),
+        built.left,
     )

@@ -79,7 +79,7 @@ class Builder:
         if left and self.options.require_full:
             raise LadderError(
                 f"Not all of {name} runs in TensorRT, and require_full=True:",
-                [Blocker(f"{op.op}: {op.why}", op.where) for op in left],
+                [Blocker(f"{op.op}: {op.why}", op.source) for op in left],
             )
         plans: dict[str, Plan] = {}
         indices: dict[str, tuple[int, ...]] = {}
@@ -183,7 +183,7 @@ def _left_ops(graph: GraphModule, reasons: Mapping[Node, str]) -> list[LeftOp]:
     why = {node.name: reason for node, reason in reasons.items()}
     small = "fewer ops than smallest_engine"
     return [
-        LeftOp(str(node.target), 1, describe_origin(node), why.get(node.name, small))
+        LeftOp(str(node.target), 1, why.get(node.name, small), describe_origin(node))
         for name, part in graph.named_children()
         if isinstance(part, GraphModule) and not name.startswith(_ENGINE)
         for node in part.graph.nodes

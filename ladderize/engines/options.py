@@ -1,13 +1,12 @@
 """`TensorRTOptions`: the `lowering_options` of `lowering="tensorrt"`, validated once."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ladderize.errors import Blocker, LadderError
+from ladderize.errors import Blocker, LadderError, nearest
 
 WEIGHTS = ("inputs", "stripped", "refittable")
 
@@ -60,7 +59,7 @@ class TensorRTOptions:
         """The options behind `lowering_options=options`."""
         names = [option.name for option in dataclasses.fields(cls)]
         unknown = [
-            Blocker(f"{name!r}" + (_nearest(name, names) or f"; there are {', '.join(names)}"))
+            Blocker(f"{name!r}" + (nearest(name, names) or f"; there are {', '.join(names)}"))
             for name in options
             if name not in names
         ]
@@ -79,7 +78,7 @@ class TensorRTOptions:
     def _problems(self) -> Iterable[str]:
         yield from _size_problems(self.sizes)
         if self.weights not in WEIGHTS:
-            choices = ", ".join(map(repr, WEIGHTS)) + _nearest(self.weights, WEIGHTS)
+            choices = ", ".join(map(repr, WEIGHTS)) + nearest(self.weights, WEIGHTS)
             yield f"weights={self.weights!r} is not one of {choices}"
         if self.cache is not None and not isinstance(self.cache, (str, Path)):
             yield f"cache={self.cache!r} is not the path of a folder"
@@ -132,8 +131,3 @@ def _is_capability(value: object) -> bool:
 
 def _is_op(name: object) -> bool:
     return isinstance(name, str) and name.count(".") == 2
-
-
-def _nearest(name: object, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""

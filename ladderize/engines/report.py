@@ -14,14 +14,14 @@ class LeftOp:
     Attributes:
         op: its name in ATen.
         count: how often, over all segments.
-        where: source line of the first.
         why: what TensorRT lacks.
+        source: the line of the first, as `file:line`.
     """
 
     op: str
     count: int
-    where: str
     why: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,6 @@ class BuildReport:
             f"{self.seconds:.1f} s"
         )
         for op in self.left:
-            yield f"in PyTorch: {op.op}, {op.count} times: {op.why} (first at {op.where})"
+            yield f"in PyTorch: {op.op}, {op.count} times: {op.why} (first at {op.source})"
         for path in self.unusable:
             yield f"not usable, written anew: {path}"

@@ -149,5 +149,5 @@ def _left(kinds: Iterable[Kind]) -> tuple[LeftOp, ...]:
     for op in (op for kind in kinds for op in kind.left):
         before = found.get((op.op, op.why))
         count = op.count + (0 if before is None else before.count)
-        found[op.op, op.why] = LeftOp(op.op, count, (before or op).where, op.why)
+        found[op.op, op.why] = LeftOp(op.op, count, op.why, (before or op).source)
     return tuple(found.values())

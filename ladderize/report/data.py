@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ladderize.engines.report import LeftOp
 from ladderize.errors import Blocker
 
 if TYPE_CHECKING:
@@ -162,23 +163,6 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class LeftToPyTorch:
-    """Ops of one sort that run in PyTorch inside of segments, for want of TensorRT's.
-
-    Attributes:
-        op: its name (`aten.cumsum.default`).
-        count: in how many places.
-        why: TensorRT does not run it.
-        source: the line of the first one, as `file:line`.
-    """
-
-    op: str
-    count: int
-    why: str
-    source: str
-
-
-@dataclass(frozen=True)
 class EnginesReport:
     """What TensorRT made of a graph, which is cut into segments at its collectives.
 
@@ -195,7 +179,7 @@ class EnginesReport:
     num_built: int
     num_found: int
     seconds: float
-    left: tuple[LeftToPyTorch, ...] = ()
+    left: tuple[LeftOp, ...] = ()
 
 
 @dataclass(frozen=True)

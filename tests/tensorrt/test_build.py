@@ -56,7 +56,7 @@ def test_equal_segments_share_a_plan(llama):
     assert "ATTENTION_INPUT" not in mlp
     left = {op.op: (op.count, op.why) for op in report.left}
     assert left == {"aten.cumsum.default": (1, "Torch-TensorRT does not convert it")}
-    assert re.search(r"masking_utils\.py:\d+$", report.left[0].where)
+    assert re.search(r"masking_utils\.py:\d+$", report.left[0].source)
     assert "9 TensorRT plans for 8.6: 9 built, 0 found" in next(report.describe())
 
 

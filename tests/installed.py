@@ -1,0 +1,9 @@
+"""A package that is installed as far as its metadata tells: `importlib.metadata` finds it."""
+
+from pathlib import Path
+
+
+def install(folder: Path, package: str, version: str) -> None:
+    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
