@@ -15,7 +15,7 @@ import argparse
 import csv
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,10 +24,11 @@ import torch
 from rank_shard import Phase, Weights, make_step
 from rich.console import Console
 from rich.table import Table
-from step_times import Timed, check_kernel, summary, time_on_cpu, time_on_cuda
+from step_times import Timed, check_kernel, time_on_cpu, time_on_cuda
 from transformers import LlamaConfig
 
-from ladderize.benchmark.results import Results, Row, with_ratios
+from ladderize.benchmark.paired import step_values
+from ladderize.benchmark.results import Key, Results, Row, Values
 from ladderize.emulation.stand_in import KernelLane, LaneWithoutKernel, stand_in
 from ladderize.files import refuse_file
 from ladderize.hardware.link import Link, link_of
@@ -52,9 +53,42 @@ NUMBERS = ("step", "quartiles apart", "exposed", "tokens/s", "speedup", "paper",
 PAPER = {"bound": "upper_bound"}  # its columns that have another name
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Steps of all variants that took turns.
+
+    Attributes:
+        key: of the rows, without the variant.
+        seconds: of each variant, repeat by repeat.
+        communication: seconds that the transfers of one step last.
+        memory: `peak_bytes`, where it is known.
+    """
+
+    key: Key
+    seconds: Mapping[str, Sequence[float]]
+    communication: Mapping[str, float]
+    memory: Values
+
+    def rows(self) -> Iterator[Row]:
+        for name in self.seconds:
+            values = step_values(name, self.seconds) | self._exposure(name)
+            yield Row({"variant": name, **self.key}, {**values, **self.memory})
+
+    def _exposure(self, name: str) -> dict[str, float | None]:
+        """What a step takes longer than the bound. A parallel block computes otherwise: none."""
+        communication = self.communication[name]
+        found: dict[str, float | None] = {"communicating_s": communication}
+        if "bound" not in self.seconds or name == "parallel":
+            return found
+        pairs = zip(self.seconds[name], self.seconds["bound"], strict=True)
+        exposed = statistics.median(own - bound for own, bound in pairs)
+        hidden = 1 - exposed / communication if communication else None
+        return found | {"exposed_s": exposed, "hidden_fraction": hidden}
+
+
 def measure(
     options: argparse.Namespace, config: LlamaConfig, phase: Phase, weights: Weights, group
-) -> Iterator[Row]:
+) -> Turns:
     torch._dynamo.reset()  # else the shapes of the phase before make this one's dynamic
     on_cuda = options.device == "cuda"
     time_it = time_on_cuda if on_cuda else time_on_cpu
@@ -71,46 +105,32 @@ def measure(
             print(f"{phase.name}, batch {phase.batch}: compiling {name}", file=sys.stderr)
             steps[made] = make_step(config, phase, weights, **net, **how)
         timed[name] = time_it(*steps[made], group, variant.is_silent)
-    found: dict[str, list[float]] = {name: [] for name in timed}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(options.repeats):
         for name, one in timed.items():
-            found[name].append(one.seconds())
-    bound = statistics.median(found["bound"]) if "bound" in found else None
-    for name, seconds in found.items():
-        key = {"variant": name, "phase": phase.name, "batch": phase.batch, "length": options.prompt}
-        values = summary(seconds) | exposure(timed[name].communication, seconds, name, bound)
-        if on_cuda:
-            values["peak_bytes"] = float(torch.cuda.max_memory_allocated())
-        yield Row(key, values)
+            seconds[name].append(one.seconds())
+    return Turns(
+        {"phase": phase.name, "batch": phase.batch, "length": options.prompt},
+        seconds,
+        {name: one.communication for name, one in timed.items()},
+        {"peak_bytes": float(torch.cuda.max_memory_allocated())} if on_cuda else {},
+    )
 
 
-def exposure(
-    communication: float, seconds: list[float], name: str, bound: float | None
-) -> dict[str, float | None]:
-    """What a step takes longer than the bound. A parallel block computes otherwise: no number."""
-    if bound is None or name == "parallel":
-        return {"communicating_s": communication}
-    exposed = statistics.median(seconds) - bound
-    hidden = 1 - exposed / communication if communication else None
-    return {
-        "communicating_s": communication,
-        "exposed_s": exposed,
-        "hidden_fraction": hidden,
-    }
-
-
-def generation(rows: list[Row], new: int) -> Iterator[Row]:
+def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[Row]:
     """A prefill and `new` - 1 steps of decoding: what the paper's tokens/s are of."""
-    seconds = {row.name: row.values["median_s"] for row in rows}
-    for row in rows:
-        if row.key["phase"] != "decode":
-            continue
-        prefill = seconds.get(Row({**row.key, "phase": "prefill"}, {}).name)
-        if prefill is not None:
-            whole = prefill + (new - 1) * row.values["median_s"]
-            tokens = row.key["batch"] * new / whole
-            key = {**row.key, "phase": "generation"}
-            yield Row(key, {"median_s": whole, "tokens_per_s": tokens})
+    seconds = {
+        name: [
+            first + (new - 1) * step
+            for first, step in zip(prefill.seconds[name], decode.seconds[name], strict=True)
+        ]
+        for name in prefill.seconds
+    }
+    key = {**prefill.key, "phase": "generation"}
+    for name in seconds:
+        values = step_values(name, seconds)
+        tokens = int(key["batch"]) * new / statistics.median(seconds[name])
+        yield Row({"variant": name, **key}, {**values, "tokens_per_s": tokens})
 
 
 def paper_rows() -> dict[tuple[str, int], float]:
@@ -230,14 +250,18 @@ def run(options: argparse.Namespace) -> Results:
                 "prefill": Phase("prefill", batch, options.prompt, 0, room),
                 "decode": Phase("decode", batch, 1, options.prompt, room),
             }
-            for name in options.phases:
-                rows += measure(options, config, phases[name], weights, group)
+            turns = {
+                name: measure(options, config, phases[name], weights, group)
+                for name in options.phases
+            }
             weights.forget_caches()
-    rows += generation([row for row in rows if "variant" in row.key], options.new)
+            rows += (row for each in turns.values() for row in each.rows())
+            if len(turns) == len(phases):
+                rows += generation(turns["prefill"], turns["decode"], options.new)
     model = f"{options.model.stem}, {config.num_hidden_layers} layers of {config.hidden_size}"
     same = {"model": model, "link": str(link), "sms": options.sms, "device": options.device}
     command = " ".join(["python", "bench/gpu_stand_in.py", *sys.argv[1:]])
-    return Results(command, with_ratios(Row({**r.key, **same}, r.values) for r in rows))
+    return Results(command, tuple(Row({**r.key, **same}, r.values) for r in rows))
 
 
 def main() -> None:

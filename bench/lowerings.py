@@ -13,8 +13,6 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,12 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.profiler import profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ladderize
+from ladderize.benchmark.measure import Call, Samples, measure, timed, traced
 from ladderize.benchmark.paired import paired_ratio
-from ladderize.timeline import read_step
+from ladderize.benchmark.variants import Variant
 
 COLUMNS = ("lowering", "difference", "step ms", "of the first", "communication ms", "hidden")
 
@@ -67,27 +65,6 @@ def compiled(model: nn.Module, mesh: Any, lowering: str, cache: str | None) -> C
     return torch.compile(model, backend="ladderize", fullgraph=True, options=options)
 
 
-def timed(step: Callable[..., Any], ids: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Seconds of a step, which begins on all ranks together, and its logits."""
-    dist.barrier()
-    if ids.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    logits = step(input_ids=ids).logits
-    if ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, logits.float()
-
-
-def trace(step: Callable[..., Any], ids: torch.Tensor, path: Path) -> tuple[float, float]:
-    """Seconds of communication in one step, and the part that compute covers."""
-    with profile() as prof:
-        timed(step, ids)
-    prof.export_chrome_trace(str(path))
-    found = read_step(path, path.stem)
-    return found.communication.seconds, found.hidden_fraction or 0.0
-
-
 def main() -> None:
     options = arguments()
     rank = int(os.environ["LOCAL_RANK"])
@@ -97,50 +74,47 @@ def main() -> None:
         torch.set_num_threads(1)
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     mesh = init_device_mesh(options.device, (dist.get_world_size(),))
-    names = options.lowerings.split(",")
     ids = torch.arange(options.batch * options.length, device=options.device) % 97
-    ids = ids.reshape(options.batch, options.length)
-    folder = options.traces or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    call = Call((), {"input_ids": ids.reshape(options.batch, -1)}, device=options.device)
     model = make_model(options)
+    names = options.lowerings.split(",")
+    variants = [
+        Variant(name, model, compiled(model, mesh, name, options.cache), expected=None)
+        for name in names
+    ]
     with torch.no_grad():
-        steps: dict[str, Callable[..., Any]] = {}
-        logits: dict[str, torch.Tensor] = {}
-        for name in names:
-            torch._dynamo.reset()
-            steps[name] = compiled(model, mesh, name, options.cache)
-            logits[name] = timed(steps[name], ids)[1]
-            if rank == 0 and name == "tensorrt":
+        outputs = {}
+        for variant in variants:
+            outputs[variant.name] = timed(variant, call)[1]
+            if rank == 0 and variant.name == "tensorrt":
                 Console(file=sys.stderr).print(ladderize.last_report())
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(options.repeats):
-            for name in names:
-                seconds[name].append(timed(steps[name], ids)[0])
-        traced = {n: trace(steps[n], ids, folder / f"{n}-{rank}.json") for n in names}
+        expected = dict.fromkeys(names, outputs[names[0]])
+        samples = measure(variants, expected, call, options.repeats, warmup=1)
+        if options.traces:
+            options.traces.mkdir(parents=True, exist_ok=True)
+        for variant in variants:
+            path = options.traces and options.traces / f"{variant.name}-{rank}.json"
+            seen = traced(variant, call, path)
+            samples[variant.name].exposed = seen.exposed
+            samples[variant.name].communicating = seen.communicating
     if rank == 0:
-        show(names, logits, seconds, traced)
+        show(samples)
     dist.destroy_process_group()
 
 
-def show(
-    names: list[str],
-    logits: dict[str, torch.Tensor],
-    seconds: dict[str, list[float]],
-    traced: dict[str, tuple[float, float]],
-) -> None:
-    """One line a lowering; differences over the largest logit of the first."""
-    first = names[0]
+def show(samples: dict[str, Samples]) -> None:
+    """One line a lowering; the first is what the others are held against."""
+    first = next(iter(samples.values()))
     print("  ".join(f"{column:>16}" for column in COLUMNS))
-    for name in names:
-        off = (logits[name] - logits[first]).abs().max() / logits[first].abs().max()
-        communication, hidden = traced[name]
+    for name, found in samples.items():
+        (exposed,), (whole,) = found.exposed, found.communicating
         cells = (
             name,
-            f"{float(off):.1e}",
-            f"{statistics.median(seconds[name]) * 1e3:.2f}",
-            f"{paired_ratio(seconds[name], seconds[first]).median:.3f}",
-            f"{communication * 1e3:.2f}",
-            f"{hidden:.1%}",
+            f"{found.error:.1e}",
+            f"{statistics.median(found.seconds) * 1e3:.2f}",
+            f"{paired_ratio(found.seconds, first.seconds).median:.3f}",
+            f"{whole * 1e3:.2f}",
+            f"{1 - exposed / whole:.1%}" if whole else "",
         )
         print("  ".join(f"{cell:>16}" for cell in cells))
 

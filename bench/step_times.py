@@ -4,7 +4,6 @@ on CUDA    warm-up on another stream ── capture ── replay between two ev
 on CPU     one call after another, by the clock: a dry run
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ladderize.benchmark.paired import step_values
 from ladderize.benchmark.results import Row
 from ladderize.emulation.stand_in import KernelLane, StandInGroup
 
@@ -103,11 +103,4 @@ def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator
         replay = capture(transfers)
         found = [time_by_events(replay) / in_a_row for _ in range(repeats)]
         key = {"phase": "a transfer alone", "asked_us": microseconds, "sms": lane.sms}
-        yield Row(key, summary(found))
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    """The median, and how far the quartiles are apart."""
-    median = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
-    return {"median_s": median, "quartiles_s": high - low}
+        yield Row(key, step_values("alone", {"alone": found}))

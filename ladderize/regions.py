@@ -106,3 +106,78 @@ def hidden_sums(gm: GraphModule, node: Node) -> list[Node]:
                 found.append(inner)
             found += hidden_sums(body, inner)
     return found
+
+
+# ---- taking a call apart
+
+
+def can_inline(gm: GraphModule, node: Node) -> bool:
+    """Whether `inline` can take the call `node` apart."""
+    if (kind := kind_of(node)) is None:
+        return False
+    (body,) = bodies(gm, node)
+    inputs = body.graph.find_nodes(op="placeholder")
+    has_plain_kwargs = not any(isinstance(value, Node) for value in node.kwargs.values())
+    return len(inputs) == len(node.args) - kind.operands and has_plain_kwargs and _is_unpacked(body)
+
+
+def _is_unpacked(body: GraphModule) -> bool:
+    (output,) = body.graph.find_nodes(op="output")
+    return isinstance(output.args[0], (tuple, list))
+
+
+def inline(gm: GraphModule, call: Node, *, is_kept: bool = True) -> Node:
+    """Put the body's nodes in the place of `call`; the first of them, from where to go on.
+
+    They are marked with their region, unless it is of a kind that means nothing beyond its body,
+    or `is_kept` is not set.
+    """
+    kind = kind_of(call)
+    (body,) = bodies(gm, call)
+    assert kind is not None
+    region = Region(
+        target=call.target,  # type: ignore[arg-type]  # kind_of has seen a HigherOrderOperator
+        leading=call.args[: kind.operands],
+        kwargs=dict(call.kwargs),
+        meta=dict(call.meta),
+        body_meta=dict(body.meta),
+        parent=call.meta.get(REGION),
+    )
+    body_node = call.args[kind.body]
+    assert isinstance(body_node, Node)
+    path = str(body_node.target)
+    before, outputs = call.prev, _copy_body(gm, body, path, call, region, is_kept)
+    for user in list(call.users):
+        assert user.target is operator.getitem, "the result of a region is a tuple"
+        user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
+        gm.graph.erase_node(user)
+    first = before.next
+    gm.graph.erase_node(call)
+    if not body_node.users:
+        first = first.next if first is body_node else first
+        gm.graph.erase_node(body_node)
+    return first
+
+
+def _copy_body(
+    gm: GraphModule, body: GraphModule, path: str, call: Node, region: Region, is_kept: bool
+) -> list[Any]:
+    around = region if is_kept and region.kind.is_kept else region.parent
+    inputs = body.graph.find_nodes(op="placeholder")
+    copies: dict[Node, Any] = dict(zip(inputs, call.args[region.kind.operands :], strict=True))
+    outputs: list[Any] = []
+    for node in body.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            outputs = [copies[out] if isinstance(out, Node) else out for out in node.args[0]]
+            continue
+        with gm.graph.inserting_before(call):
+            copied = gm.graph.node_copy(node, lambda source: copies[source])
+        if copied.op == "get_attr":
+            copied.target = f"{path}_{str(node.target).replace('.', '_')}"
+            setattr(gm, copied.target, _attribute(body, str(node.target)))
+        if around is not None:
+            copied.meta[REGION] = around
+        copies[node] = copied
+    return outputs

@@ -9,12 +9,11 @@ Pure analysis of a functional ATen graph (after autograd), in the order in which
 import enum
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
@@ -114,29 +113,6 @@ def segments_of(gm: GraphModule) -> dict[str, GraphModule]:
     """The segments that `gm` was cut into, by name, in the order in which they run."""
     called = {str(node.target): ops.called_module(node) for node in gm.graph.nodes if is_call(node)}
     return {name: body for name, body in called.items() if isinstance(body, GraphModule)}
-
-
-def lower_segments(gm: GraphModule, lower: Callable[[str, GraphModule], Any]) -> None:
-    """Let `gm` call `lower(name, segment)` in the place of each of its segments.
-
-    What `lower` returns, a module or any other callable, takes the inputs of the segment and
-    returns the tuple of its outputs. They should have the strides of the fake values: the views
-    of them that were left outside were made for those.
-    """
-    for name, body in segments_of(gm).items():
-        lowered = lower(name, body)
-        setattr(gm, name, lowered if isinstance(lowered, nn.Module) else _Call(lowered))
-
-
-class _Call(nn.Module):
-    """A callable as a module, which is what a graph can call by name."""
-
-    def __init__(self, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, *args: Any) -> Any:
-        return self.run(*args)
 
 
 def is_call(node: Node) -> bool:

@@ -29,7 +29,7 @@ def find_stale_blocks(
     """
     blocks = {block.add: block for block in candidates.blocks}
     taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.groups
-    nested = {node for chain in chains for block in chain for node in block.branch}
+    nested = {chain[0]: {node for block in chain for node in block.branch} for chain in chains}
     home = {block.add: chain[0] for chain in chains for block in chain}
     found: dict[Block, list[Block]] = {}
     for node in reach.nodes:
@@ -41,7 +41,7 @@ def find_stale_blocks(
         # To what comes later it is a block that carries what `writer` wrote.
         blocks[node] = Block(0, writer.add, stale.skip, (), (), add=node)
         home[node] = home[writer.add]
-        if node not in nested:
+        if node not in nested[home[node]]:
             _append(reach, found.setdefault(home[node], []), stale)
     return {block: tuple(stale) for block, stale in found.items()}
 

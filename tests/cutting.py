@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -28,7 +28,7 @@ from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
 from ladderize.runner import Log, run_pass
-from ladderize.segments import is_call
+from ladderize.segments import is_call, segments_of
 
 
 @dataclass
@@ -117,3 +117,24 @@ def without_names(gm: GraphModule) -> tuple[Any, ...]:
         )
         for node in gm.graph.nodes
     )
+
+
+def lower_segments(gm: GraphModule, lower: Callable[[str, GraphModule], Any]) -> None:
+    """Let `gm` call `lower(name, segment)` in the place of each of its segments.
+
+    What `lower` returns takes the inputs of the segment and returns the tuple of its outputs.
+    """
+    for name, body in segments_of(gm).items():
+        lowered = lower(name, body)
+        setattr(gm, name, lowered if isinstance(lowered, nn.Module) else _Called(lowered))
+
+
+class _Called(nn.Module):
+    """A callable as a module, which is what a graph can call by name."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *args: Any) -> Any:
+        return self.run(*args)

@@ -14,6 +14,7 @@ from ladderize.inflight import is_launch
 from ladderize.jit import copy_graph
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.drop_checks import DropChecks
 from ladderize.runner import Log, run_pass
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
@@ -33,6 +34,7 @@ def trace(fn, *args, symbolic=False):
 
 def cut_graph(gm):
     """Cut, with the proof that it is right; also how many segments there are."""
+    run_pass(gm, DropChecks(), Log())
     return run_pass(gm, CutSegments(), Log(), cut_of(gm)).changed
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from cutting import without_names
+from cutting import lower_segments, without_names
 from few_examples import examples
 from flat_graphs import (
     aten,
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ladderize.passes.cut import CutSegments
-from ladderize.segments import Role, lower_segments, role_of, segments_of
+from ladderize.segments import Role, role_of, segments_of
 
 # ---- where
 

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from cutting import cutting, difference, letters, without_names
+from cutting import cutting, difference, letters, lower_segments, without_names
 from parallel_nets import make_ids, make_net, shard
 from sharded import MODELS
 from test_caches import EXAMPLE, Decoder
@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import ladderize
 from ladderize import compat
-from ladderize.segments import lower_segments, segments_of
+from ladderize.segments import segments_of
 
 
 @cache

@@ -97,6 +97,32 @@ def test_two_ranks_equal_one(two_ranks, tmp_path, name, dynamic):
         assert standard > 1e-3  # it is a ladder, not the standard net
 
 
+def compiled_over_sizes(name):
+    """How far the compiled shard is from itself in eager mode, over sizes; and how many graphs."""
+    dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}}
+    shard = sharded(name, MODELS[name]().state_dict(), dynamic_shapes=dims)
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(
+        shard,
+        backend="ladderize",
+        fullgraph=True,
+        dynamic=True,
+        options={"lowering": "aot_eager"},
+    )
+    worst = 0.0
+    with torch.no_grad():
+        for shape in [(2, 6), (3, 9), (4, 12)]:
+            found, expected = compiled(**inputs(*shape))[0], shard(**inputs(*shape))[0]
+            worst = max(worst, (found - expected).abs().max().item())
+    return worst, torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_a_shard_of_any_size_is_compiled_once(two_ranks):
+    """The rotary tables are made without gradients, in a region that Dynamo cannot trace again."""
+    for worst, num_graphs in two_ranks.run(compiled_over_sizes, "llama"):
+        assert worst < TOLERANCE and num_graphs == 1
+
+
 def test_four_ranks_equal_one(four_ranks, tmp_path):
     folder = written(MODELS["llama"](), tmp_path)
     for worst, _ in four_ranks.run(values, "llama", folder, True):

@@ -1,5 +1,6 @@
 """Layers that hide in graphs of their own: gradient checkpointing, nested regions, loops."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -14,9 +15,11 @@ from torch.utils.checkpoint import (
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize import LadderError
+from ladderize.passes.drop_grad_regions import DropGradRegions
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.outline_regions import OutlineRegions
+from ladderize.runner import Log, run_pass
 from ladderize.stream import find_streams
 from ladderize.testing import run_with_gradients
 
@@ -230,3 +233,51 @@ def test_sharding_over_regions_is_refused():
     gm, names = capture(Net(plain), torch.randn(3, WIDTH))
     with pytest.raises(LadderError, match="4 checkpointed regions cannot be sharded"):
         ladder(gm, names, LadderConfig(), RankGroup(2, "group"))
+
+
+# ---- regions without gradients
+
+
+class Tables(nn.Module):
+    """One region over a buffer, one over a parameter, one over the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("frequencies", torch.arange(float(WIDTH)))
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        with torch.no_grad():
+            positions = torch.arange(x.shape[0])
+            table = (self.frequencies * positions[:, None]).cos()
+        with torch.no_grad():
+            scale = self.linear.weight.abs().max()
+        with torch.no_grad():
+            mean = x.mean()
+        return self.linear(x) * table / scale - mean
+
+
+def grad_regions(gm):
+    return [node for node in gm.graph.nodes if "set_grad_enabled" in str(node.target)]
+
+
+def test_regions_without_gradients_are_dropped_where_they_mean_nothing():
+    torch.manual_seed(0)
+    model, x = Tables(), torch.randn(3, WIDTH)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    gm, signature = copy.deepcopy(program.graph_module), program.graph_signature
+    trained = frozenset([*signature.inputs_to_parameters, *signature.user_inputs])
+    assert len(grad_regions(gm)) == 3
+    assert run_pass(gm, DropGradRegions(trained), Log()).changed == 1
+    assert len(grad_regions(gm)) == 2
+    assert run_pass(gm, DropGradRegions(trained), Log()).changed == 0
+    gm.graph.lint()
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    inputs = [state[spec.target] if spec.target else x for spec in signature.input_specs]
+    (found,) = gm(*inputs)
+    found.sin().sum().backward()
+    gradient = model.linear.weight.grad.clone()
+    model.zero_grad()
+    expected = model(x)
+    expected.sin().sum().backward()
+    assert torch.equal(found, expected) and torch.equal(gradient, model.linear.weight.grad)

@@ -13,7 +13,6 @@ from ladderize.benchmark.results import (
     describe_machine,
     describe_versions,
     read,
-    with_ratios,
 )
 
 SECONDS = {"standard": 2.0, "ladder": 1.2, "bound": 1.0}
@@ -83,15 +82,6 @@ def test_malformed_rows(tmp_path, rows):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(LadderError, match="cannot be read: No such file"):
         read(tmp_path / "a.json")
-
-
-def test_ratios_are_taken_inside_of_a_key():
-    rows = [row("standard"), row(), row("bound"), row(batch=4, median_s=9.0)]
-    found = with_ratios(rows)
-    assert found[1].values == {"median_s": 1.2, "standard_ratio": 0.6, "bound_ratio": 1.2}
-    assert found[0].values["standard_ratio"] == 1.0
-    assert found[3].values == {"median_s": 9.0}  # no baseline of this batch
-    assert [r.key for r in found] == [r.key for r in rows]
 
 
 MOVES = [  # name, old, new, verdict; None: it has not moved

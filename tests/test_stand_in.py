@@ -268,6 +268,28 @@ def test_a_dry_run(monkeypatch, tmp_path, capsys):
     assert "standard_ratio" in whole.values and whole.key["model"].endswith("2 layers of 64")
 
 
+def test_steps_are_held_against_those_beside_them():
+    seconds = {"standard": [2.0, 4.0, 8.0], "ladder": [1.5, 3.0, 4.0], "bound": [1.0, 2.0, 4.0]}
+    sent = {"standard": 1.0, "ladder": 2.0, "bound": 1.0}
+    key = {"phase": "decode", "batch": 2, "length": 4}
+    decode = gpu_stand_in.Turns(key, seconds, sent, {"peak_bytes": 3.0})
+    ladder = {row.key["variant"]: row for row in decode.rows()}["ladder"].values
+    assert (ladder["standard_ratio"], ladder["bound_ratio"]) == (0.75, 1.5)
+    assert (ladder["exposed_s"], ladder["hidden_fraction"]) == (0.5, 0.75)  # pair by pair
+    assert (ladder["communicating_s"], ladder["peak_bytes"]) == (2.0, 3.0)
+    prefill = gpu_stand_in.Turns({**key, "phase": "prefill"}, seconds, sent, {})
+    first, *_ = gpu_stand_in.generation(prefill, decode, new=3)
+    assert first.key == {"variant": "standard", **key, "phase": "generation"}
+    assert (first.values["median_s"], first.values["tokens_per_s"]) == (12.0, 0.5)
+
+
+def test_a_parallel_block_has_no_exposed_time():
+    seconds = {"parallel": [1.0], "bound": [2.0]}
+    turns = gpu_stand_in.Turns({"phase": "decode"}, seconds, dict.fromkeys(seconds, 1.0), {})
+    parallel, bound = turns.rows()
+    assert "exposed_s" not in parallel.values and bound.values["exposed_s"] == 0.0
+
+
 def test_a_machine_without_cuda(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu_stand_in.py"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -106,7 +106,7 @@ def test_it_is_the_ladder_and_equal_layers_are_of_one_kind():
     assert [built.report.num_segments for built in made] == [1]  # there are no collectives
     engines = ladderize.last_report().graphs[0].engines
     assert (engines.num_segments, engines.num_built) == (1, 1)
-    assert "TensorRT: 1 segment of 1 kind, 1 engine" in str(ladderize.last_report())
+    assert "1 segment of 1 kind, 1 TensorRT plan for 8.9" in str(ladderize.last_report())
 
 
 def test_weights_are_read_when_they_change_and_only_then():

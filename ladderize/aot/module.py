@@ -21,6 +21,7 @@ from ladderize.aot.state import Entry
 from ladderize.errors import Blocker, LadderError
 from ladderize.groups import schema_of
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.drop_grad_regions import DropGradRegions
 from ladderize.runner import Log, run_pass
 
 Lower = Callable[[GraphModule], Callable[..., Any]]
@@ -205,8 +206,16 @@ def _bind(program: ExportedProgram, mesh: DeviceMesh) -> GraphModule:
             node.update_arg(at, group)
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), on_device)
     gm = GraphModule(program.graph_module, graph, "LocalGraph")
-    run_pass(gm, DeferWaits(), Log())
+    log = Log()
+    run_pass(gm, DropGradRegions(_trained(program)), log)
+    run_pass(gm, DeferWaits(), log)
     return gm
+
+
+def _trained(program: ExportedProgram) -> frozenset[str]:
+    """The inputs that may require gradients: parameters, and what a caller gives."""
+    may = (InputKind.PARAMETER, InputKind.USER_INPUT)
+    return frozenset(s.arg.name for s in program.graph_signature.input_specs if s.kind in may)
 
 
 _FLAGS = {

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ladderize.report.data import EnginesReport
+from ladderize.engines.report import EnginesReport
 
 
 @dataclass(frozen=True)

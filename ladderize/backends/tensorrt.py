@@ -20,7 +20,6 @@ from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config import LadderConfig
 from ladderize.cut_check import cut_of
 from ladderize.engines import (
-    BuildReport,
     TensorRTOptions,
     build_segments,
     require_packages,
@@ -29,8 +28,8 @@ from ladderize.engines.step import Step, refuse_gradients
 from ladderize.inflight import check_in_flight
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.drop_checks import DropChecks
 from ladderize.passes.join_waits import JoinWaits
-from ladderize.report.data import EnginesReport
 from ladderize.runner import Log, run_pass
 from ladderize.segments import is_call, segments_of
 
@@ -62,7 +61,7 @@ def lower_to_tensorrt(
         return compat.boxed(steps[0])
 
     run = compat.aot_compile(gm, example_inputs, compile_forward, tensorrt_decompositions())
-    return Lowered(run, report_of(steps[0].built.report))
+    return Lowered(run, steps[0].built.report.summary)
 
 
 def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> Step:
@@ -74,6 +73,7 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
     log = Log()
     run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
     run_pass(gm, DeferWaits(), log)
+    run_pass(gm, DropChecks(), log)
     run_pass(gm, CutSegments(), log, cut_of(gm))
     segments = segments_of(gm)
     inputs = gm.graph.find_nodes(op="placeholder")
@@ -88,15 +88,3 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
     built = build_segments(segments, reads, options)
     gm.recompile()
     return Step(gm, built, reads)
-
-
-def report_of(built: BuildReport) -> EnginesReport:
-    """For the report of the whole compilation."""
-    return EnginesReport(
-        built.num_segments,
-        built.num_kinds,
-        built.num_built,
-        built.num_found,
-        built.seconds,
-        built.left,
-    )

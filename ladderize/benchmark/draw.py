@@ -20,6 +20,7 @@ COLORS = {
     "standard": "#8a8f98",
     "written": "#d9892b",
     "ladder": "#2f6fdb",
+    "free": "#8fb4f0",
     "parallel": "#7a4fbf",
     "bound": "#2f9e62",
 }

@@ -8,21 +8,36 @@ repeat 2   …
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
-from ladderize.benchmark.programs import Prepared
+from ladderize.benchmark.settings import FREE
 from ladderize.benchmark.variants import Variant
 from ladderize.emulation import EmulatedGroup, Exposure
 from ladderize.timeline import read_step
+
+
+@dataclass(frozen=True)
+class Call:
+    """How all variants are called.
+
+    Attributes:
+        reset: brings a module back to where each call begins.
+        device: where it runs, "cpu" or "cuda".
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    reset: Callable[[nn.Module], None] = lambda _: None
+    device: str = "cpu"
 
 
 @dataclass
@@ -32,6 +47,7 @@ class Samples:
     Attributes:
         seconds: of a step.
         exposed, communicating: seconds that collectives were waited for, and took.
+        late_peers: seconds of waiting for ranks that launched later than this one; not exposed.
         num_slow: of the collectives, how often gloo took longer than the link.
         error: largest difference of an output to the expected one, over the largest expected
             value; over all runs, those to warm up included. None where nothing is expected.
@@ -40,6 +56,7 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     exposed: list[float] = field(default_factory=list)
     communicating: list[float] = field(default_factory=list)
+    late_peers: list[float] = field(default_factory=list)
     num_slow: int = 0
     error: float | None = None
 
@@ -47,7 +64,7 @@ class Samples:
 def measure(
     variants: Sequence[Variant],
     expected: Mapping[str, Tensor],
-    prepared: Prepared,
+    call: Call,
     repeats: int,
     warmup: int,
     group: EmulatedGroup | None = None,
@@ -58,6 +75,7 @@ def measure(
         expected: outputs by variant, as `outputs_of` flattens them.
         group: the emulated link, whose records say what was exposed; its `link` is set already.
     """
+    link = None if group is None else group.link
     found = {variant.name: Samples() for variant in variants}
     for repeat in range(-warmup, repeats):
         first = repeat % len(variants)
@@ -65,7 +83,8 @@ def measure(
             samples = found[variant.name]
             if group is not None:
                 group.clear()
-            seconds, output = timed(variant, prepared)
+                group.link = FREE if variant.is_free else link
+            seconds, output = timed(variant, call)
             if variant.name in expected:
                 off = difference(output, expected[variant.name])
                 samples.error = max(off, samples.error or 0.0)
@@ -76,18 +95,21 @@ def measure(
                 exposure = Exposure.of(group.transfers)
                 samples.exposed.append(exposure.exposed)
                 samples.communicating.append(exposure.total)
+                samples.late_peers.append(exposure.late_peer)
                 samples.num_slow += exposure.num_slow
+    if group is not None:
+        group.link = link
     return found
 
 
-def timed(variant: Variant, prepared: Prepared) -> tuple[float, Tensor]:
+def timed(variant: Variant, call: Call) -> tuple[float, Tensor]:
     """Seconds of one step, and its outputs. On CUDA both ends are events on the device."""
-    prepared.reset(variant.module)
+    call.reset(variant.module)
     if dist.is_initialized():
         dist.barrier()
-    if prepared.device == "cpu":
+    if call.device == "cpu":
         started = time.perf_counter()
-        output = variant.compiled(*prepared.args, **prepared.kwargs)
+        output = variant.compiled(*call.args, **call.kwargs)
         seconds = time.perf_counter() - started
     else:
         begin, end = (
@@ -96,7 +118,7 @@ def timed(variant: Variant, prepared: Prepared) -> tuple[float, Tensor]:
         )
         torch.cuda.synchronize()
         begin.record()
-        output = variant.compiled(*prepared.args, **prepared.kwargs)
+        output = variant.compiled(*call.args, **call.kwargs)
         end.record()
         torch.cuda.synchronize()
         seconds = begin.elapsed_time(end) / 1000
@@ -118,16 +140,17 @@ def difference(output: Tensor, expected: Tensor) -> float:
 # ---- one run more, watched by the profiler
 
 
-def peak_bytes(variant: Variant, prepared: Prepared) -> int:
+def peak_bytes(variant: Variant, call: Call) -> int:
     """Memory that a step takes beside what was allocated when it began."""
-    if prepared.device == "cuda":
+    if call.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        timed(variant, prepared)
+        timed(variant, call)
         return torch.cuda.max_memory_allocated() - before
     with tempfile.TemporaryDirectory() as folder:
-        path = _trace(variant, prepared, Path(folder), profile_memory=True)
+        path = Path(folder) / "trace.json"
+        _trace(variant, call, path, profile_memory=True)
         events = json.loads(path.read_text())["traceEvents"]
     changes = [e["args"] for e in events if e.get("name") == "[memory]"]
     if not changes:
@@ -136,20 +159,19 @@ def peak_bytes(variant: Variant, prepared: Prepared) -> int:
     return max(int(change["Total Allocated"]) for change in changes) - before
 
 
-def traced(variant: Variant, prepared: Prepared) -> Samples:
-    """Exposed and whole communication of one step, from a trace of the device."""
+def traced(variant: Variant, call: Call, path: Path | None = None) -> Samples:
+    """Exposed and whole communication of one step, from a trace of it, which is kept at `path`."""
     with tempfile.TemporaryDirectory() as folder:
-        step = read_step(_trace(variant, prepared, Path(folder)), variant.name)
+        path = path or Path(folder) / "trace.json"
+        _trace(variant, call, path)
+        step = read_step(path, variant.name)
     return Samples(exposed=[step.exposed_seconds], communicating=[step.communication.seconds])
 
 
-def _trace(variant: Variant, prepared: Prepared, folder: Path, **options: Any) -> Path:
-    """The trace of one step, a file in `folder`."""
+def _trace(variant: Variant, call: Call, path: Path, **options: Any) -> None:
     activities = [ProfilerActivity.CPU]
-    if prepared.device == "cuda":
+    if call.device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, **options) as prof:
-        timed(variant, prepared)
-    path = folder / "trace.json"
+        timed(variant, call)
     prof.export_chrome_trace(str(path))
-    return path

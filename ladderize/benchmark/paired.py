@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import comb
 
 CONFIDENCE = 0.95
-BASELINES = ("standard", "bound")
+BASELINES = ("standard", "bound", "free")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def step_values(name: str, steps: Mapping[str, Sequence[float]]) -> dict[str, fl
     """Of variant `name`, beside the seconds of all that took turns with it, as `Row`s have them.
 
     median_s, quartiles_s: of a step, and how far its quartiles are apart.
-    standard_ratio, bound_ratio: its step over that of the variant in the same repeat, as
-        `paired_ratio` says, the ends of its interval as standard_ratio_low, …_high.
+    standard_ratio, bound_ratio, free_ratio: its step over that of the variant in the same repeat,
+        as `paired_ratio` says, the ends of its interval as standard_ratio_low, …_high.
     """
     own = steps[name]
     found: dict[str, float | None] = {

@@ -3,15 +3,13 @@
 Settings, Case ── ladderize/sources ── Prepared
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import nn
 from torch.export import ExportedProgram
 
 from ladderize.aot.tracing import export_program
+from ladderize.benchmark.measure import Call
 from ladderize.benchmark.settings import Case, Settings
 from ladderize.errors import LadderError
 from ladderize.sources import HUGGING_FACE, InputSizes, open_model
@@ -24,16 +22,11 @@ class Prepared:
     """A program to measure.
 
     Attributes:
-        args, kwargs: of each call.
-        reset: brings a module made of the program back to where each call begins.
-        device: where it runs, "cpu" or "cuda".
+        call: of the modules that are made of it.
     """
 
     program: ExportedProgram
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    reset: Callable[[nn.Module], None]
-    device: str = "cpu"
+    call: Call
 
 
 def prepare(settings: Settings, case: Case) -> Prepared:
@@ -53,7 +46,7 @@ def prepare(settings: Settings, case: Case) -> Prepared:
             cure="write a function that returns (model, args, kwargs), and pass module:function",
         )
     args, kwargs = program.example_inputs
-    return Prepared(program, tuple(args), dict(kwargs), lambda _: None)
+    return Prepared(program, Call(tuple(args), dict(kwargs)))
 
 
 def _decoding(settings: Settings, case: Case) -> Prepared:
@@ -68,4 +61,4 @@ def _decoding(settings: Settings, case: Case) -> Prepared:
     set_cached(cached, case.length)
     args = decode_inputs(model, case.batch, case.length)
     program = export_program(cached, args, {}, None)
-    return Prepared(program, args, {}, lambda module: set_cached(module, case.length))
+    return Prepared(program, Call(args, {}, lambda module: set_cached(module, case.length)))

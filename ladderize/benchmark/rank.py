@@ -22,6 +22,7 @@ from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
 from ladderize.benchmark.measure import (
+    Call,
     Samples,
     measure,
     outputs_of,
@@ -29,8 +30,9 @@ from ladderize.benchmark.measure import (
     timed,
     traced,
 )
+from ladderize.benchmark.memory import keep_freed_memory
 from ladderize.benchmark.programs import Prepared, prepare
-from ladderize.benchmark.settings import UNLIMITED, Case, Settings, Share
+from ladderize.benchmark.settings import FREE, UNLIMITED, Case, Settings, Share
 from ladderize.benchmark.variants import Variant, make_variants
 from ladderize.config import LadderConfig
 from ladderize.emitted import find_races, read_events
@@ -43,10 +45,11 @@ from ladderize.report import last_report
 from ladderize.report.data import BlockReport
 from ladderize.testing.emitted_code import record_emitted_code
 
-FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
-
 HANG_AFTER = 1800.0
 """Seconds that one stage of several ranks may take: compiling a deep model does."""
+
+MAX_RUNS_OF_A_BLOCK = 9
+"""So many are enough to choose a link by."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def stages(settings: Settings) -> dict[str, str]:
     for case in settings.cases:
         found[f"{case}: trace"] = f"{case}: trace and shard"
         for name in settings.variants:
-            found[f"{case}: {name}"] = f"{case}: compile {name}"
+            if name != "free":
+                found[f"{case}: {name}"] = f"{case}: compile {name}"
         found[f"{case}: measure"] = f"{case}: measure"
     return found
 
@@ -110,6 +114,7 @@ def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
     reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), limit)
     reporter.stage("start")
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     try:
         with torch.no_grad(), _joined(settings) as (mesh, group):
             found: list[Measured] = []
@@ -163,23 +168,27 @@ def _measure_case(
     _set_link(group, FREE)
     compiled = {}
     for variant in variants:
-        reporter.stage(f"{case}: {variant.name}")
-        compiled[variant.name] = _compile(variant, prepared)
+        if not variant.is_free:
+            reporter.stage(f"{case}: {variant.name}")
+            compiled[variant.name] = _compile(variant, prepared.call)
     reporter.stage(f"{case}: measure")
-    expected = {v.name: out for v in variants if (out := _expected(v, prepared)) is not None}
+    expected = {v.name: out for v in variants if (out := _expected(v, prepared.call)) is not None}
     found = []
-    for name, link in _links(settings, len(blocks), variants, prepared):
+    for name, link in _links(settings, len(blocks), variants, prepared.call):
+        reporter.stage(f"{case}: measure")  # as many seconds for each link
         _set_link(group, link or FREE)
-        samples = measure(variants, expected, prepared, settings.repeats, settings.warmup, group)
+        samples = measure(
+            variants, expected, prepared.call, settings.repeats, settings.warmup, group
+        )
         if settings.device == "cuda" and mesh is not None:
             for variant in variants:
-                seen = traced(variant, prepared)
+                seen = traced(variant, prepared.call)
                 samples[variant.name].exposed = seen.exposed
                 samples[variant.name].communicating = seen.communicating
-        found += [
-            Measured(case, name, link, v.name, samples[v.name], compiled[v.name], blocks)
-            for v in variants
-        ]
+        for v in variants:
+            how = compiled["ladder" if v.is_free else v.name]
+            over = FREE if v.is_free else link
+            found.append(Measured(case, name, over, v.name, samples[v.name], how, blocks))
     return found
 
 
@@ -190,9 +199,9 @@ def _on_device(prepared: Prepared, device: str) -> Prepared:
     def there(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
-    args, kwargs = pytree.tree_map(there, (prepared.args, prepared.kwargs))
+    args, kwargs = pytree.tree_map(there, (prepared.call.args, prepared.call.kwargs))
     program = move_to_device_pass(prepared.program, device)
-    return Prepared(program, args, kwargs, prepared.reset, device)
+    return Prepared(program, Call(args, kwargs, prepared.call.reset, device))
 
 
 def _set_link(group: EmulatedGroup | None, link: Link) -> None:
@@ -200,12 +209,12 @@ def _set_link(group: EmulatedGroup | None, link: Link) -> None:
         group.link = link
 
 
-def _compile(variant: Variant, prepared: Prepared) -> Compiled:
+def _compile(variant: Variant, call: Call) -> Compiled:
     """The first two runs: CUDA graphs are recorded in the second."""
     with record_emitted_code() as sources:
         started = time.perf_counter()
-        timed(variant, prepared)
-        timed(variant, prepared)
+        timed(variant, call)
+        timed(variant, call)
         seconds = time.perf_counter() - started
     programs = [read_events(source) for source in sources]
     report = last_report() if variant.name == "ladder" else None
@@ -216,19 +225,19 @@ def _compile(variant: Variant, prepared: Prepared) -> Compiled:
         seconds,
         passes,
         sum(len(find_races(program)) for program in programs) if programs else None,
-        peak_bytes(variant, prepared),
+        peak_bytes(variant, call),
     )
 
 
-def _expected(variant: Variant, prepared: Prepared) -> Tensor | None:
+def _expected(variant: Variant, call: Call) -> Tensor | None:
     if variant.expected is None:
         return None
-    prepared.reset(variant.expected)
-    return outputs_of(variant.expected(*prepared.args, **prepared.kwargs))
+    call.reset(variant.expected)
+    return outputs_of(variant.expected(*call.args, **call.kwargs))
 
 
 def _links(
-    settings: Settings, num_blocks: int, variants: Sequence[Variant], prepared: Prepared
+    settings: Settings, num_blocks: int, variants: Sequence[Variant], call: Call
 ) -> list[tuple[str, Link | None]]:
     """What was asked for, each with the link itself; one None where nothing is emulated."""
     seconds = None
@@ -237,18 +246,19 @@ def _links(
         if not isinstance(asked, Share):
             found.append((asked.name if asked else "", asked))
             continue
-        seconds = seconds or _seconds_of_a_block(settings, num_blocks, variants, prepared)
+        seconds = seconds or _seconds_of_a_block(settings, num_blocks, variants, call)
         link = Link(str(asked), settings.ranks, asked.value * seconds, UNLIMITED)
         found.append((str(asked), link))
     return found
 
 
 def _seconds_of_a_block(
-    settings: Settings, num_blocks: int, variants: Sequence[Variant], prepared: Prepared
+    settings: Settings, num_blocks: int, variants: Sequence[Variant], call: Call
 ) -> float:
-    """Of the mean block's compute: the mean of all ranks."""
+    """Of the mean block's compute: the median of some runs, the mean of all ranks."""
     bound = next(variant for variant in variants if variant.name == "bound")
-    seconds = [timed(bound, prepared)[0] for _ in range(settings.warmup + settings.repeats)]
+    runs = min(settings.repeats, MAX_RUNS_OF_A_BLOCK)
+    seconds = [timed(bound, call)[0] for _ in range(settings.warmup + runs)]
     median = torch.tensor(statistics.median(seconds[settings.warmup :]), dtype=torch.float64)
     dist.all_reduce(median)
     return float(median) / settings.ranks / num_blocks

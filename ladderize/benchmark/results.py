@@ -13,8 +13,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -149,31 +149,6 @@ def read(path: Path) -> Results:
             raise
         what = f"{type(error).__name__}: {error}"
         raise LadderError(f"{path} holds malformed results: {what}.") from None
-
-
-def with_ratios(
-    rows: Iterable[Row], value: str = "median_s", baselines: tuple[str, ...] = ("standard", "bound")
-) -> tuple[Row, ...]:
-    """`rows`, each with `standard_ratio` and `bound_ratio`: its `value` over that of the baseline.
-
-    The baseline of a row has its key but for `variant`. There is no ratio where it is missing.
-    """
-    rows = tuple(rows)
-    known = {_frozen(row.key): row.values.get(value) for row in rows}
-
-    def ratio(row: Row, baseline: str) -> float | None:
-        own, base = row.values.get(value), known.get(_frozen({**row.key, "variant": baseline}))
-        return own / base if own is not None and base else None
-
-    found = [{f"{name}_ratio": ratio(row, name) for name in baselines} for row in rows]
-    return tuple(
-        replace(row, values={**row.values, **{n: v for n, v in ratios.items() if v is not None}})
-        for row, ratios in zip(rows, found, strict=True)
-    )
-
-
-def _frozen(key: Key) -> frozenset[tuple[str, str | int | float]]:
-    return frozenset(key.items())
 
 
 def _spell(value: float | None) -> float | str | None:

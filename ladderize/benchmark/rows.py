@@ -20,6 +20,7 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
         median_s, quartiles_s, standard_ratio, bound_ratio, …_low, …_high: as `step_values` says.
         tokens_per_s: that the step computes.
         exposed_s, communicating_s: of a step, medians of the slowest rank.
+        late_peers_s: that ranks waited for others which launched later; not exposed.
         slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
         allowed_fraction: of the ladder, the hidden time over what its schedule could hide, whose
@@ -76,14 +77,19 @@ def _key(measured: Measured) -> dict[str, str | int | float]:
 
 
 def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[str, float]]:
+    first = seen[0]
     exposed = [statistics.median(m.samples.exposed) for m in seen if m.samples.exposed]
     taken = [statistics.median(m.samples.communicating) for m in seen if m.samples.communicating]
     if not exposed or not max(taken):
         return
+    late = [statistics.median(m.samples.late_peers) for m in seen if m.samples.late_peers]
+    if late:
+        yield "late_peers_s", max(late)
+    if first.variant == "free":
+        return
     yield "exposed_s", max(exposed)
     yield "communicating_s", max(taken)
     yield "hidden_fraction", 1 - max(exposed) / max(taken)
-    first = seen[0]
     if first.link is None:
         return
     yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)

@@ -14,11 +14,13 @@ from ladderize.hardware import Link
 from ladderize.sources import HUGGING_FACE
 
 UNLIMITED = 1e18  # bytes per second
+FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
 PHASES = ("prefill", "decode")
 VARIANTS = {
     "standard": "tensor parallelism as it is, plain Inductor",
     "written": "the ladder in eager form, as written by hand, under plain torch.compile",
     "ladder": "the ladder, compiled by ladderize",
+    "free": "the same on a link that takes no time, where links are emulated",
     "parallel": "attention and MLP in parallel, one all-reduce a layer, plain Inductor",
     "bound": "the standard net without its collectives, plain Inductor",
 }
@@ -104,6 +106,8 @@ class Settings:
         unknown += [f"there is no phase {name!r}" for name in self.phases if name not in PHASES]
         if "bound" not in self.variants and any(isinstance(link, Share) for link in self.links):
             unknown.append("a share of a block's compute is taken from the variant 'bound'")
+        if "free" in self.variants and "ladder" not in self.variants:
+            unknown.append("the variant 'free' is a run of the variant 'ladder'")
         if self.ranks == 1 and self.links:
             unknown.append("one rank has no link: give --ranks, or no link")
         if "decode" in self.phases and not self.model.startswith(HUGGING_FACE):
@@ -116,6 +120,11 @@ class Settings:
             if getattr(self, name) < 1:
                 unknown.append(f"{name}={getattr(self, name)}: at least 1")
         return unknown
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the links between the ranks are."""
+        return self.ranks > 1 and self.device == "cpu"
 
     @property
     def cases(self) -> tuple[Case, ...]:

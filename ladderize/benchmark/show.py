@@ -18,7 +18,8 @@ def show(console: Console, rows: Iterable[Row]) -> None:
     for _, group in groupby(rows, lambda row: _without(row, "variant")):
         found = list(group)
         _show(console, f"{_case(found[0])}{_link(found)}", found, TIMES)
-    for _, group in groupby(rows, lambda row: _without(row, "variant", "link")):
+    compiled = [row for row in rows if row.key["variant"] != "free"]  # as the ladder is
+    for _, group in groupby(compiled, lambda row: _without(row, "variant", "link")):
         found = list({str(row.key["variant"]): row for row in group}.values())
         _show(console, f"{_case(found[0])}: what it takes", found, COSTS)
 
@@ -72,7 +73,7 @@ def _speedup(values: Values) -> str:
     return f"{1 / ratio:.2f}x" if ratio else ""
 
 
-def _late(values: Values) -> str:
+def _slow(values: Values) -> str:
     slow = values.get("slow_transfers")
     return f"{slow:.1f}" if slow else ""
 
@@ -82,12 +83,14 @@ TIMES: dict[str, Text] = {
     "±": _scaled("quartiles_s", ".2f", 500),
     "speedup": _speedup,
     "of bound": _scaled("bound_ratio", ".3f"),
+    "of free": _scaled("free_ratio", ".3f"),
     "tokens/s": _scaled("tokens_per_s", ",.0f"),
     "exposed ms": _scaled("exposed_s", ".2f", 1e3),
     "hidden": _scaled("hidden_fraction", ".1%"),
     "possible": _scaled("allowed_fraction", ".1%"),
+    "late ms": _scaled("late_peers_s", ".2f", 1e3),
     "error": _scaled("error", ".0e"),
-    "late": _late,
+    "slow": _slow,
 }
 COSTS: dict[str, Text] = {
     "races": _scaled("races", ".0f"),

@@ -6,13 +6,14 @@ ladder      the same graph                            torch.compile(backend="lad
 parallel    every second block reads what the one     torch.compile
             before it reads, so both end in one sum
 bound       standard without collectives              torch.compile
+free        "ladder", run on a link that takes no time
 
 Without a mesh nothing is sharded, and there are no collectives.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,12 +36,14 @@ class Variant:
         module: runs eagerly; holds the weights.
         compiled: the same, compiled at the first call.
         expected: the same function, unsharded and eager; None for the bound, which is wrong.
+        is_free: an emulated link takes no time for it.
     """
 
     name: str
     module: nn.Module
     compiled: Callable[..., Any]
     expected: nn.Module | None
+    is_free: bool = False
 
 
 def make_variants(
@@ -57,7 +60,7 @@ def make_variants(
     made: list[Variant] = []
     for name in settings.variants:
         if (name == "bound" and mesh is None) or name not in programs:
-            continue
+            continue  # "free" among them: it is no program of its own
         ours = programs[name]
         if mesh is None:
             # `ladder` is given the standard net: rewriting it is ladderize's own work.
@@ -68,7 +71,10 @@ def make_variants(
                 module.load_state_dict(made[0].module.state_dict(), assign=True)
         expected = None if name == "bound" else ours.module()
         made.append(Variant(name, module, _compile(name, module, settings, mesh), expected))
-    return made
+    if "free" in settings.variants and settings.is_emulated:
+        (ladder,) = (variant for variant in made if variant.name == "ladder")
+        made.append(replace(ladder, name="free", is_free=True))
+    return sorted(made, key=lambda variant: settings.variants.index(variant.name))
 
 
 def _shard(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ladderize.engines.cache import Layer
+from ladderize.wording import counted
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,45 @@ class EnginePlan:
 
 
 @dataclass(frozen=True)
-class BuildReport:
-    """What became of the segments.
+class EnginesReport:
+    """What TensorRT made of a graph, which is cut into segments at its collectives.
 
     Attributes:
-        num_segments, num_kinds: how many there are, and how many different ones.
-        plans: one for each different engine.
+        num_segments: runs of compute between collectives.
+        num_kinds: different ones; those of a kind share their engines, each with its own weights.
+        num_built, num_found: plans that were built just now, and that were in the cache.
         left: ops that run in PyTorch.
         seconds: what all of it took.
         target: compute capability that was built for.
+    """
+
+    num_segments: int
+    num_kinds: int
+    num_built: int
+    num_found: int
+    left: tuple[LeftOp, ...]
+    seconds: float
+    target: str
+
+    def describe(self) -> Iterator[str]:
+        """The report in lines, the first of which sums it up."""
+        yield (
+            f"{counted(self.num_segments, 'segment')} of {counted(self.num_kinds, 'kind')}, "
+            f"{counted(self.num_built + self.num_found, 'TensorRT plan')} for {self.target}: "
+            f"{self.num_built} built, {self.num_found} found; {self.seconds:.1f} s"
+        )
+        for op in self.left:
+            times = counted(op.count, "time")
+            yield f"in PyTorch: {op.op}, {times}: {op.why} (first at {op.source})"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What became of the segments, plan by plan.
+
+    Attributes:
+        num_segments, num_kinds, num_built, num_found, left, seconds, target: as in `EnginesReport`.
+        plans: one for each different engine.
         unusable: files in the cache that could not be used.
     """
 
@@ -71,22 +102,27 @@ class BuildReport:
 
     @property
     def num_built(self) -> int:
-        """Plans that were built just now."""
-        return sum(not plan.was_found for plan in self.plans)
+        return len(self.plans) - self.num_found
 
     @property
     def num_found(self) -> int:
-        """Plans that were in the cache."""
         return sum(plan.was_found for plan in self.plans)
+
+    @property
+    def summary(self) -> EnginesReport:
+        """Without the plans."""
+        return EnginesReport(
+            self.num_segments,
+            self.num_kinds,
+            self.num_built,
+            self.num_found,
+            self.left,
+            self.seconds,
+            self.target,
+        )
 
     def describe(self) -> Iterator[str]:
         """The report in lines."""
-        yield (
-            f"{self.num_segments} segments of {self.num_kinds} kinds, {len(self.plans)} TensorRT "
-            f"plans for {self.target}: {self.num_built} built, {self.num_found} found; "
-            f"{self.seconds:.1f} s"
-        )
-        for op in self.left:
-            yield f"in PyTorch: {op.op}, {op.count} times: {op.why} (first at {op.source})"
+        yield from self.summary.describe()
         for path in self.unusable:
             yield f"not usable, written anew: {path}"

@@ -17,8 +17,7 @@ that others read; never an input or a view of one, and no two outputs share memo
 the sizes that it needs off its tensors; one that is the size of none of them comes in as a number,
 after the tensors.
 
-A run that computes nothing from values, such as a lone `arange`, stays outside. Checks of dtype and
-device, of which exported programs are full, are left out: the fake values have passed them.
+A run that computes nothing from values, such as a lone `arange`, stays outside.
 """
 
 import operator
@@ -34,7 +33,6 @@ from ladderize.passes import PassResult
 from ladderize.segments import Role, Segment, find_segments, is_size, role_of
 
 _SIZE = torch.ops.aten.sym_size.int
-_CHECK = torch.ops.aten._assert_tensor_metadata.default
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class CutSegments:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        _drop_checks(gm.graph)
         nodes = list(gm.graph.nodes)
         segments = find_segments(gm.graph)
         inside = {node for segment in segments for node in segment.nodes}
@@ -62,14 +59,6 @@ class CutSegments:
         for result, item in taken.items():
             item.name = result.name  # free again
         return PassResult(changed=len(bodies))
-
-
-def _drop_checks(graph: Graph) -> None:
-    """Erase the checks of form, and what nothing reads without them."""
-    for node in reversed(graph.nodes):
-        is_dead = node.op == "call_function" and not node.users and not ops.is_impure(node)
-        if node.target is _CHECK or is_dead:
-            graph.erase_node(node)
 
 
 class _Body:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ladderize.engines.report import LeftOp
+from ladderize.engines.report import EnginesReport
 from ladderize.errors import Blocker
 
 if TYPE_CHECKING:
@@ -160,26 +160,6 @@ class ShardReport:
     kept_whole: tuple[str, ...]
     extra_bytes: int = 0
     extra_flops: int = 0
-
-
-@dataclass(frozen=True)
-class EnginesReport:
-    """What TensorRT made of a graph, which is cut into segments at its collectives.
-
-    Attributes:
-        num_segments: runs of compute between collectives.
-        num_kinds: different ones; those of a kind share their engines, each with its own weights.
-        num_built, num_found: engines that were built, and that were in the cache.
-        seconds: of building.
-        left: what runs in PyTorch.
-    """
-
-    num_segments: int
-    num_kinds: int
-    num_built: int
-    num_found: int
-    seconds: float
-    left: tuple[LeftOp, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule, Node
 
 from ladderize.block import Block, Stream
+from ladderize.engines.report import EnginesReport
 from ladderize.errors import LadderError
 from ladderize.report.collectives import find_collectives
 from ladderize.report.data import (
     CollectiveReport,
-    EnginesReport,
     GraphReport,
     Outside,
     PassReport,

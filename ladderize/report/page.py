@@ -17,13 +17,13 @@ from pathlib import Path
 from ladderize.report.data import (
     WARNING,
     BlockReport,
-    EnginesReport,
     GraphReport,
     Refusal,
     Report,
     StreamReport,
 )
 from ladderize.report.runs import Run, find_runs
+from ladderize.wording import counted
 
 OUTCOMES = {
     "explained": "only explained, nothing is compiled",
@@ -88,7 +88,7 @@ def page_of(report: Report, full: bool = False) -> Page:
 def _headline(report: Report) -> str:
     blocks = report.blocks
     rewired = sum(block.is_rewired for block in blocks)
-    found = f"{_count(len(blocks), 'block')} in {_count(len(report.streams), 'stream')}"
+    found = f"{counted(len(blocks), 'block')} in {counted(len(report.streams), 'stream')}"
     outcomes = dict.fromkeys(OUTCOMES[graph.outcome] for graph in report.graphs)
     return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
 
@@ -103,7 +103,7 @@ def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
         yield Part(f"{prefix}collectives", lines=tuple(_collectives(graph)))
     if graph.sharding is not None:
         title = (
-            f"{prefix}{_count(len(graph.sharding.placements), 'parameter')} divided over "
+            f"{prefix}{counted(len(graph.sharding.placements), 'parameter')} divided over "
             f"{graph.sharding.num_ranks} ranks"
         )
         kept = _cut(f"kept whole: {note}" for note in graph.sharding.kept_whole)
@@ -112,30 +112,20 @@ def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
             title += f"; {extra} and {graph.sharding.extra_flops:,} FLOPs more on each than a share"
         yield Part(title, lines=kept)
     if graph.engines is not None:
-        yield _engines(graph.engines, prefix)
-
-
-def _engines(engines: EnginesReport, prefix: str) -> Part:
-    kinds = f"{_count(engines.num_segments, 'segment')} of {_count(engines.num_kinds, 'kind')}"
-    made = f"{engines.num_built} built in {engines.seconds:.1f} s, {engines.num_found} found"
-    total = _count(engines.num_built + engines.num_found, "engine")
-    left = (
-        f"in PyTorch: {op.op}, {_count(op.count, 'place')}: {op.why} ({op.source})"
-        for op in engines.left
-    )
-    return Part(f"{prefix}TensorRT: {kinds}, {total} ({made})", lines=_cut(left))
+        title, *left = graph.engines.describe()
+        yield Part(prefix + title, lines=_cut(left))
 
 
 def title_of(stream: StreamReport) -> str:
     segments = f", {len(stream.segments)} segments" if len(stream.segments) > 1 else ""
     shape = f" of {shape_of(stream, 0)}" if len(stream.segments) == 1 else ""
-    return f"stream {stream.index}: {_count(len(stream.blocks), 'block')}{segments}{shape}"
+    return f"stream {stream.index}: {counted(len(stream.blocks), 'block')}{segments}{shape}"
 
 
 def _remarks(stream: StreamReport) -> Iterator[str]:
     if stream.stale:
         yield (
-            f"its reads are left alone: {_count(len(stream.stale), 'block')} of this stream read "
+            f"its reads are left alone: {counted(len(stream.stale), 'block')} of this stream read "
             "stale already, it is a ladder"
         )
         yield from _cut(f"reads stale: {place}" for place in stream.stale)
@@ -162,7 +152,7 @@ def _collectives(graph: GraphReport) -> Iterator[str]:
 def _footer(report: Report) -> str:
     seconds = sum(entry.seconds for entry in report.passes)
     edits = sum(entry.edits for entry in report.passes)
-    parts = [f"{_count(len(report.passes), 'pass', 'passes')}, {edits} edits, {seconds:.2f} s"]
+    parts = [f"{counted(len(report.passes), 'pass', 'passes')}, {edits} edits, {seconds:.2f} s"]
     parts += [f"{name}={value}" for name, value in report.options]
     parts += [f"{name} {number}" for name, number in report.versions if name != "python"]
     return " · ".join(parts)
@@ -221,10 +211,6 @@ def _range(unit: str, numbers: Sequence[int]) -> str:
 
 def shape_of(stream: StreamReport, segment: int) -> str:
     return f"[{', '.join(map(str, stream.segments[segment].shape))}]"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _cut(lines: Iterable[str]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from ladderize.backends import LOWERINGS
 from ladderize.backends.lowered import Lowered
 from ladderize.passes.cut import CutSegments
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.drop_checks import DropChecks
 from ladderize.passes.join_waits import JoinWaits
 from ladderize.runner import Log, run_pass
 from ladderize.segments import is_call, segments_of
@@ -116,6 +117,7 @@ def _cut(aten: GraphModule, are_weights: Sequence[bool]) -> Cut:
     log = Log()
     run_pass(aten, JoinWaits(), log)
     run_pass(aten, DeferWaits(), log)
+    run_pass(aten, DropChecks(), log)
     run_pass(aten, CutSegments(), log)
     placeholders = aten.graph.find_nodes(op="placeholder")
     parameters = {n for n, is_weight in zip(placeholders, are_weights, strict=False) if is_weight}
