@@ -95,6 +95,7 @@ def test_the_ladder_exposes_less_than_the_standard_net(measured):
         assert of["parallel"]["communicating_s"] < of["standard"]["communicating_s"]
         assert of["bound"].get("exposed_s") is None
         assert of["bound"]["standard_ratio"] < 0.5
+        assert of["free"]["standard_ratio"] < 0.5 and "exposed_s" not in of["free"]
 
 
 def test_rows_hold_what_users_compare(measured):
@@ -110,7 +111,8 @@ def test_the_tables_name_case_link_and_variants(measured):
     assert "prefill, batch 2, length 16, link: 20000 µs" in measured.output
     assert "decode, batch 2, length 16" in measured.output
     first = [line.split()[0] for line in measured.output.splitlines() if line.strip()]
-    num_tables = {name: 6 for name in VARIANTS} | {"free": 4}  # four of times, two of costs
+    # Four of times, four of communication, two of costs.
+    num_tables = dict.fromkeys(VARIANTS, 10) | {"free": 8, "bound": 6}
     assert {name: first.count(name) for name in VARIANTS} == num_tables
 
 
@@ -185,6 +187,10 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
     (tmp_path / "there.json").write_text("{}")
     for args, reason in (
         ((llama, "--variants", "standard,turbo"), "there is no variant 'turbo'"),
+        (
+            (llama, "--variants", "bound,free"),
+            "'free' is a run of the variant 'ladder'",
+        ),
         ((llama, "--phase", "train"), "there is no phase 'train'"),
         ((llama, "--share", "0.3", "--variants", "ladder"), "is taken from the variant 'bound'"),
         ((llama, "--link", "string"), "no link called 'string'"),
@@ -337,6 +343,13 @@ def test_a_step_is_as_slow_as_its_slowest_rank():
     assert ladder.values["exposed_s"] == 0.02
     assert ladder.values["hidden_fraction"] == pytest.approx(0.8)
     assert ladder.values["passes_A_s"] == 0.5
+
+
+def test_the_ladder_is_held_against_itself_on_a_free_link():
+    ladder, free = made("ladder", [1.1] * 6, [0.02] * 6), made("free", [1.0] * 6, [0.0] * 6)
+    found, baseline = rows_of([[ladder, free]])
+    assert found.values["free_ratio"] == pytest.approx(1.1)
+    assert "hidden_fraction" in found.values and "hidden_fraction" not in baseline.values
 
 
 def test_variants_are_compared_within_a_repeat():

@@ -75,7 +75,7 @@ def measure(
         expected: outputs by variant, as `outputs_of` flattens them.
         group: the emulated link, whose records say what was exposed; its `link` is set already.
     """
-    link = None if group is None else group.link
+    link = FREE if group is None else group.link
     found = {variant.name: Samples() for variant in variants}
     for repeat in range(-warmup, repeats):
         first = repeat % len(variants)

@@ -80,12 +80,10 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
     first = seen[0]
     exposed = [statistics.median(m.samples.exposed) for m in seen if m.samples.exposed]
     taken = [statistics.median(m.samples.communicating) for m in seen if m.samples.communicating]
-    if not exposed or not max(taken):
-        return
     late = [statistics.median(m.samples.late_peers) for m in seen if m.samples.late_peers]
-    if late:
+    if any(late):
         yield "late_peers_s", max(late)
-    if first.variant == "free":
+    if not exposed or not max(taken) or first.variant == "free":
         return
     yield "exposed_s", max(exposed)
     yield "communicating_s", max(taken)

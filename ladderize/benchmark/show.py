@@ -1,4 +1,4 @@
-"""The rows of a benchmark as tables for people: times of each case and link, costs of each case."""
+"""The rows of a benchmark as tables: times, communication and costs of each case."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -13,11 +13,12 @@ Text = Callable[[Values], str]
 
 
 def show(console: Console, rows: Iterable[Row]) -> None:
-    """Print the tables; columns without a value, and tables without a column, are left out."""
+    """Print the tables; rows and columns without a value, and empty tables, are left out."""
     rows = list(rows)
     for _, group in groupby(rows, lambda row: _without(row, "variant")):
         found = list(group)
         _show(console, f"{_case(found[0])}{_link(found)}", found, TIMES)
+        _show(console, "its communication", found, COMMUNICATION)
     compiled = [row for row in rows if row.key["variant"] != "free"]  # as the ladder is
     for _, group in groupby(compiled, lambda row: _without(row, "variant", "link")):
         found = list({str(row.key["variant"]): row for row in group}.values())
@@ -43,6 +44,7 @@ def _link(rows: Sequence[Row]) -> str:
 
 
 def _show(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, Text]) -> None:
+    rows = [row for row in rows if any(text(row.values) for text in columns.values())]
     texts = {name: [text(row.values) for row in rows] for name, text in columns.items()}
     shown = {name: cells for name, cells in texts.items() if any(cells)}
     if not shown:
@@ -85,11 +87,13 @@ TIMES: dict[str, Text] = {
     "of bound": _scaled("bound_ratio", ".3f"),
     "of free": _scaled("free_ratio", ".3f"),
     "tokens/s": _scaled("tokens_per_s", ",.0f"),
+    "error": _scaled("error", ".0e"),
+}
+COMMUNICATION: dict[str, Text] = {
     "exposed ms": _scaled("exposed_s", ".2f", 1e3),
     "hidden": _scaled("hidden_fraction", ".1%"),
     "possible": _scaled("allowed_fraction", ".1%"),
     "late ms": _scaled("late_peers_s", ".2f", 1e3),
-    "error": _scaled("error", ".0e"),
     "slow": _slow,
 }
 COSTS: dict[str, Text] = {
