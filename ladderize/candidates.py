@@ -8,7 +8,7 @@ Sums whose partial results have one user are flattened, `x + a + m` in any assoc
 would swallow a block: in `x0 + (x1 + h1)` around two blocks, `x1 + h1` is the second of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -31,6 +31,12 @@ class Candidates:
 
     blocks: tuple[Block, ...]
     groups: frozenset[Node]
+
+    def without(self, groups: Iterable[Block]) -> "Candidates":
+        """`groups`, which turned out to hold whole runs of blocks, among the groups."""
+        more = frozenset(groups)
+        kept = tuple(block for block in self.blocks if block not in more)
+        return Candidates(kept, self.groups | {block.add for block in more})
 
 
 def find_candidates(reach: Reach) -> Candidates:

@@ -46,6 +46,23 @@ def find_stale_blocks(
     return {block: tuple(stale) for block, stale in found.items()}
 
 
+def groups_of_stale_blocks(
+    candidates: Candidates, stale: Mapping[Block, Sequence[Block]]
+) -> list[Block]:
+    """The blocks whose branch holds a block and a stale one behind it: two linked blocks.
+
+    Args:
+        stale: the stale blocks behind each block by itself.
+    """
+    behind = {block.add: {one.add for one in ones} for block, ones in stale.items()}
+
+    def is_group(block: Block) -> bool:
+        ends = (behind[node] for node in block.branch if node in behind)
+        return any(not found.isdisjoint(block.branch) for found in ends)
+
+    return [block for block in candidates.blocks if is_group(block)]
+
+
 def chains_in_stale_branches(
     chains: Sequence[Sequence[Block]], stale: Mapping[Block, Sequence[Block]]
 ) -> list[Sequence[Block]]:

@@ -20,7 +20,7 @@ from ladderize.chains import longest_chains
 from ladderize.layers import layer_indices
 from ladderize.reach import Reach
 from ladderize.refusals import find_blockers
-from ladderize.stale import chains_in_stale_branches, find_stale_blocks
+from ladderize.stale import chains_in_stale_branches, find_stale_blocks, groups_of_stale_blocks
 
 Chain = tuple[Block, ...]
 
@@ -34,9 +34,11 @@ def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stre
     """
     reach = Reach(gm, parameters)
     candidates = find_candidates(reach)
+    alone = find_stale_blocks(reach, candidates, [(block,) for block in candidates.blocks])
+    if groups := groups_of_stale_blocks(candidates, alone):
+        candidates = candidates.without(groups)
     by_add = {block.add: block for block in candidates.blocks}
     parent = {block: find_writer(reach, block.anchor, by_add) for block in candidates.blocks}
-    alone = find_stale_blocks(reach, candidates, [(block,) for block in candidates.blocks])
     chains = longest_chains(candidates.blocks, parent, reach.position, alone)
     stale = find_stale_blocks(reach, candidates, chains)
     if nested := chains_in_stale_branches(chains, stale):

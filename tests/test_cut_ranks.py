@@ -1,6 +1,6 @@
 """Cut graphs on two real ranks: the values of the flat graph, and where they are cut."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -101,31 +101,33 @@ def test_caches_are_written_outside(two_ranks):
 
 
 def run_by_inductor():
-    """What its call returns if Inductor compiles each segment, and how far that is off."""
+    """How far a call is off if Inductor compiles each segment, which are run then, the order."""
     run = compiled(MODELS["llama"](layers=1), mesh=mesh())
     with torch.no_grad(), cutting() as cut:
         run(input_ids=ids(2, 6))
         (gm,), (inputs,) = cut.graphs, cut.calls
         expected = gm(*inputs)
+        ran = []
         if dist.get_rank() == 0:  # the other one computes as it did
-            lower_segments(gm, by_inductor)
-        return difference(gm(*inputs), expected), letters(gm)
+            lower_segments(gm, partial(by_inductor, ran))
+        return difference(gm(*inputs), expected), ran, letters(gm)
 
 
-def by_inductor(_, body):
+def by_inductor(ran, name, body):
     """Compiled when it is called first, for the inputs that it then has."""
     made = []
 
     def run(*args):
         if not made:
             made.append(compat.inductor_compile(body, args, {}))
+        ran.append(name)
         return made[0](*args)
 
     return run
 
 
 def test_segments_compiled_by_inductor(two_ranks):
-    (first, order), (second, _) = two_ranks.run(run_by_inductor)
-    assert 0 < first <= 1e-5  # it adds up in another order
-    assert 0 < second <= 1e-5
+    (first, ran, order), (second, none, _) = two_ranks.run(run_by_inductor)
+    assert ran == [f"segment_{i}" for i in range(5)] and none == []
+    assert first <= 1e-5 and second <= 1e-5
     assert order == "slw" + "sl" + "slw" + "sws"

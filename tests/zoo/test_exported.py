@@ -11,7 +11,8 @@ import torch
 from lockstep import ShardedProgram
 from torch.export import ExportedProgram
 
-from ladderize import rewrite
+from ladderize import LadderConfig, LadderError, LadderWarning, rewrite
+from ladderize.programs import ladder_program
 from ladderize.sharding.placement import Replicate, take_local
 from ladderize.testing import assert_close, eager_ladder
 from zoo.family import Family
@@ -37,6 +38,8 @@ TRAINED = {
 }
 # Not decomposed: torch 2.13's run_decompositions() fails on a view of strided attention results.
 UNDECOMPOSED = {"gpt2"}
+# Once rewritten their stale blocks are not seen, and the rest is refused; it is not laddered twice.
+UNSEEN = {"bit (pre-activation)", "out[:, i] = f(x)[:, i]"}
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,18 @@ def equals_the_eager_ladder_rewritten(
         assert_close(ladder(**family.feed()), expected)
 
 
+def is_a_ladder_afterwards(family: Family) -> None:
+    """Rewritten once more it is left as it is."""
+    ladder = rewrite(exported(family)[1])
+    if family.name in UNSEEN:
+        with pytest.raises(LadderError, match="No block of this graph comes after another one"):
+            ladder_program(ladder, LadderConfig())
+        return
+    with pytest.warns(LadderWarning, match="is a ladder already"):
+        again = ladder_program(ladder, LadderConfig())
+    assert not any(again.chosen)
+
+
 as_it_is = partial(equals_the_eager_ladder_rewritten, form=lambda program: program)
 decomposed = partial(
     equals_the_eager_ladder_rewritten, form=lambda program: program.run_decompositions()
@@ -96,6 +111,7 @@ def checks(family: Family) -> Iterator[tuple[str, Callable[[Family], None]]]:
     yield "two ranks", equals_the_eager_ladder_over_two_ranks
     if family.name in TRAINED:
         yield "gradients", has_its_part_of_the_gradients
+    yield "rewritten twice", is_a_ladder_afterwards
     if family.is_deep:
         yield "rewritten", as_it_is
     if family.is_deep and family.name not in UNDECOMPOSED:
