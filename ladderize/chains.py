@@ -14,17 +14,12 @@ def longest_chains(
     blocks: Sequence[Block],
     parent: Mapping[Block, Block | None],
     position: Mapping[Node, int],
-    stale: Mapping[Block, Sequence[Block]],
 ) -> list[tuple[Block, ...]]:
-    """Chains of linked blocks, longest first, without those nested in a longer one's branches.
-
-    Args:
-        stale: the stale blocks behind a block; they count as blocks of its chain.
-    """
+    """Chains of linked blocks, longest first, without those nested in a longer one's branches."""
     free = list(blocks)
     accepted: list[tuple[Block, ...]] = []
     while free:
-        chain = _longest_chain(free, parent, stale)
+        chain = _longest_chain(free, parent)
         free = [block for block in free if block not in chain]
         if not _is_nested(chain, accepted):
             accepted.append(chain)
@@ -32,15 +27,12 @@ def longest_chains(
 
 
 def _longest_chain(
-    free: Sequence[Block],
-    parent: Mapping[Block, Block | None],
-    stale: Mapping[Block, Sequence[Block]],
+    free: Sequence[Block], parent: Mapping[Block, Block | None]
 ) -> tuple[Block, ...]:
     depth: dict[Block, int] = {}
     for block in free:  # in graph order: a parent comes before its children
         before = parent[block]
-        behind = depth.get(before, 0) if before is not None else 0
-        depth[block] = behind + 1 + len(stale.get(block, ()))
+        depth[block] = depth.get(before, 0) + 1 if before is not None else 1
     # Of equally long chains the outermost: its last branch is the largest.
     last: Block | None = max(free, key=lambda block: (depth[block], len(block.branch)))
     chain = []
