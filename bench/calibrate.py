@@ -2,7 +2,7 @@
 
     python bench/calibrate.py           # --leave-out: also fit once without each row, and by halves
 
-The numbers are those of ladderize/hardware/calibrated.toml.
+The numbers are those of ladderize/tools/predict/hardware/calibrated.toml.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 
-from ladderize.hardware import Calibration, calibration
-from ladderize.planning.fit import fit, spread, squares
-from ladderize.planning.paper import Row, predicted, ratio_errors, table
+from ladderize.tools.predict.hardware import Calibration, calibration
+from ladderize.tools.predict.planning.fit import fit, spread, squares
+from ladderize.tools.predict.planning.paper import Row, predicted, ratio_errors, table
 
 # Far from each other: the sum of squares has kinks, and more than one lowest point.
 STARTS = (

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ladderize import LadderError
-from ladderize.benchmark.compare import Comparison, Move, compare
-from ladderize.benchmark.results import Row, read
+from ladderize.tools.bench.compare import Comparison, Move, compare
+from ladderize.tools.bench.record import Row, read
 
 STYLES = {"worse": "red", "better": "green", "moved": "yellow"}
 

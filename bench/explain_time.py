@@ -23,7 +23,7 @@ def measure(num_layers: int) -> dict[str, object]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import ladderize
-    from ladderize.report import explain
+    from ladderize.frontends import explain
 
     torch.set_num_threads(1)
     config = LlamaConfig(

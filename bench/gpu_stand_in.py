@@ -4,8 +4,8 @@
 
 Random weights, static KV caches, Inductor, one CUDA graph a step. Each all-reduce is a kernel on a
 stream of its own that lasts what the link says for its bytes and takes `--sms` SMs away
-(ladderize/emulation/stand_in.py). The bound is the standard step captured while transfers take no
-time. Steps of all variants are replayed in turn and timed by CUDA events.
+(ladderize/tools/emulation/stand_in.py). The bound is the standard step captured while transfers
+take no time. Steps of all variants are replayed in turn and timed by CUDA events.
 
 Without a GPU, `--device cpu --layers 2 --hidden 64` runs all of it but the kernel: transfers then
 take no time, and the numbers mean nothing.
@@ -27,11 +27,11 @@ from rich.table import Table
 from step_times import Timed, check_kernel, time_on_cpu, time_on_cuda
 from transformers import LlamaConfig
 
-from ladderize.benchmark.paired import step_values
-from ladderize.benchmark.results import Key, Results, Row, Values
-from ladderize.emulation.stand_in import KernelLane, LaneWithoutKernel, stand_in
-from ladderize.files import refuse_file
-from ladderize.hardware.link import Link, link_of
+from ladderize.report.files import refuse_file
+from ladderize.tools.bench.paired import step_values
+from ladderize.tools.bench.record import Key, Results, Row, Values
+from ladderize.tools.emulation.stand_in import KernelLane, LaneWithoutKernel, stand_in
+from ladderize.tools.predict.hardware.link import Link, link_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[Row]:
 
 def paper_rows() -> dict[tuple[str, int], float]:
     """Tokens/s of Llama-3 70B on 8 H100 with NVLink, by variant and batch."""
-    file = resources.files("ladderize.hardware").joinpath("paper_70b.csv")
+    file = resources.files("ladderize.tools.predict.hardware").joinpath("paper_70b.csv")
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     table = csv.DictReader(line for line in lines if not line.startswith("#"))
     return {
@@ -210,7 +210,7 @@ def arguments() -> argparse.Namespace:
     add("--model", type=Path, default=models / "llama-70b.json", help="a config.json of a Llama")
     add("--layers", type=int, help="so many of its layers only")
     add("--hidden", type=int, help="shrink it to this hidden size")
-    add("--link", default="nvlink-8", help="a link of ladderize/hardware/links.toml")
+    add("--link", default="nvlink-8", help="a link of ladderize/tools/predict/hardware/links.toml")
     add("--latency-us", type=float, help="instead of the link's")
     add("--bandwidth", type=float, help="GB/s, instead of the link's")
     add("--sms", type=int, default=1, help="that a transfer takes away from compute")

@@ -25,9 +25,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ladderize
-from ladderize.benchmark.measure import Call, Samples, measure, timed, traced
-from ladderize.benchmark.paired import paired_ratio
-from ladderize.benchmark.variants import Variant
+from ladderize.tools.bench.paired import paired_ratio
+from ladderize.tools.bench.timing import Call, Samples, measure, timed, traced
+from ladderize.tools.bench.variants import Variant
 
 COLUMNS = ("lowering", "difference", "step ms", "of the first", "communication ms", "hidden")
 

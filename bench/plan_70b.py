@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import ladderize
-from ladderize.aot.localize import localize
-from ladderize.aot.tracing import build, trace
+from ladderize.frontends.sharded.localize import localize
+from ladderize.frontends.sharded.tracing import build, trace
 
 GIB = 2**30
 INPUTS = {"input_ids": torch.zeros(1, 128, dtype=torch.int64)}

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ladderize.aot.localize import LocalProgram, localize
-from ladderize.aot.module import ShardedModule
-from ladderize.aot.state import Entry
-from ladderize.aot.tracing import build, trace
-from ladderize.config import LadderConfig
-from ladderize.programs import parallel_program
-from ladderize.sources.cached import CachedLM, set_cached
+from ladderize.config.options import LadderConfig
+from ladderize.frontends.rewrite import parallel_program
+from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.module import ShardedModule
+from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.tracing import build, trace
+from ladderize.tools.sources.cached import CachedLM, set_cached
 
 
 @dataclass(frozen=True)

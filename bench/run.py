@@ -51,7 +51,7 @@ def run(scenario: Path, results: Path) -> Path:
     unfinished(scenario, results).unlink(missing_ok=True)
     command = command_of(scenario, results)
     print(shlex.join(command), flush=True)
-    start = [sys.executable, "-c", "from ladderize.cli import main; main()", *command[1:]]
+    start = [sys.executable, "-c", "from ladderize.tools.cli import main; main()", *command[1:]]
     if subprocess.run(start, cwd=HERE.parent, check=False).returncode:
         raise SystemExit(f"{scenario}: the command failed; nothing was written.")
     found = results / f"{scenario.stem}.json"

@@ -26,10 +26,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from parallel_nets import make_ids, make_net, shard
 
-from ladderize.inflight import is_launch, is_wait
+from ladderize.graph.flops import work_of
+from ladderize.graph.in_flight import is_launch, is_wait
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.schedule import _Timeline
-from ladderize.work import work_of
+from ladderize.passes.schedule import _Timeline
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 

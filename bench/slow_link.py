@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ladderize.benchmark.paired import step_values
-from ladderize.benchmark.results import Results, Row
-from ladderize.benchmark.show import show
-from ladderize.demo import handwritten
-from ladderize.files import refuse_file
+from ladderize.report.files import refuse_file
+from ladderize.tools.bench.paired import step_values
+from ladderize.tools.bench.record import Results, Row
+from ladderize.tools.bench.tables import show
+from ladderize.tools.demo import handwritten
 
 WARM_UP = 3
 ALONE = "one all-reduce"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ladderize.benchmark.paired import step_values
-from ladderize.benchmark.results import Row
-from ladderize.emulation.stand_in import KernelLane, StandInGroup
+from ladderize.tools.bench.paired import step_values
+from ladderize.tools.bench.record import Row
+from ladderize.tools.emulation.stand_in import KernelLane, StandInGroup
 
 WARM_UP = 3
 

@@ -9,21 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ladderize import collectives, testing
-    from ladderize.aot.files import load
-    from ladderize.aot.parallelize import parallelize, plan_parallel
-    from ladderize.config import LadderConfig
+    from ladderize import testing
+    from ladderize.config.options import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
-    from ladderize.front import (
+    from ladderize.frontends.compile import (
         compile,
         release_full_parameters,
         restore,
         restore_full_parameters,
     )
-    from ladderize.programs import rewrite
+    from ladderize.frontends.explain import explain
+    from ladderize.frontends.rewrite import rewrite
+    from ladderize.frontends.sharded.parallelize import parallelize, plan_parallel
+    from ladderize.frontends.sharded.program_files import load
+    from ladderize.graph import parallel_ops
     from ladderize.report import Report, last_report
-    from ladderize.report.explain import explain
-    from ladderize.verification import Verification, verify
+    from ladderize.testing.verify import Verification, verify
 
 __all__ = [
     "LadderConfig",
@@ -32,11 +33,11 @@ __all__ = [
     "Report",
     "Verification",
     "__version__",
-    "collectives",
     "compile",
     "explain",
     "last_report",
     "load",
+    "parallel_ops",
     "parallelize",
     "plan_parallel",
     "release_full_parameters",
@@ -49,30 +50,30 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "LadderConfig": "config",
+    "LadderConfig": "config.options",
     "LadderError": "errors",
     "LadderWarning": "errors",
     "Report": "report",
-    "Verification": "verification",
-    "compile": "front",
-    "explain": "report.explain",
+    "Verification": "testing.verify",
+    "compile": "frontends.compile",
+    "explain": "frontends.explain",
     "last_report": "report",
-    "load": "aot.files",
-    "parallelize": "aot.parallelize",
-    "plan_parallel": "aot.parallelize",
-    "release_full_parameters": "front",
-    "restore": "front",
-    "restore_full_parameters": "front",
-    "rewrite": "programs",
-    "verify": "verification",
+    "load": "frontends.sharded.program_files",
+    "parallelize": "frontends.sharded.parallelize",
+    "plan_parallel": "frontends.sharded.parallelize",
+    "release_full_parameters": "frontends.compile",
+    "restore": "frontends.compile",
+    "restore_full_parameters": "frontends.compile",
+    "rewrite": "frontends.rewrite",
+    "verify": "testing.verify",
 }
 
-_ROOMS = frozenset({"collectives", "testing"})
+_ROOMS = {"parallel_ops": "graph.parallel_ops", "testing": "testing"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return import_module(f"ladderize.{name}")
+        return import_module(f"ladderize.{_ROOMS[name]}")
     if name not in _HOMES:  # nothing here needs torch before it is asked for
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"ladderize.{_HOMES[name]}"), name)

@@ -7,13 +7,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${LADDERIZE_COMPAT:-.compat}
 versions=${*:-2.11.0 2.15.0}
-core="tests/test_backend.py tests/test_collectives.py tests/test_config.py
-  tests/test_defer_waits.py tests/test_emitted.py tests/test_hf_models.py tests/test_properties.py
-  tests/test_report.py tests/test_reroute.py tests/test_sharding.py tests/test_stream.py
-  tests/test_tensor_parallel.py tests/test_schedule.py tests/test_sharded_models.py
-  tests/test_sharded_refusals.py tests/test_hf_tensor_parallel.py tests/test_parallel_training.py
-  tests/test_parallelize.py tests/test_checkpoint.py tests/test_shard_files.py tests/test_caches.py
-  tests/test_vocabulary.py tests/test_release.py"
+core="tests/frontends/test_backend.py tests/ranks/test_parallel_ops.py tests/streams/test_config.py
+  tests/passes/test_defer_waits.py tests/backends/test_emitted.py tests/frontends/test_hf_models.py tests/passes/test_properties.py
+  tests/report/test_report.py tests/passes/test_reroute.py tests/sharding/test_structure.py tests/streams/test_find.py
+  tests/ranks/test_tensor_parallel.py tests/passes/test_schedule.py tests/ranks/test_sharded_models.py
+  tests/ranks/test_sharded_refusals.py tests/ranks/test_hf_tensor_parallel.py tests/ranks/test_parallel_training.py
+  tests/ranks/test_parallelize.py tests/frontends/test_checkpoint.py tests/frontends/test_program_files.py tests/sharding/test_caches.py
+  tests/sharding/test_vocabulary.py tests/frontends/test_release.py"
 for version in $versions; do
   python="$folder/$version/bin/python"
   [ -x "$python" ] || python3 -m venv "$folder/$version"

@@ -1,15 +1,14 @@
-"""What all tests have in common: a cache of this run, the order of files, fresh torch, ranks."""
+"""What all tests have in common: a cache of this run, fresh torch, ranks."""
 
 import gc
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from checked import check_all_emitted_code
-from ranks import Ranks
+from helpers.checked import check_all_emitted_code
+from helpers.ranks import Ranks
 
 # They need an environment of their own, which tests/tensorrt/install.sh makes.
 collect_ignore = ["tensorrt"]
@@ -25,23 +24,24 @@ check_all_emitted_code()
 gc.set_threshold(20_000, 20, 10)
 
 
-# Files that take minutes, the longest first: begun last, one would keep one worker busy alone.
-SLOW = """
-    zoo/test_exported zoo/test_symbolic_sizes zoo/test_zoo test_properties test_docs_ranks test_demo
-    test_release test_docs_commands test_bench test_generate test_tensor_parallel test_emulation
-    test_emitted test_hf_tensor_parallel test_sharded_models test_stale_reads test_parallelize
-    test_training test_parallel_training test_vocabulary test_examples test_docs test_sharding
-    test_tensorrt test_cut_ranks test_cut test_hf_models zoo/test_sharded_sizes test_backend
-    test_plot_page test_emitted_order test_emitted_kernels test_verify test_cli test_planning
-""".split()
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--deep", action="store_true", help="Run also the tests marked `deep`, and more examples."
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--no-loadscope-reorder` the workers take up files in this order, each as a whole."""
-    place = {Path(__file__).parent / f"{name}.py": i for i, name in enumerate(SLOW)}
-    gone = [str(path) for path in place if not path.is_file()]
-    assert not gone, f"SLOW in tests/conftest.py names files that are not there: {gone}"
-    items.sort(key=lambda item: place.get(item.path, len(SLOW)))
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "deep: too long for every run; see CONTRIBUTING.md")
+    if config.getoption("--deep"):
+        os.environ["LADDERIZE_DEEP"] = "1"  # helpers/few_examples.py
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--deep"):
+        return
+    deep = [item for item in items if item.get_closest_marker("deep")]
+    config.hook.pytest_deselected(items=deep)
+    items[:] = [item for item in items if item not in set(deep)]
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from ladderize.backends.aot_eager import lower_to_aot_eager
 from ladderize.backends.eager import lower_to_eager
 from ladderize.backends.inductor import lower_to_inductor
 from ladderize.backends.lowered import Lowered
-from ladderize.backends.tensorrt import lower_to_tensorrt
-from ladderize.config import LadderConfig
+from ladderize.backends.tensorrt.lower import lower_to_tensorrt
+from ladderize.config.options import LadderConfig
 
 Lowering = Callable[[GraphModule, Sequence[Any], LadderConfig], Lowered]
 

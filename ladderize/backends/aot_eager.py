@@ -7,11 +7,11 @@ from torch.fx import GraphModule
 
 from ladderize import compat
 from ladderize.backends.lowered import Lowered
-from ladderize.config import LadderConfig
-from ladderize.inflight import check_in_flight
+from ladderize.config.options import LadderConfig
+from ladderize.graph.in_flight import check_in_flight
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
-from ladderize.runner import Log, run_pass
+from ladderize.passes.runner import Log, run_pass
 
 
 def lower_to_aot_eager(

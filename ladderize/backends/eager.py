@@ -10,9 +10,9 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ladderize.backends.lowered import Lowered
-from ladderize.config import LadderConfig
+from ladderize.config.options import LadderConfig
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.runner import Log, run_pass
+from ladderize.passes.runner import Log, run_pass
 
 
 def lower_to_eager(

@@ -10,16 +10,27 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, GraphModule
 
-from ladderize import compat, dataflow, groups, inflight, ops, schedule, work
+from ladderize import compat
+from ladderize.backends.emitted import check_emitted
 from ladderize.backends.lowered import Lowered
-from ladderize.config import LadderConfig
-from ladderize.emitted import check_emitted
-from ladderize.passes import defer_waits, join_waits, pin_order
-from ladderize.runner import Log, run_pass
+from ladderize.config.options import LadderConfig
+from ladderize.graph import collectives, dataflow, flops, in_flight, ops
+from ladderize.passes import defer_waits, join_waits, pin_order, schedule
+from ladderize.passes.runner import Log, run_pass
 
 _HOOK = "post_grad_custom_post_pass"
 # What decides how the passes below change a graph.
-_SOURCES = (dataflow, groups, inflight, ops, work, schedule, join_waits, defer_waits, pin_order)
+_SOURCES = (
+    dataflow,
+    collectives,
+    in_flight,
+    ops,
+    flops,
+    schedule,
+    join_waits,
+    defer_waits,
+    pin_order,
+)
 
 
 def lower_to_inductor(
@@ -33,7 +44,7 @@ def lower_to_inductor(
         LadderError: when the emitted code touches a buffer in flight or waits too early.
     """
     settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
-    if groups.find_groups(gm):
+    if collectives.find_groups(gm):
         # It would move matmuls out of the window that a collective was given to hide behind.
         settings.setdefault("reorder_for_peak_memory", False)
     users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))
@@ -59,7 +70,7 @@ class DeferInInductor(CustomGraphPass):
         gm = graph.owning_module
         assert gm is not None
         log = Log()
-        run_pass(gm, join_waits.JoinWaits(), log, lambda gm: inflight.check_in_flight(gm.graph))
+        run_pass(gm, join_waits.JoinWaits(), log, lambda gm: in_flight.check_in_flight(gm.graph))
         run_pass(gm, defer_waits.DeferWaits(), log)
         run_pass(gm, pin_order.PinOrder(), log)
 

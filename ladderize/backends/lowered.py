@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ladderize.engines.report import EnginesReport
+from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,7 @@ from ladderize.compat.inductor import (
     preserve_node_ordering,
     watch_loaded_code,
 )
-from ladderize.compat.programs import (
-    find_wrong_input,
-    load_archive,
-    reorder_kwargs,
-)
+from ladderize.compat.programs import find_wrong_input, load_archive, reorder_kwargs
 from ladderize.compat.tensors import (
     SizeSymbol,
     fake_mode_of,

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.dataflow import find_memory_order
+from ladderize.graph.dataflow import find_memory_order
 from ladderize.passes import PassResult
-from ladderize.schedule import Schedule, find_schedule
+from ladderize.passes.schedule import Schedule, find_schedule
 
 
 @dataclass(frozen=True)

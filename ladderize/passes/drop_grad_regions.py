@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from ladderize import ops
+from ladderize.graph import ops
+from ladderize.graph.higher_order import can_inline, inline
 from ladderize.passes import PassResult
-from ladderize.regions import can_inline, inline
 
 
 @dataclass(frozen=True)

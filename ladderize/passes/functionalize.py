@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize import ops
+from ladderize.graph import ops
 from ladderize.passes import PassResult
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
+from ladderize.graph.higher_order import can_inline, hidden_sums, inline
 from ladderize.passes import PassResult
-from ladderize.regions import can_inline, hidden_sums, inline
 
 
 @dataclass(frozen=True)

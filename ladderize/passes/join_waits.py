@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch.fx import GraphModule
 
-from ladderize.inflight import is_launch, is_wait
+from ladderize.graph.in_flight import is_launch, is_wait
 from ladderize.passes import PassResult
 
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize import ops
+from ladderize.graph import ops
+from ladderize.graph.fake_values import KEYS
+from ladderize.graph.higher_order import REGION, Region
 from ladderize.passes import PassResult
-from ladderize.passes.fake import KEYS
-from ladderize.regions import REGION, Region
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from torch.fx import GraphModule, Node
 
-from ladderize import ops
-from ladderize.block import Block, Stream
+from ladderize.graph import ops
 from ladderize.passes import PassResult
 from ladderize.passes.reroute import RerouteReads
+from ladderize.streams.block import Block, Stream
 
 
 @dataclass(frozen=True)

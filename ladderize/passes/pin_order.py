@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.inflight import GATHERS, SCATTERS, find_in_flight
+from ladderize.graph.flops import work_of
+from ladderize.graph.in_flight import GATHERS, SCATTERS, find_in_flight
 from ladderize.passes import PassResult
 from ladderize.sharding.views import as_expr
-from ladderize.work import work_of
 
 # Any strides will do: to change those of a buffer in flight, Inductor would read it.
 _ANY_STRIDES = (torch.Tag.flexible_layout,)

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize import ops
-from ladderize.block import Block, Stream, stale_sources
+from ladderize.graph import ops
 from ladderize.passes import PassResult
+from ladderize.streams.block import Block, Stream, stale_sources
 
 
 @dataclass(frozen=True)

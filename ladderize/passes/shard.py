@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize import collectives, compat, ops
+from ladderize import compat
+from ladderize.graph import ops, parallel_ops
+from ladderize.graph.fake_values import propagate_fakes, replace_fake
+from ladderize.graph.insert import insert_after, like
 from ladderize.passes import PassResult
-from ladderize.passes.fake import propagate_fakes, replace_fake
-from ladderize.passes.insert import insert_after, like
 from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import local_shape
@@ -110,7 +111,7 @@ class ShardBranches:
                 bounds = (mixed.dim, start, start + length)
                 piece = graph.call_function(aten.slice.Tensor, (mixed.weight, *bounds))
                 if is_whole:
-                    piece = graph.call_function(collectives.copy, (piece, self.group_name))
+                    piece = graph.call_function(parallel_ops.copy, (piece, self.group_name))
                 pieces.append(piece)
                 start += length
             whole = graph.call_function(aten.cat.default, (pieces, mixed.dim))
@@ -130,7 +131,7 @@ class ShardBranches:
         value = entry.value
         steps: list[tuple[Any, tuple[Any, ...]]] = []
         if entry.needs_copy:
-            steps.append((collectives.copy, (self.group_name,)))
+            steps.append((parallel_ops.copy, (self.group_name,)))
         if entry.index:
             steps += _selection(entry, indices[entry.index])
         if entry.share > 1:
@@ -150,8 +151,8 @@ class ShardBranches:
         total = last
         for partial in firsts:
             total = insert_after(graph, total, aten.add.Tensor, (partial, total))
-        total = insert_after(graph, total, collectives.reduce, (total, self.group_name))
-        total = insert_after(graph, total, collectives.wait, (total,))
+        total = insert_after(graph, total, parallel_ops.reduce, (total, self.group_name))
+        total = insert_after(graph, total, parallel_ops.wait, (total,))
         for bias in reduction.biases:
             total = insert_after(graph, total, aten.add.Tensor, (total, bias))
         if reduction.into is None:

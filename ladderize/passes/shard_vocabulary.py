@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from ladderize import collectives
-from ladderize.passes.insert import insert_after
+from ladderize.graph import parallel_ops
+from ladderize.graph.insert import insert_after
 from ladderize.sharding.logits import read_loss
 from ladderize.sharding.vocabulary import Gather, Lookup, Loss, Vocabulary
 
@@ -43,22 +43,22 @@ class ShardVocabulary:
     def _look_up(self, graph: Graph, lookup: Lookup) -> None:
         node, readers = lookup.node, list(lookup.node.users)
         weight, ids, padding_idx = (*node.args, -1)[:3]
-        node.target = collectives.embed_rows
+        node.target = parallel_ops.embed_rows
         node.args, node.kwargs = (weight, ids, self.first[lookup.index], padding_idx), {}
-        launch = insert_after(graph, node, collectives.reduce, (node, self.group_name))
-        total = insert_after(graph, launch, collectives.wait, (launch,))
+        launch = insert_after(graph, node, parallel_ops.reduce, (node, self.group_name))
+        total = insert_after(graph, launch, parallel_ops.wait, (launch,))
         for reader in readers:
             reader.replace_input_with(node, total)
 
     def _lose(self, loss: Loss) -> None:
         logits, target, _, reduction, ignore_index, _ = read_loss(loss.node)
-        loss.node.target = collectives.vocab_cross_entropy
+        loss.node.target = parallel_ops.vocab_cross_entropy
         first = self.first[loss.index]
         loss.node.args = (logits, target, first, reduction, ignore_index, self.group_name)
 
     def _gather(self, graph: Graph, gather: Gather) -> None:
         first, ranks = self.first[gather.index], (self.num_ranks, self.group_name)
         args = (gather.node, first, gather.dim, *ranks)
-        whole = insert_after(graph, gather.node, collectives.gather, args)
+        whole = insert_after(graph, gather.node, parallel_ops.gather, args)
         for user in gather.users:
             user.replace_input_with(gather.node, whole)

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize import compat, ops
+from ladderize import compat
+from ladderize.graph import ops
+from ladderize.graph.fake_values import KEYS
 from ladderize.passes import PassResult
-from ladderize.passes.fake import KEYS
 
 aten = torch.ops.aten
 

@@ -17,7 +17,7 @@ from ladderize.report.data import (
     ShardReport,
     StreamReport,
 )
-from ladderize.report.diff import Diff, Rewired
+from ladderize.report.present.diff import Diff, Rewired
 from ladderize.report.publish import last_report
 
 __all__ = [

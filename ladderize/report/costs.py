@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize import compat, ops
-from ladderize.block import Block
-from ladderize.ops import Kind
+from ladderize import compat
+from ladderize.graph import ops
+from ladderize.graph.flops import flops_of
+from ladderize.graph.ops import Kind
+from ladderize.report.branch_kinds import is_fused_attention, is_product, with_bodies
 from ladderize.report.data import Outside
-from ladderize.report.kinds import is_fused_attention, is_product, with_bodies
-from ladderize.work import flops_of
+from ladderize.streams.block import Block
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ladderize.engines.report import EnginesReport
+from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 from ladderize.errors import Blocker
 
 if TYPE_CHECKING:
     import networkx as nx
 
-    from ladderize.report.diff import Diff
+    from ladderize.report.present.diff import Diff
 
 WARNING = "A ladder computes another function: converted weights must be trained or healed."
 
@@ -255,13 +255,13 @@ class Report:
 
     def diff(self) -> "Diff":
         """The rewired reads, a tuple of `Rewired` that prints like a diff."""
-        from ladderize.report.diff import diff_of
+        from ladderize.report.present.diff import diff_of
 
         return diff_of(self)
 
     def to_networkx(self) -> "nx.DiGraph[str]":
-        """The blocks and the values of their streams as a graph; see `ladderize.report.network`."""
-        from ladderize.report.network import network_of
+        """The blocks and the values of their streams as a graph; see `present/digraph.py`."""
+        from ladderize.report.present.digraph import network_of
 
         return network_of(self)
 
@@ -276,7 +276,7 @@ class Report:
             full: show every block; else runs of layers that are alike are shown once.
             width: in characters; None: that of the terminal.
         """
-        from ladderize.report.text import as_text
+        from ladderize.report.present.text import as_text
 
         return as_text(self, full, width)
 
@@ -284,12 +284,12 @@ class Report:
         return self.table()
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from ladderize.report.page import page_of
-        from ladderize.report.text import renderables
+        from ladderize.report.present.lines import page_of
+        from ladderize.report.present.text import renderables
 
         yield from renderables(page_of(self))
 
     def _repr_html_(self) -> str:
-        from ladderize.report.html import as_html
+        from ladderize.report.present.html import as_html
 
         return as_html(self)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from ladderize import compat
-from ladderize.config import LadderConfig
-from ladderize.files import write_file
+from ladderize.config.options import LadderConfig
 from ladderize.report.data import GraphReport, Report
+from ladderize.report.files import write_file
 
 # Of the report in files, where no terminal says how wide it is.
 WIDTH = 120

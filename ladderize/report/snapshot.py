@@ -6,15 +6,15 @@ from typing import Any
 import sympy
 from torch.fx import GraphModule, Node
 
-from ladderize import ops
-from ladderize.block import Block, Stream
 from ladderize.errors import describe_origin, module_path, source_line
-from ladderize.ops import Kind
-from ladderize.reach import Reach
-from ladderize.recurrence import read_recurrence
+from ladderize.graph import ops
+from ladderize.graph.ops import Kind
+from ladderize.report.branch_kinds import kind_of_block
 from ladderize.report.costs import Costs
 from ladderize.report.data import BlockReport, Outside, SegmentReport, StreamReport
-from ladderize.report.kinds import kind_of_block
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.context import Reach
+from ladderize.streams.recurrence import read_recurrence
 
 Reads = tuple[tuple[str, ...], ...]
 

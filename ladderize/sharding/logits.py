@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.sharding.placement import Shard
-from ladderize.sharding.rules import apply_rule
+from ladderize.sharding.rules.table import apply_rule
 from ladderize.sharding.values import Illegal, NeedsCuts, NeedsReduction, Value, Values
 from ladderize.sharding.visit import Visit, packet
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize.block import Block
 from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
@@ -23,6 +22,7 @@ from ladderize.sharding.undivided import Undivided, find_undivided
 from ladderize.sharding.values import Selection
 from ladderize.sharding.visit import Visit, is_tensor, packet
 from ladderize.sharding.vocabulary import Vocabulary, find_vocabulary
+from ladderize.streams.block import Block
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,13 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from ladderize.block import Block
 from ladderize.errors import LadderError, describe_origin
 from ladderize.sharding.placement import Placement, Replicate
-from ladderize.sharding.rules import apply_rule
+from ladderize.sharding.rules.table import apply_rule
 from ladderize.sharding.statics import stand_in
-from ladderize.sharding.values import (
-    Illegal,
-    NeedsCuts,
-    NeedsReduction,
-    Origin,
-    Value,
-    Values,
-)
-from ladderize.sharding.visit import (
-    FORM_READERS,
-    Visit,
-    op_name,
-    packet,
-)
+from ladderize.sharding.values import Illegal, NeedsCuts, NeedsReduction, Origin, Value, Values
+from ladderize.sharding.visit import FORM_READERS, Visit, op_name, packet
+from ladderize.streams.block import Block
 
 REPLICATE = Replicate()
 

@@ -11,10 +11,10 @@ import torch
 from torch.fx import Node
 
 from ladderize import compat
-from ladderize.block import Block
 from ladderize.errors import Blocker
+from ladderize.graph.flops import flops_of
 from ladderize.sharding.propagate import Ban, Propagation
-from ladderize.work import flops_of
+from ladderize.streams.block import Block
 
 NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"
 

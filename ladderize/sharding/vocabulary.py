@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize.block import Block
 from ladderize.errors import Blocker
+from ladderize.graph.flops import flops_of
 from ladderize.sharding.logits import Logits, is_integer, read_loss
 from ladderize.sharding.placement import IndexInput, Shard
-from ladderize.sharding.product_rules import PRODUCTS
+from ladderize.sharding.rules.products import PRODUCTS
 from ladderize.sharding.undivided import Undivided, beyond_share, num_bytes
 from ladderize.sharding.visit import Visit, is_tensor, op_name, packet
-from ladderize.work import flops_of
+from ladderize.streams.block import Block
 
 aten = torch.ops.aten
 

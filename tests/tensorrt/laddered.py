@@ -22,16 +22,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-import ladderize.jit
+import ladderize.frontends.backend
 from ladderize import compat
 from ladderize.backends import LOWERINGS
 from ladderize.backends.lowered import Lowered
-from ladderize.passes.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.drop_checks import DropChecks
+from ladderize.backends.tensorrt.islands import is_call, segments_of
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.drop_checks import DropChecks
 from ladderize.passes.join_waits import JoinWaits
-from ladderize.runner import Log, run_pass
-from ladderize.segments import is_call, segments_of
+from ladderize.passes.runner import Log, run_pass
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 96}
 # "sdpa" is what a user gets; both models take it by default.
@@ -83,7 +83,9 @@ def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
 
     def backend(gm: GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
         are_weights.extend(isinstance(value, nn.Parameter) for value in given)
-        return ladderize.jit.ladderize(gm, given, options={"mesh": mesh, "lowering": "aot_eager"})
+        return ladderize.frontends.backend.ladderize(
+            gm, given, options={"mesh": mesh, "lowering": "aot_eager"}
+        )
 
     def lower(gm: GraphModule, given: Sequence[Any], _: Any) -> Lowered:
         def compiler(aten: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:

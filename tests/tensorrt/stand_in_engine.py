@@ -11,9 +11,9 @@ import torch
 from network_values import Attentions, network_values
 from torch import nn
 
+from ladderize.backends.tensorrt.engines import build
+from ladderize.backends.tensorrt.engines.plan_cache import Plan
 from ladderize.compat import tensorrt as compat
-from ladderize.engines import build
-from ladderize.engines.cache import Plan
 
 
 class Converted:

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ladderize
+from ladderize.backends.tensorrt.engines import Built, TensorRTOptions, assemble, build_segments
 from ladderize.compat import tensorrt as compat
-from ladderize.engines import Built, TensorRTOptions, build_segments, segments
 
 aten = torch.ops.aten
 
@@ -76,7 +76,9 @@ def test_a_plan_is_built_for_a_range_of_sizes(monkeypatch):
     seen = []
     convert = compat.convert
     monkeypatch.setattr(
-        ladderize.engines.build.trt, "convert", lambda *a: seen.append(convert(*a)) or seen[-1]
+        ladderize.backends.tensorrt.engines.build.trt,
+        "convert",
+        lambda *a: seen.append(convert(*a)) or seen[-1],
     )
     built(laddered(MODELS["bert"](), dynamic=True, **inputs_of("bert")))
     profiles = []
@@ -178,7 +180,7 @@ def test_targets(options, said):
 
 def test_refittable_engines_need_a_gpu(monkeypatch):
     """Why weights are inputs by default. Where this fails, a newer TensorRT can do without."""
-    monkeypatch.setattr(segments, "choose_target", lambda _: (8, 6))
+    monkeypatch.setattr(assemble, "choose_target", lambda _: (8, 6))
     tensors = torch.empty(4, 4), torch.empty(4, 4)
     with pytest.raises(ladderize.LadderError, match="CUDA_SUCCESS"):
         one(torch.mm, *tensors, num_weights=1, target=None, weights="refittable")
@@ -195,7 +197,7 @@ def test_tf32_is_pytorchs(monkeypatch, allowed):
         told.append(config.get_flag(trt.BuilderFlag.TF32))
         return build_plan(network, *rest)
 
-    monkeypatch.setattr(ladderize.engines.build.trt, "build_plan", watch)
+    monkeypatch.setattr(ladderize.backends.tensorrt.engines.build.trt, "build_plan", watch)
     usual = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

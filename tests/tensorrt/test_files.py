@@ -9,8 +9,8 @@ from laddered import MODELS
 from torch.export import Dim, export
 from typer.testing import CliRunner
 
-from ladderize.cli import app
-from ladderize.engines.cache import decode_plan
+from ladderize.backends.tensorrt.engines.plan_cache import decode_plan
+from ladderize.tools.cli import app
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from eager_ladders import bert_ladder, llama_ladder, tiny_bert, tiny_llama
-from ranks import Ranks
+from helpers.eager_ladders import bert_ladder, llama_ladder, tiny_bert, tiny_llama
+from helpers.ranks import Ranks
 
 IDS = torch.arange(14).reshape(2, 7) % 60
 NETS = {"llama": (tiny_llama, llama_ladder, 3), "bert": (tiny_bert, bert_ladder, 4)}
@@ -33,7 +33,7 @@ def run(name: str) -> tuple[float, int, int, str]:
     from stand_in_engine import Converted
 
     import ladderize
-    from ladderize.backends import tensorrt
+    from ladderize.backends.tensorrt import lower
 
     make, ladder, layers = NETS[name]
     model = make(layers)
@@ -45,10 +45,10 @@ def run(name: str) -> tuple[float, int, int, str]:
         found.append(dataclasses.replace(built, make_engine=converted.make_engine))
         return found[-1]
 
-    build_segments = tensorrt.build_segments
+    build_segments = lower.build_segments
     options = {"mesh": mesh, "lowering": "tensorrt", "lowering_options": {"target": "8.9"}}
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(tensorrt, "build_segments", build)
+        patch.setattr(lower, "build_segments", build)
         with converted.watched(patch):
             compiled = torch.compile(model, backend="ladderize", options=options)
             logits = compiled(input_ids=IDS).logits

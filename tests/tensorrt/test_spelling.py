@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ladderize import LadderError
+from ladderize.backends.tensorrt.engines import BuildReport, TensorRTOptions, build_segments
+from ladderize.backends.tensorrt.engines.respell import spell_segment
 from ladderize.compat import new_fake_mode
-from ladderize.engines import BuildReport, TensorRTOptions, build_segments
-from ladderize.engines.spelling import spell_segment
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ from laddered import MODELS, OTHERS, Cut, laddered
 from stand_in_engine import Converted
 from torch.fx import Interpreter
 
-from ladderize.engines import Built, TensorRTOptions, build_segments, segments
-from ladderize.segments import is_call
+from ladderize.backends.tensorrt.engines import Built, TensorRTOptions, assemble, build_segments
+from ladderize.backends.tensorrt.islands import is_call
 
 
 class _Watch(Interpreter):
@@ -67,7 +67,7 @@ def test_refittable_engines_get_each_segments_weights(monkeypatch, name):
     torch.manual_seed(0)
     cut = laddered(MODELS[name](), **inputs_of(name))
     converted = Converted()
-    monkeypatch.setattr(segments, "choose_target", lambda _: (8, 6))  # which wants a GPU for these
+    monkeypatch.setattr(assemble, "choose_target", lambda _: (8, 6))  # which wants a GPU for these
     with converted.watched(monkeypatch):
         options = TensorRTOptions(weights="stripped")
         built = build_segments(cut.segments, cut.weights, options)

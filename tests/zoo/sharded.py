@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from lockstep import ShardedProgram
+from helpers.lockstep import ShardedProgram
 from torch import Tensor, nn
 from torch.export import ExportedProgram, export
 from torch.utils._pytree import tree_leaves

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
-from lockstep import ShardedProgram
+from helpers.lockstep import ShardedProgram
 from torch.export import ExportedProgram
 
 from ladderize import LadderConfig, LadderError, LadderWarning, rewrite
-from ladderize.programs import ladder_program
+from ladderize.frontends.rewrite import ladder_program
 from ladderize.sharding.placement import Replicate, take_local
 from ladderize.testing import assert_close, eager_ladder
 from zoo.family import Family

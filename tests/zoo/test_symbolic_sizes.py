@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lockstep import ShardedProgram
+from helpers.lockstep import ShardedProgram
 from torch import Tensor
 from torch.export import Dim, ExportedProgram, export
 

@@ -8,13 +8,7 @@ from ladderize.compat.tensorrt.lowering import (
     tensorrt_decompositions,
     tensorrt_passes,
 )
-from ladderize.compat.tensorrt.network import (
-    ConversionFailed,
-    InputSpec,
-    Network,
-    convert,
-    layers,
-)
+from ladderize.compat.tensorrt.network import ConversionFailed, InputSpec, Network, convert, layers
 from ladderize.compat.tensorrt.package import (
     compute_capability,
     is_tensorrt_rtx,
@@ -22,18 +16,9 @@ from ladderize.compat.tensorrt.package import (
     tensorrt,
     tensorrt_versions,
 )
-from ladderize.compat.tensorrt.plans import (
-    BuildFailed,
-    build_plan,
-)
-from ladderize.compat.tensorrt.runtime import (
-    deserialize,
-    refit,
-    torch_dtype,
-)
-from ladderize.compat.tensorrt.settings import (
-    BuildSettings,
-)
+from ladderize.compat.tensorrt.plans import BuildFailed, build_plan
+from ladderize.compat.tensorrt.runtime import deserialize, refit, torch_dtype
+from ladderize.compat.tensorrt.settings import BuildSettings
 
 __all__ = [
     "BuildFailed",

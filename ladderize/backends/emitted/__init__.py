@@ -1,0 +1,32 @@
+"""Check what Inductor emitted: no race on a collective's buffer, and no wait too early.
+
+source of the wrapper -> read_events -> Program -> find_races, find_disorder, order_string
+"""
+
+from ladderize.backends.emitted.checks import (
+    Finding,
+    Flight,
+    check_emitted,
+    find_disorder,
+    find_flights,
+    find_races,
+    foreign_waits,
+    order_string,
+)
+from ladderize.backends.emitted.events import read_events
+from ladderize.backends.emitted.program import Event, Kind, Program
+
+__all__ = [
+    "Event",
+    "Finding",
+    "Flight",
+    "Kind",
+    "Program",
+    "check_emitted",
+    "find_disorder",
+    "find_flights",
+    "find_races",
+    "foreign_waits",
+    "order_string",
+    "read_events",
+]

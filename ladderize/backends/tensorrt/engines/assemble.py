@@ -1,0 +1,153 @@
+"""All segments of a graph: which are equal, what runs each, and what was done.
+
+segments    segment_0, segment_1, … segment_63
+kinds       attention: segment_0, segment_2, …     MLP: segment_1, segment_3, …
+bound       a module for each segment, with its own weights
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from ladderize.backends.tensorrt.engines.build import Builder, Kind
+from ladderize.backends.tensorrt.engines.engine_report import BuildReport, EnginePlan, LeftOp
+from ladderize.backends.tensorrt.engines.plan_cache import Plan, PlanCache
+from ladderize.backends.tensorrt.engines.plan_keys import canonical_text
+from ladderize.backends.tensorrt.engines.run_plans import Engine, Segment
+from ladderize.backends.tensorrt.engines.size_ranges import find_extents
+from ladderize.backends.tensorrt.engines.targets import choose_target
+from ladderize.compat import tensorrt as trt
+from ladderize.config.tensorrt import TensorRTOptions
+from ladderize.errors import Blocker, LadderError
+
+
+@dataclass(frozen=True)
+class Built:
+    """Segments whose engines are built.
+
+    Attributes:
+        kinds: by the names of the segments.
+        inputs: for each segment, its placeholders; those that are weights are marked.
+        report: what was done.
+        make_engine: what loads a plan; tests without a GPU put a stand-in here.
+    """
+
+    kinds: Mapping[str, Kind]
+    inputs: Mapping[str, tuple[tuple[str, bool], ...]]
+    report: BuildReport
+    make_engine: Callable[[Plan], nn.Module] = Engine
+    _bound: dict[str, Segment] = field(default_factory=dict)
+    _shared: dict[int, nn.Module] = field(default_factory=dict)
+
+    def bind(self, name: str, weights: Mapping[str, torch.Tensor]) -> Segment:
+        """The module that runs segment `name`, called with its inputs that are not weights.
+
+        Called again with other weights it gives them to the module that it returned before.
+
+        Raises:
+            LadderError: naming the weights that are missing.
+        """
+        slots = self.inputs[name]
+        missing = [given for given, is_weight in slots if is_weight and given not in weights]
+        if missing:
+            raise LadderError(f"{name} was bound without:", [Blocker(each) for each in missing])
+        if name not in self._bound:
+            kind = self.kinds[name]
+            self._bound[name] = Segment(kind, lambda part: self._engine(kind, part))
+        segment = self._bound[name]
+        segment.set_weights([weights[given] if is_weight else None for given, is_weight in slots])
+        return segment
+
+    def _engine(self, kind: Kind, part: str) -> nn.Module:
+        """Engines that hold weights are one segment's own; others serve every equal segment."""
+        plan = kind.plans[part]
+        if plan.weights:
+            return self.make_engine(plan)
+        if id(plan) not in self._shared:
+            self._shared[id(plan)] = self.make_engine(plan)
+        return self._shared[id(plan)]
+
+
+def build_segments(
+    segments: Mapping[str, GraphModule],
+    weights: Mapping[str, Collection[str]],
+    options: TensorRTOptions,
+) -> Built:
+    """Build engines of all segments, one for each different one.
+
+    Args:
+        segments: functional ATen graphs by name, with fake values in `meta["val"]`.
+        weights: which placeholders of each are weights. Only shape and dtype are read of them.
+        options: how to build.
+
+    Raises:
+        LadderError: what cannot be built, and where it stands in the user's code; a size that
+            nobody bounds; a target that the installed TensorRT does not build for.
+    """
+    start = time.perf_counter()
+    target = choose_target(options)
+    inputs = {name: gm.graph.find_nodes(op="placeholder") for name, gm in segments.items()}
+    extents = find_extents((node for nodes in inputs.values() for node in nodes), options.sizes)
+    settings = trt.BuildSettings(
+        optimization_level=options.optimization_level,
+        workspace=options.workspace or 0,
+        allow_tf32=torch.backends.cuda.matmul.allow_tf32,
+        strip_weights=options.weights == "stripped",
+        target=target,
+    )
+    cache = PlanCache(None if options.cache is None else Path(options.cache))
+    builder = Builder(options, settings, extents, cache)
+    of_text: dict[str, Kind] = {}
+    kinds: dict[str, Kind] = {}
+    for name, segment in segments.items():
+        text = canonical_text(segment, weights[name], extents)
+        if text not in of_text:
+            of_text[text] = builder.build(name, segment, weights[name])
+        kinds[name] = of_text[text]
+    report = BuildReport(
+        num_segments=len(segments),
+        num_kinds=len(of_text),
+        plans=_plans(kinds),
+        left=_left(kinds.values()),
+        seconds=time.perf_counter() - start,
+        target=".".join(map(str, target)),
+        unusable=tuple(map(str, cache.unusable)),
+    )
+    slots = {
+        name: tuple((node.name, node.name in weights[name]) for node in nodes)
+        for name, nodes in inputs.items()
+    }
+    return Built(kinds, slots, report)
+
+
+def _plans(kinds: Mapping[str, Kind]) -> tuple[EnginePlan, ...]:
+    served: dict[int, list[str]] = {}
+    plans: dict[int, tuple[Plan, bool]] = {}
+    for name, kind in kinds.items():
+        for part, plan in kind.plans.items():
+            served.setdefault(id(plan), []).append(name)
+            plans.setdefault(id(plan), (plan, part in kind.found))
+    return tuple(
+        EnginePlan(
+            segments=tuple(dict.fromkeys(served[number])),
+            num_bytes=len(plan.engine),
+            seconds=plan.seconds,
+            was_found=was_found,
+            layers=plan.layers,
+        )
+        for number, (plan, was_found) in plans.items()
+    )
+
+
+def _left(kinds: Iterable[Kind]) -> tuple[LeftOp, ...]:
+    found: dict[tuple[str, str], LeftOp] = {}
+    for op in (op for kind in kinds for op in kind.left):
+        before = found.get((op.op, op.why))
+        count = op.count + (0 if before is None else before.count)
+        found[op.op, op.why] = LeftOp(op.op, count, op.why, (before or op).source)
+    return tuple(found.values())

@@ -1,0 +1,218 @@
+"""From a segment to what runs it: TensorRT parts with their plans, PyTorch parts between them.
+
+segment    mm(x, w) → cumprod → mm(…, w2)
+kind       _run_on_acc_0(x) → _run_on_gpu_1(…) → _run_on_acc_2(…)      weights are in the engines
+"""
+
+import operator
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize.backends.tensorrt.engines.engine_report import LeftOp
+from ladderize.backends.tensorrt.engines.plan_cache import Layer, Plan, PlanCache
+from ladderize.backends.tensorrt.engines.plan_keys import canonical_text, plan_key
+from ladderize.backends.tensorrt.engines.respell import spell_segment
+from ladderize.backends.tensorrt.engines.size_ranges import Extents
+from ladderize.backends.tensorrt.engines.strides import Layouts
+from ladderize.backends.tensorrt.engines.support import why_not
+from ladderize.compat import tensorrt as trt
+from ladderize.config.tensorrt import TensorRTOptions
+from ladderize.errors import Blocker, LadderError, describe_origin
+
+PLAN_FORMAT = 1
+"""Counted up when the same graph and options would give another plan."""
+
+_ENGINE = "_run_on_acc"  # what Torch-TensorRT's partitioner calls its submodules
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What equal segments share.
+
+    Attributes:
+        graph: calls of parts, over all placeholders of a segment in their order; engine parts are
+            not given their weights.
+        plans: of its engine parts, by the name of the submodule.
+        weights: for each engine part, which placeholders its plan's weights are.
+        layouts: how the segment's inputs and outputs lie in memory.
+        left: what runs in PyTorch.
+        found: parts whose plans were there already.
+    """
+
+    graph: GraphModule
+    plans: Mapping[str, Plan]
+    weights: Mapping[str, tuple[int, ...]]
+    layouts: Layouts
+    left: tuple[LeftOp, ...]
+    found: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds kinds with one set of options; plans go through the cache."""
+
+    options: TensorRTOptions
+    settings: trt.BuildSettings
+    extents: Extents
+    cache: PlanCache
+
+    def build(self, name: str, segment: GraphModule, weights: Collection[str]) -> Kind:
+        """The kind of `segment`, whose name is for error messages.
+
+        Raises:
+            LadderError: what could not be converted or built, where it stands in the user's code.
+        """
+        constant = () if self.options.weights == "inputs" else weights
+        spelled, layouts = spell_segment(segment, constant)
+        graph, reasons = trt.split_by_support(
+            spelled,
+            self.settings,
+            lambda node: why_not(node, self.options.in_pytorch, self.extents),
+            self.options.smallest_engine,
+        )
+        left = tuple(_left_ops(graph, reasons))
+        if left and self.options.require_full:
+            raise LadderError(
+                f"Not all of {name} runs in TensorRT, and require_full=True:",
+                [Blocker(f"{op.op}: {op.why}", op.source) for op in left],
+            )
+        plans: dict[str, Plan] = {}
+        indices: dict[str, tuple[int, ...]] = {}
+        found = set()
+        for call in _engine_calls(graph):
+            part_name = str(call.target)
+            part = graph.get_submodule(part_name)
+            assert isinstance(part, GraphModule)
+            indices[part_name] = _take_weights(call, part)
+            plans[part_name], was_found = self._plan(name, part)
+            if was_found:
+                found.add(part_name)
+        graph.recompile()
+        return Kind(graph, plans, indices, layouts, left, frozenset(found))
+
+    def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
+        placeholders = part.graph.find_nodes(op="placeholder")
+        weights = [node.name for node in placeholders if node.name.startswith("weight")]
+        text = canonical_text(part, weights, self.extents)
+        key = plan_key(text, self._about())
+        found = self.cache.find(key)
+        if found is not None:
+            return found, True
+        if not self.options.build:
+            raise LadderError(
+                f"An engine of {segment} is not in {self.options.cache}, and build=False:",
+                [Blocker(f"here is {version}") for version in trt.tensorrt_versions()],
+                "build for this GPU with these versions, or install those that it was built with",
+            )
+        start = time.perf_counter()
+        values = {
+            node.name: _blank(node.meta["val"]) for node in placeholders if node.name in weights
+        }
+        inputs = [self._input(node) for node in placeholders if node.name not in weights]
+        try:
+            network = trt.convert(part, inputs, values, self.settings)
+        except trt.ConversionFailed as error:
+            raise _conversion_error(segment, error) from error
+        try:
+            engine = trt.build_plan(network, self.settings, weights)
+        except trt.BuildFailed as error:
+            raise _build_error(segment, part, error) from error
+        plan = Plan(
+            engine,
+            network.inputs,
+            network.outputs,
+            tuple(weights),
+            tuple(Layer(*layer) for layer in trt.layers(network)),
+            time.perf_counter() - start,
+        )
+        self.cache.keep(key, plan)
+        return plan, False
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "format": PLAN_FORMAT,
+            "versions": trt.tensorrt_versions(),
+            "settings": self.settings,
+        }
+
+    def _input(self, node: Node) -> trt.InputSpec:
+        value = node.meta["val"]
+        is_size = not isinstance(value, torch.Tensor)
+        extents = [self.extents.of(size) for size in ([value] if is_size else value.shape)]
+        return trt.InputSpec(
+            node.name,
+            torch.int64 if is_size else value.dtype,
+            tuple(extent.least for extent in extents),
+            tuple(extent.usual for extent in extents),
+            tuple(extent.most for extent in extents),
+            is_size,
+        )
+
+
+def _engine_calls(graph: GraphModule) -> list[Node]:
+    return [
+        n for n in graph.graph.nodes if n.op == "call_module" and str(n.target).startswith(_ENGINE)
+    ]
+
+
+def _take_weights(call: Node, part: GraphModule) -> tuple[int, ...]:
+    """Take the weights out of an engine's call; which placeholders of the segment they are."""
+    placeholders = part.graph.find_nodes(op="placeholder")
+    indices: list[int] = []
+    kept = []
+    for number, (given, own) in enumerate(zip(call.args, placeholders, strict=True)):
+        assert isinstance(given, Node)
+        is_weight = given.op == "placeholder" and given.name.startswith("weight_")
+        if is_weight:
+            indices.append(int(given.name.removeprefix("weight_")))
+        else:
+            kept.append(given)
+        own.target = f"{'weight' if is_weight else 'in'}{number}"
+        own._rename(own.target)
+    call.args = tuple(kept)
+    part.recompile()
+    return tuple(indices)
+
+
+def _left_ops(graph: GraphModule, reasons: Mapping[Node, str]) -> list[LeftOp]:
+    why = {node.name: reason for node, reason in reasons.items()}
+    small = "fewer ops than smallest_engine"
+    return [
+        LeftOp(str(node.target), 1, why.get(node.name, small), describe_origin(node))
+        for name, part in graph.named_children()
+        if isinstance(part, GraphModule) and not name.startswith(_ENGINE)
+        for node in part.graph.nodes
+        if node.op == "call_function" and node.target is not operator.getitem
+    ]
+
+
+def _blank(value: torch.Tensor) -> torch.Tensor:
+    """Zeros that take no memory until they are read; no two tensors at one address."""
+    num_bytes = value.numel() * value.dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(value.dtype).view(value.shape)
+
+
+def _conversion_error(segment: str, error: trt.ConversionFailed) -> LadderError:
+    node = error.node
+    what = f"{node.target}: {error}" if node is not None else str(error)
+    return LadderError(
+        f"Torch-TensorRT could not convert {segment}:",
+        [Blocker(what, describe_origin(node) if node is not None else "")],
+        f'let PyTorch run it, lowering_options={{"in_pytorch": ["{node and node.target}"]}}',
+    )
+
+
+def _build_error(segment: str, part: GraphModule, error: trt.BuildFailed) -> LadderError:
+    ops = [node for node in part.graph.nodes if node.op == "call_function"]
+    what = f"{len(ops)} ops from {ops[0].target} to {ops[-1].target}: {error}"
+    return LadderError(
+        f"TensorRT could not build an engine of {segment}:",
+        [Blocker(what, describe_origin(ops[0]))],
+        "an op that it names can be left to PyTorch, in_pytorch=; a dtype that the target has not, "
+        "as bfloat16 before 8.0, asks for another target",
+    )

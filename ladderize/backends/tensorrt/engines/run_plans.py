@@ -1,0 +1,120 @@
+"""Run plans: an engine on the device, and a segment of engines and PyTorch parts.
+
+In: a kind, and the weights of one segment of it. Out: a module that is called with the segment's
+other inputs. `Engine` has not run yet: deserialising a plan takes a GPU, and this was written
+without one. The calls that it makes are checked against a stand-in (`test_engines.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from ladderize.backends.tensorrt.engines.build import Kind
+from ladderize.backends.tensorrt.engines.plan_cache import Plan
+from ladderize.compat import tensorrt as trt
+from ladderize.errors import Blocker, LadderError
+
+DEVICE = "cuda"
+
+
+class Engine(nn.Module):
+    """A plan on the current device. Runs on the current stream, and on one stream at a time."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._plan = plan
+        self._engine = trt.deserialize(plan.engine)
+        if self._engine is None:
+            raise LadderError(
+                "TensorRT cannot load a plan on this device:",
+                [Blocker(f"{len(plan.engine)} bytes with outputs {', '.join(plan.outputs)}")],
+                "its log says why; build for this device, target=None",
+            )
+        self._context: Any = None
+        self._shapes: list[tuple[int, ...] | None] = [None] * len(plan.inputs)
+        self._on_host = [self._engine.is_shape_inference_io(name) for name in plan.inputs]
+        self._dtypes = [trt.torch_dtype(self._engine.get_tensor_dtype(n)) for n in plan.outputs]
+
+    def refit(self, weights: Sequence[torch.Tensor]) -> None:
+        """Give the engine its weights, in the order of the plan's.
+
+        Raises:
+            LadderError: naming the weights that TensorRT did not take.
+        """
+        contiguous = [weight.detach().contiguous() for weight in weights]
+        missing = trt.refit(self._engine, dict(zip(self._plan.weights, contiguous, strict=True)))
+        if missing:
+            raise LadderError(
+                "TensorRT did not take these weights:", [Blocker(name) for name in missing]
+            )
+
+    def forward(self, *inputs: torch.Tensor | int) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """One tensor, or a tuple of several, as the part of the graph that this was built from."""
+        if self._context is None:  # not before the weights are in: TensorRT-RTX compiles here
+            self._context = self._engine.create_execution_context()
+        given = self._set_inputs(inputs)
+        outputs = tuple(map(self._new_output, self._plan.outputs, self._dtypes))
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT could not run an engine; its log says why")
+        del given  # until here: the memory of copies is given back in the stream's order
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _set_inputs(self, inputs: Sequence[torch.Tensor | int]) -> list[torch.Tensor]:
+        """Bind the inputs; returns the tensors that are bound."""
+        bound = []
+        for index, (name, value) in enumerate(zip(self._plan.inputs, inputs, strict=True)):
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor([value])
+            tensor = tensor.to("cpu" if self._on_host[index] else DEVICE).contiguous()
+            shape = tuple(tensor.shape)
+            # Sizes that are values are read on the host, whatever their shape.
+            if not self._on_host[index] and shape != self._shapes[index]:
+                if not self._context.set_input_shape(name, shape):
+                    self._refuse(name, shape)
+                self._shapes[index] = shape
+            self._context.set_tensor_address(name, tensor.data_ptr())
+            bound.append(tensor)
+        return bound
+
+    def _new_output(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        output = torch.empty(
+            tuple(self._context.get_tensor_shape(name)), dtype=dtype, device=DEVICE
+        )
+        self._context.set_tensor_address(name, output.data_ptr())
+        return output
+
+    def _refuse(self, name: str, shape: tuple[int, ...]) -> None:
+        least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+        raise LadderError(
+            "An engine was called with a shape that it was not built for:",
+            [Blocker(f"{shape} is not between {tuple(least)} and {tuple(most)}")],
+            'build for more sizes: lowering_options={"sizes": …}',
+        )
+
+
+class Segment(nn.Module):
+    """A segment that runs, called with the inputs that are not its weights, in their order."""
+
+    def __init__(self, kind: Kind, make_engine: Callable[[str], nn.Module]) -> None:
+        super().__init__()
+        self._kind = kind
+        parts = {name: part for name, part in kind.graph.named_children() if name not in kind.plans}
+        self._engines: dict[str, Any] = {name: make_engine(name) for name in kind.plans}
+        self._graph = GraphModule({**parts, **self._engines}, kind.graph.graph)
+        self._slots: list[torch.Tensor | None] = []
+
+    def set_weights(self, slots: Sequence[torch.Tensor | None]) -> None:
+        """Weights in their places among the segment's inputs, None in the others."""
+        self._slots = list(slots)
+        for name, engine in self._engines.items():
+            held = [slots[index] for index in self._kind.weights[name]]
+            if held:
+                engine.refit(held)
+
+    def forward(self, *inputs: torch.Tensor | int) -> tuple[Any, ...]:
+        rest = iter(inputs)
+        given = [next(rest) if slot is None else slot for slot in self._slots]
+        layouts = self._kind.layouts
+        return layouts.leave(self._graph(*layouts.enter(given)))

@@ -1,0 +1,194 @@
+"""Where a graph is cut into segments: what each node is, and which runs of compute there are.
+
+    h0 = mm(x, w) │ l0 │ v = view(x, …)  h1 = mm(v, u) │ l1 │ w0 │ x1 = add(x, w0) …
+    segment_0            segment_1: h1                             segment_2
+
+Pure analysis of a functional ATen graph (after autograd), in the order in which it is to run.
+"""
+
+import enum
+import functools
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
+
+from ladderize.graph import ops
+from ladderize.graph.in_flight import is_launch, is_wait
+
+
+class Role(enum.Enum):
+    """What a call is to the cut.
+
+    BOUNDARY: stays outside and in its place: collectives and waits, writes into memory, calls with
+        graphs of their own, what the host reads (`item`).
+    FREE: costs nothing wherever it stands: views, the arithmetic of sizes, checks of form.
+    COMPUTE: all else.
+    """
+
+    BOUNDARY = "boundary"
+    FREE = "free"
+    COMPUTE = "compute"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """All that is computed between two neighbouring boundaries: `nodes`, in order.
+
+    With it the reshapes that are all that others read of a result.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+
+
+def find_segments(graph: Graph) -> tuple[Segment, ...]:
+    """The segments of `graph` in order. Linear.
+
+    A run that only makes constants (`full`, `arange`) is none. An item of a result with several
+    parts belongs to the call that made it, wherever it stands.
+    """
+    run_of, home = _find_runs(graph)
+    home |= _find_last_reshapes(graph, run_of, home)
+    runs: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        if node in home:
+            runs.setdefault(home[node], []).append(node)
+    worth_it = [run for run in runs.values() if any(map(reads_values, run))]
+    return tuple(Segment(f"segment_{i}", tuple(run)) for i, run in enumerate(worth_it))
+
+
+def _find_runs(graph: Graph) -> tuple[dict[Node, int], dict[Node, int]]:
+    """How many boundaries stand ahead of each node; and to which run what computes belongs."""
+    run_of: dict[Node, int] = {}
+    home: dict[Node, int] = {}
+    run = 0
+    for node in graph.nodes:
+        is_item = node.target is operator.getitem
+        run += role_of(node) is Role.BOUNDARY and not is_item
+        run_of[node] = run
+        if role_of(node) is Role.COMPUTE:
+            home[node] = home[node.all_input_nodes[0]] if is_item else run
+    return run_of, home
+
+
+def _find_last_reshapes(
+    graph: Graph, run_of: Mapping[Node, int], home: Mapping[Node, int]
+) -> dict[Node, int]:
+    """The reshapes that stand between a result and all that reads it outside of its run.
+
+    With one, a stream of `[batch, length, width]` does not cross as the `[batch * length, width]`
+    of the product that made it.
+    """
+    readers = _find_readers(graph, home)
+    found: dict[Node, int] = {}
+    for result, run in home.items():
+        node = result
+        while True:
+            across = [user for user in node.users if readers.get(user) != run]
+            if len(across) != 1 or run_of[across[0]] != run or across[0].target not in _RESHAPES:
+                break
+            (node,) = across
+            found[node] = run
+    return found
+
+
+def _find_readers(graph: Graph, home: Mapping[Node, int]) -> dict[Node, int]:
+    """The run that computes with a node or with views of it, where it is one alone."""
+    readers = dict(home)
+    for node in reversed(graph.nodes):
+        if role_of(node) is Role.FREE:
+            runs = {readers.get(user) for user in node.users}
+            run = runs.pop() if len(runs) == 1 else None
+            if run is not None:
+                readers[node] = run
+    return readers
+
+
+def segments_of(gm: GraphModule) -> dict[str, GraphModule]:
+    """The segments that `gm` was cut into, by name, in the order in which they run."""
+    called = {str(node.target): ops.called_module(node) for node in gm.graph.nodes if is_call(node)}
+    return {name: body for name, body in called.items() if isinstance(body, GraphModule)}
+
+
+def is_call(node: Node) -> bool:
+    """Whether `node` calls a segment."""
+    return node.op == "call_module" and str(node.target).startswith("segment_")
+
+
+# ---- the roles
+
+
+def role_of(node: Node) -> Role | None:
+    """The role of a call; None for inputs, attributes and the output."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return None
+    if node.target is operator.getitem:
+        made = node.args[0]
+        assert isinstance(made, Node)
+        return role_of(made)
+    if isinstance(node.target, OpOverload):
+        return Role.BOUNDARY if is_launch(node) or is_wait(node) else _role_of_op(node.target)
+    is_size = isinstance(ops.value(node), _NUMBERS) and not any(
+        map(ops.holds_tensor, node.all_input_nodes)
+    )
+    return Role.FREE if is_size else Role.BOUNDARY
+
+
+def is_size(node: Node) -> bool:
+    """Whether the value of `node` is a number: a size, or what is computed from sizes."""
+    return isinstance(ops.value(node), _NUMBERS)
+
+
+def reads_values(node: Node) -> bool:
+    """Whether `node` computes from tensors that are not constants; `full` and `arange` do not."""
+    return any(
+        ops.holds_tensor(source) and source.op != "get_attr" for source in node.all_input_nodes
+    )
+
+
+_RESHAPES = frozenset(
+    {
+        torch.ops.aten.view.default,
+        torch.ops.aten._unsafe_view.default,
+        torch.ops.aten.unsqueeze.default,
+        torch.ops.aten.squeeze.dim,
+        torch.ops.aten.squeeze.dims,
+    }
+)
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+_OF_FORM = frozenset(
+    """sym_size sym_stride sym_numel sym_storage_offset sym_is_contiguous _assert_scalar
+    sym_constrain_range sym_constrain_range_for_size _assert_tensor_metadata""".split()
+)
+# Names of the arguments by which ops take a process group.
+_GROUPS = frozenset({"group", "group_name"})
+
+
+@functools.cache
+def _role_of_op(op: Any) -> Role:
+    schema = op._schema
+    name = schema.name.split("::")[-1]
+    if schema.is_mutable or not _GROUPS.isdisjoint(a.name for a in schema.arguments):
+        return Role.BOUNDARY
+    if name in _OF_FORM or is_view(op):
+        return Role.FREE
+    returns_tensors = any("Tensor" in str(result.type) for result in schema.returns)
+    return Role.COMPUTE if returns_tensors else Role.BOUNDARY
+
+
+@functools.cache
+def is_view(op: Any) -> bool:
+    """Whether an op returns the memory of its first operand, always.
+
+    `reshape`, `contiguous` and `to` may do so; before autograd they are there, and are compute.
+    """
+    if op is torch.ops.aten._unsafe_view.default:  # its schema says that the result is fresh
+        return True
+    is_alias = any(a.alias_info and not a.alias_info.is_write for a in op._schema.arguments)
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    return is_alias and not op.has_kernel_for_dispatch_key(composite)

@@ -1,0 +1,192 @@
+"""Read a `.pt2` file without running anything that is in it.
+
+archive ── whole? ── only graphs and tensors? ── only known ops and sizes? ── torch.export.load
+
+`torch.export.load` by itself unpickles objects, evaluates the sizes of dynamic shapes as Python
+and looks up any function of torch by name (seen in 2.11 to 2.15).
+"""
+
+import ast
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ladderize import compat  # registers the ops of sharded programs
+from ladderize.errors import Blocker, LadderError
+
+NOTE = "ladderize.json"
+"""The extra file in an archive that tells with which options a ladder was made."""
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_OBJECTS = re.compile(r"/(custom_obj|opaque_obj)_[^/]*$|\.(so|cpp|py|cubin)$")
+_OUTPUTS = re.compile(r"transformers\.[\w.]+")
+_OPS = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\._?sym_\w+|torch\.sym_\w+")
+# The calls that sizes are printed with: torch.utils._sympy.functions and sympy's own.
+_SIZE_CALLS = re.compile(
+    r"[A-Z]\w*|ceiling|floor|sqrt|log|exp|pow|abs|re|im|Symbol|Integer|Float|Rational"
+)
+_SIZE_NODES = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Name, ast.Load,
+    ast.Constant, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Tuple,
+)  # fmt: skip
+
+
+def read_program(path: str | Path) -> ExportedProgram:
+    """The exported program in a `.pt2` file.
+
+    Raises:
+        LadderError: there is no such file, it is damaged or of another format, it holds Python
+            objects or compiled code, or this torch cannot read it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise LadderError(f"{path} {what}.", cure="pass a file written by torch.export.save")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            blockers = list(_strange(archive))
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError) as error:
+        raise LadderError(
+            f"{path} is no .pt2 archive, or is cut short: {error}",
+            cure="write it again with torch.export.save",
+        ) from None
+    if blockers:
+        raise LadderError(f"{path} is not read, because of what is in it:", blockers)
+    try:
+        with _no_code():
+            program = compat.load_archive(path)
+    except Exception as error:
+        raise LadderError(
+            f"torch {torch.__version__} cannot read {path}:",
+            [
+                Blocker(
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )
+            ],
+            "import what the program's inputs and outputs are made of; if that is not the reason, "
+            "export the model again with this version of torch",
+        ) from error
+    assert isinstance(program, ExportedProgram)
+    return program
+
+
+def read_note(path: str | Path) -> dict[str, Any] | None:
+    """The options that `ladderize rewrite` noted in a `.pt2` file; None where it noted none.
+
+    Raises:
+        LadderError: the note is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"extra/{NOTE}")]
+        if not names:
+            return None
+        try:
+            return parse_options(json.loads(archive.read(names[0]))["options"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LadderError(f"{path} has a damaged note of its options: {error!r}") from None
+
+
+def parse_options(noted: Mapping[str, str]) -> dict[str, Any]:
+    """Options from their text."""
+    return {name: _parse(text) for name, text in noted.items()}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
+    """Everything in an archive that is no graph of known ops and no plain tensor."""
+    damaged = archive.testzip()
+    if damaged:
+        yield Blocker(f"{damaged} is damaged: its checksum is wrong")
+        return
+    names = archive.namelist()
+    for name in names:
+        if _OBJECTS.search(name):
+            yield Blocker(f"{name} holds an object or code, no tensor")
+    graphs = [name for name in names if re.search(r"(^|/)models/[^/]+\.json$", name)]
+    if len(graphs) != 1:
+        yield Blocker(f"it holds {len(graphs)} exported programs, not one; is it cut short?")
+    for name in graphs:
+        graph = json.loads(archive.read(name))
+        yield from _strange_graph(graph)
+        _import_outputs(graph)
+
+
+def _strange_graph(data: Any) -> Iterator[Blocker]:
+    """What a serialized graph would call or evaluate besides ops and arithmetic of sizes."""
+    stack = [data]
+    while stack:
+        found = stack.pop()
+        if isinstance(found, list):
+            stack += found
+        elif isinstance(found, dict):
+            stack += found.values()
+            target, size = found.get("target"), found.get("expr_str")
+            if isinstance(target, str) and "inputs" in found and not _OPS.fullmatch(target):
+                yield Blocker(f"it calls {target}, which is no op")
+            if isinstance(size, str) and not _is_size(size):
+                yield Blocker(f"a size is {size[:60]!r}")
+
+
+def _import_outputs(graph: Any) -> None:
+    """Let transformers register the classes of outputs that a program names, if it is installed."""
+    modules = {
+        name.rpartition(".")[0]
+        for call in graph["graph_module"]["module_call_graph"]
+        for spec in (call["signature"] or {}).values()
+        if isinstance(spec, str)
+        for name in _OUTPUTS.findall(spec)
+    }
+    for module in modules:
+        with suppress(ImportError):
+            import_module(module)
+
+
+def _is_size(text: str) -> bool:
+    """Whether `text` is arithmetic on symbols and numbers."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError):
+        return False
+    for node in ast.walk(tree):
+        if not isinstance(node, _SIZE_NODES):
+            return False
+        if isinstance(node, ast.Constant) and not _is_number_or_name(node.value):
+            return False
+        is_named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if isinstance(node, ast.Call) and not (is_named and _SIZE_CALLS.fullmatch(node.func.id)):  # type: ignore[attr-defined]
+            return False
+        if isinstance(node, ast.Name) and node.id.startswith("__"):
+            return False
+    return True
+
+
+def _is_number_or_name(value: object) -> bool:
+    return value.isidentifier() if isinstance(value, str) else isinstance(value, int | float)
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """`torch.load` makes nothing but tensors inside, whatever its caller asks for."""
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before

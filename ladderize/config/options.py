@@ -1,0 +1,198 @@
+"""`LadderConfig`: the options dict of the backend, the keyword arguments and the CLI flags."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh
+
+from ladderize import compat
+from ladderize.config.selection import Selection
+from ladderize.config.tensorrt import TensorRTOptions
+from ladderize.errors import Blocker, LadderError, nearest
+
+LOWERINGS = ("inductor", "tensorrt", "aot_eager", "eager")
+VERIFY_LEVELS = ("graph", "code", "off")
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """What to convert and how to lower it. Validated once, here.
+
+    Attributes:
+        layers: which layers to convert (indices of the module list that holds the blocks).
+        blocks: the same, counted in blocks; not together with `layers`.
+        staleness: how many blocks earlier a converted branch reads; 0 is the standard net,
+            1 the ladder of arXiv 2501.06589, Section 3.
+        mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
+        shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
+            where the number of ranks divides it; `cross_entropy` included.
+        lowering: what compiles the rewritten graph.
+        lowering_options: handed to the lowering: Inductor's config patches, or the fields of
+            `TensorRTOptions`.
+        mode: `torch.compile`'s own `mode=`, for the Inductor lowering.
+        strict: raise when something asked for cannot be done; False warns once and compiles
+            the standard graph instead.
+        expect_blocks: raise unless exactly so many blocks are found.
+        verify: "graph" reads the recurrence back from the rewritten graph, "code" also checks
+            the code that Inductor emitted, "off" checks neither.
+        debug_dir: write every stage's graph there, in a folder for each rank.
+
+    Raises:
+        LadderError: listing every unknown name, bad value and contradiction.
+    """
+
+    layers: str | int | Sequence[int] = "all"
+    blocks: str | int | Sequence[int] | None = None
+    staleness: int = 1
+    mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
+    shard_vocabulary: bool = True
+    lowering: str = "inductor"
+    lowering_options: Mapping[str, Any] = field(default_factory=dict)
+    mode: str | None = None
+    strict: bool = True
+    expect_blocks: int | None = None
+    verify: str = "graph"
+    debug_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        blockers = [Blocker(what) for what in self._problems()]
+        if blockers:
+            raise LadderError("These options cannot be used:", blockers)
+        if isinstance(self.mesh, tuple):
+            axis, mesh = self.mesh
+            object.__setattr__(self, "mesh", mesh[axis])
+
+    @classmethod
+    def from_options(
+        cls, options: Mapping[str, Any] | None, mode: str | None = None
+    ) -> "LadderConfig":
+        """The configuration behind `torch.compile(..., options=options, mode=mode)`."""
+        given = dict(options or {})
+        if mode is not None:
+            given["mode"] = mode
+        names = [option.name for option in dataclasses.fields(cls)]
+        unknown = [Blocker(_describe_unknown(name, names)) for name in given if name not in names]
+        if unknown:
+            raise LadderError("These options are not known:", unknown)
+        return cls(**given)
+
+    @property
+    def selection(self) -> Selection:
+        """The parsed `blocks`, or `layers` when `blocks` is not given."""
+        return Selection.parse(self.layers if self.blocks is None else self.blocks)
+
+    @property
+    def names_a_part(self) -> bool:
+        """Whether the options say which blocks a graph holds, or which of them are meant."""
+        return self.expect_blocks is not None or self.blocks is not None or self.layers != "all"
+
+    @property
+    def device_mesh(self) -> DeviceMesh | None:
+        assert not isinstance(self.mesh, tuple)  # replaced by its axis in __post_init__
+        return self.mesh
+
+    def _problems(self) -> list[str]:
+        return [
+            *self._selection_problems(),
+            *self._mesh_problems(),
+            *_choice_problems("lowering", self.lowering, LOWERINGS),
+            *_choice_problems("verify", self.verify, VERIFY_LEVELS),
+            *_count_problems("staleness", self.staleness, least=0),
+            *_count_problems("expect_blocks", self.expect_blocks, least=1),
+            *self._inductor_only_problems(),
+            *self._inductor_problems(),
+            *self._tensorrt_problems(),
+        ]
+
+    def _selection_problems(self) -> list[str]:
+        problems = []
+        if self.blocks is not None and self.layers != "all":
+            problems.append("layers= and blocks= contradict each other; give one of them")
+        for name in ("layers", "blocks"):
+            value = getattr(self, name)
+            if name == "blocks" and value is None:
+                continue
+            try:
+                Selection.parse(value)
+            except ValueError as error:
+                problems.append(f"{name}={error}")
+        return problems
+
+    def _mesh_problems(self) -> list[str]:
+        if self.mesh is None:
+            return []
+        if isinstance(self.mesh, tuple):
+            if len(self.mesh) != 2 or not isinstance(self.mesh[1], DeviceMesh):
+                return [f"mesh={self.mesh!r} is neither a DeviceMesh nor (axis name, DeviceMesh)"]
+            axis, mesh = self.mesh
+            axes = mesh.mesh_dim_names or ()
+            return [] if axis in axes else [f"mesh axis {axis!r} is not among {list(axes)}"]
+        if not isinstance(self.mesh, DeviceMesh):
+            return [f"mesh={self.mesh!r} is not a DeviceMesh"]
+        if self.mesh.ndim != 1:
+            axes = self.mesh.mesh_dim_names or ("name",)
+            return [
+                f"mesh has {self.mesh.ndim} axes {self.mesh.mesh_dim_names or ''}, tensor "
+                f'parallelism needs one: mesh=("{axes[-1]}", mesh)'
+            ]
+        return []
+
+    def _inductor_problems(self) -> list[str]:
+        if self.lowering != "inductor":
+            return []
+        known = compat.inductor_options()
+        problems = [
+            f"lowering_options={name!r} is not an option of Inductor{nearest(name, known)}"
+            for name in self.lowering_options
+            if name not in known
+        ]
+        if self.mode is not None:
+            problems += _choice_problems("mode", self.mode, compat.inductor_modes())
+        return problems
+
+    def _inductor_only_problems(self) -> list[str]:
+        if self.lowering == "inductor" or self.lowering not in LOWERINGS:
+            return []
+        asked = {
+            "mode=": self.mode not in (None, "default"),
+            "lowering_options=": bool(self.lowering_options) and self.lowering != "tensorrt",
+            'verify="code"': self.verify == "code",
+        }
+        return [
+            f"{name} goes with lowering='inductor', not with {self.lowering!r}"
+            for name, given in asked.items()
+            if given
+        ]
+
+    def _tensorrt_problems(self) -> list[str]:
+        if self.lowering != "tensorrt":
+            return []
+        try:
+            TensorRTOptions.parse(self.lowering_options)
+        except LadderError as error:
+            return [f"lowering_options: {blocker}" for blocker in error.blockers]
+        return []
+
+
+def _describe_unknown(name: str, known: Sequence[str]) -> str:
+    if name in compat.inductor_options():
+        return f'{name!r} is an option of Inductor: lowering_options={{"{name}": …}}'
+    return f"{name!r}" + (nearest(name, known) or f"; there are {', '.join(known)}")
+
+
+def _choice_problems(name: str, value: object, choices: Sequence[str]) -> list[str]:
+    if value in choices:
+        return []
+    shown = ", ".join(map(repr, choices))
+    return [f"{name}={value!r} is not one of {shown}{nearest(value, choices)}"]
+
+
+def _count_problems(name: str, value: object, least: int) -> list[str]:
+    if value is None and name == "expect_blocks":
+        return []
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return []
+    return [f"{name}={value!r} is not a whole number of at least {least}"]

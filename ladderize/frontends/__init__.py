@@ -1,0 +1,1 @@
+"""What users call: the `torch.compile` backend, `compile`, `rewrite`, `parallelize`, `explain`."""

@@ -1,0 +1,150 @@
+"""`ladderize.compile(model)`: make a model its own ladder, in place.
+
+    model(x)               standard, eager    →   ladder, compiled
+    model.generate(ids)    standard, eager    →   ladder, compiled: prefill and every decode step
+
+In: a module and the options of `LadderConfig`. Out: the same module, with the same parameters under
+the same names; `restore` takes it back.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from ladderize import compat
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends import release_parameters
+from ladderize.frontends.backend import ladderize
+from ladderize.frontends.generation import (
+    find_encoder,
+    refuse_relative_counts,
+    set_compile_by_generate,
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """How a model became a ladder; `disabled_before` is the setting for `generate` it had."""
+
+    config: LadderConfig
+    fullgraph: bool
+    disabled_before: bool | None
+
+
+_compiled: WeakKeyDictionary[nn.Module, _Compiled] = WeakKeyDictionary()
+"""Each model that is a ladder now."""
+
+
+def compile(  # as torch.compile
+    model: Model, *, dynamic: bool | None = None, fullgraph: bool = True, **options: Any
+) -> Model:
+    """Make `model` a ladder of itself: every call of it, and its `generate`, runs compiled.
+
+    >>> model = ladderize.compile(AutoModelForCausalLM.from_pretrained(path), layers="16:32")
+    >>> model.generate(**inputs)                    # prefill and decode are both the ladder
+
+    The module itself is compiled (`nn.Module.compile`), so that whoever holds it gets the ladder:
+    `model.generate`, a trainer, another module. `torch.compile(model)` returns a wrapper instead,
+    whose `generate` runs the module below, standard and eager. Parameters, `state_dict` and hooks
+    stay as they are; copies (`copy.deepcopy`, `torch.save`) are standard nets. Applied again, the
+    latest options hold.
+
+    Args:
+        model: any module. Of a transformers encoder-decoder the encoder is compiled too, because
+            `generate` calls it by itself.
+        dynamic, fullgraph: as in `torch.compile`. With `dynamic=True` prefill and decode are
+            compiled once for all lengths; with `None` again at the second length.
+        options: those of `LadderConfig`.
+
+    Raises:
+        LadderError: for mistaken options, and for a wrapper that `torch.compile` returned. What
+            keeps the graph from being converted is raised by the first call.
+    """
+    if not isinstance(model, nn.Module):
+        raise LadderError(f"ladderize.compile takes a module, not a {type(model).__name__}.")
+    if compat.is_compiled_wrapper(model):
+        raise LadderError("This is a wrapper of torch.compile.", cure="pass the model in it")
+    config = LadderConfig.from_options(options)
+    encoder = find_encoder(model)
+    if encoder is not None:
+        refuse_relative_counts(config)
+    restore(model)
+    for module in (model, encoder):
+        if module is not None:
+            module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
+    disabled_before = set_compile_by_generate(model, disabled=True)
+    _compiled[model] = _Compiled(config, fullgraph, disabled_before)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Take `compile` back: `model` is eager and standard again. Does nothing to other models.
+
+    Released parameters are restored, for which all ranks must call it.
+
+    >>> ladderize.restore(model)(x)                 # as model(x) was before ladderize.compile
+    """
+    if model not in _compiled:
+        return model
+    release_parameters.refill(model)
+    for module in (model, find_encoder(model)):
+        if module is not None:
+            compat.drop_compiled(module)
+    set_compile_by_generate(model, disabled=_compiled.pop(model).disabled_before)
+    return model
+
+
+def release_full_parameters(model: nn.Module) -> int:
+    """Free the memory of the parameters of which each rank computes with its part alone.
+
+    >>> ladderize.compile(model, mesh=mesh)
+    >>> with torch.no_grad():
+    ...     model(ids)                                    # cuts the parts out
+    ...     ladderize.release_full_parameters(model)      # frees what they were cut from
+    ...     model.generate(ids)
+
+    The model then runs as a ladder on this mesh under `torch.no_grad()`, new shapes included, and
+    does nothing else: do not read, write or move its parameters. `state_dict`, `load_state_dict`,
+    pickling and `deepcopy` raise. `restore_full_parameters` takes it back.
+
+    Args:
+        model: made a ladder by `ladderize.compile(model, mesh=…)`, and called once.
+
+    Returns:
+        The bytes that were freed on this rank.
+
+    Raises:
+        LadderError: when parameters may be needed whole: without `fullgraph=True` or with
+            `strict=False` (pieces of the model may run in eager mode), before the first call,
+            with gradients enabled, and of parameters that a graph does not divide.
+    """
+    how = _compiled.get(model)
+    blockers = [] if how is None else _ways_to_eager(how)
+    if how is None or blockers:
+        raise LadderError(
+            "Only a model that runs nothing in eager mode can do without its full parameters:",
+            blockers or [Blocker("it was not compiled by ladderize.compile")],
+            "ladderize.compile(model, mesh=mesh), with fullgraph=True and strict=True",
+        )
+    return release_parameters.free(model)
+
+
+def restore_full_parameters(model: nn.Module) -> None:
+    """Take `release_full_parameters` back; a collective call, for all ranks of the mesh.
+
+    The model stays a ladder. Does nothing to models that have their parameters.
+    """
+    release_parameters.refill(model)
+
+
+def _ways_to_eager(how: _Compiled) -> list[Blocker]:
+    ways = {
+        "fullgraph=False leaves pieces to eager mode": not how.fullgraph,
+        "strict=False may compile the standard net": not how.config.strict,
+    }
+    return [Blocker(way) for way, is_open in ways.items() if is_open]

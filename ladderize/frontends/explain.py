@@ -1,0 +1,143 @@
+"""`ladderize.explain`: what would be done to a model, without compiling it.
+
+    Dynamo ── graph ── the passes before autograd ── Report          nothing is lowered or run
+      └ graph breaks: once more, with the pieces run op by op to get to the ones behind
+
+The passes run on the graph inside of a backend, where Dynamo's frame is known, exactly as in a
+compilation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from ladderize import compat
+from ladderize.compat.frames import current_frame
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.backend import copy_graph, rewrite_here
+from ladderize.frontends.broken_frames import BrokenFrames
+from ladderize.frontends.rewrite import explain_exported
+from ladderize.passes.pipeline import dump_folder
+from ladderize.report.builder import Draft
+from ladderize.report.data import GraphReport, Refusal, Report
+from ladderize.report.publish import as_report, changed_options, versions, write
+
+
+def explain(
+    model: Callable[..., Any] | ExportedProgram,
+    /,
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Report:
+    """What `torch.compile(model, backend="ladderize", options=options)` would do with this call.
+
+    Traces the call with Dynamo and runs the passes on the graph, but compiles nothing, copies no
+    weight and does not run the model. Only where Dynamo cannot take the call up as one graph is
+    the model run, once and op by op, to see the graphs behind the breaks.
+
+    Args:
+        model: a module or function, compiled or not; or an exported program.
+        args, kwargs: of one call of it; none for an exported program.
+        options: the fields of `LadderConfig`.
+
+    Returns:
+        The report; what cannot be converted is in `report.refused`, not raised.
+
+    Raises:
+        LadderError: for mistaken options.
+        Exception: whatever the model itself raises.
+
+    Example:
+        >>> report = ladderize.explain(model, input_ids, options={"layers": "last:50%"})
+        >>> print(report)
+    """
+    config = LadderConfig.from_options(options)
+    if isinstance(model, ExportedProgram):
+        return explain_exported(model, config)
+    return explain_call(model, args, kwargs, config)
+
+
+def explain_call(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], config: LadderConfig
+) -> Report:
+    """What a compilation with `config` would do with one call."""
+    explainer = _Explainer(config)
+    with compat.undo_caching(), compat.uncompiled(model) as plain:
+        try:
+            torch.compile(plain, backend=explainer.see_first, fullgraph=True)(*args, **kwargs)
+        except _Seen:
+            return explainer.report()
+        except compat.dynamo_errors() as error:
+            explainer.begin_again(*compat.break_of(error))
+        else:
+            return explainer.report()
+        torch.compile(plain, backend=explainer.see_each)(*args, **kwargs)
+    return explainer.report()
+
+
+class _Seen(Exception):
+    """Ends the call once its graph is known."""
+
+
+class _Explainer:
+    """Backends that run the passes and keep what they found, with the options in `config`."""
+
+    def __init__(self, config: LadderConfig) -> None:
+        self.config = config
+        self.graphs: list[GraphReport] = []
+        self.breaks: list[Blocker] = []
+        self.broken_frames = BrokenFrames()
+
+    def begin_again(self, reason: str, place: str) -> None:
+        """The call did not fit into one graph, for this `reason`."""
+        self.graphs.clear()
+        self.breaks = [Blocker(f"graph break: {reason}", place)]
+        self.broken_frames.forget()
+
+    def see_first(self, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Nothing is run, unless this graph has no stream: that of a hook, another one follows."""
+        run = self.see_each(gm, inputs)
+        if self.graphs[-1].streams:
+            raise compat.as_backend_error(_Seen())
+        return run
+
+    def see_each(self, gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        standard = copy_graph(gm)
+        draft = Draft(index=len(self.graphs))
+        frame = current_frame(gm)
+        error: LadderError | None = None
+        try:
+            rewrite_here(gm, self.config, draft, self.broken_frames)
+        except LadderError as refused:
+            error = refused
+        graph = draft.finish(frame.piece, "explained", error)
+        write(as_report(graph, self.config), dump_folder(self.config))
+        self.graphs.append(graph)
+        self.breaks += frame.cuts()
+        gm.graph = standard
+        gm.recompile()
+        return gm
+
+    def report(self) -> Report:
+        return Report(
+            graphs=tuple(self.graphs) or (_NO_GRAPH,),
+            breaks=tuple(dict.fromkeys(self.breaks)),
+            options=changed_options(self.config),
+            versions=versions(),
+        )
+
+
+_NO_GRAPH = GraphReport(
+    index=0,
+    name="",
+    outcome="explained",
+    refusal=Refusal(
+        "Dynamo captured no graph: nothing that it compiles was called.",
+        cure="explain the module that computes, not a function that Dynamo skips or is told to",
+    ),
+)

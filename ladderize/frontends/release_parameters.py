@@ -1,0 +1,115 @@
+"""Free the full parameters of which every compiled graph reads a part, and get them back.
+
+before   w 64 x 32 (full)     w_local 32 x 32          after   w of no bytes     w_local 32 x 32
+
+Dynamo's guards look at no memory, so the compiled graphs go on. Everything else that touches a
+released parameter would read freed memory: saving and copying it raise instead.
+"""
+
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ladderize import compat
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.local_parameters import PARTS
+from ladderize.sharding.placement import local_indices
+
+_hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
+"""What keeps each module from saving or loading the parameters that were taken from it."""
+
+_COPIES = ("__reduce_ex__", "__deepcopy__")
+
+
+def free(model: nn.Module) -> int:
+    """Free the divided parameters of `model`; returns their bytes.
+
+    A parameter whose memory is not its own (a view, a file mapped to memory) stays.
+
+    Raises:
+        LadderError: listing every parameter that is still needed whole.
+    """
+    divided = {name: p for name, p in model.named_parameters() if PARTS.of(p)}
+    if not divided:
+        raise LadderError(
+            "Nothing of this model is divided: no graph of it has run on a mesh yet.",
+            cure="ladderize.compile(model, mesh=mesh), and a call of it under torch.no_grad()",
+        )
+    if blockers := [Blocker(f"{n}: {why}") for n, p in divided.items() if (why := _why_needed(p))]:
+        raise LadderError("These parameters are still needed whole:", blockers)
+    before = sum(PARTS.released.values())
+    for parameter in divided.values():
+        if _owns_its_memory(parameter):
+            _free(parameter)
+    for module in model.modules():
+        if any(p in PARTS.released for p in module.parameters(recurse=False)):
+            _guard(module)
+    return sum(PARTS.released.values()) - before
+
+
+def refill(model: nn.Module) -> None:
+    """Give the released parameters of `model` their memory and values back, from all ranks."""
+    for parameter in list(model.parameters()):
+        if PARTS.is_released(parameter):
+            _refill(parameter)
+    for module in model.modules():
+        for hook in _hooks.pop(module, []):
+            hook.remove()
+
+
+def _why_needed(parameter: Tensor) -> str:
+    if parameter.requires_grad and torch.is_grad_enabled():
+        return "it may be trained, which cuts its parts anew (torch.no_grad(), if it is not)"
+    return "a compiled graph reads it whole" if parameter in PARTS.read_whole else ""
+
+
+def _owns_its_memory(parameter: Tensor) -> bool:
+    storage = parameter.untyped_storage()
+    is_whole = storage.nbytes() == parameter.numel() * parameter.element_size()
+    return is_whole and storage.resizable() and not PARTS.is_released(parameter)
+
+
+def _free(parameter: Tensor) -> None:
+    for place in PARTS.of(parameter):
+        PARTS.get(parameter, place)  # up to date, if it was written to
+    storage = parameter.untyped_storage()
+    PARTS.released[parameter] = storage.nbytes()
+    storage.resize_(0)
+    for name in _COPIES:
+        setattr(parameter, name, _refuse)
+
+
+def _refill(parameter: Tensor) -> None:
+    place, part = next(iter(PARTS.of(parameter).items()))
+    local = part.local.detach().contiguous()
+    parts = [torch.empty_like(local) for _ in range(place.num_ranks)]
+    dist.all_gather(parts, local, group=compat.process_group(place.group_name))
+    parameter.untyped_storage().resize_(PARTS.released.pop(parameter))
+    # Through .data: the values are the old ones, and the local parts stay up to date.
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        for rank, gathered in enumerate(parts):
+            ranges = local_indices(place.placement, rank, place.num_ranks)
+            pieces = torch.split(gathered, [len(r) for r in ranges], place.placement.dim)
+            for r, piece in zip(ranges, pieces, strict=True):
+                parameter.data.narrow(place.placement.dim, r.start, len(r)).copy_(piece)
+    for name in _COPIES:
+        delattr(parameter, name)
+
+
+def _guard(module: nn.Module) -> None:
+    if module not in _hooks:
+        _hooks[module] = [
+            module.register_state_dict_pre_hook(_refuse),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(_refuse),  # type: ignore[no-untyped-call]
+        ]
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise LadderError(
+        "The full parameters of this model were released; they cannot be read, written or copied.",
+        cure="ladderize.restore_full_parameters(model), on all ranks",
+    )

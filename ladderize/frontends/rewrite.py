@@ -1,0 +1,195 @@
+"""Rewrite a traced program into ladder form, without compiling it: the same kind comes out.
+
+ladder = ladderize.rewrite(torch.export.export(model, args), layers="last:50%")
+ladder = ladderize.rewrite(torch.fx.symbolic_trace(model), args)
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputSpec, TensorArgument
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.graph import ops
+from ladderize.passes.parallel_blocks import ParallelBlocks
+from ladderize.passes.pipeline import RankGroup, Rewritten, dump_folder, ladder, standardize
+from ladderize.passes.runner import Log, run_pass
+from ladderize.report.builder import Draft
+from ladderize.report.data import Report
+from ladderize.report.publish import as_report, publish
+from ladderize.streams.existing_ladders import warn_of_ladders
+from ladderize.streams.find import find_streams
+
+# What a rewrite has no use for: it ends before sharding and lowering.
+_LATER = ("mesh", "lowering", "lowering_options", "mode")
+
+
+@overload
+def rewrite(program: ExportedProgram, **options: Any) -> ExportedProgram: ...
+
+
+@overload
+def rewrite(
+    program: GraphModule,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> GraphModule: ...
+
+
+def rewrite(
+    program: ExportedProgram | GraphModule,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ExportedProgram | GraphModule:
+    """The ladder form of `program`, which stays as it is; weights are shared.
+
+    Args:
+        program: from `torch.export.export` (before or after `run_decompositions`), or from
+            `torch.fx.symbolic_trace`.
+        args, kwargs: example inputs of a symbolically traced module, which knows no shapes by
+            itself; not needed where the graph holds fake values.
+        options: those of `LadderConfig`, without the ones for sharding and lowering.
+
+    Raises:
+        LadderError: listing everything that cannot be done as asked.
+    """
+    surplus = [Blocker(f"{name}= belongs to torch.compile") for name in _LATER if name in options]
+    if surplus:
+        raise LadderError("A rewrite neither shards nor compiles:", surplus)
+    config = LadderConfig.from_options(options)
+    if isinstance(program, ExportedProgram):
+        return _rewrite_exported(program, config)
+    gm = copy.copy(program)
+    gm.graph = copy.deepcopy(program.graph)
+    _require_values(gm, args, kwargs or {})
+    _ladder(gm, {}, config)
+    return gm
+
+
+def _ladder(
+    gm: GraphModule, names: Mapping[Node, str], config: LadderConfig, ranks: RankGroup | None = None
+) -> Rewritten:
+    """Rewrite `gm` in place and leave the report for `last_report`, of a refusal too."""
+    draft = Draft()
+    try:
+        rewritten = ladder(gm, names, config, ranks, may_be_a_layer=False, draft=draft)
+    except LadderError as error:
+        publish(as_report(draft.finish("program", "refused", error), config), dump_folder(config))
+        raise
+    publish(as_report(draft.finish("program", "program"), config), dump_folder(config))
+    warn_of_ladders(rewritten.streams)
+    return rewritten
+
+
+def ladder_program(
+    program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
+) -> Rewritten:
+    """The ladder form of the graph of `program`, sharded if there are `ranks`; it is a copy."""
+    gm = copy_of(program)
+    return _ladder(gm, parameter_names(program, gm), config, ranks)
+
+
+def explain_exported(program: ExportedProgram, config: LadderConfig) -> Report:
+    """What `rewrite` would do to an exported program."""
+    gm = copy_of(program)
+    draft = Draft()
+    error = None
+    try:
+        ladder(gm, parameter_names(program, gm), config, may_be_a_layer=False, draft=draft)
+    except LadderError as refused:
+        error = refused
+    return as_report(draft.finish("program", "explained", error), config)
+
+
+def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str]:
+    """The inputs of `gm`, the graph of `program` or a copy, that hold parameters and buffers."""
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    inputs = gm.graph.find_nodes(op="placeholder")
+    return {node: names[node.name] for node in inputs if node.name in names}
+
+
+def copy_of(program: ExportedProgram) -> GraphModule:
+    """A copy of the program's graph, under the names that its signature knows."""
+    gm: GraphModule = copy.deepcopy(program.graph_module)
+    for old, new in zip(program.graph_module.graph.nodes, gm.graph.nodes, strict=True):
+        new.name = old.name  # a copied input called `input`, as Python's own, becomes `input_1`
+    return gm
+
+
+def parallel_program(program: ExportedProgram) -> ExportedProgram:
+    """Another net for comparison: each second block beside the one before it (`ParallelBlocks`).
+
+    Raises:
+        LadderError: no two blocks can be put beside each other.
+    """
+    gm = copy_of(program)
+    log = Log()
+    standardize(gm, log)
+    streams = find_streams(gm, parameter_names(program, gm))
+    if not run_pass(gm, ParallelBlocks(streams), log).changed:
+        raise LadderError("No two blocks can be put beside each other in this program.")
+    return _around(gm, program)
+
+
+def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
+    return _around(ladder_program(program, config).gm, program)
+
+
+def _around(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:
+    """`program` with the graph `gm`, which was made of a copy of its own."""
+    return ExportedProgram(
+        root=gm,
+        graph=gm.graph,
+        graph_signature=dataclasses.replace(
+            program.graph_signature, output_specs=renamed_outputs(program, gm)
+        ),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+
+
+def renamed_outputs(program: ExportedProgram, gm: GraphModule) -> list[OutputSpec]:
+    """The outputs in the signature of `program`, under their names in its rewritten graph `gm`."""
+    (output,) = gm.graph.find_nodes(op="output")
+    specs = program.graph_signature.output_specs
+    return [_renamed(spec, result) for spec, result in zip(specs, output.args[0], strict=True)]
+
+
+def _renamed(spec: OutputSpec, result: Any) -> OutputSpec:
+    """`spec` for an output that another node may compute now (a functionalized in-place sum)."""
+    if isinstance(result, Node) and isinstance(spec.arg, TensorArgument):
+        return dataclasses.replace(spec, arg=TensorArgument(name=result.name))
+    return spec
+
+
+def _require_values(gm: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Give the nodes of a symbolically traced graph the fake values that the analysis reads."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    if all(ops.value(node) is not None for node in inputs):
+        return
+    given = [*args, *(kwargs[node.target] for node in inputs[len(args) :] if node.target in kwargs)]
+    required = [node for node in inputs if not node.args]  # the others have a default
+    if len(given) < len(required):
+        raise LadderError(
+            f"This graph holds no shapes, and {len(given)} of {len(required)} inputs were given:",
+            [Blocker(f"input {node.target}") for node in required],
+            "pass example inputs: ladderize.rewrite(program, args)",
+        )
+    compat.propagate_fakes(gm, given)

@@ -1,0 +1,196 @@
+"""Read a rank's slices of a checkpoint, one tensor at a time, after all names and shapes fit.
+
+DIR/model.safetensors.index.json     weight_map: name -> file
+DIR/model-00001-of-00002.safetensors get_slice(name)[rows, columns] reads only those
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.sharded.state import Entry
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Source(Protocol):
+    """Named tensors that can be read in parts."""
+
+    def forms(self) -> Mapping[str, Form]:
+        """Names, shapes and dtypes; reads no values."""
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Each of `names` with what can be indexed to get a part, in the order of reading."""
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors in memory."""
+
+    state: Mapping[str, Tensor]
+
+    def forms(self) -> dict[str, Form]:
+        return {name: Form(tuple(t.shape), t.dtype) for name, t in self.state.items()}
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield name, self.state[name].detach()
+
+
+@dataclass(frozen=True)
+class SafetensorsFiles:
+    """Tensors in safetensors files; made by `open_checkpoint`.
+
+    Attributes:
+        files: in which file each tensor is.
+    """
+
+    files: Mapping[str, Path]
+    known: Mapping[str, Form] = field(repr=False)
+
+    def forms(self) -> Mapping[str, Form]:
+        return self.known
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """File by file. Each tensor is mapped anew, so that what was read before it is let go."""
+        for name in sorted(names, key=lambda name: (str(self.files[name]), name)):
+            with safe_open(self.files[name], framework="pt") as file:
+                yield name, file.get_slice(name)
+
+
+def open_checkpoint(path: str | Path) -> SafetensorsFiles:
+    """The tensors of a directory of safetensors files, or of one file. Reads headers only.
+
+    Raises:
+        LadderError: listing every file that is missing or damaged and every name that is
+            missing from its file or in two files.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise LadderError(f"There is no checkpoint at {path}.")
+    indices = [] if path.is_file() else sorted(path.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        found = [Blocker(str(index)) for index in indices]
+        raise LadderError("This checkpoint has several index files:", found, "keep one of them")
+    if indices:
+        return _open_indexed(path, indices[0])
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise LadderError(
+            f"There is no *.safetensors file in {path}.",
+            cure="save the model with safe_serialization=True, or pass a state dict",
+        )
+    blockers: list[Blocker] = []
+    homes: dict[str, Path] = {}
+    forms: dict[str, Form] = {}
+    for file in files:
+        for name, form in _read_header(file, blockers).items():
+            if name in homes:
+                blockers.append(Blocker(f"{name} is in {homes[name].name} and in {file.name}"))
+            homes[name], forms[name] = file, form
+    _raise_if(blockers, path)
+    return SafetensorsFiles(homes, forms)
+
+
+def _open_indexed(path: Path, index: Path) -> SafetensorsFiles:
+    try:
+        weight_map = {
+            str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LadderError(f"{index} is no index of safetensors files: {error!r}") from None
+    blockers: list[Blocker] = []
+    known = {name: _read_header(path / name, blockers) for name in sorted(set(weight_map.values()))}
+    absent = [n for n, file in weight_map.items() if known[file] and n not in known[file]]
+    blockers += [
+        Blocker(f"{name} is not in {weight_map[name]}, where the index has it") for name in absent
+    ]
+    _raise_if(blockers, path)
+    homes = {name: path / file for name, file in weight_map.items()}
+    return SafetensorsFiles(homes, {name: known[file][name] for name, file in weight_map.items()})
+
+
+def _read_header(file: Path, blockers: list[Blocker]) -> dict[str, Form]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {
+                name: Form(tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+                for name, part in slices.items()
+            }
+    except (OSError, SafetensorError) as error:
+        blockers.append(Blocker(f"{file.name}: {error}"))
+    except KeyError as error:
+        blockers.append(Blocker(f"{file.name}: elements of type {error} cannot be read"))
+    return {}
+
+
+def _raise_if(blockers: Sequence[Blocker], path: Path) -> None:
+    if blockers:
+        raise LadderError(f"The checkpoint in {path} cannot be read:", blockers)
+
+
+# ---- fitting
+
+
+def match(entries: Sequence[Entry], source: Source) -> dict[str, str]:
+    """Under which of its names `source` has each entry that it must have.
+
+    A tied tensor may be there under any of its names. Entries that are not persistent are left out.
+
+    Raises:
+        LadderError: listing every tensor that is missing, surplus, of another shape, or of a dtype
+            that cannot become the wanted one. Nothing has been read by then.
+    """
+    forms = source.forms()
+    found: dict[str, str] = {}
+    blockers = []
+    for entry in entries:
+        given = [name for name in entry.names if name in forms]
+        if given:
+            found[entry.name] = given[0]
+            blockers += [b for name in given for b in _misfits(entry, name, forms[name])]
+        elif entry.is_persistent:
+            shape = list(entry.shape)
+            blockers.append(Blocker(f"missing: {' = '.join(entry.names)} {shape}"))
+    wanted = {name for entry in entries for name in entry.names}
+    blockers += [
+        Blocker(f"surplus: {name} {list(form.shape)}")
+        for name, form in forms.items()
+        if name not in wanted
+    ]
+    if blockers:
+        raise LadderError(
+            f"The checkpoint does not fit the model, in {len(blockers)} tensors:",
+            blockers,
+            "pass the model class and configuration that the checkpoint was saved with",
+        )
+    return found
+
+
+def _misfits(entry: Entry, name: str, form: Form) -> Iterator[Blocker]:
+    if form.shape != entry.shape:
+        wanted = list(entry.shape)
+        yield Blocker(f"misshapen: {name} is {list(form.shape)}, the model has {wanted}")
+    if form.dtype.is_floating_point != entry.dtype.is_floating_point:
+        yield Blocker(f"mistyped: {name} is {form.dtype}, the model has {entry.dtype}")

@@ -1,0 +1,214 @@
+"""From an exported program to the rank-local one, the same on every rank and still without weights.
+
+ExportedProgram ── ladder ── plan ── ShardBranches ──┬── program: local graph, local signature
+                                                     └── entries: what each rank must hold
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    TensorArgument,
+)
+from torch.fx import GraphModule
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.rewrite import ladder_program, renamed_outputs
+from ladderize.frontends.sharded.state import Entry, total_bytes
+from ladderize.passes.pipeline import RankGroup
+from ladderize.report import Report, last_report
+from ladderize.sharding.placement import Replicate
+from ladderize.sharding.plan import ShardPlan
+
+GROUP = "ladderize"
+"""The process group in a rank-local graph, until a module binds it to a real one."""
+
+_KINDS = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+
+
+@dataclass(frozen=True)
+class LocalProgram:
+    """The program that each of `num_ranks` ranks runs, and what each must hold to run it.
+
+    Attributes:
+        program: its graph is local; its weights are placeholders without memory.
+        entries: the tensors that it reads, in the order of its inputs.
+        num_ranks: the size of the mesh axis.
+        digest: of the plan; equal on ranks that may run together.
+        lines: what was done, for people.
+        engines: the same of its engines; none where nothing was built.
+    """
+
+    program: ExportedProgram
+    entries: tuple[Entry, ...]
+    num_ranks: int
+    digest: str
+    lines: tuple[str, ...]
+    engines: tuple[str, ...] = ()
+
+    @property
+    def bytes_per_rank(self) -> int:
+        """Bytes of parameters, buffers and constants that each rank holds."""
+        return total_bytes(self.entries, self.num_ranks)
+
+    @property
+    def bytes_in_all(self) -> int:
+        """Bytes of the model before it was sharded."""
+        return total_bytes(self.entries)
+
+
+def localize(
+    program: ExportedProgram, num_ranks: int, config: LadderConfig | None = None
+) -> LocalProgram:
+    """The ladder form of `program` for each of `num_ranks` ranks. Needs no process group.
+
+    Raises:
+        LadderError: listing everything that cannot be done as asked.
+    """
+    _refuse_objects(program)
+    rewritten = ladder_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
+    gm, plan = rewritten.gm, rewritten.plan
+    assert plan is not None
+    _indices_before_user_inputs(gm, program)
+    entries = (*_entries(program, plan), *_index_entries(plan))
+    signature = _signature(program, gm, plan)
+    values = {
+        name: _no_memory(entry, num_ranks)
+        for entry in entries
+        if entry.kind != "index"
+        for name in entry.names
+    }
+    names = program.constants.keys()
+    constants: dict[str, Any] = {name: values[name] for name in names if name in values}
+    constants |= {entry.name: _no_memory(entry, num_ranks) for entry in entries if entry.rows}
+    local = ExportedProgram(
+        root=gm,
+        graph=gm.graph,
+        graph_signature=signature,
+        state_dict={name: value for name, value in values.items() if name not in names},
+        range_constraints=program.range_constraints,
+        module_call_graph=_calls(program),
+        constants=constants,
+        verifiers=program.verifiers,
+    )
+    return LocalProgram(
+        local, entries, num_ranks, plan.digest(), (rewritten.describe(), *plan.describe())
+    )
+
+
+def explain_local(
+    program: ExportedProgram, num_ranks: int, config: LadderConfig | None = None
+) -> Report:
+    """What `localize` would do; a refusal of the rewrite is in the report."""
+    _refuse_objects(program)
+    with suppress(LadderError):
+        ladder_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
+    report = last_report()
+    assert report is not None
+    return report
+
+
+def _refuse_objects(program: ExportedProgram) -> None:
+    specs = program.graph_signature.input_specs
+    known = (*_KINDS, InputKind.USER_INPUT)
+    found = [
+        Blocker(f"{s.kind.name} {s.target or s.arg.name}") for s in specs if s.kind not in known
+    ]
+    if found:
+        raise LadderError("This program takes inputs that are no tensors of its own:", found)
+
+
+def _entries(program: ExportedProgram, plan: ShardPlan) -> list[Entry]:
+    """One for each parameter, buffer and constant; tied ones share an entry."""
+    state: Mapping[str, Any] = {**program.state_dict, **program.constants}
+    specs = {
+        str(spec.target): spec
+        for spec in program.graph_signature.input_specs
+        if spec.kind in _KINDS
+    }
+    tied: dict[Any, list[str]] = {}
+    for name in [*specs, *program.state_dict]:
+        names = tied.setdefault(_identity(state[name]), [])
+        if name not in names:
+            names.append(name)
+    return [_entry(specs, state, names, plan) for names in tied.values() if names[0] in specs]
+
+
+def _entry(
+    specs: Mapping[str, InputSpec], state: Mapping[str, Any], names: Sequence[str], plan: ShardPlan
+) -> Entry:
+    spec, tensor = specs[names[0]], state[names[0]]
+    placed = [plan.placements[name] for name in names if name in plan.placements]
+    return Entry(
+        name=names[0],
+        kind=_KINDS[spec.kind],
+        shape=tuple(tensor.shape),
+        dtype=tensor.dtype,
+        placement=placed[0] if placed else Replicate(),
+        is_persistent=spec.kind is InputKind.PARAMETER or bool(spec.persistent),
+        requires_grad=bool(tensor.requires_grad),
+        aliases=tuple(names[1:]),
+    )
+
+
+def _identity(tensor: torch.Tensor) -> Any:
+    """Equal for tied tensors: one memory, seen alike."""
+    memory = tensor.untyped_storage()._cdata
+    return memory, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+
+
+def _index_entries(plan: ShardPlan) -> list[Entry]:
+    return [
+        Entry(i.name, "index", (len(i.rows[0]),), torch.int64, is_persistent=False, rows=i.rows)
+        for i in plan.index_inputs
+    ]
+
+
+def _no_memory(entry: Entry, num_ranks: int) -> torch.Tensor:
+    """A tensor of the local shape whose elements are all one and the same."""
+    value = torch.zeros((), dtype=entry.dtype).expand(entry.local_shape(num_ranks))
+    if entry.kind != "parameter":
+        return value
+    return torch.nn.Parameter(value, requires_grad=entry.requires_grad)
+
+
+# ---- the signature of the local graph
+
+
+def _indices_before_user_inputs(gm: GraphModule, program: ExportedProgram) -> None:
+    """A program's own inputs come before its caller's; sharding puts new ones last."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    specs = program.graph_signature.input_specs
+    own = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    indices = inputs[len(specs) :]
+    for index in indices:
+        inputs[len(own)].prepend(index)
+    gm.recompile()
+
+
+def _signature(program: ExportedProgram, gm: GraphModule, plan: ShardPlan) -> ExportGraphSignature:
+    old = program.graph_signature
+    indices = [
+        InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=i.name), target=i.name)
+        for i in plan.index_inputs
+    ]
+    own = [spec for spec in old.input_specs if spec.kind is not InputKind.USER_INPUT]
+    users = [spec for spec in old.input_specs if spec.kind is InputKind.USER_INPUT]
+    return ExportGraphSignature([*own, *indices, *users], renamed_outputs(program, gm))
+
+
+def _calls(program: ExportedProgram) -> list[Any]:
+    """The call of the whole; those of submodules name tensors that may be gone."""
+    return [call for call in program.module_call_graph if not call.fqn]

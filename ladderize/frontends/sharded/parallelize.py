@@ -1,0 +1,176 @@
+"""`ladderize.parallelize`: a model that no single rank could hold, laddered and sharded.
+
+factory ── trace ── localize ── agree ── read this rank's slices ── ShardedModule
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.export import ExportedProgram
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.agreement import agree
+from ladderize.frontends.sharded.checkpoint import Source, StateDict, match, open_checkpoint
+from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.materialize import read_slices
+from ladderize.frontends.sharded.module import Lower, ShardedModule
+from ladderize.frontends.sharded.tracing import build, trace
+
+# A module that runs the graph as it is; torch.compile has these options again.
+_LATER = ("lowering", "lowering_options", "mode")
+
+ModelOrFactory = nn.Module | Callable[[], nn.Module]
+
+
+def parallelize(
+    model_or_factory: ModelOrFactory | ExportedProgram,
+    mesh: DeviceMesh | tuple[str, DeviceMesh],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    checkpoint: str | Path | Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> ShardedModule:
+    """This rank's part of the model as a ladder network sharded over `mesh`.
+
+    >>> shard = ladderize.parallelize(
+    ...     lambda: LlamaForCausalLM(config), mesh, (ids,), checkpoint="Llama-3.1-70B"
+    ... )
+    >>> logits = shard(ids)
+
+    Every rank of the mesh calls it with the same arguments. The model is exported with parameters
+    that have no memory, laddered and planned; then each rank reads its own slices. No rank ever
+    holds a whole sharded weight.
+
+    Args:
+        model_or_factory: a function without arguments that builds the model, whose parameters are
+            then never materialised; a model, whose own parameters stay as they are; or an exported
+            program.
+        mesh: the tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
+        args, kwargs: example inputs; only their shapes, dtypes and devices matter.
+        dynamic_shapes: which dims of them vary, as `torch.export.export` takes them.
+        checkpoint: a directory of safetensors files (an index file is respected), one such file, or
+            a state dict with full tensors. None: the weights of the model itself.
+        options: of `LadderConfig`, without those for lowering.
+
+    Returns:
+        A module that owns this rank's slices under the names of the full model. It runs eagerly
+        with deferred waits, trains, and compiles with `torch.compile(shard, backend="ladderize")`.
+
+    Raises:
+        LadderError: on every rank, whichever rank found it: the model cannot be traced or converted
+            as asked, tensors of the checkpoint are missing, surplus or misshapen (all are listed),
+            or there are no weights. Nothing has been loaded then.
+    """
+    config = aot_config(mesh=mesh, **options)
+    ranks = config.device_mesh
+    assert ranks is not None
+    inputs = (args, kwargs or {}, dynamic_shapes)
+    return together(ranks, lambda: _prepare(model_or_factory, config, ranks, inputs, checkpoint))
+
+
+def plan_parallel(
+    model_or_factory: ModelOrFactory | ExportedProgram,
+    num_ranks: int,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> LocalProgram:
+    """What `parallelize` would do over `num_ranks` ranks: no ranks and no weights are needed.
+
+    >>> plan = ladderize.plan_parallel(lambda: LlamaForCausalLM(config), 8, (ids,))
+    >>> plan.bytes_per_rank / 2**30
+
+    Raises:
+        LadderError: as `parallelize`.
+    """
+    program, _, _ = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
+    return localize(program, num_ranks, aot_config(**options))
+
+
+def aot_config(**options: Any) -> LadderConfig:
+    """The configuration of what is sharded ahead of time: the options of lowering come later."""
+    surplus = [Blocker(f"{name}=") for name in _LATER if name in options]
+    if surplus:
+        cure = 'torch.compile(shard, backend="ladderize", options={…}) takes them'
+        raise LadderError("Nothing is lowered ahead of time:", surplus, cure)
+    return LadderConfig.from_options(options)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program, what reads this rank's tensors for it, and what makes engines of its graph."""
+
+    local: LocalProgram
+    read: Callable[[], dict[str, Tensor]]
+    lower: Lower | None = None
+
+
+def together(mesh: DeviceMesh, prepare: Callable[[], Prepared]) -> ShardedModule:
+    """Make the module once every rank of the mesh is ready to; a rank's failure is everyone's."""
+    group = mesh.get_group()
+    try:
+        prepared = prepare()
+    except LadderError as error:
+        agree({group: f"refused: {error}"})
+        raise
+    agree({group: f"plan {prepared.local.digest}"})
+    try:
+        module = ShardedModule(prepared.local, prepared.read(), mesh, prepared.lower)
+    except (LadderError, SafetensorError, OSError, RuntimeError) as error:  # also out of memory
+        agree({group: f"not loaded: {error}"})
+        raise
+    agree({group: "loaded"})
+    return module
+
+
+def _prepare(
+    model_or_factory: ModelOrFactory | ExportedProgram,
+    config: LadderConfig,
+    mesh: DeviceMesh,
+    inputs: tuple[Sequence[Any], Mapping[str, Any], Any],
+    checkpoint: str | Path | Mapping[str, Tensor] | None,
+) -> Prepared:
+    program, state, has_weights = _program(model_or_factory, *inputs)
+    local = localize(program, mesh.size(), config)
+    if checkpoint is None:
+        if not has_weights:
+            raise LadderError(
+                "A factory's model has shapes, but no weights.",
+                cure="pass checkpoint=, or a model instead of the factory",
+            )
+        names = {name for entry in local.entries if entry.is_persistent for name in entry.names}
+        source: Source = StateDict({name: t for name, t in state.items() if name in names})
+    elif isinstance(checkpoint, Mapping):
+        source = StateDict(checkpoint)
+    else:
+        source = open_checkpoint(checkpoint)
+    match(local.entries, source)
+    return Prepared(local, lambda: read_slices(local.entries, state, source, mesh))
+
+
+def _program(
+    model_or_factory: ModelOrFactory | ExportedProgram,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+) -> tuple[ExportedProgram, Mapping[str, Tensor], bool]:
+    """The traced program, what tensors there are by name, and whether weights are among them."""
+    if isinstance(model_or_factory, ExportedProgram):
+        program = model_or_factory
+        return program, {**program.state_dict, **program.constants}, True
+    model, has_weights = build(model_or_factory)
+    program = trace(model, args, kwargs, dynamic_shapes)
+    own = dict(model.named_buffers(remove_duplicate=False))
+    if has_weights:
+        own |= dict(model.named_parameters(remove_duplicate=False))
+    return program, {**program.constants, **own}, has_weights

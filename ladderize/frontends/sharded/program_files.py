@@ -1,0 +1,238 @@
+"""A sharded program on disk: one graph for all ranks, one file of tensors a rank, a manifest.
+
+DIR/graph.pt2                         rank-local graph, no weights
+DIR/rank-00000-of-00002.safetensors   what rank 0 holds
+DIR/engines/0f3c….plan                with lowering="tensorrt": an engine, the same for all ranks
+DIR/manifest.json                     versions, options, plan, entries, hashes
+"""
+
+import dataclasses
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.export import ExportedProgram
+
+from ladderize.compat.archive import NOTE, parse_options, read_program
+from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError
+from ladderize.frontends.sharded.checkpoint import Source, StateDict, match, open_checkpoint
+from ladderize.frontends.sharded.directory import (
+    check_files,
+    read_manifest,
+    refuse_existing,
+    whole_directory,
+    write_manifest,
+)
+from ladderize.frontends.sharded.engine_files import ENGINES, build_engines, engines_of
+from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.materialize import local_forms, read_entries, read_parts
+from ladderize.frontends.sharded.module import ShardedModule
+from ladderize.frontends.sharded.parallelize import Prepared, aot_config, together
+from ladderize.frontends.sharded.state import Entry
+from ladderize.report.publish import changed_options
+
+GRAPH = "graph.pt2"
+
+
+def rank_file(rank: int, num_ranks: int) -> str:
+    return f"rank-{rank:05d}-of-{num_ranks:05d}.safetensors"
+
+
+# ---- writing
+
+
+def write_shards(
+    program: ExportedProgram,
+    out: str | Path,
+    num_ranks: int,
+    config: LadderConfig | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> LocalProgram:
+    """Ladder and shard `program`, and write what `load` reads into the new directory `out`.
+
+    With `lowering="tensorrt"` also the engines that run it. One rank's tensors are in memory at a
+    time, besides those of the program. `out` appears when everything is written, or not at all.
+
+    Raises:
+        LadderError: `out` exists and `force` is not given, or the program cannot be converted as
+            asked.
+    """
+    out = Path(out)
+    refuse_existing(out, force)
+    config = config or LadderConfig()
+    local = localize(program, num_ranks, config)
+    source = StateDict({**program.state_dict, **program.constants})
+    entries = [entry for entry in local.entries if entry.kind != "index"]
+    names = {entry.name: entry.name for entry in entries}
+    task = None if progress is None else progress.add_task("writing ranks", total=num_ranks)
+    with whole_directory(out) as folder:
+        _save_graph(local.program, folder / GRAPH)
+        if config.lowering == "tensorrt":
+            # Of the file, as `load` will read it: the engines have to be found again.
+            report = build_engines(
+                read_program(folder / GRAPH), folder / ENGINES, config.lowering_options
+            )
+            local = dataclasses.replace(local, engines=tuple(report.describe()))
+        for rank in range(num_ranks):
+            parts = read_entries(entries, source, names, rank, num_ranks, torch.device("cpu"))
+            save_file(parts, folder / rank_file(rank, num_ranks), {"format": "pt"})
+            if progress is not None and task is not None:
+                progress.advance(task)
+        write_manifest(folder, _said(local, config))
+    return local
+
+
+def write_program(
+    program: ExportedProgram, out: str | Path, config: LadderConfig, force: bool = False
+) -> None:
+    """`torch.export.save` to a file that appears whole or not at all, with a note of the options.
+
+    Raises:
+        LadderError: `out` exists and `force` is not given.
+    """
+    out = Path(out)
+    refuse_existing(out, force)
+    note = {"versions": _versions(), "options": dict(changed_options(config))}
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
+        path = Path(folder) / "program.pt2"
+        torch.export.save(program, path, extra_files={NOTE: json.dumps(note)})
+        path.replace(out)
+
+
+def _save_graph(program: ExportedProgram, path: Path) -> None:
+    with warnings.catch_warnings():
+        # The placeholders of the weights have one element that stands for all.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, path)
+
+
+def _said(local: LocalProgram, config: LadderConfig) -> dict[str, Any]:
+    plain = dataclasses.replace(config, lowering="inductor", lowering_options={})
+    return {
+        "versions": _versions(),
+        "options": dict(changed_options(plain)),
+        "engines": dict(config.lowering_options) if config.lowering == "tensorrt" else None,
+        "num_ranks": local.num_ranks,
+        "plan": {"digest": local.digest, "lines": list(local.lines)},
+        "entries": [entry.to_json() for entry in local.entries],
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"ladderize": version("ladderize"), "torch": str(torch.__version__)}
+
+
+# ---- reading
+
+
+def load(directory: str | Path, mesh: DeviceMesh | tuple[str, DeviceMesh]) -> ShardedModule:
+    """This rank's module from a directory that `ladderize rewrite … --tp N` wrote.
+
+    >>> shard = ladderize.load("llama-tp8", init_device_mesh("cuda", (8,)))
+
+    Every rank of the mesh calls it. A rank reads the graph and its own tensors, after their hashes
+    were checked; nothing in the directory is executed or unpickled. Where engines were written
+    (`--lowering tensorrt`), they run its compute.
+
+    Raises:
+        LadderError: on every rank: files are missing, changed or cut short, the directory was
+            written for another number of ranks or by a later ladderize, torch cannot read it, or
+            the engines were built by another TensorRT.
+    """
+    config = aot_config(mesh=mesh)
+    ranks = config.device_mesh
+    assert ranks is not None
+    return together(ranks, lambda: _prepare(Path(directory), ranks))
+
+
+def _prepare(folder: Path, mesh: DeviceMesh) -> Prepared:
+    rank, num_ranks = mesh.get_local_rank(), mesh.size()
+    shards = open_shards(folder)
+    local = shards.local
+    if local.num_ranks != num_ranks:
+        raise LadderError(
+            f"{folder} was written for {local.num_ranks} ranks, the mesh has {num_ranks}.",
+            cure=f"ladderize rewrite … --tp {num_ranks}",
+        )
+    source = shards.source(rank)
+    match(local_forms(local.entries, num_ranks), source)
+
+    def read() -> dict[str, Tensor]:
+        return read_parts(local.entries, source, mesh)
+
+    if shards.engines is None:
+        return Prepared(local, read)
+    program, lower = engines_of(local.program, shards.plans, shards.engines)
+    return Prepared(dataclasses.replace(local, program=program), read, lower)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A directory that `write_shards` wrote, its graph read and checked.
+
+    Attributes:
+        folder: where it is.
+        local: the program of every rank.
+        options: those of the rewrite that differ from the defaults.
+        engines: options of TensorRT, None where there are no engines.
+        files: sizes and hashes by name.
+    """
+
+    folder: Path
+    local: LocalProgram
+    options: Mapping[str, Any]
+    engines: Mapping[str, Any] | None
+    files: Mapping[str, Any]
+
+    @property
+    def plans(self) -> Path:
+        """The folder of its engines."""
+        return self.folder / ENGINES
+
+    def source(self, rank: int) -> Source:
+        """`rank`'s tensors, not read yet; their file is checked."""
+        name = rank_file(rank, self.local.num_ranks)
+        check_files(self.folder, self.files, [name])
+        return open_checkpoint(self.folder / name)
+
+    def tensors(self, rank: int) -> dict[str, Tensor]:
+        """What `rank` holds, by every name it is known by."""
+        source = self.source(rank)
+        parts = {name: part[...] for name, part in source.tensors(list(source.forms()))}
+        found = {}
+        for entry in self.local.entries:
+            part = torch.tensor(entry.rows[rank]) if entry.rows else parts[entry.name]
+            found.update(dict.fromkeys(entry.names, part))
+        return found
+
+
+def open_shards(folder: Path) -> Shards:
+    """What is in a directory that `write_shards` wrote, but for the tensors.
+
+    Raises:
+        LadderError: files are missing, changed or cut short, or of another format.
+    """
+    manifest = read_manifest(folder)
+    plans = [name for name in manifest["files"] if name.startswith(f"{ENGINES}/")]
+    check_files(folder, manifest["files"], [GRAPH, *plans])
+    local = LocalProgram(
+        program=read_program(folder / GRAPH),
+        entries=tuple(map(Entry.from_json, manifest["entries"])),
+        num_ranks=manifest["num_ranks"],
+        digest=manifest["plan"]["digest"],
+        lines=tuple(manifest["plan"]["lines"]),
+    )
+    options = parse_options(manifest["options"])
+    return Shards(folder, local, options, manifest.get("engines"), manifest["files"])

@@ -1,0 +1,155 @@
+"""Export a model that nobody has memory for: parameters are shapes, buffers are real.
+
+factory() ── parameters on "meta", real buffers ── fake state ── torch.export ── ExportedProgram
+
+Buffers are built for real because their values matter: rotary tables and masks are computed when
+the model is built. While it is traced they are fake too, on the device of the inputs.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, export
+from torch.utils import _pytree as pytree
+
+from ladderize import compat
+from ladderize.errors import Blocker, LadderError
+from ladderize.streams.refusals import refuse_wrapped
+
+META = torch.device("meta")
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules built inside have parameters on the meta device, and real buffers.
+
+    A parameter exists for as long as its own constructor runs: at most one at a time is in memory.
+    """
+    register = nn.Module.register_parameter
+
+    def register_shape(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device != META:
+            shape = torch.empty_like(parameter, device=META)
+            parameter = nn.Parameter(shape, requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_shape  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build(model_or_factory: nn.Module | Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
+    """The model, and whether its parameters hold values."""
+    if not isinstance(model_or_factory, nn.Module):
+        with shapes_only():
+            model = model_or_factory()
+        if not isinstance(model, nn.Module):
+            raise LadderError(
+                f"The factory returned a {type(model).__name__}, not a module.",
+                cure="pass a model, or a function without arguments that returns one",
+            )
+        return model, False
+    parameters = list(model_or_factory.parameters())
+    return model_or_factory, not any(parameter.device == META for parameter in parameters)
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Export `model` with a fake state; the model stays as it is and nothing is computed.
+
+    Args:
+        model: its parameters may be on the meta device.
+        args, kwargs: example inputs; only shapes, dtypes and devices matter.
+        dynamic_shapes: as `torch.export.export` takes them.
+
+    Returns:
+        The program. Its `state_dict` is fake; tensors that only tracing found (`constants` that are
+        no buffers) are real.
+
+    Raises:
+        LadderError: the model cannot be exported; torch's own reason is its cause.
+    """
+    refuse_wrapped(dict(model.named_parameters()))
+    mode = compat.new_fake_mode()
+    device = next(
+        (leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)),
+        torch.device("cpu"),
+    )
+    with fake_state(model, mode, device), mode, torch.enable_grad(), _told():
+        inputs = pytree.tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
+        return export(model, *inputs, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def export_program(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Export `model` with its weights.
+
+    Raises:
+        LadderError: the model cannot be exported; torch's own reason is its cause.
+    """
+    refuse_wrapped(dict(model.named_parameters()))
+    with _told():
+        return export(model, tuple(args), dict(kwargs), dynamic_shapes=dynamic_shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Whatever torch.export raises inside is a `LadderError`."""
+    try:
+        yield
+    except LadderError:
+        raise
+    except Exception as error:
+        raise LadderError(
+            "torch.export cannot trace this model:",
+            [Blocker(f"{type(error).__name__}: {error}")],
+            _cure_of(error),
+        ) from error
+
+
+def _cure_of(error: Exception) -> str:
+    if "DynamicCache" in str(error):  # which transformers' models return unless told not to
+        return "build it with use_cache=False, or let it own its caches (examples/serve_llama.py)"
+    return "export it with torch.export.export first, and read its full error"
+
+
+@contextlib.contextmanager
+def fake_state(model: nn.Module, mode: Any, device: torch.device) -> Iterator[None]:
+    """`model` with tensors of `mode` on `device` in place of its own; tied ones stay tied."""
+    kept = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    fakes: dict[Tensor | None, Any] = {None: None}
+    try:
+        for module, parameters, buffers in kept:
+            for tensor in (*parameters.values(), *buffers.values()):
+                if tensor is not None and tensor not in fakes:
+                    fakes[tensor] = _fake(tensor, mode, device)
+            module._parameters.update({name: fakes[p] for name, p in parameters.items()})
+            module._buffers.update({name: fakes[b] for name, b in buffers.items()})
+        yield
+    finally:
+        for module, parameters, buffers in kept:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+def _fake(tensor: Tensor, mode: Any, device: torch.device) -> Tensor:
+    with mode:
+        empty = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
+        )
+        if not isinstance(tensor, nn.Parameter):
+            return empty
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)

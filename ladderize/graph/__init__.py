@@ -1,0 +1,1 @@
+"""FX graphs, whatever dialect: op words, dataflow, collectives, higher-order ops, FLOPs."""

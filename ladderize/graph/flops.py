@@ -1,0 +1,142 @@
+"""How much a node computes: what it takes to find the middle of a block, and to predict a step."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from ladderize import compat
+from ladderize.graph import ops
+from ladderize.graph.in_flight import is_launch
+from ladderize.graph.ops import Kind
+
+
+def work_of(node: Node) -> int:
+    """FLOPs of a mixing op (of a kind that torch cannot count: its elements); 0 of all others.
+
+    Collectives compute nothing.
+
+    Dynamic sizes count with those of the call that is compiled for.
+    """
+    if ops.kind(node) is not Kind.MIX or is_launch(node):
+        return 0
+    elements = sum(tensor.numel() for tensor in map(_at_hint, ops.tensors(node)))
+    formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    if formula is None:
+        return elements
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
+    return int(formula(*args, **kwargs, out_val=_example(node)))
+
+
+def flops_of(node: Node) -> int:
+    """FLOPs of a call in a graph before autograd, in any dialect, products not decomposed yet.
+
+    As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
+    """
+    formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
+    if formula is None or not ops.tensors(node):
+        return work_of(node)
+    try:
+        return formula(node)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return work_of(node)  # operands in a form unforeseen: a number must not stop a compilation
+
+
+def _product(node: Node, first: int = 0) -> int:
+    """Of `node.args[first] @ …`: each element of the result sums up so many products."""
+    return 2 * _size(_operand(node, first)) // max(_rows(node, first), 1) * _num_results(node)
+
+
+def _rows(node: Node, first: int) -> int:
+    """Rows of a matrix operand: its elements without those of the last dim."""
+    shape = [compat.hint(size) for size in _operand(node, first).shape]
+    return math.prod(shape[:-1])
+
+
+def _convolution(node: Node) -> int:
+    """Each element of the result reads one filter: the weight without its output channels."""
+    weight = _weight(node)
+    return 2 * _num_results(node) * _size(weight) // compat.hint(weight.shape[0])
+
+
+def _transposed_convolution(node: Node) -> int:
+    """Each element of the input is multiplied by all weights of its channel."""
+    weight = _weight(node)
+    return 2 * _size(_operand(node, 0)) * _size(weight) // compat.hint(weight.shape[0])
+
+
+def _attention(node: Node) -> int:
+    """`q @ k^T` for each query and key, and as many products with `v`."""
+    *heads, queries, width = (compat.hint(size) for size in _operand(node, 0).shape)
+    keys, value_width = (compat.hint(size) for size in _operand(node, 2).shape[-2:])
+    return 2 * math.prod(heads) * queries * keys * (width + value_width)
+
+
+def _counted(node: Node) -> int:
+    """By torch's own counter, which is slow."""
+    target: Any = node.target
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
+    with FlopCounterMode(display=False) as counter:
+        target(*args, **kwargs)
+    return int(counter.get_total_flops())
+
+
+_BEFORE_AUTOGRAD: Mapping[str, Callable[[Node], int]] = {
+    **dict.fromkeys("linear matmul __matmul__ mm bmm _grouped_mm grouped_mm".split(), _product),
+    **dict.fromkeys("addmm baddbmm __rmatmul__".split(), partial(_product, first=1)),
+    **dict.fromkeys("conv1d conv2d conv3d convolution".split(), _convolution),
+    **dict.fromkeys(
+        "conv_transpose1d conv_transpose2d conv_transpose3d".split(), _transposed_convolution
+    ),
+    "scaled_dot_product_attention": _attention,
+    "einsum": _counted,
+}
+_NAMES = {
+    "matmul": ("input", "other"),
+    "mm": ("input", "mat2"),
+    "bmm": ("input", "mat2"),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    "scaled_dot_product_attention": ("query", "key", "value"),
+}
+
+
+def _operand(node: Node, index: int) -> torch.Tensor:
+    """The fake value of an operand, given by position or by name.
+
+    One that has another name than in `_NAMES` stands in its place among all that are given.
+    """
+    name = _NAMES.get(ops.op_name(node), ("input", "weight"))[index]
+    given: list[Any] = [*node.args, *node.kwargs.values()]
+    is_named = index >= len(node.args) and name in node.kwargs
+    operand: Any = node.kwargs[name] if is_named else given[index]
+    found: torch.Tensor = ops.value(operand)
+    return found
+
+
+def _weight(node: Node) -> torch.Tensor:
+    if node.op == "call_module":
+        weight: torch.Tensor = ops.called_module(node).get_parameter("weight")
+        return weight
+    return _operand(node, 1)
+
+
+def _num_results(node: Node) -> int:
+    return sum(map(_size, ops.tensors(node)))
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return compat.hint(tensor.numel())
+
+
+def _example(node: Node) -> Any:
+    found = [_at_hint(tensor) for tensor in ops.tensors(node)]
+    return found if isinstance(ops.value(node), (tuple, list)) else (found or [ops.value(node)])[0]
+
+
+def _at_hint(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty([compat.hint(size) for size in tensor.shape], device="meta")

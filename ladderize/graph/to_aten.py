@@ -1,0 +1,53 @@
+"""From a Dynamo graph to pre-dispatch ATen: the same program in one dialect, before autograd.
+
+    before   q = torch._C._nn.linear(h, w);  y = call_method view(q, 2, 8, -1)
+    after    q = aten.linear.default(h, w);  y = aten.view.default(q, [2, 8, -1])
+
+Composite ops that sharding has rules for (linear, attention, layer_norm) stay whole.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+
+from ladderize import compat
+from ladderize.graph import ops
+
+
+def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, dict[Node, str]]:
+    """Trace `gm` on its fake inputs. Returns the ATen graph and `names` carried over to it.
+
+    The order of the inputs, module paths and source lines stay; fake values are in `meta["val"]`
+    under the fake mode of the inputs.
+    """
+    inputs = gm.graph.find_nodes(op="placeholder")
+    # Not the backend's example inputs: where Dynamo made a tensor of a Python float (dynamic=True)
+    # those hold a real tensor, whose item() cannot be traced; the fake one remembers its symbol.
+    values = [ops.value(node) for node in inputs]
+
+    def interpret(*args: Any) -> Any:
+        return torch.fx.Interpreter(gm).run(*args)
+
+    with preserve_node_meta(), compat.fake_mode_of(values) or contextlib.nullcontext():
+        aten = make_fx(interpret, pre_dispatch=True, tracing_mode="real")(*values)
+    traced = aten.graph.find_nodes(op="placeholder")
+    carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
+    return aten, carried
+
+
+def is_aten(gm: GraphModule) -> bool:
+    """Whether `gm` speaks ATen already, as an exported program does."""
+    calls = [node for node in gm.graph.nodes if node.op.startswith("call_")]
+    return any(isinstance(node.target, OpOverload) for node in calls) and not any(
+        node.op != "call_function" or getattr(node.target, "__module__", "") in _DIALECTS
+        for node in calls
+    )
+
+
+_DIALECTS = ("torch", "torch.nn.functional", "torch._C._nn")

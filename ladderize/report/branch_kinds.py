@@ -1,0 +1,173 @@
+"""What kind of branch a block has, told by its operations alone, never by a module's name.
+
+scores = matmul(q, k);  softmax(scores);  matmul(…, v)       attention (or a fused attention op)
+topk(linear(x)), linear, linear                              MoE: experts chosen by the values
+conv(x), linear                                              conv
+linear(gelu(linear(x)))                                      MLP
+a recurrence over positions, a Fourier transform, …          other
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch.fx import GraphModule, Node
+
+from ladderize.graph import ops
+from ladderize.graph.higher_order import bodies
+from ladderize.graph.ops import Kind
+from ladderize.streams.block import Block
+
+ATTENTION, MOE, CONV, MLP, OTHER = "attention", "MoE", "conv", "MLP", "other"
+
+# Fused kernels, by what their names hold.
+_ATTENTIONS = ("scaled_dot_product", "attention", "flash_attn", "multi_head", "multihead")
+_SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
+_CHOICES = frozenset({"topk", "argmax", "one_hot", "grouped_mm", "_grouped_mm"})
+_PRODUCTS = frozenset(
+    """linear matmul __matmul__ __rmatmul__ mm bmm addmm addbmm baddbmm mv einsum""".split()
+)
+_ACTIVATIONS = frozenset(
+    """relu relu6 gelu silu tanh sigmoid erf glu elu selu celu mish softplus leaky_relu prelu
+    hardswish hardtanh hardsigmoid logsigmoid pow square""".split()
+)
+# What moves values from one position to another in a recurrence or a shift; no MLP has them.
+_SHIFTS = frozenset(
+    """stack cat concat concatenate pad roll flip cumsum cumprod logcumsumexp setitem
+    index_put index_copy unfold""".split()
+)
+# Tensor parallelism: they move values between ranks, not between positions or features. Dynamo
+# switches the recording of gradients off and on in the bodies of autograd functions.
+_TRANSFERS = frozenset(
+    """all_reduce all_gather_into_tensor reduce_scatter_tensor from_local redistribute to_local
+    reduce _set_grad_enabled""".split()
+)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The nodes of one branch; `static` holds what depends on parameters and sizes alone."""
+
+    nodes: Sequence[Node]
+    static: Collection[Node]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(map(_name, self.nodes))
+
+    @cached_property
+    def mixing(self) -> list[Node]:
+        return [node for node in self.nodes if ops.kind(node) is Kind.MIX]
+
+    @property
+    def has_convolution(self) -> bool:
+        return any("conv" in _name(node) for node in self.mixing)
+
+    @property
+    def mixes_only_by_weights(self) -> bool:
+        """Whether nothing but linears and convolutions with weights mixes values."""
+        return all(
+            "conv" in _name(node)
+            or _name(node) in _TRANSFERS
+            or (_name(node) in _PRODUCTS and not self.multiplies_values(node))
+            for node in self.mixing
+        )
+
+    def multiplies_values(self, node: Node) -> bool:
+        """Whether `node` is the matrix product of two computed values, none of them a weight."""
+        if not is_product(node):
+            return False
+        return sum(source not in self.static for source in node.all_input_nodes) > 1
+
+
+def kind_of_block(gm: GraphModule, block: Block, static: Collection[Node]) -> str:
+    """The kind of each of the block's parallel branches, joined by " + "."""
+    kinds = [_kind_behind(gm, output, block.members, static) for output in block.outputs]
+    return " + ".join(dict.fromkeys(kinds))
+
+
+def _kind_behind(
+    gm: GraphModule, output: Node, members: Collection[Node], static: Collection[Node]
+) -> str:
+    nodes = [output, *_walk(output, members, lambda node: node.all_input_nodes)]
+    branch = _Branch(list(with_bodies(gm, nodes)), static)
+    return next((kind for kind, holds in _RULES if holds(branch)), OTHER)
+
+
+def with_bodies(gm: GraphModule, nodes: Iterable[Node]) -> Iterator[Node]:
+    """`nodes`, with what higher-order calls hold in place of the calls."""
+    for node in nodes:
+        held = bodies(gm, node)
+        if not held or is_fused_attention(node):
+            yield node
+        for body in held:
+            yield from with_bodies(body, body.graph.nodes)
+
+
+def _is_attention(branch: _Branch) -> bool:
+    if any(map(is_fused_attention, branch.mixing)):
+        return True
+    soft = [node for node in branch.nodes if _name(node) in _SOFTMAX]
+    return any(
+        _meets_product(branch, node, lambda n: n.all_input_nodes)
+        and _meets_product(branch, node, lambda n: n.users)
+        for node in soft
+    )
+
+
+def _meets_product(branch: _Branch, start: Node, step: Callable[[Node], Iterable[Node]]) -> bool:
+    """Whether the first mixing ops that `step` leads to from `start` multiply values."""
+    members = set(branch.nodes)
+    mixing = set(branch.mixing)
+    reached = _walk(start, members, lambda node: () if node in mixing else step(node))
+    return any(branch.multiplies_values(node) for node in reached)
+
+
+def is_fused_attention(node: Node) -> bool:
+    return any(part in _name(node) for part in _ATTENTIONS)
+
+
+def is_product(node: Node) -> bool:
+    """Whether it multiplies two matrices of which none need be a weight."""
+    return _name(node) in _PRODUCTS and _name(node) != "linear"
+
+
+def _is_moe(branch: _Branch) -> bool:
+    return not branch.names.isdisjoint(_CHOICES) and not branch.names.isdisjoint(_PRODUCTS)
+
+
+def _is_conv(branch: _Branch) -> bool:
+    # Mamba's convolution goes with a scan, which multiplies values with values.
+    return branch.has_convolution and branch.mixes_only_by_weights
+
+
+def _is_mlp(branch: _Branch) -> bool:
+    return (
+        branch.mixes_only_by_weights
+        and not branch.names.isdisjoint(_PRODUCTS)
+        and not branch.names.isdisjoint(_ACTIVATIONS)
+        and branch.names.isdisjoint(_SHIFTS)
+    )
+
+
+_RULES = ((ATTENTION, _is_attention), (MOE, _is_moe), (CONV, _is_conv), (MLP, _is_mlp))
+
+
+def _name(node: Node) -> str:
+    """The op's name without the underscore of an in-place call."""
+    name = ops.op_name(node)
+    return name.removesuffix("_") if not name.endswith("__") else name
+
+
+def _walk(
+    start: Node, members: Collection[Node], step: Callable[[Node], Iterable[Node]]
+) -> list[Node]:
+    """The members that repeated `step`s lead to from `start`, without itself."""
+    seen: dict[Node, None] = {}
+    stack = [start]
+    while stack:
+        for node in step(stack.pop()):
+            if node in members and node not in seen and node is not start:
+                seen[node] = None
+                stack.append(node)
+    return list(seen)

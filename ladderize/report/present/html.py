@@ -1,0 +1,70 @@
+"""A report for a notebook: small tables that take their colours from the page around them."""
+
+from collections.abc import Iterator
+from html import escape
+
+from ladderize.report.data import Report
+from ladderize.report.present.lines import HEADER, Gap, Part, Row, page_of
+
+# The three colours are readable on white and on black; everything else is the page's own.
+STYLE = """
+.ladderize { font-size: 13px; line-height: 1.5; overflow-x: auto; }
+.ladderize table { border-collapse: collapse; margin: 4px 0 4px 0; border: none; }
+.ladderize th, .ladderize td { text-align: left; padding: 1px 14px 1px 0; border: none;
+  background: transparent; white-space: nowrap; }
+.ladderize tr { background: transparent; }
+.ladderize th { font-weight: normal; opacity: .65; border-bottom: 1px solid rgba(128,128,128,.5); }
+.ladderize .title { font-weight: bold; margin-top: 8px; }
+.ladderize .dim { opacity: .65; }
+.ladderize .moved { color: #2b7de9; font-weight: bold; }
+.ladderize .warning { color: #b8720a; }
+.ladderize .bad { color: #d1453b; }
+.ladderize .line { margin-left: 1em; }
+"""
+
+
+def as_html(report: Report) -> str:
+    """`report` as an HTML fragment; where layers are left out, a fold holds every block."""
+    short, full = page_of(report), page_of(report, full=True)
+    lines = [
+        f'<div class="ladderize"><style>{STYLE}</style>',
+        _div("title", short.headline),
+        _div("warning", short.warning),
+    ]
+    for part, whole in zip(short.parts, full.parts, strict=True):
+        lines += _part(part, whole)
+    return "\n".join([*lines, _div("dim", short.footer), "</div>"])
+
+
+def _part(part: Part, whole: Part) -> Iterator[str]:
+    yield _div("title bad" if part.is_bad else "title", part.title)
+    if part.rows:
+        yield _table(part)
+    if len(part.rows) < len(whole.rows):
+        yield f"<details><summary>every block</summary>{_table(whole)}</details>"
+    for line in part.lines:
+        yield _div("line", line)
+
+
+def _table(part: Part) -> str:
+    head = "".join(f"<th>{name}</th>" for name in HEADER)
+    body = "\n".join(map(_row, part.rows))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _row(row: Row | Gap) -> str:
+    if isinstance(row, Gap):
+        return f'<tr><td colspan="4"></td><td colspan="2">{_span("dim", row.text)}</td></tr>'
+    moved = [f"{_span('dim', row.before)} → {_span('moved', row.after)}"] if row.after else []
+    reads = ", ".join([*moved, *([_span("dim", row.also)] if row.also else [])])
+    texts = [escape(text) for text in (row.block, row.layer, row.kind)]
+    cells = [*texts, reads, escape(row.module), _span("dim", row.source)]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _span(kind: str, text: str) -> str:
+    return f'<span class="{kind}">{escape(text)}</span>'
+
+
+def _div(kind: str, text: str) -> str:
+    return f'<div class="{kind}">{escape(text)}</div>'

@@ -1,0 +1,212 @@
+"""What a report shows, as plain lines and rows; `text.py` and `html.py` draw it.
+
+    Report ── Page(headline, warning, parts) ── Part(title, rows, lines)
+
+Runs of layers that are alike but for their numbers are shown once, followed by a `Gap`:
+
+    1  1  attention  x2 → x1  model.layers.1.self_attn
+    3  1  MLP        x3 → x2  model.layers.1.mlp
+          layers 2-79: as layer 1
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladderize.report.data import WARNING, BlockReport, GraphReport, Refusal, Report, StreamReport
+from ladderize.report.present.repeats import Run, find_runs
+from ladderize.wording import counted
+
+OUTCOMES = {
+    "explained": "only explained, nothing is compiled",
+    "rewritten": "the ladder is compiled",
+    "program": "the program is rewritten, nothing is compiled",
+    "standard": "the standard graph is compiled instead",
+    "refused": "nothing is compiled",
+}
+HEADER = ("block", "layer", "kind", "reads", "module", "add at")
+# Of lines of one sort, as many are shown.
+MAX_LINES = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One block: its branch reads `after` instead of `before`, and `also` as ever."""
+
+    block: str
+    layer: str
+    kind: str
+    before: str
+    after: str
+    also: str
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A line across the table: what is left out, or where a segment begins."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A title with a table or lines below it; `is_bad` for what was refused."""
+
+    title: str
+    rows: tuple[Row | Gap, ...] = ()
+    lines: tuple[str, ...] = ()
+    is_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    headline: str
+    parts: tuple[Part, ...]
+    footer: str
+    warning: str = WARNING
+
+
+def page_of(report: Report, full: bool = False) -> Page:
+    """Lay out `report`, every block of it if `full`."""
+    parts = [part for graph in report.graphs for part in _graph(graph, report, full)]
+    if report.breaks:
+        title = "graph breaks: Dynamo could not take the call up as one graph"
+        parts.append(Part(title, lines=_cut(map(str, report.breaks)), is_bad=True))
+    return Page(_headline(report), tuple(parts), _footer(report))
+
+
+def _headline(report: Report) -> str:
+    blocks = report.blocks
+    rewired = sum(block.is_rewired for block in blocks)
+    found = f"{counted(len(blocks), 'block')} in {counted(len(report.streams), 'stream')}"
+    outcomes = dict.fromkeys(OUTCOMES[graph.outcome] for graph in report.graphs)
+    return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
+
+
+def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
+    prefix = f"graph {graph.index} ({graph.name}), " if len(report.graphs) > 1 else ""
+    for stream in graph.streams:
+        yield Part(prefix + title_of(stream), tuple(_rows(stream, full)), tuple(_remarks(stream)))
+    if graph.refusal is not None:
+        yield _refused(graph.refusal, prefix)
+    if graph.collectives:
+        yield Part(f"{prefix}collectives", lines=tuple(_collectives(graph)))
+    if graph.sharding is not None:
+        title = (
+            f"{prefix}{counted(len(graph.sharding.placements), 'parameter')} divided over "
+            f"{graph.sharding.num_ranks} ranks"
+        )
+        kept = _cut(f"kept whole: {note}" for note in graph.sharding.kept_whole)
+        if kept:
+            extra = f"{graph.sharding.extra_bytes:,} bytes of parameters"
+            title += f"; {extra} and {graph.sharding.extra_flops:,} FLOPs more on each than a share"
+        yield Part(title, lines=kept)
+    if graph.engines is not None:
+        title, *left = graph.engines.describe()
+        yield Part(prefix + title, lines=_cut(left))
+
+
+def title_of(stream: StreamReport) -> str:
+    segments = f", {len(stream.segments)} segments" if len(stream.segments) > 1 else ""
+    shape = f" of {shape_of(stream, 0)}" if len(stream.segments) == 1 else ""
+    return f"stream {stream.index}: {counted(len(stream.blocks), 'block')}{segments}{shape}"
+
+
+def _remarks(stream: StreamReport) -> Iterator[str]:
+    if stream.stale:
+        yield (
+            f"its reads are left alone: {counted(len(stream.stale), 'block')} of this stream read "
+            "stale already, it is a ladder"
+        )
+        yield from _cut(f"reads stale: {place}" for place in stream.stale)
+
+
+def _refused(refusal: Refusal, prefix: str) -> Part:
+    lines = [refusal.summary, *_cut(map(str, refusal.blockers))]
+    if refusal.cure:
+        lines.append(f"What to do: {refusal.cure}")
+    return Part(f"{prefix}refused", lines=tuple(lines), is_bad=True)
+
+
+def _collectives(graph: GraphReport) -> Iterator[str]:
+    counted = Counter(
+        (c.op, c.group, "put in by ladderize" if c.is_inserted else "found", bool(c.block))
+        for c in graph.collectives
+    )
+    for (op, group, origin, is_inside), count in counted.items():
+        place = "in branches" if is_inside else "outside of branches"
+        where = f" on group {group!r}" if group else ""
+        yield f"{count} {op}{where}, {origin}, {place}"
+
+
+def _footer(report: Report) -> str:
+    seconds = sum(entry.seconds for entry in report.passes)
+    edits = sum(entry.edits for entry in report.passes)
+    parts = [f"{counted(len(report.passes), 'pass', 'passes')}, {edits} edits, {seconds:.2f} s"]
+    parts += [f"{name}={value}" for name, value in report.options]
+    parts += [f"{name} {number}" for name, number in report.versions if name != "python"]
+    return " · ".join(parts)
+
+
+# ---- rows ------------------------------------------------------------------------------------
+
+
+def _rows(stream: StreamReport, full: bool) -> Iterator[Row | Gap]:
+    for segment in stream.segments:
+        blocks = stream.blocks[segment.first : segment.last + 1]
+        if len(stream.segments) > 1:
+            yield Gap(f"segment {segment.index} of {shape_of(stream, segment.index)}")
+        if full:
+            yield from map(row_of, blocks)
+            continue
+        for run in find_runs(blocks):
+            yield from map(row_of, run.shown)
+            if run.hidden:
+                yield Gap(alike(run))
+
+
+def row_of(block: BlockReport) -> Row:
+    path, _, line = block.source.rpartition(":")
+    return Row(
+        block=str(block.index),
+        layer="" if block.layer is None else str(block.layer),
+        kind=block.kind,
+        before=_all_but(block.reads_before, block.reads_after),
+        after=_all_but(block.reads_after, block.reads_before),
+        also=", ".join(read for read in block.reads_before if read in block.reads_after),
+        module=block.module,
+        source=f"{Path(path).name}:{line}" if path else "",
+    )
+
+
+def _all_but(reads: Sequence[str], others: Sequence[str]) -> str:
+    return ", ".join(read for read in reads if read not in others)
+
+
+def alike(run: Run) -> str:
+    if run.hidden[0].layer is None:
+        unit, hidden = "block", [block.index for block in run.hidden]
+        shown = [block.index for block in run.pattern]
+    else:
+        unit, hidden = "layer", [b.layer for b in run.hidden if b.layer is not None]
+        shown = [b.layer for b in run.pattern if b.layer is not None]
+    turn = " in turn" if len(set(shown)) > 1 else ""
+    return f"{_range(unit, hidden)}: as {_range(unit, shown)}{turn}"
+
+
+def _range(unit: str, numbers: Sequence[int]) -> str:
+    first, last = min(numbers), max(numbers)
+    return f"{unit} {first}" if first == last else f"{unit}s {first}-{last}"
+
+
+def shape_of(stream: StreamReport, segment: int) -> str:
+    return f"[{', '.join(map(str, stream.segments[segment].shape))}]"
+
+
+def _cut(lines: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(lines)
+    left_out = len(found) - MAX_LINES
+    return found if left_out <= 0 else (*found[:MAX_LINES], f"… and {left_out} more")

@@ -1,0 +1,226 @@
+"""Sharding rules of ops that give all their values another shape or order: view, expand, permute.
+
+view([2, s1, 96->48])    expand([s0, 2->1, 2, s1, 8])    view([s0, 4->2, 8] -> [s0*4->s0*2, 8])
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import sympy
+import torch
+from torch.fx import Node
+
+from ladderize.sharding.lookahead import cuts_by_readers
+from ladderize.sharding.placement import Shard
+from ladderize.sharding.values import LocalSize, Value, Values, inner_cuts, parts_of
+from ladderize.sharding.views import DimGroup, dim_groups, product
+from ladderize.sharding.visit import Visit, packet
+
+aten = torch.ops.aten
+
+
+def source(visit: Visit) -> tuple[Node, Value, Shard]:
+    """The tensor that a layout op moves; rules are only called when it is sharded."""
+    node = visit.node.args[0]
+    assert isinstance(node, Node)
+    value = visit.value(node)
+    if value.shard is None:
+        visit.illegal(f"{visit.op_name} takes a sharded operand in an unexpected place")
+    return node, value, value.shard
+
+
+def wrap(dim: Any, ndim: int) -> int:
+    return int(dim) + ndim if dim < 0 else int(dim)
+
+
+# ---- another shape
+
+
+def view(visit: Visit) -> Values:
+    """The sharded dim goes where its group of dims still divides; only the size there changes.
+
+    With `p` entries in front of the sharded ones in their group and `q` behind, the segments may be
+    found again at any new dim, repeated, that leaves whole segments which divide over the ranks.
+    """
+    node, value, shard = source(visit)
+    old, new = visit.shape(node), visit.shape()
+    group = next(g for g in dim_groups(old, new) if shard.dim in g.old)
+    places = list(_places(value, group, old, new))
+    for place in places:
+        if not _undivided(visit, place):
+            _rewrite_size(visit, place.shard)
+            return place.value
+    return _refuse_view(visit, places)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the sharded entries may be found: `value` there, one entry as large as `unit` old."""
+
+    value: Value
+    unit: Any
+
+    @property
+    def shard(self) -> Shard:
+        assert self.value.shard is not None
+        return self.value.shard
+
+    @property
+    def dim(self) -> int:
+        return self.shard.dim
+
+
+def _places(
+    value: Value, group: DimGroup, old: Sequence[Any], new: Sequence[Any]
+) -> Iterator[_Place]:
+    """All dims where the segments are whole numbers, counted once or as repeats of one length."""
+    for read in (value, _as_repeats(value)):
+        shard = read.shard if read is not None else None
+        if read is None or shard is None:
+            continue
+        front = product(old, [d for d in group.old if d < shard.dim]) * shard.outer
+        behind = product(old, [d for d in group.old if d > shard.dim])
+        for dim in group.new:
+            outer = sympy.cancel(front / product(new, [d for d in group.new if d < dim]))
+            unit = sympy.cancel(product(new, [d for d in group.new if d > dim]) / behind)
+            segments = [sympy.cancel(length / unit) for length in shard.segments]
+            if sympy.denom(outer) == 1 and all(s.is_Integer for s in segments):
+                at = read.at(dim, [int(s) for s in segments], 1 if outer == 1 else outer)
+                yield _Place(at, unit)
+
+
+def _as_repeats(value: Value) -> Value | None:
+    """(4, 4, 4) as three times (4)."""
+    shard = value.shard
+    assert shard is not None
+    count = len(shard.segments)
+    if count == 1 or shard.whole or len(set(shard.segments)) > 1:
+        return None
+    origins = [
+        replace(o, length=o.length // count, repeats=o.repeats * count) for o in value.origins
+    ]
+    return Value(
+        replace(shard, segments=shard.segments[:1], outer=shard.outer * count), tuple(origins)
+    )
+
+
+def _undivided(visit: Visit, place: _Place) -> list[int]:
+    """The segments that cannot be divided at `place`."""
+    lengths = enumerate(place.shard.segments)
+    return [i for i, n in lengths if n % visit.num_ranks and i not in place.shard.whole]
+
+
+def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
+    """Ask for cuts with which it might do, else refuse the segments that do not divide."""
+    if not places:
+        visit.illegal(f"{visit.op_name} tears the sharded dim apart")
+    node, _, shard = source(visit)
+    for place in places:
+        cuts = frozenset(int(cut * place.unit) for cut in _cuts_for(visit, place.dim))
+        if cuts and not cuts <= inner_cuts(shard.segments) and shard.outer == 1:
+            raise visit.needs_cuts([node], cuts | inner_cuts(shard.segments))
+    place = places[0]
+    bad = _undivided(visit, place)
+    parts = [part for i in bad for part in parts_of(place.value, i)]
+    unit = "entries" if place.unit == 1 else f"heads of size {place.unit}"
+    visit.illegal(visit.describe_size(sum(place.shard.segments[i] for i in bad), unit), parts)
+
+
+def _cuts_for(visit: Visit, dim: int) -> set[int]:
+    """Where the dims behind `dim`, or the readers of it, would have it cut."""
+    size, inner = visit.shape()[dim], visit.shape()[dim + 1 : dim + 3]
+    is_stack = len(inner) == 2 and all(isinstance(n, int) and n > 1 for n in inner)
+    if isinstance(size, int) and is_stack and inner[0] % visit.num_ranks == 0:
+        return set(range(1, size))  # [3, heads, head_dim]
+    return cuts_by_readers(visit.node, dim)
+
+
+def _rewrite_size(visit: Visit, shard: Shard) -> None:
+    """Divide the explicit size at the sharded dim of the result, wherever the call spells it."""
+    op, dim = packet(visit.node), shard.dim
+    if op not in _SIZE_ARGUMENT:  # flatten spells none
+        return
+    index = _SIZE_ARGUMENT[op]
+    sizes = visit.argument(index)
+    if not isinstance(sizes, (list, tuple)):
+        visit.illegal(f"{visit.op_name} does not spell its sizes as a list")
+    at = dim
+    if op is aten.unflatten:  # unflatten(x, dim, sizes) spells only the new dims
+        at -= wrap(visit.argument(1), len(visit.shape()) - len(sizes) + 1)
+    if 0 <= at < len(sizes) and sizes[at] != -1:
+        local = [_local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
+        visit.set_argument(index, local)
+
+
+def _local_size(visit: Visit, size: Any, shard: Shard) -> Any:
+    if isinstance(size, int):
+        return size * shard.local_size(visit.num_ranks) // shard.size
+    if shard.whole:
+        visit.illegal(f"{visit.op_name} has a symbolic size at a dim that is whole in parts")
+    return LocalSize(size)
+
+
+# op -> position of its list of sizes
+_SIZE_ARGUMENT = {
+    **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view, aten.expand), 1),
+    aten.broadcast_to: 1,
+    aten.unflatten: 2,
+}
+
+
+def expand(visit: Visit) -> Values:
+    node, value, shard = source(visit)
+    found = value.at(shard.dim + len(visit.shape()) - len(visit.shape(node)))
+    assert found.shard is not None
+    _rewrite_size(visit, found.shard)
+    return found
+
+
+# ---- another order of dims
+
+
+def permute(visit: Visit) -> Values:
+    node, value, shard = source(visit)
+    ndim = len(visit.shape(node))
+    return value.at([wrap(d, ndim) for d in visit.argument(1, "dims")].index(shard.dim))
+
+
+def transpose(visit: Visit) -> Values:
+    node, value, shard = source(visit)
+    ndim = len(visit.shape(node))
+    a, b = (wrap(visit.argument(i, f"dim{i - 1}"), ndim) for i in (1, 2))
+    return value.at({a: b, b: a}.get(shard.dim, shard.dim))
+
+
+def transpose_matrix(visit: Visit) -> Values:
+    node, value, shard = source(visit)
+    return value.at(
+        2 * len(visit.shape(node)) - 3 - shard.dim
+        if shard.dim >= len(visit.shape(node)) - 2
+        else shard.dim
+    )
+
+
+def unsqueeze(visit: Visit) -> Values:
+    _, value, shard = source(visit)
+    return value.at(shard.dim + (wrap(visit.argument(1, "dim"), len(visit.shape())) <= shard.dim))
+
+
+def squeeze(visit: Visit) -> Values:
+    node, value, shard = source(visit)
+    shape = visit.shape(node)
+    dims = visit.argument(1, "dim", list(range(len(shape))))
+    wrapped = [wrap(d, len(shape)) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    return value.at(shard.dim - sum(shape[d] == 1 and d < shard.dim for d in wrapped))
+
+
+# ---- complex numbers as pairs
+
+
+def pairs(visit: Visit) -> Values:
+    """view_as_complex, view_as_real: the last dim of pairs comes or goes."""
+    node, value, shard = source(visit)
+    if shard.dim == min(len(visit.shape(node)), len(visit.shape())):
+        visit.illegal(f"{visit.op_name} takes the sharded dim for pairs")
+    return value

@@ -1,0 +1,132 @@
+"""Sharding rules of products with a weight: linear, matmul, and those of many experts at once.
+
+linear(x, w)              x replicated -> w divided by outputs, result sharded on its last dim
+linear(x sharded, w, b)                -> w divided by inputs, result partial, b added later
+bmm(x, w[expert])         the same for every expert; so grouped_mm(x, w[expert], ends)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ladderize.sharding.lookahead import cuts_by_readers
+from ladderize.sharding.placement import Partial, Shard
+from ladderize.sharding.values import REPLICATED, Illegal, NeedsCuts, Origin, Value, Values
+from ladderize.sharding.visit import Visit, packet
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Product:
+    """Where a product has its operands, and which of its weight's last two dims makes outputs."""
+
+    x: int
+    weight: int
+    bias: int | None
+    outputs: int
+
+    @property
+    def inputs(self) -> int:
+        return -3 - self.outputs
+
+
+PRODUCTS: dict[Any, Product] = {
+    aten.linear: Product(x=0, weight=1, bias=2, outputs=-2),
+    aten.addmm: Product(x=1, weight=2, bias=0, outputs=-1),
+    aten.baddbmm: Product(x=1, weight=2, bias=0, outputs=-1),
+    aten.mm: Product(x=0, weight=1, bias=None, outputs=-1),
+    aten.matmul: Product(x=0, weight=1, bias=None, outputs=-1),
+    aten.bmm: Product(x=0, weight=1, bias=None, outputs=-1),
+    aten._grouped_mm: Product(x=0, weight=1, bias=3, outputs=-1),
+    # transformers' own, which exists once its experts were imported
+    "transformers.grouped_mm_fallback": Product(x=0, weight=1, bias=None, outputs=-1),
+}
+BATCHED = (aten.matmul, aten.bmm, aten.baddbmm)
+
+
+def weighted(visit: Visit) -> Values:
+    """Column-parallel for a replicated input, row-parallel for one sharded on its last dim."""
+    form = PRODUCTS[packet(visit.node)]
+    x, weight = visit.node.args[form.x], visit.node.args[form.weight]
+    bias = None if form.bias is None else visit.argument(form.bias, "bias")
+    assert isinstance(x, Node)
+    assert isinstance(weight, Node)
+    if visit.parameter(weight) is None or len(visit.shape(weight)) < 2 or _is_scaled(visit):
+        return _without_weight(visit)
+    shard, last = visit.value(x).shard, len(visit.shape(x)) - 1
+    if shard is None:
+        return _column_parallel(visit, form, x, weight, bias)
+    if shard.dim == last and shard.outer == 1:
+        return _row_parallel(visit, form, x, weight, bias)
+    if len(visit.shape(weight)) > 2:
+        visit.illegal(f"{visit.op_name} multiplies each part of the sharded dim by another weight")
+    visit.enter(weight)
+    if isinstance(bias, Node):
+        visit.align(bias, shard.dim - last - 1, shard)
+    return visit.value(x)
+
+
+def _is_scaled(visit: Visit) -> bool:
+    """addmm(…, alpha=2)"""
+    return any(visit.node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
+
+
+def _without_weight(visit: Visit) -> Values:
+    if not visit.sharded(visit.operands()):
+        return REPLICATED
+    if packet(visit.node) in BATCHED:
+        return batched(visit)
+    return visit.illegal(f"the weight of {visit.op_name} is no parameter")
+
+
+def batched(visit: Visit) -> Values:
+    """matmul, bmm, attention without weights: leading dims are independent, the last two mix."""
+    return visit.meet(visit.operands(), mixed_dims=(-1, -2))
+
+
+def _column_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any) -> Values:
+    if not visit.can_shard(weight):
+        return REPLICATED
+    shard = visit.output_shard(weight, len(visit.shape(weight)) + form.outputs)
+    parameter = visit.parameter(weight)
+    assert parameter is not None
+    if shard.segments[1:] == () and shard.size % visit.num_ranks:
+        last = len(visit.shape()) - 1
+        if cuts := cuts_by_readers(visit.node, last):
+            raise NeedsCuts({parameter: frozenset(cuts)})
+    origin = Origin(parameter, 0, shard.size)
+    visit.demand(weight, shard, origin)
+    visit.enter(x)
+    if shard.whole:
+        visit.enter_weight(weight, shard)
+    if isinstance(bias, Node):
+        visit.align(bias, -1, shard)
+    return Value(Shard(len(visit.shape()) - 1, shard.segments, shard.whole), (origin,))
+
+
+def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any) -> Values:
+    shard = visit.value(x).shard
+    assert shard is not None
+    if shard.whole:
+        visit.illegal(f"{visit.op_name} would count what each rank holds whole more than once")
+    refuse_without_second(visit, x, weight)
+    visit.demand(weight, Shard(len(visit.shape(weight)) + form.inputs, shard.segments))
+    if not isinstance(bias, Node):
+        return Value(Partial())
+    if bias not in visit.parameters or len(visit.shape(bias)) != 1:
+        visit.share(bias)
+        return Value(Partial())
+    visit.rewrite((x, weight), aten.mm.default if packet(visit.node) is aten.addmm else None)
+    return Value(Partial(), biases=(bias,))
+
+
+def refuse_without_second(visit: Visit, x: Node, weight: Node) -> None:
+    """What is divided before a weight that must stay whole cannot be brought back."""
+    if not visit.can_shard(weight):
+        parameter = visit.parameter(weight)
+        assert parameter is not None
+        reason = f"{visit.parameters[parameter]} stays whole"
+        raise Illegal(reason, visit.value(x).origins, is_consequence=True)

@@ -1,0 +1,256 @@
+"""THE TABLE: how each ATen op carries a sharding from its inputs to its result, one row an op.
+
+    linear(x, w)           x replicated    -> w divided by outputs, result sharded on its last dim
+    linear(x sharded, w)                   -> w divided by inputs, result partial
+    anything(replicated …)                 -> replicated, no rule asked
+
+A rule sees a `Visit` and returns the placement of the result; pointwise ops need no row. An op with
+neither row nor tag keeps the parameters that sharded its inputs whole. Products with weights,
+convolutions, layout and parts have files of their own; so have partial inputs, `partial_rules`.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ladderize.graph import ops
+from ladderize.sharding.placement import Shard, Whole
+from ladderize.sharding.rules import layouts as layout
+from ladderize.sharding.rules.caches import CACHE_RULES
+from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
+from ladderize.sharding.rules.partials import join_partials
+from ladderize.sharding.rules.parts import PART_RULES
+from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
+from ladderize.sharding.values import REPLICATED, Selection, Value, Values
+from ladderize.sharding.visit import Visit, packet
+
+aten = torch.ops.aten
+Rule = Callable[[Visit], Values]
+WEIGHTED = {*PRODUCTS, *GROUPS}  # what starts a sharding
+
+
+# ---- computing ops
+
+
+def attention(visit: Visit) -> Values:
+    query, key, value = (visit.argument(i, n) for i, n in enumerate(("query", "key", "value")))
+    heads, kv_heads = visit.shape(query)[-3], visit.shape(key)[-3]
+    _refuse_mixed(visit, (query, key, value))
+    shards = [visit.value(node).shard for node in (query, key, value)]
+    is_shared = kv_heads == 1 or visit.argument(7, "enable_gqa", False)
+    if not any(shards) or heads == kv_heads or not is_shared:
+        return batched(visit)
+    if shards[0] != Shard(len(visit.shape(query)) - 3, (heads,)):
+        visit.illegal(f"{visit.op_name} shares {kv_heads} key heads among undivided queries")
+    if shards[1] != shards[2]:
+        visit.illegal(f"{visit.op_name} takes keys and values placed differently")
+    rest = [node for node in visit.operands() if node not in (key, value)]
+    result = visit.meet(rest, mixed_dims=(-1, -2))
+    if shards[1] is None and kv_heads == 1:
+        visit.enter(key)
+        visit.enter(value)
+    elif shards[1] is None:
+        selection = Selection(
+            len(visit.shape(key)) - 3, shared_heads(heads, kv_heads, visit.num_ranks)
+        )
+        visit.enter(key, selection)
+        visit.enter(value, selection)
+    return result
+
+
+def _refuse_mixed(visit: Visit, operands: Sequence[Node]) -> None:
+    """Attention mixes positions and the entries of a head: only these operands are to blame."""
+    mixed = [n for n, s in visit.sharded(operands) if s.dim >= len(visit.shape(n)) - 2]
+    if mixed:
+        visit.illegal(f"{visit.op_name} mixes entries of the sharded dim", visit.origins(mixed))
+
+
+def shared_heads(heads: int, kv_heads: int, num_ranks: int) -> tuple[tuple[int, ...], ...]:
+    """Which key/value heads each rank's query heads read; one for each where they do not line up.
+
+    8 query heads on 2 key heads over 4 ranks -> (0), (0), (1), (1); 6 on 3 over 2 ranks ->
+    (0, 0, 1), (1, 2, 2).
+    """
+    local, share = heads // num_ranks, heads // kv_heads
+    rows = [[h // share for h in range(r * local, (r + 1) * local)] for r in range(num_ranks)]
+    unique = [sorted(set(row)) for row in rows]
+    if (
+        all(
+            [u for u in us for _ in range(local // len(us))] == row
+            for us, row in zip(unique, rows, strict=True)
+        )
+        and len({len(us) for us in unique}) == 1
+    ):
+        rows = unique
+    return tuple(map(tuple, rows))
+
+
+def pointwise(visit: Visit) -> Values:
+    return visit.meet(visit.operands())
+
+
+def along(index: int, name: str = "dim") -> Rule:
+    """Mixes entries along the dims given by argument `index`, keeps the shape."""
+
+    def rule(visit: Visit) -> Values:
+        dims = visit.argument(index, name)
+        return visit.meet(visit.operands(), _from_right(dims, len(visit.shape())))
+
+    return rule
+
+
+def reduction(visit: Visit) -> Values:
+    """mean(x, dims, keepdim): reduced dims must be whole."""
+    node, value, shard = layout.source(visit)
+    ndim = len(visit.shape(node))
+    dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
+    if shard.dim in dims:
+        visit.illegal(f"{visit.op_name} reduces the sharded dim")
+    made = visit.node.meta["val"]
+    kept = (made if isinstance(made, torch.Tensor) else made[0]).dim() == ndim
+    return value if kept else value.at(shard.dim - sum(d < shard.dim for d in dims))
+
+
+def normalization(visit: Visit) -> Values:
+    """layer_norm(x, normalized_shape, weight, bias): the trailing dims mix."""
+    count = len(visit.argument(1, "normalized_shape"))
+    return visit.meet(visit.operands(), range(-count, 0))
+
+
+def _from_right(dims: Any, ndim: int) -> list[int]:
+    listed = dims if isinstance(dims, (list, tuple)) else [] if dims is None else [dims]
+    return [d if d < 0 else d - ndim for d in listed]
+
+
+def einsum(visit: Visit) -> Values:
+    """einsum("bhqd,bhkd->bhqk", q, k): the sharded letter is kept by the result."""
+    equation, tensors = visit.argument(0).replace(" ", ""), visit.argument(1)
+    terms, _, result = equation.partition("->")
+    letters = dict(zip(tensors, terms.split(","), strict=True))
+    if "." in equation or not result or len(letters) != len(tensors):
+        visit.illegal(f"no sharding rule for {visit.op_name} of {equation}")
+    sharded = visit.sharded(tensors)
+    held = {letters[node][shard.dim] for node, shard in sharded}
+    if len(held) > 1 or not held <= set(result):
+        visit.illegal(f"{visit.op_name} mixes entries of the sharded dim")
+    (letter,) = held
+    shard = visit.common_shard(sharded)
+    inside = {node for node, _ in sharded}
+    for node, dims in letters.items():
+        if node not in inside and letter in dims:
+            visit.align(node, dims.index(letter) - len(dims), shard)
+        elif node not in inside:
+            visit.enter(node)
+    return Value(dataclasses.replace(shard, dim=result.index(letter)), visit.origins(inside))
+
+
+def choice(visit: Visit) -> Values:
+    """topk(x, k, dim), sort: values and positions along `dim`."""
+    at = {aten.topk: 2, aten.sort: 1}[packet(visit.node)]
+    node, value, shard = layout.source(visit)
+    if layout.wrap(visit.argument(at, "dim", -1), len(visit.shape(node))) == shard.dim:
+        visit.illegal(f"{visit.op_name} chooses among entries of the sharded dim")
+    return (value,) * 2
+
+
+def size(visit: Visit) -> Values:
+    """sym_size(x, dim) of a dim that is not divided"""
+    node, _, shard = layout.source(visit)
+    if layout.wrap(visit.argument(1), len(visit.shape(node))) == shard.dim:
+        visit.illegal(f"{visit.op_name} asks for the size of the sharded dim")
+    return REPLICATED
+
+
+def extremes(visit: Visit) -> Values:
+    """max(x, dim, keepdim): values and positions."""
+    found = reduction(visit)
+    assert isinstance(found, Value)
+    return (found,) * len(visit.node.meta["val"])
+
+
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(PRODUCTS, weighted),
+    **CONV_RULES,
+    **PART_RULES,
+    aten.scaled_dot_product_attention: attention,
+    **dict.fromkeys(
+        (
+            aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax, aten.cumsum,
+        ),
+        along(1),
+    ),
+    aten.layer_norm: normalization,
+    aten.rms_norm: normalization,
+    **dict.fromkeys(
+        (aten.mean, aten.sum, aten.var, aten.std, aten.amax, aten.amin, aten.logsumexp), reduction
+    ),
+    **dict.fromkeys((aten.max, aten.min), extremes),
+    aten.linalg_vector_norm: lambda visit: visit.illegal("a norm over a sharded tensor"),
+    **dict.fromkeys((aten.topk, aten.sort), choice),
+    aten.einsum: einsum,
+    aten.sym_size: size,
+    **dict.fromkeys((aten.view_as_complex, aten.view_as_real), layout.pairs),
+    **dict.fromkeys(
+        (aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten), layout.view
+    ),
+    **dict.fromkeys((aten.expand, aten.broadcast_to), layout.expand),
+    aten.permute: layout.permute,
+    aten.transpose: layout.transpose,
+    aten.t: layout.transpose_matrix,
+    aten.mT: layout.transpose_matrix,
+    aten.unsqueeze: layout.unsqueeze,
+    aten.squeeze: layout.squeeze,
+    **CACHE_RULES,
+    # pointwise, but without the tag
+    **dict.fromkeys(
+        (
+            aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
+            aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
+            aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.multiply,
+            aten.expand_as,
+        ),
+        pointwise,
+    ),
+}  # fmt: skip
+
+
+# ---- looking up
+
+
+def apply_rule(visit: Visit) -> Values:
+    """The placement of `visit.node`, by the tables."""
+    op = packet(visit.node)
+    inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
+    parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
+    if all(part.is_replicated for part in parts) and op not in WEIGHTED:
+        return REPLICATED
+    is_mine = all(part.is_replicated or part.is_whole for part in parts)
+    if is_mine and any(part.is_whole for part in parts) and op is not operator.getitem:
+        return _on_each_rank(visit, parts)
+    if op is not operator.getitem and any(isinstance(value, tuple) for value in inputs):
+        visit.illegal(f"{visit.op_name} takes several sharded tensors at once")
+    if op is not operator.getitem and (
+        partials := [n for n in visit.operands() if visit.value(n).is_partial]
+    ):
+        return join_partials(visit, partials)
+    if ops.written_operands(visit.node) and op not in CACHE_RULES:
+        visit.illegal(f"{visit.op_name} writes in place")
+    if (rule := RULES.get(op)) is not None:
+        return rule(visit)
+    if torch.Tag.pointwise in getattr(visit.node.target, "tags", ()):
+        return pointwise(visit)
+    return visit.illegal(f"no sharding rule for {visit.op_name}")
+
+
+def _on_each_rank(visit: Visit, parts: list[Value]) -> Values:
+    """Any op on values that are whole on each rank; replicated operands enter."""
+    for node in visit.operands():
+        if visit.value(node).is_replicated:
+            visit.enter(node)
+    value = Value(Whole(), tuple(dict.fromkeys(o for part in parts for o in part.origins)))
+    made = visit.node.meta["val"]
+    return (value,) * len(made) if isinstance(made, (tuple, list)) else value

@@ -1,0 +1,154 @@
+"""Find the adds that are residual sums, and the blocks that they make.
+
+    x1 = add(x0, h0)      h0 reached from x0 through a mixing op   -> block, anchor x0
+    x2 = add(norm(x1), h1)                                         -> block, anchor norm(x1)
+    s  = add(x0, x2)      its branch holds linked blocks           -> a skip around them, no block
+
+Sums whose partial results have one user are flattened, `x + a + m` in any association, unless that
+would swallow a block: in `x0 + (x1 + h1)` around two blocks, `x1 + h1` is the second of them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from ladderize.errors import module_path
+from ladderize.graph import ops
+from ladderize.graph.ops import Kind
+from ladderize.streams.block import Block
+from ladderize.streams.context import Reach
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The residual sums of a graph, not numbered yet.
+
+    Attributes:
+        blocks: in graph order, with `index` 0 throughout.
+        groups: adds that skip around whole runs of blocks (group skips, re-injection of x0).
+    """
+
+    blocks: tuple[Block, ...]
+    groups: frozenset[Node]
+
+    def without(self, groups: Iterable[Block]) -> "Candidates":
+        """`groups`, which turned out to hold whole runs of blocks, among the groups."""
+        more = frozenset(groups)
+        kept = tuple(block for block in self.blocks if block not in more)
+        return Candidates(kept, self.groups | {block.add for block in more})
+
+
+def find_candidates(reach: Reach) -> Candidates:
+    groups: set[Node] = set()
+    while True:
+        found = _find_sums(reach, groups)
+        new = _find_groups(reach, found)
+        groups.update(block.add for block in new)
+        # What a group had flattened may hold a block: look again, at its partial sums themselves.
+        if not any(block.partial_sums for block in new):
+            return Candidates(tuple(b for b in found if b not in new), frozenset(groups))
+
+
+def find_writer(reach: Reach, value: Node, by_add: Mapping[Node, Block]) -> Block | None:
+    """The block whose add is nearest behind `value`, with only cheap steps in between.
+
+    None as well when what is added on the way was mixed from the stream: `x1 + m(x0)` is then
+    neither a block nor a `T`, and breaks the link.
+    """
+    seen: set[Node] = set()
+    mixed: list[Node] = []
+    frontier = {value}
+    while frontier:
+        node = max(frontier, key=reach.position.__getitem__)
+        frontier.remove(node)
+        if node in by_add:
+            return None if reach.depends_on(mixed, by_add[node].anchor) else by_add[node]
+        seen.add(node)
+        if ops.kind(node) is Kind.MIX:
+            mixed.append(node)
+        if ops.kind(node) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
+            frontier.update(
+                source
+                for source in reach.steps_back(node)
+                if source not in seen
+                and source not in reach.static
+                and reach.is_same_size(source, value)
+            )
+    return None
+
+
+def _find_sums(reach: Reach, groups: set[Node]) -> list[Block]:
+    inner: set[Node] = set()
+    found = []
+    for node in reversed(reach.nodes):
+        if node in inner or node in groups or not reach.summands(node):
+            continue
+        leaves, flattened = flatten(reach, node)
+        block = _as_block(reach, node, leaves, flattened)
+        if block is not None:
+            inner.update(flattened)  # else `x + h` may hide in a sum that is none as a whole
+            found.append(block)
+    found.reverse()
+    return found
+
+
+def flatten(reach: Reach, node: Node) -> tuple[list[Node], list[Node]]:
+    """The summands of `node`, and the partial sums with a single user that it flattens."""
+    if not reach.is_plain_sum(node):
+        return _as_written(reach, node), []
+    leaves: list[Node] = []
+    flattened: list[Node] = []
+    stack = _as_written(reach, node)
+    while stack:
+        operand = stack.pop(0)
+        if len(operand.users) == 1 and reach.is_plain_sum(operand):
+            flattened.append(operand)
+            stack[:0] = _as_written(reach, operand)
+        else:
+            leaves.append(operand)
+    return leaves, flattened
+
+
+def _as_written(reach: Reach, node: Node) -> list[Node]:
+    return [reach.as_written(node, operand) for operand in reach.summands(node)]
+
+
+def _as_block(
+    reach: Reach, node: Node, leaves: Sequence[Node], flattened: Sequence[Node]
+) -> Block | None:
+    is_difference = ops.kind(node) is not Kind.ADD
+    for skip in leaves[:1] if is_difference else leaves:
+        outputs = [leaf for leaf in leaves if leaf is not skip and leaf not in reach.static]
+        if skip in reach.static or not outputs:
+            continue
+        for anchor in reach.walk_back(skip):
+            if (branch := reach.branch(anchor, outputs)) is not None:
+                return Block(
+                    index=0,
+                    anchor=anchor,
+                    skip=skip,
+                    branch=branch,
+                    outputs=tuple(outputs),
+                    add=node,
+                    partial_sums=tuple(flattened),
+                    module=module_path(node),
+                )
+    return None
+
+
+def _find_groups(reach: Reach, found: Sequence[Block]) -> list[Block]:
+    """Those of `found` whose branch holds two or more linked blocks."""
+    by_add = {block.add: block for block in found}
+    writer = {block: find_writer(reach, block.anchor, by_add) for block in found}
+
+    def is_group(block: Block) -> bool:
+        inside = {by_add[node] for node in block.branch if node in by_add}
+        if any(writer[other] in inside for other in inside):
+            return True
+        if not inside:
+            return False
+        ends = (find_writer(reach, output, by_add) for output in block.outputs)
+        return any(end in inside and end.anchor is block.anchor for end in ends if end)
+
+    return [block for block in found if is_group(block)]

@@ -1,0 +1,144 @@
+"""What can be asked of one graph: what is static, what lies behind a value, what reaches what.
+
+    x1 = add(x0, down(relu(up(norm(x0)))))
+
+    walk_back(relu(x1))    x1 is a cheap step behind
+    branch(x0, [down])     norm, up, relu, down: x0 reaches `down` through a mixing op
+
+Pure questions; no notion of a stream yet. Words of the ops as in `ops.py`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from torch.fx import GraphModule, Node
+
+from ladderize.graph import ops
+from ladderize.graph.dataflow import find_sources, find_writes
+from ladderize.graph.ops import Kind
+
+# How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
+# normalisation written out in single ops (8 of them in transformers' RMSNorm) fit.
+MAX_SKIP_STEPS = 12
+
+
+class Reach:
+    """One graph with fake values, and the inputs that hold its parameters and buffers.
+
+    Attributes:
+        nodes: in graph order.
+        position: of each node in that order.
+        writes: of each reader of written memory the last write before it, by operand.
+        sources: of each node what it reads, through memory too.
+        shape: of each node with a floating tensor, None for the others.
+        static: what depends on parameters, buffers and sizes alone.
+    """
+
+    def __init__(self, gm: GraphModule, parameters: Iterable[Node] = ()) -> None:
+        self.nodes = list(gm.graph.nodes)
+        self.position = {node: i for i, node in enumerate(self.nodes)}
+        self.writes = find_writes(self.nodes)
+        self.sources = find_sources(self.nodes, self.writes)
+        self.shape = {node: ops.floating_shape(node) for node in self.nodes}
+        self.static = self._find_static(frozenset(parameters))
+
+    def _find_static(self, parameters: frozenset[Node]) -> set[Node]:
+        static: set[Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder":
+                is_static = node in parameters or not ops.holds_tensor(node)
+            else:
+                is_static = not ops.holds_tensor(node) or all(
+                    source in static for source in self.sources[node]
+                )
+            if is_static:
+                static.add(node)
+        return static
+
+    def summands(self, node: Node) -> tuple[Node, ...]:
+        """The two floating tensors of its own shape that `node` adds up; none if it is no sum.
+
+        Either may be scaled (`alpha=`). Of a difference only the first can be what is kept.
+        """
+        name = ops.op_name(node).rstrip("_")
+        is_sum = ops.kind(node) is Kind.ADD or name in ("sub", "isub", "subtract")
+        operands = (*node.args, *(node.kwargs[k] for k in ("other",) if k in node.kwargs))[:2]
+        if not is_sum or self.shape[node] is None or len(operands) < 2:
+            return ()
+        found = [o for o in operands if isinstance(o, Node) and self.shape[o] == self.shape[node]]
+        return tuple(found) if len(found) == 2 else ()
+
+    def as_written(self, node: Node, operand: Node) -> Node:
+        """What `node` finds in the memory of `operand`: the last write to it, or `operand`."""
+        return self.writes.get(node, {}).get(operand, operand)
+
+    def is_plain_sum(self, node: Node) -> bool:
+        """Whether `node` adds its two operands as they are, so that a summand may move over."""
+        is_plain = ops.kind(node) is Kind.ADD and not node.kwargs
+        return is_plain and bool(self.summands(node))
+
+    def is_same_size(self, a: Node, b: Node) -> bool:
+        left, right = self.shape[a], self.shape[b]
+        if left is None or right is None:
+            return False
+        return left == right or bool(ops.num_elements(left) == ops.num_elements(right))
+
+    def steps_back(self, node: Node) -> list[Node]:
+        """The operands of `node`; behind a cheap op with several results, those of that op.
+
+        `getitem(native_layer_norm(x), 0)` is one step, from x.
+        """
+        return [
+            step
+            for operand in node.all_input_nodes
+            for step in (operand.all_input_nodes if self._is_cheap_tuple(operand) else [operand])
+        ]
+
+    def _is_cheap_tuple(self, node: Node) -> bool:
+        is_tuple = isinstance(ops.value(node), (tuple, list))
+        return is_tuple and ops.kind(node) is Kind.CHEAP
+
+    def walk_back(self, node: Node) -> list[Node]:
+        """`node` and the values up to `MAX_SKIP_STEPS` cheap steps of its size behind it.
+
+        The latest value first.
+        """
+        found, frontier = [node], [node]
+        for _ in range(MAX_SKIP_STEPS):
+            frontier = [
+                source
+                for step in frontier
+                if ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT) and not self.summands(step)
+                for source in self.steps_back(step)
+                if source not in self.static
+                and source not in found
+                and self.is_same_size(source, node)
+            ]
+            found.extend(dict.fromkeys(frontier))
+        return sorted(set(found), key=self.position.__getitem__, reverse=True)
+
+    def ancestors(self, nodes: Iterable[Node], start: int) -> set[Node]:
+        """`nodes` and everything they depend on that comes after position `start`."""
+        seen: set[Node] = set()
+        stack = list(nodes)
+        while stack:
+            node = stack.pop()
+            if node not in seen and self.position[node] > start:
+                seen.add(node)
+                # Not through sizes: `h.reshape(-1, x.shape[-1])` does not read the stream.
+                stack.extend(s for s in self.sources[node] if s not in self.static)
+        return seen
+
+    def branch(self, anchor: Node, outputs: Sequence[Node]) -> tuple[Node, ...] | None:
+        """The nodes from `anchor` to `outputs`; None unless each is reached through a mixing op."""
+        behind = self.ancestors(outputs, self.position[anchor])
+        mixed: dict[Node, bool] = {anchor: False}
+        for node in sorted(behind, key=self.position.__getitem__):
+            sources = [mixed[source] for source in self.sources[node] if source in mixed]
+            if sources:
+                mixed[node] = any(sources) or ops.kind(node) is Kind.MIX
+        if not all(mixed.get(output) for output in outputs):
+            return None
+        return tuple(node for node in mixed if node is not anchor)
+
+    def depends_on(self, nodes: Iterable[Node], value: Node) -> bool:
+        return value in self.ancestors(nodes, self.position[value] - 1)

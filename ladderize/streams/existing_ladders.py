@@ -1,0 +1,146 @@
+"""Notice a net that is a ladder already: sums whose branch reads the stream before its skip.
+
+    x1 = x0 + h0(x0);  x2 = x1 + h1(x0);  x3 = x2 + h2(x1)      h1 and h2 are stale blocks
+
+The reads of such a stream are left alone: a second rewrite would compute neither net. Its blocks,
+these among them, are sharded as those of any other.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch.fx import Node
+
+from ladderize.errors import LadderWarning, describe_origin, module_path
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.candidates import Candidates, find_writer
+from ladderize.streams.context import Reach
+
+# How many blocks behind its skip a branch is looked for.
+MAX_STALENESS = 8
+
+
+def find_stale_blocks(
+    reach: Reach, candidates: Candidates, chains: Sequence[Sequence[Block]]
+) -> dict[Block, tuple[Block, ...]]:
+    """The stale blocks behind each chain that has any, by the chain's first block.
+
+    In graph order, with `index` 0 throughout.
+    """
+    blocks = {block.add: block for block in candidates.blocks}
+    taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.groups
+    nested = {chain[0]: {node for block in chain for node in block.branch} for chain in chains}
+    home = {block.add: chain[0] for chain in chains for block in chain}
+    found: dict[Block, list[Block]] = {}
+    for node in reach.nodes:
+        if node in blocks or node in taken or not reach.summands(node):
+            continue
+        stale, writer = _as_stale_block(reach, node, blocks)
+        if stale is None or writer is None or writer.add not in home:
+            continue
+        # To what comes later it is a block that carries what `writer` wrote.
+        blocks[node] = Block(0, writer.add, stale.skip, (), (), add=node)
+        home[node] = home[writer.add]
+        if node not in nested[home[node]]:
+            _append(reach, found.setdefault(home[node], []), stale)
+    return {block: tuple(stale) for block, stale in found.items()}
+
+
+def groups_of_stale_blocks(
+    candidates: Candidates, stale: Mapping[Block, Sequence[Block]]
+) -> list[Block]:
+    """The blocks whose branch holds a block and a stale one behind it: two linked blocks.
+
+    Args:
+        stale: the stale blocks behind each block by itself.
+    """
+    behind = {block.add: {one.add for one in ones} for block, ones in stale.items()}
+
+    def is_group(block: Block) -> bool:
+        ends = (behind[node] for node in block.branch if node in behind)
+        return any(not found.isdisjoint(block.branch) for found in ends)
+
+    return [block for block in candidates.blocks if is_group(block)]
+
+
+def chains_in_stale_branches(
+    chains: Sequence[Sequence[Block]], stale: Mapping[Block, Sequence[Block]]
+) -> list[Sequence[Block]]:
+    """The chains that begin in a stale branch and are no longer than the stream of that branch.
+
+    A sum within each branch: those of a standard net `chains.longest_chains` leaves out.
+    """
+    length: dict[Node, int] = {}
+    for chain in chains:
+        behind = stale.get(chain[0], ())
+        for node in (node for block in behind for node in block.branch):
+            length[node] = max(length.get(node, 0), len(chain) + len(behind))
+    return [chain for chain in chains if len(chain) <= length.get(chain[0].add, 0)]
+
+
+def _as_stale_block(
+    reach: Reach, node: Node, blocks: Mapping[Node, Block]
+) -> tuple[Block | None, Block | None]:
+    """`node` as a block, and the block that wrote its skip, if the branch reads what is before."""
+    left, right = reach.summands(node)
+    for skip, output in ((left, right), (right, left)):
+        writer = None if skip in reach.static else find_writer(reach, skip, blocks)
+        if writer is None or output in reach.static or reach.depends_on([output], writer.add):
+            continue  # what comes after the writer, a token shift for one, is not stale
+        behind: Block | None = writer
+        for _ in range(MAX_STALENESS):
+            if behind is None:
+                break
+            if reach.branch(behind.anchor, [output]) is not None:
+                return _stale_block(reach, node, skip, output, behind), writer
+            behind = find_writer(reach, behind.anchor, blocks)
+    return None, None
+
+
+def _stale_block(reach: Reach, node: Node, skip: Node, output: Node, behind: Block) -> Block:
+    """It reads the stream as `behind` found it: the latest such value, behind a post-norm."""
+    for anchor in (*reach.walk_back(behind.skip), behind.anchor):
+        if (branch := reach.branch(anchor, [output])) is not None:
+            break
+    assert branch is not None, "the anchor of `behind` reaches the output"
+    return Block(0, anchor, skip, branch, (output,), add=node, module=module_path(node))
+
+
+def _append(reach: Reach, found: list[Block], stale: Block) -> None:
+    """Add `stale` to `found`; the two sums of a parallel block, `x1 + a(x0) + m(x0)`, are one."""
+    before = found[-1] if found else None
+    if before is None or not _is_beside(reach, stale, before):
+        found.append(stale)
+        return
+    branch = sorted({*before.branch, *stale.branch}, key=reach.position.__getitem__)
+    found[-1] = Block(
+        0,
+        stale.anchor,
+        before.skip,
+        tuple(branch),
+        (*before.outputs, *stale.outputs),
+        add=stale.add,
+        partial_sums=(*before.partial_sums, before.add),
+        module=stale.module,
+    )
+
+
+def _is_beside(reach: Reach, stale: Block, before: Block) -> bool:
+    """Whether nobody but `stale` reads the sum of `before`, and both read the same value."""
+    is_partial = stale.skip is before.add and len(before.add.users) == 1
+    is_plain = reach.is_plain_sum(before.add) and reach.is_plain_sum(stale.add)
+    return is_partial and is_plain and stale.anchor is before.anchor
+
+
+def warn_of_ladders(streams: Iterable[Stream]) -> None:
+    """Say once, with the place of each block, that some of `streams` are ladders already."""
+    blocks = [block for stream in streams for block in stream.stale_blocks]
+    if blocks:
+        places = "".join(f"\n  - {describe_origin(block.add)}" for block in blocks)
+        warnings.warn(
+            LadderWarning(
+                f"This net is a ladder already, in {len(blocks)} blocks that read the stream stale."
+                f" Its reads are left as they are:{places}"
+            ),
+            stacklevel=3,
+        )

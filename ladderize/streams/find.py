@@ -1,0 +1,91 @@
+"""Find the residual stream: which adds carry it, what each branch computes, where it is read.
+
+    x1 = add(x0, h0)      h0 reached from x0 through a mixing op   -> block 0, anchor x0
+    x2 = add(norm(x1), h1)                                         -> block 1, anchor norm(x1)
+    x3 = add(conv(x2), h2)                                         -> not one: the skip path mixes
+    x4 = add(x3, h3)                                               -> block 2, the next segment
+
+Pure analysis; nothing here changes a graph. It matches structure alone: names serve the report
+and the user's `layers=`. Words as in DESIGN: stream, block, branch, anchor, segment.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch.fx import GraphModule, Node
+
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.candidates import find_candidates, find_writer
+from ladderize.streams.chains import longest_chains
+from ladderize.streams.context import Reach
+from ladderize.streams.existing_ladders import (
+    chains_in_stale_branches,
+    find_stale_blocks,
+    groups_of_stale_blocks,
+)
+from ladderize.streams.layers import layer_indices
+from ladderize.streams.refusals import find_blockers
+
+Chain = tuple[Block, ...]
+
+
+def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stream, ...]:
+    """The residual streams of `gm`, in graph order. Linear in the size of the graph.
+
+    Args:
+        gm: a Dynamo, export or symbolically traced graph, functionalized, with fake values.
+        parameters: the placeholders that hold parameters and buffers.
+    """
+    reach = Reach(gm, parameters)
+    candidates = find_candidates(reach)
+    alone = find_stale_blocks(reach, candidates, [(block,) for block in candidates.blocks])
+    if groups := groups_of_stale_blocks(candidates, alone):
+        candidates = candidates.without(groups)
+    by_add = {block.add: block for block in candidates.blocks}
+    parent = {block: find_writer(reach, block.anchor, by_add) for block in candidates.blocks}
+    chains = longest_chains(candidates.blocks, parent, reach.position)
+    stale = find_stale_blocks(reach, candidates, chains)
+    if nested := chains_in_stale_branches(chains, stale):
+        chains = [chain for chain in chains if chain not in nested]
+        stale = find_stale_blocks(reach, candidates, chains)
+    streams = []
+    for segments in _join_segments(reach, chains):
+        blocks = _number(segments)
+        behind = tuple(block for chain in segments for block in stale.get(chain[0], ()))
+        streams.append(Stream(blocks, find_blockers(reach, blocks, by_add), behind))
+    return tuple(streams)
+
+
+def _join_segments(reach: Reach, chains: Sequence[Chain]) -> list[list[Chain]]:
+    """Chains of which each begins with what the one before it left, changed in shape or mixed."""
+    joined = {chain: [chain] for chain in chains}
+    ends = _latest_ends(reach, {chain[-1].add: chain for chain in chains})
+    streams = []
+    for chain in chains:
+        before = ends[chain[0].anchor]
+        run = joined.get(before) if before is not None else None
+        if before is None or run is None or run[-1] is not before:
+            streams.append(joined[chain])  # the first segment, or another one went on from there
+            continue
+        run.append(chain)
+        joined[chain] = run
+    return streams
+
+
+def _latest_ends(reach: Reach, ends: Mapping[Node, Chain]) -> dict[Node, Chain | None]:
+    """For each node the chain that ended last among those that it depends on."""
+    latest: dict[Node, Node | None] = {}
+    for node in reach.nodes:
+        found = [latest[s] for s in reach.sources[node] if s not in reach.static]
+        behind = max((f for f in found if f), key=reach.position.__getitem__, default=None)
+        latest[node] = node if node in ends else behind
+    return {node: None if end is None else ends[end] for node, end in latest.items()}
+
+
+def _number(chains: Sequence[Chain]) -> Chain:
+    """The blocks of a stream's segments with their indices, segments and layers."""
+    numbered: list[Block] = []
+    for segment, chain in enumerate(chains):
+        for block, layer in zip(chain, layer_indices(chain), strict=True):
+            numbered.append(replace(block, index=len(numbered), layer=layer, segment=segment))
+    return tuple(numbered)

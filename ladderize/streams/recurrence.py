@@ -1,0 +1,180 @@
+"""Read the recurrence back out of a graph and compare it with the one that was asked for.
+
+    y0 = x0 + h0(x0)      x: anchors, y: sums, h: branches as uninterpreted functions,
+    y1 = x1 + h1(x0)      T: what lies between a sum and the next anchor
+    x1 = T0(y0)
+
+The reader knows where the blocks are but not what the ladder pass did: it follows the edges of
+the graph as it stands. One visit a node (DESIGN §8.1).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+from torch.fx import GraphModule, Node
+
+from ladderize.errors import Blocker, LadderError
+from ladderize.graph import ops
+from ladderize.graph.dataflow import find_sources, find_writes
+from ladderize.streams.block import Block, Stream
+
+Writes = Mapping[Node, Mapping[Node, Node]]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """For each block the equations of its sum and of its anchor, as sympy equalities."""
+
+    sums: tuple[sympy.Eq, ...]
+    anchors: tuple[sympy.Eq, ...]
+
+
+def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurrence, ...]:
+    """The recurrence that `gm` computes now, one for each of `streams`."""
+    symbols = _name_values(streams)
+    home = {
+        node: (number, block.index)
+        for number, stream in enumerate(streams)
+        for block in stream.blocks
+        for node in block.branch
+    }
+    writes = find_writes(gm.graph.nodes)
+    reads = _follow_reads(gm, symbols, home, writes)
+    return tuple(
+        _equations(number, stream, symbols, reads, writes) for number, stream in enumerate(streams)
+    )
+
+
+def specify_recurrence(
+    standard: Recurrence, sources: Mapping[int, int], number: int = 0
+) -> Recurrence:
+    """`standard` with each chosen branch i reading the anchor of block `sources[i]` instead.
+
+    Args:
+        standard: what `read_recurrence` found before the rewrite.
+        sources: for each rerouted block the block whose anchor it is to read.
+        number: the place of the stream among the streams of the graph.
+    """
+    sums = list(standard.sums)
+    for index, source in sources.items():
+        branch = next(iter(sums[index].rhs.atoms(sympy.core.function.AppliedUndef)))
+        fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
+        moved = branch.func(*_sorted({stale if arg == fresh else arg for arg in branch.args}))
+        sums[index] = sympy.Eq(sums[index].lhs, sums[index].rhs - branch + moved, evaluate=False)
+    return Recurrence(tuple(sums), standard.anchors)
+
+
+def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
+    """Raise `LadderError` naming each block whose equation is not the specified one."""
+    blockers = [
+        Blocker.at(block.add, f"block {block.index} computes {is_} instead of {should}")
+        for block, is_, should in _differences(found, specified, stream.blocks)
+    ]
+    if blockers:
+        raise LadderError(
+            "The rewritten graph does not compute the ladder recurrence:",
+            blockers,
+            "this is a fault of ladderize; please report it with options={'debug_dir': …}",
+        )
+
+
+def _differences(
+    found: Recurrence, specified: Recurrence, blocks: Sequence[Block]
+) -> list[tuple[Block, sympy.Eq, sympy.Eq]]:
+    return [
+        (block, is_, should)
+        for equations in ("sums", "anchors")
+        for block, is_, should in zip(
+            blocks, getattr(found, equations), getattr(specified, equations), strict=True
+        )
+        if is_ != should
+    ]
+
+
+def _symbol(letter: str, number: int, index: int) -> sympy.Symbol:
+    """The name of block `index`'s anchor (x), sum (y) or branch inside (b) in stream `number`."""
+    return sympy.Symbol(f"{letter}{index}" if number == 0 else f"{letter}{index}_{number}")
+
+
+def _name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
+    symbols: dict[Node, sympy.Symbol] = {}
+    for number, stream in enumerate(streams):
+        for block in stream.blocks:
+            symbols[block.add] = _symbol("y", number, block.index)
+        for block in stream.blocks:  # where T is nothing, the anchor is the sum before it
+            symbols[block.anchor] = _symbol("x", number, block.index)
+    return symbols
+
+
+def _follow_reads(
+    gm: GraphModule,
+    symbols: Mapping[Node, sympy.Symbol],
+    home: Mapping[Node, tuple[int, int]],
+    writes: Writes,
+) -> dict[Node, frozenset[sympy.Symbol]]:
+    """For each node the named values that it is computed from, cut at the named values.
+
+    A value that one branch takes from inside another one is cut as well: it is read as `b<i>`.
+    """
+    reads: dict[Node, frozenset[sympy.Symbol]] = {}
+    for node, sources in find_sources(gm.graph.nodes, writes).items():
+        found: set[sympy.Symbol] = set()
+        for source in sources:
+            if not ops.holds_tensor(source):  # the size of a value is no read of it
+                continue
+            if source in symbols:
+                found.add(symbols[source])
+            elif source in home and node in home and home[source] != home[node]:
+                found.add(_symbol("b", *home[source]))
+            else:
+                found |= reads[source]
+        reads[node] = frozenset(found)
+    return reads
+
+
+def _equations(
+    number: int,
+    stream: Stream,
+    symbols: Mapping[Node, sympy.Symbol],
+    reads: Mapping[Node, frozenset[sympy.Symbol]],
+    writes: Writes,
+) -> Recurrence:
+    def seen(node: Node) -> frozenset[sympy.Symbol]:
+        return frozenset({symbols[node]}) if node in symbols else reads[node]
+
+    adds = {block.add for block in stream.blocks}
+    sums, anchors = [], []
+    for block in stream.blocks:
+        sum_symbol = _symbol("y", number, block.index)
+        summands = _summands(block, writes)
+        inside = [operand for operand in summands if operand in block.members]
+        past = [operand for operand in summands if operand not in block.members]
+        branch = sympy.Function(f"h{block.index}")(*_sorted(_union(map(seen, inside))))
+        skip = sympy.Add(*_sorted(_union(map(seen, past))))
+        sums.append(sympy.Eq(sum_symbol, skip + branch, evaluate=False))
+        behind = seen(block.anchor) if block.anchor in adds else reads[block.anchor]
+        written = sympy.Function("T")(*_sorted(behind))
+        anchors.append(sympy.Eq(symbols[block.anchor], written, evaluate=False))
+    return Recurrence(tuple(sums), tuple(anchors))
+
+
+def _summands(block: Block, writes: Writes) -> list[Node]:
+    """What the block's add sums up in the graph as it stands, through its partial sums."""
+    summands, stack = [], [block.add]
+    while stack:
+        node = stack.pop()
+        for operand in node.all_input_nodes:
+            if operand in block.partial_sums:
+                stack.append(operand)
+            else:
+                summands.append(writes.get(node, {}).get(operand, operand))
+    return summands
+
+
+def _union(sets: Iterable[frozenset[sympy.Symbol]]) -> frozenset[sympy.Symbol]:
+    return frozenset().union(*sets)
+
+
+def _sorted(symbols: frozenset[sympy.Symbol] | set[sympy.Symbol]) -> list[sympy.Symbol]:
+    return sorted(symbols, key=str)

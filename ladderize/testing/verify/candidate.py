@@ -1,0 +1,144 @@
+"""What is verified: the graph and the tensors of every rank, from a `.pt2` file or from shards.
+
+ladder.pt2            one rank, which holds every tensor
+DIR                   one graph for all ranks, a file of tensors for each
+DIR0 DIR1 …           of rank r what DIRr holds: each host has a copy of its own
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+
+from ladderize.compat.archive import read_note, read_program
+from ladderize.errors import LadderError
+from ladderize.frontends.rewrite import copy_of
+from ladderize.frontends.sharded.directory import MANIFEST
+from ladderize.frontends.sharded.program_files import open_shards
+from ladderize.frontends.sharded.state import Entry
+from ladderize.testing.verify.precision import bodies, replace_values
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class RankPart:
+    """What one rank runs.
+
+    Attributes:
+        program: its graph and signature.
+        gm: a copy of the graph that runs here, on the CPU.
+        tensors: what it holds, by name.
+    """
+
+    program: ExportedProgram
+    gm: GraphModule
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, program: ExportedProgram, tensors: Mapping[str, Tensor]) -> "RankPart":
+        return cls(program, on_cpu(copy_of(program)), tensors)
+
+    def arguments(self, state: Mapping[str, Tensor], given: Sequence[Any]) -> list[Any]:
+        """The placeholders' values; buffers are copies, for the graph may write them."""
+        return bind(self.program, state, given)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Attributes:
+    parts: of each rank.
+    entries: what the ranks share of which tensor; None: there is one rank, with all of them.
+    options: of the rewrite, as the files tell; None if they do not.
+    """
+
+    parts: tuple[RankPart, ...]
+    entries: tuple[Entry, ...] | None = None
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.parts)
+
+    def state(self, rank: int, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`rank`'s part of the tensors in `full`; of what is not there, what the files hold."""
+        if self.entries is None:
+            return {**self.parts[rank].tensors, **full}
+        found = dict(self.parts[rank].tensors)
+        for entry in self.entries:
+            for name in entry.names:
+                if name in full and entry.kind != "index":
+                    found[name] = entry.read(full[name], rank, self.num_ranks, CPU)
+        return found
+
+
+def of_program(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Candidate:
+    """A rewritten program in memory, for one rank."""
+    tensors = {**program.state_dict, **program.constants}
+    return Candidate((RankPart.of(program, tensors),), None, options)
+
+
+def read_candidate(paths: Sequence[Path]) -> Candidate:
+    """Whatever `ladderize rewrite` wrote.
+
+    Raises:
+        LadderError: what cannot be read, or does not belong together.
+    """
+    if len(paths) == 1 and not paths[0].is_dir():
+        return of_program(read_program(paths[0]), read_note(paths[0]))
+    for path in paths:
+        if not (path / MANIFEST).is_file():
+            raise LadderError(
+                f"{path} is no directory of a sharded ladder: there is no {MANIFEST} in it.",
+                cure="pass what `ladderize rewrite` wrote: a .pt2 file, or a directory",
+            )
+    shards = [open_shards(path) for path in paths]
+    num_ranks = shards[0].local.num_ranks
+    if len(paths) not in (1, num_ranks):
+        raise LadderError(
+            f"{paths[0]} was written for {num_ranks} ranks, {len(paths)} directories were given.",
+            cure=f"pass one directory, or the copies of all {num_ranks} ranks in their order",
+        )
+    own = shards if len(paths) == num_ranks else shards * num_ranks
+    others = [s.folder for s in own if s.local.num_ranks != num_ranks]
+    if others:
+        raise LadderError(f"{others[0]} was not written for {num_ranks} ranks.")
+    parts = [RankPart.of(s.local.program, s.tensors(rank)) for rank, s in enumerate(own)]
+    return Candidate(tuple(parts), shards[0].local.entries, shards[0].options)
+
+
+def bind(program: ExportedProgram, state: Mapping[str, Tensor], given: Sequence[Any]) -> list[Any]:
+    """The values of the placeholders of `program`'s graph, in order."""
+    users = iter(given)
+    values: list[Any] = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            values.append(next(users))
+        else:
+            tensor = state[str(spec.target)].detach().to(CPU)
+            values.append(tensor.clone() if spec.kind is InputKind.BUFFER else tensor)
+    return values
+
+
+def on_cpu(gm: GraphModule) -> GraphModule:
+    """`gm`, changed in place to run on the CPU and in any dtype: checks of form are taken out."""
+    for part in bodies(gm):
+        for node in part.graph.nodes:
+            if _is_check_of_form(node):
+                part.graph.erase_node(node)
+    replace_values(gm, lambda value: CPU if isinstance(value, torch.device) else value)
+    return gm
+
+
+_CHECKS_OF_FORM = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+
+
+def _is_check_of_form(node: Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet is not None and packet.__name__ in _CHECKS_OF_FORM and not node.users

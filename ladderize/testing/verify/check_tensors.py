@@ -1,0 +1,97 @@
+"""The tensors of a candidate: the original's, or exactly the slices of them that the plan names."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from ladderize.report.snapshot import module_of
+from ladderize.streams.block import Stream
+from ladderize.testing.verify.candidate import CPU, Candidate
+from ladderize.testing.verify.substituted import Original
+from ladderize.testing.verify.verdict import Check
+
+TENSORS = "weights"
+MAX_LISTED = 3
+
+
+def check_tensors(program: ExportedProgram, original: Original, candidate: Candidate) -> Check:
+    """Whether each rank holds what it should of each tensor, to the last bit."""
+    full: Mapping[str, Any] = {**program.state_dict, **program.constants}
+    wrong = [*_wrong(full, candidate)]
+    number = len(candidate.parts[0].tensors)
+    if not wrong:
+        each = "" if candidate.num_ranks == 1 else f" on each of {candidate.num_ranks} ranks"
+        return Check(TENSORS, "ok", f"{number} tensors{each}, bit by bit")
+    listed = "; ".join(f"{name} {what}" for name, what in wrong[:MAX_LISTED])
+    more = f"; and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
+    return Check(TENSORS, "failed", listed + more, _home(original, wrong[0][0]))
+
+
+def _wrong(full: Mapping[str, Any], candidate: Candidate) -> Iterator[tuple[str, str]]:
+    for rank, part in enumerate(candidate.parts):
+        on = f" on rank {rank}" if candidate.num_ranks > 1 else ""
+        for name, expected in _expected(full, candidate, rank):
+            held = part.tensors.get(name)
+            if held is None:
+                yield name, f"is missing{on}"
+            elif expected is None:
+                yield name, "is not in the original"
+            elif held.shape != expected.shape or held.dtype != expected.dtype:
+                yield name, f"is {_form(held)} instead of {_form(expected)}{on}"
+            elif not torch.equal(held.detach(), expected.detach()):
+                yield name, f"has other values{on}"
+
+
+def _expected(
+    full: Mapping[str, Any], candidate: Candidate, rank: int
+) -> Iterator[tuple[str, Tensor | None]]:
+    if candidate.entries is None:
+        for name in dict.fromkeys((*full, *candidate.parts[rank].tensors)):
+            if isinstance(full.get(name), Tensor | None):
+                yield name, full.get(name)
+        return
+    for entry in candidate.entries:
+        if entry.kind == "index":
+            continue
+        for name in entry.names:
+            tensor = full.get(name)
+            if tensor is None or tuple(tensor.shape) != entry.shape:
+                yield name, tensor
+            else:
+                yield name, entry.read(tensor.detach(), rank, candidate.num_ranks, CPU)
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _home(original: Original, name: str) -> str:
+    """The block that a tensor belongs to, or where it is read."""
+    for node, known in original.names.items():
+        if known == name:
+            return _reader(original.streams, node) or f"{name}, outside of the blocks"
+    return name
+
+
+def _reader(streams: tuple[Stream, ...], tensor: Node) -> str:
+    """The block whose branch reads `tensor`, itself or what is made of it alone."""
+    homes = {
+        node: (number, block)
+        for number, stream in enumerate(streams)
+        for block in stream.blocks
+        for node in block.branch
+    }
+    stack, seen = [tensor], {tensor}
+    while stack:
+        node = stack.pop()
+        if node in homes:
+            number, block = homes[node]
+            stream = f" of stream {number}" if number else ""
+            return f"block {block.index}{stream} ({module_of(block)})"
+        stack += [user for user in node.users if user not in seen]
+        seen.update(node.users)
+    return ""

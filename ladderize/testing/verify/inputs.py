@@ -1,0 +1,158 @@
+"""Seeded random inputs and weights for a program, at several shapes.
+
+input_ids [s0, s1] int64, read by an embedding of 64 rows   ── random in [0, 64), [2, 3], [3, 5], …
+pixels [2, 3, 32, 32] float32                               ── normal
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from ladderize import compat
+from ladderize.graph import ops
+from ladderize.graph.ops import Kind
+
+aten = torch.ops.aten
+
+
+def user_inputs(program: ExportedProgram) -> list[Node]:
+    """The placeholders of what a caller gives."""
+    names = {
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT
+    }
+    return [n for n in program.graph.find_nodes(op="placeholder") if n.name in names]
+
+
+def is_dynamic(program: ExportedProgram) -> bool:
+    return any(not isinstance(size, int) for n in user_inputs(program) for size in _shape(n))
+
+
+def sample_inputs(program: ExportedProgram, variant: int) -> list[Any]:
+    """Values for the user's inputs, in the order of the graph.
+
+    Args:
+        program: with symbolic sizes, where it has any.
+        variant: chooses the values, and the sizes of the dims that vary.
+    """
+    generator = torch.Generator().manual_seed(variant)
+    sizes = _choose_sizes(program, variant)
+    inputs = user_inputs(program)
+    examples = _examples(program, len(inputs))
+    return [
+        _sample(node, sizes, example, generator)
+        for node, example in zip(inputs, examples, strict=True)
+    ]
+
+
+def _shape(node: Node) -> tuple[Any, ...]:
+    value = ops.value(node)
+    return tuple(value.shape) if isinstance(value, Tensor) else (value,)
+
+
+def _choose_sizes(program: ExportedProgram, variant: int) -> dict[sympy.Symbol, int]:
+    """A size for each symbol, within its range; a few above the least, where there is room."""
+    chosen = {}
+    for place, (symbol, allowed) in enumerate(program.range_constraints.items()):
+        least = max(2, int(allowed.lower))
+        most = int(allowed.upper) if isinstance(allowed.upper, sympy.Integer) else least + 8
+        chosen[symbol] = min(most, least + 1 + (2 * variant + 3 * place) % 5)
+    return chosen
+
+
+def _at(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
+    return size if isinstance(size, int) else int(size.node.expr.subs(dict(sizes)))
+
+
+def _examples(program: ExportedProgram, number: int) -> Sequence[Any]:
+    """The example inputs that the program was exported with, None for each if it has none."""
+    if program.example_inputs is None:
+        return [None] * number
+    args, kwargs = program.example_inputs
+    kwargs = compat.reorder_kwargs(kwargs, program.call_spec.in_spec)
+    leaves: list[Any] = pytree.tree_leaves((args, kwargs))
+    return leaves if len(leaves) == number else [None] * number
+
+
+def _sample(
+    node: Node, sizes: Mapping[sympy.Symbol, int], example: Any, generator: torch.Generator
+) -> Any:
+    value = ops.value(node)
+    if isinstance(value, torch.SymInt):
+        return _at(value, sizes)
+    if not isinstance(value, Tensor):
+        return example if example is not None else value
+    shape = [_at(size, sizes) for size in value.shape]
+    if value.is_floating_point():
+        return torch.randn(shape, generator=generator).to(value.dtype)
+    rows = _rows_looked_up(node)
+    if rows is not None:
+        return torch.randint(rows, shape, generator=generator, dtype=value.dtype)
+    if isinstance(example, Tensor) and list(example.shape) == shape:
+        return example.to("cpu").clone()
+    return torch.ones(shape, dtype=value.dtype)  # a mask
+
+
+def _rows_looked_up(placeholder: Node) -> int | None:
+    """Of how many rows this input chooses some, through layout and casts; None: it is no choice."""
+    stack, found = [placeholder], list[int]()
+    seen = {placeholder}
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            found += _choices(user, node)
+            if user not in seen and ops.kind(user) is Kind.LAYOUT:
+                seen.add(user)
+                stack.append(user)
+    return min(found, default=None)
+
+
+def _choices(user: Node, ids: Node) -> Iterator[int]:
+    target = getattr(user.target, "overloadpacket", None)
+    if target is aten.embedding and user.args[1] is ids:
+        yield _first_size(user.args[0])
+    elif target in (aten.cross_entropy_loss, aten.nll_loss_forward) and user.args[1] is ids:
+        yield _shape(user.args[0])[-1]  # type: ignore[arg-type]
+
+
+def _first_size(node: Any) -> int:
+    return int(_shape(node)[0])
+
+
+def random_parameters(program: ExportedProgram, seed: int = 0) -> dict[str, Tensor]:
+    """Values for the parameters that keep each branch of the order of the stream; tied stay tied.
+
+    Of variance 1 / inputs, vectors around 1 or (where they were zero) around 0: with fresh weights
+    of transformers' size, or a branch scaled by zero, a misplaced read would not show.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[Any, Tensor] = {}
+    found = {}
+    for name, parameter in program.state_dict.items():
+        if not isinstance(parameter, torch.nn.Parameter) or not parameter.is_floating_point():
+            found[name] = parameter.detach()
+            continue
+        key = (parameter.untyped_storage()._cdata, parameter.storage_offset(), parameter.shape)
+        if key not in made:
+            made[key] = _random_like(parameter.detach(), generator)
+        found[name] = made[key]
+    return found
+
+
+def _random_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(parameter.shape, generator=generator)
+    if parameter.dim() == 3:  # of experts, or of a convolution in one dim
+        noise = noise * max(parameter.shape[1:]) ** -0.5
+    elif parameter.dim() > 1:
+        noise = noise * parameter[0].numel() ** -0.5
+    else:
+        noise = 0.2 * noise + (1.0 if parameter.any() else 0.0)
+    return noise.to(parameter.dtype)

@@ -1,0 +1,149 @@
+"""Run the graphs of all ranks in one process; they meet at their collectives, as processes would.
+
+    rank 0   x ── copy ── linear(x, w[:2]) ── reduce ┐            ┌ wait ── y
+    rank 1   x ── copy ── linear(x, w[2:]) ── reduce ┴─ their sum ┴ wait ── y
+
+A collective's result is NaN until it is waited for, so that a read of it while it is in flight
+shows. Forward only. What this cannot show is anything about processes: hangs, memory, time.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from ladderize.errors import describe_origin
+from ladderize.graph import parallel_ops
+
+See = Callable[[int, Node, Any], None]
+"""Called with the rank, the node and its value, as each is computed."""
+
+
+class RanksPart(Exception):
+    """The ranks call different collectives, or one calls more: processes would hang here.
+
+    Attributes:
+        number: of the collective on which they part, from 0.
+    """
+
+    def __init__(self, number: int, calls: Sequence["Call | None"]) -> None:
+        self.number = number
+        listed = "; ".join(f"rank {r}: {call or 'none'}" for r, call in enumerate(calls))
+        super().__init__(f"the ranks part at collective {number}: {listed}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A rank at a collective."""
+
+    node: Node
+    value: Tensor
+    args: tuple[Any, ...]
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What must be the same on all ranks."""
+        settings = tuple(a for a in self.args if not isinstance(a, Tensor))
+        home = self.node.meta.get("nn_module_stack")
+        place = str(list(home.values())[-1][0]) if home else ""
+        return self.node.target, tuple(self.value.shape), self.value.dtype, settings, place
+
+    def __str__(self) -> str:
+        shape = list(self.value.shape)
+        return f"{self.node.name} of {shape} ({describe_origin(self.node)})"
+
+
+def _sum(calls: Sequence[Call]) -> Tensor:
+    total = calls[0].value.clone()
+    for call in calls[1:]:
+        total = total + call.value
+    return total
+
+
+def _gather(calls: Sequence[Call]) -> Tensor:
+    dim = calls[0].args[1]
+    return torch.cat([call.value for call in calls], dim)
+
+
+def _cross_entropy(calls: Sequence[Call]) -> Tensor:
+    target, _, reduction, ignore_index, _ = calls[0].args
+    logits = torch.cat([call.value for call in calls], min(1, calls[0].value.ndim - 1))
+    how = ("none", "mean", "sum")[reduction]
+    return torch.nn.functional.cross_entropy(
+        logits, target, reduction=how, ignore_index=ignore_index
+    )
+
+
+# op -> what it makes of all ranks' operands; the same on every rank
+JOINED: dict[Any, Callable[[Sequence[Call]], Tensor]] = {
+    parallel_ops.reduce: _sum,
+    parallel_ops.gather: _gather,
+    parallel_ops.vocab_cross_entropy: _cross_entropy,
+}
+
+
+def run_ranks(
+    graphs: Sequence[GraphModule], inputs: Sequence[Sequence[Any]], see: See
+) -> list[tuple[Any, ...]]:
+    """What each rank's graph returns.
+
+    Args:
+        graphs: of each rank.
+        inputs: the placeholders' values of each rank.
+        see: is told every value.
+
+    Raises:
+        RanksPart: where their collectives differ.
+    """
+    runs = [_run(rank, gm, given, see) for rank, (gm, given) in enumerate(zip(graphs, inputs))]  # noqa: B905
+    results: list[Any] = [None] * len(runs)
+    answer: Any = None
+    number = 0
+    while True:
+        calls: list[Call | None] = []
+        for rank, run in enumerate(runs):
+            try:
+                calls.append(run.send(answer))
+            except StopIteration as end:
+                calls.append(None)
+                results[rank] = end.value
+        met = [call for call in calls if call is not None]
+        if not met:
+            return results
+        if len(met) < len(calls) or len({call.form for call in met}) > 1:
+            raise RanksPart(number, calls)
+        answer = JOINED[met[0].node.target](met)
+        number += 1
+
+
+def _run(
+    rank: int, gm: GraphModule, inputs: Sequence[Any], see: See
+) -> Generator[Call, Tensor, tuple[Any, ...]]:
+    values: dict[Node, Any] = {}
+    flying: dict[Node, Tensor] = {}
+    given = iter(inputs)
+    for node in gm.graph.nodes:
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+        if node.op == "placeholder":
+            value = next(given)
+        elif node.op == "output":
+            return tuple(args[0])
+        elif node.op == "get_attr":
+            value = getattr(gm, str(node.target))
+        elif node.target in JOINED:
+            value = yield Call(node, args[0], tuple(args[1:]))
+            if node.target is parallel_ops.reduce:
+                flying[node], value = value, torch.full_like(value, torch.nan)
+        elif node.target is parallel_ops.wait:
+            value = flying.get(node.args[0], args[0])
+        elif node.target is parallel_ops.copy:
+            value = args[0]
+        else:
+            value = node.target(*args, **kwargs)
+        values[node] = value
+        see(rank, node, value)
+    return ()

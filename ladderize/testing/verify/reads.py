@@ -1,0 +1,76 @@
+"""Which stream values each stream value is computed from: read in a graph, and as it should be.
+
+    y2 = x2 + h2(norm(x1))   ──  {x1, x2}        blocks stay uninterpreted; edges, not numbers
+
+The candidate's graph is followed as it stands; the specification follows the original's, with the
+earlier anchor in the place of each rerouted branch's own. Sizes alone are no reads.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch.fx import GraphModule, Node
+
+from ladderize.graph import ops
+from ladderize.graph.dataflow import find_sources, find_writes
+from ladderize.testing.verify.locate import Name
+from ladderize.testing.verify.substituted import Original
+
+Reads = frozenset[Name]
+
+
+def follow(
+    gm: GraphModule,
+    named: Mapping[Node, Name],
+    instead: Callable[[Node, Node], Node] = lambda _, source: source,
+) -> dict[Node, Reads]:
+    """For each node the named values that it is computed from, cut at the named values.
+
+    Args:
+        gm: any graph.
+        named: the nodes that compute named values.
+        instead: what a node reads in the place of one of its sources.
+    """
+    reads: dict[Node, Reads] = {}
+    sources = find_sources(gm.graph.nodes, find_writes(gm.graph.nodes))
+    for node, before in sources.items():
+        found: set[Name] = set()
+        for source in (instead(node, s) for s in before if ops.holds_tensor(s)):
+            found |= {named[source]} if source in named else reads[source]
+        reads[node] = frozenset(found)
+    return reads
+
+
+def specified(original: Original, named: Mapping[Node, Name]) -> dict[Node, Reads]:
+    """`follow` of the reference ladder of `original`."""
+    stale = original.stale_reads()
+
+    def instead(node: Node, source: Node) -> Node:
+        path = stale.get(node, {}).get(source)
+        return source if path is None else path[0].anchor
+
+    return follow(original.gm, named, instead)
+
+
+def results(
+    gm: GraphModule, reads: Mapping[Node, Reads], named: Mapping[Node, Name]
+) -> list[Reads]:
+    """What each output of `gm` is computed from."""
+    (output,) = gm.graph.find_nodes(op="output")
+    return [_of(value, reads, named) for value in output.args[0]]
+
+
+def _of(value: object, reads: Mapping[Node, Reads], named: Mapping[Node, Name]) -> Reads:
+    if not isinstance(value, Node):
+        return frozenset()
+    return frozenset({named[value]}) if value in named else reads[value]
+
+
+def spell(names: Iterable[Name]) -> str:
+    """`{x1, x2}`."""
+    return "{" + ", ".join(spell_name(name) for name in sorted(names)) + "}"
+
+
+def spell_name(name: Name) -> str:
+    """`x3`, and `x3_1` in stream 1, as in reports."""
+    stream, letter, index = name
+    return f"{letter}{index}" if stream == 0 else f"{letter}{index}_{stream}"

@@ -1,0 +1,227 @@
+"""The structure of a candidate: run once with random weights, then read where its values are.
+
+With weights that make every branch count, a sum of the stream is recognised by its value, so that
+nothing depends on what the nodes of the candidate are called.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from ladderize.errors import describe_origin
+from ladderize.report.snapshot import module_of
+from ladderize.testing.verify import reads as reading
+from ladderize.testing.verify.candidate import Candidate, bind
+from ladderize.testing.verify.diagnose import describe_block, diagnose
+from ladderize.testing.verify.inputs import random_parameters, sample_inputs
+from ladderize.testing.verify.locate import Locator, Name, Wanted, relative_error, wanted_values
+from ladderize.testing.verify.lockstep import JOINED, RanksPart, run_ranks
+from ladderize.testing.verify.precision import Precision
+from ladderize.testing.verify.substituted import Original, run_reference
+from ladderize.testing.verify.verdict import TOLERANCES, Check
+
+RECURRENCE = "recurrence"
+COLLECTIVES = "order of collectives"
+FORMS = "shapes"
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Attributes:
+    checks: of the order of collectives, of the recurrence and of shapes.
+    places: for each rank the name of the node that computes each value of a stream.
+    """
+
+    checks: tuple[Check, ...]
+    places: tuple[Mapping[Name, str], ...]
+
+
+def check_structure(
+    program: ExportedProgram, original: Original, candidate: Candidate, dtype: torch.dtype
+) -> Structure:
+    """Compare what each stream value is computed from with the specification.
+
+    Args:
+        program: the original as exported.
+        original: its graph in standard form.
+        candidate: what is verified.
+        dtype: of the weights. Half precision is computed in float32: one wrong read of many must
+            stand out from rounding.
+    """
+    precision = Precision(dtype, torch.float32 if dtype.itemsize < 4 else dtype)
+    graphs = [part.gm for part in candidate.parts]
+    with precision.of_graphs([original.gm, *graphs]):
+        return _check(program, original, candidate, precision)
+
+
+def _check(
+    program: ExportedProgram, original: Original, candidate: Candidate, precision: Precision
+) -> Structure:
+    close = TOLERANCES[precision.wanted]
+    given = [precision.of(value) for value in sample_inputs(program, 0)]
+    full, values = _run_reference(program, original, given, precision)
+    wanted = wanted_values(original.streams, values, close)
+    locators = [Locator(wanted, close) for _ in candidate.parts]
+    arguments = [
+        part.arguments(precision.state(candidate.state(rank, full)), given)
+        for rank, part in enumerate(candidate.parts)
+    ]
+    graphs = [part.gm for part in candidate.parts]
+    misshapen: list[tuple[int, Node, Tensor]] = []
+
+    def see(rank: int, node: Node, value: Any) -> None:
+        locators[rank].see(node, value)
+        if not _has_its_form(node, value, precision):
+            misshapen.append((rank, node, value))
+
+    try:
+        outputs = run_ranks(graphs, arguments, see)
+    except RanksPart as part:
+        return _parted(part, wanted, locators)
+    forms = _check_forms(misshapen)
+    places = tuple({name: n.name for name, n in loc.found.items()} for loc in locators)
+    order = Check(COLLECTIVES, "ok", _count(candidate))
+    for rank, locator in enumerate(locators):
+        if departed := locator.departures():
+            first = departed[0]
+            found = diagnose(original, values, first, candidate, arguments, rank, close)
+            on = f"on rank {rank}, " if candidate.num_ranks > 1 else ""
+            check = Check(RECURRENCE, "failed", f"{on}{found}", describe_block(first))
+            return Structure((order, check, forms), places)
+    check = _compare_reads(original, candidate, wanted, locators)
+    if check.status == "ok":
+        check = _compare_outputs(original, outputs, values, close) or check
+    return Structure((order, check, forms), places)
+
+
+def _run_reference(
+    program: ExportedProgram, original: Original, given: Sequence[Any], precision: Precision
+) -> tuple[dict[str, Tensor], dict[Node, Any]]:
+    """Random weights (its own if those blow up), and the reference's values with them."""
+    own = {**program.state_dict, **program.constants}
+    full = random_parameters(program)
+    values = run_reference(original, bind(program, precision.state({**own, **full}), given))
+    sums = [values[block.add] for stream in original.streams for block in stream.blocks]
+    if all(bool(torch.isfinite(value).all()) for value in sums):
+        return full, values
+    return {}, run_reference(original, bind(program, precision.state(own), given))
+
+
+def _has_its_form(node: Node, value: Any, precision: Precision) -> bool:
+    """Whether `value` has the dtype and the sizes that the graph says; symbolic ones are any."""
+    said = node.meta.get("val")
+    if not isinstance(said, Tensor) or not isinstance(value, Tensor):
+        return True
+    dtype = precision.wanted if said.dtype is precision.given else said.dtype
+    if value.dim() != said.dim() or value.dtype is not dtype:
+        return False
+    sizes = zip(said.shape, value.shape, strict=True)
+    return all(not isinstance(size, int) or size == found for size, found in sizes)
+
+
+def _check_forms(misshapen: Sequence[tuple[int, Node, Tensor]]) -> Check:
+    if not misshapen:
+        return Check(FORMS, "ok", "every value is what its graph says it is")
+    rank, node, value = misshapen[0]
+    said = list(node.meta["val"].shape)
+    found = f"{node.name} is {list(value.shape)}, its graph says {said} (rank {rank})"
+    return Check(FORMS, "failed", found, describe_origin(node))
+
+
+def _parted(
+    part: RanksPart, wanted: Sequence[Sequence[Wanted]], locators: Sequence[Locator]
+) -> Structure:
+    """Ranks that would hang: named is the first block that some rank had not summed up yet."""
+    waiting = [departed[0] for locator in locators if (departed := locator.departures())]
+    last = wanted[-1][-1]
+    where = min(waiting, key=lambda w: w.name) if waiting else last
+    checks = (
+        Check(COLLECTIVES, "failed", str(part), describe_block(where)),
+        Check(RECURRENCE, "not run", "the ranks would hang"),
+    )
+    return Structure(checks, ({},) * len(locators))
+
+
+def _count(candidate: Candidate) -> str:
+    nodes = candidate.parts[0].gm.graph.nodes
+    number = len([node for node in nodes if node.target in JOINED])
+    if candidate.num_ranks == 1 and not number:
+        return "one rank, no collective"
+    return f"the same {number} on all {candidate.num_ranks} ranks"
+
+
+def _compare_reads(
+    original: Original,
+    candidate: Candidate,
+    wanted: Sequence[Sequence[Wanted]],
+    locators: Sequence[Locator],
+) -> Check:
+    for rank, locator in enumerate(locators):
+        values = [w for ws in wanted for w in ws if w.name in locator.found]
+        in_original = {value.node: value.name for value in values}
+        in_candidate = {node: name for name, node in locator.found.items()}
+        gm = candidate.parts[rank].gm
+        should = reading.specified(original, in_original)
+        found = reading.follow(gm, in_candidate)
+        for value in values:
+            is_ = found[locator.found[value.name]]
+            if is_ != should[value.node]:
+                spelled = reading.spell_name(value.name)
+                return _misread(spelled, is_, should[value.node], describe_block(value))
+        pairs = zip(
+            reading.results(gm, found, in_candidate),
+            reading.results(original.gm, should, in_original),
+            strict=True,
+        )
+        for number, (is_, wanted_reads) in enumerate(pairs):
+            if is_ != wanted_reads:
+                return _misread(f"output {number}", is_, wanted_reads, _behind(original))
+    blocks = sum(len(stream.blocks) for stream in original.streams)
+    stale = sum(map(len, original.sources))
+    streams = len(original.streams)
+    plural = "stream" if streams == 1 else "streams"
+    return Check(
+        RECURRENCE,
+        "ok",
+        f"{blocks} blocks in {streams} {plural}, {stale} read stale, each exactly what it should",
+    )
+
+
+def _misread(what: str, is_: reading.Reads, should: reading.Reads, where: str) -> Check:
+    found = f"{what} is computed from {reading.spell(is_)}, not from {reading.spell(should)}"
+    return Check(RECURRENCE, "failed", found, where)
+
+
+def _behind(original: Original) -> str:
+    last = original.streams[-1].blocks[-1]
+    return f"what follows the last block, {last.index} ({module_of(last)})"
+
+
+def _compare_outputs(
+    original: Original,
+    outputs: Sequence[Sequence[Any]],
+    values: Mapping[Node, Any],
+    close: float,
+) -> Check | None:
+    """What comes behind the last block, if it is off."""
+    (output,) = original.gm.graph.find_nodes(op="output")
+    for rank, results in enumerate(outputs):
+        for number, (result, expected) in enumerate(zip(results, values[output], strict=True)):
+            if not isinstance(expected, Tensor):
+                continue
+            off = relative_error(result, expected)
+            if off > close:
+                on = f" on rank {rank}" if len(outputs) > 1 else ""
+                return Check(
+                    RECURRENCE,
+                    "failed",
+                    f"all blocks are right, but output {number}{on} is off by {off:.1e}",
+                    _behind(original),
+                    off,
+                )
+    return None

@@ -1,0 +1,112 @@
+"""The reference ladder: the original's graph, run with stale values where branches read.
+
+    standard graph   n = norm(x1)      h = linear(n)   y1 = add(x1, h)
+    run as           n = norm(x0)      h = linear(n)   y1 = add(x1, h)
+
+Nothing is rewritten: each node of a converted branch is simply given the earlier anchor's value in
+the place of the anchor's. That is another way to a ladder than `passes/reroute.py`.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from ladderize.graph import ops
+from ladderize.passes.reroute import layout_steps
+from ladderize.streams.block import Block, Stream, stale_sources
+
+
+@dataclass(frozen=True)
+class Original:
+    """A standard graph and what is asked of its ladder.
+
+    Attributes:
+        gm: functionalized.
+        streams: its streams.
+        sources: for each stream: of each rerouted block, the block whose anchor it reads.
+        names: its inputs that hold parameters, buffers and constants.
+    """
+
+    gm: GraphModule
+    streams: tuple[Stream, ...]
+    sources: tuple[Mapping[int, int], ...]
+    names: Mapping[Node, str]
+
+    @classmethod
+    def of(
+        cls,
+        gm: GraphModule,
+        streams: tuple[Stream, ...],
+        chosen: Sequence[frozenset[int]],
+        staleness: int,
+        names: Mapping[Node, str],
+    ) -> "Original":
+        pairs = zip(streams, chosen, strict=True)
+        sources = tuple(stale_sources(stream.blocks, which, staleness) for stream, which in pairs)
+        return cls(gm, streams, sources, names)
+
+    def stale_reads(self) -> dict[Node, dict[Node, tuple[Block, ...]]]:
+        """For each reader in a rerouted branch: its anchor, and the blocks back to the stale one.
+
+        The last block of the path is the reader's own.
+        """
+        reads: dict[Node, dict[Node, tuple[Block, ...]]] = {}
+        for stream, sources in zip(self.streams, self.sources, strict=True):
+            for index, source in sources.items():
+                block = stream.blocks[index]
+                for node in block.branch:
+                    if block.anchor in node.all_input_nodes:
+                        path = stream.blocks[source : index + 1]
+                        reads.setdefault(node, {})[block.anchor] = path
+        return reads
+
+
+def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
+    """The value of every node of the reference ladder; of the output a tuple.
+
+    Written memory is copied where it is kept, so that each value is what it was when computed.
+    """
+    stale = original.stale_reads()
+    kept = {node for s in original.streams for b in s.blocks for node in (b.add, b.anchor)}
+    values: dict[Node, Any] = {}
+    given = iter(inputs)
+    for node in original.gm.graph.nodes:
+        if node.op == "placeholder":
+            value = next(given)
+        else:
+            moved = {
+                anchor: _in_form_of(path, values) for anchor, path in stale.get(node, {}).items()
+            }
+            value = evaluate(original.gm, node, {**values, **moved} if moved else values)
+        is_kept = node in kept and isinstance(value, Tensor)
+        values[node] = value.clone() if is_kept else value
+    return values
+
+
+def evaluate(gm: GraphModule, node: Node, values: Mapping[Node, Any]) -> Any:
+    """What `node` computes from `values`."""
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    if node.op == "output":
+        return tuple(args[0])  # type: ignore[arg-type]
+    if node.op == "get_attr":
+        return getattr(gm, str(node.target))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _in_form_of(path: Sequence[Block], values: Mapping[Node, Any]) -> Any:
+    """The value of the first block's anchor, in the layout and dtype of the last one's."""
+    stale, fresh = values[path[0].anchor], values[path[-1].anchor]
+    if stale.shape != fresh.shape:
+        for earlier, later in itertools.pairwise(path):
+            for step in layout_steps(earlier.add, later.anchor):
+                source = next(s for s in step.all_input_nodes if ops.holds_tensor(s))
+                args, kwargs = map_arg(
+                    (step.args, dict(step.kwargs)), {**values, source: stale}.__getitem__
+                )
+                stale = step.target(*args, **kwargs)  # type: ignore[operator]
+    return stale.to(fresh.dtype)

@@ -1,0 +1,140 @@
+"""The rows of a benchmark as a picture, with matplotlib.
+
+speedup over the link's latency │ speedup over the batch │ communication: exposed, hidden
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ladderize.errors import LadderError
+from ladderize.report.files import refuse_file, write_file
+from ladderize.tools.bench.record import Results, Row
+
+STYLES = ("-", "--", ":", "-.")
+KINDS = (".png", ".svg", ".pdf")
+COLORS = {
+    "standard": "#8a8f98",
+    "written": "#d9892b",
+    "ladder": "#2f6fdb",
+    "free": "#8fb4f0",
+    "parallel": "#7a4fbf",
+    "bound": "#2f9e62",
+}
+
+
+def refuse_plot(path: Path, force: bool) -> None:
+    """Raise `LadderError` where no picture can be drawn to `path`."""
+    if path.suffix not in KINDS:
+        raise LadderError(f"{path} is no picture.", cure=f"name a file of {', '.join(KINDS)}")
+    if find_spec("matplotlib") is None:
+        raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
+    refuse_file(path, force)
+
+
+def draw(results: Results, path: Path, force: bool = False) -> None:
+    """Draw `results` to `path`.
+
+    Raises:
+        LadderError: matplotlib is missing, or `path` is of no known kind, or there already.
+    """
+    refuse_plot(path, force)
+    from matplotlib.figure import Figure
+
+    views = [view for view in (_over_latency, _over_batch, _communication) if view(results, None)]
+    figure = Figure(figsize=(5.2 * max(len(views), 1), 4.2), layout="constrained")
+    for i, view in enumerate(views):
+        axes = figure.add_subplot(1, len(views), i + 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        view(results, axes)
+    figure.suptitle(_origin(results), fontsize=8, color="#666666")
+    made = BytesIO()
+    figure.savefig(made, format=path.suffix[1:], dpi=144)
+    write_file(path, made.getvalue(), force)
+
+
+def _origin(results: Results) -> str:
+    machine = (
+        results.machine["gpus"] or f"{results.machine['cpu']}, {results.machine['cores']} cores"
+    )
+    return f"{results.command}\n{machine}, torch {results.versions['torch']}"
+
+
+def _over_latency(results: Results, axes: Any) -> bool:
+    """Speedup over latency, a line for each variant and case."""
+    return _speedups(results, axes, "link", "latency of a collective, µs", _latency_of)
+
+
+def _over_batch(results: Results, axes: Any) -> bool:
+    """Speedup over batch, a line for each variant, length and link."""
+    return _speedups(results, axes, "batch", "batch", _batch_of)
+
+
+def _latency_of(row: Row) -> float | None:
+    latency = row.values.get("link_latency_s")
+    return None if latency is None else latency * 1e6
+
+
+def _batch_of(row: Row) -> float | None:
+    batch = row.key.get("batch")
+    return None if batch is None else float(batch)
+
+
+def _speedups(
+    results: Results, axes: Any, varying: str, label: str, place: Callable[[Row], float | None]
+) -> bool:
+    """Lines of speedup over the key `varying`, which `place` turns into a number.
+
+    Returns whether there is a line to draw; without `axes` only that.
+    """
+    lines: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    for row in results.rows:
+        x, ratio = place(row), row.values.get("standard_ratio")
+        if x is not None and ratio and row.key["variant"] != "standard":
+            rest = (f"{v}" for k, v in row.key.items() if k not in ("variant", varying))
+            lines[str(row.key["variant"]), ", ".join(rest)][x] = 1 / ratio
+    if axes is None:
+        return any(len(points) > 1 for points in lines.values())
+    cases = list(dict.fromkeys(case for _, case in lines))
+    for (variant, case), points in lines.items():
+        text = variant if len(cases) == 1 else f"{variant}, {case}"
+        style = STYLES[cases.index(case) % len(STYLES)]
+        xs, ys = zip(*sorted(points.items()), strict=True)
+        axes.plot(xs, ys, style, marker="o", color=COLORS[variant], label=text)
+    axes.axhline(1, color=COLORS["standard"], linewidth=1)
+    axes.set(xlabel=label, ylabel="speedup over standard")
+    axes.legend(frameon=False, fontsize=8)
+    return True
+
+
+def _communication(results: Results, axes: Any) -> bool:
+    """Bars: exposed below, hidden above."""
+    rows = [row for row in results.rows if row.values.get("communicating_s") is not None]
+    if not rows or axes is None:
+        return bool(rows)
+    exposed = [1e3 * (row.values["exposed_s"] or 0) for row in rows]
+    whole = [1e3 * (row.values["communicating_s"] or 0) for row in rows]
+    hidden = [max(0.0, w - e) for w, e in zip(whole, exposed, strict=True)]
+    places = range(len(rows))
+    colors = [COLORS[str(row.key["variant"])] for row in rows]
+    axes.bar(places, exposed, color=colors, label="exposed")
+    axes.bar(
+        places, hidden, bottom=exposed, color="none", edgecolor=colors, hatch="//", label="hidden"
+    )
+    axes.set_xticks(places, _names(rows), rotation=90, fontsize=7)
+    axes.set(ylabel="communication of a step, ms")
+    axes.set_title("solid: exposed; hatched: hidden", fontsize=9)
+    return True
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """What tells the rows apart."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for row in rows:
+        for name, value in row.key.items():
+            values[name].add(value)
+    kept = [name for name, found in values.items() if len(found) > 1 or name == "variant"]
+    return [", ".join(f"{row.key[name]}" for name in kept if name in row.key) for row in rows]

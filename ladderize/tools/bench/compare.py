@@ -1,0 +1,165 @@
+"""What moved between two results: an old one and a new one, value by value.
+
+    old  {"variant": "ladder"} median_s 1.00      new  {"variant": "ladder"} median_s 1.20
+    compare(old, new)  ->  Move(variant=ladder, "median_s", 1.0, 1.2, ratio 1.2, verdict "worse")
+
+Seconds and bytes of two machines say nothing of each other: there only ratios, fractions and
+errors are compared, which have no unit.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ladderize.tools.bench.record import Key, Results, Row
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How values of these names are compared.
+
+    Attributes:
+        names: a pattern, as `fnmatch` knows them.
+        better: which way: "lower", "higher", or "" where neither is.
+        has_unit: whether only the same machine's compare.
+        floor: differences are taken relative to at least this: noise of small values is none.
+        slack: factor on the tolerance, for what is noisier than a median.
+    """
+
+    names: str
+    better: str
+    has_unit: bool = True
+    floor: float = 0.0
+    slack: float = 1.0
+
+
+# The first that fits.
+_KINDS = (
+    _Kind("*tokens_per_s", "higher"),
+    _Kind("*speedup_ratio", "higher", has_unit=False),
+    _Kind("*_ratio", "lower", has_unit=False),
+    _Kind("*_fraction", "higher", has_unit=False, floor=1.0),
+    _Kind("*error", "lower", has_unit=False, floor=1e-5, slack=100.0),
+    _Kind("races", "lower", has_unit=False),
+    _Kind("exposed_s", "lower", floor=1e-3),
+    _Kind("communicating_s", ""),  # what was asked of the link
+    _Kind("*_latency_s", ""),
+    _Kind("compile_s", "lower", slack=6.0),
+    _Kind("passes_s", "lower", floor=0.1, slack=6.0),
+    _Kind("*_s", "lower"),
+    _Kind("*_bytes", "lower"),
+    _Kind("*", ""),
+)
+# How far the repeats of one run are apart, and parts of a sum that is compared.
+_NOT_COMPARED = ("quartiles_s", "passes_*_s", "*_ratio_low", "*_ratio_high")
+
+
+@dataclass(frozen=True)
+class Move:
+    """A value that is not what it was.
+
+    Attributes:
+        key, name: which.
+        old, new: None where it could not be measured.
+        verdict: "better", "worse" or "moved", where neither way is better.
+    """
+
+    key: Key
+    name: str
+    old: float | None
+    new: float | None
+    verdict: str
+
+    @property
+    def ratio(self) -> float | None:
+        """New over old; None where one of them is none, or the old one is 0."""
+        if self.old is None or self.new is None or self.old == 0:
+            return None
+        return self.new / self.old
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        moves: values that moved by more than the tolerance.
+        only_old, only_new: rows that only one of them has.
+        machine, versions: what differs, each (old, new).
+        compared: how many values were.
+    """
+
+    moves: tuple[Move, ...]
+    only_old: tuple[Row, ...]
+    only_new: tuple[Row, ...]
+    machine: Mapping[str, tuple[object, object]]
+    versions: Mapping[str, tuple[object, object]]
+    compared: int
+
+    @property
+    def worse(self) -> tuple[Move, ...]:
+        return tuple(move for move in self.moves if move.verdict == "worse")
+
+
+def compare(old: Results, new: Results, tolerance: float = 0.05) -> Comparison:
+    """What of `new` is not as it was in `old`.
+
+    Args:
+        tolerance: how far a value may be from its old one, relative to it.
+    """
+    machine = _differences(old.machine, new.machine)
+    olds = {frozenset(row.key.items()): row for row in old.rows}
+    news = {frozenset(row.key.items()): row for row in new.rows}
+    pairs = [
+        (olds[key].key, name, olds[key].values.get(name), news[key].values.get(name))
+        for key in olds
+        if key in news
+        for name in dict.fromkeys([*olds[key].values, *news[key].values])
+        if not any(fnmatchcase(name, pattern) for pattern in _NOT_COMPARED)
+        and not (machine and _kind(name).has_unit)
+    ]
+    return Comparison(
+        tuple(
+            Move(*pair, verdict=_verdict(*pair[1:]))
+            for pair in pairs
+            if _has_moved(*pair[1:], tolerance)
+        ),
+        tuple(row for key, row in olds.items() if key not in news),
+        tuple(row for key, row in news.items() if key not in olds),
+        machine,
+        _differences(old.versions, new.versions),
+        len(pairs),
+    )
+
+
+def _differences(
+    old: Mapping[str, object], new: Mapping[str, object]
+) -> dict[str, tuple[object, object]]:
+    names = dict.fromkeys([*old, *new])
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def _kind(name: str) -> _Kind:
+    return next(kind for kind in _KINDS if fnmatchcase(name, kind.names))
+
+
+def _has_moved(name: str, old: float | None, new: float | None, tolerance: float) -> bool:
+    if old is None or new is None:
+        return old is not new
+    if not (math.isfinite(old) and math.isfinite(new)):
+        return str(old) != str(new)
+    kind = _kind(name)
+    return abs(new - old) > kind.slack * tolerance * max(abs(old), kind.floor)
+
+
+def _verdict(name: str, old: float | None, new: float | None) -> str:
+    """A value that is no number any more is worse, one that has become one is better."""
+    was, is_ = (value is not None and math.isfinite(value) for value in (old, new))
+    if not (was and is_):
+        return "worse" if was else "better" if is_ else "moved"
+    better = _kind(name).better
+    if not better:
+        return "moved"
+    assert old is not None and new is not None
+    return "better" if (new < old) == (better == "lower") else "worse"

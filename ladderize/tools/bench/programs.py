@@ -1,0 +1,64 @@
+"""A case's model as an exported program, with its inputs.
+
+Settings, Case ── ladderize/sources ── Prepared
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from ladderize.errors import LadderError
+from ladderize.frontends.sharded.tracing import export_program
+from ladderize.tools.bench.settings import Case, Settings
+from ladderize.tools.bench.timing import Call
+from ladderize.tools.sources import HUGGING_FACE, InputSizes, open_model
+from ladderize.tools.sources.cached import CachedLM, decode_inputs, set_cached
+from ladderize.tools.sources.hugging_face import build, read_config
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program to measure.
+
+    Attributes:
+        call: of the modules that are made of it.
+    """
+
+    program: ExportedProgram
+    call: Call
+
+
+def prepare(settings: Settings, case: Case) -> Prepared:
+    """The model of `settings` at the sizes of `case`.
+
+    Raises:
+        LadderError: there is no such model, it cannot be traced, or it has no KV cache to decode
+            with.
+    """
+    if case.phase == "decode":
+        return _decoding(settings, case)
+    sizes = InputSizes(case.batch or 1, case.length or 1)
+    program = open_model(settings.model, sizes).program()
+    if program.example_inputs is None:
+        raise LadderError(
+            f"{settings.model} holds no example inputs to call it with.",
+            cure="write a function that returns (model, args, kwargs), and pass module:function",
+        )
+    args, kwargs = program.example_inputs
+    return Prepared(program, Call(tuple(args), dict(kwargs)))
+
+
+def _decoding(settings: Settings, case: Case) -> Prepared:
+    path = Path(settings.model.removeprefix(HUGGING_FACE))
+    model = build(read_config(path), path)
+    if not model.can_generate():
+        raise LadderError(
+            f"{type(model).__name__} does not generate: there is nothing to decode.",
+            cure="--phase prefill",
+        )
+    cached = CachedLM(model, case.batch, case.length + settings.new).eval()
+    set_cached(cached, case.length)
+    args = decode_inputs(model, case.batch, case.length)
+    program = export_program(cached, args, {}, None)
+    return Prepared(program, Call(args, {}, lambda module: set_cached(module, case.length)))

@@ -1,0 +1,264 @@
+"""The work of one rank: every case, compiled once, measured on every link.
+
+Settings ── prepare ── make_variants ── compile ── measure on each link ── [Measured]
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
+
+from ladderize.backends.emitted import find_races, read_events
+from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError
+from ladderize.frontends.rewrite import explain_exported
+from ladderize.report import last_report
+from ladderize.report.data import BlockReport
+from ladderize.testing.emitted_code import record_emitted_code
+from ladderize.tools.bench.memory import keep_freed_memory
+from ladderize.tools.bench.programs import Prepared, prepare
+from ladderize.tools.bench.settings import FREE, UNLIMITED, Case, Settings, Share
+from ladderize.tools.bench.timing import (
+    Call,
+    Samples,
+    measure,
+    outputs_of,
+    peak_bytes,
+    timed,
+    traced,
+)
+from ladderize.tools.bench.variants import Variant, make_variants
+from ladderize.tools.emulation import EmulatedGroup, init_emulated
+from ladderize.tools.launch.progress import Reporter
+from ladderize.tools.predict.hardware import Link
+
+HANG_AFTER = 1800.0
+"""Seconds that one stage of several ranks may take: compiling a deep model does."""
+
+MAX_RUNS_OF_A_BLOCK = 9
+"""So many are enough to choose a link by."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """How a variant was compiled.
+
+    Attributes:
+        seconds: of the first call.
+        passes: seconds of each of ladderize's own passes.
+        num_races: how often it touches a buffer in flight; None where no code is emitted.
+        peak_bytes: memory of a step beside weights and inputs.
+    """
+
+    seconds: float
+    passes: dict[str, float]
+    num_races: int | None
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant of one case on one link, on one rank.
+
+    Attributes:
+        asked: the link as it was asked for, "" where none was.
+        link: that was emulated; None where there is one rank, or where the links are real.
+        blocks: of the whole model, with their FLOPs and bytes.
+    """
+
+    case: Case
+    asked: str
+    link: Link | None
+    variant: str
+    samples: Samples
+    compiled: Compiled
+    blocks: tuple[BlockReport, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing was measured."""
+
+    error: LadderError
+
+
+def stages(settings: Settings) -> dict[str, str]:
+    """What a rank goes through, in order, in words."""
+    found = {"start": "join the ranks"}
+    for case in settings.cases:
+        found[f"{case}: trace"] = f"{case}: trace and shard"
+        for name in settings.variants:
+            if name != "free":
+                found[f"{case}: {name}"] = f"{case}: compile {name}"
+        found[f"{case}: measure"] = f"{case}: measure"
+    return found
+
+
+@record
+def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
+    """Run by the elastic launcher in every rank, or by torchrun; reports stages into `folder`."""
+    limit = HANG_AFTER if settings.ranks > 1 else None
+    reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), limit)
+    reporter.stage("start")
+    torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    try:
+        with torch.no_grad(), _joined(settings) as (mesh, group):
+            found: list[Measured] = []
+            for case in settings.cases:
+                torch._dynamo.reset()
+                found += _measure_case(settings, case, mesh, group, reporter)
+            return found
+    except LadderError as error:
+        # Built anew: Dynamo appends advice on its own debugging to what passes through it.
+        return Refusal(LadderError(error.summary, error.blockers, error.cure))
+    finally:
+        reporter.done()
+
+
+@contextmanager
+def _joined(settings: Settings) -> Iterator[tuple[DeviceMesh | None, EmulatedGroup | None]]:
+    """The mesh of the ranks, and their group where its link is emulated."""
+    if settings.ranks == 1:
+        yield None, None
+        return
+    group = None
+    if settings.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+    else:
+        group = init_emulated(
+            FREE,
+            rank=int(os.environ["RANK"]),
+            world_size=settings.ranks,
+            timeout=timedelta(seconds=HANG_AFTER),
+        )
+    try:
+        yield init_device_mesh(settings.device, (settings.ranks,)), group
+    finally:
+        dist.destroy_process_group()
+
+
+def _measure_case(
+    settings: Settings,
+    case: Case,
+    mesh: DeviceMesh | None,
+    group: EmulatedGroup | None,
+    reporter: Reporter,
+) -> list[Measured]:
+    reporter.stage(f"{case}: trace")
+    prepared = _on_device(prepare(settings, case), settings.device)
+    variants = make_variants(prepared.program, settings, mesh)
+    blocks = explain_exported(prepared.program, LadderConfig()).blocks
+    if not any(block.is_rewired for block in blocks):
+        raise LadderError(f"{settings.model} has no block whose read could be moved.")
+    _set_link(group, FREE)
+    compiled = {}
+    for variant in variants:
+        if not variant.is_free:
+            reporter.stage(f"{case}: {variant.name}")
+            compiled[variant.name] = _compile(variant, prepared.call)
+    reporter.stage(f"{case}: measure")
+    expected = {v.name: out for v in variants if (out := _expected(v, prepared.call)) is not None}
+    found = []
+    for name, link in _links(settings, len(blocks), variants, prepared.call):
+        reporter.stage(f"{case}: measure")  # as many seconds for each link
+        _set_link(group, link or FREE)
+        samples = measure(
+            variants, expected, prepared.call, settings.repeats, settings.warmup, group
+        )
+        if settings.device == "cuda" and mesh is not None:
+            for variant in variants:
+                seen = traced(variant, prepared.call)
+                samples[variant.name].exposed = seen.exposed
+                samples[variant.name].communicating = seen.communicating
+        for v in variants:
+            how = compiled["ladder" if v.is_free else v.name]
+            over = FREE if v.is_free else link
+            found.append(Measured(case, name, over, v.name, samples[v.name], how, blocks))
+    return found
+
+
+def _on_device(prepared: Prepared, device: str) -> Prepared:
+    if device == "cpu":
+        return prepared
+
+    def there(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    args, kwargs = pytree.tree_map(there, (prepared.call.args, prepared.call.kwargs))
+    program = move_to_device_pass(prepared.program, device)
+    return Prepared(program, Call(args, kwargs, prepared.call.reset, device))
+
+
+def _set_link(group: EmulatedGroup | None, link: Link) -> None:
+    if group is not None:
+        group.link = link
+
+
+def _compile(variant: Variant, call: Call) -> Compiled:
+    """The first two runs: CUDA graphs are recorded in the second."""
+    with record_emitted_code() as sources:
+        started = time.perf_counter()
+        timed(variant, call)
+        timed(variant, call)
+        seconds = time.perf_counter() - started
+    programs = [read_events(source) for source in sources]
+    report = last_report() if variant.name == "ladder" else None
+    passes: dict[str, float] = {}
+    for step in report.passes if report is not None else ():
+        passes[step.name] = passes.get(step.name, 0.0) + step.seconds
+    return Compiled(
+        seconds,
+        passes,
+        sum(len(find_races(program)) for program in programs) if programs else None,
+        peak_bytes(variant, call),
+    )
+
+
+def _expected(variant: Variant, call: Call) -> Tensor | None:
+    if variant.expected is None:
+        return None
+    call.reset(variant.expected)
+    return outputs_of(variant.expected(*call.args, **call.kwargs))
+
+
+def _links(
+    settings: Settings, num_blocks: int, variants: Sequence[Variant], call: Call
+) -> list[tuple[str, Link | None]]:
+    """What was asked for, each with the link itself; one None where nothing is emulated."""
+    seconds = None
+    found: list[tuple[str, Link | None]] = []
+    for asked in settings.links or (None,):
+        if not isinstance(asked, Share):
+            found.append((asked.name if asked else "", asked))
+            continue
+        seconds = seconds or _seconds_of_a_block(settings, num_blocks, variants, call)
+        link = Link(str(asked), settings.ranks, asked.value * seconds, UNLIMITED)
+        found.append((str(asked), link))
+    return found
+
+
+def _seconds_of_a_block(
+    settings: Settings, num_blocks: int, variants: Sequence[Variant], call: Call
+) -> float:
+    """Of the mean block's compute: the median of some runs, the mean of all ranks."""
+    bound = next(variant for variant in variants if variant.name == "bound")
+    runs = min(settings.repeats, MAX_RUNS_OF_A_BLOCK)
+    seconds = [timed(bound, call)[0] for _ in range(settings.warmup + runs)]
+    median = torch.tensor(statistics.median(seconds[settings.warmup :]), dtype=torch.float64)
+    dist.all_reduce(median)
+    return float(median) / settings.ranks / num_blocks

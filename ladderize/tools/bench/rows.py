@@ -1,0 +1,99 @@
+"""What the ranks saw, as rows: medians over the repeats, each repeat as slow as its slowest rank.
+
+[rank][Measured] ── rows_of ── Row {variant, phase, batch, length, link} {median_s, …}
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from ladderize.tools.bench.allowed import exposed_at_least
+from ladderize.tools.bench.paired import step_values
+from ladderize.tools.bench.rank import Measured
+from ladderize.tools.bench.record import Row
+
+
+def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
+    """One for each case, link and variant.
+
+    Values:
+        median_s, quartiles_s, standard_ratio, bound_ratio, …_low, …_high: as `step_values` says.
+        tokens_per_s: that the step computes.
+        exposed_s, communicating_s: of a step, medians of the slowest rank.
+        late_peers_s: that ranks waited for others which launched later; not exposed.
+        slow_transfers: of a step, on average: gloo took longer than the emulated link.
+        hidden_fraction: of the communication, that compute covers.
+        allowed_fraction: of the ladder, the hidden time over what its schedule could hide, whose
+            compute is the step without what is exposed.
+        error: the largest difference from eager, over the largest value.
+        races: how often the emitted code touches a buffer in flight.
+        peak_bytes: of a step, beside weights and inputs.
+        compile_s, passes_s: of the first two calls, and in them of ladderize's own passes.
+    """
+    cases = groupby(zip(*ranks, strict=True), lambda seen: (seen[0].case, seen[0].asked))
+    found: list[Row] = []
+    for _, together in cases:
+        variants = {seen[0].variant: seen for seen in together}
+        steps = {name: _steps(seen) for name, seen in variants.items()}
+        found += [_row(seen, steps) for seen in variants.values()]
+    return tuple(found)
+
+
+def _steps(seen: Sequence[Measured]) -> list[float]:
+    """Seconds of each repeat, of its slowest rank."""
+    return [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
+
+
+def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> Row:
+    """Of one variant, beside the steps of all that took turns with it."""
+    first = seen[0]
+    values = step_values(first.variant, variants)
+    median = statistics.median(variants[first.variant])
+    if first.case.batch:
+        values["tokens_per_s"] = first.case.num_tokens / median
+    if first.link is not None:
+        values["link_latency_s"] = first.link.latency
+    values |= _communication(seen, median)
+    errors = [m.samples.error for m in seen if m.samples.error is not None]
+    values["error"] = max(errors, default=None)
+    races = [m.compiled.num_races for m in seen if m.compiled.num_races is not None]
+    values["races"] = max(races, default=None)
+    values["peak_bytes"] = max(m.compiled.peak_bytes for m in seen)
+    values["compile_s"] = max(m.compiled.seconds for m in seen)
+    values["passes_s"] = max(sum(m.compiled.passes.values()) for m in seen)
+    for name, seconds in first.compiled.passes.items():
+        values[f"passes_{name}_s"] = seconds
+    return Row(_key(first), values)
+
+
+def _key(measured: Measured) -> dict[str, str | int | float]:
+    case = measured.case
+    key: dict[str, str | int | float] = {"variant": measured.variant, "phase": case.phase}
+    if case.batch:
+        key |= {"batch": case.batch, "length": case.length}
+    if measured.asked:
+        key["link"] = measured.asked
+    return key
+
+
+def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[str, float]]:
+    first = seen[0]
+    exposed = [statistics.median(m.samples.exposed) for m in seen if m.samples.exposed]
+    taken = [statistics.median(m.samples.communicating) for m in seen if m.samples.communicating]
+    late = [statistics.median(m.samples.late_peers) for m in seen if m.samples.late_peers]
+    if any(late):
+        yield "late_peers_s", max(late)
+    if not exposed or not max(taken) or first.variant == "free":
+        return
+    yield "exposed_s", max(exposed)
+    yield "communicating_s", max(taken)
+    yield "hidden_fraction", 1 - max(exposed) / max(taken)
+    if first.link is None:
+        return
+    yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)
+    if first.variant == "ladder":
+        durations = [first.link.seconds(block.reduce_bytes or 0) for block in first.blocks]
+        # Those of embedding and head have no block to run behind.
+        outside = max(taken) - sum(durations)
+        least = outside + exposed_at_least(first.blocks, median - max(exposed), durations)
+        yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)

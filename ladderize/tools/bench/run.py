@@ -1,0 +1,69 @@
+"""Run a benchmark: ranks of this machine, or the ranks that torchrun has started.
+
+Settings ── work on every rank ── rows ── Results
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from rich.console import Console
+
+from ladderize.errors import LadderError
+from ladderize.tools.bench.rank import Measured, Refusal, stages, work
+from ladderize.tools.bench.record import Results
+from ladderize.tools.bench.rows import rows_of
+from ladderize.tools.bench.settings import Settings
+from ladderize.tools.launch.progress import follow, steps_on
+from ladderize.tools.launch.ranks import RankFailed, launch
+
+
+def run_benchmark(settings: Settings, command: str, told: Console) -> Results | None:
+    """What was measured; None on the ranks of torchrun but the first.
+
+    Args:
+        command: the line that measures it again.
+        told: where progress is shown.
+
+    Raises:
+        LadderError: the model is refused, or a rank failed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        outcomes = _under_torchrun(settings)
+        if int(os.environ["RANK"]):
+            return None
+    else:
+        outcomes = _by_itself(settings, told)
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    if refusals:
+        raise refusals[0].error
+    measured: list[list[Measured]] = [o for o in outcomes if not isinstance(o, Refusal)]
+    return Results(command, rows_of(measured))
+
+
+def _under_torchrun(settings: Settings) -> list[Any]:
+    with tempfile.TemporaryDirectory(prefix="ladderize-bench-") as folder:
+        own = work(settings, folder)
+    if settings.ranks == 1:
+        return [own]
+    dist.init_process_group("gloo")  # that of the measurement is gone
+    try:
+        outcomes: list[Any] = [None] * settings.ranks
+        dist.all_gather_object(outcomes, own)
+    finally:
+        dist.destroy_process_group()
+    return outcomes
+
+
+def _by_itself(settings: Settings, told: Console) -> list[Any]:
+    with steps_on(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-bench-") as name:
+        steps.begin(f"start {settings.ranks} ranks")
+        with follow(Path(name), settings.ranks, stages(settings), steps):
+            if settings.ranks == 1:
+                return [work(settings, name)]
+            try:
+                return launch(work, (settings, name), settings.ranks, Path(name))
+            except RankFailed as error:
+                raise LadderError(f"The benchmark ended: {error}") from None

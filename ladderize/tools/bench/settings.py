@@ -1,0 +1,139 @@
+"""What `ladderize bench` is asked for; what one case of it is.
+
+Settings ── cases    prefill and decode, each batch with each length
+         └─ links    named ones, or ones whose latency is a share of a block's compute
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from ladderize.errors import Blocker, LadderError
+from ladderize.tools.predict.hardware import Link
+from ladderize.tools.sources import HUGGING_FACE
+
+UNLIMITED = 1e18  # bytes per second
+FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
+PHASES = ("prefill", "decode")
+VARIANTS = {
+    "standard": "tensor parallelism as it is, plain Inductor",
+    "written": "the ladder in eager form, as written by hand, under plain torch.compile",
+    "ladder": "the ladder, compiled by ladderize",
+    "free": "the same on a link that takes no time, where links are emulated",
+    "parallel": "attention and MLP in parallel, one all-reduce a layer, plain Inductor",
+    "bound": "the standard net without its collectives, plain Inductor",
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A link without a rate limit, on which a collective takes `value` of a block's compute."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.0%} of a block"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of input.
+
+    Attributes:
+        phase: "prefill", a call on whole sequences; "decode", one token behind `length` cached
+            ones; "forward", the inputs that the model came with.
+        batch, length: sequences, and tokens of each; 0 for "forward".
+    """
+
+    phase: str
+    batch: int = 0
+    length: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """That one step computes."""
+        return self.batch * (self.length if self.phase == "prefill" else 1)
+
+    def __str__(self) -> str:
+        return f"{self.phase} {self.batch} x {self.length}" if self.batch else self.phase
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        model: its name, as on the command line.
+        links: each is measured; a `Share` is worked out from the bound.
+        new: tokens that a cache has room for behind `length`.
+        shard_vocabulary: divide embedding and head by words too; that takes a collective each.
+        lowering: of `ladderize.LadderConfig`; the other variants get torch's own of that name.
+        graphs: CUDA graphs (`mode="reduce-overhead"`), on CUDA.
+        threads: of each rank's compute, on the CPU.
+        device: "cpu", with emulated links, or "cuda", with NCCL and the links that there are.
+
+    Raises:
+        LadderError: listing everything that cannot be measured.
+    """
+
+    model: str
+    ranks: int = 2
+    links: tuple[Link | Share, ...] = ()
+    phases: tuple[str, ...] = ("prefill",)
+    batches: tuple[int, ...] = (1,)
+    lengths: tuple[int, ...] = (128,)
+    new: int = 16
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    repeats: int = 15
+    warmup: int = 3
+    staleness: int = 1
+    layers: str = "all"
+    shard_vocabulary: bool = True
+    lowering: str = "inductor"
+    graphs: bool = True
+    threads: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if problems := [Blocker(text) for text in self._problems()]:
+            raise LadderError("This cannot be measured:", problems)
+
+    def _problems(self) -> list[str]:
+        unknown = [
+            f"there is no variant {name!r}" for name in self.variants if name not in VARIANTS
+        ]
+        unknown += [f"there is no phase {name!r}" for name in self.phases if name not in PHASES]
+        if "bound" not in self.variants and any(isinstance(link, Share) for link in self.links):
+            unknown.append("a share of a block's compute is taken from the variant 'bound'")
+        if "free" in self.variants and "ladder" not in self.variants:
+            unknown.append("the variant 'free' is a run of the variant 'ladder'")
+        if self.ranks == 1 and self.links:
+            unknown.append("one rank has no link: give --ranks, or no link")
+        if "decode" in self.phases and not self.model.startswith(HUGGING_FACE):
+            unknown.append("only an hf: model is decoded: others bring the inputs of one call")
+        if self.device not in ("cpu", "cuda"):
+            unknown.append(f"there is no device {self.device!r}: cpu or cuda")
+        if self.device == "cuda" and self.links:
+            unknown.append("links are emulated on the CPU only: give --device cpu, or no link")
+        for name in ("ranks", "repeats", "new", "threads"):
+            if getattr(self, name) < 1:
+                unknown.append(f"{name}={getattr(self, name)}: at least 1")
+        return unknown
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the links between the ranks are."""
+        return self.ranks > 1 and self.device == "cpu"
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Of a configuration; a program or a function has the inputs that it came with."""
+        if not self.model.startswith(HUGGING_FACE):
+            return (Case("forward"),)
+        return tuple(Case(*sizes) for sizes in product(self.phases, self.batches, self.lengths))
+
+
+def default_device(ranks: int) -> str:
+    """CUDA where each rank has a device of its own."""
+    return "cuda" if torch.cuda.device_count() >= ranks else "cpu"

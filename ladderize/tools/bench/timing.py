@@ -1,0 +1,177 @@
+"""Variants timed in turns, on one link: what a rank saw.
+
+repeat 0   standard  written  ladder  parallel  bound
+repeat 1   written  ladder  parallel  bound  standard        each begins together on all ranks
+repeat 2   …
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
+
+from ladderize.tools.bench.settings import FREE
+from ladderize.tools.bench.variants import Variant
+from ladderize.tools.emulation import EmulatedGroup, Exposure
+from ladderize.tools.predict.timeline import read_step
+
+
+@dataclass(frozen=True)
+class Call:
+    """How all variants are called.
+
+    Attributes:
+        reset: brings a module back to where each call begins.
+        device: where it runs, "cpu" or "cuda".
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    reset: Callable[[nn.Module], None] = lambda _: None
+    device: str = "cpu"
+
+
+@dataclass
+class Samples:
+    """What one rank saw of one variant on one link; all lists by repeat.
+
+    Attributes:
+        seconds: of a step.
+        exposed, communicating: seconds that collectives were waited for, and took.
+        late_peers: seconds of waiting for ranks that launched later than this one; not exposed.
+        num_slow: of the collectives, how often gloo took longer than the link.
+        error: largest difference of an output to the expected one, over the largest expected
+            value; over all runs, those to warm up included. None where nothing is expected.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    exposed: list[float] = field(default_factory=list)
+    communicating: list[float] = field(default_factory=list)
+    late_peers: list[float] = field(default_factory=list)
+    num_slow: int = 0
+    error: float | None = None
+
+
+def measure(
+    variants: Sequence[Variant],
+    expected: Mapping[str, Tensor],
+    call: Call,
+    repeats: int,
+    warmup: int,
+    group: EmulatedGroup | None = None,
+) -> dict[str, Samples]:
+    """Run every variant `warmup + repeats` times, in turns.
+
+    Args:
+        expected: outputs by variant, as `outputs_of` flattens them.
+        group: the emulated link, whose records say what was exposed; its `link` is set already.
+    """
+    link = FREE if group is None else group.link
+    found = {variant.name: Samples() for variant in variants}
+    for repeat in range(-warmup, repeats):
+        first = repeat % len(variants)
+        for variant in (*variants[first:], *variants[:first]):
+            samples = found[variant.name]
+            if group is not None:
+                group.clear()
+                group.link = FREE if variant.is_free else link
+            seconds, output = timed(variant, call)
+            if variant.name in expected:
+                off = difference(output, expected[variant.name])
+                samples.error = max(off, samples.error or 0.0)
+            if repeat < 0:
+                continue
+            samples.seconds.append(seconds)
+            if group is not None:
+                exposure = Exposure.of(group.transfers)
+                samples.exposed.append(exposure.exposed)
+                samples.communicating.append(exposure.total)
+                samples.late_peers.append(exposure.late_peer)
+                samples.num_slow += exposure.num_slow
+    if group is not None:
+        group.link = link
+    return found
+
+
+def timed(variant: Variant, call: Call) -> tuple[float, Tensor]:
+    """Seconds of one step, and its outputs. On CUDA both ends are events on the device."""
+    call.reset(variant.module)
+    if dist.is_initialized():
+        dist.barrier()
+    if call.device == "cpu":
+        started = time.perf_counter()
+        output = variant.compiled(*call.args, **call.kwargs)
+        seconds = time.perf_counter() - started
+    else:
+        begin, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
+        torch.cuda.synchronize()
+        begin.record()
+        output = variant.compiled(*call.args, **call.kwargs)
+        end.record()
+        torch.cuda.synchronize()
+        seconds = begin.elapsed_time(end) / 1000
+    return seconds, outputs_of(output)
+
+
+def outputs_of(output: Any) -> Tensor:
+    """The floating-point tensors in `output`, as one vector."""
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return torch.cat([t.detach().double().flatten() for t in tensors if t.is_floating_point()])
+
+
+def difference(output: Tensor, expected: Tensor) -> float:
+    """The largest, over the largest expected value; infinite where something is no number."""
+    off = float((output - expected).abs().max() / expected.abs().max())
+    return off if off == off else float("inf")
+
+
+# ---- one run more, watched by the profiler
+
+
+def peak_bytes(variant: Variant, call: Call) -> int:
+    """Memory that a step takes beside what was allocated when it began."""
+    if call.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        timed(variant, call)
+        return torch.cuda.max_memory_allocated() - before
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        _trace(variant, call, path, profile_memory=True)
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = [e["args"] for e in events if e.get("name") == "[memory]"]
+    if not changes:
+        return 0
+    before = int(changes[0]["Total Allocated"]) - int(changes[0]["Bytes"])
+    return max(int(change["Total Allocated"]) for change in changes) - before
+
+
+def traced(variant: Variant, call: Call, path: Path | None = None) -> Samples:
+    """Exposed and whole communication of one step, from a trace of it, which is kept at `path`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = path or Path(folder) / "trace.json"
+        _trace(variant, call, path)
+        step = read_step(path, variant.name)
+    return Samples(exposed=[step.exposed_seconds], communicating=[step.communication.seconds])
+
+
+def _trace(variant: Variant, call: Call, path: Path, **options: Any) -> None:
+    activities = [ProfilerActivity.CPU]
+    if call.device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, **options) as prof:
+        timed(variant, call)
+    prof.export_chrome_trace(str(path))

@@ -1,0 +1,159 @@
+"""The programs that are measured beside each other, from one exported program.
+
+standard    shard, staleness 0                        torch.compile
+written     shard, staleness 1, waits deferred        torch.compile: what people write by hand
+ladder      the same graph                            torch.compile(backend="ladderize")
+parallel    every second block reads what the one     torch.compile
+            before it reads, so both end in one sum
+bound       standard without collectives              torch.compile
+free        "ladder", run on a link that takes no time
+
+Without a mesh nothing is sharded, and there are no collectives.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ladderize.errors import LadderError
+from ladderize.frontends.rewrite import parallel_program, rewrite
+from ladderize.frontends.sharded.parallelize import parallelize
+from ladderize.tools.bench.settings import VARIANTS, Settings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One program to measure.
+
+    Attributes:
+        module: runs eagerly; holds the weights.
+        compiled: the same, compiled at the first call.
+        expected: the same function, unsharded and eager; None for the bound, which is wrong.
+        is_free: an emulated link takes no time for it.
+    """
+
+    name: str
+    module: nn.Module
+    compiled: Callable[..., Any]
+    expected: nn.Module | None
+    is_free: bool = False
+
+
+def make_variants(
+    program: ExportedProgram, settings: Settings, mesh: DeviceMesh | None
+) -> list[Variant]:
+    """Those of `settings.variants`, in that order. Weights are shared between them.
+
+    Where all are wanted, `parallel` is left out of nets that have no such form.
+
+    Raises:
+        LadderError: the program has no blocks, or cannot be sharded.
+    """
+    programs = _programs(program, settings)
+    made: list[Variant] = []
+    for name in settings.variants:
+        if (name == "bound" and mesh is None) or name not in programs:
+            continue  # "free" among them: it is no program of its own
+        ours = programs[name]
+        if mesh is None:
+            # `ladder` is given the standard net: rewriting it is ladderize's own work.
+            module: nn.Module = (program if name == "ladder" else ours).module()
+        else:
+            module = _shard(name, program, ours, mesh, settings)
+            if made:
+                module.load_state_dict(made[0].module.state_dict(), assign=True)
+        expected = None if name == "bound" else ours.module()
+        made.append(Variant(name, module, _compile(name, module, settings, mesh), expected))
+    if "free" in settings.variants and settings.is_emulated:
+        (ladder,) = (variant for variant in made if variant.name == "ladder")
+        made.append(replace(ladder, name="free", is_free=True))
+    return sorted(made, key=lambda variant: settings.variants.index(variant.name))
+
+
+def _shard(
+    name: str,
+    program: ExportedProgram,
+    ours: ExportedProgram,
+    mesh: DeviceMesh,
+    settings: Settings,
+) -> nn.Module:
+    options: dict[str, Any] = {"shard_vocabulary": settings.shard_vocabulary}
+    if name in ("written", "ladder"):
+        options |= {"staleness": settings.staleness, "layers": settings.layers}
+        return parallelize(program, mesh, **options)
+    shard = parallelize(ours, mesh, staleness=0, **options)
+    if name == "bound":
+        drop_collectives(shard.graph_module, mesh.size())
+    return shard
+
+
+def _programs(program: ExportedProgram, settings: Settings) -> dict[str, ExportedProgram]:
+    """What each variant computes, unsharded, by its name."""
+    ladder = rewrite(program, staleness=settings.staleness, layers=settings.layers)
+    made = {"standard": program, "bound": program, "written": ladder, "ladder": ladder}
+    if "parallel" in settings.variants:
+        # An error only where it was asked for by name.
+        with suppress(LadderError) if settings.variants == tuple(VARIANTS) else nullcontext():
+            made["parallel"] = parallel_program(program)
+    return made
+
+
+def _compile(
+    name: str, module: nn.Module, settings: Settings, mesh: DeviceMesh | None
+) -> Callable[..., Any]:
+    graphs = settings.device == "cuda" and settings.graphs and settings.lowering == "inductor"
+    mode = "reduce-overhead" if graphs else None
+    if name != "ladder":
+        backend = settings.lowering  # torch's own backends have the names of our lowerings
+        return torch.compile(module, backend=backend, fullgraph=True, dynamic=False, mode=mode)
+    options: dict[str, Any] = {"lowering": settings.lowering}
+    if mode is not None:
+        options["mode"] = mode
+    if mesh is None:
+        options |= {"staleness": settings.staleness, "layers": settings.layers}
+    return torch.compile(
+        module, backend="ladderize", fullgraph=True, dynamic=False, options=options
+    )
+
+
+def drop_collectives(gm: GraphModule, num_ranks: int) -> None:
+    """Take the collectives out of a rank-local graph; what it computes is wrong then.
+
+    before   r = reduce(h)   y = wait(r)   w = gather(logits, …, dim, n)
+    after    h               h             w = cat([logits] * n, dim)
+    """
+    for node in list(gm.graph.nodes):
+        if node.target in _PASSED_ON:
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+        elif node.target is torch.ops.ladderize.gather.default:
+            x, _, dim, *_ = node.args
+            with gm.graph.inserting_before(node):
+                whole = gm.graph.call_function(torch.ops.aten.cat.default, ([x] * num_ranks, dim))
+            node.replace_all_uses_with(whole)
+            gm.graph.erase_node(node)
+    if left := list(_collectives(gm.graph.nodes)):
+        raise LadderError(f"Collectives that cannot be left out: {', '.join(map(str, left))}.")
+    gm.graph.lint()
+    gm.recompile()
+
+
+_PASSED_ON = (
+    torch.ops.ladderize.copy.default,
+    torch.ops.ladderize.reduce.default,
+    torch.ops.ladderize.wait.default,
+)
+
+
+def _collectives(nodes: Iterable[Node]) -> Iterable[Node]:
+    for node in nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and any("group" in a.name for a in schema.arguments):
+            yield node

@@ -1,0 +1,156 @@
+"""`ladderize bench MODEL`: what hiding communication is worth, in one run."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, print_json, running, working
+
+Ranks = Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks. 1: no mesh at all.")]
+Links = Annotated[
+    str | None,
+    typer.Option("--link", help="Links to emulate, by name: nvlink-8,pcie-8,ethernet-10g."),
+]
+Shares = Annotated[
+    str | None,
+    typer.Option(
+        "--share", help="Or: latency so that a collective takes so much of a block: 0.3,0.6,0.9."
+    ),
+]
+Alphas = Annotated[
+    str | None, typer.Option("--alpha-us", help="Or: latencies in microseconds: 0,50,200.")
+]
+Bandwidth = Annotated[
+    float | None, typer.Option(min=0.001, help="With --alpha-us: GB/s. [default: no limit]")
+]
+Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, for an hf: model: 1,4.")]
+Lengths = Annotated[str, typer.Option("--length", help="Tokens of each sequence: 64,128.")]
+New = Annotated[int, typer.Option(min=1, help="Tokens that the cache has room for beyond.")]
+Phases = Annotated[str, typer.Option("--phase", help="prefill, decode, or both: prefill,decode.")]
+Variants = Annotated[
+    str | None, typer.Option(help="Some of: standard,written,ladder,parallel,bound.")
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Steps before them.")]
+Lowering = Annotated[str, typer.Option(help="inductor, aot_eager or eager, for all variants.")]
+Graphs = Annotated[bool, typer.Option(help="On CUDA: CUDA graphs (mode=reduce-overhead).")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda. [default: cuda, if there is one for each rank]")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Of each rank, on the CPU.")]
+Out = Annotated[Path | None, typer.Option(help="Write the results there, as JSON.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw them there: .png, .svg or .pdf.")]
+
+
+def bench(
+    model: flags.Model,
+    ranks: Ranks = 2,
+    link: Links = None,
+    share: Shares = None,
+    alpha_us: Alphas = None,
+    bandwidth: Bandwidth = None,
+    batch: Batches = "1",
+    length: Lengths = "128",
+    new: New = 16,
+    phase: Phases = "prefill",
+    variants: Variants = None,
+    staleness: flags.Staleness = None,
+    layers: flags.Layers = None,
+    shard_vocabulary: flags.ShardVocabulary = True,
+    repeats: Repeats = 15,
+    warmup: Warmup = 3,
+    lowering: Lowering = "inductor",
+    graphs: Graphs = True,
+    threads: Threads = 1,
+    device: Device = None,
+    out: Out = None,
+    plot: Plot = None,
+    force: flags.Force = False,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Time the ladder beside the standard net, in turns, under torchrun or by itself.
+
+    Without GPUs the ranks are processes of this machine, joined by an emulated link. On CUDA they
+    are joined by NCCL, and the exposed time is that of a trace.
+    """
+    with running("bench", debug, json):
+        with working("loading torch"):
+            from rich.console import Console
+
+            from ladderize.report.files import refuse_file
+            from ladderize.tools.bench.chart import draw, refuse_plot
+            from ladderize.tools.bench.links import choose_links
+            from ladderize.tools.bench.run import run_benchmark
+            from ladderize.tools.bench.settings import VARIANTS, Settings, default_device
+            from ladderize.tools.bench.tables import show
+
+        if plot is not None:
+            refuse_plot(plot, force)
+        if out is not None:
+            refuse_file(out, force)
+        settings = Settings(
+            model,
+            ranks,
+            choose_links(
+                _words(link),
+                _numbers(share, "--share", float),
+                [1e-6 * alpha for alpha in _numbers(alpha_us, "--alpha-us", float)],
+                None if bandwidth is None else bandwidth * 1e9,
+                ranks,
+            ),
+            phases=_words(phase),
+            batches=_numbers(batch, "--batch", int),
+            lengths=_numbers(length, "--length", int),
+            new=new,
+            variants=_words(variants) or tuple(VARIANTS),
+            repeats=repeats,
+            warmup=warmup,
+            lowering=lowering,
+            graphs=graphs,
+            threads=threads,
+            device=device or default_device(ranks),
+            staleness=1 if staleness is None else staleness,
+            layers=layers or "all",
+            shard_vocabulary=shard_vocabulary,
+        )
+        command = shlex.join(["ladderize", *sys.argv[1:]])
+        results = run_benchmark(settings, command, Console(stderr=True))
+        if results is None:
+            return
+        measured = {row.key["variant"] for row in results.rows}
+        if "parallel" in settings.variants and "parallel" not in measured:
+            typer.echo(
+                "ladderize bench: parallel is left out: its blocks cannot be put beside each other",
+                err=True,
+            )
+        if out is not None:
+            results.write(out, force)
+        if plot is not None:
+            draw(results, plot, force)
+    if json:
+        print_json(results.to_json())
+    else:
+        show(console(), results.rows)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def _numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, ...]:
+    """The numbers above 0 (latencies: at least 0) in a list with commas."""
+    try:
+        found = tuple(kind(word) for word in _words(text))
+    except ValueError:
+        found = (kind(-1),)
+    if any(number < 0 or (kind is int and not number) for number in found):
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,4,16", param_hint=flag)
+    return found

@@ -1,0 +1,38 @@
+"""`ladderize doctor`: what works on this machine."""
+
+import json as json_of
+from dataclasses import asdict
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, print_json, refuse, running, working
+
+STYLES = {"ok": "green", "warning": "yellow", "missing": "dim", "broken": "bold red"}
+
+
+def doctor(json: flags.Json = False, debug: flags.Debug = False) -> None:
+    """Try what ladderize stands on: devices, compilers, collectives, TensorRT, caches.
+
+    Exit code 1 where something that every use needs is broken.
+    """
+    with running("doctor", debug, json), working("trying what works here"):
+        from ladderize.tools.doctor.check import examine
+
+        checks = examine()
+    broken = [check for check in checks if check.status == "broken"]
+    if json:
+        print_json(json_of.dumps({"ok": not broken, "checks": [*map(asdict, checks)]}, indent=1))
+    else:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column in ("part", "", "found"):
+            table.add_column(column, overflow="fold")
+        for check in checks:
+            lines = [check.found, *([f"→ {check.cure}"] if check.cure else [])]
+            style = STYLES[check.status]
+            table.add_row(check.name, Text(check.status, style), Text("\n".join(lines)))
+        console().print(table)
+    if broken:
+        raise refuse("doctor", f"broken: {', '.join(check.name for check in broken)}")

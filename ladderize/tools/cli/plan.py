@@ -1,0 +1,66 @@
+"""`ladderize plan MODEL --hardware h100x8-nvlink`: what a ladder would gain there."""
+
+from typing import Annotated
+
+import typer
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, print_json, running, working
+
+Hardware = Annotated[
+    str,
+    typer.Option(help="DEVICExRANKS-LINK, as h100x8-nvlink; another name lists the known ones."),
+]
+Batches = Annotated[str, typer.Option("--batch", help="Examples at once; several: 1,4,16.")]
+Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt of each example.")]
+New = Annotated[int, typer.Option(min=1, help="Tokens that are generated of each.")]
+
+# What is traced; costs are scaled from there.
+_TRACED = (2, 32)
+
+
+def plan(
+    model: flags.Model,
+    hardware: Hardware = "h100x8-nvlink",
+    batch: Batches = "1,4,16,64",
+    prompt: Prompt = 1024,
+    new: New = 512,
+    layers: flags.Layers = None,
+    blocks: flags.Blocks = None,
+    staleness: flags.Staleness = None,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Predict tokens/s of the standard net, the ladder, parallel blocks and the bound.
+
+    The model is traced once, without weights. Nothing is compiled or measured.
+    """
+    batches = _numbers(batch)
+    options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
+    with running("plan", debug, json):
+        with working("loading torch"):
+            from ladderize.frontends.sharded.parallelize import aot_config
+            from ladderize.tools.predict.hardware import hardware_of
+            from ladderize.tools.predict.planning import plan as predict
+            from ladderize.tools.predict.planning.tables import show
+            from ladderize.tools.sources import InputSizes, open_model
+
+        machine = hardware_of(hardware)
+        with working(f"tracing {model}"):
+            source = open_model(model, InputSizes(*_TRACED), has_weights=False)
+            report = source.explain(aot_config(**options))
+        with working("planning"):
+            found = predict(report, machine, batches, prompt, new)
+    if json:
+        print_json(found.to_json())
+    else:
+        show(found, console())
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is no list of whole numbers above 0, as 1,4,16", param_hint="--batch"
+        )
+    return [int(part) for part in parts]

@@ -1,0 +1,82 @@
+"""`ladderize plot MODEL --out plot.html`: the ladder as pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, print_json, refuse, running, working
+
+Out = Annotated[
+    Path, typer.Option(help="What to draw: .html (a page that needs nothing else), .svg or .png.")
+]
+Perfetto = Annotated[
+    Path | None, typer.Option(help="Write the timeline there too, for ui.perfetto.dev.")
+]
+TraceStandard = Annotated[
+    Path | None,
+    typer.Option(help="A trace of torch.profiler (export_chrome_trace) of the standard net."),
+]
+TraceLadder = Annotated[Path | None, typer.Option(help="One of the ladder.")]
+Hardware = Annotated[
+    str, typer.Option(help="Of the predicted step: DEVICExRANKS-LINK, as h100x4-pcie.")
+]
+Dark = Annotated[bool, typer.Option("--dark", help="Of a picture; a page has both.")]
+
+
+def plot(
+    model: flags.Model,
+    out: Out,
+    perfetto: Perfetto = None,
+    trace_standard: TraceStandard = None,
+    trace_ladder: TraceLadder = None,
+    hardware: Hardware = "h100x8-nvlink",
+    layers: flags.Layers = None,
+    blocks: flags.Blocks = None,
+    staleness: flags.Staleness = None,
+    batch: flags.Batch = 2,
+    length: flags.Length = 32,
+    image_size: flags.ImageSize = 224,
+    dark: Dark = False,
+    force: flags.Force = False,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Draw the blocks before and after, a step's timeline and a table of the layers.
+
+    The timeline is that of the traces, or else predicted for the hardware, as `plan` does.
+    """
+    options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
+    with running("plot", debug, json):
+        with working("loading torch"):
+            from ladderize.frontends.sharded.parallelize import aot_config
+            from ladderize.report.files import refuse_file
+            from ladderize.tools.plot import draw
+            from ladderize.tools.predict.hardware import hardware_of
+            from ladderize.tools.predict.timeline import measure, predict, write_perfetto
+            from ladderize.tools.sources import InputSizes, open_model
+
+        for path in filter(None, (out, perfetto)):
+            refuse_file(path, force)
+        machine = hardware_of(hardware)
+        with working(f"tracing {model}"):
+            source = open_model(model, InputSizes(batch, length, image_size), has_weights=False)
+            report = source.explain(aot_config(**options))
+        if trace_standard is None and trace_ladder is None:
+            timeline = predict(report, machine)
+        else:
+            timeline = measure(report, trace_standard, trace_ladder)
+        with working("drawing"):
+            theme = "dark" if dark else "light"
+            draw(report, out, timeline, title=model, theme=theme, force=force)
+            if perfetto is not None:
+                write_perfetto(timeline, perfetto, force)
+    if json:
+        print_json(report.to_json())
+    else:
+        console().print(f"written to {out}", highlight=False)
+        if perfetto is not None:
+            console().print(f"written to {perfetto}: open it on ui.perfetto.dev", highlight=False)
+    if not report.ok:
+        raise refuse("plot", report.refused[0].summary)

@@ -1,0 +1,69 @@
+"""`ladderize rewrite MODEL --out OUT`: its ladder as a file, or sharded, as a directory."""
+
+import json as json_of
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, print_json, running, working
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="A new .pt2 file; with --tp a new directory for ladderize.load."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Write nothing; print each read that would be rewired.")
+]
+
+
+def rewrite(
+    model: flags.Model,
+    out: Out = None,
+    tp: flags.Tp = None,
+    dry_run: DryRun = False,
+    force: flags.Force = False,
+    layers: flags.Layers = None,
+    blocks: flags.Blocks = None,
+    staleness: flags.Staleness = None,
+    expect_blocks: flags.ExpectBlocks = None,
+    shard_vocabulary: flags.ShardVocabulary = True,
+    lowering: flags.Lowering = None,
+    lowering_option: flags.LoweringOption = None,
+    batch: flags.Batch = 2,
+    length: flags.Length = 32,
+    image_size: flags.ImageSize = 224,
+    dynamic: flags.Dynamic = False,
+    debug_dir: flags.DebugDir = None,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Rewrite a model into its ladder form, and shard it.
+
+    OUT appears when it is complete, or not at all.
+    """
+    if out is None and not dry_run:
+        raise typer.BadParameter("give it, or --dry-run", param_hint="--out")
+    options = flags.given(
+        layers=layers,
+        blocks=blocks,
+        staleness=staleness,
+        expect_blocks=expect_blocks,
+        shard_vocabulary=shard_vocabulary,
+        debug_dir=debug_dir,
+        lowering=lowering,
+    )
+    if lowering_option:
+        options["lowering_options"] = flags.lowering_options(lowering_option)
+    with running("rewrite", debug, json):
+        with working("loading torch"):
+            from ladderize.tools.cli.rewriting import rewrite_model
+            from ladderize.tools.sources import InputSizes
+
+        sizes = InputSizes(batch, length, image_size, dynamic)
+        done = rewrite_model(model, sizes, None if dry_run else out, tp, options, force)
+        if json:
+            print_json(json_of.dumps(done.as_data(), indent=1))
+        else:
+            done.show(console())

@@ -1,0 +1,115 @@
+"""What `ladderize rewrite` does: a model in; a `.pt2` file, a sharded directory or a diff out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError
+from ladderize.frontends.rewrite import rewrite
+from ladderize.frontends.sharded.directory import refuse_existing
+from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.parallelize import aot_config
+from ladderize.frontends.sharded.program_files import write_program, write_shards
+from ladderize.report import Report, last_report
+from ladderize.tools.sources import InputSizes, open_model
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done.
+
+    Attributes:
+        report: of the rewrite.
+        local: how it was sharded, None if it was not.
+        out: what was written, None in a dry run.
+    """
+
+    report: Report
+    local: LocalProgram | None
+    out: Path | None
+
+    def show(self, console: Console) -> None:
+        console.print(self.report.table(False, console.width), markup=False, highlight=False)
+        if self.local is not None:
+            console.print(f"\n{describe_bytes(self.local)}", highlight=False)
+            for line in self.local.engines:
+                console.print(line, highlight=False, markup=False)
+        if self.out is not None:
+            console.print(f"written to {self.out}", highlight=False)
+        else:
+            console.print(f"\n{self.report.diff()}", markup=False, highlight=False)
+            console.print("nothing was written (dry run)", highlight=False)
+
+    def as_data(self) -> dict[str, Any]:
+        diff = [str(edit) for edit in self.report.diff()]
+        data = {"report": json.loads(self.report.to_json()), "diff": diff}
+        if self.local is not None:
+            data["bytes_per_rank"] = self.local.bytes_per_rank
+            data["plan"] = list(self.local.lines)
+        return {"ok": True, "written": str(self.out) if self.out else None, **data}
+
+
+def rewrite_model(
+    name: str,
+    sizes: InputSizes,
+    out: Path | None,
+    num_ranks: int | None,
+    options: Mapping[str, Any],
+    force: bool = False,
+) -> Done:
+    """Read or trace the model called `name`, rewrite it, and write it to `out`.
+
+    Args:
+        name: as on the command line.
+        sizes: of the inputs of an `hf:` model.
+        out: a file, with `num_ranks` a directory; None: nothing is written.
+        num_ranks: to shard over.
+        options: of `LadderConfig`.
+        force: overwrite `out`.
+
+    Raises:
+        LadderError: whatever keeps this from being done; `out` is what it was then.
+    """
+    config = _config(options, is_written=out is not None and num_ranks is not None)
+    if out is not None:
+        refuse_existing(out, force)
+    told = Console(stderr=True)
+    with Progress(console=told, transient=True, disable=not told.is_terminal) as progress:
+        task = progress.add_task(f"tracing {name}", total=None)
+        program = open_model(name, sizes).program()
+        progress.update(task, description="rewriting")
+        local = None
+        if num_ranks is None:
+            rewritten = rewrite(program, **options)
+            if out is not None:
+                write_program(rewritten, out, config, force)
+        elif out is not None:
+            local = write_shards(program, out, num_ranks, config, progress, force)
+        else:
+            local = localize(program, num_ranks, config)
+    report = last_report()
+    assert report is not None
+    return Done(report, local, out)
+
+
+def _config(options: Mapping[str, Any], is_written: bool) -> LadderConfig:
+    """The configuration; of a lowering only engines can be written, into a sharded directory."""
+    if options.get("lowering") != "tensorrt":
+        return aot_config(**options)
+    if not is_written:
+        raise LadderError(
+            "Engines are written into a directory of shards.", cure="give --tp and --out"
+        )
+    return LadderConfig.from_options(options)
+
+
+def describe_bytes(local: LocalProgram) -> str:
+    """Bytes of a rank and of the whole, as one line."""
+    each, whole = local.bytes_per_rank / 2**20, local.bytes_in_all / 2**20
+    return f"{each:,.1f} MiB on each of {local.num_ranks} ranks, {whole:,.1f} MiB in all"

@@ -1,0 +1,68 @@
+"""`ladderize verify ORIGINAL REWRITTEN`: is it the ladder of it, and the same on every rank?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, print_json, refuse, running, working
+
+Rewritten = Annotated[
+    list[Path],
+    typer.Argument(
+        help="What `ladderize rewrite` wrote: a .pt2 file, a directory, or the directories of all "
+        "ranks where each host has its own copy."
+    ),
+]
+Dtype = Annotated[
+    list[str] | None,
+    typer.Option(help="Compute in this dtype too: float64, float32, float16, bfloat16."),
+]
+Variants = Annotated[
+    int | None, typer.Option(min=1, help="Sets of random inputs. [default: 3 dynamic, 2 static]")
+]
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def verify(
+    original: flags.Model,
+    rewritten: Rewritten,
+    layers: flags.Layers = None,
+    blocks: flags.Blocks = None,
+    staleness: flags.Staleness = None,
+    expect_blocks: flags.ExpectBlocks = None,
+    dtype: Dtype = None,
+    variants: Variants = None,
+    batch: flags.Batch = 2,
+    length: flags.Length = 32,
+    image_size: flags.ImageSize = 224,
+    dynamic: flags.Dynamic = False,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Check a rewritten model against a reference ladder that is built from the original.
+
+    Without --layers, --blocks and --staleness it is held to what its files say was asked for.
+    """
+    unknown = [name for name in dtype or () if name not in DTYPES]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]} is not one of {', '.join(DTYPES)}")
+    options = flags.given(
+        layers=layers, blocks=blocks, staleness=staleness, expect_blocks=expect_blocks
+    )
+    with running("verify", debug, json), working(f"verifying {rewritten[0]}"):
+        import torch
+
+        from ladderize.testing.verify import verify as check
+        from ladderize.tools.sources import InputSizes, open_model
+
+        source = open_model(original, InputSizes(batch, length, image_size, dynamic))
+        dtypes = [getattr(torch, name) for name in dtype] if dtype else None
+        found = check(source.program(), rewritten, dtypes=dtypes, variants=variants, **options)
+    if json:
+        print_json(found.to_json())
+    else:
+        console().print(found, highlight=False)
+    if not found.ok:
+        raise refuse("verify", found.summary())

@@ -1,0 +1,1 @@
+"""`ladderize doctor`: what works on this machine."""

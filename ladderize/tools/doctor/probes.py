@@ -1,0 +1,110 @@
+"""What `doctor` tries out in a process of its own, for what it calls may fail in any way, or crash.
+
+    attempt("compile", "cpu")      runs      python -P ladderize/tools/doctor/probes.py compile cpu
+
+A probe prints what works as its last line; an error is left to Python, whose traceback ends in the
+reason. Run by its path: nothing of ladderize is needed, and none of its modules is taken for a
+package of another name.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+# Compiling takes a minute on a slow, busy machine.
+PATIENCE = 300
+
+
+def attempt(*probe: str) -> tuple[bool, str]:
+    """Whether a probe works, and what it says, or why not in one line."""
+    command = [sys.executable, "-P", __file__, *probe]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache}
+        try:
+            ended = subprocess.run(
+                command, env=env, capture_output=True, text=True, timeout=PATIENCE
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return False, str(error)
+    if ended.returncode == 0:
+        return True, ended.stdout.strip().rpartition("\n")[2]
+    if ended.returncode < 0:
+        return False, f"died of signal {-ended.returncode}"
+    return False, _reason(ended.stderr)
+
+
+def _reason(stderr: str) -> str:
+    """The line of the last error: the first without indent after the last traceback's head."""
+    _, head, last = stderr.rpartition("Traceback (most recent call last):\n")
+    lines = [line for line in last.splitlines() if line and not line.startswith(" ")]
+    if not lines:
+        return "it failed without a word"
+    return lines[0] if head else lines[-1]
+
+
+# ---- the probes
+
+
+def devices() -> str:
+    """The GPUs by name and number, and whether each multiplies in bfloat16."""
+    names: dict[str, int] = {}
+    for index in range(torch.cuda.device_count()):
+        with torch.cuda.device(index):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = torch.cuda.get_device_name(index) + ("" if native else ", no bfloat16")
+        names[name] = names.get(name, 0) + 1
+    return "; ".join(f"{count} x {name}" for name, count in names.items())
+
+
+def finds(backend: str) -> str:
+    """By the entry point, as for a program that does not import ladderize; it is loaded too."""
+    found = torch.compiler.list_backends()
+    if backend not in found:
+        raise LookupError(f"torch finds the backends {', '.join(found)}, and no {backend}")
+    torch.compile(torch.sin, backend=backend)
+    return f"torch.compile finds it, in {Path(sys.modules[backend].__file__ or '').parent}"
+
+
+def compiles(device: str) -> str:
+    """A kernel that Inductor really emits: the caller gives it an empty cache."""
+    x = torch.arange(8.0, device=device)
+    found = torch.compile(lambda x: x.sin() + x.cos(), fullgraph=True)(x)
+    torch.testing.assert_close(found, x.sin() + x.cos())
+    return "a small kernel compiles and is right"
+
+
+def reduces(backend: str, device: str) -> str:
+    """An all-reduce among one rank: finding the network's interface is where gloo fails."""
+    store = dist.HashStore()  # type: ignore[attr-defined]  # not in __all__
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    x = torch.ones(8, device=device)
+    dist.all_reduce(x)
+    torch.testing.assert_close(x, torch.ones_like(x))
+    dist.destroy_process_group()
+    return "an all-reduce of one rank works"
+
+
+def imports_tensorrt() -> str:
+    """Which TensorRT it is that Torch-TensorRT loads, with the CUDA libraries below."""
+    importlib.import_module("torch_tensorrt")
+    tensorrt = importlib.import_module("tensorrt")  # there under this name for RTX, too
+    return f"with TensorRT {tensorrt.__version__}"
+
+
+PROBES: dict[str, Callable[..., str]] = {
+    "devices": devices,
+    "backend": finds,
+    "compile": compiles,
+    "all_reduce": reduces,
+    "tensorrt": imports_tensorrt,
+}
+
+if __name__ == "__main__":
+    print(PROBES[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,79 @@
+"""A link between ranks: how long a collective takes on it, in the alpha-beta model.
+
+seconds = latency + share * bytes / bandwidth      share: 2 (n - 1) / n of an all-reduce,
+                                                   (n - 1) / n of a reduce-scatter, an all-gather
+"""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from ladderize.errors import LadderError
+
+# How often the bytes of the whole tensor cross the link of a rank, over (n - 1) / n.
+_CROSSINGS = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1}
+
+
+@dataclass(frozen=True)
+class Link:
+    """How ranks are connected.
+
+    Attributes:
+        name: as in `links.toml`.
+        ranks: that share it.
+        latency: alpha, seconds of a collective of nothing.
+        bandwidth: beta, bytes per second that a rank sends.
+        source: where the numbers are from.
+    """
+
+    name: str
+    ranks: int
+    latency: float
+    bandwidth: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1 or self.bandwidth <= 0 or self.latency < 0:
+            raise LadderError(
+                f"{self} is no link: at least one rank, a rate above 0, latency 0 or more."
+            )
+
+    def seconds(self, num_bytes: float, op: str = "all_reduce") -> float:
+        """Of a collective over all ranks, by rings (Thakur et al., 2005).
+
+        Args:
+            num_bytes: of the whole tensor: what an all-reduce returns, what a reduce-scatter is
+                given, what an all-gather returns.
+            op: "all_reduce", "reduce_scatter", "all_gather" or "all_to_all".
+        """
+        share = _CROSSINGS[op] * (self.ranks - 1) / self.ranks
+        return self.latency + share * num_bytes / self.bandwidth
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} ({self.ranks} ranks, {self.bandwidth / 1e9:g} GB/s, "
+            f"latency {self.latency * 1e6:g} µs)"
+        )
+
+
+@cache
+def known_links() -> dict[str, Link]:
+    """Those of `links.toml` by name."""
+    text = (
+        resources.files("ladderize.tools.predict.hardware")
+        .joinpath("links.toml")
+        .read_text("utf-8")
+    )
+    return {name: Link(name, **fields) for name, fields in tomllib.loads(text).items()}
+
+
+def link_of(name: str) -> Link:
+    """The link called `name`.
+
+    Raises:
+        LadderError: there is none; the known names are listed.
+    """
+    if name not in known_links():
+        raise LadderError(f"There is no link called {name!r}.", cure=", ".join(known_links()))
+    return known_links()[name]

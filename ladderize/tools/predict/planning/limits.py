@@ -1,0 +1,248 @@
+"""Where the gain of a ladder ends, looked for on the model itself.
+
+    gain(batch), gain(prompt), gain(bandwidth), gain(latency)      tokens/s of ladder / standard - 1
+
+The end is where it falls below what the planner can tell from none; see confidence.py.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from ladderize.tools.predict.hardware import Hardware
+from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
+from ladderize.tools.predict.planning.formulas import (
+    HIDDEN,
+    HIDING_BANDWIDTH,
+    alpha,
+    c,
+    s,
+    sent,
+    tokens,
+)
+from ladderize.tools.predict.planning.planned_nets import Variant, ladder, standard
+from ladderize.tools.predict.planning.workload import Phase, Workload
+
+LEAST_GAIN = 0.02
+MOST_DOUBLINGS = 20
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """What one block can hide, in one phase.
+
+    Attributes:
+        reduce: seconds of an all-reduce.
+        hidden: seconds of the longest one that the shortest block hides whole.
+        bandwidth: bytes per second from which on it hides one of this size; None: from none, as
+            the latency alone is longer.
+    """
+
+    reduce: float
+    hidden: float
+    bandwidth: float | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Up to where the gain is `LEAST_GAIN` or more, all else as asked; None: no end was found.
+
+    Attributes:
+        batch: of the request around which they were looked for.
+        gain: there.
+        prefill, decode: what is hidden there.
+        full_batch, full_prompt: the largest that the memory holds, None where it is not known.
+        last_batch, last_prompt: the largest with that gain, up to those.
+        last_bandwidth: bytes per second of the link.
+        least_latency: seconds of an all-reduce.
+    """
+
+    batch: int
+    gain: float
+    prefill: Hiding
+    decode: Hiding
+    full_batch: int | None = None
+    full_prompt: int | None = None
+    last_batch: int | None = None
+    last_prompt: int | None = None
+    last_bandwidth: float | None = None
+    least_latency: float | None = None
+
+
+def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
+    """Around `request`; without ends where there is no gain at all."""
+    nets = (standard(workload), ladder(workload))
+
+    def gain(request: Request = request, hardware: Hardware = hardware) -> float:
+        return gain_of(nets, request, hardware)
+
+    def on(bandwidth: float, latency: float) -> Hardware:
+        link = dataclasses.replace(hardware.link, bandwidth=bandwidth, latency=latency)
+        return dataclasses.replace(hardware, link=link)
+
+    link = hardware.link
+    full_batch, full_prompt = _full(workload, request, hardware)
+    found = Limits(
+        request.batch,
+        gain(),
+        _hiding(workload, request.prefill, hardware),
+        _hiding(workload, request.decode, hardware),
+        full_batch,
+        full_prompt,
+    )
+    if found.gain < LEAST_GAIN:
+        return found
+    by_batch = _end(
+        request.batch, 2, lambda b: gain(dataclasses.replace(request, batch=int(b))), full_batch
+    )
+    by_prompt = _end(
+        request.prompt, 2, lambda p: gain(dataclasses.replace(request, prompt=int(p))), full_prompt
+    )
+    return dataclasses.replace(
+        found,
+        last_batch=_whole(by_batch),
+        last_prompt=_whole(by_prompt),
+        last_bandwidth=_end(link.bandwidth, 2, lambda b: gain(hardware=on(b, link.latency)), None),
+        least_latency=_end(link.latency, 0.5, lambda a: gain(hardware=on(link.bandwidth, a)), None),
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    """Down to three digits, more than it was looked for."""
+    if value is None:
+        return None
+    unit = int(10 ** max(len(str(int(value))) - 3, 0))
+    return int(value) // unit * unit
+
+
+def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
+    blocks = [block for block in workload.blocks if block.reduce_bytes]
+    ranks, link = hardware.ranks, hardware.link
+    compute = min(
+        (
+            hardware.compute_seconds(
+                block.costs.flops_in(phase), block.costs.bytes_in(phase), block.ranks(ranks)
+            )
+            for block in blocks
+        ),
+        default=0.0,
+    )
+    most = max((block.reduce_bytes for block in blocks), default=0.0)
+    known = {c: compute, s: hardware.contention, alpha: link.latency, tokens: phase.tokens}
+    crossing = known | {sent: 2 * (ranks - 1) / ranks * most}
+    hidden = float(HIDDEN.subs(known))
+    reaches = bool(most) and hidden > link.latency
+    bandwidth = float(HIDING_BANDWIDTH.subs(crossing)) if reaches else None
+    return Hiding(hardware.reduce_seconds(most * phase.tokens), hidden, bandwidth)
+
+
+def _full(
+    workload: Workload, request: Request, hardware: Hardware
+) -> tuple[int | None, int | None]:
+    """The largest batch and prompt that fit into the memory of a rank beside the weights."""
+    if hardware.capacity is None:
+        return None, None
+    keys, ranks = request.prompt + request.new, hardware.ranks
+    weights = workload.bytes_of_a_rank(ranks, 0, 0)
+    token = (workload.bytes_of_a_rank(ranks, 1, 1) - weights) or inf
+    held = max(hardware.capacity - weights, 0.0) / token  # tokens, of all examples
+    return int(held / keys) or None, max(int(held / request.batch) - request.new, 0) or None
+
+
+def gain_of(nets: tuple[Variant, Variant], request: Request, hardware: Hardware) -> float:
+    """Tokens/s of the second net over those of the first, less 1."""
+    slow, fast = (tokens_per_s(net, request, hardware) for net in nets)
+    return fast / slow - 1
+
+
+def _end(
+    start: float, factor: float, gain: Callable[[float], float], most: float | None
+) -> float | None:
+    """The last value from `start` in steps of `factor` that has the gain, by halving the step.
+
+    None where there is no end up to `most`.
+    """
+    value = start
+    for _ in range(MOST_DOUBLINGS):
+        if most is not None and value * factor > most:
+            if gain(most) >= LEAST_GAIN:
+                return None
+            break
+        if gain(value * factor) < LEAST_GAIN:
+            break
+        value *= factor
+    else:
+        return None
+    for _ in range(6):
+        factor **= 0.5
+        if gain(value * factor) >= LEAST_GAIN:
+            value *= factor
+    return value
+
+
+# ---- which layers
+
+
+@dataclass(frozen=True)
+class Fewest:
+    """The fewest layers (blocks, where there are no layers) that give most of the gain.
+
+    Attributes:
+        indices: of the layers to convert.
+        total: number of layers that the whole ladder converts.
+        unit: "layers" or "blocks".
+    """
+
+    indices: tuple[int, ...]
+    total: int
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """As `--layers` and `--blocks` take it, where that is short."""
+        number = len(self.indices)
+        if not number:
+            return "none"
+        run = range(self.indices[0], self.indices[0] + number)
+        if self.indices == tuple(run):
+            return f"{run.start}:{run.stop}"
+        return str(list(self.indices))
+
+
+def fewest_layers(
+    workload: Workload, request: Request, hardware: Hardware, share: float = 0.9
+) -> Fewest:
+    """The fewest that give `share` of the gain of the whole ladder.
+
+    What each gives alone decides in which order they are taken; later layers come first where
+    that is the same, as those change a trained model least.
+    """
+    unit, groups = _groups(workload)
+    base = standard(workload)
+
+    def gain(layers: tuple[int, ...]) -> float:
+        chosen = {block for layer in layers for block in groups[layer]}
+        return gain_of((base, ladder(workload, chosen)), request, hardware)
+
+    enough = share * gain(tuple(groups))
+    if enough <= 0:
+        return Fewest((), len(groups), unit)
+    alone = {layer: round(gain((layer,)), 7) for layer in groups}
+    order = sorted(groups, key=lambda layer: (alone[layer], layer), reverse=True)
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if gain(tuple(order[:middle])) >= enough else (middle + 1, high)
+    return Fewest(tuple(sorted(order[:low])), len(groups), unit)
+
+
+def _groups(workload: Workload) -> tuple[str, dict[int, list[int]]]:
+    """The blocks to convert by their layer, or each by itself."""
+    blocks = [block for block in workload.blocks if block.index in workload.chosen]
+    if any(block.layer is None for block in blocks):
+        return "blocks", {block.index: [block.index] for block in blocks}
+    groups: dict[int, list[int]] = {}
+    for block in blocks:
+        groups.setdefault(block.layer or 0, []).append(block.index)
+    return "layers", groups

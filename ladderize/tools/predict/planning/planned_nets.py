@@ -1,0 +1,123 @@
+"""The nets that a plan compares, each as blocks and the graph of their tasks.
+
+standard   h1 waits for the all-reduce of h0
+ladder     a converted h1 reads an earlier sum and does not
+parallel   attention and MLP of a layer read the same sum and share an all-reduce
+bound      no all-reduce at all
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+
+from ladderize.streams.block import stale_sources
+from ladderize.tools.predict.hardware import Hardware
+from ladderize.tools.predict.planning.workload import Costs, Phase, PlannedBlock, Workload
+from ladderize.tools.predict.timeline.spans import Span
+from ladderize.tools.predict.timeline.steps import Step
+from ladderize.tools.predict.timeline.tasks import Branch, reduce_of, task_graph
+from ladderize.tools.predict.timeline.two_lanes import Task, as_step, in_order, place
+
+VARIANTS = ("standard", "ladder", "parallel", "bound")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One net.
+
+    Attributes:
+        name: one of `VARIANTS`.
+        blocks: in order.
+        sources: for blocks that read stale the one whose anchor they read.
+        outside: costs of the head.
+        is_reduced: whether there are all-reduces.
+    """
+
+    name: str
+    blocks: tuple[PlannedBlock, ...]
+    outside: Costs
+    sources: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    is_reduced: bool = True
+
+    @cached_property
+    def graph(self) -> "nx.DiGraph[str]":
+        """Its tasks, and what each waits for."""
+        return task_graph(self._branches())
+
+    @cached_property
+    def _tasks(self) -> tuple[Task, ...]:
+        return in_order(self.graph)
+
+    def _branches(self) -> Iterator[Branch]:
+        for number, block in enumerate(self.blocks):
+            source = self.sources.get(block.index, number)
+            sends = self.is_reduced and block.reduce_bytes > 0
+            yield Branch(block.name, (0, number), ((0, source - 1),), sends)
+
+    def seconds(self, phase: Phase, hardware: Hardware) -> float:
+        """Of one run, with the head."""
+        placed = self._place(phase, hardware)
+        return max(end for _, end in placed.values()) + self._head(phase, hardware)
+
+    def step(self, phase: Phase, hardware: Hardware) -> Step:
+        """The same as a timeline, without the head."""
+        return as_step(self.name, self.graph, self._place(phase, hardware))
+
+    def _place(self, phase: Phase, hardware: Hardware) -> dict[str, Span]:
+        return place(self._tasks, self._durations(phase, hardware), hardware.contention)
+
+    def _head(self, phase: Phase, hardware: Hardware) -> float:
+        costs = self.outside
+        if costs == Costs():
+            return 0.0
+        return hardware.compute_seconds(costs.flops_in(phase), costs.bytes_in(phase))
+
+    def _durations(self, phase: Phase, hardware: Hardware) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for block in self.blocks:
+            costs, ranks = block.costs, block.ranks(hardware.ranks)
+            work = hardware.compute_seconds(costs.flops_in(phase), costs.bytes_in(phase), ranks)
+            found[block.name] = work + (block.num_branches - 1) * hardware.launch
+            sent = block.reduce_bytes * phase.tokens
+            found[reduce_of(block.name)] = hardware.reduce_seconds(sent)
+        return found
+
+
+def standard(workload: Workload) -> Variant:
+    return Variant("standard", workload.blocks, workload.outside)
+
+
+def ladder(workload: Workload, chosen: Collection[int] | None = None) -> Variant:
+    """With the blocks `chosen` (None: those of the workload) converted."""
+    chosen = workload.chosen if chosen is None else chosen
+    sources = stale_sources(workload.blocks, chosen, workload.staleness)
+    return Variant("ladder", workload.blocks, workload.outside, sources)
+
+
+def parallel(workload: Workload) -> Variant:
+    return Variant("parallel", tuple(_merged(workload.blocks)), workload.outside)
+
+
+def bound(workload: Workload) -> Variant:
+    return Variant("bound", workload.blocks, workload.outside, is_reduced=False)
+
+
+def variants(workload: Workload) -> tuple[Variant, ...]:
+    """Those of `VARIANTS`, in order."""
+    return standard(workload), ladder(workload), parallel(workload), bound(workload)
+
+
+def _merged(blocks: Sequence[PlannedBlock]) -> Iterator[PlannedBlock]:
+    """Each attention with the block of its layer that follows."""
+    left = list(blocks)
+    while left:
+        block = left.pop(0)
+        if left and block.is_attention and left[0].layer == block.layer is not None:
+            other = left.pop(0)
+            block = dataclasses.replace(
+                block, costs=block.costs + other.costs, num_branches=2, is_attention=False
+            )
+        yield block

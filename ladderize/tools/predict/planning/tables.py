@@ -1,0 +1,129 @@
+"""A plan as tables and sentences for a terminal."""
+
+import textwrap
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ladderize.tools.plot.units import num_bytes, seconds
+from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
+from ladderize.tools.predict.planning.planned_nets import VARIANTS
+from ladderize.tools.predict.planning.planner import Plan
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print `plan`."""
+    converted = f"{plan.num_converted} of {plan.num_blocks} blocks converted"
+    console.print(f"{plan.hardware.name}: {plan.hardware}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{converted}, staleness {plan.staleness}; prompt {plan.prompt}, {plan.new} new tokens\n",
+        highlight=False,
+    )
+    for table in (_speeds(plan), _phases(plan), _ends(plan.limits)):
+        console.print(table, "", highlight=False)
+    for line in (*_fewest(plan), "", *_sureness(plan)):
+        console.print(line, highlight=False, markup=False)
+
+
+def _table(*columns: str, left: int = 0) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        is_text = 0 < number <= left
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+    return table
+
+
+def _speeds(plan: Plan) -> Table:
+    names = VARIANTS[1:]
+    table = _table("batch", *(f"{v} tok/s" for v in VARIANTS), *names)
+    for row in plan.batches:
+        speeds = [_number(row.of(variant).tokens_per_s) for variant in VARIANTS]
+        table.add_row(str(row.batch), *speeds, *(f"{row.speedup(v):.2f}x" for v in names))
+    return table
+
+
+def _phases(plan: Plan) -> Table:
+    table = _table("batch", "one", "standard", "exposed", "ladder", "exposed", "bound", left=1)
+    for row in plan.batches:
+        nets = [row.of(name) for name in ("standard", "ladder")]
+        bound = row.of("bound")
+        prefill = [t for net in nets for t in (net.prefill, net.prefill_exposed)]
+        decode = [t for net in nets for t in (net.decode, net.decode_exposed)]
+        table.add_row(str(row.batch), "prefill", *map(seconds, (*prefill, bound.prefill)))
+        table.add_row("", "decode step", *map(seconds, (*decode, bound.decode)))
+    return table
+
+
+def _ends(found: Limits) -> Table | str:
+    """Where the gain ends, and what the shortest block hides."""
+    least = f"{100 * LEAST_GAIN:g} %"
+    if found.gain < LEAST_GAIN:
+        return f"At batch {found.batch} the ladder gains less than {least}."
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(f"at batch {found.batch}, all else as above")
+    table.add_column(f"the gain of {100 * found.gain:.0f} % falls below {least}")
+    table.add_row("batch", _above(found.last_batch, found.full_batch, ""))
+    table.add_row("prompt", _above(found.last_prompt, found.full_prompt, " tokens"))
+    bandwidth, latency = found.last_bandwidth, found.least_latency
+    none = "at none: latency alone keeps it"
+    table.add_row("bandwidth of the link", _rate("above", bandwidth) if bandwidth else none)
+    table.add_row("latency of an all-reduce", f"below {seconds(latency)}" if latency else "at none")
+    table.add_section()
+    for name, phase in (("prefill", found.prefill), ("decode", found.decode)):
+        table.add_row(f"an all-reduce of {name}, {seconds(phase.reduce)}", _hidden(phase))
+    return table
+
+
+def _above(last: int | None, full: int | None, unit: str) -> str:
+    if last is not None:
+        return f"above {_number(last)}{unit}"
+    return f"not before memory is full, at {full:,}{unit}" if full else "at none that was tried"
+
+
+def _number(value: float) -> str:
+    """With four digits, or all in front of the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _rate(side: str, bandwidth: float) -> str:
+    return f"{side} {num_bytes(int(bandwidth))}/s"
+
+
+def _hidden(phase: Hiding) -> str:
+    room = f"the shortest block hides up to {seconds(phase.hidden)}"
+    if phase.bandwidth is None:
+        return f"{room}, at no bandwidth all of it"
+    return f"{room}; all of it {_rate('above', phase.bandwidth)}"
+
+
+def _fewest(plan: Plan) -> Iterator[str]:
+    """One line for batches that need the same layers."""
+    batches: dict[Fewest, list[str]] = {}
+    for row in plan.batches:
+        batches.setdefault(row.fewest, []).append(str(row.batch))
+    for few, found in batches.items():
+        if few.indices:
+            yield (
+                f"{len(few.indices)} of {few.total} {few.unit} give 90 % of the gain at batch "
+                f"{', '.join(found)}: --{few.unit} {few.text}"
+            )
+
+
+def _sureness(plan: Plan) -> Iterator[str]:
+    errors = plan.confidence.errors
+    yield "How sure: fitted to Llama-3 70B on 2 to 8 H100, batch 1 to 64. There it is off by"
+    yield (
+        f"  {_percent(errors.ratio)} in speed-ups on average, {_percent(errors.worst_ratio)} at "
+        f"worst, {_percent(errors.left_out_ratio)} where a row was left out of the fit;"
+    )
+    yield f"  {_percent(errors.speed)} in tokens/s."
+    if plan.confidence.outside:
+        yield "Outside of that table, so that these errors say little:"
+    for reason in plan.confidence.outside:
+        yield textwrap.fill(reason, 96, initial_indent="  - ", subsequent_indent="    ")
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

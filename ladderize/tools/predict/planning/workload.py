@@ -1,0 +1,191 @@
+"""What a model costs for any batch and length, out of the report of one trace.
+
+    FLOPs       of weights: with tokens             of attention: with queries * keys
+    bytes       of weights: whatever the batch      of a KV cache: with keys
+    all-reduce  with tokens
+
+A trace of 2 examples of 32 tokens says all of that. The batch, the queries and the keys of a run
+are a `Phase`: a prompt has as many queries as keys, a decode step has one query.
+"""
+
+from dataclasses import dataclass
+
+from ladderize.errors import Blocker, LadderError
+from ladderize.report.branch_kinds import ATTENTION
+from ladderize.report.data import BlockReport, GraphReport, Report, SegmentReport
+from ladderize.report.naming import block_name
+from ladderize.tools.predict.timeline.division import Division
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One run of a model: so many examples, new tokens of each, and tokens attended to."""
+
+    batch: int
+    queries: int
+    keys: float
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.queries
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a block, or of what is outside of them, on all ranks.
+
+    Attributes:
+        flops: of one token, without attention.
+        attention_flops: of one query and one key.
+        weight_bytes: of its parameters.
+        cache_bytes: of the keys and values of one token.
+    """
+
+    flops: float = 0.0
+    attention_flops: float = 0.0
+    weight_bytes: float = 0.0
+    cache_bytes: float = 0.0
+
+    def flops_in(self, phase: Phase) -> float:
+        return phase.tokens * (self.flops + self.attention_flops * phase.keys)
+
+    def bytes_in(self, phase: Phase) -> float:
+        return self.weight_bytes + self.cache_bytes * phase.batch * phase.keys
+
+    def __add__(self, other: "Costs") -> "Costs":
+        return Costs(
+            self.flops + other.flops,
+            self.attention_flops + other.attention_flops,
+            self.weight_bytes + other.weight_bytes,
+            self.cache_bytes + other.cache_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """A block as the planner sees it.
+
+    Attributes:
+        index: in the stream.
+        segment: whose first anchor is the earliest that it may read.
+        layer: None where it is in none.
+        is_attention: whether its branch, and no other, is an attention.
+        costs: of its branch.
+        reduce_bytes: of one token that its all-reduce sums up; 0: it stays whole and sends nothing.
+        is_local: its costs are those of one rank already.
+        num_branches: parallel ones count one by one.
+    """
+
+    index: int
+    segment: int
+    layer: int | None
+    is_attention: bool
+    costs: Costs
+    reduce_bytes: float
+    is_local: bool = False
+    num_branches: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"h{self.index}"
+
+    def ranks(self, ranks: int) -> int:
+        """Over how many of `ranks` its costs are still to be divided."""
+        return ranks if self.reduce_bytes and not self.is_local else 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, and what of it is to be a ladder.
+
+    Attributes:
+        blocks: of its stream.
+        outside: costs of the head, which each rank computes whole.
+        chosen: indices of the blocks to convert.
+        staleness: how many blocks earlier they read.
+    """
+
+    blocks: tuple[PlannedBlock, ...]
+    outside: Costs
+    chosen: frozenset[int]
+    staleness: int = 1
+
+    def bytes_of_a_rank(self, ranks: int, batch: int, keys: int) -> float:
+        """Weights and KV cache that one of `ranks` holds."""
+        phase = Phase(batch, 1, keys)
+        held = sum(block.costs.bytes_in(phase) / block.ranks(ranks) for block in self.blocks)
+        return held + self.outside.bytes_in(phase)
+
+
+def workload_of(report: Report) -> Workload:
+    """The workload behind the report of a trace, converted as it says.
+
+    Raises:
+        LadderError: the model cannot be planned: no stream or several, or unknown sizes.
+    """
+    graph = _only_graph(report)
+    (stream,) = graph.streams
+    batch, length = _examples(stream.segments[0])
+    division = Division.of(graph)
+    unknown = [Blocker(block_name(b), b.module) for b in stream.blocks if None in _numbers(b)]
+    if unknown or graph.outside.flops is None:
+        raise LadderError("Sizes of these blocks are not known before the model runs:", unknown)
+    traced = Phase(batch, length, length)
+    staleness = int(dict(report.options).get("staleness", 1))
+    return Workload(
+        tuple(_planned(block, traced, division) for block in stream.blocks),
+        Costs(graph.outside.flops / traced.tokens, weight_bytes=graph.outside.weight_bytes),
+        frozenset(block.index for block in stream.blocks if block.is_converted),
+        staleness,
+    )
+
+
+def _only_graph(report: Report) -> GraphReport:
+    for error in report.refused:
+        raise LadderError(error.summary, error.blockers, error.cure)
+    graphs = [graph for graph in report.graphs if graph.streams]
+    found = sum(len(graph.streams) for graph in graphs)
+    if found != 1:
+        raise LadderError(
+            f"A plan is of one residual stream, and this model has {found}.",
+            cure="plan the decoder by itself; `ladderize plot` predicts one call of any model",
+        )
+    return graphs[0]
+
+
+def _examples(segment: SegmentReport) -> tuple[int, int]:
+    """Batch and length of the trace: the dims of a stream before its features."""
+    shape = segment.shape
+    if not 2 <= len(shape) <= 3 or not all(isinstance(size, int) for size in shape):
+        sizes = ", ".join(map(str, shape))
+        raise LadderError(
+            f"It is not known which sizes of a stream of [{sizes}] are tokens.",
+            cure="a plan needs a model of [batch, length, features], traced with fixed sizes",
+        )
+    batch, *length, _ = map(int, shape)
+    return batch, length[0] if length else 1
+
+
+def _numbers(block: BlockReport) -> tuple[int | None, ...]:
+    sent = block.reduce_bytes
+    return block.flops, block.attention_flops, block.weight_bytes, block.cache_bytes, sent
+
+
+def _planned(block: BlockReport, traced: Phase, division: Division) -> PlannedBlock:
+    flops, attention, weights, cache, sent = (number or 0 for number in _numbers(block))
+    costs = Costs(
+        (flops - attention) / traced.tokens,
+        attention / (traced.tokens * traced.keys),
+        weights,
+        cache / (traced.batch * traced.keys),
+    )
+    is_reduced = division.is_reduced(block)
+    return PlannedBlock(
+        block.index,
+        block.segment,
+        block.layer,
+        block.kind == ATTENTION,
+        costs,
+        sent / traced.tokens if is_reduced else 0.0,
+        division.is_local,
+    )

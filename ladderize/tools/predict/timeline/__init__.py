@@ -1,0 +1,25 @@
+"""When each block of a step computes and communicates: predicted from its costs, or measured.
+
+Report ── predict.py ──┐ tasks.py, two_lanes.py: the schedule, the planner's too
+                       ├── data.py: Timeline of Steps ── perfetto.py, ladderize/plot
+traces ── measure.py ──┘
+   └ trace.py, spans.py
+"""
+
+from ladderize.tools.predict.timeline.measured import measure
+from ladderize.tools.predict.timeline.perfetto import write_perfetto
+from ladderize.tools.predict.timeline.predicted import predict
+from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Step, Timeline
+from ladderize.tools.predict.timeline.trace import read_step
+
+__all__ = [
+    "BlockKey",
+    "Interval",
+    "Lane",
+    "Step",
+    "Timeline",
+    "measure",
+    "predict",
+    "read_step",
+    "write_perfetto",
+]

@@ -1,0 +1,112 @@
+"""A step predicted from FLOPs, bytes and a link model, standard and ladder.
+
+    standard   h0 AR0 h1 AR1 h2 AR2          h1 reads x1, so it waits for AR0
+    ladder     h0 h1  h2 …                   h1 reads x0, h2 reads x1: AR0 runs behind h1
+                  AR0 AR1 AR2
+
+The tasks are those of tasks.py, their order in time that of two_lanes.py.
+
+Left out: everything outside of the blocks (embedding, head, loss), the backward run and memory
+traffic other than of weights. The first value of each stream is taken to be there. Branches that
+stay whole on every rank take the time of a whole branch and send nothing.
+"""
+
+from collections.abc import Iterator
+
+from ladderize.report.data import BlockReport, GraphReport, Report
+from ladderize.report.naming import block_name, parse
+from ladderize.tools.predict.hardware import Hardware, hardware_of
+from ladderize.tools.predict.timeline.division import Division
+from ladderize.tools.predict.timeline.steps import Interval, Lane, Step, Timeline, key_of
+from ladderize.tools.predict.timeline.tasks import Branch, Sum, reduce_of, task_graph
+from ladderize.tools.predict.timeline.two_lanes import as_step, in_order, place
+
+DEFAULT = "h100x8-nvlink"
+
+
+def predict(report: Report, hardware: Hardware | None = None) -> Timeline:
+    """The standard step of the model in `report`, and the ladder's where reads were moved.
+
+    Without steps, and with the reason in `origin`, where there is no block or a block's sizes are
+    not known before the model runs.
+
+    Args:
+        report: of `ladderize.explain`.
+        hardware: None: `hardware_of("h100x8-nvlink")`.
+    """
+    hardware = hardware or hardware_of(DEFAULT)
+    if not report.blocks:
+        return Timeline((), "No prediction: no block was found.")
+    if unknown := [b for b in report.blocks if None in (b.flops, b.weight_bytes, b.reduce_bytes)]:
+        names = ", ".join(map(block_name, unknown[:8])) + (", …" if len(unknown) > 8 else "")
+        return Timeline((), f"No prediction: sizes of {names} are not known before the model runs.")
+    steps = [_step("standard", report, hardware)]
+    if any(block.is_rewired for block in report.blocks):
+        steps.append(_step("ladder", report, hardware))
+    return Timeline(tuple(steps), f"predicted from FLOPs, bytes and a link model: {hardware}")
+
+
+def _step(name: str, report: Report, hardware: Hardware) -> Step:
+    """The graphs of a report run one after another."""
+    compute: list[Interval] = []
+    communication: list[Interval] = []
+    start = 0.0
+    for graph in report.graphs:
+        division = Division.of(graph)
+        blocks = list(_in_order(graph))
+        tasks = task_graph(_branch(block, division, hardware, name == "ladder") for block in blocks)
+        seconds: dict[str, float] = {}
+        for block in blocks:
+            seconds.update(_seconds(block, division, hardware))
+        part = as_step(name, tasks, place(in_order(tasks), seconds, hardware.contention, start))
+        compute += part.compute.intervals
+        communication += part.communication.intervals
+        start = max(start, part.seconds)
+    return Step(name, Lane(tuple(compute)), Lane(tuple(communication)))
+
+
+def _branch(block: BlockReport, division: Division, hardware: Hardware, is_ladder: bool) -> Branch:
+    reads = block.reads_after if is_ladder else block.reads_before
+    # What is inside of a branch (`b3`) is there once that is computed.
+    sums = tuple(_sum_behind(read) for read in reads if parse(read).letter != "b")
+    is_reduced = division.is_reduced(block) and hardware.ranks > 1
+    return Branch(block_name(block), (block.stream, block.index), sums, is_reduced, key_of(block))
+
+
+def _seconds(block: BlockReport, division: Division, hardware: Hardware) -> dict[str, float]:
+    """Of the tasks of `block`, each by itself."""
+    assert block.flops is not None
+    assert block.weight_bytes is not None
+    assert block.reduce_bytes is not None
+    name, ranks = block_name(block), division.ranks(block, hardware.ranks)
+    return {
+        name: hardware.compute_seconds(block.flops, block.weight_bytes, ranks),
+        reduce_of(name): hardware.reduce_seconds(block.reduce_bytes),
+    }
+
+
+def _in_order(graph: GraphReport) -> Iterator[BlockReport]:
+    """The blocks of a graph, each behind those that it reads: a decoder behind its encoder.
+
+    That is the order of both steps: the ladder reads nothing later than the standard net.
+    """
+    left = [list(stream.blocks) for stream in graph.streams]
+    ran: set[tuple[int, int]] = set()
+    while any(left):
+        before = len(ran)
+        for blocks in left:
+            while blocks and all(key[1] < 0 or key in ran for key in _needed(blocks[0])):
+                block = blocks.pop(0)
+                ran.add((block.stream, block.index))
+                yield block
+        assert len(ran) > before, "blocks read each other in a circle"
+
+
+def _needed(block: BlockReport) -> Iterator[Sum]:
+    return (_sum_behind(read) for read in block.reads_before)
+
+
+def _sum_behind(read: str) -> Sum:
+    """Stream and index of the block that writes what is read; index -1: a stream's first value."""
+    value = parse(read)
+    return value.stream, value.index - (value.letter == "x")

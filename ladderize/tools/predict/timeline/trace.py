@@ -1,0 +1,159 @@
+"""A step from a trace of `torch.profiler` (`export_chrome_trace`, Kineto's JSON, or .gz of it).
+
+    CUDA    compute         kernels, copies and sets of the device that is busiest
+            communication   kernels of NCCL and RCCL, and torch's own symmetric-memory all-reduces
+    CPU     compute         ops (`aten::mm`, …) of the thread that is busiest, without their waits
+            communication   `gloo:all_reduce` and the like, on gloo's own threads
+
+What gloo notes begins when its thread takes the collective up and ends when it is done, waiting for
+a late peer included. Inductor's own CPU kernels are in a trace only with
+`torch._inductor.config.cpp.enable_kernel_profile = True`.
+
+Where the profiler noted steps (`prof.step()`), the one of median length is taken; else all.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ladderize.errors import LadderError
+from ladderize.tools.predict.timeline.spans import Span, length, merge, subtract
+from ladderize.tools.predict.timeline.steps import Interval, Lane, Step
+
+Event = Mapping[str, Any]
+
+_ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_COMMUNICATING_KERNEL = re.compile(r"nccl|rccl|^(one|two)_shot_all_reduce|^multimem_", re.I)
+_COMMUNICATION_ON_CPU = re.compile(r"^(gloo|mpi|ucc|xccl):")
+# Ops have a namespace. What only wraps them (`Torch-Compiled Region: 0/0`) has none.
+_OP = re.compile(r"\w+::\w+|.*cpp_fused.*")
+# Launching and waiting is no compute. A wait can stand inside of an op: that of an
+# AsyncCollectiveTensor is in the first op that reads it.
+_WAITING = re.compile(r"_?c10d(_functional)?::")
+_STEP = re.compile(r"ProfilerStep#\d+")
+_HOW = (
+    "with torch.profiler.profile() as prof: …; prof.export_chrome_trace(path) on one rank writes a "
+    "trace"
+)
+
+
+def read_step(path: str | Path, name: str) -> Step:
+    """The step called `name` that the trace at `path` holds.
+
+    Raises:
+        LadderError: there is no such file, it is no trace, or it holds no compute.
+    """
+    path = Path(path)
+    events = _from_zero([event for event in _read_events(path) if _is_complete(event)])
+    on_device = [event for event in events if event.get("cat") in _ON_DEVICE]
+    compute, communication = _device_lanes(events) if on_device else _cpu_lanes(events)
+    if not compute:
+        raise LadderError(
+            f"{path} holds no op and no kernel: nothing was computed while it was recorded.",
+            cure=_HOW,
+        )
+    start = min(interval.start for interval in (*compute, *communication))
+    return Step(name, _lane(compute, start), _lane(communication, start), path.name)
+
+
+def _read_events(path: Path) -> list[Any]:
+    try:
+        data = path.read_bytes()
+        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        trace = json.loads(text)
+    except OSError as error:  # no such file, or gzip's own "not a gzip file"
+        raise LadderError(f"{path} cannot be read: {error.strerror or error}", cure=_HOW) from None
+    except (ValueError, EOFError) as error:
+        raise LadderError(f"{path} is no trace, or is cut short: {error}", cure=_HOW) from None
+    events = trace.get("traceEvents") if isinstance(trace, dict) else trace
+    if not isinstance(events, list):
+        raise LadderError(f"{path} is no trace: it has no list of traceEvents.", cure=_HOW)
+    return events
+
+
+def _is_complete(event: Any) -> bool:
+    """Whether an entry is an event with a start and a duration, as all that matter are."""
+    return (
+        isinstance(event, dict)
+        and event.get("ph") == "X"
+        and isinstance(event.get("name"), str)
+        and all(isinstance(event.get(field), (int, float)) for field in ("ts", "dur"))
+    )
+
+
+def _from_zero(events: Sequence[Event]) -> list[Event]:
+    """Counted from the first one: seconds since 1970 would have no nanoseconds in a float."""
+    origin = min((event["ts"] for event in events), default=0)
+    return [{**event, "ts": event["ts"] - origin} for event in events]
+
+
+def _device_lanes(events: Sequence[Event]) -> tuple[list[Interval], list[Interval]]:
+    kernels = _busiest([e for e in events if e.get("cat") in _ON_DEVICE], "pid")
+    window = _median_step(events, "gpu_user_annotation") or _median_step(events, "user_annotation")
+    intervals = _within(kernels, window)
+    sent = [i for i in intervals if _COMMUNICATING_KERNEL.search(i.label)]
+    return [i for i in intervals if not _COMMUNICATING_KERNEL.search(i.label)], sent
+
+
+def _cpu_lanes(events: Sequence[Event]) -> tuple[list[Interval], list[Interval]]:
+    window = _median_step(events, "user_annotation")
+    ops = [e for e in events if e.get("cat") == "cpu_op" and _OP.fullmatch(e["name"])]
+    intervals = _within(_busiest(ops, "tid"), window)
+    waits = merge((i.start, i.end) for i in intervals if _WAITING.match(i.label))
+    computing = [i for i in _outermost(intervals) if not _WAITING.match(i.label)]
+    compute = [
+        Interval(start, end, interval.label)
+        for interval in computing
+        for start, end in subtract([(interval.start, interval.end)], waits)
+    ]
+    sent = [e for e in events if _COMMUNICATION_ON_CPU.match(e["name"])]
+    return compute, _within(sent, window)
+
+
+def _busiest(events: Sequence[Event], field: str) -> list[Event]:
+    """The events of the thread (or device) that has the most time in them."""
+    groups: dict[Any, list[Event]] = {}
+    for event in events:
+        groups.setdefault(event.get(field), []).append(event)
+    return max(groups.values(), key=lambda group: length(merge(map(_span, group))), default=[])
+
+
+def _median_step(events: Iterable[Event], category: str) -> Span | None:
+    spans = [
+        _span(event)
+        for event in events
+        if event.get("cat") == category and _STEP.fullmatch(event["name"])
+    ]
+    by_length = sorted(spans, key=lambda span: span[1] - span[0])
+    return by_length[len(spans) // 2] if spans else None
+
+
+def _span(event: Event) -> Span:
+    """In seconds; a trace counts microseconds."""
+    return event["ts"] * 1e-6, (event["ts"] + event["dur"]) * 1e-6
+
+
+def _within(events: Iterable[Event], window: Span | None) -> list[Interval]:
+    """The events that start in `window`, in order."""
+    found = [Interval(*_span(event), event["name"]) for event in events]
+    if window is not None:
+        found = [i for i in found if window[0] <= i.start < window[1]]
+    return sorted(found, key=lambda interval: (interval.start, -interval.end))
+
+
+def _outermost(intervals: Iterable[Interval]) -> list[Interval]:
+    """Of `intervals` in order those that are in no other: `aten::mm` is in `aten::matmul`."""
+    found: list[Interval] = []
+    for interval in intervals:
+        if not found or interval.start >= found[-1].end:
+            found.append(interval)
+    return found
+
+
+def _lane(intervals: Iterable[Interval], origin: float) -> Lane:
+    return Lane(
+        tuple(Interval(i.start - origin, i.end - origin, i.label, i.block) for i in intervals)
+    )

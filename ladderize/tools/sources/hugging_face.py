@@ -1,0 +1,169 @@
+"""`hf:DIR_OR_CONFIG`: a model class of transformers from a local configuration. Nothing is fetched.
+
+config.json ── architectures[0], or the causal LM of its model_type ── model, example inputs
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladderize.errors import LadderError
+from ladderize.frontends.sharded.tracing import shapes_only
+from ladderize.tools.sources import HUGGING_FACE, InputSizes, seeded
+
+
+def open_configuration(
+    text: str, sizes: InputSizes, *, has_weights: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """The model of `hf:PATH` in eval mode, and keyword arguments for it.
+
+    Its weights are those of the safetensors files in PATH, else random and the same every time.
+
+    Args:
+        text: with the `hf:`.
+        sizes: of the inputs.
+        has_weights: False: parameters are on the meta device.
+
+    Raises:
+        LadderError: transformers is missing, there is no configuration, it is of no known class, or
+            the weights are no safetensors.
+    """
+    path = Path(text.removeprefix(HUGGING_FACE))
+    config = read_config(path)
+    model = build(config, path, has_weights=has_weights)
+    return model, make_inputs(model, sizes)
+
+
+def read_config(path: Path) -> Any:
+    """The configuration in a file, or in a folder's `config.json`.
+
+    Raises:
+        LadderError: it is not there, or not one.
+    """
+    if find_spec("transformers") is None:
+        raise LadderError(
+            f"{HUGGING_FACE}{path} needs transformers.", cure="pip install 'ladderize[demo]'"
+        )
+    if not path.exists():
+        raise LadderError(f"{path}: no such file or folder.", cure="nothing is fetched from a hub")
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise LadderError(
+            f"transformers does not know the configuration {path}: {reason}"
+        ) from error
+
+
+def build(config: Any, path: Path | None = None, *, has_weights: bool = True) -> Any:
+    """The model of `config`, in the dtype that it names, in eval mode, without a KV cache.
+
+    Raises:
+        LadderError: transformers has no class for it, or its weights cannot be read.
+    """
+    kind = _class_of(config)
+    config.use_cache = False
+    if path is not None and path.is_dir() and has_weights and _holds_weights(path):
+        model = kind.from_pretrained(
+            path, config=config, local_files_only=True, use_safetensors=True
+        )
+        return model.eval()
+    seeded()
+    with nullcontext() if has_weights else shapes_only():
+        try:
+            return kind._from_config(config, dtype=config.dtype or torch.float32).eval()
+        except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error
+
+
+def _class_of(config: Any) -> Any:
+    import transformers
+
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    known = transformers.AutoModelForCausalLM._model_mapping
+    if type(config) in known:
+        return known[type(config)]
+    raise LadderError(
+        f"This configuration of {config.model_type} does not say which model it is of.",
+        cure='name the class in it: "architectures": ["BertForMaskedLM"]',
+    )
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether there are safetensors files; pickles are not read."""
+    if any(folder.glob("*.safetensors")):
+        return True
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise LadderError(
+            f"The weights in {folder} are pickles ({pickles[0]}), which are not read.",
+            cure="save them with safe_serialization=True, or pass only the config.json",
+        )
+    return False
+
+
+# ---- inputs
+
+
+def make_inputs(model: Any, sizes: InputSizes) -> dict[str, Any]:
+    """Random inputs, the same every time, by the name of the model's main input.
+
+    Raises:
+        LadderError: nothing is known of inputs of that name.
+    """
+    name = model.main_input_name
+    if name not in _INPUTS:
+        raise LadderError(
+            f"It is not known what {type(model).__name__} takes as {name}.",
+            cure="write a function that returns (model, args, kwargs), and pass module:function",
+        )
+    generator = torch.Generator().manual_seed(1)
+    made = {name: _INPUTS[name](model.config, sizes, generator)}
+    if made[name].is_floating_point():
+        made[name] = made[name].to(model.dtype)
+    if model.config.is_encoder_decoder and name != "decoder_input_ids":
+        made["decoder_input_ids"] = _tokens(model.config, sizes, generator)
+    return made
+
+
+def _tokens(config: Any, sizes: InputSizes, generator: torch.Generator) -> torch.Tensor:
+    text = config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None) or sizes.length
+    shape = (sizes.batch, min(sizes.length, most))
+    return torch.randint(0, text.vocab_size, shape, generator=generator)
+
+
+def _pixels(config: Any, sizes: InputSizes, generator: torch.Generator) -> torch.Tensor:
+    size = getattr(config, "image_size", None) or sizes.image
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    channels = getattr(config, "num_channels", 3)
+    return torch.randn(sizes.batch, channels, height, width, generator=generator)
+
+
+def _features(config: Any, sizes: InputSizes, generator: torch.Generator) -> torch.Tensor:
+    frames = 2 * config.max_source_positions
+    return torch.randn(sizes.batch, config.num_mel_bins, frames, generator=generator)
+
+
+def _sound(config: Any, sizes: InputSizes, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG001
+    return torch.randn(sizes.batch, 16_000, generator=generator)
+
+
+_INPUTS: dict[str, Callable[[Any, InputSizes, torch.Generator], torch.Tensor]] = {
+    "input_ids": _tokens,
+    "pixel_values": _pixels,
+    "input_features": _features,
+    "input_values": _sound,
+}

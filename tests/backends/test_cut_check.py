@@ -1,0 +1,253 @@
+"""A cut that is wrong is caught: graphs cut in a wrong way, and graphs spoiled afterwards."""
+
+import pytest
+import torch
+from helpers.flat_graphs import aten, c10d, find, ladder_graph, trace, wait
+
+from ladderize.backends.tensorrt import cut
+from ladderize.backends.tensorrt.check_cut import cut_of
+from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.islands import Segment, find_segments, segments_of
+from ladderize.errors import LadderError
+
+
+def wrong(gm, proof):
+    with pytest.raises(LadderError, match="not cut into segments properly") as caught:
+        proof(gm)
+    return str(caught.value)
+
+
+def proper():
+    gm = ladder_graph()
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    proof(gm)
+    return gm, proof
+
+
+def test_a_wait_ahead_of_a_launch_is_caught():
+    gm, proof = proper()
+    find(gm, "all_reduce_1").prepend(find(gm, "wait_tensor"))
+    message = wrong(gm, proof)
+    assert "wait_tensor is where all_reduce_1 was" in message
+    assert "all_reduce_1 is where wait_tensor was" in message
+
+
+def test_a_segment_behind_another_launch_is_caught():
+    gm, proof = proper()
+    find(gm, "segment_1").append(find(gm, "mm_1"))
+    find(gm, "all_reduce").prepend(find(gm, "segment_1"))
+    message = wrong(gm, proof)
+    assert "no boundary is between segment_0 and segment_1" in message
+    assert "mm_1 is computed behind boundary 0, and was not" in message
+
+
+def test_another_collective_is_caught():
+    gm, proof = proper()
+    find(gm, "all_reduce_1").args = (find(gm, "mm_1"), "sum", "dp")
+    assert "all_reduce_1 reads other values than before" in wrong(gm, proof)
+    find(gm, "wait_tensor_2").replace_all_uses_with(find(gm, "all_reduce_2"))
+    gm.graph.erase_node(find(gm, "wait_tensor_2"))
+    assert "wait_tensor_2 is missing" in wrong(gm, proof)
+
+
+def test_other_results_are_caught():
+    gm, proof = proper()
+    gm.graph.output_node().args = (find(gm, "add_1"),)
+    message = wrong(gm, proof)
+    assert "the results are not those of the flat graph" in message
+    assert "segment_4 returns add_2, which nothing reads" in message
+
+
+def returning(name):
+    """An edit of a segment: it returns one value more."""
+
+    def edit(body):
+        output = body.graph.output_node()
+        output.args = ((*output.args[0], find(body, name)),)
+
+    return edit
+
+
+def holding(op, name, *rest):
+    """An edit of a segment: it calls one op more."""
+
+    def edit(body):
+        source = find(body, name)
+        with body.graph.inserting_before(body.graph.output_node()):
+            extra = body.graph.call_function(op, (source, *rest), name="extra")
+            extra.meta = dict(source.meta)
+
+    return edit
+
+
+def reading(old, new):
+    return lambda body: find(body, old).replace_all_uses_with(find(body, new))
+
+
+def forgetting(name):
+    return lambda body: find(body, name).meta.update(val=torch.empty(1))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (returning("relu_2"), "segment_2 returns 3 values, of which 2 are taken"),
+        (returning("mm_2"), "segment_2 returns mm_2 and another view of the same memory"),
+        (returning("arg0_1"), "segment_2 returns arg0_1, which it does not compute"),
+        (returning("t_2"), "segment_2 returns t_2, which it does not compute"),
+        (reading("wait_tensor", "arg0_1"), "segment_2 does not read wait_tensor"),
+        (reading("wait_tensor", "arg0_1"), "all_reduce_2 reads other values than before"),
+        (
+            holding(aten.neg.default, "relu_2"),
+            "extra is computed behind boundary 3, and was not",
+        ),
+        (holding(aten.neg.default, "relu_2"), "segment_2 holds extra, which nothing reads"),
+        (holding(aten.relu.default, "add"), "extra is computed behind boundary 3, and was not"),
+        (holding(aten.relu_.default, "add"), "segment_2 holds extra, which belongs outside"),
+        (holding(c10d.wait_tensor.default, "add"), "segment_2 holds extra, which belongs outside"),
+        (forgetting("wait_tensor"), "segment_2 does not know the form of wait_tensor"),
+        (forgetting("mm_2"), "segment_2 returns mm_2, whose form is not known outside"),
+        (forgetting("mm_2"), "segment_2 has another fake value than its results"),
+    ],
+)
+def test_a_wrong_segment_is_caught(edit, message):
+    gm, proof = proper()
+    edit(segments_of(gm)["segment_2"])
+    assert message in wrong(gm, proof)
+
+
+def halved(segments):
+    return tuple(
+        Segment(f"{segment.name}{half}", nodes)
+        for segment in segments
+        for half, nodes in (("", segment.nodes[:1]), ("0", segment.nodes[1:]))
+        if nodes
+    )
+
+
+def without_the_last(segments):
+    return segments[:-1]
+
+
+def with_the_boundary(segments):
+    first, *rest = segments
+    return (Segment(first.name, (*first.nodes, first.nodes[-1].next)), *rest)
+
+
+def cut_by(faulty, gm, monkeypatch):
+    """What the proof says of a cut into other segments."""
+    proof = cut_of(gm)
+    monkeypatch.setattr(cut, "find_segments", faulty)
+    CutSegments()(gm)
+    return wrong(gm, proof)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (halved, "no boundary is between segment_0 and segment_00"),
+        (without_the_last, "add_2 is computed outside of the segments"),
+        (with_the_boundary, "segment_0 holds all_reduce, which belongs outside"),
+    ],
+)
+def test_wrong_segments_are_caught(fault, message, monkeypatch):
+    found = cut_by(lambda graph: fault(find_segments(graph)), ladder_graph(), monkeypatch)
+    assert message in found
+
+
+def test_a_constant_beside_a_segment_is_caught(monkeypatch):
+    def without_the_constant(graph):
+        (segment,) = find_segments(graph)
+        return (Segment(segment.name, segment.nodes[1:]),)
+
+    gm = trace(lambda x: torch.arange(3, device=x.device) * x, torch.ones(3))
+    message = cut_by(without_the_constant, gm, monkeypatch)
+    assert "arange is computed outside of the segments" in message
+
+
+def test_a_segment_of_a_constant_is_caught(monkeypatch):
+    def of_the_constant(graph):
+        return (Segment("segment_0", (find(graph.owning_module, "arange"),)),)
+
+    gm = trace(lambda x: wait(x) * wait(torch.arange(3, device=x.device)), torch.ones(3))
+    assert "segment_0 computes nothing" in cut_by(of_the_constant, gm, monkeypatch)
+
+
+def test_a_view_that_crosses_is_caught():
+    gm, proof = proper()
+    call = find(gm, "segment_1")
+    with gm.graph.inserting_before(call):
+        view = gm.graph.call_function(aten.alias.default, call.args[:1], name="view")
+    view.meta = dict(call.args[0].meta)
+    call.args = (view, *call.args[1:])
+    assert "segment_1 is given the view view instead of what it is a view of" in wrong(gm, proof)
+
+
+def test_a_write_in_a_segment_is_caught(monkeypatch):
+    def fn(cache, x):
+        before = cache * 2
+        cache.add_(x)
+        return before + cache * 3
+
+    def with_the_write(graph):
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
+        return (Segment("segment_0", tuple(nodes)),)
+
+    gm = trace(fn, torch.ones(3), torch.ones(3))
+    message = cut_by(with_the_write, gm, monkeypatch)
+    assert "segment_0 holds add_, which belongs outside" in message
+
+
+def test_a_read_on_the_wrong_side_of_a_write_is_caught():
+    def fn(cache, x):
+        view = cache[0]
+        before = view * 2
+        cache.add_(x)
+        return before, view * 2
+
+    gm = trace(fn, torch.ones(3, 2), torch.ones(2))
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    proof(gm)
+    first, second = gm.graph.output_node().args[0]
+    gm.graph.output_node().args = ((second, first),)
+    assert "the results are not those of the flat graph" in wrong(gm, proof)
+
+
+def test_exchanged_random_numbers_are_caught():
+    gm = trace(lambda x: (torch.rand_like(x), torch.rand_like(x)), torch.randn(3))
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    proof(gm)
+    gm.graph.output_node().args = (gm.graph.output_node().args[0][::-1],)
+    assert "the results are not those of the flat graph" in wrong(gm, proof)
+
+
+def test_a_wrong_size_is_caught():
+    gm = trace(lambda x: x.relu().view(x.shape[1], -1) * 2, torch.randn(2, 3), symbolic=True)
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    proof(gm)
+    body = segments_of(gm)["segment_0"]
+    (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
+    size.args = (size.args[0], 0)
+    assert "the results are not those of the flat graph" in wrong(gm, proof)
+
+
+def test_a_size_that_a_tensor_has_is_caught():
+    gm = trace(lambda x: x.relu().view(x.shape[1], -1) * 2, torch.randn(2, 3), symbolic=True)
+    proof = cut_of(gm)
+    CutSegments()(gm)
+    call, body = find(gm, "segment_0"), segments_of(gm)["segment_0"]
+    (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
+    with gm.graph.inserting_before(call):
+        given = gm.graph.call_function(aten.sym_size.int, (call.args[0], 1), name="given")
+    with body.graph.inserting_after(size.args[0]):
+        taken = body.graph.placeholder("given")
+    given.meta, taken.meta = dict(size.meta), dict(size.meta)
+    call.args = (*call.args, given)
+    size.replace_all_uses_with(taken)
+    body.graph.erase_node(size)
+    message = wrong(gm, proof)
+    assert "segment_0 is given given, which is a size of one of its tensors" in message

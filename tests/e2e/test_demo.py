@@ -1,0 +1,188 @@
+"""`ladderize demo` as a user runs it: a process of its own, its output, its exit code."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ladderize.tools.demo.show import blocks_of, shown_blocks
+from ladderize.tools.launch.progress import DottedSteps, begun_by_all
+
+LADDERIZE = (sys.executable, "-c", "from ladderize.tools.cli import main; main()")
+
+
+def ladderize(*args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LADDERIZE, *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def test_shows_map_error_and_order() -> None:
+    done = ladderize("demo", "--layers", "2", timeout=280)
+    out = done.stdout
+    assert done.returncode == 0, out + done.stderr
+    assert out.rstrip().endswith("demo OK")
+    steps = re.findall(r"^  (.+?) \.* ?\d+\.\d s$", out, re.MULTILINE)
+    assert len(steps) == 8, out  # every step was shown
+
+    assert "4 blocks in 1 stream, 3 read stale" in out
+    reads = re.findall(r"^ +(\d) +(\d) +(\w+) +(x\d(?: → x\d)?) +(\S+) ", out, re.MULTILINE)
+    assert [row[3] for row in reads] == ["x0", "x1 → x0", "x2 → x1", "x3 → x2"]
+    assert reads[1][4] == "model.layers.0.mlp"
+
+    error = re.search(r"written by hand, one process:\n +(\S+)", out)
+    assert error is not None and float(error[1]) <= 1e-4
+    by_ladderize, by_hand = (column(out, number) for number in (1, 2))
+    assert float(by_ladderize["largest error"].split()[0]) <= 1e-4
+    assert "largest error" in by_hand
+    assert by_ladderize["races"] == by_ladderize["waits too early"] == "0"
+    for index in (1, 2):  # the wait is behind the next block's launch
+        assert by_ladderize[f"block {index}"].endswith(f"AR_{index}")
+        assert by_ladderize[f"block {index + 1}"].startswith(f"W_{index - 1} ")
+    assert 'backend="ladderize"' in out and "torchrun" in out
+    assert "must be trained" in " ".join(out.split())
+
+
+def column(out: str, number: int) -> dict[str, str]:
+    """A column of the table of the generated code: its words by the label of the row."""
+    cells: dict[str, str] = {}
+    label = ""
+    for line in out.partition("What Inductor generated")[2].splitlines():
+        if line.startswith("│"):
+            parts = [part.strip() for part in line.strip("│").split("│")]
+            label = parts[0] or label
+            cells[label] = f"{cells.get(label, '')} {parts[number]}".strip()
+    return cells
+
+
+@pytest.mark.parametrize("args", [("--ranks", "0"), ("--layers", "0"), ("--rank", "2")])
+def test_usage_errors(args: tuple[str, ...]) -> None:
+    done = ladderize("demo", *args)
+    assert done.returncode == 2
+    assert args[0] in done.stderr
+
+
+def test_as_data() -> None:
+    done = ladderize("demo", "--layers", "1", "--json", timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)  # nothing else is on stdout
+    assert found["ok"] and found["num_ranks"] == 2
+    assert found["ladderize"]["error"] <= 1e-4 and found["ladderize"]["races"] == []
+    assert "AR_1" in found["ladderize"]["order"]
+    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 2
+    assert "build the model" in done.stderr
+
+
+def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 24,
+        "intermediate_size": 33,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "num_hidden_layers": 1,
+        "vocab_size": 32,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    done = ladderize("demo", "--hf", str(path))
+    assert done.returncode == 1, done.stdout
+    assert "No branch can be sharded over 2 ranks" in done.stderr
+    assert "layers.0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "demo OK" not in done.stdout
+
+
+def test_missing_configuration_is_refused(tmp_path: Path) -> None:
+    args = ("demo", "--hf", str(tmp_path / "nowhere"))
+    done = ladderize(*args)
+    assert done.returncode == 1
+    assert "nowhere: no such file or folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in ladderize(*args, "--debug").stderr
+
+
+def test_missing_transformers_is_named() -> None:
+    script = "import sys; sys.modules['transformers'] = None; " + LADDERIZE[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "demo"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "ladderize demo: the demo needs transformers: pip install 'ladderize[demo]'"
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the rank in /proc")
+def test_a_killed_rank_ends_the_demo() -> None:
+    running = subprocess.Popen(
+        [*LADDERIZE, "demo", "--layers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.kill(first_rank_of(running.pid), signal.SIGKILL)
+    _, stderr = running.communicate(timeout=90)
+    assert running.returncode == 1
+    assert re.search(r"rank [01] failed: ended by SIGKILL", stderr)
+
+
+def first_rank_of(pid: int) -> int:
+    """The first process that `pid` spawned, once there is one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for child in map(int, children.read_text().split()):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return child
+        time.sleep(0.1)
+    raise TimeoutError("no rank was started")
+
+
+def test_a_hung_rank_says_where_and_exits(tmp_path: Path) -> None:
+    script = (
+        "import time; from pathlib import Path; from ladderize.tools.launch import progress\n"
+        f"progress.Reporter(Path({str(tmp_path)!r}), 0, 0.5).stage('model')\n"
+        "def stuck(): time.sleep(60)\n"
+        "stuck()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert "in stuck" in done.stderr
+
+
+def test_a_stage_shows_when_every_rank_has_begun_it(tmp_path: Path) -> None:
+    stages = ("a", "b", "c")
+    (tmp_path / "rank-0").write_text("a\nb\nc\n")
+    assert begun_by_all(tmp_path, 2, stages) == []
+    (tmp_path / "rank-1").write_text("a\n")
+    assert begun_by_all(tmp_path, 2, stages) == ["a"]
+    (tmp_path / "rank-1").write_text("a\nc\n")  # which has nothing to do in b
+    assert begun_by_all(tmp_path, 2, stages) == ["a", "c"]
+
+
+def test_a_long_step_shows_a_dot_a_second() -> None:
+    log = io.StringIO()
+    with DottedSteps(log) as steps:
+        steps.begin("think")
+        time.sleep(2.3)
+        steps.begin("act")
+    assert re.fullmatch(r"  think \.\. 2\.\d s\n  act  0\.0 s\n", log.getvalue())
+
+
+def test_the_three_blocks_shown_hold_the_first_race() -> None:
+    order = "k AR_0 mm AR_1 W_0 k AR_2 W_1 k AR_3 k! AR_4 W_2 W_3 W_4 k"
+    blocks = blocks_of(order)
+    assert blocks[2:] == ["W_0 k AR_2", "W_1 k AR_3", "k! AR_4 W_2 W_3 W_4 k"]
+    assert list(shown_blocks(blocks)) == [2, 3, 4]
+    assert list(shown_blocks(blocks[:4])) == [1, 2, 3]
+    assert list(shown_blocks(blocks[:2])) == [0, 1]

@@ -1,0 +1,93 @@
+"""The Python of the pages runs, and prints what the page says below it; and no block is left out.
+
+`py` fragments and commands: `test_docs_ranks.py`, `test_docs_commands.py`.
+"""
+
+import re
+import sys
+import types
+
+import pytest
+from helpers.pages import PAGES, ROOT, Block, blocks, of_kind, steady
+from test_troubleshooting import summaries, words
+
+import ladderize
+from ladderize import testing
+
+KINDS = {"python", "py", "sh", "text"}
+# Text blocks that show no output of the block before, by how they begin: diagrams, and excerpts
+# of what a model too big for this page prints.
+ILLUSTRATIONS = {
+    ("README.md", "standard   h0 ─ AR0"),
+    ("docs/design.md", "Dynamo graph"),
+    ("docs/design.md", "before   n = norm(x0)"),
+    ("docs/design.md", "flat   h0"),
+    ("docs/emulation.md", "launched        peers"),
+    ("docs/ladder.md", "standard   x[i+1]"),
+    ("docs/planner.md", "h100x8-nvlink: 8 ranks"),
+    ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),
+    ("docs/tensorrt.md", "ladder graph"),
+    ("docs/sharding.md", "branch: layers.0.self_attn.q_proj.weight: 7 heads"),
+}
+
+
+def runnable(page: str) -> list[Block]:
+    """What a reader can paste into one session; programs to be saved are run by their command."""
+    return [block for block in blocks(page) if block.kind == "python" and not block.file]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
+def test_the_code_of_a_page_runs(page, capsys, monkeypatch):
+    """All blocks of a page in one module, in order, as if they stood in one file."""
+    name = page.removeprefix("docs/").removesuffix(".md")
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("COLUMNS", "100")  # of the reader's terminal
+    line = 0
+    for block in runnable(page):
+        exec(compile("\n" * line + block.code, f"{name}.py", "exec"), vars(module))
+        line += block.code.count("\n")
+        if block.printed:
+            assert steady(capsys.readouterr().out) == steady(block.printed)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_known_kind(page):
+    assert {block.kind for block in blocks(page)} <= KINDS
+
+
+def is_message(block: Block) -> bool:
+    """Whether the text begins with the summary of a `LadderError`."""
+    first = words(block.code.splitlines()[0])
+    return any(
+        re.fullmatch(re.escape(s).replace("…", ".+"), first) for s in map(words, summaries())
+    )
+
+
+def test_every_text_is_output_a_message_or_an_illustration():
+    texts = [block for block in of_kind("text") if not block.is_output and not is_message(block)]
+    unknown = [b for b in texts if not any(shows(b, each) for each in ILLUSTRATIONS)]
+    assert not unknown
+    assert len(texts) == len(ILLUSTRATIONS)
+
+
+def shows(block: Block, illustration: tuple[str, str]) -> bool:
+    page, beginning = illustration
+    return block.page == page and block.code.startswith(beginning)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    named = re.findall(
+        r"\b(?:tests|bench|examples|ladderize)/[\w/]+\.py\b", (ROOT / page).read_text()
+    )
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "reference.md").read_text()
+    here = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
+    rooms = {"__version__", "collectives", "testing"}
+    public = {f"ladderize.{name}" for name in ladderize.__all__ if name not in rooms}
+    public |= {f"ladderize.testing.{name}" for name in testing.__all__}
+    assert public <= here

@@ -1,0 +1,140 @@
+"""Every command in a `sh` block, and every `python bench/…` in the text, is run or held to a test.
+
+COMMANDS says how, by what a line looks like; a line that looks like none of them fails.
+`ladderize …` lines are run by `test_docs_ranks.py`.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import test_demo
+import test_docs_ranks
+import test_examples
+from helpers.pages import PAGES, ROOT, Block, blocks, commands, of_kind
+
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[{}]'"
+# Small arguments for the measurements that are quick with them; the others show their help, which
+# must have every option that the pages give.
+BENCH = {
+    "bench/calibrate.py": "--help",
+    "bench/compare.py": "--help",
+    "bench/compile_time.py": "--help",
+    "bench/explain_time.py": "--layers 2 --repeat 1",
+    "bench/gpu_stand_in.py": "--help",
+    "bench/load_memory.py": "--help",
+    "bench/plan_70b.py": "--help",
+    "bench/run.py": "--help",
+    "bench/sequence_parallel.py": "--layers 2 --ranks 2",
+    "bench/slow_link.py": "--help",
+}
+# Shell scripts that the pages name, and why the suite does not run them.
+NOT_RUN = {"bench/netns.sh": "makes network namespaces: needs root and iproute2"}
+
+
+def run(line: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def installs(_: Block, line: str, __: Path) -> None:
+    """`.ci/run` runs the line with the extra `test`; the others differ in the extra alone."""
+    extra = re.search(r"\.\[(\w+)\]", line)[1]
+    head, *after = line.split(INSTALL.format(extra))
+    assert not head, "an installation that .ci/run does not run"
+    assert "readme_command.py test" in (ROOT / ".ci" / "run").read_text()
+    assert INSTALL.format("test") in (ROOT / "README.md").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extra in extras["optional-dependencies"]
+    then = "".join(after).removeprefix(" && ").replace(".venv/bin/", "")
+    assert then in {"", "pytest", "ladderize demo"}
+    if then == "ladderize demo":
+        assert "demo OK" in Path(test_demo.__file__).read_text()
+
+
+def is_an_example(block: Block, line: str, folder: Path) -> None:
+    """Of `examples/`: `test_examples.py` runs it. Of the page: saved and run here."""
+    line = line.replace(".venv/bin/", "")
+    program = shlex.split(line)[-1]
+    if (ROOT / program).is_file():
+        text = Path(test_examples.__file__).read_text()
+        asked = (ROOT / program).read_text()
+        assert line in text or (line in asked and Path(program).name in text)
+        return
+    (saved,) = (b for b in blocks(block.page) if b.file == program)
+    (folder / program).write_text(saved.code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:]]
+    assert run(torchrun, folder).strip() == block.printed.strip()
+
+
+def is_a_test(_: Block, line: str, __: Path) -> None:
+    """The suite has these files, and runs them."""
+    files = shlex.split(line.replace(".venv/bin/", ""))[1:]
+    assert all((ROOT / file).is_file() for file in files)
+
+
+def sets_hooks(_: Block, __: str, ___: Path) -> None:
+    """Would write into .git: the extra brings the tool, and its configuration is there."""
+    assert "pre-commit" in (ROOT / "pyproject.toml").read_text()
+    assert "hooks:" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def is_run_with_the_fragments(block: Block, line: str, _: Path) -> None:
+    """Its output too is compared there."""
+    assert (block, line) in test_docs_ranks.ladderize_lines()
+
+
+OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments)
+COMMANDS = {
+    r"python3 -m venv .*": installs,
+    r"(\.venv/bin/)?torchrun .*": is_an_example,
+    r"\.venv/bin/pytest .*": is_a_test,
+    r"\.venv/bin/pre-commit install": sets_hooks,
+    r"ladderize .*": is_run_with_the_fragments,
+}
+LINES = [(block, line) for block in of_kind("sh") for line in commands(block)]
+
+
+@pytest.mark.parametrize(("block", "line"), LINES, ids=[f"{b.page}: {line}" for b, line in LINES])
+def test_commands(block, line, tmp_path):
+    checks = [check for form, check in COMMANDS.items() if re.fullmatch(form, line)]
+    assert len(checks) == 1, "COMMANDS does not say how this line is run"
+    assert not block.printed or checks[0] in OUTPUT_IS_COMPARED
+    checks[0](block, line, tmp_path)
+
+
+def benches() -> set[str]:
+    """What the pages tell the reader to measure with."""
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    return set(re.findall(r"python (bench/\w+\.py[^`\n]*)", text))
+
+
+@pytest.mark.parametrize("script", sorted(BENCH))
+def test_measurements(script, tmp_path):
+    told = [line for line in benches() if line.split()[0] == script]
+    assert told, "a measurement that no page names"
+    printed = run([sys.executable, str(ROOT / script), *shlex.split(BENCH[script])], tmp_path)
+    assert printed.strip()
+    if BENCH[script] == "--help":
+        options = {word for line in told for word in line.split() if word.startswith("--")}
+        assert [option for option in options if option not in printed] == []
+
+
+def test_every_measurement_is_run():
+    assert {line.split()[0] for line in benches()} == set(BENCH)
+
+
+def test_shell_scripts_that_are_not_run():
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    assert set(re.findall(r"bench/\w+\.sh", text)) == set(NOT_RUN)
+    for script in NOT_RUN:
+        subprocess.run(["bash", "-n", ROOT / script], check=True)

@@ -1,0 +1,262 @@
+"""Local parts are shared by all graphs of a model; full parameters can be freed and restored."""
+
+import copy
+import gc
+import io
+import weakref
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.language_models import READS, language_model
+from torch.distributed.device_mesh import init_device_mesh
+
+import ladderize
+from ladderize import LadderError
+from ladderize.frontends import release_parameters
+from ladderize.frontends.local_parameters import PARTS, Place
+from ladderize.sharding.placement import Shard
+from ladderize.testing import eager_ladder
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def make(name="llama, tied", **options):
+    model = language_model(name)
+    settings = {"mesh": mesh(), "lowering": "eager", "dynamic": False} | options
+    return ladderize.compile(model, **settings)
+
+
+def logits(model, length=6):
+    return model(input_ids=torch.arange(2 * length).reshape(2, length) % 60).logits
+
+
+def whole_logits(name, model, length=6):
+    """Those of the unsharded ladder, without tracing it."""
+    with eager_ladder(model, READS[name]):
+        return logits(model, length)
+
+
+def full_bytes(model):
+    return sum(p.untyped_storage().nbytes() for p in model.parameters())
+
+
+def part_bytes(model):
+    parts = [part for p in model.parameters() for part in PARTS.of(p).values()]
+    return sum(part.local.untyped_storage().nbytes() for part in parts)
+
+
+def divided(model):
+    return [p for p in model.parameters() if PARTS.of(p)]
+
+
+def two_graphs():
+    model = make()
+    with torch.no_grad():
+        logits(model)
+        once = part_bytes(model)
+        logits(model, 9)  # another graph
+    return once, part_bytes(model), sum(p.nbytes for p in divided(model))
+
+
+def test_all_graphs_of_a_model_share_one_set_of_parts(two_ranks):
+    for once, twice, full in two_ranks.run(two_graphs):
+        assert once == twice == full // 2
+
+
+def run_once():
+    model = make()
+    with torch.no_grad():
+        logits(model)
+    ladderize.restore(model)
+    return weakref.ref(model), len(divided(model)), len(PARTS._parts)
+
+
+def parts_of_a_dead_model():
+    model, parameters, before = run_once()
+    torch._dynamo.reset()
+    gc.collect()
+    return parameters, before, model() is None, len(PARTS._parts)
+
+
+def test_parts_live_no_longer_than_their_model(two_ranks):
+    for parameters, before, is_dead, after in two_ranks.run(parts_of_a_dead_model):
+        assert parameters > 10
+        assert is_dead
+        assert after <= before - parameters
+
+
+def release_and_restore(name, lowering, dynamic):
+    model = make(name, lowering=lowering, dynamic=dynamic)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        first = logits(model)
+        bytes_before, shared = full_bytes(model), sum(p.nbytes for p in divided(model))
+        freed = ladderize.release_full_parameters(model)
+        left = full_bytes(model)
+        errors = [(logits(model) - first).abs().max().item()]
+        other = logits(model, 9)  # a new shape, perhaps compiled anew
+        ladderize.restore_full_parameters(model)
+        same = all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+        errors.append((logits(model, 9) - other).abs().max().item())
+    gradient = torch.autograd.grad(logits(model).square().mean(), divided(model)[-1:])
+    whole = language_model(name)
+    with torch.no_grad():
+        errors.append((first - whole_logits(name, whole)).abs().max().item())
+        errors.append((other - whole_logits(name, whole, 9)).abs().max().item())
+    return {
+        "errors": errors,
+        "freed": freed,
+        "divided": shared,
+        "gone": bytes_before - left,
+        "after": full_bytes(model) - bytes_before,
+        "same": same,
+        "gradient": gradient[0].abs().max().item(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "lowering", "dynamic"),
+    [("llama, tied", "eager", False), ("gpt2", "eager", True), ("llama", "inductor", False)],
+)
+def test_release_and_restore(two_ranks, name, lowering, dynamic):
+    """gpt2 has segmented parts: its [q|k|v] weight."""
+    for found in two_ranks.run(release_and_restore, name, lowering, dynamic):
+        assert max(found["errors"]) <= 1e-4
+        assert found["freed"] == found["gone"] == found["divided"] > 0
+        assert found["after"] == 0
+        assert found["same"]
+        assert found["gradient"] > 0
+
+
+def written_then_released():
+    model = make()
+    with torch.no_grad():
+        logits(model)
+        model.lm_head.weight.mul_(3)
+        ladderize.release_full_parameters(model)
+        released = logits(model)
+        ladderize.restore(model)
+        return (logits(language_model("llama, tied")) - logits(model)).abs().max().item(), (
+            released - logits(ladderize.compile(model, lowering="eager"))
+        ).abs().max().item()
+
+
+def test_what_was_written_before_is_not_lost(two_ranks):
+    for moved, error in two_ranks.run(written_then_released):
+        assert moved > 1e-3
+        assert error <= 1e-4
+
+
+USES = {
+    "state_dict": lambda model: model.state_dict(),
+    "state_dict of a part": lambda model: model.model.layers[0].mlp.up_proj.state_dict(),
+    "load_state_dict": lambda model: model.load_state_dict({}, strict=False),
+    "save": lambda model: torch.save(model, io.BytesIO()),
+    "save a parameter": lambda model: torch.save(model.lm_head.weight, io.BytesIO()),
+    "deepcopy": copy.deepcopy,
+    "train": lambda model: logits(model.requires_grad_()),
+}
+
+
+def uses_of_a_released_model():
+    model = make()
+    texts = {}
+    with torch.no_grad():
+        logits(model)
+        ladderize.release_full_parameters(model)
+    for name, use in USES.items():
+        try:
+            use(model)
+            texts[name] = "no error"
+        except LadderError as error:
+            texts[name] = str(error)
+    ladderize.restore(model)
+    for name in set(USES) - {"train", "load_state_dict"}:
+        USES[name](model)
+    return texts
+
+
+def test_uses_of_released_parameters_raise(two_ranks):
+    for texts in two_ranks.run(uses_of_a_released_model):
+        for name, text in texts.items():
+            assert "ladderize.restore_full_parameters(model)" in text, name
+
+
+def refusal(case):
+    options = {"fullgraph": False} if case == "breaks" else {}
+    options |= {"strict": False} if case == "not strict" else {}
+    model = make(**options)
+    with torch.no_grad():
+        if case != "not run":
+            logits(model)
+        if case == "read whole":
+            ladderize.compile(model, mesh=mesh(), lowering="eager", shard_vocabulary=False)
+            logits(model)
+    if case == "restored":
+        ladderize.restore(model)
+    before = full_bytes(model)
+    try:
+        with torch.set_grad_enabled(case == "gradients"):
+            ladderize.release_full_parameters(model)
+    except LadderError as error:
+        assert full_bytes(model) == before
+        return str(error)
+    return "no error"
+
+
+REASONS = {
+    "breaks": "fullgraph=False",
+    "not strict": "strict=False",
+    "not run": "no graph of it has run",
+    "gradients": "model.layers.1.mlp.up_proj.weight: it may be trained",
+    "read whole": "model.embed_tokens.weight: a compiled graph reads it whole",
+    "restored": "it was not compiled by ladderize.compile",
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_refusals(two_ranks, case):
+    for text in two_ranks.run(refusal, case):
+        assert REASONS[case] in text
+
+
+def generated():
+    model = make(dynamic=None)
+    model.config.use_cache = False
+    ids = torch.arange(10).reshape(2, 5)
+    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "use_cache": False}
+    first = model.generate(ids, **how)
+    with torch.no_grad():
+        freed = ladderize.release_full_parameters(model)
+    return freed, torch.equal(first, model.generate(ids, **how))
+
+
+def test_generate_from_the_parts_alone(two_ranks):
+    for freed, same in two_ranks.run(generated):
+        assert freed > 0
+        assert same
+
+
+def a_fused_weight_with_one_key_head():
+    """A weight [q|k|v] whose k and v every rank holds whole: the largest change of it."""
+    model = torch.nn.Linear(3, 8, bias=False).requires_grad_(False)
+    before = model.weight.clone()
+    placement = Shard(0, (4, 2, 2), whole=(1, 2))
+    part = PARTS.get(
+        model.weight, Place(placement, mesh().get_group().group_name, dist.get_rank(), 2)
+    )
+    freed = release_parameters.free(model)
+    release_parameters.refill(model)
+    return (model.weight - before).abs().max().item(), list(part.shape), freed
+
+
+def test_what_every_rank_holds_whole_of_a_fused_weight_comes_back_too(two_ranks):
+    for worst, shape, freed in two_ranks.run(a_fused_weight_with_one_key_head):
+        assert shape == [6, 3]
+        assert freed == 8 * 3 * 4
+        assert worst == 0

@@ -1,0 +1,99 @@
+"""PyTorch in the place of TensorRT, which runs on no machine without a GPU.
+
+Everything around the engines is the real thing: the cut, which inputs are weights, who is bound to
+what and when, the files. The engines themselves are built in tests/tensorrt.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ladderize.backends.tensorrt import lower
+from ladderize.backends.tensorrt.engines import BuildReport, TensorRTOptions
+from ladderize.backends.tensorrt.engines.engine_report import EnginePlan
+from ladderize.backends.tensorrt.engines.plan_keys import canonical_text
+from ladderize.backends.tensorrt.engines.size_ranges import find_extents
+from ladderize.errors import LadderError
+from ladderize.frontends.sharded import engine_files
+
+
+class SegmentInPyTorch(nn.Module):
+    """Holds copies of its weights, as an engine does: writes to the originals are not seen."""
+
+    def __init__(self, graph: GraphModule, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.held = {name: weight.clone() for name, weight in weights.items()}
+
+    def forward(self, *inputs):
+        rest = iter(inputs)
+        slots = self.graph.graph.find_nodes(op="placeholder")
+        given = (self.held[s.name] if s.name in self.held else next(rest) for s in slots)
+        return self.graph(*given)
+
+
+class BuiltInPyTorch:
+    def __init__(self, segments: Mapping[str, GraphModule], report: BuildReport) -> None:
+        self.segments, self.report = segments, report
+        self.bound: Counter[str] = Counter()
+        self.last: dict[str, SegmentInPyTorch] = {}
+
+    def bind(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
+        self.bound[name] += 1
+        self.last[name] = SegmentInPyTorch(self.segments[name], weights)
+        return self.last[name]
+
+    @property
+    def num_weights(self) -> int:
+        return sum(len(segment.held) for segment in self.last.values())
+
+
+def build_in_pytorch(
+    segments: Mapping[str, GraphModule],
+    weights: Mapping[str, Collection[str]],
+    options: TensorRTOptions,
+) -> BuiltInPyTorch:
+    """As `engine_files.build_segments`; a plan is an empty file by the key of its graph."""
+    inputs = [n for gm in segments.values() for n in gm.graph.find_nodes(op="placeholder")]
+    extents = find_extents(inputs, options.sizes)
+    texts = {name: canonical_text(gm, weights[name], extents) for name, gm in segments.items()}
+    folder = Path(options.cache) if options.cache else None
+    plans = []
+    for text in dict.fromkeys(texts.values()):
+        key = hashlib.sha256(text.encode()).hexdigest()
+        path = folder / f"{key}.plan" if folder else None
+        was_found = path is not None and path.exists()
+        if not was_found and not options.build:
+            raise LadderError(f"An engine is not in {folder}, and build=False:")
+        if path is not None:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        users = tuple(name for name in segments if texts[name] == text)
+        plans.append(EnginePlan(users, 0, 0.0, was_found, ()))
+    report = BuildReport(len(segments), len(plans), tuple(plans), (), 0.0, "8.9")
+    return BuiltInPyTorch(segments, report)
+
+
+@contextmanager
+def engines_in_pytorch() -> Iterator[list[BuiltInPyTorch]]:
+    """Lowering to TensorRT builds no engines, but these; they are listed as they are made."""
+    made: list[BuiltInPyTorch] = []
+
+    def build(*args):
+        made.append(build_in_pytorch(*args))
+        return made[-1]
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(lower, "build_segments", build))
+        for module in (lower, engine_files):
+            stack.enter_context(patch.object(module, "require_packages", lambda: None))
+            table = torch.export.default_decompositions
+            stack.enter_context(patch.object(module, "tensorrt_decompositions", table))
+        yield made

@@ -1,0 +1,26 @@
+"""Hypothesis settings of this suite: fixed examples, few in CI, for each is a compilation."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+
+# LADDERIZE_DEEP=1 pytest tests/passes/test_properties.py: more than 5,000 nets, an hour or two.
+FACTOR = 20 if "LADDERIZE_DEEP" in os.environ else 1
+
+
+def examples(count: int) -> Callable[..., Any]:
+    """`count` examples, the same in every run; a failing one is made small and printed.
+
+    Making it small takes minutes of compiling, but only then.
+    """
+    return settings(
+        max_examples=count * FACTOR,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )

@@ -1,0 +1,73 @@
+"""The code blocks of README.md, CONTRIBUTING.md and docs/, with what each prints below it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
+)
+FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUNS = ("python", "py", "sh")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        page: as in `PAGES`.
+        kind: the word behind the fence. `python` runs as it stands; `py` is a fragment, for
+            several ranks or in need of what the reader has.
+        code: what is in it.
+        printed: of the text block that follows at once: what it prints; "" without one.
+        is_output: of a text block: whether it is what the block before it prints.
+    """
+
+    page: str
+    kind: str
+    code: str
+    printed: str = ""
+    is_output: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name in the first line of a program that the reader is told to save."""
+        found = re.match(r"# (\w+\.py)\n", self.code)
+        return found[1] if found and self.kind == "python" else ""
+
+
+def blocks(page: str) -> list[Block]:
+    """The blocks of a page in order."""
+    text = (ROOT / page).read_text()
+    fences = list(FENCE.finditer(text))
+    found: list[Block] = []
+    for i, fence in enumerate(fences):
+        kind, code = fence.groups()
+        after = fences[i + 1] if i + 1 < len(fences) else None
+        follows = after and after[1] == "text" and not text[fence.end() : after.start()].strip()
+        printed = after[2] if follows and kind in RUNS else ""
+        is_output = kind == "text" and bool(found) and found[-1].printed == code
+        found.append(Block(page, kind, code, printed, is_output))
+    return found
+
+
+def of_kind(*kinds: str) -> list[Block]:
+    return [block for page in PAGES for block in blocks(page) if block.kind in kinds]
+
+
+def commands(block: Block) -> list[str]:
+    """The lines of a `sh` block, without what a reader is told beside them."""
+    lines = (line.split("  #")[0].strip() for line in block.code.splitlines())
+    return [line for line in lines if line]
+
+
+def steady(printed: str) -> str:
+    """What a program printed, without seconds, versions and rounding errors, which differ."""
+    printed = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+    printed = re.sub(r"\d+\.\d+ s\b", "N s", printed)
+    printed = re.sub(r"worst error \S+ at [^;]+; the standard net's \S+", "worst error E", printed)
+    return re.sub(r"(ladderize|torch) \d\S*", r"\1 V", printed)

@@ -1,0 +1,284 @@
+"""Tiny models, and a backend that shards them and runs the sharded graph in eager mode."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.fx import GraphModule
+
+from ladderize.compat.frames import parameter_names
+from ladderize.graph.to_aten import to_aten
+from ladderize.passes.runner import Log, run_pass
+from ladderize.passes.shard import ShardBranches
+from ladderize.sharding.placement import Replicate, take_local
+from ladderize.sharding.plan import ShardPlan, plan_sharding
+from ladderize.streams.block import Block
+from ladderize.streams.find import find_streams
+
+GROUP = "group"
+
+
+@dataclass
+class Sharder:
+    """A torch.compile backend; afterwards holds what it made, and local weights by name."""
+
+    num_ranks: int
+    rank: int = 0
+    group: str = GROUP
+    execute: bool = False
+    gm: GraphModule | None = None
+    plan: ShardPlan | None = None
+    blocks: list[Block] = field(default_factory=list)
+    leaves: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, gm: GraphModule, _: Any) -> Callable[..., Any]:
+        differentiable = {
+            i
+            for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))
+            if getattr(node.meta["example_value"], "requires_grad", False)
+        }
+        aten, names = to_aten(gm, parameter_names(gm))
+        inputs = aten.graph.find_nodes(op="placeholder")
+        self.blocks = [b for stream in find_streams(aten, names) for b in stream.blocks]
+        self.plan = plan_sharding(
+            aten, self.blocks, names, self.num_ranks, {inputs[i] for i in differentiable}
+        )
+        order = [names.get(node) for node in inputs]
+        run_pass(aten, ShardBranches(self.plan, self.group), Log())
+        self.gm = aten
+        return self.runner(order) if self.execute else gm.forward
+
+    def runner(self, order: list[str | None]) -> Callable[..., Any]:
+        assert self.plan is not None
+        placements = self.plan.placements
+        indices = [index.tensor(self.rank) for index in self.plan.index_inputs]
+
+        def call(*args: Any) -> Any:
+            local = []
+            for name, arg in zip(order, args, strict=True):
+                if name is not None:
+                    placement = placements.get(name, Replicate())
+                    part = take_local(arg.detach(), placement, self.rank, self.num_ranks).clone()
+                    if isinstance(arg, torch.nn.Parameter):
+                        self.leaves[name] = part.requires_grad_()
+                    arg = part
+                local.append(arg)
+            return self.gm(*local, *indices)
+
+        return call
+
+    def targets(self) -> list[str]:
+        assert self.gm is not None
+        return [str(n.target) for n in self.gm.graph.nodes if n.op == "call_function"]
+
+
+def llama(heads: int = 4, kv: int = 4, layers: int = 2, **options: Any) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaModel
+
+    sizes: dict[str, Any] = {"hidden_size": 8 * heads, "intermediate_size": 48} | options
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        max_position_embeddings=64,
+        use_cache=False,
+        **sizes,
+    )
+    return LlamaModel(config).eval()
+
+
+def gpt2(heads: int = 4, layers: int = 2, **options: Any) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=64,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=64,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        **({"n_embd": 8 * heads} | options),
+    )
+    return _with_random_biases(GPT2Model(config).eval())
+
+
+def bert(heads: int = 4, layers: int = 2, **options: Any) -> torch.nn.Module:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=64,
+        **({"hidden_size": 8 * heads} | options),
+    )
+    return _with_random_biases(BertModel(config, add_pooling_layer=False).eval())
+
+
+def neox(heads: int = 4, layers: int = 2, **options: Any) -> torch.nn.Module:
+    from transformers import GPTNeoXConfig, GPTNeoXModel
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=64,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=64,
+        use_cache=False,
+        **({"hidden_size": 8 * heads} | options),
+    )
+    return _with_random_biases(GPTNeoXModel(config).eval())
+
+
+def bloom(heads: int = 4, layers: int = 2) -> torch.nn.Module:
+    from transformers import BloomConfig, BloomModel
+
+    torch.manual_seed(0)
+    config = BloomConfig(
+        vocab_size=64, hidden_size=8 * heads, n_layer=layers, n_head=heads, use_cache=False
+    )
+    model = BloomModel(config).eval()
+    for block in model.h:  # its own is an autograd.Function, whose gradient the trace forgets
+        block.mlp.gelu_impl = torch.nn.GELU(approximate="tanh")
+    return _with_random_biases(model)
+
+
+def mixtral(heads: int = 4, kv: int = 4, layers: int = 2) -> torch.nn.Module:
+    from transformers import MixtralConfig, MixtralModel
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=8 * heads,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        num_local_experts=4,
+        max_position_embeddings=64,
+        use_cache=False,
+    )
+    return MixtralModel(config).eval()
+
+
+def t5(heads: int = 4, layers: int = 2) -> torch.nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=64, d_model=8 * heads, d_kv=8, d_ff=48, num_layers=layers, num_heads=heads
+    )
+    return T5EncoderModel(config).eval()
+
+
+def _with_random_biases(model: torch.nn.Module) -> torch.nn.Module:
+    """transformers starts biases at zero, which would hide a bias added twice."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+MODELS = {
+    "llama": llama,
+    "gpt2": gpt2,
+    "bert": bert,
+    "neox": neox,
+    "bloom": bloom,
+    "mixtral": mixtral,
+    "t5": t5,
+}
+# What reads the stream in some of them, for an eager ladder: it costs no tracing.
+READS = {
+    "llama": ["layers.*.input_layernorm", "layers.*.post_attention_layernorm"],
+    "gpt2": ["h.*.ln_1", "h.*.ln_2"],
+    "bert": ["encoder.layer.*.attention.self", "encoder.layer.*.intermediate"],
+}
+
+
+def embeds(batch: int = 2, length: int = 6, hidden: int = 32) -> torch.Tensor:
+    return torch.randn(batch, length, hidden, generator=torch.Generator().manual_seed(1))
+
+
+def shard(name: str, num_ranks: int, dynamic: bool = False, **options: Any) -> Sharder:
+    """The plan and the sharded graph of a tiny model; nothing is executed."""
+    torch._dynamo.reset()
+    sharder = Sharder(num_ranks)
+    model = MODELS[name](**options)
+    hidden = model.config.hidden_size
+    x = embeds(hidden=hidden)
+    if dynamic:
+        torch._dynamo.mark_dynamic(x, 0)
+        torch._dynamo.mark_dynamic(x, 1)
+    torch.compile(model, backend=sharder, fullgraph=True, dynamic=None if dynamic else False)(
+        inputs_embeds=x
+    )
+    return sharder
+
+
+def shard_module(
+    sharder: Sharder, model: torch.nn.Module, x: torch.Tensor, dynamic: bool = False
+) -> dict[str, Any]:
+    """Compile `model` with `sharder`, run it forward and backward, compare with the model."""
+    x, y = (x.detach().clone().requires_grad_() for _ in range(2))
+    for dim in (0, 1) if dynamic else ():
+        torch._dynamo.mark_dynamic(y, dim)
+    compiled = torch.compile(
+        model, backend=sharder, fullgraph=True, dynamic=None if dynamic else False
+    )
+    expected, out = model(x), compiled(y)
+    expected.sin().sum().backward()
+    out.sin().sum().backward()
+    assert sharder.plan is not None and sharder.gm is not None
+    placements, full = sharder.plan.placements, dict(model.named_parameters())
+    gradients = {}
+    for name, leaf in sharder.leaves.items():
+        placement = placements.get(name, Replicate())
+        want = take_local(full[name].grad, placement, sharder.rank, sharder.num_ranks)
+        gradients[name] = (leaf.grad - want).abs().max().item()
+    again = 0.0
+    if dynamic:
+        z = torch.randn(3, 5, x.shape[-1], requires_grad=True)
+        again = (compiled(z) - model(z)).abs().max().item()
+    return {
+        "error": (out - expected).abs().max().item(),
+        "input gradient": (x.grad - y.grad).abs().max().item(),
+        "gradients": gradients,
+        "other shape": again,
+        "reductions": sharder.plan.num_reductions,
+        "blocks": len(sharder.blocks),
+        "digest": sharder.plan.digest(),
+        "whole": [str(branch) for branch in sharder.plan.whole_branches],
+        "code": sharder.gm.code,
+    }
+
+
+class FromEmbeddings(torch.nn.Module):
+    """A transformers model as a function of its embeddings."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(inputs_embeds=x).last_hidden_state
+        return hidden
+
+
+def run_sharded(name: str, dynamic: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """On each rank of a real group: a tiny model, sharded, against itself unsharded."""
+    group = dist.group.WORLD
+    assert group is not None
+    sharder = Sharder(dist.get_world_size(), dist.get_rank(), group.group_name, execute=True)
+    model = MODELS[name](**options)
+    x = embeds(hidden=model.config.hidden_size)
+    return shard_module(sharder, FromEmbeddings(model), x, dynamic)

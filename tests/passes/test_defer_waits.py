@@ -1,0 +1,246 @@
+"""The passes after autograd, on ATen graphs written by hand and on traced ones."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from ladderize.errors import LadderError
+from ladderize.graph.in_flight import check_in_flight, find_in_flight
+from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.join_waits import JoinWaits
+from ladderize.passes.pin_order import PinOrder
+from ladderize.passes.schedule import _Timeline, find_schedule
+
+c10d = torch.ops._c10d_functional
+aten = torch.ops.aten
+
+
+class Ladder:
+    """Builds `num_blocks` blocks; block i's branch reads stream value max(i - staleness, 0)."""
+
+    def __init__(self, num_blocks, staleness, group="tp", op=c10d.all_reduce.default):
+        self.graph = Graph()
+        values = [self._node(self.graph.placeholder, "x")]
+        for i in range(num_blocks):
+            branch = self.call(aten.relu.default, values[max(i - staleness, 0)], name=f"h{i}")
+            launch = self.call(op, branch, "sum", group, name=f"l{i}")
+            wait = self.call(c10d.wait_tensor.default, launch, name=f"w{i}")
+            values.append(self.call(aten.add.Tensor, values[-1], wait, name=f"x{i + 1}"))
+        self.graph.output((values[-1],))
+        self.gm = GraphModule(torch.nn.Module(), self.graph)
+
+    def call(self, target, *args, name):
+        return self._node(self.graph.call_function, target, args, name=name)
+
+    def _node(self, make, *args, **kwargs):
+        name = kwargs.pop("name", None)
+        node = make(*args, **kwargs) if name is None else self._named(make, args, name)
+        node.meta["val"] = torch.empty(4, device="meta")
+        return node
+
+    def _named(self, make, args, name):
+        node = make(*args)
+        node.name = name
+        return node
+
+    def order(self, *letters):
+        return [n.name for n in self.gm.graph.nodes if n.name[0] in letters and n.name != "x"]
+
+
+def test_each_wait_comes_after_the_next_launch():
+    ladder = Ladder(4, staleness=1)
+    result = DeferWaits()(ladder.gm)
+    assert ladder.order("l", "w") == ["l0", "l1", "w0", "l2", "w1", "l3", "w2", "w3"]
+    assert result.changed == 3
+    ladder.gm.graph.lint()
+
+
+def test_the_wait_comes_right_after_that_launch():
+    ladder = Ladder(3, staleness=1)
+    DeferWaits()(ladder.gm)
+    assert ladder.order("h", "l", "w", "x") == (
+        ["h0", "l0", "h1", "l1", "w0", "x1", "h2", "l2", "w1", "x2", "w2", "x3"]
+    )
+
+
+def test_staleness_two_hides_behind_two_blocks():
+    ladder = Ladder(5, staleness=2)
+    DeferWaits()(ladder.gm)
+    assert ladder.order("l", "w") == (["l0", "l1", "l2", "w0", "l3", "w1", "l4", "w2", "w3", "w4"])
+
+
+def test_a_standard_net_stays_as_it_is():
+    ladder = Ladder(4, staleness=0)
+    before = ladder.order("h", "l", "w", "x")
+    assert DeferWaits()(ladder.gm).changed == 0
+    assert ladder.order("h", "l", "w", "x") == before
+
+
+def test_only_collectives_of_one_channel_are_paired():
+    graph = Ladder(0, 1)
+    x = next(iter(graph.graph.nodes))
+    with graph.graph.inserting_before(graph.graph.output_node()):
+        for i, group in enumerate(["tp", "dp"]):
+            launch = graph.call(c10d.all_reduce.default, x, "sum", group, name=f"l{i}")
+            graph.call(c10d.wait_tensor.default, launch, name=f"w{i}")
+    assert len(find_in_flight(graph.graph)) == 2
+    assert find_schedule(graph.graph).waits == {}
+
+
+def test_launches_keep_their_order():
+    for staleness in range(4):
+        ladder = Ladder(6, staleness)
+        DeferWaits()(ladder.gm)
+        assert ladder.order("l") == [f"l{i}" for i in range(6)]
+
+
+def test_work_is_linear_in_depth():
+    def looks(num_blocks):
+        counted = 0
+        ladder = Ladder(num_blocks, 1)
+
+        class Counting(list):
+            def __getitem__(self, index):
+                nonlocal counted
+                counted += 1
+                return super().__getitem__(index)
+
+        timeline = _Timeline(Counting(ladder.graph.nodes), find_in_flight(ladder.graph))
+        for pair in timeline.pairs:
+            timeline.last_independent_launch(pair)
+        return counted
+
+    assert looks(64) < 2.1 * looks(32)
+
+
+def test_contradicting_deferrals_are_dropped_not_fatal():
+    """Two pairs whose deferrals together would be a cycle: some hold, the graph stays valid."""
+    ladder = Ladder(0, 1)
+    x = next(iter(ladder.graph.nodes))
+    with ladder.graph.inserting_before(ladder.graph.output_node()):
+        l0 = ladder.call(c10d.all_reduce.default, x, "sum", "a", name="l0")
+        m0 = ladder.call(c10d.all_reduce.default, x, "sum", "b", name="m0")
+        w0 = ladder.call(c10d.wait_tensor.default, l0, name="w0")
+        v0 = ladder.call(c10d.wait_tensor.default, m0, name="v0")
+        l1 = ladder.call(c10d.all_reduce.default, v0, "sum", "a", name="l1")
+        m1 = ladder.call(c10d.all_reduce.default, w0, "sum", "b", name="m1")
+        ladder.call(c10d.wait_tensor.default, l1, name="w1")
+        ladder.call(c10d.wait_tensor.default, m1, name="v1")
+    assert len(find_schedule(ladder.graph).waits) == 2  # w0 after l1 and v0 after m1: a cycle
+    result = DeferWaits()(ladder.gm)
+    assert result.changed == 1
+    ladder.gm.graph.lint()
+
+
+def test_writes_into_memory_keep_their_place():
+    """What block 0 brings is written into a buffer that is read only after that, then is reset."""
+    ladder = Ladder(3, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    with ladder.graph.inserting_before(by_name["h1"]):
+        buffer = ladder.call(aten.zeros.default, [4], name="buffer")
+        view = ladder.call(aten.view.default, buffer, [4], name="view")
+        view.meta["val"] = buffer.meta["val"].view(4)
+        ladder.call(aten.copy_.default, view, by_name["w0"], name="c0")
+        ladder.call(aten.neg.default, buffer, name="c1")
+        ladder.call(aten.zero_.default, buffer, name="c2")
+        ladder.call(aten.neg.default, view, name="c3")
+    assert DeferWaits()(ladder.gm).changed == 2
+    assert ladder.order("l", "w", "c") == (
+        ["l0", "l1", "w0", "c0", "c1", "c2", "c3", "l2", "w1", "w2"]
+    )
+    ladder.gm.graph.lint()
+
+
+@pytest.mark.parametrize("use_control_deps", [True, False])
+def test_pins_follow_the_order(use_control_deps):
+    ladder = Ladder(3, staleness=1)
+    DeferWaits()(ladder.gm)
+    assert PinOrder(use_control_deps)(ladder.gm).changed == 2
+    ladder.gm.graph.lint()
+    by_name = {node.name: node for node in ladder.gm.graph.nodes}
+    if use_control_deps:
+        assert by_name["l1"] in by_name["w0"].args[0]
+        assert by_name["l2"] in by_name["w1"].args[0]
+    else:
+        added = ladder.gm.graph.find_nodes(
+            op="call_function", target=torch.ops.ladderize.wait_add.default
+        )
+        assert [node.args[2].name for node in added] == ["l1", "l2"]
+
+
+def test_without_control_deps_other_readers_get_a_copy():
+    ladder = Ladder(2, staleness=1)
+    x1 = next(node for node in ladder.graph.nodes if node.name == "x1")
+    x1.target, x1.args = aten.mul.Tensor, x1.args
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    (wait,) = ladder.gm.graph.find_nodes(
+        op="call_function", target=torch.ops.ladderize.wait_after.default
+    )
+    assert wait.args[1].name == "l1"
+
+
+@pytest.mark.parametrize(
+    ("residual", "op"), [("alike", "wait_add"), ("other", "wait_after"), ("size", "wait_after")]
+)
+def test_without_control_deps_dynamic_sizes_are_compared(residual, op):
+    ladder = Ladder(2, staleness=1)
+    env = ShapeEnv()
+    rows, others = env.create_unbacked_symint(), env.create_unbacked_symint()
+    with FakeTensorMode(shape_env=env):
+        values = {"alike": torch.empty(rows, 4), "other": torch.empty(others, 4), "size": rows}
+    for node in ladder.graph.nodes:
+        node.meta["val"] = values["alike"]
+    next(node for node in ladder.graph.nodes if node.name == "x").meta["val"] = values[residual]
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    (target,) = {n.target for n in ladder.graph.nodes if "wait_a" in str(n.target)}
+    assert target is getattr(torch.ops.ladderize, op).default
+
+
+def test_without_control_deps_a_wait_that_nobody_reads_stays():
+    ladder = Ladder(2, staleness=1)
+    x1 = next(node for node in ladder.graph.nodes if node.name == "x1")
+    x1.replace_all_uses_with(x1.args[0])
+    ladder.graph.erase_node(x1)
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    assert ladder.order("l", "w") == ["l0", "l1", "w0", "w1"]
+
+
+def test_without_control_deps_no_arguments_of_the_replaced_op_are_left():
+    """Inductor lays an op's operands out as `eager_input_vals` says, and fails on another op's."""
+    ladder = Ladder(2, staleness=1)
+    for node in ladder.graph.nodes:
+        node.meta["eager_input_vals"] = ((), {})
+    DeferWaits()(ladder.gm)
+    PinOrder(use_control_deps=False)(ladder.gm)
+    op = torch.ops.ladderize.wait_add.default
+    (added,) = ladder.gm.graph.find_nodes(op="call_function", target=op)
+    assert "eager_input_vals" not in added.meta
+    assert "val" in added.meta
+
+
+def test_a_launch_without_wait_is_refused():
+    ladder = Ladder(2, staleness=1)
+    wait = next(node for node in ladder.graph.nodes if node.name == "w1")
+    wait.replace_all_uses_with(wait.args[0])
+    ladder.graph.erase_node(wait)
+    with pytest.raises(LadderError, match="l1 has 0 waits") as caught:
+        check_in_flight(ladder.graph)
+    assert "reads l1 while it is in flight" in str(caught.value)
+
+
+def test_a_second_wait_is_joined_to_the_first():
+    ladder = Ladder(2, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    with ladder.graph.inserting_before(ladder.graph.output_node()):
+        again = ladder.call(c10d.wait_tensor.default, by_name["l0"], name="w0_again")
+        twice = ladder.call(aten.add.Tensor, by_name["x2"], again, name="twice")
+    ladder.graph.output_node().args = ((twice,),)
+    assert JoinWaits()(ladder.gm).changed == 1
+    check_in_flight(ladder.graph)
+    assert twice.args == (by_name["x2"], by_name["w0"])
+    assert JoinWaits()(ladder.gm).changed == 0

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from helpers.graphs import Residual, capture
+
+from ladderize.compat.frames import parameter_names
+from ladderize.errors import LadderError
+from ladderize.passes.functionalize import Functionalize
+from ladderize.passes.pipeline import recurrence_of
+from ladderize.passes.reroute import RerouteReads
+from ladderize.streams.block import stale_sources
+from ladderize.streams.find import find_streams
+
+
+def _prepare(model, x, chosen=None, staleness=1):
+    gm, names = capture(model, x)
+    Functionalize()(gm)
+    streams = find_streams(gm, names)
+    everything = frozenset(range(len(streams[0].blocks)))
+    reroute = RerouteReads(
+        streams, (everything if chosen is None else frozenset(chosen),), staleness
+    )
+    return gm, reroute
+
+
+def _run(gm, model, x):
+    names = parameter_names(gm)
+    tensors = dict(model.named_parameters())
+    inputs = gm.graph.find_nodes(op="placeholder")
+    gm.recompile()
+    return gm(*(tensors[names[node]] if node in names else x for node in inputs))[0]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 9])
+@pytest.mark.parametrize("chosen", [None, {0}, {2}, {1, 3}])
+def test_values_are_those_of_the_eager_ladder(chosen, staleness):
+    model, x = Residual(), torch.randn(2, 8)
+    gm, reroute = _prepare(model, x, chosen, staleness)
+    invariant = recurrence_of(gm, reroute)
+    reroute(gm)
+    invariant(gm)
+    torch.testing.assert_close(_run(gm, model, x), model.ladder(x, chosen, staleness))
+
+
+def test_sources_stay_inside_the_stream():
+    _, reroute = _prepare(Residual(), torch.randn(2, 8))
+    (stream,) = reroute.streams
+    assert stale_sources(stream.blocks, frozenset(range(4)), 1) == {1: 0, 2: 1, 3: 2}
+    assert stale_sources(stream.blocks, frozenset(range(4)), 3) == {1: 0, 2: 0, 3: 0}
+    assert stale_sources(stream.blocks, frozenset({2}), 1) == {2: 1}
+    assert stale_sources(stream.blocks, frozenset(range(4)), 0) == {}
+
+
+def _leave_one_fresh(stream):
+    block = stream.blocks[2]
+    for user in list(stream.blocks[1].anchor.users):
+        if user in block.members:
+            user.replace_input_with(stream.blocks[1].anchor, block.anchor)
+
+
+def _read_two_early(stream):
+    block = stream.blocks[3]
+    for user in list(stream.blocks[2].anchor.users):
+        if user in block.members:
+            user.replace_input_with(stream.blocks[2].anchor, stream.blocks[1].anchor)
+
+
+def _reroute_the_skip(stream):
+    block = stream.blocks[2]
+    block.add.replace_input_with(block.skip, stream.blocks[1].anchor)
+
+
+def _drop_a_branch(stream):
+    block = stream.blocks[1]
+    block.add.replace_input_with(block.outputs[0], stream.blocks[0].outputs[0])
+
+
+@pytest.mark.parametrize(
+    "fault", [_leave_one_fresh, _read_two_early, _reroute_the_skip, _drop_a_branch]
+)
+def test_the_recurrence_check_finds_planted_faults(fault):
+    gm, reroute = _prepare(Residual(), torch.randn(2, 8))
+    invariant = recurrence_of(gm, reroute)
+    reroute(gm)
+    invariant(gm)
+    fault(reroute.streams[0])
+    gm.graph.lint()
+    with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
+        invariant(gm)

@@ -1,0 +1,166 @@
+"""When reduce-scatters are waited for and all-gathers launched, on ATen graphs written by hand."""
+
+import pytest
+import torch
+from torch.fx import Graph, GraphModule
+
+from ladderize.graph.flops import work_of
+from ladderize.graph.in_flight import find_in_flight
+from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.pin_order import PinOrder
+from ladderize.passes.schedule import _Timeline, find_schedule
+
+c10d = torch.ops._c10d_functional
+aten = torch.ops.aten
+
+
+class SequenceParallel:
+    """Blocks `g v m a … b r w x`: gather, wait, four matmuls, reduce-scatter, wait, add.
+
+    Block i (of four matmuls a, b, c, d) reads stream value max(i - staleness, 0).
+    """
+
+    def __init__(self, num_blocks: int, staleness: int, gathers_on: str = "tp") -> None:
+        self.graph = Graph()
+        shape = torch.empty(8, 8, device="meta")
+        inputs = [self.graph.placeholder(name) for name in ("x", "weight")]
+        for node in inputs:
+            node.meta["val"] = shape
+        values, weight = [inputs[0]], inputs[1]
+        for i in range(num_blocks):
+            norm = self.call(aten.relu.default, values[max(i - staleness, 0)], name=f"n{i}")
+            gather = c10d.all_gather_into_tensor.default
+            launch = self.call(gather, norm, 2, gathers_on, name=f"g{i}")
+            h = self.call(c10d.wait_tensor.default, launch, name=f"v{i}")
+            for letter in "abcd":
+                h = self.call(aten.mm.default, h, weight, name=f"{letter}{i}")
+            scatter = c10d.reduce_scatter_tensor.default
+            launch = self.call(scatter, h, "sum", 2, "tp", name=f"r{i}")
+            wait = self.call(c10d.wait_tensor.default, launch, name=f"w{i}")
+            values.append(self.call(aten.add.Tensor, values[-1], wait, name=f"x{i + 1}"))
+        self.graph.output((values[-1],))
+        self.gm = GraphModule(torch.nn.Module(), self.graph)
+
+    def call(self, target, *args, name):
+        node = self.graph.call_function(target, args)
+        node.name = name
+        node.meta["val"] = torch.empty(8, 8, device="meta")
+        return node
+
+    def call_before(self, node, value):
+        with self.graph.inserting_before(node):
+            made = self.graph.call_function(aten.expand.default, (node.args[0], [8, 8, 8]))
+        made.meta["val"] = value
+        return made
+
+    def order(self) -> str:
+        DeferWaits()(self.gm)
+        self.gm.graph.lint()
+        return " ".join(n.name for n in self.graph.nodes if n.name not in ("x", "weight", "output"))
+
+
+def test_each_has_half_a_block_to_hide_behind():
+    """w0 in the middle of block 1, and g2, which reads x1, right after it."""
+    assert SequenceParallel(4, staleness=1).order() == (
+        "n0 g0 v0 a0 b0 c0 d0 r0 "
+        "n1 g1 v1 a1 b1 w0 x1 n2 g2 c1 d1 r1 "
+        "v2 a2 b2 w1 x2 n3 g3 c2 d2 r2 "
+        "v3 a3 b3 c3 d3 r3 w2 x3 w3 x4"
+    )
+
+
+def test_staleness_two_has_a_block_for_each():
+    assert SequenceParallel(5, staleness=2).order() == (
+        "n0 g0 v0 a0 b0 c0 d0 r0 "
+        "n1 g1 v1 a1 b1 c1 d1 w0 x1 n2 g2 n3 g3 r1 "
+        "v2 a2 b2 c2 d2 w1 x2 n4 g4 r2 "
+        "v3 a3 b3 c3 d3 r3 v4 a4 b4 c4 d4 r4 w2 x3 w3 x4 w4 x5"
+    )
+
+
+def test_a_standard_net_stays_as_it_is():
+    net = SequenceParallel(3, staleness=0)
+    before = [node.name for node in net.graph.nodes]
+    assert not find_schedule(net.graph).waits
+    net.order()
+    assert [node.name for node in net.graph.nodes] == before
+
+
+def test_the_middle_is_that_of_the_work_not_of_the_ops():
+    net = SequenceParallel(3, staleness=1)
+    for node in net.graph.nodes:
+        if node.name == "a1":  # as much as all others of its block
+            node.target, wide = aten.bmm.default, torch.empty(8, 8, 8, device="meta")
+            node.args = tuple(net.call_before(node, wide) for _ in range(2))
+    assert "a1 w0 x1 n2 g2 b1 c1 d1 r1" in net.order()
+
+
+def test_gathers_of_other_groups_are_left_alone():
+    """FSDP gathers parameters: brought forward they would all be in memory at once."""
+    schedule = find_schedule(SequenceParallel(4, staleness=1, gathers_on="dp").graph)
+    assert not schedule.launches
+    after = {wait.name: node.name for wait, node in schedule.waits.items()}
+    assert after == {"w0": "r1", "w1": "r2", "w2": "r3"}
+
+
+def test_what_is_gathered_from_the_input_is_not_held_back():
+    """n0 and n1 read x, for which nothing is waited: both gathers stay where they are."""
+    launches = find_schedule(SequenceParallel(3, staleness=1).graph).launches
+    assert {launch.name: after.name for launch, after in launches.items()} == {"g2": "b1"}
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_scatters_and_gathers_keep_their_order_among_themselves(staleness):
+    order = SequenceParallel(6, staleness).order().split()
+    for letter in "gr":
+        assert [name for name in order if name[0] == letter] == [f"{letter}{i}" for i in range(6)]
+
+
+def test_waits_and_early_gathers_are_pinned():
+    """The wait after the matmul that it comes after, the next matmul after the gather."""
+    net = SequenceParallel(3, staleness=1)
+    net.order()
+    assert PinOrder(use_control_deps=True)(net.gm).changed == 2
+    net.gm.graph.lint()
+    named = {node.name: node for node in net.graph.nodes}
+    after = {
+        node.name: [before.name for before in node.args[0]]
+        for node in net.graph.nodes
+        if "control_deps" in str(node.target)
+    }
+    assert after == {"w0": ["b1"], "c1": ["g2"], "w1": ["r2"]}
+    assert named["w1"].args[0] == (named["r2"],)
+
+
+def test_linear_in_depth():
+    def looks(num_blocks: int) -> int:
+        counted = 0
+
+        class Counting(list):
+            def __getitem__(self, index):
+                nonlocal counted
+                counted += 1
+                return super().__getitem__(index)
+
+        graph = SequenceParallel(num_blocks, staleness=1).graph
+        timeline = _Timeline(Counting(graph.nodes), find_in_flight(graph))
+        gathers = timeline.gathers_of_scatters()
+        for pair in timeline.pairs:
+            timeline.last_independent_launch(pair)
+            if pair in gathers:
+                timeline.middle_of_the_work(pair, gathers[pair][0])
+        return counted
+
+    assert looks(64) < 2.1 * looks(32)
+
+
+def test_work_counts_matmuls_by_flops_and_leaves_the_rest_out():
+    graph = Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    x.meta["val"] = torch.empty(4, 8, device="meta")
+    w.meta["val"] = torch.empty(8, 16, device="meta")
+    mm = graph.call_function(aten.mm.default, (x, w))
+    mm.meta["val"] = torch.empty(4, 16, device="meta")
+    add = graph.call_function(aten.add.Tensor, (mm, mm))
+    assert work_of(mm) == 2 * 4 * 8 * 16
+    assert work_of(add) == work_of(x) == 0

@@ -1,0 +1,133 @@
+"""Cut graphs on two real ranks: the values of the flat graph, and where they are cut."""
+
+from functools import cache, partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.cached_decoder import EXAMPLE, Decoder
+from helpers.cutting import cutting, difference, letters, lower_segments, without_names
+from helpers.parallel_nets import make_ids, make_net, shard
+from helpers.sharded import MODELS
+from torch.distributed.device_mesh import init_device_mesh
+
+import ladderize
+from ladderize import compat
+from ladderize.backends.tensorrt.islands import segments_of
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def compiled(net, dynamic=None, **options):
+    options = {"lowering": "aot_eager", **options}
+    return torch.compile(net, backend="ladderize", fullgraph=True, dynamic=dynamic, options=options)
+
+
+def summary(cut):
+    """What a rank sends back: how far it was off, the order, and the segments by kind."""
+    (gm,) = cut.graphs
+    kinds = [hash(without_names(body)) for body in segments_of(gm).values()]
+    return max(cut.differences), letters(gm), [kinds.index(kind) for kind in kinds]
+
+
+def ids(batch, length):
+    return torch.arange(batch * length).reshape(batch, length) % 60
+
+
+def run_model(name, layers, shapes=((2, 6),), dynamic=None):
+    run = compiled(MODELS[name](layers=layers), dynamic, mesh=mesh())
+    with torch.no_grad(), cutting() as cut:
+        for shape in shapes:
+            run(input_ids=ids(*shape))
+    return summary(cut)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_model_over_two_ranks(two_ranks, name):
+    """The embedding, 2 L blocks, two sums: L layers are 2 L + 3 segments of 6 or 7 kinds."""
+    for off, order, kinds in two_ranks.run(run_model, name, 3):
+        assert off == 0
+        assert order == "slw" + "sl" + "slw" * 5 + "sws"
+        assert kinds == [0, 1, 2, 3, 4, 3, 4, 7, 7 if name == "bert" else 8]
+
+
+def test_dynamic_shapes(two_ranks):
+    for off, order, _ in two_ranks.run(run_model, "llama", 1, ((2, 6), (3, 9)), True):
+        assert off == 0
+        assert order == "slw" + "sl" + "slw" + "sws"
+
+
+def run_net(way, layers):
+    net = make_net(layers)
+    run = compiled(net, mesh=mesh()) if way == "mesh" else compiled(shard(way, net, mesh()))
+    with torch.no_grad(), cutting() as cut:
+        run(make_ids())
+    return summary(cut)
+
+
+@pytest.mark.parametrize(
+    ("way", "order"),
+    [
+        # With the embedding over the ranks, and the logits.
+        ("mesh", "slw" + "sl" + "slw" * 3 + "sws" + "gws"),
+        ("dtensor", "sl" + "slw" * 3 + "sws" + "gws"),
+        ("in_place", "sl" + "slw" * 3 + "sws"),
+        # The embedding's; the gathers of both blocks, which read it; their scatters; the head's.
+        ("sequence", "srw" + "sgsg" + "wsr" + "wsr" + "wsws" + "gwsgws"),
+    ],
+)
+def test_ways_to_shard(two_ranks, way, order):
+    for off, found, _ in two_ranks.run(run_net, way, 1 if way == "sequence" else 2):
+        assert off == 0
+        assert found == order
+
+
+def run_cached():
+    module = ladderize.parallelize(Decoder(), mesh(), EXAMPLE)
+    run = compiled(module)
+    with torch.no_grad(), cutting() as cut:
+        for position in range(2):
+            run(torch.tensor([[5, 7, 1]]), torch.arange(3) + position)
+    return summary(cut)
+
+
+def test_caches_are_written_outside(two_ranks):
+    for off, order, _ in two_ranks.run(run_cached):
+        assert off == 0
+        assert order == "slw" + "sl" + "slw" * 3 + "sws" + "gws" + "cccc"
+
+
+def run_by_inductor():
+    """How far a call is off if Inductor compiles each segment, which are run then, the order."""
+    run = compiled(MODELS["llama"](layers=1), mesh=mesh())
+    with torch.no_grad(), cutting() as cut:
+        run(input_ids=ids(2, 6))
+        (gm,), (inputs,) = cut.graphs, cut.calls
+        expected = gm(*inputs)
+        ran = []
+        if dist.get_rank() == 0:  # the other one computes as it did
+            lower_segments(gm, partial(by_inductor, ran))
+        return difference(gm(*inputs), expected), ran, letters(gm)
+
+
+def by_inductor(ran, name, body):
+    """Compiled when it is called first, for the inputs that it then has."""
+    made = []
+
+    def run(*args):
+        if not made:
+            made.append(compat.inductor_compile(body, args, {}))
+        ran.append(name)
+        return made[0](*args)
+
+    return run
+
+
+def test_segments_compiled_by_inductor(two_ranks):
+    (first, ran, order), (second, none, _) = two_ranks.run(run_by_inductor)
+    assert ran == [f"segment_{i}" for i in range(5)] and none == []
+    assert first <= 1e-5 and second <= 1e-5
+    assert order == "slw" + "sl" + "slw" + "sws"

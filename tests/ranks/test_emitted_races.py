@@ -1,0 +1,139 @@
+"""Plain Inductor gets a ladder written by hand wrong, the deferred order does not (DESIGN §6.1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers.handwritten import Forward, run_rank, sharded_ladder, sharded_standard
+from helpers.ranks import Ranks
+from torch.torch_version import TorchVersion
+
+from ladderize.backends.emitted import (
+    check_emitted,
+    find_disorder,
+    find_races,
+    order_string,
+    read_events,
+)
+from ladderize.backends.inductor import DeferInInductor
+from ladderize.errors import LadderError
+from ladderize.testing.emitted_code import record_emitted_code
+
+NUM_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One rank's errors against the eager ladder, and its code: the forward, the backward."""
+
+    output_error: float
+    grad_error: float
+    sources: list[str]
+
+
+def compile_and_run(forward: Forward, deferred: bool) -> Seen:
+    options = {"post_grad_custom_post_pass": DeferInInductor("off")} if deferred else {}
+    with record_emitted_code() as sources:
+        outcome = run_rank(torch.compile(forward, fullgraph=True, options=options), NUM_BLOCKS)
+    return Seen(outcome.output_error, outcome.grad_error, sources)
+
+
+def order(source: str) -> str:
+    return order_string(read_events(source))
+
+
+def collectives(source: str) -> str:
+    return " ".join(word for word in order(source).split() if "_" in word)
+
+
+@pytest.fixture(scope="module")
+def seen(two_ranks: Ranks) -> Callable[[Forward, bool], list[Seen]]:
+    cache: dict[tuple[Forward, bool], list[Seen]] = {}
+
+    def run(forward: Forward, deferred: bool) -> list[Seen]:
+        if (forward, deferred) not in cache:
+            cache[forward, deferred] = two_ranks.run(compile_and_run, forward, deferred)
+        return cache[forward, deferred]
+
+    return run
+
+
+See = Callable[[Forward, bool], list[Seen]]
+
+
+def test_plain_inductor_races_up_to_2_13_and_is_late_after(seen: See) -> None:
+    """2.11 and 2.13 read a buffer in flight; 2.15 waits first, and so for two at once."""
+    runs = seen(sharded_ladder, False)
+    races_here = TorchVersion(torch.__version__) < (2, 14)
+    for run in runs:
+        forward, backward = map(read_events, run.sources)
+        assert bool(find_races(forward)) == races_here
+        assert bool(find_disorder(forward)) == (not races_here)
+        assert not find_races(backward) and find_disorder(backward)
+        for source in run.sources:
+            with pytest.raises(LadderError, match=r"waits for collectives|still running"):
+                check_emitted(source)
+    worst = max(run.output_error for run in runs)
+    assert worst > 0.1 if races_here else worst < 1e-5
+    if races_here:
+        assert any("_fused_" in f.event.name for f in find_races(read_events(runs[0].sources[0])))
+
+
+def test_deferred_order_is_right_forward_and_backward(seen: See) -> None:
+    """Both are `AR_0 … AR_1 W_0 … AR_7 W_6 W_7`, and equal the eager ladder."""
+    expected = "AR_0 " + " ".join(f"AR_{i} W_{i - 1}" for i in range(1, NUM_BLOCKS)) + " W_7"
+    for run in seen(sharded_ladder, True):
+        assert len(run.sources) == 2
+        for source in run.sources:
+            check_emitted(source)
+            assert collectives(source) == expected
+        assert order(run.sources[0]).startswith(
+            "k mm k mm AR_0 mm k mm AR_1 W_0 k mm k mm AR_2 W_1"
+        )
+        assert run.output_error <= 1e-5
+        assert run.grad_error <= 1e-5
+
+
+def test_faults_planted_in_real_code_are_found(seen: See) -> None:
+    source = seen(sharded_ladder, True)[0].sources[0]
+    lines = source.splitlines()
+    waits = [i for i, line in enumerate(lines) if "wait_tensor.default(" in line]
+    launches = [i for i, line in enumerate(lines) if "all_reduce_.default(" in line]
+
+    def moved(line: int, before: int) -> str:
+        rest = [*lines[:line], "", *lines[line + 1 :]]
+        return "\n".join([*rest[:before], lines[line], *rest[before:]])
+
+    program = read_events("\n".join(lines[: waits[3]] + lines[waits[3] + 1 :]))
+    found = [finding.what for finding in find_races(program)]
+    assert any("launch without a wait" in what for what in found)
+    assert any("in flight" in what for what in found)
+    later = read_events(moved(waits[3], launches[5] + 1))
+    assert find_races(later) and not find_disorder(later)
+    earlier = read_events(moved(waits[3], launches[3] + 1))
+    assert find_disorder(earlier) and not find_races(earlier)
+
+
+def test_the_standard_net_waits_at_once_and_that_is_in_order(seen: See) -> None:
+    for run in seen(sharded_standard, True):
+        for source in run.sources:
+            check_emitted(source)
+            assert collectives(source) == " ".join(f"AR_{i} W_{i}" for i in range(NUM_BLOCKS))
+
+
+def test_code_from_the_caches_is_recorded(seen: See, two_ranks: Ranks) -> None:
+    """The second compilation emits nothing: its code is loaded."""
+    before = seen(sharded_ladder, True)
+    again = two_ranks.run(compile_and_run_from_cache)
+    for first, (second, num_hits) in zip(before, again, strict=True):
+        assert second.sources == first.sources
+        assert num_hits == 2  # AOTAutograd's own cache passes by autograd functions
+
+
+def compile_and_run_from_cache() -> tuple[Seen, int]:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    seen = compile_and_run(sharded_ladder, True)
+    return seen, counters["inductor"]["fxgraph_cache_hit"]

@@ -1,0 +1,445 @@
+"""`ladderize.parallelize` on real gloo ranks: values, gradients, ownership, order, refusals."""
+
+import warnings
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.sharded import MODELS
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.export import Dim
+
+import ladderize
+from ladderize import LadderError, LadderWarning
+from ladderize.backends.emitted import Kind, read_events
+from ladderize.frontends.sharded.module import ShardedModule
+from ladderize.frontends.sharded.tracing import build, trace
+from ladderize.testing import eager_ladder
+from ladderize.testing.emitted_code import record_emitted_code
+
+TOLERANCE = 1e-4
+READS = {
+    "llama": ["layers.*.input_layernorm", "layers.*.post_attention_layernorm"],
+    "gpt2": ["h.*.ln_1", "h.*.ln_2"],
+    "bert": ["encoder.layer.*.attention.self", "encoder.layer.*.intermediate"],
+}
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def inputs(batch=2, length=6):
+    return {"input_ids": torch.arange(batch * length).reshape(batch, length) % 60}
+
+
+def sharded(name, checkpoint=None, **options) -> ShardedModule:
+    kwargs = {"dynamic_shapes": options.pop("dynamic_shapes", None)}
+    return ladderize.parallelize(
+        MODELS[name], mesh(), (), inputs(), checkpoint=checkpoint, **kwargs, **options
+    )
+
+
+def expect(name, model, batch=2, length=6):
+    with eager_ladder(model, READS[name]):
+        return model(**inputs(batch, length))[0]
+
+
+# ---- values
+
+
+def written(model, folder, num_files=2):
+    """The weights of `model` in files with an index, as save_pretrained would leave them."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    names = sorted(state)
+    weight_map = {}
+    for i in range(num_files):
+        file = f"model-{i + 1:05d}-of-{num_files:05d}.safetensors"
+        weight_map |= dict.fromkeys(names[i::num_files], file)
+        save_file({name: state[name] for name in names[i::num_files]}, folder / file)
+    import json
+
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def values(name, folder, dynamic):
+    """Errors of a module from a directory, a state dict and the model's own weights."""
+    model = MODELS[name]()
+    dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}} if dynamic else None
+    shards = [
+        sharded(name, folder, dynamic_shapes=dims),
+        sharded(name, model.state_dict(), dynamic_shapes=dims),
+        ladderize.parallelize(model, mesh(), (), inputs(), dynamic_shapes=dims),
+    ]
+    worst = 0.0
+    with torch.no_grad():
+        for shape in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
+            expected = expect(name, model, *shape)
+            for shard in shards:
+                found = shard(**inputs(*shape))[0]
+                worst = max(worst, (found - expected).abs().max().item())
+        standard = (model(**inputs(*shape))[0] - expected).abs().max().item()
+    return worst, standard
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_two_ranks_equal_one(two_ranks, tmp_path, name, dynamic):
+    folder = written(MODELS[name](), tmp_path)
+    for worst, standard in two_ranks.run(values, name, folder, dynamic):
+        assert worst <= TOLERANCE
+        assert standard > 1e-3  # it is a ladder, not the standard net
+
+
+def compiled_over_sizes(name):
+    """How far the compiled shard is from itself in eager mode, over sizes; and how many graphs."""
+    dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}}
+    shard = sharded(name, MODELS[name]().state_dict(), dynamic_shapes=dims)
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(
+        shard,
+        backend="ladderize",
+        fullgraph=True,
+        dynamic=True,
+        options={"lowering": "aot_eager"},
+    )
+    worst = 0.0
+    with torch.no_grad():
+        for shape in [(2, 6), (3, 9), (4, 12)]:
+            found, expected = compiled(**inputs(*shape))[0], shard(**inputs(*shape))[0]
+            worst = max(worst, (found - expected).abs().max().item())
+    return worst, torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_a_shard_of_any_size_is_compiled_once(two_ranks):
+    """The rotary tables are made without gradients, in a region that Dynamo cannot trace again."""
+    for worst, num_graphs in two_ranks.run(compiled_over_sizes, "llama"):
+        assert worst < TOLERANCE and num_graphs == 1
+
+
+def test_four_ranks_equal_one(four_ranks, tmp_path):
+    folder = written(MODELS["llama"](), tmp_path)
+    for worst, _ in four_ranks.run(values, "llama", folder, True):
+        assert worst <= TOLERANCE
+
+
+# ---- what a rank owns
+
+
+def ownership():
+    model = MODELS["llama"]()
+    shard = sharded("llama", model.state_dict())
+    full = dict(model.named_parameters())
+    own = dict(shard.named_parameters())
+    wrong = [
+        entry.name
+        for entry in shard.local_program.entries
+        if entry.kind == "parameter"
+        and not torch.equal(
+            own[entry.name], entry.read(full[entry.name], dist.get_rank(), 2, torch.device("cpu"))
+        )
+    ]
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (shard, model)]
+    states = [set(m.state_dict()) for m in (shard, model)]
+    return list(own) == list(full), states[0] == states[1], wrong, sizes, repr(shard)
+
+
+def test_a_rank_owns_its_slices_under_the_models_names(two_ranks):
+    for rank, (same, same_state, wrong, sizes, text) in enumerate(two_ranks.run(ownership)):
+        assert same
+        assert same_state
+        assert wrong == []
+        assert sizes[0] < 0.62 * sizes[1]
+        assert f"rank {rank} of 2" in text
+
+
+def test_a_factorys_parameters_are_never_materialised():
+    model, has_weights = build(MODELS["llama"])
+    assert not has_weights
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert {b.device.type for b in model.buffers()} == {"cpu"}
+    program = trace(model, (), inputs())
+    kinds = {type(program.state_dict[name]).__name__ for name, _ in model.named_parameters()}
+    assert kinds == {"FakeTensor"}
+    assert all(p.device.type == "meta" for p in model.parameters())  # put back after tracing
+
+
+def test_the_traced_model_is_left_as_it_was():
+    model = MODELS["llama"]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    plan = ladderize.plan_parallel(model, 2, (), inputs())
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert plan.num_ranks == 2
+    assert plan.bytes_per_rank < 0.62 * plan.bytes_in_all
+
+
+class Tied(nn.Module):
+    """Two residual blocks that share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.ModuleDict({"up": nn.Linear(16, 32), "down": nn.Linear(32, 16)})
+        self.second = nn.ModuleDict({"up": nn.Linear(16, 32), "down": nn.Linear(32, 16)})
+        for name in ("up", "down"):
+            self.second[name].weight = self.first[name].weight
+
+    def forward(self, x):
+        for block in (self.first, self.second):
+            x = x + block["down"](torch.relu(block["up"](torch.tanh(x))))
+        return x
+
+
+def tied():
+    model = Tied()
+    x = torch.randn(2, 16)
+    state = model.state_dict()
+    del state["second.up.weight"]  # a tied tensor may be there under one of its names
+    shard = ladderize.parallelize(Tied, mesh(), (x,), checkpoint=state)
+    with torch.no_grad():
+        h0 = model.first["down"](torch.relu(model.first["up"](torch.tanh(x))))
+        h1 = model.second["down"](torch.relu(model.second["up"](torch.tanh(x))))
+        error = (shard(x) - (x + h0 + h1)).abs().max().item()
+    is_tied = shard.get_parameter("first.up.weight") is shard.get_parameter("second.up.weight")
+    return error, is_tied
+
+
+def test_tied_weights_stay_tied(two_ranks):
+    for error, is_tied in two_ranks.run(tied):
+        assert error <= TOLERANCE
+        assert is_tied
+
+
+# ---- training
+
+
+def trained(steps):
+    """Largest difference of the parameters after some steps, to those of the eager ladder."""
+    model = MODELS["llama"]().double()
+    shard = ladderize.parallelize(model, mesh(), (), inputs())
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (model, shard)]
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        expect("llama", model).sin().sum().backward()
+        shard(**inputs())[0].sin().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    full = dict(model.named_parameters())
+    worst = 0.0
+    for entry in shard.local_program.entries:
+        if entry.kind == "parameter":
+            part = entry.read(full[entry.name].detach(), dist.get_rank(), 2, torch.device("cpu"))
+            own = shard.get_parameter(entry.name)
+            worst = max(worst, (own - part).abs().max().item())
+    return worst
+
+
+def test_it_trains(two_ranks):
+    for worst in two_ranks.run(trained, 4):
+        assert worst <= 1e-9
+
+
+# ---- order, and compilation
+
+
+def letters(source):
+    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    return "".join(short.get(event.kind, "") for event in read_events(source).events)
+
+
+def graph_letters(graph):
+    short = {"ladderize.reduce.default": "l", "ladderize.wait.default": "w"}
+    return "".join(short.get(str(node.target), "") for node in graph.nodes)
+
+
+def compiled(lowering):
+    model = MODELS["llama"]()
+    shard = sharded("llama", model.state_dict(), shard_vocabulary=False)
+    extra = {"verify": "code"} if lowering == "inductor" else {}
+    run = torch.compile(
+        shard, backend="ladderize", fullgraph=True, options={"lowering": lowering, **extra}
+    )
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        with record_emitted_code() as sources:
+            found = run(**inputs())[0]
+        error = (found - expect("llama", model)).abs().max().item()
+    ours = [str(w.message) for w in caught if issubclass(w.category, LadderWarning)]
+    return error, ours, graph_letters(shard.graph_module.graph), [letters(s) for s in sources]
+
+
+@pytest.mark.parametrize("lowering", ["aot_eager", "inductor"])
+def test_it_compiles_in_the_same_order(two_ranks, lowering):
+    for error, ours, eager, emitted in two_ranks.run(compiled, lowering):
+        assert error <= TOLERANCE
+        assert ours == []
+        assert eager == "l" + "lw" * 3 + "w"
+        assert emitted == ([eager] if lowering == "inductor" else [])
+
+
+def standard_then_compiled():
+    model = MODELS["llama"]()
+    shard = sharded("llama", model.state_dict(), staleness=0)
+    run = torch.compile(shard, backend="ladderize", options={"lowering": "eager"})
+    with torch.no_grad():
+        return (run(**inputs())[0] - model(**inputs())[0]).abs().max().item()
+
+
+def test_compiling_does_not_convert_what_parallelize_was_told_to_leave(two_ranks):
+    assert max(two_ranks.run(standard_then_compiled)) <= TOLERANCE
+
+
+def converted_twice():
+    shard = sharded("llama", MODELS["llama"]().state_dict())
+    run = torch.compile(shard, backend="ladderize", options={"layers": "last:1", "mesh": mesh()})
+    with pytest.raises(LadderError) as caught:
+        run(**inputs())
+    return str(caught.value)
+
+
+def test_options_of_the_conversion_belong_to_parallelize(two_ranks):
+    for text in two_ranks.run(converted_twice):
+        assert "layers=" in text
+        assert "mesh=" in text
+        assert "ladderize.parallelize" in text
+
+
+# ---- refusals
+
+
+def refusal(checkpoint, **options):
+    try:
+        sharded("llama", checkpoint, **options)
+    except LadderError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_factory_without_weights_is_refused(two_ranks):
+    for text in two_ranks.run(refusal, None):
+        assert "no weights" in text
+        assert "checkpoint=" in text
+
+
+def unfit():
+    state = MODELS["llama"]().state_dict()
+    del state["norm.weight"]
+    state["layers.0.mlp.up_proj.weight"] = torch.zeros(3, 4)
+    state["layers.0.mlp.up_proj.bias"] = torch.zeros(48)
+    state["layers.1.input_layernorm.weight"] = torch.zeros(32, dtype=torch.int64)
+    return refusal(state)
+
+
+def test_every_tensor_that_does_not_fit_is_listed(two_ranks):
+    for text in two_ranks.run(unfit):
+        assert "in 4 tensors" in text
+        assert "missing: norm.weight [32]" in text
+        assert "misshapen: layers.0.mlp.up_proj.weight is [3, 4], the model has [48, 32]" in text
+        assert "surplus: layers.0.mlp.up_proj.bias [48]" in text
+        assert "mistyped: layers.1.input_layernorm.weight is torch.int64" in text
+
+
+def one_without_files(folder):
+    return refusal(folder if dist.get_rank() == 0 else folder / "nowhere")
+
+
+def test_a_checkpoint_that_one_rank_lacks_stops_all(two_ranks, tmp_path):
+    folder = written(MODELS["llama"](), tmp_path)
+    for text in two_ranks.run(one_without_files, folder, timeout=60):
+        assert "nowhere" in text
+        assert "rank 1: refused" in text
+
+
+@pytest.mark.parametrize("option", [{"lowering": "eager"}, {"mode": "default"}])
+def test_lowering_comes_later(two_ranks, option):
+    def fits(text):
+        return "ahead of time" in text and "torch.compile" in text
+
+    assert all(map(fits, two_ranks.run(refusal_with, option)))
+
+
+def refusal_with(options):
+    return refusal(None, **options)
+
+
+def wrong_inputs():
+    shard = sharded("llama", MODELS["llama"]().state_dict())
+    texts = []
+    for args, kwargs in [
+        ((), {"input_ids": torch.zeros(2, 7, dtype=torch.int64)}),
+        ((), {"input_ids": torch.zeros(2, 6)}),
+        ((), {"ids": torch.zeros(2, 6, dtype=torch.int64)}),
+        ((torch.zeros(2, 6, dtype=torch.int64),), {}),
+    ]:
+        with pytest.raises(LadderError) as caught:
+            shard(*args, **kwargs)
+        texts.append(str(caught.value))
+    return texts
+
+
+def test_inputs_that_were_not_traced_are_refused(two_ranks):
+    for shape, dtype, name, position in two_ranks.run(wrong_inputs):
+        assert "shape[1]" in shape
+        assert "dynamic_shapes=" in shape
+        assert "torch.float32" in dtype and "torch.int64" in dtype
+        assert "'ids'" in name
+        assert "input_ids" in position
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        for up, down in ((0, 1), (2, 3)):
+            h = self.layers[down](torch.relu(self.layers[up](torch.tanh(x))))
+            x = x + self.dropout(h)
+        return x
+
+
+def switched():
+    model = Dropping().eval()
+    shard = ladderize.parallelize(model, mesh(), (torch.randn(2, 16),))
+    with pytest.raises(LadderError) as caught:
+        shard.train()
+    trains = ladderize.parallelize(Dropping(), mesh(), (torch.randn(2, 16),))
+    return str(caught.value), shard.eval().training, trains.training, trains.train().training
+
+
+def test_a_program_keeps_the_mode_it_was_traced_in(two_ranks):
+    for text, is_training, *trains in two_ranks.run(switched):
+        assert "eval() mode" in text
+        assert "dropout" in text
+        assert not is_training
+        assert trains == [True, True]
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_cache_among_the_outputs_is_named_with_its_cure():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 8}
+    config = LlamaConfig(num_hidden_layers=2, **sizes)  # use_cache=True is the default
+    with pytest.raises(LadderError, match="use_cache=False"):
+        ladderize.plan_parallel(lambda: LlamaForCausalLM(config), 2, (), inputs())
+
+
+def test_what_cannot_be_traced_says_why():
+    with pytest.raises(LadderError, match="cannot trace this model") as caught:
+        ladderize.plan_parallel(Untraceable(), 2, (torch.randn(2),))
+    assert caught.value.__cause__ is not None

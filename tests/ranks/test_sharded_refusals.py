@@ -1,0 +1,261 @@
+"""What would hang or train wrongly in a sharded model: errors that say where and what to do."""
+
+import os
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.parallel_nets import eager_ladder, make_ids, make_net, shard
+from helpers.ranks import Ranks
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.checkpoint import checkpoint
+
+from ladderize import LadderError, compat
+from ladderize.frontends import agreement
+
+OPTIONS = {"lowering": "eager"}
+
+
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def refusal(net, ids, fullgraph=True, **options):
+    """What compiling `net` raises: the kind of the error, its text and its notes."""
+    run = torch.compile(
+        net, backend="ladderize", fullgraph=fullgraph, options={**OPTIONS, **options}
+    )
+    try:
+        run(ids)
+    except Exception as error:
+        return type(error).__name__, "\n".join([str(error), *getattr(error, "__notes__", [])])
+    return "no error", ""
+
+
+# ---- collectives that train wrongly ----------------------------------------------------------
+
+
+def refused_ends(way, grad):
+    net = shard(way, make_net(layers=2), mesh())
+    with torch.set_grad_enabled(grad):
+        return refusal(net, make_ids())
+
+
+@pytest.mark.parametrize("way", ["in_place", "functional"])
+def test_an_all_reduce_that_a_gradient_flows_through_names_its_line(two_ranks, way):
+    source = (Path(__file__).parents[1] / "helpers" / "parallel_nets.py").read_text().splitlines()
+    line = next(i for i, text in enumerate(source, 1) if f"def _all_reduce_{way}" in text) + 1
+    for kind, text in two_ranks.run(refused_ends, way, True):
+        assert kind == "LadderError"
+        assert text.count("all_reduce of a value that needs a gradient") == 4
+        assert len(re.findall(rf"parallel_nets\.py:{line}\)", text)) == 4
+        assert "layers.1.mlp" in text
+        assert "reduce_from_ranks" in text
+        assert "torch.no_grad()" in text
+    assert two_ranks.run(refused_ends, way, False) == [("no error", "")] * 2
+
+
+def test_it_would_have_trained_wrongly(two_ranks):
+    """The claim behind the error: plain torch.compile's gradient is not eager mode's."""
+    for plain, functions in two_ranks.run(gradients_by_plain_compile):
+        assert plain > 1e-3
+        assert functions <= 1e-6
+
+
+def gradients_by_plain_compile():
+    errors = []
+    for way in ("in_place", "functions"):
+        grads = []
+        for backend in (None, "aot_eager"):
+            net = shard(way, make_net(layers=1), mesh())
+            run = net if backend is None else torch.compile(net, backend=backend)
+            run(make_ids()).square().mean().backward()
+            grads.append(net.layers[0].mlp.branch.up.weight.grad)
+        errors.append((grads[0] - grads[1]).abs().max().item())
+    return errors
+
+
+def all_reduced_statistics():
+    """An all-reduce of what needs no gradient is nobody's business."""
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = shard("ladderize", make_net(layers=2), mesh())
+
+        def forward(self, ids):
+            logits = self.net(ids)
+            largest = logits.detach().abs().max()
+            dist.all_reduce(largest)
+            return logits, largest
+
+    return refusal(Watched(), make_ids())
+
+
+def test_an_all_reduce_without_a_gradient_is_let_through(two_ranks):
+    assert two_ranks.run(all_reduced_statistics) == [("no error", "")] * 2
+
+
+# ---- what Dynamo cannot take up --------------------------------------------------------------
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from helpers.parallel_nets import make_ids, make_net, shard
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+net = make_net(layers=2)
+if {way!r} == "fsdp":
+    for layer in net.layers:
+        fully_shard(layer, mesh=mesh)
+else:
+    net = shard({way!r}, net, mesh)
+torch.compile(net, backend="ladderize", fullgraph={fullgraph}, options={{"lowering": "eager"}})(
+    make_ids()
+)
+"""
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize(
+    ("way", "what", "cure"),
+    [
+        ("async", "async_op=True hides its wait", "leave async_op out"),
+        ("nn", "torch.distributed.nn.functional", "reduce_from_ranks"),
+        ("fsdp", "fully_shard on a part of the model", "on the whole model only"),
+    ],
+)
+def test_what_dynamo_cannot_take_up_says_what_to_write_instead(way, what, cure, fullgraph):
+    """In a process of its own: nothing is imported but torch, as in a user's script."""
+    code = SCRIPT.format(tests=str(Path(__file__).parents[1]), way=way, fullgraph=fullgraph)
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert ran.returncode != 0
+    assert what in ran.stderr
+    assert cure in ran.stderr
+    if way == "async":
+        assert "parallel_nets.py" in ran.stderr
+
+
+def bucketed():
+    """Two buckets: the first is of 1 MiB whatever the caller says."""
+    wide = make_net(layers=2, width=256, inner=512)
+    run = torch.compile(wide, backend="ladderize", options=OPTIONS)
+    net = nn.parallel.DistributedDataParallel(run)
+    try:
+        net(make_ids())
+    except LadderError as error:
+        refused = str(error)
+    with torch._dynamo.config.patch(optimize_ddp=False):
+        torch._dynamo.reset()
+        worst = (net(make_ids()) - eager_ladder(wide, make_ids())).abs().max().item()
+    return refused, worst
+
+
+def test_buckets_of_ddp_that_cut_the_stream_are_refused_with_the_cure(two_ranks):
+    for refused, worst in two_ranks.run(bucketed):
+        assert "one graph for each bucket" in refused
+        assert "torch._dynamo.config.optimize_ddp = False" in refused
+        assert worst <= 1e-4
+
+
+def checkpointed(lowering):
+    net = shard("dtensor", make_net(layers=2), mesh())
+    for layer in net.layers:
+        layer.forward = lambda x, run=layer.forward: checkpoint(run, x, use_reentrant=False)
+    return refusal(net, make_ids(), lowering=lowering)
+
+
+@pytest.mark.skipif(
+    not compat.saves_random_states_behind_meshes(), reason="only torch 2.13 mixes them up"
+)
+def test_checkpointed_dtensors_with_random_states_are_refused_before_they_fail(two_ranks):
+    for kind, text in two_ranks.run(checkpointed, "aot_eager"):
+        assert kind == "LadderError"
+        assert text.count("scaled_dot_product_attention (") == 2
+        assert "parallel_nets.py:" in text
+        assert "lowering='eager'" in text
+    assert two_ranks.run(checkpointed, "eager") == [("no error", "")] * 2
+
+
+# ---- ranks that differ -----------------------------------------------------------------------
+
+
+def differing(difference):
+    """Rank 1 compiles something else, as the name of the difference says."""
+    is_other = dist.get_rank() == 1
+    net = make_net(layers=3 if is_other and difference == "layers" else 2)
+    ids = make_ids(length=9 if is_other and difference == "length" else 8)
+    options = {}
+    if is_other and difference == "op":
+        net.layers[1].norm2 = nn.Sequential(net.layers[1].norm2, nn.Tanh())
+    if is_other and difference == "options":
+        options = {"layers": [1]}
+    if is_other and difference == "refused":
+        options = {"expect_blocks": 5}
+    # parallelize_module would hang itself over nets that differ: it scatters rank 0's weights.
+    way = "functions" if difference in ("op", "layers") else "dtensor"
+    return refusal(shard(way, net, mesh()), ids, **options)
+
+
+@pytest.mark.parametrize(
+    ("difference", "shown"),
+    [
+        ("layers", "layers.2"),
+        ("length", "float32[2, 9"),
+        ("op", "+tanh"),
+        ("options", "layers=[1]"),
+        ("refused", "rank 1: refused: "),
+    ],
+)
+def test_ranks_that_differ_all_raise_and_show_the_difference(two_ranks, difference, shown):
+    for kind, text in two_ranks.run(differing, difference, timeout=60):
+        assert kind == "DisagreementError"
+        assert "do not agree on what to compile" in text
+        assert "rank 0: " in text and "rank 1: " in text
+        assert shown in text
+        assert "same model, inputs of the same shape, and the same options" in text
+    assert two_ranks.run(differing, "nothing") == [("no error", "")] * 2
+
+
+def absent():
+    net = shard("dtensor", make_net(layers=2), mesh())
+    agreement.TIMEOUT = timedelta(seconds=2)
+    found = refusal(net, make_ids()) if dist.get_rank() == 0 else ("absent", "")
+    dist.barrier()
+    return found
+
+
+def test_a_rank_that_never_compiles_is_an_error_not_a_hang():
+    with Ranks(2) as ranks:
+        (kind, text), _ = ranks.run(absent, timeout=60)
+    assert kind == "DisagreementError"
+    assert "rank 1: no answer within 2 s" in text
+
+
+def on_a_part_of_the_world():
+    """Two tensor-parallel groups that compile different nets: each group agrees with itself."""
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    dp, tp = both["dp"].get_local_rank(), both["tp"].get_local_rank()
+    alike = refusal(shard("functions", make_net(layers=2 + dp), both["tp"]), make_ids())
+    torch._dynamo.reset()  # else rank 3 would have its net compiled already
+    differing = refusal(shard("functions", make_net(layers=2 + dp * tp), both["tp"]), make_ids())
+    return dp, alike[0], differing[0]
+
+
+def test_only_the_tensor_parallel_group_has_to_agree(four_ranks):
+    for dp, alike, differing in four_ranks.run(on_a_part_of_the_world, timeout=60):
+        assert alike == "no error"
+        assert differing == ("no error" if dp == 0 else "DisagreementError")

@@ -1,0 +1,327 @@
+"""`options={"mesh": mesh}` on real gloo ranks: values, order, count, agreement, refusals."""
+
+import warnings
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.sharded import MODELS, READS
+from torch.distributed.device_mesh import init_device_mesh
+
+from ladderize import LadderError, LadderWarning, compat
+from ladderize.backends.emitted import Kind, find_disorder, find_races, order_string, read_events
+from ladderize.frontends import agreement
+from ladderize.testing import eager_ladder
+from ladderize.testing.emitted_code import record_emitted_code
+
+INDUCTOR = {"lowering": "inductor", "verify": "code"}
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def compiled(model, dynamic=None, **options):
+    return torch.compile(
+        model, backend="ladderize", fullgraph=True, dynamic=dynamic, options=options
+    )
+
+
+def ids(batch=2, length=6):
+    return torch.arange(batch * length).reshape(batch, length) % 60
+
+
+def forward(model, ids):
+    return model(input_ids=ids)[0]
+
+
+def whole(name, model, ids, staleness=1):
+    """What the unsharded ladder returns."""
+    with eager_ladder(model, READS[name], staleness=staleness):
+        return forward(model, ids)
+
+
+def difference(name, lowering, dynamic, options):
+    """Largest difference of the sharded ladder to the unsharded one, and to the standard net."""
+    model = MODELS[name](**options)
+    extra = INDUCTOR if lowering == "inductor" else {"lowering": lowering}
+    worst = 0.0
+    run = compiled(model, dynamic=dynamic, mesh=mesh(), **extra)
+    with torch.no_grad():
+        for batch, length in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
+            expected = whole(name, model, ids(batch, length))
+            found = run(input_ids=ids(batch, length))[0]
+            worst = max(worst, (found - expected).abs().max().item())
+        standard = (forward(model, ids(batch, length)) - found).abs().max().item()
+    return worst, standard
+
+
+CASES = [
+    ("llama", {}),
+    ("llama", {"heads": 4, "kv": 2}),
+    ("llama", {"heads": 4, "kv": 1}),
+    ("gpt2", {}),
+    ("bert", {}),
+]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_two_ranks_equal_one(two_ranks, name, options, dynamic):
+    for worst, standard in two_ranks.run(difference, name, "aot_eager", dynamic, options):
+        assert worst <= 1e-4
+        assert standard > 1e-3  # it is a ladder, not the standard net
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_four_ranks_equal_one(four_ranks, name, options):
+    for worst, standard in four_ranks.run(difference, name, "eager", False, options):
+        assert worst <= 1e-4
+        assert standard > 1e-3
+
+
+def inductor_outcome(layers, staleness, grad, dynamic=None):
+    """One Inductor compilation: errors of values and gradients, and the emitted programs."""
+    model = MODELS["llama"](layers=layers, kv=2)
+    weight = model.layers[1].mlp.down_proj.weight
+    norm = model.layers[0].input_layernorm.weight
+    options = {"staleness": staleness, "mesh": mesh(), **INDUCTOR}
+    with torch.set_grad_enabled(grad):
+        expected = whole("llama", model, ids(), staleness)
+        with record_emitted_code() as sources:
+            found = compiled(model, dynamic, **options)(input_ids=ids())[0]
+            errors = [(found - expected).abs().max().item()]
+            if grad:
+                ours = torch.autograd.grad(found.square().mean(), [weight, norm])
+        if grad:
+            theirs = torch.autograd.grad(expected.square().mean(), [weight, norm])
+            part = weight.shape[1] // dist.get_world_size()
+            mine = slice(dist.get_rank() * part, (dist.get_rank() + 1) * part)
+            errors.append((ours[0] - theirs[0])[:, mine].abs().max().item())
+            errors.append((ours[1] - theirs[1]).abs().max().item())
+    return errors, list(sources)
+
+
+def letters(source):
+    """The order of launches and waits: `l` and `w`, `c` for compute in between."""
+    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    return "".join(short.get(event.kind, "") for event in read_events(source).events)
+
+
+EMBEDDING = "lw"  # every block needs its reduction: it is waited for at once
+
+
+def test_inductor_hides_every_wait_but_the_last(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 1, False):
+        assert max(errors) <= 1e-4
+        (source,) = sources
+        assert letters(source) == EMBEDDING + "l" + "lw" * 5 + "w"
+        program = read_events(source)
+        assert not find_races(program)
+        assert not find_disorder(program)
+        assert "AR_0" in order_string(program)
+
+
+def test_inductor_hides_waits_in_the_backward_too(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 1, True):
+        assert max(errors) <= 1e-4
+        forward_source, backward_source = sources
+        assert letters(forward_source) == EMBEDDING + "l" + "lw" * 5 + "w"
+        order = letters(backward_source)
+        assert order.count("l") == order.count("w") == 6
+        assert "lwlw" in order
+        assert order.startswith("llw")
+        assert not find_disorder(read_events(backward_source))
+
+
+def test_staleness_two_hides_behind_two_blocks(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 2, False):
+        assert max(errors) <= 1e-4
+        assert letters(sources[0]) == EMBEDDING + "ll" + "lw" * 4 + "ww"
+
+
+def test_the_standard_net_waits_at_once(two_ranks):
+    for errors, sources in two_ranks.run(inductor_outcome, 2, 0, False):
+        assert max(errors) <= 1e-4
+        assert letters(sources[0]) == EMBEDDING + "lw" * 4
+
+
+def without_control_deps(*args):
+    compat.has_control_deps, kept = (lambda: False), compat.has_control_deps
+    try:
+        return inductor_outcome(*args)
+    finally:
+        compat.has_control_deps = kept
+
+
+@pytest.mark.parametrize(("grad", "dynamic"), [(True, None), (False, True)])
+def test_the_order_survives_without_control_deps(two_ranks, grad, dynamic):
+    for errors, sources in two_ranks.run(without_control_deps, 2, 1, grad, dynamic):
+        assert max(errors) <= 1e-4
+        assert len(sources) == 1 + grad
+        for source in sources:
+            embedding = EMBEDDING if source is sources[0] else ""
+            assert letters(source) == embedding + "l" + "lw" * 3 + "w"
+            program = read_events(source)
+            assert not find_races(program)
+            assert not find_disorder(program)
+            waits = [e.name for e in program.events if e.kind is Kind.WAIT]
+            opaque = waits[len(embedding) // 2 : -1]
+            assert len(opaque) == 3
+            assert set(opaque) <= {"wait_add", "wait_after"}
+        assert "wait_add.default(" in sources[0]
+
+
+def changed_weights():
+    model = MODELS["llama"]()
+    run = compiled(model, mesh=mesh(), lowering="eager")
+    with torch.no_grad():
+        before = run(input_ids=ids())[0]
+        model.layers[0].mlp.up_proj.weight.mul_(3)
+        after, expected = run(input_ids=ids())[0], whole("llama", model, ids())
+    return (after - before).abs().max().item(), (after - expected).abs().max().item()
+
+
+def test_weights_written_in_place_reach_the_local_parts(two_ranks):
+    for moved, error in two_ranks.run(changed_weights):
+        assert moved > 1e-3
+        assert error <= 1e-4
+
+
+def refusal(name, options, config):
+    model = MODELS[name](**options)
+    try:
+        with torch.no_grad():
+            compiled(model, mesh=mesh(), lowering="eager", **config)(input_ids=ids())
+    except LadderError as error:
+        return str(error)
+    return "no error"
+
+
+NOTHING_DIVIDES = {"heads": 3, "kv": 3, "hidden_size": 24, "intermediate_size": 33}
+
+
+def test_if_nothing_divides_all_is_listed(two_ranks):
+    for text in two_ranks.run(refusal, "llama", NOTHING_DIVIDES, {}):
+        assert "No branch can be sharded over 2 ranks" in text
+        assert text.count("3 heads") == 6
+        assert text.count("33 entries") == 4
+        assert "layers.0.self_attn" in text
+        assert "layers.1.self_attn" in text
+        assert "modeling_llama.py:" in text
+
+
+def partly_whole():
+    """3 heads do not divide, the MLPs do: the error and what is said."""
+    model = MODELS["llama"](heads=3, kv=3, hidden_size=24)
+    run = compiled(model, mesh=mesh(), lowering="eager")
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        error = (run(input_ids=ids())[0] - whole("llama", model, ids())).abs().max().item()
+    return error, [str(w.message) for w in caught if w.category is LadderWarning]
+
+
+def test_heads_that_do_not_divide_stay_whole_and_are_all_listed(two_ranks):
+    for error, texts in two_ranks.run(partly_whole):
+        assert error <= 1e-4
+        (text,) = texts
+        assert "Not all is divided over 2 ranks" in text
+        assert text.count("3 heads") == 6
+        assert text.count("branch: ") == 2
+        assert text.count("bytes and") == 2
+        assert "layers.0.self_attn" in text
+        assert "layers.1.self_attn" in text
+        assert "modeling_llama.py:" in text
+
+
+def quiet_fallback():
+    model = MODELS["llama"](**NOTHING_DIVIDES)
+    run = compiled(model, mesh=mesh(), lowering="eager", strict=False)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        error = (run(input_ids=ids())[0] - forward(model, ids())).abs().max().item()
+    return error, sum(w.category is LadderWarning for w in caught)
+
+
+def test_not_strict_compiles_the_standard_net_on_every_rank(two_ranks):
+    assert two_ranks.run(quiet_fallback) == [(0.0, 1)] * 2
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * grad
+
+
+class WithFunction(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        for up, down in ((0, 1), (2, 3)):
+            x = x + self.layers[down](Doubling.apply(self.layers[up](torch.tanh(x))))
+        return x
+
+
+def trained_through_a_function():
+    run = compiled(WithFunction(), mesh=mesh(), lowering="eager", expect_blocks=2)
+    with pytest.raises(LadderError) as caught:
+        run(torch.ones(2, 8))
+    with torch.no_grad():
+        assert run(torch.ones(2, 8)).shape == (2, 8)
+    return str(caught.value)
+
+
+def test_the_gradient_of_an_autograd_function_is_not_lost_silently(two_ranks):
+    for text in two_ranks.run(trained_through_a_function):
+        assert "would be lost in sharding" in text
+        assert text.count("torch.autograd.Function (") == 1  # both are of one line
+        assert "test_tensor_parallel.py:" in text
+
+
+def disagreement(differ):
+    layers = 2 + (differ and dist.get_rank())
+    return refusal("llama", {"layers": layers}, {"strict": False})
+
+
+def test_ranks_that_disagree_all_raise(two_ranks):
+    for text in two_ranks.run(disagreement, True, timeout=60):
+        assert "do not agree on what to compile" in text
+        assert "rank 0: plan" in text
+        assert "4 of 4 blocks" in text
+        assert "6 of 6 blocks" in text
+    assert two_ranks.run(disagreement, False) == ["no error"] * 2
+
+
+def one_refuses():
+    return refusal("llama", {} if dist.get_rank() == 0 else NOTHING_DIVIDES, {})
+
+
+def test_one_rank_that_refuses_stops_all(two_ranks):
+    for text in two_ranks.run(one_refuses, timeout=60):
+        assert "rank 1: refused" in text
+
+
+def one_is_absent():
+    agreement.TIMEOUT, kept = agreement.timedelta(seconds=2), agreement.TIMEOUT
+    try:
+        return refusal("llama", {}, {}) if dist.get_rank() == 0 else "absent"
+    finally:
+        agreement.TIMEOUT = kept
+        agreement._rounds.clear()
+        dist.barrier()
+
+
+def test_a_rank_that_never_compiles_is_an_error_not_a_hang():
+    from helpers.ranks import Ranks
+
+    with Ranks(2) as ranks:
+        text, _ = ranks.run(one_is_absent, timeout=60)
+    assert "rank 1: no answer within 2 s" in text

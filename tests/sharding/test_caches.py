@@ -1,0 +1,84 @@
+"""KV caches that the module owns: of local size, written in place, the values of one process."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.cached_decoder import EXAMPLE, HEAD, LENGTH, READS, Decoder
+from torch.distributed.device_mesh import init_device_mesh
+from torch.export import Dim, export
+
+import ladderize
+from ladderize.testing import eager_ladder
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+DIMS = ({1: Dim("new", max=LENGTH)}, {0: Dim("new", max=LENGTH)})
+
+
+def decoded(model):
+    """The logits of a prefill of six tokens and of three steps after it."""
+    ids = torch.arange(9)[None] * 7 % 64
+    with torch.no_grad():
+        logits = [model(ids[:, :6], torch.arange(6))]
+        logits += [model(ids[:, i : i + 1], torch.tensor([i])) for i in (6, 7, 8)]
+    return torch.cat(logits, 1)
+
+
+def served(options, compiled=False):
+    shard = ladderize.parallelize(Decoder(**options), mesh(), EXAMPLE, dynamic_shapes=DIMS)
+    model = Decoder(**options)
+    run = torch.compile(shard, backend="ladderize", fullgraph=True) if compiled else shard
+    with eager_ladder(model, READS):
+        expected = decoded(model)
+    error = (decoded(run) - expected).abs().max().item()
+    standard = (decoded(Decoder(**options)) - expected).abs().max().item()
+    own = shard.get_buffer("layers.0.keys")
+    part = model.layers[0].keys.chunk(dist.get_world_size(), 1)
+    is_part = own.shape[1] * dist.get_world_size() == options["kv"]
+    kept = part[dist.get_rank()] if is_part else model.layers[0].keys
+    return error, standard, list(own.shape), (own - kept).abs().max().item()
+
+
+@pytest.mark.parametrize("spelling", ["index_copy_", "cache[:, :, positions] ="])
+@pytest.mark.parametrize("kv", [4, 2])
+def test_each_rank_keeps_the_keys_of_its_heads(two_ranks, kv, spelling):
+    for error, standard, shape, cached in two_ranks.run(served, {"kv": kv, "spelling": spelling}):
+        assert error <= 1e-5
+        assert standard > 1e-3
+        assert shape == [1, kv // 2, LENGTH, HEAD]
+        assert cached <= 1e-6
+
+
+def test_fewer_key_heads_than_ranks_are_kept_whole(four_ranks):
+    for error, _, shape, cached in four_ranks.run(served, {"kv": 2}):
+        assert error <= 1e-5
+        assert shape == [1, 2, LENGTH, HEAD]
+        assert cached <= 1e-6
+
+
+def test_compiled(two_ranks):
+    for error, _, shape, cached in two_ranks.run(served, {"kv": 2}, True):
+        assert error <= 1e-5
+        assert shape == [1, 1, LENGTH, HEAD]
+        assert cached <= 1e-6
+
+
+def saved(folder):
+    shard = ladderize.load(folder, mesh())
+    model = Decoder()
+    with eager_ladder(model, READS):
+        return (decoded(shard) - decoded(model)).abs().max().item()
+
+
+def test_caches_in_files(two_ranks, tmp_path):
+    from ladderize.frontends.sharded.program_files import write_shards
+
+    program = export(Decoder(), EXAMPLE, dynamic_shapes=DIMS)
+    write_shards(program, tmp_path / "shards", 2)
+    assert max(two_ranks.run(saved, tmp_path / "shards")) <= 1e-5

@@ -1,0 +1,340 @@
+"""Vocabulary-parallel embeddings, heads and losses on real gloo ranks, against one device."""
+
+from functools import cache, partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.language_models import FAMILIES, READS, language_model
+from helpers.sharded import Sharder
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
+
+import ladderize
+from ladderize.backends.emitted import Kind, find_disorder, find_races, read_events
+from ladderize.frontends.rewrite import parameter_names
+from ladderize.passes.runner import Log, run_pass
+from ladderize.passes.shard import ShardBranches
+from ladderize.sharding.placement import Shard
+from ladderize.sharding.plan import plan_sharding
+from ladderize.streams.find import find_streams
+from ladderize.testing import eager_ladder
+from ladderize.testing.emitted_code import record_emitted_code
+
+BLOCKS = ["blocks.*"]  # of the small nets below
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def compiled(model, dynamic=False, **options):
+    return torch.compile(
+        model, backend="ladderize", fullgraph=True, dynamic=dynamic, options=options
+    )
+
+
+def whole(model, reads, *args, **kwargs):
+    """What the unsharded ladder returns, without tracing it."""
+    with eager_ladder(model, reads):
+        return model(*args, **kwargs)
+
+
+def inputs(batch=2, length=6, labels=True):
+    ids = torch.randint(64, (batch, length), generator=torch.Generator().manual_seed(batch))
+    if not labels:
+        return {"input_ids": ids}
+    wanted = ids.roll(1, 0)
+    wanted[0, :3] = -100  # ignored
+    return {"input_ids": ids, "labels": wanted}
+
+
+def sharded_and_whole(name, lowering="aot_eager", dynamic=False, labels=True, **options):
+    """Largest errors of loss, logits and every gradient; placements; the programs of Inductor."""
+    model = language_model(name, **options)
+    extra = {"verify": "code"} if lowering == "inductor" else {}
+    run = compiled(model, dynamic, mesh=mesh(), lowering=lowering, **extra)
+    errors = {}
+    for shape in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
+        call = inputs(*shape, labels=labels)
+        with record_emitted_code() as sources:
+            found = run(**call)
+            if shape == (2, 6):
+                placements = sharding().placements
+            expected = whole(model, READS[name], **call)
+            for key in ("loss", "logits") if labels else ("logits",):
+                errors[key] = max(errors.get(key, 0), distance(found[key], expected[key]))
+            errors["gradients"] = gradient_errors(
+                model, total(found), total(expected), dict(placements)
+            )
+    return errors, placements, list(sources)
+
+
+def sharding():
+    """What the latest report says of it."""
+    return ladderize.last_report().graphs[-1].sharding
+
+
+def total(output):
+    """A scalar through all outputs."""
+    weight = torch.linspace(-1, 1, output.logits.shape[-1])
+    loss = output.get("loss")
+    return (output.logits * weight).square().mean() + (0 if loss is None else loss)
+
+
+def distance(a, b):
+    return (a - b).abs().max().item()
+
+
+def gradient_errors(model, found, expected, placements):
+    """The largest error of any gradient; of a divided parameter each rank has its part's."""
+    named = model.named_parameters(remove_duplicate=False)  # tied ones under all of their names
+    divided = {id(parameter) for name, parameter in named if name in placements}
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(found, parameters)
+    theirs = torch.autograd.grad(expected, parameters)
+    worst = 0.0
+    for parameter, mine, full in zip(parameters, ours, theirs, strict=True):
+        if id(parameter) in divided:
+            worst = max(worst, distance(mine, torch.where(mine != 0, full, 0)))
+            dist.all_reduce(mine)
+        worst = max(worst, distance(mine, full))
+    return worst
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_ranks_equal_one(two_ranks, name):
+    for errors, placements, _ in two_ranks.run(sharded_and_whole, name):
+        assert max(errors.values()) <= 1e-4, errors
+        divided = dict(placements)
+        for parameter in FAMILIES[name][2]:
+            assert divided.pop(parameter).startswith("sharded on dim 0 as 64")
+        assert all(".layer" in other or ".h." in other for other in divided)
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "gemma2"])
+def test_four_ranks_equal_one(four_ranks, name):
+    for errors, _, _ in four_ranks.run(sharded_and_whole, name, "eager"):
+        assert max(errors.values()) <= 1e-4, errors
+
+
+@pytest.mark.parametrize(("name", "labels"), [("llama, tied", True), ("gpt2", False)])
+def test_dynamic_shapes(two_ranks, name, labels):
+    for errors, _, _ in two_ranks.run(sharded_and_whole, name, "aot_eager", True, labels):
+        assert max(errors.values()) <= 1e-4, errors
+
+
+def letters(source):
+    """Launches and waits in the order of the emitted code: `r` all-reduce, `g` all-gather."""
+    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    return "".join(short.get(event.kind, "") for event in read_events(source).events)
+
+
+def test_inductor_hides_what_it_hid_before(two_ranks):
+    """The embedding's reduction at once, the branches' each behind the next, then the head's."""
+    for errors, _, sources in two_ranks.run(sharded_and_whole, "llama, tied", "inductor"):
+        assert max(errors.values()) <= 1e-4, errors
+        forward, backward = sources
+        # of the loss, highest logits and sums; of the logits, a gather
+        assert letters(forward) == "lw" + "l" + "lw" * 3 + "w" + "lw" * 3
+        assert letters(backward).startswith("lw")  # into the head, then as without
+        assert letters(backward).count("l") == 1 + 4
+        for source in sources:
+            assert not find_races(read_events(source))
+            assert not find_disorder(read_events(source))
+
+
+# ---- small nets, for what the models above do not have
+
+
+class Small(nn.Module):
+    """A table, two blocks, a tied head, and what `finish` makes of the logits and the ids."""
+
+    def __init__(self, finish, words=24, width=8, padding_idx=None, untied=False, bias=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(words, width, padding_idx)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, width)) for _ in range(2)
+        )
+        self.head = nn.Linear(width, words, bias)
+        if not untied:
+            self.head.weight = self.table.weight
+        self.finish = finish
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.finish(self.head(x), ids)
+
+
+def loss(logits, ids, **options):
+    """The next word's, the words below 3 ignored."""
+    target = ids.roll(-1, 1)
+    target = target.masked_fill(target < 3, options.get("ignore_index", -100))
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), **options)
+
+
+def by_positions(logits, ids):
+    return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+
+
+def in_two_steps(logits, ids):
+    return F.nll_loss(F.log_softmax(logits, -1).flatten(0, 1), ids.flatten())
+
+
+def best(logits, ids):
+    return logits.softmax(-1).topk(3).values + ids.sum()
+
+
+def shifted(logits, ids):
+    """Added to the logits: one number for each word, and a part that depends on it."""
+    bonus = torch.arange(logits.shape[-1]) / 7
+    return (logits[:, -1] + bonus).tanh() * ids[:, :1]
+
+
+FINISHES = {  # what is returned -> all-gathers, vocabulary-parallel losses
+    "mean": (loss, 0, 1),
+    "sum": (partial(loss, reduction="sum"), 0, 1),
+    "none": (partial(loss, reduction="none"), 0, 1),
+    "ignored": (partial(loss, ignore_index=5), 0, 1),
+    "by positions": (by_positions, 0, 1),
+    "smoothed": (partial(loss, label_smoothing=0.1), 1, 0),
+    "weighted": (partial(loss, weight=torch.arange(24.0)), 1, 0),
+    "in two steps": (in_two_steps, 1, 0),
+    "best": (best, 1, 0),
+    "shifted": (shifted, 1, 0),
+    "both": (lambda logits, ids: (logits.float(), loss(logits, ids)), 1, 1),
+}
+
+
+def finish(name, **options):
+    """Errors of values and gradients of a small net."""
+    model = Small(FINISHES[name][0], **options)
+    ids = torch.arange(18).reshape(3, 6) * 5 % 24
+    found = compiled(model, mesh=mesh(), lowering="aot_eager")(ids)
+    placements = dict(sharding().placements)
+    expected = whole(model, BLOCKS, ids)
+    if isinstance(found, torch.Tensor):
+        found, expected = (found,), (expected,)
+    errors = [distance(a, b) for a, b in zip(found, expected, strict=True)]
+    scalars = (sum(part.sin().mean() for part in parts) for parts in (found, expected))
+    return max(errors), gradient_errors(model, *scalars, placements), sorted(placements)
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_what_becomes_of_the_logits(two_ranks, name):
+    for error, gradients, placements in two_ranks.run(finish, name):
+        assert error <= 1e-4
+        assert gradients <= 1e-4
+        assert "table.weight" in placements
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 10}, {"untied": True, "bias": True}, {"untied": True}]
+)
+def test_tables_and_heads(two_ranks, options):
+    for error, gradients, placements in two_ranks.run(partial(finish, "both", **options)):
+        assert error <= 1e-4
+        assert gradients <= 1e-4
+        assert ("head.weight" in placements) == ("untied" in options)
+        assert ("head.bias" in placements) == ("bias" in options)
+
+
+# ---- structure
+
+
+def plan_of(model, *args, num_ranks=2, **kwargs):
+    sharder = Sharder(num_ranks)
+    torch.compile(model, backend=sharder, fullgraph=True, dynamic=False)(*args, **kwargs)
+    return sharder
+
+
+IDS = torch.arange(18).reshape(3, 6)
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_whole_logits_are_gathered_only_where_needed(name):
+    made, gathers, losses = FINISHES[name]
+    targets = plan_of(Small(made), IDS).targets()
+    assert targets.count("ladderize.gather.default") == gathers
+    assert targets.count("ladderize.vocab_cross_entropy.default") == losses
+    assert targets.count("ladderize.embed_rows.default") == 1
+    assert targets.count("ladderize.reduce.default") == 3
+
+
+def test_the_rank_enters_by_one_input():
+    sharder = plan_of(Small(FINISHES["both"][0]), IDS, num_ranks=4)
+    (index,) = sharder.plan.index_inputs
+    assert index.rows == ((0,), (6,), (12,), (18,))
+    assert sharder.plan.num_reductions == 2  # of the branches
+    assert sharder.plan.placements["table.weight"] == Shard(0, (24,))
+
+
+def test_an_exported_program_is_divided_alike():
+    """torch.export checks types along the way, which takes no whole logits."""
+    program = torch.export.export(Small(FINISHES["both"][0]), (IDS,))
+    gm, names = program.graph_module, parameter_names(program, program.graph_module)
+    blocks = [block for stream in find_streams(gm, names) for block in stream.blocks]
+    plan = plan_sharding(gm, blocks, names, 2)
+    found = plan.vocabulary
+    assert [len(edits) for edits in (found.lookups, found.losses, found.gathers)] == [1, 1, 1]
+    run_pass(gm, ShardBranches(plan, "group"), Log())
+    assert "torch.ops.ladderize.vocab_cross_entropy" in gm.code
+
+
+def test_only_the_vocabulary_is_divided():
+    """GPT-2's positions are no words; of BERT's three tables one holds words."""
+    for name, words in [("gpt2", "wte"), ("bert", "word_embeddings")]:
+        plan = plan_of(language_model(name), **inputs(labels=False)).plan
+        outside = [n for n in plan.placements if ".h." not in n and ".layer." not in n]
+        assert words in outside[0]
+        assert len(outside) == len(FAMILIES[name][2])
+    positions = torch.arange(6).expand(2, 6)
+    model = language_model("gpt2", max_position_embeddings=40)
+    plan = plan_of(model, position_ids=positions, **inputs(labels=False)).plan
+    assert "transformer.wpe.weight" not in plan.placements
+
+
+class OtherUse(Small):
+    def forward(self, ids):
+        return super().forward(ids) + self.table.weight.mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: Small(loss, words=25), "25 words cannot be divided over 2 ranks"),
+        (lambda: OtherUse(loss), "is also used by aten.mean"),
+        (lambda: Small(loss, padding_idx=None).requires_grad_(False), ""),
+    ],
+)
+def test_what_stays_whole_is_listed(model, reason):
+    plan = plan_of(model(), IDS).plan
+    whole = [each for each in plan.whole if "table.weight" in each.parameters]
+    assert bool(whole) == bool(reason)
+    if reason:
+        assert reason in str(whole[0])
+        assert whole[0].num_bytes > 0
+        assert "table.weight" not in plan.placements
+        assert f"kept whole: {whole[0]}" in plan.describe()
+    assert plan.num_reductions == 2
+
+
+def whole_vocabulary():
+    model = Small(FINISHES["both"][0])
+    options = {"mesh": mesh(), "lowering": "eager", "shard_vocabulary": False}
+    found = compiled(model, **options)(IDS)[0]
+    report = sharding()
+    expected = whole(model, BLOCKS, IDS)[0]
+    return distance(found, expected), report
+
+
+def test_the_vocabulary_can_be_left_whole(two_ranks):
+    for error, report in two_ranks.run(whole_vocabulary):
+        assert error <= 1e-4
+        assert len(report.placements) == 6
+        assert all(name.startswith("blocks.") for name, _ in report.placements)

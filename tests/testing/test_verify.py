@@ -1,0 +1,273 @@
+"""`ladderize verify`: right ladders of six families pass, and ten planted faults do not."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from helpers import faults
+from torch.export import Dim, export
+from typer.testing import CliRunner
+from zoo.table import FAMILIES
+
+import ladderize
+from ladderize import LadderError
+from ladderize.compat.archive import read_note, read_program
+from ladderize.passes.reroute import RerouteReads
+from ladderize.tools.cli import app
+
+NAMED = {family.name: family for family in FAMILIES}
+SIX = ["llama", "gpt2", "bert", "t5", "vit", "resnet (basic layers)"]
+
+
+def run(*args):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+class Files:
+    """A family as an exported file, its ladder and its shards over two ranks."""
+
+    def __init__(self, name, folder):
+        torch.backends.mha.set_fastpath_enabled(False)
+        family = NAMED[name]
+        with torch.no_grad():
+            self.program = export(family.build(), (), family.feed(), strict=True)
+        self.original = folder / "original.pt2"
+        self.ladder, self.shards = folder / "ladder.pt2", folder / "shards"
+        torch.export.save(self.program, self.original)
+        for how in ([self.ladder], [self.shards, "--tp", 2]):
+            done = run("rewrite", self.original, "--out", *how)
+            assert done.exit_code == 0, done.output
+        self.stream = faults.stream_of(self.program)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    made = {}
+
+    def files_of(name):
+        if name not in made:
+            made[name] = Files(name, tmp_path_factory.mktemp("written"))
+        return made[name]
+
+    return files_of
+
+
+def verify(*args):
+    return run("verify", *args)
+
+
+def checks_of(done):
+    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_right_ladders_pass(written, name):
+    files = written(name)
+    for rewritten in (files.ladder, files.shards):
+        done = verify(files.original, rewritten, "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["ok"]
+        checks = {check["name"]: check for check in found["checks"]}
+        blocks = NAMED[name].blocks
+        assert f"{blocks} blocks" in checks["recurrence"]["found"]
+        errors = [c["error"] for c in found["checks"] if c["name"].startswith("values")]
+        assert len(errors) >= 2 and max(errors) < 1e-5
+
+
+GRAPH_FAULTS = [
+    ("llama", faults.left_fresh, "its branch reads x3, fresh, not x2"),
+    ("gpt2", faults.two_blocks_early, "its branch reads x1, 2 blocks stale, not x2"),
+    ("bert", faults.left_fresh, "its branch reads x3, fresh, not x2"),
+    ("llama", faults.skip_rerouted, "its skip carries x1"),
+    ("resnet (basic layers)", faults.stale_read_across_a_segment, "is never computed"),
+    ("llama", faults.final_norm_reads_stale, "output 0 is computed from {y2}, not from {y3}"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "says"), GRAPH_FAULTS)
+def test_faults_in_a_graph(written, tmp_path, name, fault, says):
+    files = written(name)
+    program = read_program(files.ladder)
+    index = faults.plant(program, files.stream, fault)
+    torch.export.save(program, tmp_path / "faulty.pt2")
+    done = verify(files.original, tmp_path / "faulty.pt2", "--json")
+    assert done.exit_code == 1
+    check = checks_of(done)["recurrence"]
+    assert check["status"] == "failed"
+    assert f"block {index} (" in check["where"] or f"block, {index} (" in check["where"]
+    assert says in check["found"]
+    assert f"{index} (" in done.stderr.splitlines()[-1]
+    assert any(c["status"] == "failed" for n, c in checks_of(done).items() if "values" in n)
+
+
+SHARDED_FAULTS = [
+    ("llama", faults.wait_dropped, "waits"),
+    ("gpt2", faults.bias_on_every_rank, "recurrence"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "failing"), SHARDED_FAULTS)
+def test_faults_in_the_graph_of_shards(written, tmp_path, name, fault, failing):
+    files = written(name)
+    folder = faults.copy_folder(files.shards, tmp_path / "faulty")
+    index = faults.plant_in_graph(folder, files.stream, fault)
+    done = verify(files.original, folder, "--json")
+    assert done.exit_code == 1
+    checks = checks_of(done)
+    assert checks[failing]["status"] == "failed"
+    assert f"block {index} (" in checks["recurrence"]["where"]
+    if failing == "recurrence":
+        assert "the same vector is added" in checks["recurrence"]["found"]
+
+
+def test_collectives_in_another_order_on_one_rank(written, tmp_path):
+    files = written("llama")
+    folder = faults.copy_folder(files.shards, tmp_path / "rank1")
+    index = faults.plant_in_graph(folder, files.stream, faults.collectives_swapped)
+    # Alone, on both ranks, the other order is a right one.
+    assert verify(files.original, folder).exit_code == 0
+    done = verify(files.original, files.shards, folder, "--json")
+    assert done.exit_code == 1
+    check = checks_of(done)["order of collectives"]
+    assert check["status"] == "failed"
+    assert f"block {index} (" in check["where"]
+    assert "rank 0: reduce" in check["found"] and "rank 1: reduce" in check["found"]
+    assert verify(files.original, files.shards, files.shards).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("llama", faults.slice_off_by_one), ("gpt2", faults.segments_swapped)]
+)
+def test_faults_in_the_tensors_of_a_rank(written, tmp_path, name, fault):
+    files = written(name)
+    folder = faults.copy_folder(files.shards, tmp_path / "faulty")
+    index = faults.plant_in_tensors(folder, 1, fault)
+    done = verify(files.original, folder, "--json")
+    assert done.exit_code == 1
+    check = checks_of(done)["weights"]
+    assert check["status"] == "failed"
+    assert "has other values on rank 1" in check["found"]
+    assert f"block {index} (" in check["where"]
+    wrong = [c for n, c in checks_of(done).items() if "values" in n]
+    assert wrong and all(c["status"] == "failed" for c in wrong)
+    assert all(f"block {index} (" in c["where"] for c in wrong)
+
+
+def test_a_fault_that_weights_hide_is_found(written):
+    """Branches scaled by nearly nothing: no number tells a fresh read from a stale one."""
+    files = written("llama")
+    program = read_program(files.ladder)
+    for name, tensor in program.state_dict.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor.data.mul_(1e-9)
+    quiet = read_program(files.original)
+    quiet.state_dict.update(program.state_dict)
+    assert ladderize.verify(quiet, program).ok
+    faults.plant(program, files.stream, faults.left_fresh)
+    found = ladderize.verify(quiet, program)
+    assert [check.name for check in found.failed] == ["recurrence"]
+    assert "block 3 (" in found.failed[0].where
+
+
+def test_values_of_another_form_than_the_graph_says(written):
+    files = written("llama")
+    ladder = read_program(files.ladder)
+    node = faults.node_in(ladder.graph, files.stream.blocks[1].outputs[0])
+    node.meta["val"] = node.meta["val"].new_empty(2, 7, 31)
+    found = ladderize.verify(files.program, ladder)
+    assert [check.name for check in found.failed] == ["shapes"]
+    assert "its graph says [2, 7, 31]" in found.failed[0].found
+    assert "model.layers.0.mlp" in found.failed[0].where
+
+
+# ---- what it holds a ladder to
+
+
+def test_options_are_those_noted_in_the_files(written, tmp_path):
+    files = written("llama")
+    out = tmp_path / "half.pt2"
+    assert run("rewrite", files.original, "--out", out, "--layers", "last:1").exit_code == 0
+    assert read_note(out) == {"layers": "last:1"}
+    assert read_note(files.original) is None
+    assert verify(files.original, out).exit_code == 0
+    done = verify(files.original, out, "--layers", "all")
+    assert done.exit_code == 1
+    assert "its branch reads x1, fresh, not x0" in done.stdout
+    assert "block 1 (model.layers.0.mlp, modeling_llama.py" in done.stderr
+    assert verify(files.original, files.ladder, "--staleness", "2").exit_code == 1
+
+
+def test_a_standard_net_does_not_pass_for_a_ladder(written):
+    files = written("llama")
+    found = ladderize.verify(files.program, files.program)
+    assert not found.ok
+    assert "block 1 (" in found.failed[0].where
+    assert ladderize.verify(files.program, files.program, staleness=0).ok
+
+
+def test_it_does_not_ask_the_pass_that_it_checks(written, monkeypatch):
+    """With a pass that refuses to run, a ladder made before is still verified."""
+    files = written("gpt2")
+
+    def refuse(*_):
+        raise LadderError("no pass runs")
+
+    monkeypatch.setattr(RerouteReads, "__call__", refuse)
+    with pytest.raises(LadderError, match="no pass runs"):
+        ladderize.rewrite(files.program)
+    assert ladderize.verify(files.program, files.ladder).ok
+
+
+def test_other_shapes_and_dtypes():
+    family = NAMED["llama"]
+    dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}}
+    program = export(family.build(), (), family.feed(), dynamic_shapes=dims)
+    dtypes = [torch.float32, torch.float64, torch.bfloat16]
+    found = ladderize.verify(program, ladderize.rewrite(program), dtypes=dtypes, variants=3)
+    assert found.ok, found
+    names = [check.name for check in found.checks if "values" in check.name]
+    assert len(names) == len(set(names)) == 9  # three shapes in three dtypes
+    assert [name.split(", ")[1] for name in names[::3]] == ["float32", "float64", "bfloat16"]
+
+
+def test_another_model_is_told_apart(written):
+    found = ladderize.verify(written("llama").program, written("bert").ladder)
+    assert [check.name for check in found.failed] == ["weights", "recurrence", *found_values(found)]
+
+
+def found_values(found):
+    return [check.name for check in found.failed if "values" in check.name]
+
+
+def test_other_inputs_end_it(written):
+    found = ladderize.verify(written("llama").program, written("vit").ladder)
+    assert [check.name for check in found.checks] == ["inputs and outputs"]
+    assert "float32 [2, 3, 32, 32]" in found.failed[0].found
+
+
+def test_folders_that_do_not_belong_together(written, tmp_path):
+    files = written("llama")
+    with pytest.raises(LadderError, match="3 directories were given"):
+        ladderize.verify(files.program, [files.shards] * 3)
+    with pytest.raises(LadderError, match=r"there is no manifest\.json in it"):
+        ladderize.verify(files.program, tmp_path)
+
+
+def test_half_precision_hides_no_fault():
+    """Rounding of bfloat16 is as large as a wrong read: the recurrence is read in float32."""
+    family = NAMED["llama"]
+    model = family.build().to(torch.bfloat16)
+    program = export(model, (), family.feed(), strict=True)
+    ladder = ladderize.rewrite(program)
+    found = ladderize.verify(program, ladder, dtypes=[torch.bfloat16, torch.float16])
+    assert found.ok, found
+    worst = [check.error for check in found.checks if check.name.startswith("values, bfloat16")]
+    assert worst and max(worst) < 1e-1
+    faults.plant(ladder, faults.stream_of(program), faults.two_blocks_early)
+    found = ladderize.verify(program, ladder)
+    assert found.failed[0].name == "recurrence"
+    assert found.failed[0].found == "its branch reads x1, 2 blocks stale, not x2"
