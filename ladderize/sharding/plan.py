@@ -8,6 +8,7 @@ parameters and through index inputs. `passes.shard.ShardBranches` carries it out
 """
 
 import hashlib
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ladderize.compat.ops import set_grad_enabled
+from ladderize.errors import LadderError, LadderWarning
 from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
@@ -217,7 +220,7 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
     carries: set[Node] = set()
     is_enabled = True
     for node in gm.graph.nodes:
-        if node.target is torch._C._set_grad_enabled:  # how a trace spells torch.no_grad()
+        if node.target is set_grad_enabled:
             is_enabled = bool(node.args[0])
         if not is_enabled:
             continue
@@ -232,3 +235,23 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
         elif any(source in carries for source in node.all_input_nodes):
             carries.add(node)
     return carries
+
+
+def refuse_undivided(plan: ShardPlan) -> None:
+    """Raise where nothing can be divided; warn, once, of what is kept whole.
+
+    Raises:
+        LadderError: with the reason for each branch.
+    """
+    if not plan.reductions:
+        raise LadderError(
+            f"No branch can be sharded over {plan.num_ranks} ranks:",
+            [reason for branch in plan.whole for reason in branch.reasons],
+            "use a number of ranks that divides the sizes named above",
+        )
+    if plan.whole:
+        listed = "".join(f"\n  - {undivided}" for undivided in plan.whole)
+        warnings.warn(
+            LadderWarning(f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"),
+            stacklevel=2,
+        )

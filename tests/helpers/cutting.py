@@ -24,7 +24,8 @@ from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutSegments
 from ladderize.backends.tensorrt.islands import is_call, segments_of
 from ladderize.frontends.backend import copy_graph
-from ladderize.graph.in_flight import GATHERS, SCATTERS, channel_of, is_launch, is_wait
+from ladderize.graph.collectives import GATHERS, SCATTERS, is_wait
+from ladderize.graph.in_flight import channel_of, is_launch
 from ladderize.graph.ops import written_operands
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits

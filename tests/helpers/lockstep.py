@@ -24,8 +24,8 @@ from ladderize.backends.tensorrt.cut import CutSegments
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import copy_of, parameter_names
 from ladderize.graph import parallel_ops
+from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.pipeline import RankGroup, Rewritten, ladder
 from ladderize.passes.runner import Log, run_pass
 from ladderize.sharding.placement import Replicate, take_local
 
@@ -121,8 +121,8 @@ class ShardedProgram:
         names = parameter_names(program, gm)
         group = RankGroup(num_ranks, "group")
         self.inputs = [names.get(node) for node in gm.graph.find_nodes(op="placeholder")]
-        self.rewritten: Rewritten = ladder(
-            gm, names, LadderConfig(**config), group, may_be_a_layer=False
+        self.rewritten = rewrite_graph(
+            Rewriting(gm, names, LadderConfig(**config), group, may_be_a_layer=False)
         )
         assert self.rewritten.plan is not None
         self.plan = self.rewritten.plan

@@ -19,7 +19,7 @@ from ladderize.backends.emitted.events import read_events
 from ladderize.backends.emitted.names import NOTHING, Storage, Storages
 from ladderize.backends.emitted.program import Event, Kind, Program
 from ladderize.errors import Blocker, LadderError
-from ladderize.graph.in_flight import GATHERS
+from ladderize.graph.collectives import GATHERS
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
+from ladderize.compat.ops import OpOverload, is_composite
 from ladderize.graph import ops
-from ladderize.graph.in_flight import is_launch, is_wait
+from ladderize.graph.collectives import is_wait
+from ladderize.graph.in_flight import is_launch
 
 
 class Role(enum.Enum):
@@ -190,5 +191,4 @@ def is_view(op: Any) -> bool:
     if op is torch.ops.aten._unsafe_view.default:  # its schema says that the result is fresh
         return True
     is_alias = any(a.alias_info and not a.alias_info.is_write for a in op._schema.arguments)
-    composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    return is_alias and not op.has_kernel_for_dispatch_key(composite)
+    return is_alias and not is_composite(op)

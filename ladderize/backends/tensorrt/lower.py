@@ -24,10 +24,8 @@ from ladderize.backends.tensorrt.engines.step import Step, refuse_gradients
 from ladderize.backends.tensorrt.islands import is_call, segments_of
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config.options import LadderConfig
-from ladderize.graph.in_flight import check_in_flight
-from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.join_waits import JoinWaits
-from ladderize.passes.runner import Log, run_pass
+from ladderize.passes.after_autograd import defer
+from ladderize.passes.runner import apply_pass
 
 
 def lower_to_tensorrt(
@@ -66,11 +64,9 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
     Args:
         weights: those of its inputs that are to become weights of the engines.
     """
-    log = Log()
-    run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
-    run_pass(gm, DeferWaits(), log)
-    run_pass(gm, DropChecks(), log)
-    run_pass(gm, CutSegments(), log, cut_of(gm))
+    defer(gm)
+    apply_pass(gm, DropChecks())
+    apply_pass(gm, CutSegments(), cut_of(gm))
     segments = segments_of(gm)
     inputs = gm.graph.find_nodes(op="placeholder")
     index = {node: inputs.index(node) for node in weights}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 
-from ladderize.config.options import LadderConfig
+from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import agree
 from ladderize.frontends.sharded.checkpoint import Source, StateDict, match, open_checkpoint
@@ -21,9 +21,6 @@ from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.materialize import read_slices
 from ladderize.frontends.sharded.module import Lower, ShardedModule
 from ladderize.frontends.sharded.tracing import build, trace
-
-# A module that runs the graph as it is; torch.compile has these options again.
-_LATER = ("lowering", "lowering_options", "mode")
 
 ModelOrFactory = nn.Module | Callable[[], nn.Module]
 
@@ -99,7 +96,7 @@ def plan_parallel(
 
 def aot_config(**options: Any) -> LadderConfig:
     """The configuration of what is sharded ahead of time: the options of lowering come later."""
-    surplus = [Blocker(f"{name}=") for name in _LATER if name in options]
+    surplus = [Blocker(f"{name}=") for name in LOWERING_OPTIONS if name in options]
     if surplus:
         cure = 'torch.compile(shard, backend="ladderize", options={…}) takes them'
         raise LadderError("Nothing is lowered ahead of time:", surplus, cure)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from html import escape
 
-from ladderize.report.data import Report
+from ladderize.report.data import ReportData
 from ladderize.report.present.lines import HEADER, Gap, Part, Row, page_of
 
 # The three colours are readable on white and on black; everything else is the page's own.
@@ -23,7 +23,7 @@ STYLE = """
 """
 
 
-def as_html(report: Report) -> str:
+def as_html(report: ReportData) -> str:
     """`report` as an HTML fragment; where layers are left out, a fold holds every block."""
     short, full = page_of(report), page_of(report, full=True)
     lines = [

@@ -14,9 +14,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladderize.report.data import WARNING, BlockReport, GraphReport, Refusal, Report, StreamReport
+from ladderize.errors import counted
+from ladderize.report.data import (
+    WARNING,
+    BlockReport,
+    GraphReport,
+    Refusal,
+    ReportData,
+    StreamReport,
+)
 from ladderize.report.present.repeats import Run, find_runs
-from ladderize.wording import counted
 
 OUTCOMES = {
     "explained": "only explained, nothing is compiled",
@@ -69,7 +76,7 @@ class Page:
     warning: str = WARNING
 
 
-def page_of(report: Report, full: bool = False) -> Page:
+def page_of(report: ReportData, full: bool = False) -> Page:
     """Lay out `report`, every block of it if `full`."""
     parts = [part for graph in report.graphs for part in _graph(graph, report, full)]
     if report.breaks:
@@ -78,7 +85,7 @@ def page_of(report: Report, full: bool = False) -> Page:
     return Page(_headline(report), tuple(parts), _footer(report))
 
 
-def _headline(report: Report) -> str:
+def _headline(report: ReportData) -> str:
     blocks = report.blocks
     rewired = sum(block.is_rewired for block in blocks)
     found = f"{counted(len(blocks), 'block')} in {counted(len(report.streams), 'stream')}"
@@ -86,7 +93,7 @@ def _headline(report: Report) -> str:
     return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
 
 
-def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
+def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Part]:
     prefix = f"graph {graph.index} ({graph.name}), " if len(report.graphs) > 1 else ""
     for stream in graph.streams:
         yield Part(prefix + title_of(stream), tuple(_rows(stream, full)), tuple(_remarks(stream)))
@@ -142,9 +149,9 @@ def _collectives(graph: GraphReport) -> Iterator[str]:
         yield f"{count} {op}{where}, {origin}, {place}"
 
 
-def _footer(report: Report) -> str:
-    seconds = sum(entry.seconds for entry in report.passes)
-    edits = sum(entry.edits for entry in report.passes)
+def _footer(report: ReportData) -> str:
+    seconds = sum(step.seconds for step in report.steps)
+    edits = sum(step.edits for step in report.passes)
     parts = [f"{counted(len(report.passes), 'pass', 'passes')}, {edits} edits, {seconds:.2f} s"]
     parts += [f"{name}={value}" for name, value in report.options]
     parts += [f"{name} {number}" for name, number in report.versions if name != "python"]

@@ -79,10 +79,5 @@ def lowering_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given, lists of indices as such."""
-    found = {name: value for name, value in options.items() if value is not None}
-    for name in ("layers", "blocks"):
-        text = found.get(name, "")
-        if text.startswith("["):
-            found[name] = [int(index) for index in text.strip("[]").split(",") if index.strip()]
-    return found
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

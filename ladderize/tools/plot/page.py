@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from itertools import chain
 
-from ladderize.report.data import BlockReport, GraphReport, Report, StreamReport
+from ladderize.report.data import BlockReport, GraphReport, StreamReport
 from ladderize.report.present.lines import Part, page_of, title_of
+from ladderize.report.report import Report
 from ladderize.tools.plot import lanes, units
 from ladderize.tools.plot.graph import BlockGraph
 from ladderize.tools.plot.layout import can_fold, lay_out

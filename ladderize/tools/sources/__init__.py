@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from ladderize.compat.archive import read_program
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends.rewrite import explain_exported
+from ladderize.frontends.rewrite import explain_program
 from ladderize.frontends.sharded.tracing import export_program, trace
-from ladderize.report.data import Report
+from ladderize.report.report import Report
 
 HUGGING_FACE = "hf:"
 
@@ -66,7 +66,7 @@ class File:
         return read_program(self.name)
 
     def explain(self, config: LadderConfig) -> Report:
-        return explain_exported(self.program(), config)
+        return explain_program(self.program(), config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Module:
 
     def explain(self, config: LadderConfig) -> Report:
         if not self.has_weights:
-            return explain_exported(self.program(), config)
+            return explain_program(self.program(), config)
         from ladderize.frontends.explain import explain_call
 
         return explain_call(self.model, self.args, self.kwargs, config)

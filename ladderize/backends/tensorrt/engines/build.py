@@ -21,6 +21,7 @@ from ladderize.backends.tensorrt.engines.size_ranges import Extents
 from ladderize.backends.tensorrt.engines.strides import Layouts
 from ladderize.backends.tensorrt.engines.support import why_not
 from ladderize.compat import tensorrt as trt
+from ladderize.compat.ops import rename
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, describe_origin
 
@@ -173,7 +174,7 @@ def _take_weights(call: Node, part: GraphModule) -> tuple[int, ...]:
         else:
             kept.append(given)
         own.target = f"{'weight' if is_weight else 'in'}{number}"
-        own._rename(own.target)
+        rename(own, own.target)
     call.args = tuple(kept)
     part.recompile()
     return tuple(indices)

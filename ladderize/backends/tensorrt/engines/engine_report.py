@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ladderize.backends.tensorrt.engines.plan_cache import Layer
-from ladderize.wording import counted
+from ladderize.errors import counted
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from ladderize.backends.tensorrt.engines.size_ranges import Extents
+from ladderize.compat.ops import OpOverload
 
 
 def canonical_text(segment: GraphModule, weights: Collection[str], extents: Extents) -> str:

@@ -20,6 +20,7 @@ from torch.fx.traceback import preserve_node_meta
 from ladderize import compat
 from ladderize.backends.tensorrt.engines.strides import Layouts, make_contiguous
 from ladderize.compat import tensorrt as trt
+from ladderize.compat.ops import rename
 
 aten = torch.ops.aten
 
@@ -42,7 +43,7 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[Graph
         zip(inputs, gm.graph.find_nodes(op="placeholder"), strict=True)
     ):
         new.target = f"{'weight' if old.name in weights else 'input'}_{index}"
-        new._rename(new.target)
+        rename(new, new.target)
         new.meta.setdefault("val", old.meta["val"])  # of sizes make_fx keeps none
     gm.graph.eliminate_dead_code()
     _drop_aliases(gm)
