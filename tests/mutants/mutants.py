@@ -88,14 +88,14 @@ STREAMS = (
         "ladderize/reach.py",
         "is_plain = ops.kind(node) is Kind.ADD and not node.kwargs",
         "is_plain = ops.kind(node) is Kind.ADD",
-        "tests/test_properties.py::test_sums_in_odd_spellings",
+        "tests/test_stream.py::test_a_scaled_sum_of_branches_is_not_flattened",
     ),
     Mutant(
         "a sum with several readers is flattened",
         "ladderize/candidates.py",
         "if len(operand.users) == 1 and reach.is_plain_sum(operand):",
         "if reach.is_plain_sum(operand):",
-        "tests/test_stream.py::test_each_block_reads_what_the_one_before_wrote",
+        "tests/test_stream.py::test_spellings_of_the_add",
     ),
     Mutant(
         "a group skip is a block",
@@ -116,14 +116,14 @@ STREAMS = (
         "ladderize/chains.py",
         "last: Block | None = max(free,",
         "last: Block | None = min(free,",
-        "tests/test_stream.py::test_each_block_reads_what_the_one_before_wrote",
+        "tests/test_reroute.py::test_sources_stay_inside_the_stream",
     ),
     Mutant(
         "a chain may lie in the branch of another",
         "ladderize/chains.py",
         "if adds & block.members:",
         "if adds <= set():",
-        "tests/test_stream.py::test_gates_masks_and_positions_are_no_blocks",
+        "tests/test_properties.py::test_other_adds_are_no_blocks[gate-embedding]",
     ),
     Mutant(
         "two stacks on one trunk are joined",
@@ -151,7 +151,7 @@ STREAMS = (
         "ladderize/stale.py",
         "MAX_STALENESS = 8",
         "MAX_STALENESS = 2",
-        "tests/test_refusals.py::test_a_ladder_is_left_alone_and_named",
+        "tests/test_refusals.py::test_stale_blocks_are_found_three_blocks_back",
     ),
     Mutant(
         "a block behind a stale one is not linked to it",
@@ -266,11 +266,18 @@ STREAMS = (
         "tests/test_stream.py::test_in_place_on_the_graph_input_is_refused",
     ),
     Mutant(
+        "-= becomes a sum",
+        "ladderize/ops.py",
+        "operator.isub: operator.sub,",
+        "operator.isub: operator.add,",
+        "tests/test_functionalize.py::test_values_and_dtypes_stay",
+    ),
+    Mutant(
         "a layer norm mixes",
         "ladderize/ops.py",
         '"""layer_norm native_layer_norm rms_norm',
         '"""native_layer_norm rms_norm',
-        "tests/test_stream.py::test_post_norm_anchor_is_the_normed_value",
+        "tests/test_stream.py::test_post_norm_blocks_are_one_segment",
     ),
 )
 
@@ -282,7 +289,7 @@ PASSES = (
         "ladderize/passes/functionalize.py",
         "and any(position[user] > position[node] for user in other.users)",
         "and any(position[user] < position[node] for user in other.users)",
-        "tests/test_stream.py::test_in_place_on_a_viewed_stream_value_is_refused",
+        "tests/test_stream.py::test_the_first_write_under_a_view_is_refused",
     ),
     Mutant(
         "an input may be overwritten",
@@ -292,11 +299,18 @@ PASSES = (
         "tests/test_stream.py::test_in_place_on_the_graph_input_is_refused",
     ),
     Mutant(
+        "the first later reader reads the old value",
+        "ladderize/passes/functionalize.py",
+        "for user in later:",
+        "for user in later[1:]:",
+        "tests/test_functionalize.py::test_values_and_dtypes_stay",
+    ),
+    Mutant(
         "an in-place op may change the dtype",
         "ladderize/passes/functionalize.py",
         "return tensors[0].dtype",
         "return None",
-        "tests/test_properties.py::test_each_spelling_of_the_sum",
+        "tests/test_functionalize.py::test_values_and_dtypes_stay",
     ),
     Mutant(
         "one of two reads is left fresh",
@@ -483,7 +497,7 @@ SHARDING = (
         "ladderize/sharding/part_rules.py",
         "inside = [i for i, end in enumerate(ends) if first < end <= last]",
         "inside = [i for i, end in enumerate(ends) if first <= end < last]",
-        "tests/test_sharding.py::test_fused_qkv_is_divided_in_three_segments",
+        "tests/test_sharding.py::test_two_ranks_equal_one[gpt2-False-options4]",
     ),
     Mutant(
         "addmm has its outputs in rows",
@@ -600,7 +614,7 @@ COLLECTIVES = (
         "ladderize/emitted/checks.py",
         "for launch in launches:",
         "for launch in launches[:1]:",
-        "tests/test_emitted_order.py::test_fusion_that_waits_for_two_is_found",
+        "tests/test_emitted_order.py::test_adjacent_waits_of_a_deeper_schedule",
     ),
     Mutant(
         "an early wait is not reported",
