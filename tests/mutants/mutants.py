@@ -497,7 +497,7 @@ SHARDING = (
         "ladderize/sharding/part_rules.py",
         "inside = [i for i, end in enumerate(ends) if first < end <= last]",
         "inside = [i for i, end in enumerate(ends) if first <= end < last]",
-        "tests/test_sharding.py::test_two_ranks_equal_one[gpt2-False-options4]",
+        "tests/test_sharding.py::test_the_parts_of_a_fused_weight_stay_divided",
     ),
     Mutant(
         "addmm has its outputs in rows",
@@ -732,7 +732,7 @@ FILES = (
         "ladderize/aot/state.py",
         "start += len(part)",
         "start = len(part)",
-        "tests/test_checkpoint.py::test_a_rank_reads_its_slices",
+        "tests/test_checkpoint.py::test_three_segments_are_read_one_behind_the_other",
     ),
     Mutant(
         "what is whole in parts is not written down",
@@ -786,14 +786,14 @@ CHECKS = (
         "ladderize/verification/values.py",
         "if largest <= allowed:",
         "if largest >= 0:",
-        "tests/test_verify.py::test_a_standard_net_does_not_pass_for_a_ladder",
+        "tests/test_verify_checks.py::test_a_read_that_changes_values",
     ),
     Mutant(
-        "what a value reads is not compared",
+        "a value may read more than it should",
         "ladderize/verification/structure.py",
         "if is_ != should[value.node]:",
-        "if len(is_) != len(should[value.node]):",
-        "tests/test_verify.py::test_a_fault_that_weights_hide_is_found",
+        "if not is_ >= should[value.node]:",
+        "tests/test_verify_checks.py::test_a_read_that_changes_no_value",
     ),
     Mutant(
         "sizes are not compared",
@@ -807,7 +807,7 @@ CHECKS = (
         "ladderize/verification/tensors.py",
         "elif not torch.equal(held.detach(), expected.detach()):",
         "elif not torch.equal(held.detach(), held.detach()):",
-        "tests/test_verify.py::test_another_model_is_told_apart",
+        "tests/test_verify_checks.py::test_a_weight_that_changes_values",
     ),
     Mutant(
         "ranks may meet at different collectives",
