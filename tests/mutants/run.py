@@ -182,7 +182,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     mutants = [mutant for mutant in MUTANTS if not args.only or mutant.name in args.only]
     if misfits := list(find_misfits(ROOT, mutants)):
         print(*misfits, sep="\n")
