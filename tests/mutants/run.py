@@ -5,8 +5,8 @@
     python tests/mutants/run.py --check              whether each can be planted; runs no tests
 
 First all tests named in the table run unchanged: a failure means something only where they pass. A
-mutant is killed where pytest says that tests failed (exit status 1). Where it finds no tests, or
-cannot import them, the entry of the table is wrong, and that is reported as an error.
+mutant is killed where pytest says that tests failed (exit status 1). Where it finds no tests,
+cannot import them or runs out of time, nothing is shown, and that is reported as an error.
 """
 
 import argparse
@@ -35,6 +35,7 @@ PYTEST = "-m pytest -x -q -n 0 -p no:cacheprovider --timeout 120".split()
 SECONDS = 600
 TESTS_FAILED = 1
 _KILLER = re.compile(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", re.MULTILINE)
+_TIMEOUT = "from pytest-timeout"
 _STYLES = {"killed": "green", "SURVIVED": "bold red", "error": "bold yellow"}
 
 
@@ -123,6 +124,8 @@ def try_mutant(mutant: Mutant, trees: "Queue[Path]") -> Outcome:
     finally:
         trees.put(tree)
     verdict = {0: "SURVIVED", TESTS_FAILED: "killed"}.get(status, "error")
+    if _TIMEOUT in output:
+        verdict = "error"
     found = _KILLER.search(output)
     killer = found[1] if verdict == "killed" and found else ""
     return Outcome(mutant, verdict, killer, time.monotonic() - start, output)
