@@ -276,6 +276,13 @@ def test_fused_qkv_is_divided_in_three_segments() -> None:
     assert placements["h.0.attn.c_proj.weight"] == Shard(0, (32,))
 
 
+def test_the_parts_of_a_fused_weight_stay_divided() -> None:
+    """A rank has its heads of q, k and v; it selects none."""
+    sharder = shard("gpt2", 2, layers=1)
+    assert sharder.plan.index_inputs == ()
+    assert "aten.index_select.default" not in sharder.targets()
+
+
 def test_only_branches_are_divided() -> None:
     sharder = shard("llama", 2, layers=1)
     assert all(".self_attn." in name or ".mlp." in name for name in sharder.plan.placements)
