@@ -1,9 +1,8 @@
 """Each check of `ladderize.verify` fails by itself, on a net of four blocks."""
 
-import faults
 import pytest
 import torch
-from graphs import Residual
+from helpers.graphs import Residual
 from torch.export import export
 
 import ladderize

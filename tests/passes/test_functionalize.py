@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from graphs import capture
+from helpers.graphs import capture
 
 from ladderize.passes.functionalize import Functionalize
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ladderize import LadderError
-from ladderize.aot.directory import check_files, read_manifest, write_manifest
+from ladderize.frontends.sharded.directory import check_files, read_manifest, write_manifest
 
 
 @pytest.mark.parametrize(
