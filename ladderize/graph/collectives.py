@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.compat.ops import OpOverload, OpOverloadPacket
+from ladderize.compat.dispatcher import OpOverload, OpOverloadPacket
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ladderize import compat
-from ladderize.compat.ops import OpOverload
+from ladderize.compat.dispatcher import OpOverload
 
 KEYS = ("val", "example_value")
 

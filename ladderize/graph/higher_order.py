@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from ladderize.compat.ops import HigherOrderOperator
+from ladderize.compat.dispatcher import HigherOrderOperator
 from ladderize.graph import ops
 
 

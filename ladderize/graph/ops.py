@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from ladderize import compat
-from ladderize.compat.ops import HigherOrderOperator, OpOverload, memory_id
+from ladderize.compat.dispatcher import HigherOrderOperator, OpOverload, memory_id
 
 
 class Kind(enum.Enum):

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
 from ladderize import compat
-from ladderize.compat.ops import OpOverload
+from ladderize.compat.dispatcher import OpOverload
 from ladderize.graph import ops
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.compat.ops import OpOverload
+from ladderize.compat.dispatcher import OpOverload
 from ladderize.graph import ops
 from ladderize.graph.fake_values import KEYS
 from ladderize.passes import PassResult

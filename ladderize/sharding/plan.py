@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize.compat.ops import set_grad_enabled
+from ladderize.compat.dispatcher import set_grad_enabled
 from ladderize.errors import LadderError, LadderWarning
-from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
+from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
 from ladderize.sharding.undivided import Undivided, find_undivided
-from ladderize.sharding.values import Selection
+from ladderize.sharding.values import RowSelection
 from ladderize.sharding.visit import Visit, is_tensor, packet
 from ladderize.sharding.vocabulary import Vocabulary, find_vocabulary
 from ladderize.streams.block import Block
@@ -47,7 +47,7 @@ class ShardPlan:
     placements: Mapping[str, Placement]
     parameter_nodes: Mapping[Node, Placement]
     rewrites: tuple[Rewrite, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[BranchEntry, ...]
     mixed: tuple[MixedWeight, ...]
     reductions: tuple[Reduction, ...]
     vocabulary: Vocabulary
@@ -161,15 +161,17 @@ class _Writer:
         nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
         return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
-    def _entry(self, visit: Visit, operand: Node, selection: Selection | None) -> Entry:
+    def _entry(self, visit: Visit, operand: Node, selection: RowSelection | None) -> BranchEntry:
         # What is whole on each rank was entered where it was made.
         needs_copy = operand in self.gradients and not visit.is_whole(operand)
         share = self.found.num_ranks if operand in visit.shared else 1
         if selection is None:
-            return Entry(visit.node, operand, needs_copy, share=share)
+            return BranchEntry(visit.node, operand, needs_copy, share=share)
         name = f"rank_index_{len(self.indices)}"
         index = self.indices.setdefault(selection.rows, IndexInput(name, selection.rows))
-        return Entry(visit.node, operand, needs_copy, selection.dim, index.name, selection.inner)
+        return BranchEntry(
+            visit.node, operand, needs_copy, selection.dim, index.name, selection.inner
+        )
 
     def _mixed(self, user: Node, weight: Node, shard: Shard) -> MixedWeight:
         count = self.found.num_ranks

@@ -108,7 +108,7 @@ Values = Value | tuple[Value, ...]
 
 
 @dataclass(frozen=True)
-class Selection:
+class RowSelection:
     """Entries of `dim` that each rank takes out of a replicated operand; one row a rank.
 
     With `inner` they are taken out of every run of `inner` entries: of the heads in a merged

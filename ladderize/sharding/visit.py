@@ -23,7 +23,7 @@ from ladderize.sharding.values import (
     Illegal,
     NeedsCuts,
     Origin,
-    Selection,
+    RowSelection,
     Value,
     Values,
     inner_cuts,
@@ -61,7 +61,7 @@ class Visit:
     whole: Mapping[Node, frozenset[tuple[int, int]]]
     num_ranks: int
     demands: dict[Node, Placement] = field(default_factory=dict)
-    entries: dict[Node, Selection | None] = field(default_factory=dict)
+    entries: dict[Node, RowSelection | None] = field(default_factory=dict)
     mixed: dict[Node, Shard] = field(default_factory=dict)
     shared: set[Node] = field(default_factory=set)
     target: Any = None
@@ -135,7 +135,7 @@ class Visit:
     def describe_size(self, size: Any, unit: str = "entries") -> str:
         return f"{size} {unit} cannot be divided over {self.num_ranks} ranks"
 
-    def enter(self, operand: Node, selection: Selection | None = None) -> None:
+    def enter(self, operand: Node, selection: RowSelection | None = None) -> None:
         self.entries[operand] = selection
 
     def enter_weight(self, weight: Node, shard: Shard) -> None:
@@ -151,7 +151,7 @@ class Visit:
         """Take each rank's part of `dim` of a replicated operand, as `shard` lies."""
         parts = [local_indices(shard, rank, self.num_ranks) for rank in range(self.num_ranks)]
         rows = tuple(tuple(i for part in ranges for i in part) for ranges in parts)
-        self.enter(operand, Selection(dim, rows, 0 if shard.outer == 1 else shard.size))
+        self.enter(operand, RowSelection(dim, rows, 0 if shard.outer == 1 else shard.size))
 
     def align(self, operand: Node, dim_from_right: int, shard: Shard) -> None:
         """Make a replicated `operand` fit values sharded like `shard` on `dim_from_right` (< 0)."""

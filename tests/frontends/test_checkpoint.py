@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ladderize import LadderError
 from ladderize.frontends.sharded.checkpoint import StateDict, match, open_checkpoint
 from ladderize.frontends.sharded.materialize import read_entries
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.sharding.placement import Shard
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ TENSORS = {
 
 def entry(name, shape, placement=None, **more):
     placed = {"placement": placement} if placement else {}
-    return Entry(name, "parameter", shape, torch.float32, **placed, **more)
+    return StateEntry(name, "parameter", shape, torch.float32, **placed, **more)
 
 
 ENTRIES = [
@@ -146,4 +146,4 @@ def test_entries_are_data():
         entry("q", (8,), Shard(0, (4, 2, 2), whole=(1, 2))),
         entry("x", (4,), is_persistent=False, aliases=("y",), requires_grad=True),
     ):
-        assert Entry.from_json(json.loads(json.dumps(each.to_json()))) == each
+        assert StateEntry.from_json(json.loads(json.dumps(each.to_json()))) == each

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import faults
 from helpers.graphs import Residual
 from torch.export import export
 

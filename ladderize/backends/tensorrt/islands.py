@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.compat.ops import OpOverload, is_composite
+from ladderize.compat.dispatcher import OpOverload, is_composite
 from ladderize.graph import ops
 from ladderize.graph.collectives import is_wait
 from ladderize.graph.in_flight import is_launch

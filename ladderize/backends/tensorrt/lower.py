@@ -20,7 +20,7 @@ from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutSegments
 from ladderize.backends.tensorrt.drop_checks import DropChecks
 from ladderize.backends.tensorrt.engines import TensorRTOptions, build_segments, require_packages
-from ladderize.backends.tensorrt.engines.step import Step, refuse_gradients
+from ladderize.backends.tensorrt.engines.step import CutGraph, refuse_gradients
 from ladderize.backends.tensorrt.islands import is_call, segments_of
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config.options import LadderConfig
@@ -46,7 +46,7 @@ def lower_to_tensorrt(
     options = TensorRTOptions.parse(config.lowering_options)
     weights = [i for i, example in enumerate(example_inputs) if isinstance(example, nn.Parameter)]
 
-    steps: list[Step] = []
+    steps: list[CutGraph] = []
 
     def compile_forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         inputs = graph.graph.find_nodes(op="placeholder")
@@ -58,7 +58,7 @@ def lower_to_tensorrt(
     return Lowered(run, steps[0].built.report.summary)
 
 
-def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> Step:
+def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> CutGraph:
     """Cut `gm`, a functional ATen graph, in place and build the engines of its segments.
 
     Args:
@@ -79,4 +79,4 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
         call.args = tuple(node for node in call.args if node not in index)
     built = build_segments(segments, reads, options)
     gm.recompile()
-    return Step(gm, built, reads)
+    return CutGraph(gm, built, reads)

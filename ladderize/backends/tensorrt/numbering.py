@@ -53,7 +53,7 @@ class Numbering:
 
     def read(self, gm: GraphModule) -> Actions:
         """What `gm` does. Linear."""
-        reader = _Reader(self)
+        reader = _GraphReader(self)
         reader.actions.outputs = reader.walk(gm.graph, reader.inputs_of(gm.graph))
         self.is_complete = True
         return reader.actions
@@ -72,7 +72,7 @@ class Numbering:
 _NOTHING = -1  # the number of an input that is not given
 
 
-class _Reader:
+class _GraphReader:
     """One walk through a graph and its segments.
 
     Attributes:

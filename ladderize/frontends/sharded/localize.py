@@ -18,11 +18,11 @@ from torch.export.graph_signature import (
 )
 from torch.fx import GraphModule
 
-from ladderize.compat.ops import memory_id
+from ladderize.compat.dispatcher import memory_id
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import explain_program, ladder_program, renamed_outputs
-from ladderize.frontends.sharded.state import Entry, total_bytes
+from ladderize.frontends.sharded.state import StateEntry, total_bytes
 from ladderize.passes.before_autograd import RankGroup
 from ladderize.report import Report
 from ladderize.sharding.placement import Replicate
@@ -53,7 +53,7 @@ class LocalProgram:
     """
 
     program: ExportedProgram
-    entries: tuple[Entry, ...]
+    entries: tuple[StateEntry, ...]
     num_ranks: int
     digest: str
     lines: tuple[str, ...]
@@ -128,7 +128,7 @@ def _refuse_objects(program: ExportedProgram) -> None:
         raise LadderError("This program takes inputs that are no tensors of its own:", found)
 
 
-def _entries(program: ExportedProgram, plan: ShardPlan) -> list[Entry]:
+def _entries(program: ExportedProgram, plan: ShardPlan) -> list[StateEntry]:
     """One for each parameter, buffer and constant; tied ones share an entry."""
     state: Mapping[str, Any] = {**program.state_dict, **program.constants}
     specs = {
@@ -146,10 +146,10 @@ def _entries(program: ExportedProgram, plan: ShardPlan) -> list[Entry]:
 
 def _entry(
     specs: Mapping[str, InputSpec], state: Mapping[str, Any], names: Sequence[str], plan: ShardPlan
-) -> Entry:
+) -> StateEntry:
     spec, tensor = specs[names[0]], state[names[0]]
     placed = [plan.placements[name] for name in names if name in plan.placements]
-    return Entry(
+    return StateEntry(
         name=names[0],
         kind=_KINDS[spec.kind],
         shape=tuple(tensor.shape),
@@ -167,14 +167,16 @@ def _identity(tensor: torch.Tensor) -> Any:
     return memory, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
-def _index_entries(plan: ShardPlan) -> list[Entry]:
+def _index_entries(plan: ShardPlan) -> list[StateEntry]:
     return [
-        Entry(i.name, "index", (len(i.rows[0]),), torch.int64, is_persistent=False, rows=i.rows)
+        StateEntry(
+            i.name, "index", (len(i.rows[0]),), torch.int64, is_persistent=False, rows=i.rows
+        )
         for i in plan.index_inputs
     ]
 
 
-def _no_memory(entry: Entry, num_ranks: int) -> torch.Tensor:
+def _no_memory(entry: StateEntry, num_ranks: int) -> torch.Tensor:
     """A tensor of the local shape whose elements are all one and the same."""
     value = torch.zeros((), dtype=entry.dtype).expand(entry.local_shape(num_ranks))
     if entry.kind != "parameter":

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import agree
-from ladderize.frontends.sharded.checkpoint import Source, StateDict, match, open_checkpoint
+from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
 from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.materialize import read_slices
 from ladderize.frontends.sharded.module import Lower, ShardedModule
@@ -146,7 +146,7 @@ def _prepare(
                 cure="pass checkpoint=, or a model instead of the factory",
             )
         names = {name for entry in local.entries if entry.is_persistent for name in entry.names}
-        source: Source = StateDict({name: t for name, t in state.items() if name in names})
+        source: TensorSource = StateDict({name: t for name, t in state.items() if name in names})
     elif isinstance(checkpoint, Mapping):
         source = StateDict(checkpoint)
     else:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ladderize.report.data import ReportData
-from ladderize.report.present.lines import HEADER, Gap, Page, Part, Row, page_of
+from ladderize.report.present.lines import HEADER, Gap, Page, Row, Section, page_of
 
 # Where no terminal says how wide it is.
 DEFAULT_WIDTH = 100
@@ -40,7 +40,7 @@ def renderables(page: Page) -> Iterator[RenderableType]:
     yield Text(f"\n{page.footer}", style="dim")
 
 
-def _table(part: Part) -> Table:
+def _table(part: Section) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
     for name in HEADER:
         is_number = name in ("block", "layer")

@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ladderize import compat
-from ladderize.compat.ops import memory_id
+from ladderize.compat.dispatcher import memory_id
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
 

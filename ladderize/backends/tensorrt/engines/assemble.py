@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from ladderize.backends.tensorrt.engines.build import Builder, Kind
+from ladderize.backends.tensorrt.engines.build import Builder, BuiltKind
 from ladderize.backends.tensorrt.engines.engine_report import BuildReport, EnginePlan, LeftOp
-from ladderize.backends.tensorrt.engines.plan_cache import Plan, PlanCache
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan, PlanCache
 from ladderize.backends.tensorrt.engines.plan_keys import canonical_text
-from ladderize.backends.tensorrt.engines.run_plans import Engine, Segment
+from ladderize.backends.tensorrt.engines.run_plans import Engine, EngineSegment
 from ladderize.backends.tensorrt.engines.size_ranges import find_extents
 from ladderize.backends.tensorrt.engines.targets import choose_target
 from ladderize.compat import tensorrt as trt
@@ -37,14 +37,14 @@ class Built:
         make_engine: what loads a plan; tests without a GPU put a stand-in here.
     """
 
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, BuiltKind]
     inputs: Mapping[str, tuple[tuple[str, bool], ...]]
     report: BuildReport
-    make_engine: Callable[[Plan], nn.Module] = Engine
-    _bound: dict[str, Segment] = field(default_factory=dict)
+    make_engine: Callable[[CachedPlan], nn.Module] = Engine
+    _bound: dict[str, EngineSegment] = field(default_factory=dict)
     _shared: dict[int, nn.Module] = field(default_factory=dict)
 
-    def bind(self, name: str, weights: Mapping[str, torch.Tensor]) -> Segment:
+    def bind(self, name: str, weights: Mapping[str, torch.Tensor]) -> EngineSegment:
         """The module that runs segment `name`, called with its inputs that are not weights.
 
         Called again with other weights it gives them to the module that it returned before.
@@ -58,12 +58,12 @@ class Built:
             raise LadderError(f"{name} was bound without:", [Blocker(each) for each in missing])
         if name not in self._bound:
             kind = self.kinds[name]
-            self._bound[name] = Segment(kind, lambda part: self._engine(kind, part))
+            self._bound[name] = EngineSegment(kind, lambda part: self._engine(kind, part))
         segment = self._bound[name]
         segment.set_weights([weights[given] if is_weight else None for given, is_weight in slots])
         return segment
 
-    def _engine(self, kind: Kind, part: str) -> nn.Module:
+    def _engine(self, kind: BuiltKind, part: str) -> nn.Module:
         """Engines that hold weights are one segment's own; others serve every equal segment."""
         plan = kind.plans[part]
         if plan.weights:
@@ -102,8 +102,8 @@ def build_segments(
     )
     cache = PlanCache(None if options.cache is None else Path(options.cache))
     builder = Builder(options, settings, extents, cache)
-    of_text: dict[str, Kind] = {}
-    kinds: dict[str, Kind] = {}
+    of_text: dict[str, BuiltKind] = {}
+    kinds: dict[str, BuiltKind] = {}
     for name, segment in segments.items():
         text = canonical_text(segment, weights[name], extents)
         if text not in of_text:
@@ -125,9 +125,9 @@ def build_segments(
     return Built(kinds, slots, report)
 
 
-def _plans(kinds: Mapping[str, Kind]) -> tuple[EnginePlan, ...]:
+def _plans(kinds: Mapping[str, BuiltKind]) -> tuple[EnginePlan, ...]:
     served: dict[int, list[str]] = {}
-    plans: dict[int, tuple[Plan, bool]] = {}
+    plans: dict[int, tuple[CachedPlan, bool]] = {}
     for name, kind in kinds.items():
         for part, plan in kind.plans.items():
             served.setdefault(id(plan), []).append(name)
@@ -144,7 +144,7 @@ def _plans(kinds: Mapping[str, Kind]) -> tuple[EnginePlan, ...]:
     )
 
 
-def _left(kinds: Iterable[Kind]) -> tuple[LeftOp, ...]:
+def _left(kinds: Iterable[BuiltKind]) -> tuple[LeftOp, ...]:
     found: dict[tuple[str, str], LeftOp] = {}
     for op in (op for kind in kinds for op in kind.left):
         before = found.get((op.op, op.why))

@@ -14,14 +14,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.backends.tensorrt.engines.engine_report import LeftOp
-from ladderize.backends.tensorrt.engines.plan_cache import Layer, Plan, PlanCache
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan, EngineLayer, PlanCache
 from ladderize.backends.tensorrt.engines.plan_keys import canonical_text, plan_key
 from ladderize.backends.tensorrt.engines.respell import spell_segment
 from ladderize.backends.tensorrt.engines.size_ranges import Extents
 from ladderize.backends.tensorrt.engines.strides import Layouts
 from ladderize.backends.tensorrt.engines.support import why_not
 from ladderize.compat import tensorrt as trt
-from ladderize.compat.ops import rename
+from ladderize.compat.dispatcher import rename
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, describe_origin
 
@@ -32,7 +32,7 @@ _ENGINE = "_run_on_acc"  # what Torch-TensorRT's partitioner calls its submodule
 
 
 @dataclass(frozen=True)
-class Kind:
+class BuiltKind:
     """What equal segments share.
 
     Attributes:
@@ -46,7 +46,7 @@ class Kind:
     """
 
     graph: GraphModule
-    plans: Mapping[str, Plan]
+    plans: Mapping[str, CachedPlan]
     weights: Mapping[str, tuple[int, ...]]
     layouts: Layouts
     left: tuple[LeftOp, ...]
@@ -62,7 +62,7 @@ class Builder:
     extents: Extents
     cache: PlanCache
 
-    def build(self, name: str, segment: GraphModule, weights: Collection[str]) -> Kind:
+    def build(self, name: str, segment: GraphModule, weights: Collection[str]) -> BuiltKind:
         """The kind of `segment`, whose name is for error messages.
 
         Raises:
@@ -82,7 +82,7 @@ class Builder:
                 f"Not all of {name} runs in TensorRT, and require_full=True:",
                 [Blocker(f"{op.op}: {op.why}", op.source) for op in left],
             )
-        plans: dict[str, Plan] = {}
+        plans: dict[str, CachedPlan] = {}
         indices: dict[str, tuple[int, ...]] = {}
         found = set()
         for call in _engine_calls(graph):
@@ -94,9 +94,9 @@ class Builder:
             if was_found:
                 found.add(part_name)
         graph.recompile()
-        return Kind(graph, plans, indices, layouts, left, frozenset(found))
+        return BuiltKind(graph, plans, indices, layouts, left, frozenset(found))
 
-    def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
+    def _plan(self, segment: str, part: GraphModule) -> tuple[CachedPlan, bool]:
         placeholders = part.graph.find_nodes(op="placeholder")
         weights = [node.name for node in placeholders if node.name.startswith("weight")]
         text = canonical_text(part, weights, self.extents)
@@ -123,12 +123,12 @@ class Builder:
             engine = trt.build_plan(network, self.settings, weights)
         except trt.BuildFailed as error:
             raise _build_error(segment, part, error) from error
-        plan = Plan(
+        plan = CachedPlan(
             engine,
             network.inputs,
             network.outputs,
             tuple(weights),
-            tuple(Layer(*layer) for layer in trt.layers(network)),
+            tuple(EngineLayer(*layer) for layer in trt.layers(network)),
             time.perf_counter() - start,
         )
         self.cache.keep(key, plan)

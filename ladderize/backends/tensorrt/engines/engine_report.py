@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ladderize.backends.tensorrt.engines.plan_cache import Layer
+from ladderize.backends.tensorrt.engines.plan_cache import EngineLayer
 from ladderize.errors import counted
 
 
@@ -41,7 +41,7 @@ class EnginePlan:
     num_bytes: int
     seconds: float
     was_found: bool
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
 
     @property
     def layer_types(self) -> Mapping[str, int]:

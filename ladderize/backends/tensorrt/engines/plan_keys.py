@@ -15,18 +15,18 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.backends.tensorrt.engines.size_ranges import Extents
-from ladderize.compat.ops import OpOverload
+from ladderize.compat.dispatcher import OpOverload
 
 
 def canonical_text(segment: GraphModule, weights: Collection[str], extents: Extents) -> str:
     """The segment without names: equal for segments that one build can serve."""
-    writer = _Writer(extents)
+    writer = _KeyWriter(extents)
     for node in segment.graph.nodes:
         writer.write(segment, node, is_weight=node.name in weights)
     return "\n".join(writer.lines)
 
 
-class _Writer:
+class _KeyWriter:
     def __init__(self, extents: Extents) -> None:
         self.lines: list[str] = []
         self._extents = extents

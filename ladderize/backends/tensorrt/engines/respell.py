@@ -20,7 +20,7 @@ from torch.fx.traceback import preserve_node_meta
 from ladderize import compat
 from ladderize.backends.tensorrt.engines.strides import Layouts, make_contiguous
 from ladderize.compat import tensorrt as trt
-from ladderize.compat.ops import rename
+from ladderize.compat.dispatcher import rename
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from ladderize.backends.tensorrt.engines.build import Kind
-from ladderize.backends.tensorrt.engines.plan_cache import Plan
+from ladderize.backends.tensorrt.engines.build import BuiltKind
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan
 from ladderize.compat import tensorrt as trt
 from ladderize.errors import Blocker, LadderError
 
@@ -23,7 +23,7 @@ DEVICE = "cuda"
 class Engine(nn.Module):
     """A plan on the current device. Runs on the current stream, and on one stream at a time."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CachedPlan) -> None:
         super().__init__()
         self._plan = plan
         self._engine = trt.deserialize(plan.engine)
@@ -94,10 +94,10 @@ class Engine(nn.Module):
         )
 
 
-class Segment(nn.Module):
+class EngineSegment(nn.Module):
     """A segment that runs, called with the inputs that are not its weights, in their order."""
 
-    def __init__(self, kind: Kind, make_engine: Callable[[str], nn.Module]) -> None:
+    def __init__(self, kind: BuiltKind, make_engine: Callable[[str], nn.Module]) -> None:
         super().__init__()
         self._kind = kind
         parts = {name: part for name, part in kind.graph.named_children() if name not in kind.plans}

@@ -16,7 +16,7 @@ from ladderize.backends.tensorrt.engines.assemble import Built
 from ladderize.errors import Blocker, LadderError
 
 
-class Step:
+class CutGraph:
     """A graph whose segments run in engines. Called with all its inputs, weights included.
 
     When a weight is another tensor than at the call before, or was written in place, the engines
