@@ -36,7 +36,7 @@ def files_behind(module: str, package: Path = PACKAGE) -> list[Path]:
         path = _file_of(waiting.pop(), package)
         if path is not None and path not in found:
             found.add(path)
-            waiting |= _imported(path, package.name)
+            waiting |= _imported(path.read_bytes(), package.name)
     return sorted(found)
 
 
@@ -47,10 +47,11 @@ def _file_of(module: str, package: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _imported(path: Path, package: str) -> set[str]:
-    """What the file imports from the package: modules, and perhaps names in them."""
+@cache
+def _imported(source: bytes, package: str) -> frozenset[str]:
+    """What a file imports from the package: modules, and perhaps names in them."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -59,4 +60,6 @@ def _imported(path: Path, package: str) -> set[str]:
     parents = {
         ".".join(name.split(".")[:i]) for name in inside for i in range(2, name.count(".") + 1)
     }
-    return (inside | parents) - {package}  # the package itself imports the front ends, lazily
+    return frozenset(inside | parents) - {
+        package
+    }  # the package itself imports the front ends, lazily

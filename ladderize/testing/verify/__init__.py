@@ -55,8 +55,10 @@ def verify(
 
     >>> print(ladderize.verify(program, "llama-tp8", layers="last:50%"))
 
-    The reference is `original` run with stale values in its branches; nothing of the passes is
-    used for it. All ranks run in this process, on the CPU.
+    The reference is `original` run with stale values in its branches; no pass that changes or
+    shards the model takes part. Shared with the rewriter are the search for the stream, the choice
+    of blocks, `InlineRegions`, `Functionalize`, `SpellSums` and `layout_steps`. All ranks run in
+    this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.
