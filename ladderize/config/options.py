@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -13,7 +13,7 @@ from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, nearest
 
-LOWERINGS = ("inductor", "tensorrt", "aot_eager", "eager")
+Lowering = Literal["inductor", "tensorrt", "aot_eager", "eager"]
 LOWERING_OPTIONS = ("lowering", "lowering_options", "mode")
 """What does not matter before a graph is lowered."""
 VERIFY_LEVELS = ("graph", "code", "off")
@@ -102,7 +102,7 @@ class LadderConfig:
         return [
             *self._selection_problems(),
             *self._mesh_problems(),
-            *_choice_problems("lowering", self.lowering, LOWERINGS),
+            *_choice_problems("lowering", self.lowering, get_args(Lowering)),
             *_choice_problems("verify", self.verify, VERIFY_LEVELS),
             *_count_problems("staleness", self.staleness, least=0, most=MAX_STALENESS),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
@@ -158,7 +158,7 @@ class LadderConfig:
         return problems
 
     def _inductor_only_problems(self) -> list[str]:
-        if self.lowering == "inductor" or self.lowering not in LOWERINGS:
+        if self.lowering == "inductor" or self.lowering not in get_args(Lowering):
             return []
         asked = {
             "mode=": self.mode not in (None, "default"),

@@ -177,7 +177,7 @@ class _Writer:
         count = self.found.num_ranks
         pieces = tuple(
             (length, True) if i in shard.whole else (length // count, False)
-            for i, length in enumerate(shard.segments)
+            for i, length in enumerate(shard.chunks)
         )
         return MixedWeight(user, weight, shard.dim, pieces)
 

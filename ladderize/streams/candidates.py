@@ -26,17 +26,17 @@ class Candidates:
 
     Attributes:
         blocks: in graph order, with `index` 0 throughout.
-        groups: adds that skip around whole runs of blocks (group skips, re-injection of x0).
+        group_skips: adds that skip around whole runs of blocks (group skips, re-injection of x0).
     """
 
     blocks: tuple[Block, ...]
-    groups: frozenset[Node]
+    group_skips: frozenset[Node]
 
     def without(self, groups: Iterable[Block]) -> "Candidates":
         """`groups`, which turned out to hold whole runs of blocks, among the groups."""
         more = frozenset(groups)
         kept = tuple(block for block in self.blocks if block not in more)
-        return Candidates(kept, self.groups | {block.add for block in more})
+        return Candidates(kept, self.group_skips | {block.add for block in more})
 
 
 def find_candidates(context: AnalysisContext) -> Candidates:

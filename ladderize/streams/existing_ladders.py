@@ -26,7 +26,7 @@ def find_stale_blocks(
     In graph order, with `index` 0 throughout.
     """
     blocks = {block.add: block for block in candidates.blocks}
-    taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.groups
+    taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.group_skips
     nested = {chain[0]: {node for block in chain for node in block.branch} for chain in chains}
     home = {block.add: chain[0] for chain in chains for block in chain}
     found: dict[Block, list[Block]] = {}

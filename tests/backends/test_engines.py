@@ -407,7 +407,7 @@ class Multiply(nn.Module):
 
 
 def built(holds_weights: bool) -> tuple[Built, list[Multiply]]:
-    """Two equal segments `f(a, w, b) = a * w + b` of one engine and one part in PyTorch."""
+    """Two equal islands `f(a, w, b) = a * w + b` of one engine and one part in PyTorch."""
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -442,7 +442,7 @@ def _trace(module: nn.Module) -> GraphModule:
 
 
 @pytest.mark.parametrize("holds_weights", [False, True])
-def test_segments_are_bound_to_their_own_weights(holds_weights):
+def test_islands_are_bound_to_their_own_weights(holds_weights):
     found, made = built(holds_weights)
     one = found.bind("one", {"w": torch.tensor(2.0)})
     two = found.bind("two", {"w": torch.tensor(3.0), "surplus": torch.tensor(0.0)})

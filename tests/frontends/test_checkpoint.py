@@ -135,7 +135,7 @@ def test_an_index_that_is_none(tmp_path, text):
 @pytest.mark.parametrize(
     ("whole", "rows"), [((), [2, 3, 5, 7]), ((1,), [2, 3, 4, 5, 7]), ((1, 2), [2, 3, 4, 5, 6, 7])]
 )
-def test_three_segments_are_read_one_behind_the_other(whole, rows):
+def test_three_chunks_are_read_one_behind_the_other(whole, rows):
     fused = entry("qkv", (8, 3), Shard(0, (4, 2, 2), whole))
     assert torch.equal(fused.read(TENSORS["a"], 1, 2, CPU), TENSORS["a"][rows])
 

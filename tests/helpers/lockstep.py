@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import copy_of, parameter_names
 from ladderize.graph import parallel_ops
@@ -129,10 +129,10 @@ class ShardedProgram:
         self.local: list[dict[str, Tensor]] = []
 
     def cut(self) -> int:
-        """Cut the graph into segments, with the proof that they are right; how many there are."""
+        """Cut the graph into islands, with the proof that they are right; how many there are."""
         gm = self.rewritten.gm
         run_pass(gm, DeferWaits(), Log())
-        return run_pass(gm, CutSegments(), Log(), cut_of(gm)).changed
+        return run_pass(gm, CutIslands(), Log(), cut_of(gm)).changed
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[list[Any]]:
         """The outputs of every rank, flattened as `torch.utils._pytree` does."""

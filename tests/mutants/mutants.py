@@ -434,14 +434,14 @@ SHARDING = (
         "ladderize/sharding/placement.py",
         "mine = range(start + rank * share, start + (rank + 1) * share)",
         "mine = range(start + rank * share + 1, start + (rank + 1) * share + 1)",
-        "tests/sharding/test_structure.py::test_take_local_takes_its_share_of_each_segment",
+        "tests/sharding/test_structure.py::test_take_local_takes_its_share_of_each_chunk",
     ),
     Mutant(
-        "segments begin where the share ends",
+        "chunks begin where the share ends",
         "ladderize/sharding/placement.py",
         "start += length",
         "start += share",
-        "tests/sharding/test_structure.py::test_take_local_takes_its_share_of_each_segment",
+        "tests/sharding/test_structure.py::test_take_local_takes_its_share_of_each_chunk",
     ),
     Mutant(
         "gradients flow only where all sources carry them",
@@ -493,7 +493,7 @@ SHARDING = (
         "tests/sharding/test_structure.py::test_every_reason_is_named_with_its_place",
     ),
     Mutant(
-        "a part holds the segment before it",
+        "a part holds the chunk before it",
         "ladderize/sharding/rules/parts.py",
         "inside = [i for i, end in enumerate(ends) if first < end <= last]",
         "inside = [i for i, end in enumerate(ends) if first <= end < last]",
@@ -504,7 +504,7 @@ SHARDING = (
         "ladderize/sharding/rules/products.py",
         "aten.addmm: Product(x=1, weight=2, bias=0, outputs=-1)",
         "aten.addmm: Product(x=1, weight=2, bias=0, outputs=-2)",
-        "tests/sharding/test_structure.py::test_fused_qkv_is_divided_in_three_segments",
+        "tests/sharding/test_structure.py::test_fused_qkv_is_divided_in_three_chunks",
     ),
     Mutant(
         "the bias of a row-parallel product is dropped",
@@ -728,11 +728,11 @@ FILES = (
         "tests/frontends/test_program_files.py::test_two_ranks_load_what_was_written",
     ),
     Mutant(
-        "segments are read over one another",
+        "chunks are read over one another",
         "ladderize/frontends/sharded/state.py",
         "start += len(part)",
         "start = len(part)",
-        "tests/frontends/test_checkpoint.py::test_three_segments_are_read_one_behind_the_other",
+        "tests/frontends/test_checkpoint.py::test_three_chunks_are_read_one_behind_the_other",
     ),
     Mutant(
         "what is whole in parts is not written down",

@@ -1,6 +1,6 @@
 """Stands in for an engine on a GPU: the network that its plan was built from, computed on the CPU.
 
-`Converted` keeps each network as it is built, by its plan, so that a bound segment can run.
+`Converted` keeps each network as it is built, by its plan, so that a bound island can run.
 """
 
 from collections.abc import Iterator, Sequence

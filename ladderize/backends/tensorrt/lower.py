@@ -1,6 +1,6 @@
 """Lower to TensorRT: compute between collectives as engines, the collectives in PyTorch.
 
-gm ── AOTAutograd, no gradients ── JoinWaits, DeferWaits ── CutSegments ── engines
+gm ── AOTAutograd, no gradients ── JoinWaits, DeferWaits ── CutIslands ── engines
                                                                 │              │ the weights come
                               step(args) = the outer graph ◄────┴──────────────┘ with the first call
 
@@ -17,11 +17,11 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.backends.lowered import Lowered
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.backends.tensorrt.drop_checks import DropChecks
-from ladderize.backends.tensorrt.engines import TensorRTOptions, build_segments, require_packages
+from ladderize.backends.tensorrt.engines import TensorRTOptions, build_islands, require_packages
 from ladderize.backends.tensorrt.engines.step import CutGraph, refuse_gradients
-from ladderize.backends.tensorrt.islands import is_call, segments_of
+from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config.options import LadderConfig
 from ladderize.passes.after_autograd import defer
@@ -31,7 +31,7 @@ from ladderize.passes.runner import apply_pass
 def lower_to_tensorrt(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Lowered:
-    """Build the engines of `gm`; those of equal segments once. Weights are read at the first call.
+    """Build the engines of `gm`; those of equal islands once. Weights are read at the first call.
 
     Args:
         example_inputs: fake; what is an `nn.Parameter` becomes a weight of the engines.
@@ -39,7 +39,7 @@ def lower_to_tensorrt(
 
     Raises:
         LadderError: TensorRT is not there, gradients are asked for, a dynamic size has no upper
-            bound, or the engine of a segment cannot be built.
+            bound, or the engine of an island cannot be built.
     """
     require_packages()
     refuse_gradients(example_inputs)
@@ -59,24 +59,24 @@ def lower_to_tensorrt(
 
 
 def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> CutGraph:
-    """Cut `gm`, a functional ATen graph, in place and build the engines of its segments.
+    """Cut `gm`, a functional ATen graph, in place and build the engines of its islands.
 
     Args:
         weights: those of its inputs that are to become weights of the engines.
     """
     defer(gm)
     apply_pass(gm, DropChecks())
-    apply_pass(gm, CutSegments(), cut_of(gm))
-    segments = segments_of(gm)
+    apply_pass(gm, CutIslands(), cut_of(gm))
+    islands = islands_of(gm)
     inputs = gm.graph.find_nodes(op="placeholder")
     index = {node: inputs.index(node) for node in weights}
     reads: dict[str, dict[str, int]] = {}
     for call in filter(is_call, gm.graph.nodes):
         name = str(call.target)
-        own = segments[name].graph.find_nodes(op="placeholder")
+        own = islands[name].graph.find_nodes(op="placeholder")
         given = zip(own, call.args, strict=True)
         reads[name] = {slot.name: index[node] for slot, node in given if node in index}
         call.args = tuple(node for node in call.args if node not in index)
-    built = build_segments(segments, reads, options)
+    built = build_islands(islands, reads, options)
     gm.recompile()
     return CutGraph(gm, built, reads)

@@ -98,7 +98,7 @@ class StateEntry:
         if isinstance(self.placement, Shard):
             data["shard"] = {
                 "dim": self.placement.dim,
-                "segments": list(self.placement.segments),
+                "chunks": list(self.placement.chunks),
                 "whole": list(self.placement.whole),
             }
         return data
@@ -123,7 +123,7 @@ class StateEntry:
 
 
 def _shard_from_json(data: dict[str, Any]) -> Shard:
-    return Shard(data["dim"], tuple(data["segments"]), tuple(data["whole"]))
+    return Shard(data["dim"], tuple(data["chunks"]), tuple(data["whole"]))
 
 
 def total_bytes(entries: Sequence[StateEntry], num_ranks: int | None = None) -> int:

@@ -1,6 +1,6 @@
-"""Run plans: an engine on the device, and a segment of engines and PyTorch parts.
+"""Run plans: an engine on the device, and an island of engines and PyTorch parts.
 
-In: a kind, and the weights of one segment of it. Out: a module that is called with the segment's
+In: a kind, and the weights of one island of it. Out: a module that is called with the island's
 other inputs. `Engine` has not run yet: deserialising a plan takes a GPU, and this was written
 without one. The calls that it makes are checked against a stand-in (`test_engines.py`).
 """
@@ -94,8 +94,8 @@ class Engine(nn.Module):
         )
 
 
-class EngineSegment(nn.Module):
-    """A segment that runs, called with the inputs that are not its weights, in their order."""
+class EngineIsland(nn.Module):
+    """An island that runs, called with the inputs that are not its weights, in their order."""
 
     def __init__(self, kind: BuiltKind, make_engine: Callable[[str], nn.Module]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class EngineSegment(nn.Module):
         self._slots: list[torch.Tensor | None] = []
 
     def set_weights(self, slots: Sequence[torch.Tensor | None]) -> None:
-        """Weights in their places among the segment's inputs, None in the others."""
+        """Weights in their places among the island's inputs, None in the others."""
         self._slots = list(slots)
         for name, engine in self._engines.items():
             held = [slots[index] for index in self._kind.weights[name]]
