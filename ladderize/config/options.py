@@ -39,7 +39,7 @@ class LadderConfig:
         mode: `torch.compile`'s own `mode=`, for the Inductor lowering.
         strict: raise when something asked for cannot be done; False warns once and compiles
             the standard graph instead.
-        expect_blocks: raise unless exactly so many blocks are found.
+        expect_blocks: raise unless exactly this many residual blocks are found.
         verify: "graph" reads the recurrence back from the rewritten graph, "code" also checks
             the code that Inductor emitted, "off" checks neither.
         debug_dir: write every stage's graph there, in a folder for each rank.

@@ -132,8 +132,7 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
         raise LadderError("This residual stream cannot be made a ladder:", blockers)
     if standard == list(streams) and not any(_can_read_earlier(stream) for stream in streams):
         raise LadderError(
-            "Need at least two consecutive blocks: no block of this graph follows another one, so "
-            "none can read the stream earlier:",
+            "Need at least two consecutive blocks, so that one can read the stream earlier:",
             [Blocker.at(block.add, "a single block") for s in streams for block in s.blocks],
             "compile the whole model",
         )

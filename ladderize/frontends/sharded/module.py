@@ -137,7 +137,7 @@ class ShardedModule(nn.Module):
             kwargs = compat.reorder_kwargs(kwargs, call.in_spec)
         except ValueError as error:
             raise LadderError(
-                "These inputs have other names than traced:", [Blocker(str(error))]
+                "Keyword arguments differ from the traced signature:", [Blocker(str(error))]
             ) from None
         if torch.compiler.is_compiling():
             return pytree.tree_leaves((args, kwargs))

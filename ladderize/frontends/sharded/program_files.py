@@ -63,7 +63,7 @@ def write_shards(
     """Ladder and shard `program`, and write what `load` reads into the new directory `out`.
 
     With `lowering="tensorrt"` also the engines that run it. One rank's tensors are in memory at a
-    time, besides those of the program. `out` appears when everything is written, or not at all.
+    time, besides those of the program. `out` is written atomically.
 
     Raises:
         LadderError: `out` exists and `force` is not given, or the program cannot be converted as
@@ -97,7 +97,7 @@ def write_shards(
 def write_program(
     program: ExportedProgram, out: str | Path, config: LadderConfig, force: bool = False
 ) -> None:
-    """`torch.export.save` to a file that appears whole or not at all, with a note of the options.
+    """`torch.export.save` to a file written atomically, with a note of the options.
 
     Raises:
         LadderError: `out` exists and `force` is not given.
