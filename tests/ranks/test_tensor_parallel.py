@@ -58,24 +58,36 @@ def difference(name, lowering, dynamic, options):
     return worst, standard
 
 
-CASES = [
-    ("llama", {}),
-    ("llama", {"heads": 4, "kv": 2}),
-    ("llama", {"heads": 4, "kv": 1}),
-    ("gpt2", {}),
-    ("bert", {}),
-]
+def deep(*case):
+    return pytest.param(*case, marks=pytest.mark.deep)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options", "dynamic"),
+    [
+        ("llama", {"kv": 2}, True),
+        ("gpt2", {}, False),
+        ("bert", {}, False),
+        *(deep("llama", {"kv": kv}, dynamic) for kv in (4, 1) for dynamic in (False, True)),
+        deep("llama", {"kv": 2}, False),
+        deep("gpt2", {}, True),
+        deep("bert", {}, True),
+    ],
+)
 def test_two_ranks_equal_one(two_ranks, name, options, dynamic):
     for worst, standard in two_ranks.run(difference, name, "aot_eager", dynamic, options):
         assert worst <= 1e-4
         assert standard > 1e-3  # it is a ladder, not the standard net
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"kv": 2}),
+        *(deep(name, {}) for name in ("llama", "gpt2", "bert")),
+        deep("llama", {"kv": 1}),
+    ],
+)
 def test_four_ranks_equal_one(four_ranks, name, options):
     for worst, standard in four_ranks.run(difference, name, "eager", False, options):
         assert worst <= 1e-4
