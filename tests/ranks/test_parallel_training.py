@@ -37,7 +37,7 @@ from torch.profiler import profile
 from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
-from ladderize.backends.emitted import Kind, find_disorder, find_races, read_events
+from ladderize.backends.emitted import EventKind, find_disorder, find_races, read_events
 from ladderize.testing.emitted_code import record_emitted_code
 
 EXACT = 1e-9  # the nets are float64
@@ -142,7 +142,7 @@ def emitted(way):
 
 def letters(program):
     """The order of launches and waits."""
-    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    short = {EventKind.LAUNCH: "l", EventKind.WAIT: "w"}
     return "".join(short.get(event.kind, "") for event in program.events)
 
 

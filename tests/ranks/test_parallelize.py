@@ -14,7 +14,7 @@ from torch.export import Dim
 
 import ladderize
 from ladderize import LadderError, LadderWarning
-from ladderize.backends.emitted import Kind, read_events
+from ladderize.backends.emitted import EventKind, read_events
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.sharded.tracing import build, trace
 from ladderize.testing import eager_ladder
@@ -268,7 +268,7 @@ def test_it_trains(two_ranks):
 
 
 def letters(source):
-    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    short = {EventKind.LAUNCH: "l", EventKind.WAIT: "w"}
     return "".join(short.get(event.kind, "") for event in read_events(source).events)
 
 

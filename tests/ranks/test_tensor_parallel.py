@@ -10,7 +10,13 @@ from helpers.sharded import MODELS, READS
 from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize import LadderError, LadderWarning, compat
-from ladderize.backends.emitted import Kind, find_disorder, find_races, order_string, read_events
+from ladderize.backends.emitted import (
+    EventKind,
+    find_disorder,
+    find_races,
+    order_string,
+    read_events,
+)
 from ladderize.frontends import agreement
 from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
@@ -118,7 +124,7 @@ def inductor_outcome(layers, staleness, grad, dynamic=None):
 
 def letters(source):
     """The order of launches and waits: `l` and `w`, `c` for compute in between."""
-    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    short = {EventKind.LAUNCH: "l", EventKind.WAIT: "w"}
     return "".join(short.get(event.kind, "") for event in read_events(source).events)
 
 
@@ -179,7 +185,7 @@ def test_the_order_survives_without_control_deps(two_ranks, grad, dynamic):
             program = read_events(source)
             assert not find_races(program)
             assert not find_disorder(program)
-            waits = [e.name for e in program.events if e.kind is Kind.WAIT]
+            waits = [e.name for e in program.events if e.kind is EventKind.WAIT]
             opaque = waits[len(embedding) // 2 : -1]
             assert len(opaque) == 3
             assert set(opaque) <= {"wait_add", "wait_after"}
