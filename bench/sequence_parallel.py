@@ -24,7 +24,7 @@ from torch.fx import Graph
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from parallel_nets import make_ids, make_net, shard
+from helpers.parallel_nets import make_ids, make_net, shard
 
 from ladderize.graph.flops import work_of
 from ladderize.graph.in_flight import is_launch, is_wait

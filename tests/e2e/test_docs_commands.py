@@ -4,11 +4,9 @@ COMMANDS says how, by what a line looks like; a line that looks like none of the
 `ladderize …` lines are run by `test_docs_ranks.py`.
 """
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import test_demo
 import test_docs_ranks
 import test_examples
 from helpers.pages import PAGES, ROOT, Block, blocks, commands, of_kind
+from helpers.programs import run_program
 
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[{}]'"
 # Small arguments for the measurements that are quick with them; the others show their help, which
@@ -25,25 +24,16 @@ BENCH = {
     "bench/calibrate.py": "--help",
     "bench/compare.py": "--help",
     "bench/compile_time.py": "--help",
-    "bench/explain_time.py": "--layers 2 --repeat 1",
+    "bench/explain_time.py": "--here --layers 2",
     "bench/gpu_stand_in.py": "--help",
     "bench/load_memory.py": "--help",
     "bench/plan_70b.py": "--help",
     "bench/run.py": "--help",
-    "bench/sequence_parallel.py": "--layers 2 --ranks 2",
+    "bench/sequence_parallel.py": "--layers 1 --ranks 2",
     "bench/slow_link.py": "--help",
 }
 # Shell scripts that the pages name, and why the suite does not run them.
 NOT_RUN = {"bench/netns.sh": "makes network namespaces: needs root and iproute2"}
-
-
-def run(line: list[str], folder: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def installs(_: Block, line: str, __: Path) -> None:
@@ -72,14 +62,18 @@ def is_an_example(block: Block, line: str, folder: Path) -> None:
         return
     (saved,) = (b for b in blocks(block.page) if b.file == program)
     (folder / program).write_text(saved.code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:]]
-    assert run(torchrun, folder).strip() == block.printed.strip()
+    ranks = re.fullmatch(r"torchrun --standalone --nproc-per-node (\d) \S+", line)
+    assert ranks, line
+    found = run_program(folder / program, ranks=int(ranks[1]), folder=folder, lowering="aot_eager")
+    assert found.strip() == block.printed.strip()
 
 
 def is_a_test(_: Block, line: str, __: Path) -> None:
     """The suite has these files, and runs them."""
-    files = shlex.split(line.replace(".venv/bin/", ""))[1:]
-    assert all((ROOT / file).is_file() for file in files)
+    words = shlex.split(line.replace(".venv/bin/", ""))[1:]
+    options = {word for word in words if word.startswith("-")}
+    assert options <= {"--deep"}
+    assert all((ROOT / file).is_file() for file in words if file not in options)
 
 
 def sets_hooks(_: Block, __: str, ___: Path) -> None:
@@ -122,7 +116,7 @@ def benches() -> set[str]:
 def test_measurements(script, tmp_path):
     told = [line for line in benches() if line.split()[0] == script]
     assert told, "a measurement that no page names"
-    printed = run([sys.executable, str(ROOT / script), *shlex.split(BENCH[script])], tmp_path)
+    printed = run_program(ROOT / script, shlex.split(BENCH[script]), folder=tmp_path)
     assert printed.strip()
     if BENCH[script] == "--help":
         options = {word for line in told for word in line.split() if word.startswith("--")}

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.engines_stand_in import engines_in_pytorch
+from helpers.forked_launch import forked_launch
 from helpers.pages import PAGES, Block, blocks, commands, of_kind, steady
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,6 +75,7 @@ model.generation_config.max_new_tokens = 2
 """
 PYTORCH_FOR_ENGINES = """
 from helpers.engines_stand_in import engines_in_pytorch
+from helpers.forked_launch import forked_launch
 
 stand_in = engines_in_pytorch()
 stand_in.__enter__()
@@ -135,6 +137,7 @@ def commanded(workshop: Path) -> dict[Block, str]:
     The programs that the reader is told to save beside them are there.
     """
     printed: dict[Block, str] = {}
+    seen: dict[str, str] = {}  # a line that stands on two pages is run once
     for block, _ in ladderize_lines():
         for program in (found for found in blocks(block.page) if found.file):
             (workshop / program.file).write_text(program.code)
@@ -142,13 +145,20 @@ def commanded(workshop: Path) -> dict[Block, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workshop)
         for block, line in ladderize_lines():
-            patch.setattr(sys, "argv", shlex.split(adapted(line)))
-            told = redirect_stdout(io.StringIO())
-            with told as out, engines_in_pytorch(), pytest.raises(SystemExit) as done:
-                main()
-            assert done.value.code == 0, line
-            printed[block] = printed.get(block, "") + out.getvalue()
+            if line not in seen:
+                seen[line] = output_of(adapted(line), patch)
+            printed[block] = printed.get(block, "") + seen[line]
     return printed
+
+
+def output_of(line: str, patch: pytest.MonkeyPatch) -> str:
+    """Of a `ladderize` command, run in this process."""
+    patch.setattr(sys, "argv", shlex.split(line))
+    told, ended = redirect_stdout(io.StringIO()), pytest.raises(SystemExit)
+    with told as out, engines_in_pytorch(), forked_launch(), ended as done:
+        main()
+    assert done.value.code == 0, line
+    return out.getvalue()
 
 
 def run_fragments(folder: str, fragments: Sequence[tuple[str, str, str]]) -> None:

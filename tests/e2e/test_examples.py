@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.programs import run_program
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
-def printed(line: str) -> list[str]:
+def printed_by_torchrun(line: str) -> list[str]:
     """What a `torchrun` line prints."""
     command = [sys.executable, "-m", "torch.distributed.run", *line.split()[1:]]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -18,21 +20,41 @@ def printed(line: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
+def printed(line: str, lowering: str = "aot_eager") -> list[str]:
+    """The same from forked ranks, with another lowering in place of Inductor."""
+    found = re.fullmatch(r"torchrun --standalone --nproc-per-node (\d) examples/(\S+)", line)
+    assert found, line
+    text = run_program(EXAMPLES / found[2], ranks=int(found[1]), lowering=lowering)
+    return text.splitlines()
+
+
 def test_quickstart():
+    """Started by torchrun, compiled by Inductor."""
     line = "torchrun --standalone --nproc-per-node 2 examples/quickstart.py"
     assert f".venv/bin/{line}" in (ROOT / "README.md").read_text()
-    sharded, standard = (float(text.split(":")[1].split()[0]) for text in printed(line))
+    check_quickstart(printed_by_torchrun(line))
+
+
+def check_quickstart(lines: list[str]) -> None:
+    sharded, standard = (float(text.split(":")[1].split()[0]) for text in lines)
     assert sharded <= 1e-4
     assert standard > 1e-3
+
+
+def asked(name: str) -> str:
+    """The command in the docstring of an example."""
+    return re.search(r"torchrun --standalone \S+ \d \S+", (EXAMPLES / name).read_text())[0]
 
 
 @pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
 def test_training(name):
     """The command and the last line are those of its docstring."""
-    text = (ROOT / "examples" / name).read_text()
-    line = re.search(r"torchrun --standalone .*", text)[0]
-    promised = re.search(r"to the unsharded eager ladder: .*", text)[0]
-    found, *losses, last = printed(line)
+    check_training(name, printed(asked(name)))
+
+
+def check_training(name: str, lines: list[str]) -> None:
+    promised = re.search(r"to the unsharded eager ladder: .*", (EXAMPLES / name).read_text())[0]
+    found, *losses, last = lines
     assert found == "blocks found: 4"
     learnt = [float(text.split("loss ")[1]) for text in losses]
     assert learnt[0] > 2.5  # log(16) = 2.8 is a guess among its tokens
@@ -45,19 +67,35 @@ def test_training(name):
 
 
 def test_hugging_face_tensor_parallel():
-    text = (ROOT / "examples" / "hf_tensor_parallel.py").read_text()
-    line = re.search(r"torchrun --standalone \S+ \d+ \S+", text)[0]
-    found, last = printed(line)
+    check_hugging_face(printed(asked("hf_tensor_parallel.py")))
+
+
+def check_hugging_face(lines: list[str]) -> None:
+    found, last = lines
     assert found == "blocks found: 4"
     number = re.search(r"eager ladder: (\S+), tokens/s: \d+ \(2 ranks, cpu\)", last)[1]
     assert float(number) <= 1e-4
 
 
 def test_serving():
-    text = (ROOT / "examples" / "serve_llama.py").read_text()
-    line = re.search(r"torchrun --standalone .*", text)[0]
+    line = asked("serve_llama.py")
     assert line in (ROOT / "docs" / "parallelize.md").read_text()
-    found, cache, *_, last = printed(line)
+    check_serving(printed(line))
+
+
+def check_serving(lines: list[str]) -> None:
+    found, cache, *_, last = lines
     assert found == "8 of 8 blocks converted"
     assert cache == "a layer's keys: [1, 2, 128, 8] on each of 2 ranks"  # of 4 heads
     assert last == "same tokens as one process"
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
+def test_training_through_inductor(name):
+    check_training(name, printed_by_torchrun(asked(name)))
+
+
+@pytest.mark.deep
+def test_hugging_face_tensor_parallel_through_inductor():
+    check_hugging_face(printed_by_torchrun(asked("hf_tensor_parallel.py")))

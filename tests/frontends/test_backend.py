@@ -1,6 +1,5 @@
 """`torch.compile(backend="ladderize")` on one device: options, refusals, caches, files."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.graphs import Residual
+from helpers.programs import run_program
 from torch import nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -265,24 +265,20 @@ print("hits", hits, "misses", counters["inductor"]["fxgraph_cache_miss"])
 """
 
 
-def _compile_in_another_process(cache, staleness=1):
-    ran = subprocess.run(
-        [sys.executable, "-c", CACHED % staleness],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": "tests"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+def test_a_second_process_hits_the_cache_and_other_options_miss_it(tmp_path, monkeypatch):
+    """Processes with different hash seeds."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
 
+    def compile_in(server, staleness=1):
+        script = tmp_path / "cached.py"
+        script.write_text(CACHED % staleness)
+        return run_program(script, server=server).strip()
 
-def test_a_second_process_hits_the_cache_and_other_options_miss_it(tmp_path):
-    assert _compile_in_another_process(tmp_path) == "hits 0 misses 1"
-    again = _compile_in_another_process(tmp_path)
+    assert compile_in(0) == "hits 0 misses 1"
+    again = compile_in(1)
     assert again.endswith("misses 0"), again
     assert not again.startswith("hits 0"), again
-    assert _compile_in_another_process(tmp_path, staleness=2) == "hits 0 misses 1"
+    assert compile_in(1, staleness=2) == "hits 0 misses 1"
 
 
 class CountingPass(CustomGraphPass):

@@ -8,20 +8,14 @@ import torch
 from helpers.eager_ladders import _enlarge, tiny_gpt2, tiny_llama
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from transformers import (
-    CompileConfig,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import CompileConfig, Gemma2Config, Gemma2ForCausalLM
 
 import ladderize
 from ladderize import LadderError, LadderWarning
 from ladderize.testing import assert_close, eager_ladder
 
 TOLERANCE = 1e-5
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 
 
 def tiny_gemma2() -> nn.Module:
@@ -113,17 +107,25 @@ def check(name: str, cache: str | None, options: dict[str, Any], **how: Any) -> 
         assert torch.equal(out.sequences[:, 5:], torch.stack(wanted, 1).argmax(-1))
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        ("llama", None),
+        ("gemma2", "static"),
+        pytest.param("llama", "static", marks=pytest.mark.deep),
+        pytest.param("gemma2", None, marks=pytest.mark.deep),
+        pytest.param("gpt2", None, marks=pytest.mark.deep),
+        pytest.param("gpt2", "static", marks=pytest.mark.deep),
+    ],
+)
 def test_greedy(name: str, cache: str | None) -> None:
     check(name, cache, {"lowering": "eager"})
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
-def test_a_part_of_the_layers_two_blocks_stale(cache: str | None) -> None:
+def test_a_part_of_the_layers_two_blocks_stale() -> None:
     model = tiny_llama(3)
     ladderize.compile(model, lowering="eager", layers="last:2", staleness=2)
-    out = generate(model, **({} if cache is None else {"cache_implementation": cache}))
+    out = generate(model, cache_implementation="static")
     ladderize.restore(model)
     ids, mask = prompt()
     with torch.no_grad(), eager_ladder(model, PRE_NORM, chosen=range(2, 6), staleness=2):
@@ -132,21 +134,9 @@ def test_a_part_of_the_layers_two_blocks_stale(cache: str | None) -> None:
     assert_close(out.logits[0], first, tolerance=TOLERANCE)
 
 
+@pytest.mark.deep
 def test_through_inductor() -> None:
     check("llama", "static", {})
-
-
-def test_sampling_with_a_seed_draws_the_eager_ladders_tokens() -> None:
-    model = tiny_llama(3)
-    with eager_ladder(model, PRE_NORM):
-        torch.manual_seed(5)
-        wanted = generate(model, do_sample=True, temperature=0.7)
-        assert not torch.equal(generate(model, do_sample=True).sequences, wanted.sequences)
-    ladderize.compile(model, lowering="eager")
-    torch.manual_seed(5)
-    found = generate(model, do_sample=True, temperature=0.7)
-    assert torch.equal(found.sequences, wanted.sequences)
-    assert_close(list(found.logits), list(wanted.logits), tolerance=TOLERANCE)
 
 
 # -- generate that compiles by itself
@@ -208,42 +198,3 @@ def test_what_is_no_model_is_refused() -> None:
         ladderize.compile(torch.compile(nn.Linear(2, 2)))
     with pytest.raises(LadderError, match="did you mean 'staleness'"):
         ladderize.compile(nn.Linear(2, 2), stalenes=1)
-
-
-# -- encoders and decoders
-
-
-def tiny_t5() -> nn.Module:
-    config = T5Config(
-        vocab_size=64,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-    )
-    return _enlarge(T5ForConditionalGeneration(config)).double()
-
-
-def test_an_encoder_that_generate_calls_by_itself_is_a_ladder_too() -> None:
-    model, (ids, _) = tiny_t5(), prompt()
-    reads = [["encoder.block.*.layer.*.layer_norm"], ["decoder.block.*.layer.*.layer_norm"]]
-    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    ladderize.compile(model, lowering="eager")
-    out = model.generate(ids, output_logits=True, return_dict_in_generate=True, **how)
-    ladderize.restore(model)
-    with torch.no_grad():
-        standard = model(input_ids=ids, decoder_input_ids=out.sequences[:, :-1]).logits
-        with eager_ladder(model, reads):
-            wanted = model(input_ids=ids, decoder_input_ids=out.sequences[:, :-1]).logits
-    assert_close(torch.stack(out.logits, 1), wanted.float(), tolerance=TOLERANCE)
-    assert (standard - wanted).abs().max() > 1000 * TOLERANCE
-
-
-def test_relative_counts_of_an_encoder_decoder_are_refused() -> None:
-    with pytest.raises(LadderError, match="count other blocks than in the whole model") as caught:
-        ladderize.compile(tiny_t5(), layers="last:1")
-    assert "layers='last:1'" in str(caught.value)

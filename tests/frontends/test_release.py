@@ -121,7 +121,11 @@ def release_and_restore(name, lowering, dynamic):
 
 @pytest.mark.parametrize(
     ("name", "lowering", "dynamic"),
-    [("llama, tied", "eager", False), ("gpt2", "eager", True), ("llama", "inductor", False)],
+    [
+        ("llama, tied", "eager", False),
+        ("gpt2", "eager", True),
+        pytest.param("llama", "inductor", False, marks=pytest.mark.deep),
+    ],
 )
 def test_release_and_restore(two_ranks, name, lowering, dynamic):
     """gpt2 has segmented parts: its [q|k|v] weight."""

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import cached_property
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.tools.cli import app
 
 NAMED = {family.name: family for family in FAMILIES}
-SIX = ["llama", "gpt2", "bert", "t5", "vit", "resnet (basic layers)"]
+DEFAULT = ["llama", "gpt2", "resnet (basic layers)"]
+DEEP = ["bert", "t5", "vit"]
 
 
 def run(*args):
@@ -27,20 +29,29 @@ def run(*args):
 
 
 class Files:
-    """A family as an exported file, its ladder and its shards over two ranks."""
+    """A family as an exported file; its ladder and its shards over two ranks, once asked for."""
 
     def __init__(self, name, folder):
         torch.backends.mha.set_fastpath_enabled(False)
         family = NAMED[name]
         with torch.no_grad():
-            self.program = export(family.build(), (), family.feed(), strict=True)
-        self.original = folder / "original.pt2"
-        self.ladder, self.shards = folder / "ladder.pt2", folder / "shards"
+            self.program = export(family.build(), (), family.feed(), strict=False)
+        self.folder, self.original = folder, folder / "original.pt2"
         torch.export.save(self.program, self.original)
-        for how in ([self.ladder], [self.shards, "--tp", 2]):
-            done = run("rewrite", self.original, "--out", *how)
-            assert done.exit_code == 0, done.output
         self.stream = faults.stream_of(self.program)
+
+    @cached_property
+    def ladder(self):
+        return self.rewritten("ladder.pt2")
+
+    @cached_property
+    def shards(self):
+        return self.rewritten("shards", "--tp", 2)
+
+    def rewritten(self, name, *how):
+        done = run("rewrite", self.original, "--out", self.folder / name, *how)
+        assert done.exit_code == 0, done.output
+        return self.folder / name
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,9 @@ def checks_of(done):
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(
+    "name", [*DEFAULT, *(pytest.param(name, marks=pytest.mark.deep) for name in DEEP)]
+)
 def test_right_ladders_pass(written, name):
     files = written(name)
     for rewritten in (files.ladder, files.shards):
@@ -81,7 +94,9 @@ def test_right_ladders_pass(written, name):
 GRAPH_FAULTS = [
     ("llama", faults.left_fresh, "its branch reads x3, fresh, not x2"),
     ("gpt2", faults.two_blocks_early, "its branch reads x1, 2 blocks stale, not x2"),
-    ("bert", faults.left_fresh, "its branch reads x3, fresh, not x2"),
+    pytest.param(
+        *("bert", faults.left_fresh, "its branch reads x3, fresh, not x2"), marks=pytest.mark.deep
+    ),
     ("llama", faults.skip_rerouted, "its skip carries x1"),
     ("resnet (basic layers)", faults.stale_read_across_a_segment, "is never computed"),
     ("llama", faults.final_norm_reads_stale, "output 0 is computed from {y2}, not from {y3}"),
@@ -235,7 +250,7 @@ def test_other_shapes_and_dtypes():
 
 
 def test_another_model_is_told_apart(written):
-    found = ladderize.verify(written("llama").program, written("bert").ladder)
+    found = ladderize.verify(written("llama").program, written("gpt2").ladder)
     assert [check.name for check in found.failed] == ["weights", "recurrence", *found_values(found)]
 
 
@@ -244,9 +259,11 @@ def found_values(found):
 
 
 def test_other_inputs_end_it(written):
-    found = ladderize.verify(written("llama").program, written("vit").ladder)
+    resnet = written("resnet (basic layers)")
+    found = ladderize.verify(written("llama").program, resnet.ladder)
     assert [check.name for check in found.checks] == ["inputs and outputs"]
-    assert "float32 [2, 3, 32, 32]" in found.failed[0].found
+    images = list(NAMED["resnet (basic layers)"].feed()["pixel_values"].shape)
+    assert f"float32 {images}" in found.failed[0].found
 
 
 def test_folders_that_do_not_belong_together(written, tmp_path):
@@ -261,7 +278,7 @@ def test_half_precision_hides_no_fault():
     """Rounding of bfloat16 is as large as a wrong read: the recurrence is read in float32."""
     family = NAMED["llama"]
     model = family.build().to(torch.bfloat16)
-    program = export(model, (), family.feed(), strict=True)
+    program = export(model, (), family.feed(), strict=False)
     ladder = ladderize.rewrite(program)
     found = ladderize.verify(program, ladder, dtypes=[torch.bfloat16, torch.float16])
     assert found.ok, found

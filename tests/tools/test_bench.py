@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from helpers.forked_launch import forked_launch
 from torch import nn
 from typer.testing import CliRunner
 
@@ -42,6 +43,12 @@ LLAMA = {
     "max_position_embeddings": 128,
     "initializer_range": 0.2,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks_are_forked():
+    with forked_launch():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.programs import run_program
 from transformers import AutoConfig
 from typer.main import get_command
 
@@ -152,14 +153,11 @@ def test_what_they_found_are_results_like_others(tmp_path, capsys):
 
 
 def test_lowerings_are_held_against_the_first(tmp_path):
-    script = [str(ROOT / "bench" / "lowerings.py"), "--device", "cpu", "--dtype", "float32"]
-    how = ["--lowerings", "eager,aot_eager", "--layers", "1", "--length", "8", "--repeats", "1"]
-    model = ["--model", str(ROOT / "bench" / "models" / "llama-tiny.json")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    line = [*torchrun, "2", *script, *how, *model, "--traces", str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    first, second = (row.split() for row in done.stdout.splitlines()[-2:])
+    how = ["--device", "cpu", "--dtype", "float32", "--traces", str(tmp_path)]
+    how += ["--lowerings", "eager,aot_eager", "--layers", "1", "--length", "8", "--repeats", "1"]
+    how += ["--model", str(ROOT / "bench" / "models" / "llama-tiny.json")]
+    printed = run_program(ROOT / "bench" / "lowerings.py", how, ranks=2)
+    first, second = (row.split() for row in printed.splitlines()[-2:])
     assert (first[0], float(first[1])) == ("eager", 0.0)
     assert second[0] == "aot_eager" and 0 <= float(second[1]) < 1e-5
     assert sorted(path.name for path in tmp_path.iterdir()) == [

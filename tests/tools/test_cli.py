@@ -410,11 +410,11 @@ def test_lists_of_layers(llama):
 
 
 def test_doctor():
+    """As text it is one of the commands of docs/command-line.md."""
     done = run("doctor", "--json")
     assert done.exit_code == 0, done.output
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["gloo"]["status"] == "ok"
-    assert "ok" in run("doctor").stdout
 
 
 def test_versions_and_completion():

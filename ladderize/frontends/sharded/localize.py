@@ -86,6 +86,7 @@ def localize(
     assert plan is not None
     _indices_before_user_inputs(gm, program)
     entries = (*_entries(program, plan), *_index_entries(plan))
+    _localize_unread_inputs(gm, program, entries, num_ranks)
     signature = _signature(program, gm, plan)
     values = {
         name: _no_memory(entry, num_ranks)
@@ -196,6 +197,17 @@ def _indices_before_user_inputs(gm: GraphModule, program: ExportedProgram) -> No
     for index in indices:
         inputs[len(own)].prepend(index)
     gm.recompile()
+
+
+def _localize_unread_inputs(
+    gm: GraphModule, program: ExportedProgram, entries: Sequence[StateEntry], num_ranks: int
+) -> None:
+    """Give inputs that no node reads their local shapes: the second name of a tied weight."""
+    shapes = {name: entry.local_shape(num_ranks) for entry in entries for name in entry.names}
+    targets = {s.arg.name: str(s.target) for s in program.graph_signature.input_specs}
+    for node in gm.graph.find_nodes(op="placeholder"):
+        if not node.users and (shape := shapes.get(targets.get(node.name, ""))) is not None:
+            node.meta["val"] = node.meta["val"].new_empty(shape)
 
 
 def _signature(program: ExportedProgram, gm: GraphModule, plan: ShardPlan) -> ExportGraphSignature:
