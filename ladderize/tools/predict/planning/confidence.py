@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ladderize.tools.plot.units import num_bytes
 from ladderize.tools.predict.hardware import Errors, Hardware, calibration_errors
 from ladderize.tools.predict.planning.forecast import Request
 from ladderize.tools.predict.planning.paper import NEW, PROMPT, table
 from ladderize.tools.predict.planning.workload import Workload
+from ladderize.tools.units import num_bytes
 
 LINKS, DEVICE = ("nvlink", "nop2p"), "h100"
 # Weights of a rank: from Llama 70B over 8 ranks to that over 2, with room on both sides.

@@ -7,10 +7,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ladderize.tools.plot.units import num_bytes, seconds
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
 from ladderize.tools.predict.planning.planned_nets import VARIANTS
 from ladderize.tools.predict.planning.planner import Plan
+from ladderize.tools.units import num_bytes, seconds
 
 
 def show(plan: Plan, console: Console) -> None:
