@@ -2,6 +2,7 @@
 
 import warnings
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers.sharded import MODELS, READS
 from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize import LadderError, LadderWarning, compat
+from ladderize.backends import LOWERINGS
 from ladderize.backends.emitted import (
     EventKind,
     find_disorder,
@@ -342,3 +344,29 @@ def test_a_rank_that_never_compiles_is_an_error_not_a_hang():
     with Ranks(2) as ranks:
         text, _ = ranks.run(one_is_absent, timeout=60)
     assert "rank 1: no answer within 2 s" in text
+
+
+def lowering_that_fails_on_rank_1(error):
+    def lower(gm, example_inputs, config):
+        if dist.get_rank() == 1:
+            raise error
+        return LOWERINGS["aot_eager"](gm, example_inputs, config)
+
+    return lower
+
+
+def one_lowering_fails(error):
+    with patch.dict(LOWERINGS, eager=lowering_that_fails_on_rank_1(error)):
+        try:
+            compiled(MODELS["llama"](), mesh=mesh(), lowering="eager")(input_ids=ids())
+        except Exception as raised:
+            return f"{type(raised).__name__}: {raised}"
+    return "compiled"
+
+
+def test_an_error_of_one_rank_in_any_lowering_stops_all(two_ranks):
+    """Of any type, too: without a word to the others these would wait for its collectives."""
+    for error in (RuntimeError("out of registers"), LadderError("Cannot be lowered.")):
+        for said in two_ranks.run(one_lowering_fails, error, timeout=60):
+            assert "rank 1: not lowered" in said
+            assert str(error) in said
