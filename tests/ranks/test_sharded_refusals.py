@@ -126,13 +126,20 @@ torch.compile(net, backend="ladderize", fullgraph={fullgraph}, options={{"loweri
 """
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
+NOT_TAKEN_UP = [
+    ("async", "async_op=True hides its wait", "leave async_op out"),
+    ("nn", "torch.distributed.nn.functional", "reduce_from_ranks"),
+    ("fsdp", "fully_shard on a part of the model", "on the whole model only"),
+]
+EVERY_RUN = [("async", False), ("nn", True), ("fsdp", True)]
+
+
 @pytest.mark.parametrize(
-    ("way", "what", "cure"),
+    ("way", "what", "cure", "fullgraph"),
     [
-        ("async", "async_op=True hides its wait", "leave async_op out"),
-        ("nn", "torch.distributed.nn.functional", "reduce_from_ranks"),
-        ("fsdp", "fully_shard on a part of the model", "on the whole model only"),
+        pytest.param(*row, full, marks=[] if (row[0], full) in EVERY_RUN else [pytest.mark.deep])
+        for row in NOT_TAKEN_UP
+        for full in (True, False)
     ],
 )
 def test_what_dynamo_cannot_take_up_says_what_to_write_instead(way, what, cure, fullgraph):
@@ -227,6 +234,9 @@ def test_ranks_that_differ_all_raise_and_show_the_difference(two_ranks, differen
         assert "rank 0: " in text and "rank 1: " in text
         assert shown in text
         assert "same model, inputs of the same shape, and the same options" in text
+
+
+def test_ranks_that_are_alike_agree(two_ranks):
     assert two_ranks.run(differing, "nothing") == [("no error", "")] * 2
 
 
