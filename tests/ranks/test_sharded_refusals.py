@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.parallel_nets import eager_ladder, make_ids, make_net, shard
-from helpers.ranks import Ranks
+from helpers.ranks import Ranks, mesh
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
@@ -20,10 +20,6 @@ from ladderize import LadderError, compat
 from ladderize.frontends import agreement
 
 OPTIONS = {"lowering": "eager"}
-
-
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def refusal(net, ids, fullgraph=True, **options):
