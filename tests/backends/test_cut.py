@@ -1,6 +1,6 @@
 """The cut into islands: where, what crosses, and that the program stays the same.
 
-Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/test_exported.py; that a wrong cut
+Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/sharded.py; that a wrong cut
 is caught is in test_cut_check.py.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.eager_ladders import tiny_llama, tokens
+from helpers.language_models import READS
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
@@ -16,9 +17,7 @@ import ladderize
 from ladderize.testing import assert_close, eager_ladder
 
 STEPS = 20
-LLAMA = ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"]
 VIT = ["vit.*.*.layernorm_before", "vit.*.*.layernorm_after"]
-GPT2 = ["transformer.h.*.ln_1", "transformer.h.*.ln_2"]
 
 
 def sentences(step: int) -> dict[str, Tensor]:
@@ -27,7 +26,7 @@ def sentences(step: int) -> dict[str, Tensor]:
 
 
 def llama() -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
-    return tiny_llama(3), LLAMA, sentences
+    return tiny_llama(3), READS["llama"], sentences
 
 
 def dropping_gpt2(
@@ -49,7 +48,7 @@ def dropping_gpt2(
     )
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # else transformers logs that it takes this one: a graph break
-    return model, GPT2, sentences
+    return model, READS["gpt2"], sentences
 
 
 def vit() -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
@@ -217,7 +216,7 @@ def test_checkpoints_move_between_standard_and_ladder() -> None:
     ladder.load_state_dict(standard.state_dict())
     with torch.no_grad():
         found = ladder(input_ids=ids).logits
-        with eager_ladder(standard, LLAMA):
+        with eager_ladder(standard, READS["llama"]):
             assert_close(found, standard(input_ids=ids).logits)
         back = tiny_llama(2)
         back.load_state_dict(ladder.state_dict())

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from helpers.checked import check_all_emitted_code
 from helpers.forked import Server
@@ -64,6 +65,12 @@ def _ends(pipe: Connection) -> bool:
     except (EOFError, ConnectionResetError):
         return True
     return False
+
+
+@cache
+def mesh() -> DeviceMesh:
+    """On a rank: all ranks as one mesh of one dim."""
+    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 class Ranks:

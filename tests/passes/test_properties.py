@@ -63,7 +63,7 @@ def check_traced(spec: NetSpec, conversion: Conversion) -> None:
 
 
 def reproducer(spec: NetSpec, conversion: Conversion, how: dict[str, Any]) -> str:
-    """A program that checks one net by itself; run it in tests/."""
+    """A program that checks one net by itself; its PYTHONPATH is tests:tests/passes."""
     return f"""
 import torch
 from test_properties import *

@@ -1,6 +1,6 @@
 """Cut graphs on two real ranks: the values of the flat graph, and where they are cut."""
 
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
@@ -8,17 +8,12 @@ import torch.distributed as dist
 from helpers.cached_decoder import EXAMPLE, Decoder
 from helpers.cutting import cutting, difference, letters, lower_islands, without_names
 from helpers.parallel_nets import make_ids, make_net, shard
+from helpers.ranks import mesh
 from helpers.sharded import MODELS
-from torch.distributed.device_mesh import init_device_mesh
 
 import ladderize
 from ladderize import compat
 from ladderize.backends.tensorrt.islands import islands_of
-
-
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def compiled(net, dynamic=None, **options):

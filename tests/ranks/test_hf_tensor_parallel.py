@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from helpers.eager_ladders import _enlarge, tokens
+from helpers.language_models import READS
 from torch._dynamo.utils import counters
 from torch.torch_version import TorchVersion
 from transformers import AutoModelForCausalLM
@@ -26,7 +27,7 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-LAYERS = ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"]
+LAYERS = READS["llama"]
 NEOX = ["gpt_neox.layers.*.input_layernorm", "gpt_neox.layers.*.post_attention_layernorm"]
 FAMILIES = {  # name -> class, configuration, what reads the stream, number of blocks
     "llama": ("Llama", {"num_key_value_heads": 2}, LAYERS, 4),

@@ -1,11 +1,10 @@
 """Training nets that are sharded already, on two ranks: what the unsharded eager ladder learns."""
 
-from functools import cache, partial
+from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from helpers.parallel_nets import (
     COLUMNS,
@@ -24,7 +23,7 @@ from helpers.parallel_steps import (
     parameter_error,
     train,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from helpers.ranks import mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -41,11 +40,6 @@ from ladderize.backends.emitted import EventKind, find_disorder, find_races, rea
 from ladderize.testing.emitted_code import record_emitted_code
 
 EXACT = 1e-9  # the nets are float64
-
-
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def nets(way, layers=3):

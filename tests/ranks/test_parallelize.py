@@ -1,15 +1,14 @@
 """`ladderize.parallelize` on real gloo ranks: values, gradients, ownership, order, refusals."""
 
 import warnings
-from functools import cache
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.sharded import MODELS
+from helpers.ranks import mesh
+from helpers.sharded import MODELS, READS
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.export import Dim
 
 import ladderize
@@ -21,16 +20,6 @@ from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
 
 TOLERANCE = 1e-4
-READS = {
-    "llama": ["layers.*.input_layernorm", "layers.*.post_attention_layernorm"],
-    "gpt2": ["h.*.ln_1", "h.*.ln_2"],
-    "bert": ["encoder.layer.*.attention.self", "encoder.layer.*.intermediate"],
-}
-
-
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def inputs(batch=2, length=6):

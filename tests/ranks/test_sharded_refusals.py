@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.parallel_nets import eager_ladder, make_ids, make_net, shard
-from helpers.ranks import Ranks
+from helpers.ranks import Ranks, mesh
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
@@ -20,10 +20,6 @@ from ladderize import LadderError, compat
 from ladderize.frontends import agreement
 
 OPTIONS = {"lowering": "eager"}
-
-
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def refusal(net, ids, fullgraph=True, **options):
@@ -126,13 +122,20 @@ torch.compile(net, backend="ladderize", fullgraph={fullgraph}, options={{"loweri
 """
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
+NOT_TAKEN_UP = [
+    ("async", "async_op=True hides its wait", "leave async_op out"),
+    ("nn", "torch.distributed.nn.functional", "reduce_from_ranks"),
+    ("fsdp", "fully_shard on a part of the model", "on the whole model only"),
+]
+EVERY_RUN = [("async", False), ("nn", True), ("fsdp", True)]
+
+
 @pytest.mark.parametrize(
-    ("way", "what", "cure"),
+    ("way", "what", "cure", "fullgraph"),
     [
-        ("async", "async_op=True hides its wait", "leave async_op out"),
-        ("nn", "torch.distributed.nn.functional", "reduce_from_ranks"),
-        ("fsdp", "fully_shard on a part of the model", "on the whole model only"),
+        pytest.param(*row, full, marks=[] if (row[0], full) in EVERY_RUN else [pytest.mark.deep])
+        for row in NOT_TAKEN_UP
+        for full in (True, False)
     ],
 )
 def test_what_dynamo_cannot_take_up_says_what_to_write_instead(way, what, cure, fullgraph):
@@ -227,6 +230,9 @@ def test_ranks_that_differ_all_raise_and_show_the_difference(two_ranks, differen
         assert "rank 0: " in text and "rank 1: " in text
         assert shown in text
         assert "same model, inputs of the same shape, and the same options" in text
+
+
+def test_ranks_that_are_alike_agree(two_ranks):
     assert two_ranks.run(differing, "nothing") == [("no error", "")] * 2
 
 

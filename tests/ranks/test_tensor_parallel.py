@@ -1,14 +1,13 @@
 """`options={"mesh": mesh}` on real gloo ranks: values, order, count, agreement, refusals."""
 
 import warnings
-from functools import cache
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.ranks import mesh
 from helpers.sharded import MODELS, READS
-from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize import LadderError, LadderWarning, compat
 from ladderize.backends import LOWERINGS
@@ -24,11 +23,6 @@ from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
 
 INDUCTOR = {"lowering": "inductor", "verify": "code"}
-
-
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def compiled(model, dynamic=None, **options):

@@ -1,6 +1,7 @@
 """Programs that are ladders already are sharded as the nets that they were made of."""
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ class SumsWithin(ParallelHalves):
         return x
 
 
+@cache
 def program_of(name):
     torch.manual_seed(0)
     if name in OWN:
@@ -69,9 +71,13 @@ CASES = [
     ("parallel halves", {}),
     ("sums within", {}),
 ]
+EVERY_RUN = [*CASES[:3], ("bert", {}), *CASES[-2:]]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*case, marks=[] if case in EVERY_RUN else [pytest.mark.deep]) for case in CASES],
+)
 def test_as_the_standard_net(name, options):
     program = program_of(name)
     at_once = ShardedProgram(program, 2, **options)

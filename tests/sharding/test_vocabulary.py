@@ -3,15 +3,15 @@
 Language models on real gloo ranks; small nets as all of their ranks in lockstep.
 """
 
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 from helpers.language_models import FAMILIES, READS, language_model
+from helpers.ranks import mesh
 from helpers.sharded import Sharder
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
 import ladderize
@@ -26,11 +26,6 @@ from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
 
 BLOCKS = ["blocks.*"]  # of the small nets below
-
-
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def compiled(model, dynamic=False, **options):

@@ -182,7 +182,7 @@ def test_in_place_on_the_graph_input_is_refused(x):
     (stream,) = streams_of(Wrapped(body, *_linears(3)), x)
     assert len(stream.blockers) == 3
     assert "clone the input first" in str(stream.blockers[0])
-    assert "test_stream.py" in str(stream.blockers[0])
+    assert "test_find.py" in str(stream.blockers[0])
 
 
 def test_in_place_on_a_viewed_stream_value_is_refused(x):

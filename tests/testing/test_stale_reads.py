@@ -15,6 +15,7 @@ from helpers.eager_ladders import (
     tokens,
 )
 from helpers.few_examples import examples
+from helpers.language_models import READS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,15 +25,10 @@ from ladderize.testing.blocks import OVERWRITES_X, ResidualBlock
 from ladderize.testing.nets import NetSpec, ResidualNet
 from ladderize.testing.strategies import conversions, nets
 
-LLAMA = ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"]
 MODELS = {
-    "llama": (tiny_llama, llama_ladder, LLAMA),
-    "gpt2": (tiny_gpt2, gpt2_ladder, ["transformer.h.*.ln_1", "transformer.h.*.ln_2"]),
-    "bert": (
-        tiny_bert,
-        bert_ladder,
-        ["bert.encoder.layer.*.attention.self", "bert.encoder.layer.*.intermediate"],
-    ),
+    "llama": (tiny_llama, llama_ladder, READS["llama"]),
+    "gpt2": (tiny_gpt2, gpt2_ladder, READS["gpt2"]),
+    "bert": (tiny_bert, bert_ladder, READS["bert"]),
 }
 
 # -- against the recurrence written by hand
@@ -313,7 +309,10 @@ def test_checkpointing_is_refused() -> None:
     """Its second forward happens where no block can be counted."""
     model = tiny_llama(2).train()
     model.gradient_checkpointing_enable()
-    with eager_ladder(model, LLAMA), pytest.raises(RuntimeError, match="checkpointing calls it"):
+    with (
+        eager_ladder(model, READS["llama"]),
+        pytest.raises(RuntimeError, match="checkpointing calls it"),
+    ):
         model(input_ids=tokens()).logits.sum().backward()
 
 
