@@ -18,7 +18,7 @@ from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import parallel_program
 from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.module import ShardedModule
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.frontends.sharded.tracing import build, trace
 from ladderize.tools.sources.cached import CachedLM, set_cached
 
@@ -45,7 +45,7 @@ class Weights:
         entries = [entry for entry in local.entries if entry.kind != "index"]
         return {entry.name: self._one(entry, buffers.get(entry.name)) for entry in entries}
 
-    def _one(self, entry: Entry, buffer: Tensor | None) -> Tensor:
+    def _one(self, entry: StateEntry, buffer: Tensor | None) -> Tensor:
         device = torch.device(self.mesh.device_type)
         if buffer is not None and buffer.device.type != "meta":  # rotary tables
             return entry.read(buffer, 0, self.mesh.size(), device)

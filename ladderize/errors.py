@@ -46,6 +46,10 @@ class LadderError(ValueError):
             lines.append(f"What to do: {cure}")
         super().__init__("\n".join(lines))
 
+    def with_blockers(self, more: Iterable[Blocker]) -> "LadderError":
+        """The same error with further reasons."""
+        return type(self)(self.summary, (*self.blockers, *more), self.cure)
+
     def __reduce__(self) -> tuple[type["LadderError"], tuple[Any, ...]]:
         """Ranks send it to their parent whole, not as one text."""
         return type(self), (self.summary, self.blockers, self.cure)
@@ -101,3 +105,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """The name in `known` that was probably meant, as the end of a message; "" if none is near."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """ "1 block", "2 blocks", "2 passes": `many` where an s behind `one` is not the plural."""
+    return f"{number} {one if number == 1 else many or one + 's'}"

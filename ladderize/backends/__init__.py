@@ -12,9 +12,9 @@ from ladderize.backends.lowered import Lowered
 from ladderize.backends.tensorrt.lower import lower_to_tensorrt
 from ladderize.config.options import LadderConfig
 
-Lowering = Callable[[GraphModule, Sequence[Any], LadderConfig], Lowered]
+Lower = Callable[[GraphModule, Sequence[Any], LadderConfig], Lowered]
 
-LOWERINGS: dict[str, Lowering] = {
+LOWERINGS: dict[str, Lower] = {
     "inductor": lower_to_inductor,
     "tensorrt": lower_to_tensorrt,
     "aot_eager": lower_to_aot_eager,

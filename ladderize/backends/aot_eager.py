@@ -8,10 +8,7 @@ from torch.fx import GraphModule
 from ladderize import compat
 from ladderize.backends.lowered import Lowered
 from ladderize.config.options import LadderConfig
-from ladderize.graph.in_flight import check_in_flight
-from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.join_waits import JoinWaits
-from ladderize.passes.runner import Log, run_pass
+from ladderize.passes.after_autograd import defer
 
 
 def lower_to_aot_eager(
@@ -23,7 +20,5 @@ def lower_to_aot_eager(
 
 
 def _defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-    log = Log()
-    run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
-    run_pass(gm, DeferWaits(), log)
+    defer(gm)
     return compat.boxed(gm.forward)

@@ -1,36 +1,23 @@
 """Compile with Inductor, with the deferred order pinned in its forward and backward graphs."""
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, GraphModule
 
 from ladderize import compat
 from ladderize.backends.emitted import check_emitted
 from ladderize.backends.lowered import Lowered
+from ladderize.backends.source_digest import digest_of_sources
+from ladderize.compat.graph_pass import CustomGraphPass
 from ladderize.config.options import LadderConfig
-from ladderize.graph import collectives, dataflow, flops, in_flight, ops
-from ladderize.passes import defer_waits, join_waits, pin_order, schedule
-from ladderize.passes.runner import Log, run_pass
+from ladderize.graph.collectives import find_groups
+from ladderize.passes import pin_order
+from ladderize.passes.after_autograd import AFTER_AUTOGRAD, defer
 
 _HOOK = "post_grad_custom_post_pass"
-# What decides how the passes below change a graph.
-_SOURCES = (
-    dataflow,
-    collectives,
-    in_flight,
-    ops,
-    flops,
-    schedule,
-    join_waits,
-    defer_waits,
-    pin_order,
-)
 
 
 def lower_to_inductor(
@@ -44,7 +31,7 @@ def lower_to_inductor(
         LadderError: when the emitted code touches a buffer in flight or waits too early.
     """
     settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
-    if collectives.find_groups(gm):
+    if find_groups(gm):
         # It would move matmuls out of the window that a collective was given to hide behind.
         settings.setdefault("reorder_for_peak_memory", False)
     users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))
@@ -69,21 +56,18 @@ class DeferInInductor(CustomGraphPass):
             users_pass(graph)
         gm = graph.owning_module
         assert gm is not None
-        log = Log()
-        run_pass(gm, join_waits.JoinWaits(), log, lambda gm: in_flight.check_in_flight(gm.graph))
-        run_pass(gm, defer_waits.DeferWaits(), log)
-        run_pass(gm, pin_order.PinOrder(), log)
+        defer(gm, AFTER_AUTOGRAD)
 
     def uuid(self) -> Any:
-        """Hash of the passes' sources and options; None ("do not cache") if a user's has none."""
+        """Hash of the options and of all sources that can edit the graph.
+
+        None ("do not cache") if a pass of the user's has no identity.
+        """
         theirs = [p.uuid() if hasattr(p, "uuid") else None for p in self.first]
         if any(identity is None for identity in theirs):
             return None
-        digest = hashlib.sha256(repr((self.verify, theirs, pin_order.PinOrder())).encode())
-        for module in (*_SOURCES, inspect.getmodule(type(self))):
-            assert module is not None and module.__file__ is not None
-            digest.update(Path(module.__file__).read_bytes())
-        return digest.hexdigest()
+        options = (self.verify, theirs, pin_order.PinOrder(), digest_of_sources(__name__))
+        return hashlib.sha256(repr(options).encode()).hexdigest()
 
 
 def _as_tuple(passes: Any) -> tuple[Any, ...]:

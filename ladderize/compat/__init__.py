@@ -38,6 +38,7 @@ from ladderize.compat.dynamo import (
     undo_caching,
     watch_failures,
 )
+from ladderize.compat.exported import find_wrong_input, load_archive, reorder_kwargs
 from ladderize.compat.inductor import (
     has_control_deps,
     inductor_cache_dir,
@@ -49,7 +50,6 @@ from ladderize.compat.inductor import (
     preserve_node_ordering,
     watch_loaded_code,
 )
-from ladderize.compat.programs import find_wrong_input, load_archive, reorder_kwargs
 from ladderize.compat.tensors import (
     SizeSymbol,
     fake_mode_of,

@@ -23,6 +23,12 @@ def parameter_names(gm: GraphModule) -> dict[Node, str]:
     return names
 
 
+def copy_source(old: Node, new: Node) -> None:
+    """Let `new` stand for the same input as `old`: AOTAutograd asks each where it came from."""
+    if hasattr(old, "_dynamo_source"):
+        new._dynamo_source = old._dynamo_source
+
+
 def _qualified_name(source: str) -> str:
     owned = re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", source)
     attribute = re.sub(r".*_(?:modules|parameters|buffers)\['[^']+'\]", "", source)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -13,8 +13,12 @@ from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, nearest
 
-LOWERINGS = ("inductor", "tensorrt", "aot_eager", "eager")
+Lowering = Literal["inductor", "tensorrt", "aot_eager", "eager"]
+LOWERING_OPTIONS = ("lowering", "lowering_options", "mode")
+"""What does not matter before a graph is lowered."""
 VERIFY_LEVELS = ("graph", "code", "off")
+MAX_STALENESS = 8
+"""The largest staleness: how far waits are deferred and existing ladders are recognized."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class LadderConfig:
     Attributes:
         layers: which layers to convert (indices of the module list that holds the blocks).
         blocks: the same, counted in blocks; not together with `layers`.
-        staleness: how many blocks earlier a converted branch reads; 0 is the standard net,
-            1 the ladder of arXiv 2501.06589, Section 3.
+        staleness: how many blocks earlier a converted branch reads, 0 to 8; 0 is the standard
+            model, 1 the ladder of arXiv 2501.06589, Section 3.
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
         shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
             where the number of ranks divides it; `cross_entropy` included.
@@ -35,7 +39,7 @@ class LadderConfig:
         mode: `torch.compile`'s own `mode=`, for the Inductor lowering.
         strict: raise when something asked for cannot be done; False warns once and compiles
             the standard graph instead.
-        expect_blocks: raise unless exactly so many blocks are found.
+        expect_blocks: raise unless exactly this many residual blocks are found.
         verify: "graph" reads the recurrence back from the rewritten graph, "code" also checks
             the code that Inductor emitted, "off" checks neither.
         debug_dir: write every stage's graph there, in a folder for each rank.
@@ -98,9 +102,9 @@ class LadderConfig:
         return [
             *self._selection_problems(),
             *self._mesh_problems(),
-            *_choice_problems("lowering", self.lowering, LOWERINGS),
+            *_choice_problems("lowering", self.lowering, get_args(Lowering)),
             *_choice_problems("verify", self.verify, VERIFY_LEVELS),
-            *_count_problems("staleness", self.staleness, least=0),
+            *_count_problems("staleness", self.staleness, least=0, most=MAX_STALENESS),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
             *self._inductor_only_problems(),
             *self._inductor_problems(),
@@ -154,7 +158,7 @@ class LadderConfig:
         return problems
 
     def _inductor_only_problems(self) -> list[str]:
-        if self.lowering == "inductor" or self.lowering not in LOWERINGS:
+        if self.lowering == "inductor" or self.lowering not in get_args(Lowering):
             return []
         asked = {
             "mode=": self.mode not in (None, "default"),
@@ -190,9 +194,10 @@ def _choice_problems(name: str, value: object, choices: Sequence[str]) -> list[s
     return [f"{name}={value!r} is not one of {shown}{nearest(value, choices)}"]
 
 
-def _count_problems(name: str, value: object, least: int) -> list[str]:
+def _count_problems(name: str, value: object, least: int, most: int | None = None) -> list[str]:
     if value is None and name == "expect_blocks":
         return []
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= (most or value):
         return []
-    return [f"{name}={value!r} is not a whole number of at least {least}"]
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    return [f"{name}={value!r} is not a whole number {bounds}"]

@@ -43,8 +43,8 @@ class Selection:
             return cls(text, last=int(match[1]))
         if (match := re.fullmatch(r"last:(\d+(?:\.\d+)?)%", text)) and float(match[1]) <= 100:
             return cls(text, last_percent=float(match[1]))
-        if re.fullmatch(r"\d+(\s*,\s*\d+)*", text):  # the command line's spelling of a list
-            return cls.parse([int(part) for part in text.split(",")])
+        if match := re.fullmatch(r"\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?", text):  # a list, as text
+            return cls.parse([int(part) for part in match[1].split(",")])
         raise ValueError(f"{text!r} is not {FORMS}")
 
     @property

@@ -13,15 +13,15 @@ WEIGHTS = ("inputs", "stripped", "refittable")
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """How segments become engines.
+    """How islands become engines.
 
     Attributes:
         sizes: least, usual and most size of a dynamic dim, by its name (`"input_ids[1]"`, or the
             symbol's own, `"s77"`); `"*"` stands for every other one. An engine runs sizes from
             least to most and is tuned for the usual one.
-        weights: "inputs" hands them to the engine at each call: equal segments run one and the
+        weights: "inputs" hands them to the engine at each call: equal islands run one and the
             same engine, and no weight is twice on the device. "refittable" engines hold weights,
-            arranged as their kernels like best; equal segments share a plan, and each has an
+            arranged as their kernels like best; equal islands share a plan, and each has an
             engine that gets its own weights when it is bound. "stripped" is the same with plans
             that hold no room for weights. Building refittable engines needs a GPU.
         cache: the folder that plans are kept in and looked for; None builds in memory.

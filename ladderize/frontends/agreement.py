@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,7 +18,12 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError, module_path, source_line
 from ladderize.graph import ops
-from ladderize.graph.collectives import dtensors, every_node, group_name_of
+from ladderize.graph.collectives import (
+    dtensors,
+    every_node,
+    group_name_of,
+    is_all_reduce,
+)
 
 TIMEOUT = timedelta(minutes=5)
 # Backends of groups whose one process stands in for all ranks: torch's and that of tools/emulation.
@@ -31,9 +35,6 @@ _READS = "  reads "
 
 class DisagreementError(LadderError):
     """The ranks of a group came to different verdicts. Raised on all of them, always."""
-
-
-_rounds: Counter[str] = Counter()
 
 
 def agree(verdicts: Mapping[dist.ProcessGroup, str]) -> None:
@@ -62,10 +63,11 @@ class _Note:
         self.group, self.verdict = group, verdict
         self.ranks = dist.get_process_group_ranks(group)
         name = f"{group.group_name}/{','.join(map(str, self.ranks))}"
-        self.prefix = f"ladderize/{name}/{_rounds[name]}"
         self.store = compat.default_store()
+        # How often this rank has asked is kept in the store, which lives as long as its groups.
+        asked = self.store.add(f"ladderize/{name}/asked/{dist.get_rank()}", 1)
+        self.prefix = f"ladderize/{name}/{asked}"
         self.deadline = time.monotonic() + TIMEOUT.total_seconds()
-        _rounds[name] += 1
 
     def publish(self) -> None:
         key = f"{self.prefix}/{dist.get_rank()}"
@@ -151,6 +153,6 @@ def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> 
 
 def _common_form(node: Node, group_name: str) -> str:
     values: Sequence[Any] = dtensors(node)
-    if "all_reduce" in ops.op_name(node) and group_name_of(node) == group_name:
+    if is_all_reduce(node) and group_name_of(node) == group_name:
         values = [tensor for source in node.all_input_nodes for tensor in ops.tensors(source)]
     return " ".join(f"{v.dtype}{list(v.shape)}" for v in values)

@@ -3,30 +3,43 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch.distributed as dist
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
 from ladderize.backends import LOWERINGS
 from ladderize.backends.lowered import Lowered
-from ladderize.compat.frames import current_frame, parameter_names
+from ladderize.compat.frames import copy_source, current_frame, parameter_names
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.frontends.agreement import DisagreementError, agree, describe_graph
 from ladderize.frontends.break_hints import Adviser
 from ladderize.frontends.broken_frames import BrokenFrames
 from ladderize.frontends.generation import warn_of_standard_prefill
+from ladderize.frontends.ladder import Laddered, ladder
 from ladderize.frontends.local_parameters import LocalInputs
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.graph.collectives import find_groups
-from ladderize.passes.pipeline import RankGroup, Rewritten, dump_folder, ladder
-from ladderize.report.builder import Draft
+from ladderize.passes.before_autograd import RankGroup, Rewriting, dump_folder
 from ladderize.report.publish import as_report, changed_options, forget, publish, versions
 from ladderize.streams.existing_ladders import warn_of_ladders
 
-_broken_frames = BrokenFrames()
-_adviser = Adviser()
+
+@dataclass
+class _Session:
+    """What outlives a compilation, until `torch._dynamo.reset()`."""
+
+    broken_frames: BrokenFrames = field(default_factory=BrokenFrames)
+    adviser: Adviser = field(default_factory=Adviser)
+
+    def see(self, error: BaseException) -> None:
+        self.adviser.see(error)
+
+
+_session = _Session()
 
 
 def ladderize(
@@ -49,18 +62,19 @@ def ladderize(
             mistaken options and ranks that disagree raise; else the standard graph is compiled
             after one `LadderWarning`.
     """
-    compat.watch_failures(ladderize, _adviser.see)
+    compat.watch_failures(ladderize, _session.see)
     try:
         config = LadderConfig.from_options(options, mode)
-        if isinstance(compat.compiled_module(), ShardedModule):
-            config = _as_parallelized(config)
-        return _compile(gm, example_inputs, config)
+        is_laddered = isinstance(compat.compiled_module(), ShardedModule)
+        if is_laddered:
+            _refuse_options_of_parallelize(config)
+        return _compile(gm, example_inputs, config, is_laddered)
     except LadderError as error:
         raise compat.as_backend_error(error) from None
 
 
-def _as_parallelized(config: LadderConfig) -> LadderConfig:
-    """What is left for a module that `parallelize` has laddered and sharded: to compile it."""
+def _refuse_options_of_parallelize(config: LadderConfig) -> None:
+    """What `parallelize` has laddered and sharded is only left to be lowered."""
     given = {"layers=": config.layers != "all", "blocks=": config.blocks is not None}
     given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
     surplus = [Blocker(name) for name, is_given in given.items() if is_given]
@@ -70,137 +84,137 @@ def _as_parallelized(config: LadderConfig) -> LadderConfig:
             surplus,
             "pass these to ladderize.parallelize",
         )
-    return dataclasses.replace(config, staleness=0)
 
 
 def _reset() -> None:
-    """Called by `torch._dynamo.reset()`."""
-    _broken_frames.forget()
-    _adviser.forget()
+    """Called by `torch._dynamo.reset()`: forget all that outlives a compilation.
+
+    What belongs to a model (`ladderize.compile`) or to its parameters (their local parts) lives as
+    long as these do.
+    """
+    global _session
+    _session = _Session()
     forget()
 
 
 ladderize.reset = _reset  # type: ignore[attr-defined]  # the attribute Dynamo looks for
-compat.watch_failures(ladderize, _adviser.see)
+compat.watch_failures(ladderize, lambda error: _session.see(error))
 
 
 def _compile(
-    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
+    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig, is_laddered: bool
 ) -> Callable[..., Any]:
     standard = None if config.strict else copy_graph(gm)
-    name, draft = current_frame(gm).piece, Draft()
-
-    def report(outcome: str, error: LadderError | None = None) -> None:
-        publish(as_report(draft.finish(name, outcome, error), config), dump_folder(config))
-
-    try:
-        rewritten = _rewrite(gm, config, draft)
-    except DisagreementError as error:
-        report("refused", error)
-        raise
-    except LadderError as error:
-        report("refused" if standard is None else "standard", error)
-        if standard is None:
-            raise
+    mesh = config.device_mesh
+    groups = find_groups(gm) if mesh is None else [mesh.get_group()]
+    laddered = ladder_frame(gm, config, _session.broken_frames, is_laddered=is_laddered)
+    laddered.error = _disagreement(laddered, groups) or laddered.error
+    error = laddered.error
+    falls_back = standard is not None and not isinstance(error, DisagreementError)
+    graph = laddered.report("rewritten", refused="standard" if falls_back else "refused")
+    publish(as_report(graph, config), dump_folder(config))
+    if error is not None:
+        if standard is None or not falls_back:
+            raise error
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
         gm.graph = standard
         gm.recompile()
         return _lower_together(gm, example_inputs, config).run
-    report("rewritten")
-    if not isinstance(compat.compiled_module(), ShardedModule):
-        warn_of_ladders(rewritten.streams)
-    if config.staleness > 0:
-        warn_of_standard_prefill()
+    state = laddered.state
+    if not is_laddered:
+        warn_of_ladders(state.streams)
+        if config.staleness > 0:
+            warn_of_standard_prefill()
     local = None
-    if rewritten.plan is not None:
-        assert config.device_mesh is not None
-        local = LocalInputs(rewritten.gm, rewritten.plan, config.device_mesh)
+    if state.plan is not None:
+        assert mesh is not None
+        local = LocalInputs(state.gm, state.plan, mesh)
         example_inputs = local.examples(example_inputs)
-    lowered = _lower_together(rewritten.gm, example_inputs, config)
+    lowered = _lower_together(state.gm, example_inputs, config)
     if lowered.engines is not None:
-        draft.see_engines(lowered.engines)
-        report("rewritten")
+        graph = dataclasses.replace(graph, engines=lowered.engines)
+        publish(as_report(graph, config), dump_folder(config))
     return lowered.run if local is None else local.feed(lowered.run)
 
 
 def _lower_together(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Lowered:
-    """Lower on all ranks or on none: an engine may fail to be built on one of them alone."""
+    """Lower on all ranks or on none: any lowering may fail on one of them alone."""
     lower = LOWERINGS[config.lowering]
     groups = find_groups(gm)
-    if config.lowering != "tensorrt" or not groups:
-        return lower(gm, example_inputs, config)
     try:
         lowered = lower(gm, example_inputs, config)
-    except LadderError as error:
-        agree(dict.fromkeys(groups, f"not lowered: {error}"))
+    except Exception as error:
+        agree(dict.fromkeys(groups, f"not lowered: {type(error).__name__}: {error}"))
         raise
     agree(dict.fromkeys(groups, "lowered"))
     return lowered
 
 
-def _rewrite(gm: GraphModule, config: LadderConfig, draft: Draft) -> Rewritten:
-    """The rewritten graph, once all ranks that it communicates with agree that it is the same."""
-    mesh = config.device_mesh
-    groups = find_groups(gm) if mesh is None else [mesh.get_group()]
-    try:
-        rewritten = rewrite_here(gm, config, draft, _broken_frames)
-    except LadderError as error:
-        agree(dict.fromkeys(groups, f"refused: {error}"))
-        raise
-    if rewritten.plan is not None:
-        agree({groups[0]: f"plan {rewritten.plan.digest()}, {rewritten.describe()}"})
+def _disagreement(
+    laddered: Laddered, groups: Sequence[dist.ProcessGroup]
+) -> DisagreementError | None:
+    """Compare notes with the ranks that the graph communicates with, before anything is lowered."""
+    state = laddered.state
+    if laddered.error is not None:
+        notes = dict.fromkeys(groups, f"refused: {laddered.error}")
+    elif state.plan is not None:
+        notes = {groups[0]: f"plan {state.plan.digest()}, {state.describe()}"}
     else:
-        headline = _headline(rewritten, config)
-        agree({group: describe_graph(gm, headline, group) for group in groups})
-    return rewritten
+        headline = _headline(state)
+        notes = {group: describe_graph(state.gm, headline, group) for group in groups}
+    try:
+        agree(notes)
+    except DisagreementError as error:
+        return error
+    return None
 
 
-def _headline(rewritten: Rewritten, config: LadderConfig) -> str:
+def _headline(state: Rewriting) -> str:
     """What was done to a graph, and by what, apart from what may differ from rank to rank."""
-    known = (*versions(), *changed_options(config))
+    known = (*versions(), *changed_options(state.config))
     private = ("debug_dir", "python")
     settings = ", ".join(f"{name}={value}" for name, value in known if name not in private)
-    return f"{rewritten.describe()}; {settings}"
+    return f"{state.describe()}; {settings}"
 
 
-def rewrite_here(
-    gm: GraphModule, config: LadderConfig, draft: Draft, broken_frames: BrokenFrames
-) -> Rewritten:
-    """Rewrite the graph that Dynamo has just traced; the ranks do not hear of it.
+def ladder_frame(
+    gm: GraphModule,
+    config: LadderConfig,
+    broken_frames: BrokenFrames,
+    *,
+    index: int = 0,
+    is_laddered: bool = False,
+) -> Laddered:
+    """Ladder the graph that Dynamo has just traced; the ranks do not hear of it.
 
-    Raises:
-        LadderError: from the passes, or because a graph break cuts the stream.
+    A graph break that cuts the stream is an error of what comes back, like a refusal of the
+    pipeline; the places where Dynamo gave up are added to either.
     """
     frame = current_frame(gm)
-    try:
-        _refuse_buckets()
-        # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
-        is_left_over = bool(frame.left_to_python)
-        rewritten = ladder(
-            gm,
-            parameter_names(gm),
-            config,
-            RankGroup.of(config.device_mesh),
-            may_be_a_layer=not is_left_over,
-            draft=draft,
-        )
-    except LadderError as error:
-        blockers = [*error.blockers, *frame.cuts(), *_adviser.on(frame)]
-        raise LadderError(error.summary, blockers, error.cure) from None
-    if config.expect_blocks is None:  # else the user said how many this very graph holds
-        broken_frames.note(frame, sum(len(stream.blocks) for stream in rewritten.streams))
-    return rewritten
-
-
-def _refuse_buckets() -> None:
+    ranks = RankGroup.of(config.device_mesh)
+    # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
+    may_be_a_layer = not frame.left_to_python
+    state = Rewriting(
+        gm, parameter_names(gm), config, ranks, may_be_a_layer, is_laddered=is_laddered
+    )
+    laddered = ladder(state, frame.piece, index=index)
     if compat.is_bucket():
-        raise LadderError(
+        laddered.error = LadderError(
             "DistributedDataParallel has Dynamo split the model into one graph for each bucket of "
             "gradients, which cuts the residual stream.",
             cure="torch._dynamo.config.optimize_ddp = False",
         )
+    if laddered.error is not None:
+        hints = (*frame.cuts(), *_session.adviser.on(frame))
+        laddered.error = laddered.error.with_blockers(hints)
+    elif config.expect_blocks is None:  # else the user said how many this very graph holds
+        try:
+            broken_frames.note(frame, sum(len(stream.blocks) for stream in state.streams))
+        except LadderError as error:
+            laddered.error = error
+    return laddered
 
 
 def copy_graph(gm: GraphModule) -> Graph:
@@ -210,6 +224,5 @@ def copy_graph(gm: GraphModule) -> Graph:
     output = copied.graph_copy(gm.graph, nodes)
     copied.output(output)
     for old, new in nodes.items():
-        if hasattr(old, "_dynamo_source"):  # AOTAutograd asks each input where it came from
-            new._dynamo_source = old._dynamo_source
+        copy_source(old, new)
     return copied

@@ -17,14 +17,14 @@ from torch.fx import GraphModule
 from ladderize import compat
 from ladderize.compat.frames import current_frame
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.backend import copy_graph, rewrite_here
+from ladderize.errors import Blocker
+from ladderize.frontends.backend import copy_graph, ladder_frame
 from ladderize.frontends.broken_frames import BrokenFrames
-from ladderize.frontends.rewrite import explain_exported
-from ladderize.passes.pipeline import dump_folder
-from ladderize.report.builder import Draft
-from ladderize.report.data import GraphReport, Refusal, Report
+from ladderize.frontends.rewrite import explain_program
+from ladderize.passes.before_autograd import dump_folder
+from ladderize.report.data import GraphReport, Refusal
 from ladderize.report.publish import as_report, changed_options, versions, write
+from ladderize.report.report import Report
 
 
 def explain(
@@ -58,7 +58,7 @@ def explain(
     """
     config = LadderConfig.from_options(options)
     if isinstance(model, ExportedProgram):
-        return explain_exported(model, config)
+        return explain_program(model, config)
     return explain_call(model, args, kwargs, config)
 
 
@@ -108,17 +108,11 @@ class _Explainer:
 
     def see_each(self, gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         standard = copy_graph(gm)
-        draft = Draft(index=len(self.graphs))
-        frame = current_frame(gm)
-        error: LadderError | None = None
-        try:
-            rewrite_here(gm, self.config, draft, self.broken_frames)
-        except LadderError as refused:
-            error = refused
-        graph = draft.finish(frame.piece, "explained", error)
+        laddered = ladder_frame(gm, self.config, self.broken_frames, index=len(self.graphs))
+        graph = laddered.report("explained", refused="explained")
         write(as_report(graph, self.config), dump_folder(self.config))
         self.graphs.append(graph)
-        self.breaks += frame.cuts()
+        self.breaks += current_frame(gm).cuts()
         gm.graph = standard
         gm.recompile()
         return gm

@@ -14,20 +14,24 @@ from torch.export.graph_signature import OutputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.config.options import LadderConfig
+from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.ladder import ladder
 from ladderize.graph import ops
+from ladderize.passes.after_autograd import AFTER_AUTOGRAD, Deferring
+from ladderize.passes.before_autograd import (
+    BEFORE_AUTOGRAD,
+    RankGroup,
+    Rewriting,
+    dump_folder,
+    standardize,
+)
 from ladderize.passes.parallel_blocks import ParallelBlocks
-from ladderize.passes.pipeline import RankGroup, Rewritten, dump_folder, ladder, standardize
-from ladderize.passes.runner import Log, run_pass
-from ladderize.report.builder import Draft
-from ladderize.report.data import Report
+from ladderize.passes.runner import apply_pass, find_step, run_steps
 from ladderize.report.publish import as_report, publish
+from ladderize.report.report import Report
 from ladderize.streams.existing_ladders import warn_of_ladders
 from ladderize.streams.find import find_streams
-
-# What a rewrite has no use for: it ends before sharding and lowering.
-_LATER = ("mesh", "lowering", "lowering_options", "mode")
 
 
 @overload
@@ -61,52 +65,79 @@ def rewrite(
     Raises:
         LadderError: listing everything that cannot be done as asked.
     """
-    surplus = [Blocker(f"{name}= belongs to torch.compile") for name in _LATER if name in options]
+    surplus = [
+        Blocker(f"{name}= belongs to torch.compile")
+        for name in ("mesh", *LOWERING_OPTIONS)
+        if name in options
+    ]
     if surplus:
         raise LadderError("A rewrite neither shards nor compiles:", surplus)
     config = LadderConfig.from_options(options)
     if isinstance(program, ExportedProgram):
-        return _rewrite_exported(program, config)
+        return rewrite_program(program, config)[0]
     gm = copy.copy(program)
     gm.graph = copy.deepcopy(program.graph)
     _require_values(gm, args, kwargs or {})
-    _ladder(gm, {}, config)
+    _ladder(Rewriting(gm, {}, config, may_be_a_layer=False))
     return gm
 
 
-def _ladder(
-    gm: GraphModule, names: Mapping[Node, str], config: LadderConfig, ranks: RankGroup | None = None
-) -> Rewritten:
-    """Rewrite `gm` in place and leave the report for `last_report`, of a refusal too."""
-    draft = Draft()
-    try:
-        rewritten = ladder(gm, names, config, ranks, may_be_a_layer=False, draft=draft)
-    except LadderError as error:
-        publish(as_report(draft.finish("program", "refused", error), config), dump_folder(config))
-        raise
-    publish(as_report(draft.finish("program", "program"), config), dump_folder(config))
+def _ladder(state: Rewriting) -> tuple[Rewriting, Report]:
+    """Rewrite the graph of `state` in place and publish the report, of a refusal too."""
+    laddered = ladder(state, "program")
+    report = as_report(laddered.report("program"), state.config)
+    publish(report, dump_folder(state.config))
+    rewritten = laddered.result()
     warn_of_ladders(rewritten.streams)
-    return rewritten
+    return rewritten, report
 
 
 def ladder_program(
     program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
-) -> Rewritten:
+) -> tuple[Rewriting, Report]:
     """The ladder form of the graph of `program`, sharded if there are `ranks`; it is a copy."""
-    gm = copy_of(program)
-    return _ladder(gm, parameter_names(program, gm), config, ranks)
+    return _ladder(_state_of(program, config, ranks))
 
 
-def explain_exported(program: ExportedProgram, config: LadderConfig) -> Report:
-    """What `rewrite` would do to an exported program."""
+def rewrite_program(
+    program: ExportedProgram, config: LadderConfig
+) -> tuple[ExportedProgram, Report]:
+    """`rewrite` of an exported program, with its report."""
+    rewritten, report = ladder_program(program, config)
+    return _around(rewritten.gm, program), report
+
+
+def graph_after(
+    program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None, step: str
+) -> GraphModule:
+    """The graph of `program` as the named step of either pipeline leaves it; it is a copy.
+
+    The passes after autograd work on the forward graph before autograd here.
+
+    Raises:
+        LadderError: from a step up to that one, or because there is none of that name.
+    """
+    state = _state_of(program, config, ranks)
+    last = find_step((*BEFORE_AUTOGRAD, *AFTER_AUTOGRAD), step)
+    if last in BEFORE_AUTOGRAD:
+        run_steps(BEFORE_AUTOGRAD, state, stop_after=last)
+    else:
+        run_steps(BEFORE_AUTOGRAD, state)
+        run_steps(AFTER_AUTOGRAD, Deferring(state.gm), stop_after=last)
+    return state.gm
+
+
+def explain_program(
+    program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
+) -> Report:
+    """What `ladder_program` would do; a refusal is in the report."""
+    laddered = ladder(_state_of(program, config, ranks), "program")
+    return as_report(laddered.report("explained", refused="explained"), config)
+
+
+def _state_of(program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None) -> Rewriting:
     gm = copy_of(program)
-    draft = Draft()
-    error = None
-    try:
-        ladder(gm, parameter_names(program, gm), config, may_be_a_layer=False, draft=draft)
-    except LadderError as refused:
-        error = refused
-    return as_report(draft.finish("program", "explained", error), config)
+    return Rewriting(gm, parameter_names(program, gm), config, ranks, may_be_a_layer=False)
 
 
 def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str]:
@@ -136,16 +167,11 @@ def parallel_program(program: ExportedProgram) -> ExportedProgram:
         LadderError: no two blocks can be put beside each other.
     """
     gm = copy_of(program)
-    log = Log()
-    standardize(gm, log)
-    streams = find_streams(gm, parameter_names(program, gm))
-    if not run_pass(gm, ParallelBlocks(streams), log).changed:
+    names = parameter_names(program, gm)
+    standardize(gm, names)
+    if not apply_pass(gm, ParallelBlocks(find_streams(gm, names))).changed:
         raise LadderError("No two blocks can be put beside each other in this program.")
     return _around(gm, program)
-
-
-def _rewrite_exported(program: ExportedProgram, config: LadderConfig) -> ExportedProgram:
-    return _around(ladder_program(program, config).gm, program)
 
 
 def _around(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:

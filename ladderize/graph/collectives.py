@@ -1,31 +1,55 @@
-"""The process groups that a graph communicates over, in the graph before autograd.
+"""What a collective is, in any dialect, and over which process groups a graph communicates.
 
 torch.ops._c10d_functional.all_reduce(h, "sum", "3")       explicit; also inside of the bodies
 autograd_function_apply(fwd_body, bwd_body, h)             of autograd functions
 h.redistribute(…), from_local(x, mesh, …)                  a DTensor, which knows its mesh
+torch.ops.ladderize.reduce(h, "3")                         what sharding puts in
+
+The tables below are the only ones. Whatever asks whether a node communicates asks here.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
+from ladderize.compat.dispatcher import OpOverload, OpOverloadPacket
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 
-_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional"})
+NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
+"""Those of torch's functional collectives."""
+ALL_REDUCES = frozenset({"all_reduce", "all_reduce_coalesced"})
+GATHERS = frozenset(
+    {"all_gather_into_tensor", "all_gather_into_tensor_out", "all_gather_into_tensor_coalesced"}
+)
+SCATTERS = frozenset(
+    {"reduce_scatter_tensor", "reduce_scatter_tensor_out", "reduce_scatter_tensor_coalesced"}
+)
+LAUNCHES = ALL_REDUCES | GATHERS | SCATTERS | {"all_to_all_single", "broadcast"}
+"""The functional collectives, by name without a trailing `_`: each returns before it is done."""
+WAIT = "wait_tensor"
+
+OWN_LAUNCH, OWN_WAIT = "ladderize::reduce", "ladderize::wait"
+"""The two halves of an all-reduce in a sharded graph before autograd."""
+OWN = {
+    OWN_LAUNCH: ("all_reduce",),
+    "ladderize::copy": ("all_reduce (backward)",),
+    "ladderize::gather": ("all_gather_into_tensor",),
+    "ladderize::vocab_cross_entropy": ("all_reduce", "all_reduce"),  # highest logits, and sums
+}
+"""The ops of `parallel_ops.py` that communicate, and what each launches."""
 
 
 def schema_of(node: Node) -> Any:
     """The schema of the op that `node` calls; None for what is no op of the dispatcher."""
     target: Any = node.target
-    if isinstance(target, torch._ops.OpOverloadPacket):  # Dynamo keeps the packet
+    if isinstance(target, OpOverloadPacket):  # Dynamo keeps the packet
         target = getattr(target, target.overloads()[0])  # type: ignore[no-untyped-call]
-    return target._schema if isinstance(target, torch._ops.OpOverload) else None
+    return target._schema if isinstance(target, OpOverload) else None
 
 
 def group_name_of(node: Node) -> str:
@@ -44,7 +68,33 @@ def collective_of(node: Node) -> str:
     if schema is None:
         return ""
     namespace, name = schema.name.split("::")
-    return str(name).removesuffix("_") if namespace in _NAMESPACES else ""
+    return str(name).removesuffix("_") if namespace in NAMESPACES else ""
+
+
+def is_all_reduce(node: Node) -> bool:
+    return collective_of(node) in ALL_REDUCES
+
+
+def own_launches(node: Node) -> tuple[str, ...]:
+    """What one of ladderize's own ops launches; nothing for all others."""
+    schema = schema_of(node)
+    return () if schema is None else OWN.get(schema.name, ())
+
+
+def launched_by(node: Node) -> str:
+    """The name of what `node` leaves in flight (`all_reduce`, `reduce`); "" for all others."""
+    if (name := collective_of(node)) in LAUNCHES:
+        return name
+    return "reduce" if _is(node, OWN_LAUNCH) else ""
+
+
+def is_wait(node: Node) -> bool:
+    return collective_of(node) == WAIT or _is(node, OWN_WAIT)
+
+
+def _is(node: Node, name: str) -> bool:
+    schema = schema_of(node)
+    return schema is not None and schema.name == name
 
 
 def every_node(gm: GraphModule) -> Iterator[Node]:

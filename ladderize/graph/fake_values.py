@@ -12,11 +12,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ladderize import compat
+from ladderize.compat.dispatcher import OpOverload
 
 KEYS = ("val", "example_value")
 

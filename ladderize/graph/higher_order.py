@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 
+from ladderize.compat.dispatcher import HigherOrderOperator
 from ladderize.graph import ops
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from ladderize import compat
+from ladderize.compat.dispatcher import HigherOrderOperator, OpOverload, memory_id
 
 
 class Kind(enum.Enum):
@@ -69,7 +70,7 @@ def op_name(node: Node) -> str:
         return str(target)
     if node.op != "call_function":
         return ""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target._schema.name.split("::")[-1]
     return _DTENSOR_PREFIX.sub("", str(getattr(target, "__name__", target)))
 
@@ -106,7 +107,7 @@ def kind(node: Node) -> Kind | None:
     """What sort of op `node` is; None for placeholders, attributes and the output."""
     if node.op in ("placeholder", "get_attr", "output"):
         return None
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return Kind.MIX
     found = _kind_of_name(op_name(node))
     # To add a number, or a value to itself, is pointwise like any other op.
@@ -163,7 +164,7 @@ def written_operands(node: Node) -> list[Node]:
     target: Any = node.target
     if not node.op.startswith("call_"):
         return []
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return _written_by_schema(node, target._schema)
     first = node.args[0] if node.args else None
     name = op_name(node)
@@ -192,7 +193,7 @@ def _functional_method(name: str) -> str | None:
 def _functional_function(target: Any) -> Any:
     if target in _IN_PLACE_OPERATORS:
         return _IN_PLACE_OPERATORS[target]
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         namespace, name = target._schema.name.split("::")
         if namespace != "aten" or not name.endswith("_") or name.endswith("__"):
             return None
@@ -233,7 +234,7 @@ def is_impure(node: Node) -> bool:
 
 def cast(graph: Graph, node: Node, dtype: torch.dtype | None, like: Node) -> Node:
     """A cast of `node` at the insertion point of `graph`, in the dialect of the node `like`."""
-    if isinstance(like.target, torch._ops.OpOverload):
+    if isinstance(like.target, OpOverload):
         return graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
     return graph.call_method("to", (node, dtype))
 
@@ -265,9 +266,7 @@ def tensors(node: Node) -> list[torch.Tensor]:
 
 def storages(node: Node) -> set[int]:
     """Identities of the memory behind what `node` yields; views share theirs with their base."""
-    return {
-        int(compat.without_functorch(tensor).untyped_storage()._cdata) for tensor in tensors(node)
-    }
+    return {memory_id(compat.without_functorch(tensor)) for tensor in tensors(node)}
 
 
 def floating_shape(node: Node) -> tuple[Any, ...] | None:

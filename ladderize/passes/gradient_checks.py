@@ -17,10 +17,9 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
-from ladderize.graph.collectives import collective_of, dtensors
+from ladderize.graph.collectives import dtensors, is_all_reduce
 from ladderize.graph.higher_order import REGION
 
-_ALL_REDUCES = frozenset({"all_reduce", "all_reduce_coalesced"})
 _RANDOM = frozenset(
     """scaled_dot_product_attention dropout dropout1d dropout2d dropout3d alpha_dropout
     feature_alpha_dropout rrelu bernoulli rand_like randn_like""".split()
@@ -43,7 +42,7 @@ def refuse_wrong_gradients(gm: GraphModule) -> None:
     blockers = [
         Blocker.at(node, f"{ops.op_name(node)} of a value that needs a gradient")
         for node in gm.graph.nodes
-        if collective_of(node) in _ALL_REDUCES and _needs_gradient(node)
+        if is_all_reduce(node) and _needs_gradient(node)
     ]
     blockers += [
         Blocker.at(node, "an op of torch.distributed.nn.functional")

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch.fx import GraphModule
 
-from ladderize.graph.in_flight import is_launch, is_wait
+from ladderize.graph.collectives import is_wait
+from ladderize.graph.in_flight import is_launch, tensors_in_flight
 from ladderize.passes import PassResult
 
 
@@ -23,9 +24,10 @@ class JoinWaits:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         changed = 0
         for launch in filter(is_launch, gm.graph.nodes):
-            waits = sorted(filter(is_wait, launch.users), key=position.__getitem__)
-            for wait in waits[1:]:
-                wait.replace_all_uses_with(waits[0])
-                gm.graph.erase_node(wait)
-                changed += 1
+            for tensor in tensors_in_flight(launch):
+                waits = sorted(filter(is_wait, tensor.users), key=position.__getitem__)
+                for wait in waits[1:]:
+                    wait.replace_all_uses_with(waits[0])
+                    gm.graph.erase_node(wait)
+                    changed += 1
         return PassResult(changed)

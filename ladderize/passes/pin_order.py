@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
+from ladderize.graph.collectives import GATHERS, SCATTERS
 from ladderize.graph.flops import work_of
-from ladderize.graph.in_flight import GATHERS, SCATTERS, find_in_flight
+from ladderize.graph.in_flight import find_in_flight
 from ladderize.passes import PassResult
 from ladderize.sharding.views import as_expr
 
@@ -105,15 +106,15 @@ def _find_early_launches(gm: GraphModule) -> dict[Node, list[Node]]:
 
     Without the tie Inductor fuses what two gathers need into one kernel, and launches both late.
     """
-    gathers = {p.launch: p.wait for p in find_in_flight(gm.graph) if p.channel[0] in GATHERS}
-    waits = set(gathers.values())
+    waits = {p.wait: p.launch for p in find_in_flight(gm.graph) if p.channel[0] in GATHERS}
+    gathers = set(waits.values())
     new: list[Node] = []
     found = {}
     for node in gm.graph.nodes:
         if node in gathers:
             new.append(node)
         elif node in waits:
-            new = [launch for launch in new if gathers[launch] is not node]
+            new = [launch for launch in new if launch is not waits[node]]
         elif new and work_of(node):
             found[node], new = new, []
     return found

@@ -1,66 +1,190 @@
-"""Run one pass, and everything around it that is not the pass's own business.
+"""Run the steps of a pipeline, and everything around a pass that is not the pass's own business.
 
-pass ── dead code out ── lint ── recompile ── invariant ── timing, log line, dump
+    Apply     a pass     dead code out ── lint ── recompile ── invariant ── dump
+    Analyze   an analysis: reads the graph and keeps what it found
+    Check     a refusal: reads, and raises where the graph cannot be laddered as asked
+
+Each step has a name. It is timed, logged, and seen by whoever observes the pipeline.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from torch.fx import Graph, GraphModule
 
+from ladderize.errors import LadderError, nearest
 from ladderize.graph import ops
 from ladderize.passes import Pass, PassResult
 
-T = TypeVar("T")
 Invariant = Callable[[GraphModule], None]
+StepKind = Literal["pass", "analysis", "check"]
 
 logger = logging.getLogger("ladderize")
 
 
-@dataclass
-class Log:
-    """What ran, in order: name, what it did, seconds.
+@dataclass(frozen=True)
+class LogEntry:
+    """One step that ran.
 
-    Each entry is also a line of the logger "ladderize", at level INFO.
+    Attributes:
+        name: the step's name; a pass has that of its class.
+        kind: "pass", "analysis" or "check". Only a pass edits.
+        result: the edits and notes of a pass.
+        seconds: wall time, its invariant included.
     """
 
+    name: str
+    kind: StepKind
+    result: PassResult
+    seconds: float
+
+
+@dataclass
+class Log:
+    """What ran, in order. Each entry is also a line of the logger "ladderize", at level INFO."""
+
     dump_dir: Path | None = None
-    entries: list[tuple[str, PassResult, float]] = field(default_factory=list)
+    entries: list[LogEntry] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        return sum(seconds for _, _, seconds in self.entries)
+        return sum(entry.seconds for entry in self.entries)
 
-    def add(self, name: str, result: PassResult, seconds: float) -> None:
-        self.entries.append((name, result, seconds))
-        logger.info("%-16s %6d edits %9.4f s", name, result.changed, seconds)
+    def add(self, name: str, kind: StepKind, result: PassResult, seconds: float) -> None:
+        self.entries.append(LogEntry(name, kind, result, seconds))
+        logger.info("%-20s %6d edits %9.4f s", name, result.changed, seconds)
+
+    def dump(self, gm: GraphModule) -> None:
+        """Write `gm` to the dump folder, if there is one, under the name of the latest entry."""
+        if self.dump_dir is None:
+            return
+        self.dump_dir.mkdir(parents=True, exist_ok=True)
+        number = sum(entry.kind == "pass" for entry in self.entries)
+        path = self.dump_dir / f"{number:02d}_{self.entries[-1].name}.py"
+        path.write_text(gm.print_readable(print_output=False))
 
 
-def run_pass(
-    gm: GraphModule, step: Pass, log: Log, invariant: Invariant | None = None
-) -> PassResult:
-    """Run `step` on `gm` in place, then check and record it. Linear in the size of the graph.
+class HasGraph(Protocol):
+    """What a pipeline works on: at least a graph and a log."""
+
+    gm: GraphModule
+    log: Log
+
+
+State = TypeVar("State", bound=HasGraph)
+
+
+class Observer(Protocol):
+    """Sees the state after each step; never changes it."""
+
+    def see(self, step: str, state: object, /) -> None: ...
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Step(Generic[State]):
+    """One step of a pipeline.
+
+    Attributes:
+        name: unique in its pipeline.
+        run: does it; a pass returns what it did.
+        when: whether the step is due, asked right before it.
+    """
+
+    name: str
+    run: Callable[[State], PassResult | None]
+    when: Callable[[State], bool] = _always
+    kind: StepKind = "pass"
+
+    def __call__(self, state: State) -> None:
+        started = time.perf_counter()
+        result = self.run(state) or PassResult(changed=0)
+        state.log.add(self.name, self.kind, result, time.perf_counter() - started)
+        if self.kind == "pass":
+            state.log.dump(state.gm)
+
+
+def apply(
+    make: Callable[..., Pass],
+    when: Callable[[State], bool] = _always,
+    invariant: Invariant | None = None,
+) -> Step[State]:
+    """The step of a pass that takes no options, or finds them in `state`."""
+
+    def run(state: State) -> PassResult:
+        return apply_pass(state.gm, make(), invariant)
+
+    return Step(make.__name__, run, when)
+
+
+def run_steps(
+    steps: Sequence[Step[State]],
+    state: State,
+    observer: Observer | None = None,
+    stop_after: Step[Any] | None = None,
+) -> None:
+    """Run the steps that are due, in order, up to and with `stop_after`.
+
+    Raises:
+        LadderError: from a step.
+    """
+    for step in steps:
+        if step.when(state):
+            step(state)
+            if observer is not None:
+                observer.see(step.name, state)
+        if step is stop_after:
+            return
+
+
+def find_step(steps: Sequence[Step[Any]], name: str) -> Step[Any]:
+    """The step of that name; `reroute-reads` and `reroute_reads` are `RerouteReads` too.
+
+    Raises:
+        LadderError: there is none; it lists all.
+    """
+    known = {_plain(step.name): step for step in steps}
+    if _plain(name) not in known:
+        names = ", ".join(step.name for step in steps)
+        meant = nearest(name, [step.name for step in steps])
+        raise LadderError(f"No step is named {name!r}{meant}.", cure=f"the steps are {names}")
+    return known[_plain(name)]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def apply_pass(gm: GraphModule, step: Pass, invariant: Invariant | None = None) -> PassResult:
+    """Run `step` on `gm` in place, then clean up and check. Linear in the size of the graph.
 
     Raises:
         LadderError: from the pass, or from `invariant` when it does not hold afterwards.
     """
-    started = time.perf_counter()
     result = step(gm)
     if _drop_dead_code(gm.graph) or result.changed:
         gm.graph.lint()
         gm.recompile()
     if invariant is not None:
         invariant(gm)
-    name = type(step).__name__
-    log.add(name, result, time.perf_counter() - started)
-    if log.dump_dir is not None:
-        log.dump_dir.mkdir(parents=True, exist_ok=True)
-        path = log.dump_dir / f"{len(log.entries):02d}_{name}.py"
-        path.write_text(gm.print_readable(print_output=False))
+    return result
+
+
+def run_pass(
+    gm: GraphModule, step: Pass, log: Log, invariant: Invariant | None = None
+) -> PassResult:
+    """`apply_pass`, timed and logged, for a pass outside of a pipeline."""
+    started = time.perf_counter()
+    result = apply_pass(gm, step, invariant)
+    log.add(type(step).__name__, "pass", result, time.perf_counter() - started)
+    log.dump(gm)
     return result
 
 
@@ -76,11 +200,3 @@ def _drop_dead_code(graph: Graph) -> bool:
             graph.erase_node(node)
             dead = True
     return dead
-
-
-def run_analysis(name: str, analysis: Callable[[], T], log: Log) -> T:
-    """Run something that changes no graph, and record how long it took."""
-    started = time.perf_counter()
-    result = analysis()
-    log.add(name, PassResult(changed=0), time.perf_counter() - started)
-    return result

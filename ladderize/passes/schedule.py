@@ -21,13 +21,15 @@ from functools import cached_property
 
 from torch.fx import Graph, Node
 
+from ladderize.config.options import MAX_STALENESS
 from ladderize.graph import ops
+from ladderize.graph.collectives import GATHERS, SCATTERS
 from ladderize.graph.flops import work_of
-from ladderize.graph.in_flight import GATHERS, SCATTERS, InFlight, find_in_flight
+from ladderize.graph.in_flight import InFlight, find_in_flight
 from ladderize.graph.ops import Kind
 
-# How many launches a wait is put off at most. A ladder of staleness k needs k.
-MAX_LAUNCHES_AHEAD = 8
+MAX_LAUNCHES_AHEAD = MAX_STALENESS
+"""How many launches a wait is deferred past at most: a ladder of staleness k needs k."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,14 @@ class _Timeline:
     @cached_property
     def launched(self) -> Mapping[Node, InFlight]:
         return {pair.launch: pair for pair in self.pairs}
+
+    @cached_property
+    def waits(self) -> Mapping[Node, Sequence[Node]]:
+        """Of each launch; a coalesced one has several."""
+        found: dict[Node, list[Node]] = {}
+        for pair in self.pairs:
+            found.setdefault(pair.launch, []).append(pair.wait)
+        return found
 
     def after(self, node: Node) -> Iterator[Node]:
         for i in range(self.position[node] + 1, len(self.nodes)):
@@ -127,7 +137,7 @@ class _Timeline:
 
     def middle_of_the_work(self, pair: InFlight, gather: InFlight) -> Node | None:
         """The op nearest to half of the work that can hide both; None if there is none."""
-        late, gathered = {pair.wait}, {gather.wait}
+        late, gathered = {pair.wait}, set(self.waits[gather.launch])
         steps: list[tuple[Node, int]] = []
         for node in self.after(pair.launch):
             if not gathered.isdisjoint(node.all_input_nodes):

@@ -19,7 +19,7 @@ from ladderize.graph.fake_values import propagate_fakes, replace_fake
 from ladderize.graph.insert import insert_after, like
 from ladderize.passes import PassResult
 from ladderize.passes.shard_vocabulary import ShardVocabulary
-from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
+from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import local_shape
 from ladderize.sharding.plan import ShardPlan
 from ladderize.sharding.values import LocalSize
@@ -122,7 +122,7 @@ class ShardBranches:
     def _enter(
         self,
         graph: Graph,
-        entry: Entry,
+        entry: BranchEntry,
         made: dict[Any, Node],
         indices: dict[str, Node],
         written: Collection[Node],
@@ -176,7 +176,7 @@ def _written_later(graph: Graph) -> set[Node]:
     return {node for node in graph.nodes if memory and not memory.isdisjoint(ops.storages(node))}
 
 
-def _selection(entry: Entry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:
+def _selection(entry: BranchEntry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:
     """The steps that take a rank's entries, each a target and what follows its first operand."""
     dim = entry.dim
     if not entry.inner:

@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
+from ladderize.compat.dispatcher import OpOverload
 from ladderize.graph import ops
 from ladderize.graph.fake_values import KEYS
 from ladderize.passes import PassResult
@@ -51,7 +52,7 @@ def _is_fused_sum(node: Node) -> bool:
 
 def _spell_out(gm: GraphModule, node: Node) -> None:
     kept, left, right = node.args
-    is_aten = isinstance(node.target, torch._ops.OpOverload)
+    is_aten = isinstance(node.target, OpOverload)
     product, add = _PRODUCTS[ops.op_name(node)][is_aten], (torch.add, aten.add.Tensor)[is_aten]
     with gm.graph.inserting_before(node):
         made = gm.graph.call_function(product, (left, right))

@@ -10,15 +10,15 @@ from ladderize.report.data import (
     CollectiveReport,
     GraphReport,
     Outside,
-    PassReport,
     Refusal,
-    Report,
     SegmentReport,
     ShardReport,
+    StepReport,
     StreamReport,
 )
 from ladderize.report.present.diff import Diff, Rewired
 from ladderize.report.publish import last_report
+from ladderize.report.report import Report
 
 __all__ = [
     "BlockReport",
@@ -26,12 +26,12 @@ __all__ = [
     "Diff",
     "GraphReport",
     "Outside",
-    "PassReport",
     "Refusal",
     "Report",
     "Rewired",
     "SegmentReport",
     "ShardReport",
+    "StepReport",
     "StreamReport",
     "last_report",
 ]

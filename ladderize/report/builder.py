@@ -1,72 +1,75 @@
-"""A report in the making: filled by the pipeline on its way, finished by the front end.
+"""A report in the making: it observes the pipeline, step by step.
 
-    Draft ── see_streams (standard graph) ── see_reads (rewritten) ── see_sharding ── finish
+    ReportBuilder ── read_standard ── read_rewritten ── ShardBranches ── finish
 
-When the pipeline refuses, the draft holds what had been found until then.
+When the pipeline refuses, the builder holds what had been found until then.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 from ladderize.errors import LadderError
+from ladderize.passes.before_autograd import Rewriting
 from ladderize.passes.runner import Log
 from ladderize.report.communication import find_collectives
 from ladderize.report.data import (
     CollectiveReport,
     GraphReport,
     Outside,
-    PassReport,
     Refusal,
     ShardReport,
+    StepReport,
     StreamReport,
 )
 from ladderize.report.snapshot import read_branches, snapshot
-from ladderize.sharding.plan import ShardPlan
 from ladderize.streams.block import Block, Stream
 
 
 @dataclass
-class Draft:
+class ReportBuilder:
     """What is known so far of one graph.
 
     Attributes:
         index: the number of the graph in the report.
-        log: the passes that ran.
     """
 
     index: int = 0
-    log: Log = field(default_factory=Log)
     _standard: tuple[StreamReport, ...] = ()
     _rewritten: tuple[StreamReport, ...] = ()
     _found: tuple[CollectiveReport, ...] = ()
     _inserted: tuple[CollectiveReport, ...] = ()
     _sharding: ShardReport | None = None
-    _engines: EnginesReport | None = None
     _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
 
-    def see_streams(
-        self, gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream]
-    ) -> None:
-        """Call with the standard graph."""
-        self._standard, self._outside = snapshot(gm, names, streams, self.index)
+    def see(self, step: str, state: object) -> None:
+        """Take from `state`, a `Rewriting`, what `step` has found or done."""
+        assert isinstance(state, Rewriting)
+        seen = {
+            "read_standard": self._see_streams,
+            "read_rewritten": self._see_reads,
+            "ShardBranches": self._see_sharding,
+        }
+        if step in seen:
+            seen[step](state)
+
+    def _see_streams(self, state: Rewriting) -> None:
+        found = snapshot(state.analysis, state.streams, state.standard, self.index)
+        self._standard, self._outside = found
+        self._rewritten = self._standard
         self._home = {
             node: name + (f"_{number}" if number else "")
-            for number, stream in enumerate(streams)
+            for number, stream in enumerate(state.streams)
             for name, block in _named(stream)
             for node in block.branch
         }
-        self._found = find_collectives(gm, self._home, is_inserted=False)
+        self._found = find_collectives(state.gm, self._home, is_inserted=False)
 
-    def see_reads(
-        self, gm: GraphModule, streams: Sequence[Stream], chosen: Sequence[frozenset[int]]
-    ) -> None:
-        """Call with the rewritten graph, before it is sharded or put into regions again."""
-        reads = read_branches(gm, streams)
+    def _see_reads(self, state: Rewriting) -> None:
+        reads = read_branches(state.rewritten)
         self._rewritten = tuple(
             dataclasses.replace(
                 stream,
@@ -74,7 +77,7 @@ class Draft:
                     dataclasses.replace(
                         block,
                         reads_after=reads[stream.index][block.index],
-                        is_converted=block.index in chosen[stream.index],
+                        is_converted=block.index in state.chosen[stream.index],
                     )
                     for block in stream.blocks
                 ),
@@ -82,8 +85,8 @@ class Draft:
             for stream in self._standard
         )
 
-    def see_sharding(self, gm: GraphModule, plan: ShardPlan) -> None:
-        """Call with the sharded graph."""
+    def _see_sharding(self, state: Rewriting) -> None:
+        plan = state.shard_plan
         placements = tuple((name, str(placed)) for name, placed in plan.placements.items())
         self._sharding = ShardReport(
             plan.num_ranks,
@@ -92,16 +95,20 @@ class Draft:
             sum(undivided.num_bytes for undivided in plan.whole),
             sum(undivided.flops for undivided in plan.whole),
         )
-        self._inserted = find_collectives(gm, self._home, is_inserted=True)
+        self._inserted = find_collectives(state.gm, self._home, is_inserted=True)
 
-    def see_engines(self, engines: EnginesReport) -> None:
-        """Call once it is lowered to TensorRT."""
-        self._engines = engines
+    def finish(
+        self, log: Log, name: str, outcome: str, error: LadderError | None = None
+    ) -> GraphReport:
+        """The report of this graph; with an `error` of the standard one, which it stays.
 
-    def finish(self, name: str, outcome: str, error: LadderError | None = None) -> GraphReport:
-        """The report of this graph; with an `error` of the standard one, which it stays."""
-        passes = tuple(PassReport(n, r.changed, s) for n, r, s in self.log.entries)
-        graph = GraphReport(self.index, name, outcome, passes=passes, outside=self._outside)
+        Args:
+            log: the steps that ran.
+            name: of the graph.
+            outcome: a key of `OUTCOMES` (present/lines.py).
+        """
+        steps = tuple(StepReport(e.name, e.kind, e.result.changed, e.seconds) for e in log.entries)
+        graph = GraphReport(self.index, name, outcome, steps=steps, outside=self._outside)
         if error is not None:
             refusal = Refusal(error.summary, error.blockers, error.cure)
             return dataclasses.replace(
@@ -112,7 +119,6 @@ class Draft:
             streams=self._rewritten,
             collectives=(*self._found, *self._inserted),
             sharding=self._sharding,
-            engines=self._engines,
         )
 
 

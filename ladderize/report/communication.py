@@ -18,7 +18,14 @@ from torch.fx import GraphModule, Node
 
 from ladderize.errors import describe_origin, module_path
 from ladderize.graph import ops
-from ladderize.graph.collectives import collective_of, dtensors, group_name_of, schema_of
+from ladderize.graph.collectives import (
+    WAIT,
+    collective_of,
+    dtensors,
+    group_name_of,
+    own_launches,
+    schema_of,
+)
 from ladderize.graph.higher_order import bodies
 from ladderize.report.data import CollectiveReport
 
@@ -26,12 +33,6 @@ _DISTRIBUTED = str(Path(dist.__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # A reduction follows the sum of at most that many partial values of parallel branches.
 _STEPS_TO_BRANCH = 4
-_OWN = {
-    "ladderize::reduce": ("all_reduce",),
-    "ladderize::copy": ("all_reduce (backward)",),
-    "ladderize::gather": ("all_gather_into_tensor",),
-    "ladderize::vocab_cross_entropy": ("all_reduce", "all_reduce"),  # highest logits, and sums
-}
 
 
 def find_collectives(
@@ -53,15 +54,13 @@ def find_collectives(
 
 
 def _own_ops(node: Node) -> Iterator[tuple[str, str]]:
-    schema = schema_of(node)
-    if schema is not None and schema.name in _OWN:
-        yield from ((op, group_name_of(node)) for op in _OWN[schema.name])
+    yield from ((op, group_name_of(node)) for op in own_launches(node))
 
 
 def _models_ops(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
     """Name and group of each collective that a call of the traced model launches."""
     if op := collective_of(node):
-        if op != "wait_tensor":
+        if op != WAIT:
             yield op, group_name_of(node)
     elif schema_of(node) is not None:
         yield from _own_ops(node)  # of a model that uses f and g as ladderize has them

@@ -12,7 +12,7 @@ attention_flops   of products of computed values alone: they grow with queries t
 cache_bytes       of k and v, before heads are repeated: what a KV cache holds
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Costs:
 
     gm: GraphModule
     static: Collection[Node]
-    names: Mapping[Node, str]
+    names: Collection[Node]
 
     def of(self, block: Block) -> dict[str, int | None]:
         """The cost fields of `BlockReport`; None where a size is not known before the run."""

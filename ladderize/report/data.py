@@ -1,8 +1,8 @@
 """What a report holds: frozen dataclasses of plain data, with no graph kept alive behind them.
 
-    Report ── graphs ── streams ── segments, blocks        what was found
+    ReportData ── graphs ── streams ── segments, blocks        what was found
        │         ├───── refusal                            why a graph is left as it is
-       │         └───── passes, collectives, sharding      what was done
+       │         └───── steps, collectives, sharding       what was done
        └── breaks, options, versions
 
 Values of a stream are named as in `recurrence.py`: block i reads `x<i>` in the standard net and
@@ -12,17 +12,10 @@ follows: `x3_1`.
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 from ladderize.errors import Blocker
-
-if TYPE_CHECKING:
-    import networkx as nx
-
-    from ladderize.report.present.diff import Diff
 
 WARNING = "A ladder computes another function: converted weights must be trained or healed."
 
@@ -116,10 +109,18 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class PassReport:
-    """One pass or analysis: how many edits it made and how long it took."""
+class StepReport:
+    """One step of the pipeline before autograd.
+
+    Attributes:
+        name: of the step; a pass has that of its class.
+        kind: "pass", "analysis" or "check".
+        edits: how many a pass made; 0 for the others.
+        seconds: wall time.
+    """
 
     name: str
+    kind: str
     edits: int
     seconds: float
 
@@ -192,7 +193,7 @@ class GraphReport:
     outcome: str
     streams: tuple[StreamReport, ...] = ()
     refusal: Refusal | None = None
-    passes: tuple[PassReport, ...] = ()
+    steps: tuple[StepReport, ...] = ()
     collectives: tuple[CollectiveReport, ...] = ()
     sharding: ShardReport | None = None
     outside: Outside = Outside()
@@ -200,16 +201,8 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found in a model and what is done about it.
-
-    Prints in a terminal (`print(report)`), with rich, and as a table in a notebook.
-
-    Example:
-        >>> report = ladderize.explain(model, input_ids)
-        >>> report.ok, len(report.blocks), report.blocks[3].kind
-        (True, 8, 'MLP')
-        >>> print(report.table(full=True))
+class ReportData:
+    """What was found in a model and what is done about it, as plain data.
 
     Attributes:
         graphs: the captured graphs; one for each compilation, several where a call broke up.
@@ -244,52 +237,20 @@ class Report:
         return tuple(graph.refusal for graph in self.graphs if graph.refusal is not None)
 
     @property
-    def passes(self) -> tuple[PassReport, ...]:
-        """What ran, with its number of edits and its seconds."""
-        return tuple(entry for graph in self.graphs for entry in graph.passes)
+    def steps(self) -> tuple[StepReport, ...]:
+        """Everything that ran: passes, analyses and checks, in order."""
+        return tuple(step for graph in self.graphs for step in graph.steps)
+
+    @property
+    def passes(self) -> tuple[StepReport, ...]:
+        """The steps that may edit the graph."""
+        return tuple(step for step in self.steps if step.kind == "pass")
 
     @property
     def collectives(self) -> tuple[CollectiveReport, ...]:
         """Those launched in the graphs, found there or put in."""
         return tuple(entry for graph in self.graphs for entry in graph.collectives)
 
-    def diff(self) -> "Diff":
-        """The rewired reads, a tuple of `Rewired` that prints like a diff."""
-        from ladderize.report.present.diff import diff_of
-
-        return diff_of(self)
-
-    def to_networkx(self) -> "nx.DiGraph[str]":
-        """The blocks and the values of their streams as a graph; see `present/digraph.py`."""
-        from ladderize.report.present.digraph import network_of
-
-        return network_of(self)
-
     def to_json(self) -> str:
         """Everything that the report holds, as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1)
-
-    def table(self, full: bool = False, width: int | None = None) -> str:
-        """The report as text, without colours.
-
-        Args:
-            full: show every block; else runs of layers that are alike are shown once.
-            width: in characters; None: that of the terminal.
-        """
-        from ladderize.report.present.text import as_text
-
-        return as_text(self, full, width)
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from ladderize.report.present.lines import page_of
-        from ladderize.report.present.text import renderables
-
-        yield from renderables(page_of(self))
-
-    def _repr_html_(self) -> str:
-        from ladderize.report.present.html import as_html
-
-        return as_html(self)

@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all, and replaces no other by accident."""
+"""Write a file atomically, and replace no other by accident."""
 
 import os
 from pathlib import Path

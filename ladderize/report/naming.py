@@ -9,7 +9,7 @@ _VALUE = re.compile(r"([a-z])(\d+)(?:_(\d+))?")
 
 
 @dataclass(frozen=True)
-class Value:
+class ValueName:
     """A name taken apart: `x3_1` is the anchor of block 3 of stream 1."""
 
     letter: str
@@ -27,8 +27,8 @@ def block_name(block: BlockReport) -> str:
     return name("h", block)
 
 
-def parse(text: str) -> Value:
+def parse(text: str) -> ValueName:
     found = _VALUE.fullmatch(text)
     assert found is not None, text
     letter, index, stream = found.groups()
-    return Value(letter, int(index), int(stream or 0))
+    return ValueName(letter, int(index), int(stream or 0))

@@ -9,8 +9,9 @@ import torch
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
-from ladderize.report.data import GraphReport, Report
+from ladderize.report.data import GraphReport
 from ladderize.report.files import write_file
+from ladderize.report.report import Report
 
 # Of the report in files, where no terminal says how wide it is.
 WIDTH = 120

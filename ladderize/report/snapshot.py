@@ -13,20 +13,23 @@ from ladderize.report.branch_kinds import kind_of_block
 from ladderize.report.costs import Costs
 from ladderize.report.data import BlockReport, Outside, SegmentReport, StreamReport
 from ladderize.streams.block import Block, Stream
-from ladderize.streams.context import Reach
-from ladderize.streams.recurrence import read_recurrence
+from ladderize.streams.context import AnalysisContext
+from ladderize.streams.recurrence import Recurrence
 
 Reads = tuple[tuple[str, ...], ...]
 
 
 def snapshot(
-    gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream], graph: int
+    context: AnalysisContext,
+    streams: Sequence[Stream],
+    recurrences: Sequence[Recurrence],
+    graph: int,
 ) -> tuple[tuple[StreamReport, ...], Outside]:
-    """The streams of the standard `gm`, whose branches read what they did, and what is outside."""
-    static = Reach(gm, names).static
-    costs = Costs(gm, static, names)
+    """The streams of a standard graph, whose branches read what they did, and what is outside."""
+    gm, static = context.gm, context.static
+    costs = Costs(gm, static, context.parameters)
     weigh = costs.of
-    reads = read_branches(gm, streams)
+    reads = read_branches(recurrences)
     found = tuple(
         StreamReport(
             number,
@@ -43,11 +46,10 @@ def snapshot(
     return found, costs.outside(block for stream in streams for block in stream.blocks)
 
 
-def read_branches(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Reads, ...]:
-    """For each block of each stream the named values that its branch reads in `gm` as it stands."""
+def read_branches(recurrences: Sequence[Recurrence]) -> tuple[Reads, ...]:
+    """For each block of each stream the named values that its branch reads."""
     return tuple(
-        tuple(_arguments(equation) for equation in recurrence.sums)
-        for recurrence in read_recurrence(gm, streams)
+        tuple(_arguments(equation) for equation in recurrence.sums) for recurrence in recurrences
     )
 
 

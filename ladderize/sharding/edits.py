@@ -1,8 +1,8 @@
 """The edits that make a branch rank-local, as data: what `plan` writes and `passes.shard` does.
 
 view := view(q, [2, 8, 4, 16])      Rewrite       a size, or a bias taken out
-n -> linear by copy                 Entry         a replicated value enters sharded computation
-w -> linear ((4, False), (2, True)) MixedWeight   of a fused weight some segments stay whole
+n -> linear by copy                 BranchEntry   a replicated value enters sharded computation
+w -> linear ((4, False), (2, True)) MixedWeight   of a fused weight some chunks stay whole
 reduce (p,) + (b,) into add         Reduction     one all-reduce, then the bias
 """
 
@@ -25,7 +25,7 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
-class Entry:
+class BranchEntry:
     """Replicated `value` enters sharded computation at `user`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class MixedWeight:
-    """`user` reads a `weight` of which some segments are whole on each rank: `pieces` along `dim`.
+    """`user` reads a `weight` of which some chunks are whole on each rank: `pieces` along `dim`.
 
     The gradients of the whole pieces are summed over the ranks in the backward pass.
 

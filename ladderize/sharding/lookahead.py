@@ -2,7 +2,7 @@
 
     y = unflatten(linear(x, w), -1, (3, 32)); z = transpose(y, 0, -2); q = select(z, 0, 0)
 
-The 3 cannot be divided over ranks, but `select` cuts it: so `w` is to be divided in three segments.
+The 3 cannot be divided over ranks, but `select` cuts it: so `w` is to be divided in three chunks.
 """
 
 from collections.abc import Callable, Iterator

@@ -45,32 +45,32 @@ class Shard:
 
     Attributes:
         dim: the divided dim, not negative.
-        segments: lengths along `dim`, each divided evenly over the ranks. A plain weight has one,
+        chunks: lengths along `dim`, each divided evenly over the ranks. A plain weight has one,
             a fused `[q|k|v]` three.
-        whole: the numbers of those segments that every rank holds whole instead.
-        outer: how often the segments follow one another along `dim`, a number or a sympy
+        whole: the numbers of those chunks that every rank holds whole instead.
+        outer: how often the chunks follow one another along `dim`, a number or a sympy
             expression: `batch` in a merged `[batch*heads]`. 1 for parameters.
     """
 
     dim: int
-    segments: tuple[int, ...]
+    chunks: tuple[int, ...]
     whole: tuple[int, ...] = ()
     outer: Any = 1
 
     @property
     def size(self) -> int:
-        """The length of the segments together: with an `outer` of 1 that of the whole dim."""
-        return sum(self.segments)
+        """The length of the chunks together: with an `outer` of 1 that of the whole dim."""
+        return sum(self.chunks)
 
     def local_size(self, num_ranks: int, last: int | None = None) -> int:
-        """What one rank holds of the first `last` segments (of all), once."""
+        """What one rank holds of the first `last` chunks (of all), once."""
         return sum(
             length if i in self.whole else length // num_ranks
-            for i, length in enumerate(self.segments[:last])
+            for i, length in enumerate(self.chunks[:last])
         )
 
     def __str__(self) -> str:
-        parts = (f"{n}{' whole' * (i in self.whole)}" for i, n in enumerate(self.segments))
+        parts = (f"{n}{' whole' * (i in self.whole)}" for i, n in enumerate(self.chunks))
         repeated = "" if self.outer == 1 else f"{self.outer} times "
         return f"sharded on dim {self.dim} as {repeated}{'+'.join(parts)}"
 
@@ -95,9 +95,9 @@ class IndexInput:
 
 
 def local_indices(shard: Shard, rank: int, num_ranks: int) -> list[range]:
-    """For each segment of `shard`, which entries of the whole dim `rank` holds."""
+    """For each chunk of `shard`, which entries of the whole dim `rank` holds."""
     ranges, start = [], 0
-    for i, length in enumerate(shard.segments):
+    for i, length in enumerate(shard.chunks):
         share = length // num_ranks
         mine = range(start + rank * share, start + (rank + 1) * share)
         ranges.append(range(start, start + length) if i in shard.whole else mine)

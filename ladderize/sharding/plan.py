@@ -8,6 +8,7 @@ parameters and through index inputs. `passes.shard.ShardBranches` carries it out
 """
 
 import hashlib
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize.sharding.edits import Entry, MixedWeight, Reduction, Rewrite
+from ladderize.compat.dispatcher import set_grad_enabled
+from ladderize.errors import LadderError, LadderWarning
+from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
 from ladderize.sharding.undivided import Undivided, find_undivided
-from ladderize.sharding.values import Selection
+from ladderize.sharding.values import RowSelection
 from ladderize.sharding.visit import Visit, is_tensor, packet
 from ladderize.sharding.vocabulary import Vocabulary, find_vocabulary
 from ladderize.streams.block import Block
@@ -44,7 +47,7 @@ class ShardPlan:
     placements: Mapping[str, Placement]
     parameter_nodes: Mapping[Node, Placement]
     rewrites: tuple[Rewrite, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[BranchEntry, ...]
     mixed: tuple[MixedWeight, ...]
     reductions: tuple[Reduction, ...]
     vocabulary: Vocabulary
@@ -158,21 +161,23 @@ class _Writer:
         nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
         return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
-    def _entry(self, visit: Visit, operand: Node, selection: Selection | None) -> Entry:
+    def _entry(self, visit: Visit, operand: Node, selection: RowSelection | None) -> BranchEntry:
         # What is whole on each rank was entered where it was made.
         needs_copy = operand in self.gradients and not visit.is_whole(operand)
         share = self.found.num_ranks if operand in visit.shared else 1
         if selection is None:
-            return Entry(visit.node, operand, needs_copy, share=share)
+            return BranchEntry(visit.node, operand, needs_copy, share=share)
         name = f"rank_index_{len(self.indices)}"
         index = self.indices.setdefault(selection.rows, IndexInput(name, selection.rows))
-        return Entry(visit.node, operand, needs_copy, selection.dim, index.name, selection.inner)
+        return BranchEntry(
+            visit.node, operand, needs_copy, selection.dim, index.name, selection.inner
+        )
 
     def _mixed(self, user: Node, weight: Node, shard: Shard) -> MixedWeight:
         count = self.found.num_ranks
         pieces = tuple(
             (length, True) if i in shard.whole else (length // count, False)
-            for i, length in enumerate(shard.segments)
+            for i, length in enumerate(shard.chunks)
         )
         return MixedWeight(user, weight, shard.dim, pieces)
 
@@ -217,7 +222,7 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
     carries: set[Node] = set()
     is_enabled = True
     for node in gm.graph.nodes:
-        if node.target is torch._C._set_grad_enabled:  # how a trace spells torch.no_grad()
+        if node.target is set_grad_enabled:
             is_enabled = bool(node.args[0])
         if not is_enabled:
             continue
@@ -232,3 +237,23 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
         elif any(source in carries for source in node.all_input_nodes):
             carries.add(node)
     return carries
+
+
+def refuse_undivided(plan: ShardPlan) -> None:
+    """Raise where nothing can be divided; warn, once, of what is kept whole.
+
+    Raises:
+        LadderError: with the reason for each branch.
+    """
+    if not plan.reductions:
+        raise LadderError(
+            f"No branch can be sharded over {plan.num_ranks} ranks:",
+            [reason for branch in plan.whole for reason in branch.reasons],
+            "use a number of ranks that divides the sizes named above",
+        )
+    if plan.whole:
+        listed = "".join(f"\n  - {undivided}" for undivided in plan.whole)
+        warnings.warn(
+            LadderWarning(f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"),
+            stacklevel=2,
+        )

@@ -55,7 +55,7 @@ class NeedsReduction(Exception):
 
 
 class NeedsCuts(Exception):
-    """Parameters must be divided within finer segments: parameter -> positions of cuts."""
+    """Parameters must be divided within finer chunks: parameter -> positions of cuts."""
 
     def __init__(self, cuts: Mapping[Node, frozenset[int]]) -> None:
         super().__init__(cuts)
@@ -92,12 +92,12 @@ class Value:
     def shard(self) -> Shard | None:
         return self.placement if isinstance(self.placement, Shard) else None
 
-    def at(self, dim: int, segments: Sequence[int] | None = None, outer: Any = None) -> "Value":
+    def at(self, dim: int, chunks: Sequence[int] | None = None, outer: Any = None) -> "Value":
         """The same sharding seen at another dim, in other units."""
         assert isinstance(self.placement, Shard)
         shard = dataclasses.replace(self.placement, dim=dim)
-        if segments is not None:
-            shard = dataclasses.replace(shard, segments=tuple(segments))
+        if chunks is not None:
+            shard = dataclasses.replace(shard, chunks=tuple(chunks))
         if outer is not None:
             shard = dataclasses.replace(shard, outer=outer)
         return Value(shard, self.origins)
@@ -108,7 +108,7 @@ Values = Value | tuple[Value, ...]
 
 
 @dataclass(frozen=True)
-class Selection:
+class RowSelection:
     """Entries of `dim` that each rank takes out of a replicated operand; one row a rank.
 
     With `inner` they are taken out of every run of `inner` entries: of the heads in a merged
@@ -130,16 +130,16 @@ class LocalSize:
         return f"local({self.node})"
 
 
-def inner_cuts(segments: Sequence[int]) -> frozenset[int]:
-    """Where segments meet: (4, 2, 2) -> {4, 6}."""
-    return frozenset(sum(segments[:i]) for i in range(1, len(segments)))
+def inner_cuts(chunks: Sequence[int]) -> frozenset[int]:
+    """Where chunks meet: (4, 2, 2) -> {4, 6}."""
+    return frozenset(sum(chunks[:i]) for i in range(1, len(chunks)))
 
 
-def parts_of(value: "Value", segment: int) -> list[Origin]:
-    """The parameters' parts behind one segment of a sharded value, as far as they are known."""
+def parts_of(value: "Value", chunk: int) -> list[Origin]:
+    """The parameters' parts behind one chunk of a sharded value, as far as they are known."""
     shard = value.shard
     assert shard is not None
-    first, length = sum(shard.segments[:segment]), shard.segments[segment]
+    first, length = sum(shard.chunks[:chunk]), shard.chunks[chunk]
     return [piece_of(origin, first, length, shard.size) for origin in value.origins]
 
 

@@ -23,7 +23,7 @@ from ladderize.sharding.values import (
     Illegal,
     NeedsCuts,
     Origin,
-    Selection,
+    RowSelection,
     Value,
     Values,
     inner_cuts,
@@ -42,12 +42,12 @@ class Visit:
         values: placements of what came before it; what is missing is replicated.
         parameters: the fully qualified names of the parameter nodes.
         banned: parameters that must stay replicated.
-        cuts: positions at which a parameter's output dim must be cut into segments.
+        cuts: positions at which a parameter's output dim must be cut into chunks.
         whole: ranges of a parameter's output dim that every rank must hold.
         num_ranks: the number of ranks to divide over.
         demands: result: how parameters must lie.
         entries: result: replicated operands entering sharded computation, and what is selected.
-        mixed: result: weights that are divided but for some segments, by how they lie.
+        mixed: result: weights that are divided but for some chunks, by how they lie.
         shared: result: operands of which each rank takes an equal share, to be summed with a
             partial value.
         target, args: result: the rewritten call.
@@ -61,7 +61,7 @@ class Visit:
     whole: Mapping[Node, frozenset[tuple[int, int]]]
     num_ranks: int
     demands: dict[Node, Placement] = field(default_factory=dict)
-    entries: dict[Node, Selection | None] = field(default_factory=dict)
+    entries: dict[Node, RowSelection | None] = field(default_factory=dict)
     mixed: dict[Node, Shard] = field(default_factory=dict)
     shared: set[Node] = field(default_factory=set)
     target: Any = None
@@ -124,7 +124,7 @@ class Visit:
         found = stand_in(weight, self.parameters)
         assert found is not None
         start = 0
-        for i, length in enumerate(placement.segments):
+        for i, length in enumerate(placement.chunks):
             if length % self.num_ranks and i not in placement.whole:
                 part = origin and Origin(found.parameter, start, length)
                 self.illegal(self.describe_size(length), [part or found.parameter])
@@ -135,11 +135,11 @@ class Visit:
     def describe_size(self, size: Any, unit: str = "entries") -> str:
         return f"{size} {unit} cannot be divided over {self.num_ranks} ranks"
 
-    def enter(self, operand: Node, selection: Selection | None = None) -> None:
+    def enter(self, operand: Node, selection: RowSelection | None = None) -> None:
         self.entries[operand] = selection
 
     def enter_weight(self, weight: Node, shard: Shard) -> None:
-        """Have the gradients of the segments summed that every rank holds whole, see `Whole`."""
+        """Have the gradients of the chunks summed that every rank holds whole, see `Whole`."""
         self.mixed[weight] = shard
 
     def share(self, operand: Node) -> None:
@@ -151,7 +151,7 @@ class Visit:
         """Take each rank's part of `dim` of a replicated operand, as `shard` lies."""
         parts = [local_indices(shard, rank, self.num_ranks) for rank in range(self.num_ranks)]
         rows = tuple(tuple(i for part in ranges for i in part) for ranges in parts)
-        self.enter(operand, Selection(dim, rows, 0 if shard.outer == 1 else shard.size))
+        self.enter(operand, RowSelection(dim, rows, 0 if shard.outer == 1 else shard.size))
 
     def align(self, operand: Node, dim_from_right: int, shard: Shard) -> None:
         """Make a replicated `operand` fit values sharded like `shard` on `dim_from_right` (< 0)."""
@@ -211,12 +211,12 @@ class Visit:
     def common_shard(self, sharded: Sequence[tuple[Node, Shard]]) -> Shard:
         """How all `sharded` operands lie, but for the dim; cuts the coarser ones if they differ."""
         first = sharded[0][1]
-        lies = {(shard.segments, shard.whole, shard.outer) for _, shard in sharded}
+        lies = {(shard.chunks, shard.whole, shard.outer) for _, shard in sharded}
         if len(lies) == 1:
             return first
         if len({shard.outer for _, shard in sharded}) > 1:
             self.illegal(f"{self.op_name} takes operands sharded in different ways")
-        cuts = frozenset(cut for _, shard in sharded for cut in inner_cuts(shard.segments))
+        cuts = frozenset(cut for _, shard in sharded for cut in inner_cuts(shard.chunks))
         raise self.needs_cuts([node for node, _ in sharded], cuts)
 
     def needs_cuts(self, operands: Iterable[Node], cuts: frozenset[int]) -> NeedsCuts:
@@ -234,7 +234,7 @@ class Visit:
                 known = self.cuts.get(origin.parameter, frozenset())
                 wanted[origin.parameter] = wanted.get(origin.parameter, known) | moved
         if all(wanted[p] == self.cuts.get(p, frozenset()) for p in wanted):
-            self.illegal(f"{self.op_name} needs segments that its inputs do not have")
+            self.illegal(f"{self.op_name} needs chunks that its inputs do not have")
         return NeedsCuts(wanted)
 
     @property

@@ -17,7 +17,7 @@ from ladderize.errors import module_path
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block
-from ladderize.streams.context import Reach
+from ladderize.streams.context import AnalysisContext
 
 
 @dataclass(frozen=True)
@@ -26,31 +26,33 @@ class Candidates:
 
     Attributes:
         blocks: in graph order, with `index` 0 throughout.
-        groups: adds that skip around whole runs of blocks (group skips, re-injection of x0).
+        group_skips: adds that skip around whole runs of blocks (group skips, re-injection of x0).
     """
 
     blocks: tuple[Block, ...]
-    groups: frozenset[Node]
+    group_skips: frozenset[Node]
 
     def without(self, groups: Iterable[Block]) -> "Candidates":
         """`groups`, which turned out to hold whole runs of blocks, among the groups."""
         more = frozenset(groups)
         kept = tuple(block for block in self.blocks if block not in more)
-        return Candidates(kept, self.groups | {block.add for block in more})
+        return Candidates(kept, self.group_skips | {block.add for block in more})
 
 
-def find_candidates(reach: Reach) -> Candidates:
+def find_candidates(context: AnalysisContext) -> Candidates:
     groups: set[Node] = set()
     while True:
-        found = _find_sums(reach, groups)
-        new = _find_groups(reach, found)
+        found = _find_sums(context, groups)
+        new = _find_groups(context, found)
         groups.update(block.add for block in new)
         # What a group had flattened may hold a block: look again, at its partial sums themselves.
         if not any(block.partial_sums for block in new):
             return Candidates(tuple(b for b in found if b not in new), frozenset(groups))
 
 
-def find_writer(reach: Reach, value: Node, by_add: Mapping[Node, Block]) -> Block | None:
+def find_writer(
+    context: AnalysisContext, value: Node, by_add: Mapping[Node, Block]
+) -> Block | None:
     """The block whose add is nearest behind `value`, with only cheap steps in between.
 
     None as well when what is added on the way was mixed from the stream: `x1 + m(x0)` is then
@@ -60,32 +62,32 @@ def find_writer(reach: Reach, value: Node, by_add: Mapping[Node, Block]) -> Bloc
     mixed: list[Node] = []
     frontier = {value}
     while frontier:
-        node = max(frontier, key=reach.position.__getitem__)
+        node = max(frontier, key=context.position.__getitem__)
         frontier.remove(node)
         if node in by_add:
-            return None if reach.depends_on(mixed, by_add[node].anchor) else by_add[node]
+            return None if context.depends_on(mixed, by_add[node].anchor) else by_add[node]
         seen.add(node)
         if ops.kind(node) is Kind.MIX:
             mixed.append(node)
         if ops.kind(node) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
             frontier.update(
                 source
-                for source in reach.steps_back(node)
+                for source in context.steps_back(node)
                 if source not in seen
-                and source not in reach.static
-                and reach.is_same_size(source, value)
+                and source not in context.static
+                and context.is_same_size(source, value)
             )
     return None
 
 
-def _find_sums(reach: Reach, groups: set[Node]) -> list[Block]:
+def _find_sums(context: AnalysisContext, groups: set[Node]) -> list[Block]:
     inner: set[Node] = set()
     found = []
-    for node in reversed(reach.nodes):
-        if node in inner or node in groups or not reach.summands(node):
+    for node in reversed(context.nodes):
+        if node in inner or node in groups or not context.summands(node):
             continue
-        leaves, flattened = flatten(reach, node)
-        block = _as_block(reach, node, leaves, flattened)
+        leaves, flattened = flatten(context, node)
+        block = _as_block(context, node, leaves, flattened)
         if block is not None:
             inner.update(flattened)  # else `x + h` may hide in a sum that is none as a whole
             found.append(block)
@@ -93,37 +95,37 @@ def _find_sums(reach: Reach, groups: set[Node]) -> list[Block]:
     return found
 
 
-def flatten(reach: Reach, node: Node) -> tuple[list[Node], list[Node]]:
+def flatten(context: AnalysisContext, node: Node) -> tuple[list[Node], list[Node]]:
     """The summands of `node`, and the partial sums with a single user that it flattens."""
-    if not reach.is_plain_sum(node):
-        return _as_written(reach, node), []
+    if not context.is_plain_sum(node):
+        return _as_written(context, node), []
     leaves: list[Node] = []
     flattened: list[Node] = []
-    stack = _as_written(reach, node)
+    stack = _as_written(context, node)
     while stack:
         operand = stack.pop(0)
-        if len(operand.users) == 1 and reach.is_plain_sum(operand):
+        if len(operand.users) == 1 and context.is_plain_sum(operand):
             flattened.append(operand)
-            stack[:0] = _as_written(reach, operand)
+            stack[:0] = _as_written(context, operand)
         else:
             leaves.append(operand)
     return leaves, flattened
 
 
-def _as_written(reach: Reach, node: Node) -> list[Node]:
-    return [reach.as_written(node, operand) for operand in reach.summands(node)]
+def _as_written(context: AnalysisContext, node: Node) -> list[Node]:
+    return [context.as_written(node, operand) for operand in context.summands(node)]
 
 
 def _as_block(
-    reach: Reach, node: Node, leaves: Sequence[Node], flattened: Sequence[Node]
+    context: AnalysisContext, node: Node, leaves: Sequence[Node], flattened: Sequence[Node]
 ) -> Block | None:
     is_difference = ops.kind(node) is not Kind.ADD
     for skip in leaves[:1] if is_difference else leaves:
-        outputs = [leaf for leaf in leaves if leaf is not skip and leaf not in reach.static]
-        if skip in reach.static or not outputs:
+        outputs = [leaf for leaf in leaves if leaf is not skip and leaf not in context.static]
+        if skip in context.static or not outputs:
             continue
-        for anchor in reach.walk_back(skip):
-            if (branch := reach.branch(anchor, outputs)) is not None:
+        for anchor in context.walk_back(skip):
+            if (branch := context.branch(anchor, outputs)) is not None:
                 return Block(
                     index=0,
                     anchor=anchor,
@@ -137,10 +139,10 @@ def _as_block(
     return None
 
 
-def _find_groups(reach: Reach, found: Sequence[Block]) -> list[Block]:
+def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block]:
     """Those of `found` whose branch holds two or more linked blocks."""
     by_add = {block.add: block for block in found}
-    writer = {block: find_writer(reach, block.anchor, by_add) for block in found}
+    writer = {block: find_writer(context, block.anchor, by_add) for block in found}
 
     def is_group(block: Block) -> bool:
         inside = {by_add[node] for node in block.branch if node in by_add}
@@ -148,7 +150,7 @@ def _find_groups(reach: Reach, found: Sequence[Block]) -> list[Block]:
             return True
         if not inside:
             return False
-        ends = (find_writer(reach, output, by_add) for output in block.outputs)
+        ends = (find_writer(context, output, by_add) for output in block.outputs)
         return any(end in inside and end.anchor is block.anchor for end in ends if end)
 
     return [block for block in found if is_group(block)]

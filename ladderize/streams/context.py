@@ -21,10 +21,12 @@ from ladderize.graph.ops import Kind
 MAX_SKIP_STEPS = 12
 
 
-class Reach:
+class AnalysisContext:
     """One graph with fake values, and the inputs that hold its parameters and buffers.
 
     Attributes:
+        gm: the graph.
+        parameters: the inputs that hold parameters and buffers.
         nodes: in graph order.
         position: of each node in that order.
         writes: of each reader of written memory the last write before it, by operand.
@@ -34,12 +36,14 @@ class Reach:
     """
 
     def __init__(self, gm: GraphModule, parameters: Iterable[Node] = ()) -> None:
+        self.gm = gm
+        self.parameters = frozenset(parameters)
         self.nodes = list(gm.graph.nodes)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.writes = find_writes(self.nodes)
         self.sources = find_sources(self.nodes, self.writes)
         self.shape = {node: ops.floating_shape(node) for node in self.nodes}
-        self.static = self._find_static(frozenset(parameters))
+        self.static = self._find_static(self.parameters)
 
     def _find_static(self, parameters: frozenset[Node]) -> set[Node]:
         static: set[Node] = set()

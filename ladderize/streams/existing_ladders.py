@@ -11,38 +11,36 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
+from ladderize.config.options import MAX_STALENESS
 from ladderize.errors import LadderWarning, describe_origin, module_path
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import Candidates, find_writer
-from ladderize.streams.context import Reach
-
-# How many blocks behind its skip a branch is looked for.
-MAX_STALENESS = 8
+from ladderize.streams.context import AnalysisContext
 
 
 def find_stale_blocks(
-    reach: Reach, candidates: Candidates, chains: Sequence[Sequence[Block]]
+    context: AnalysisContext, candidates: Candidates, chains: Sequence[Sequence[Block]]
 ) -> dict[Block, tuple[Block, ...]]:
     """The stale blocks behind each chain that has any, by the chain's first block.
 
     In graph order, with `index` 0 throughout.
     """
     blocks = {block.add: block for block in candidates.blocks}
-    taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.groups
+    taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.group_skips
     nested = {chain[0]: {node for block in chain for node in block.branch} for chain in chains}
     home = {block.add: chain[0] for chain in chains for block in chain}
     found: dict[Block, list[Block]] = {}
-    for node in reach.nodes:
-        if node in blocks or node in taken or not reach.summands(node):
+    for node in context.nodes:
+        if node in blocks or node in taken or not context.summands(node):
             continue
-        stale, writer = _as_stale_block(reach, node, blocks)
+        stale, writer = _as_stale_block(context, node, blocks)
         if stale is None or writer is None or writer.add not in home:
             continue
         # To what comes later it is a block that carries what `writer` wrote.
         blocks[node] = Block(0, writer.add, stale.skip, (), (), add=node)
         home[node] = home[writer.add]
         if node not in nested[home[node]]:
-            _append(reach, found.setdefault(home[node], []), stale)
+            _append(context, found.setdefault(home[node], []), stale)
     return {block: tuple(stale) for block, stale in found.items()}
 
 
@@ -79,40 +77,42 @@ def chains_in_stale_branches(
 
 
 def _as_stale_block(
-    reach: Reach, node: Node, blocks: Mapping[Node, Block]
+    context: AnalysisContext, node: Node, blocks: Mapping[Node, Block]
 ) -> tuple[Block | None, Block | None]:
     """`node` as a block, and the block that wrote its skip, if the branch reads what is before."""
-    left, right = reach.summands(node)
+    left, right = context.summands(node)
     for skip, output in ((left, right), (right, left)):
-        writer = None if skip in reach.static else find_writer(reach, skip, blocks)
-        if writer is None or output in reach.static or reach.depends_on([output], writer.add):
+        writer = None if skip in context.static else find_writer(context, skip, blocks)
+        if writer is None or output in context.static or context.depends_on([output], writer.add):
             continue  # what comes after the writer, a token shift for one, is not stale
         behind: Block | None = writer
         for _ in range(MAX_STALENESS):
             if behind is None:
                 break
-            if reach.branch(behind.anchor, [output]) is not None:
-                return _stale_block(reach, node, skip, output, behind), writer
-            behind = find_writer(reach, behind.anchor, blocks)
+            if context.branch(behind.anchor, [output]) is not None:
+                return _stale_block(context, node, skip, output, behind), writer
+            behind = find_writer(context, behind.anchor, blocks)
     return None, None
 
 
-def _stale_block(reach: Reach, node: Node, skip: Node, output: Node, behind: Block) -> Block:
+def _stale_block(
+    context: AnalysisContext, node: Node, skip: Node, output: Node, behind: Block
+) -> Block:
     """It reads the stream as `behind` found it: the latest such value, behind a post-norm."""
-    for anchor in (*reach.walk_back(behind.skip), behind.anchor):
-        if (branch := reach.branch(anchor, [output])) is not None:
+    for anchor in (*context.walk_back(behind.skip), behind.anchor):
+        if (branch := context.branch(anchor, [output])) is not None:
             break
     assert branch is not None, "the anchor of `behind` reaches the output"
     return Block(0, anchor, skip, branch, (output,), add=node, module=module_path(node))
 
 
-def _append(reach: Reach, found: list[Block], stale: Block) -> None:
+def _append(context: AnalysisContext, found: list[Block], stale: Block) -> None:
     """Add `stale` to `found`; the two sums of a parallel block, `x1 + a(x0) + m(x0)`, are one."""
     before = found[-1] if found else None
-    if before is None or not _is_beside(reach, stale, before):
+    if before is None or not _is_beside(context, stale, before):
         found.append(stale)
         return
-    branch = sorted({*before.branch, *stale.branch}, key=reach.position.__getitem__)
+    branch = sorted({*before.branch, *stale.branch}, key=context.position.__getitem__)
     found[-1] = Block(
         0,
         stale.anchor,
@@ -125,10 +125,10 @@ def _append(reach: Reach, found: list[Block], stale: Block) -> None:
     )
 
 
-def _is_beside(reach: Reach, stale: Block, before: Block) -> bool:
+def _is_beside(context: AnalysisContext, stale: Block, before: Block) -> bool:
     """Whether nobody but `stale` reads the sum of `before`, and both read the same value."""
     is_partial = stale.skip is before.add and len(before.add.users) == 1
-    is_plain = reach.is_plain_sum(before.add) and reach.is_plain_sum(stale.add)
+    is_plain = context.is_plain_sum(before.add) and context.is_plain_sum(stale.add)
     return is_partial and is_plain and stale.anchor is before.anchor
 
 

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import find_candidates, find_writer
 from ladderize.streams.chains import longest_chains
-from ladderize.streams.context import Reach
+from ladderize.streams.context import AnalysisContext
 from ladderize.streams.existing_ladders import (
     chains_in_stale_branches,
     find_stale_blocks,
@@ -36,30 +36,34 @@ def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stre
         gm: a Dynamo, export or symbolically traced graph, functionalized, with fake values.
         parameters: the placeholders that hold parameters and buffers.
     """
-    reach = Reach(gm, parameters)
-    candidates = find_candidates(reach)
-    alone = find_stale_blocks(reach, candidates, [(block,) for block in candidates.blocks])
+    return streams_in(AnalysisContext(gm, parameters))
+
+
+def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
+    """The same for a graph whose analysis has begun."""
+    candidates = find_candidates(context)
+    alone = find_stale_blocks(context, candidates, [(block,) for block in candidates.blocks])
     if groups := groups_of_stale_blocks(candidates, alone):
         candidates = candidates.without(groups)
     by_add = {block.add: block for block in candidates.blocks}
-    parent = {block: find_writer(reach, block.anchor, by_add) for block in candidates.blocks}
-    chains = longest_chains(candidates.blocks, parent, reach.position)
-    stale = find_stale_blocks(reach, candidates, chains)
+    parent = {block: find_writer(context, block.anchor, by_add) for block in candidates.blocks}
+    chains = longest_chains(candidates.blocks, parent, context.position)
+    stale = find_stale_blocks(context, candidates, chains)
     if nested := chains_in_stale_branches(chains, stale):
         chains = [chain for chain in chains if chain not in nested]
-        stale = find_stale_blocks(reach, candidates, chains)
+        stale = find_stale_blocks(context, candidates, chains)
     streams = []
-    for segments in _join_segments(reach, chains):
+    for segments in _join_segments(context, chains):
         blocks = _number(segments)
         behind = tuple(block for chain in segments for block in stale.get(chain[0], ()))
-        streams.append(Stream(blocks, find_blockers(reach, blocks, by_add), behind))
+        streams.append(Stream(blocks, find_blockers(context, blocks, by_add), behind))
     return tuple(streams)
 
 
-def _join_segments(reach: Reach, chains: Sequence[Chain]) -> list[list[Chain]]:
+def _join_segments(context: AnalysisContext, chains: Sequence[Chain]) -> list[list[Chain]]:
     """Chains of which each begins with what the one before it left, changed in shape or mixed."""
     joined = {chain: [chain] for chain in chains}
-    ends = _latest_ends(reach, {chain[-1].add: chain for chain in chains})
+    ends = _latest_ends(context, {chain[-1].add: chain for chain in chains})
     streams = []
     for chain in chains:
         before = ends[chain[0].anchor]
@@ -72,12 +76,12 @@ def _join_segments(reach: Reach, chains: Sequence[Chain]) -> list[list[Chain]]:
     return streams
 
 
-def _latest_ends(reach: Reach, ends: Mapping[Node, Chain]) -> dict[Node, Chain | None]:
+def _latest_ends(context: AnalysisContext, ends: Mapping[Node, Chain]) -> dict[Node, Chain | None]:
     """For each node the chain that ended last among those that it depends on."""
     latest: dict[Node, Node | None] = {}
-    for node in reach.nodes:
-        found = [latest[s] for s in reach.sources[node] if s not in reach.static]
-        behind = max((f for f in found if f), key=reach.position.__getitem__, default=None)
+    for node in context.nodes:
+        found = [latest[s] for s in context.sources[node] if s not in context.static]
+        behind = max((f for f in found if f), key=context.position.__getitem__, default=None)
         latest[node] = node if node in ends else behind
     return {node: None if end is None else ends[end] for node, end in latest.items()}
 

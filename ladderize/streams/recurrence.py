@@ -8,7 +8,7 @@ The reader knows where the blocks are but not what the ladder pass did: it follo
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
-from ladderize.streams.block import Block, Stream
+from ladderize.streams.block import Block, Stream, stale_sources
 
 Writes = Mapping[Node, Mapping[Node, Node]]
 
@@ -44,6 +44,21 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
     return tuple(
         _equations(number, stream, symbols, reads, writes) for number, stream in enumerate(streams)
     )
+
+
+def specify_ladder(
+    standard: Sequence[Recurrence],
+    streams: Sequence[Stream],
+    chosen: Sequence[Collection[int]],
+    staleness: int,
+) -> list[Recurrence]:
+    """The recurrence of each stream once its chosen blocks read `staleness` blocks earlier."""
+    return [
+        specify_recurrence(
+            recurrence, stale_sources(stream.blocks, chosen[number], staleness), number
+        )
+        for number, (recurrence, stream) in enumerate(zip(standard, streams, strict=True))
+    ]
 
 
 def specify_recurrence(

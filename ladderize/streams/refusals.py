@@ -15,27 +15,27 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 from ladderize.graph.ops import Kind
-from ladderize.streams.block import Block
+from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.candidates import find_candidates, flatten
-from ladderize.streams.context import Reach
+from ladderize.streams.context import AnalysisContext
 
 
 def find_blockers(
-    reach: Reach, blocks: Sequence[Block], by_add: Mapping[Node, Block]
+    context: AnalysisContext, blocks: Sequence[Block], by_add: Mapping[Node, Block]
 ) -> tuple[Blocker, ...]:
     """Everything about the stream of `blocks` that a rewrite would get wrong."""
-    found = [*_find_gates(reach, blocks), *_find_overwrites(reach, blocks)]
+    found = [*_find_gates(context, blocks), *_find_overwrites(context, blocks)]
     for segment in {block.segment for block in blocks}:
         anchors = {block.anchor: block for block in blocks if block.segment == segment}
         for block in anchors.values():
             for node in block.branch:
-                found += _find_foreign_reads(reach, block, node, anchors, by_add)
+                found += _find_foreign_reads(context, block, node, anchors, by_add)
     return tuple(found)
 
 
-def _find_gates(reach: Reach, blocks: Sequence[Block]) -> Iterator[Blocker]:
+def _find_gates(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[Blocker]:
     for block in blocks:
-        if reach.branch(block.anchor, [block.skip]) is not None:
+        if context.branch(block.anchor, [block.skip]) is not None:
             what = (
                 f"the skip path of block {block.index} is gated by what a mixing op makes of the "
                 "stream, as in a highway net: it does not carry the stream past the branch"
@@ -44,7 +44,7 @@ def _find_gates(reach: Reach, blocks: Sequence[Block]) -> Iterator[Blocker]:
 
 
 def _find_foreign_reads(
-    reach: Reach,
+    context: AnalysisContext,
     block: Block,
     node: Node,
     anchors: Mapping[Node, Block],
@@ -55,9 +55,9 @@ def _find_foreign_reads(
         what = f"the branch of block {block.index} holds a second residual stream"
         yield Blocker.at(node, what + ", as in a reversible net")
     for source in node.all_input_nodes:
-        if source in block.members or source in reach.static or reach.shape[source] is None:
+        if source in block.members or source in context.static or context.shape[source] is None:
             continue
-        read = next((anchors[v] for v in reach.walk_back(source) if v in anchors), block)
+        read = next((anchors[v] for v in context.walk_back(source) if v in anchors), block)
         if read is not block:
             what = (
                 f"block {block.index} also reads the stream before block {read.index}: "
@@ -66,9 +66,9 @@ def _find_foreign_reads(
             yield Blocker.at(node, what)
 
 
-def _find_overwrites(reach: Reach, blocks: Sequence[Block]) -> Iterator[Blocker]:
+def _find_overwrites(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[Blocker]:
     stream = {s for block in blocks for n in (block.anchor, block.add) for s in ops.storages(n)}
-    for node in reach.nodes:
+    for node in context.nodes:
         written = {s for base in ops.written_operands(node) for s in ops.storages(base)}
         if not stream.isdisjoint(written):
             what = (
@@ -85,14 +85,14 @@ FUSED_LAYERS: Mapping[str, str] = {
 }
 
 
-def find_hidden(gm: GraphModule, reach: Reach, blocks: Sequence[Block]) -> list[Blocker]:
+def find_hidden(context: AnalysisContext, blocks: Sequence[Block]) -> list[Blocker]:
     """Calls outside of all branches that hold blocks: in graphs of their own, or fused."""
     inside = {node for block in blocks for node in block.branch}
     found = []
-    for node in reach.nodes:
+    for node in context.nodes:
         if ops.op_name(node) in FUSED_LAYERS:
             found.append(Blocker.at(node, FUSED_LAYERS[ops.op_name(node)]))
-        hidden = 0 if node in inside or node in reach.static else count_hidden(gm, node)
+        hidden = 0 if node in inside or node in context.static else count_hidden(context.gm, node)
         if hidden:
             found.append(Blocker.at(node, f"{ops.op_name(node)} hides {hidden} blocks in its body"))
     return found
@@ -101,10 +101,45 @@ def find_hidden(gm: GraphModule, reach: Reach, blocks: Sequence[Block]) -> list[
 def count_hidden(gm: GraphModule, node: Node) -> int:
     """How many residual sums the bodies of a higher-order call hold, at any depth."""
     return sum(
-        len(find_candidates(Reach(body)).blocks)
+        len(find_candidates(AnalysisContext(body)).blocks)
         + sum(count_hidden(body, inner) for inner in body.graph.nodes)
         for body in bodies(gm, node)
     )
+
+
+def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
+    """Raise `LadderError` when there is nothing to convert or a stream must be left alone.
+
+    A stream that is a ladder already is not refused: it is left as it is.
+    """
+    if hidden := find_hidden(context, [block for s in streams for block in s.blocks]):
+        raise LadderError(
+            "These calls hold blocks that a ladder cannot reach into:",
+            hidden,
+            "call the layers themselves instead of the higher-order op around them",
+        )
+    if not any(stream.blocks for stream in streams):
+        raise LadderError(
+            "No residual block was found in this graph: no add whose one operand reaches the "
+            "other through a linear, a convolution, an attention or the like.",
+            explain_absence(context),
+            cure="compile the whole model, with fullgraph=True; options={'strict': False} "
+            "compiles the standard graph",
+        )
+    standard = [stream for stream in streams if not stream.stale_blocks]
+    blockers = [blocker for stream in standard for blocker in stream.blockers]
+    if blockers:
+        raise LadderError("This residual stream cannot be made a ladder:", blockers)
+    if standard == list(streams) and not any(_can_read_earlier(stream) for stream in streams):
+        raise LadderError(
+            "Need at least two consecutive blocks, so that one can read the stream earlier:",
+            [Blocker.at(block.add, "a single block") for s in streams for block in s.blocks],
+            "compile the whole model",
+        )
+
+
+def _can_read_earlier(stream: Stream) -> bool:
+    return bool(stale_sources(stream.blocks, range(len(stream.blocks)), staleness=1))
 
 
 # ---- a graph without a block -----------------------------------------------------------------
@@ -112,31 +147,31 @@ def count_hidden(gm: GraphModule, node: Node) -> int:
 MAX_REASONS = 8
 
 
-def explain_absence(reach: Reach) -> list[Blocker]:
+def explain_absence(context: AnalysisContext) -> list[Blocker]:
     """What in a graph without residual blocks looks like one, and why it is none. At most 8."""
     found: list[Blocker] = []
-    for node in reach.nodes:
-        if reason := _why_no_block(reach, node):
+    for node in context.nodes:
+        if reason := _why_no_block(context, node):
             found.append(Blocker.at(node, reason))
     return found[:MAX_REASONS]
 
 
-def _why_no_block(reach: Reach, node: Node) -> str:
+def _why_no_block(context: AnalysisContext, node: Node) -> str:
     if ops.op_name(node) in ("cat", "concat", "concatenate"):
-        return _dense(reach, node)
-    if ops.kind(node) is not Kind.ADD or reach.shape[node] is None:
+        return _dense(context, node)
+    if ops.kind(node) is not Kind.ADD or context.shape[node] is None:
         return ""
-    summands = flatten(reach, node)[0] or node.all_input_nodes  # of a sum that broadcasts
-    leaves = [leaf for leaf in summands if leaf not in reach.static]
+    summands = flatten(context, node)[0] or node.all_input_nodes  # of a sum that broadcasts
+    leaves = [leaf for leaf in summands if leaf not in context.static]
     for skip in leaves:
         others = [leaf for leaf in leaves if leaf is not skip]
-        for value in reach.walk_back(skip):
-            if ops.kind(value) is Kind.MIX and _is_made_from_sources(reach, value, others):
+        for value in context.walk_back(skip):
+            if ops.kind(value) is Kind.MIX and _is_made_from_sources(context, value, others):
                 return (
                     f"a sum whose skip path goes through {ops.op_name(value)}: a projected "
                     "shortcut, or hyper-connections that mix several streams"
                 )
-            if any(reach.branch(value, [other]) is not None for other in others):
+            if any(context.branch(value, [other]) is not None for other in others):
                 return (
                     "a sum of a branch and several stream values: hyper-connections, or another "
                     "mixture of more than one stream"
@@ -144,16 +179,16 @@ def _why_no_block(reach: Reach, node: Node) -> str:
     return ""
 
 
-def _is_made_from_sources(reach: Reach, value: Node, others: Sequence[Node]) -> bool:
-    sources = [source for source in value.all_input_nodes if source not in reach.static]
-    return any(reach.branch(source, [o]) is not None for source in sources for o in others)
+def _is_made_from_sources(context: AnalysisContext, value: Node, others: Sequence[Node]) -> bool:
+    sources = [source for source in value.all_input_nodes if source not in context.static]
+    return any(context.branch(source, [o]) is not None for source in sources for o in others)
 
 
-def _dense(reach: Reach, node: Node) -> str:
-    operands = [o for o in node.all_input_nodes if o not in reach.static and reach.shape[o]]
+def _dense(context: AnalysisContext, node: Node) -> str:
+    operands = [o for o in node.all_input_nodes if o not in context.static and context.shape[o]]
     for kept in operands:
         grown = [operand for operand in operands if operand is not kept]
-        if grown and reach.branch(kept, grown[-1:]) is not None:
+        if grown and context.branch(kept, grown[-1:]) is not None:
             return (
                 "a concatenation of an earlier value with what was made of it: dense "
                 "connections keep every value, no stream is summed up"

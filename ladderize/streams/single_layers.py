@@ -6,17 +6,16 @@ The stream enters such a graph as an input and leaves it as an output. A ladder 
 read x[0] of each layer fresh: another network than the one asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.streams.block import Stream
-from ladderize.streams.context import Reach
+from ladderize.streams.context import AnalysisContext
 
 # A graph of one or two blocks whose stream enters and leaves it is taken for a layer.
 MAX_BLOCKS_OF_A_LAYER = 2
@@ -37,9 +36,9 @@ class Siblings:
 
 
 def refuse_single_layers(
-    gm: GraphModule, names: Mapping[Node, str], streams: Sequence[Stream], config: LadderConfig
+    context: AnalysisContext, streams: Sequence[Stream], config: LadderConfig
 ) -> None:
-    """Raise `LadderError` when `gm` is a layer by itself, and the options do not say it is meant.
+    """Raise `LadderError` when the graph is a layer by itself and the options do not say so.
 
     Call it with the standard graph, from inside the backend.
     """
@@ -50,7 +49,7 @@ def refuse_single_layers(
         if stream.blockers:  # the better reason
             continue
         is_small = len(stream.blocks) <= MAX_BLOCKS_OF_A_LAYER
-        if (is_small or siblings) and _passes_through(gm, names, stream):
+        if (is_small or siblings) and _passes_through(context, stream):
             raise _refusal(stream, siblings)
 
 
@@ -69,17 +68,17 @@ def _refusal(stream: Stream, siblings: Siblings | None) -> LadderError:
     return LadderError("This graph is a part of a model, compiled by itself:", blockers, cure)
 
 
-def _passes_through(gm: GraphModule, names: Mapping[Node, str], stream: Stream) -> bool:
-    reach = Reach(gm, names)
+def _passes_through(context: AnalysisContext, stream: Stream) -> bool:
     first, last = stream.blocks[0], stream.blocks[-1]
     enters = any(
-        value.op == "placeholder" and value not in names for value in reach.walk_back(first.anchor)
+        value.op == "placeholder" and value not in context.parameters
+        for value in context.walk_back(first.anchor)
     )
-    (output,) = gm.graph.find_nodes(op="output")
+    (output,) = context.gm.graph.find_nodes(op="output")
     return enters and any(
-        last.add in reach.walk_back(result)
+        last.add in context.walk_back(result)
         for result in output.all_input_nodes
-        if reach.shape[result] is not None
+        if context.shape[result] is not None
     )
 
 

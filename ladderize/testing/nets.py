@@ -179,7 +179,7 @@ class Stage(nn.Module):
         return [entered, *rest]
 
 
-class Entry(nn.Module):
+class NetInput(nn.Module):
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.kind, width = spec.entry, spec.stages[0].width
@@ -218,7 +218,7 @@ class ResidualNet(nn.Module):
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.entry = Entry(spec)
+        self.entry = NetInput(spec)
         self.num_stages = len(spec.stages)
         width_before = None
         for number, stage in enumerate(spec.stages):

@@ -1,4 +1,4 @@
-"""The cut into segments: where, what crosses, and that the program stays the same.
+"""The cut into islands: where, what crosses, and that the program stays the same.
 
 Real ranks are in test_cut_ranks.py, the graphs of the zoo in zoo/test_exported.py; that a wrong cut
 is caught is in test_cut_check.py.
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers.cutting import lower_segments, without_names
+from helpers.cutting import lower_islands, without_names
 from helpers.few_examples import examples
 from helpers.flat_graphs import (
     aten,
@@ -31,8 +31,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ladderize.backends.tensorrt.cut import CutSegments
-from ladderize.backends.tensorrt.islands import Role, role_of, segments_of
+from ladderize.backends.tensorrt.cut import CutIslands
+from ladderize.backends.tensorrt.islands import Role, islands_of, role_of
 
 # ---- where
 
@@ -41,19 +41,19 @@ def test_a_ladder_is_cut_at_launches_and_waits():
     gm = ladder_graph()
     assert cut_graph(gm) == 5
     assert [line for line in code(gm) if "= item" not in line] == [
-        "segment_0 = segment_0(arg0_1, arg1_1)",
+        "island_0 = island_0(arg0_1, arg1_1)",
         "all_reduce = _c10d_functional.all_reduce.default(mm)",
-        "segment_1 = segment_1(arg0_1, arg2_1)",
+        "island_1 = island_1(arg0_1, arg2_1)",
         "all_reduce_1 = _c10d_functional.all_reduce.default(mm_1)",
         "wait_tensor = _c10d_functional.wait_tensor.default(all_reduce)",
-        "segment_2 = segment_2(arg0_1, wait_tensor, arg3_1)",
+        "island_2 = island_2(arg0_1, wait_tensor, arg3_1)",
         "all_reduce_2 = _c10d_functional.all_reduce.default(mm_2)",
         "wait_tensor_1 = _c10d_functional.wait_tensor.default(all_reduce_1)",
-        "segment_3 = segment_3(add, wait_tensor_1)",
+        "island_3 = island_3(add, wait_tensor_1)",
         "wait_tensor_2 = _c10d_functional.wait_tensor.default(all_reduce_2)",
-        "segment_4 = segment_4(add_1, wait_tensor_2)",
+        "island_4 = island_4(add_1, wait_tensor_2)",
     ]
-    body = segments_of(gm)["segment_2"]
+    body = islands_of(gm)["island_2"]
     assert code(body) == [
         "add = aten.add.Tensor(arg0_1, wait_tensor)",
         "relu_2 = aten.relu.default(add)",
@@ -63,30 +63,30 @@ def test_a_ladder_is_cut_at_launches_and_waits():
     assert [node.name for node in body.graph.output_node().args[0]] == ["add", "mm_2"]
 
 
-def test_more_blocks_are_more_segments_of_one_kind():
+def test_more_blocks_are_more_islands_of_one_kind():
     """One for each block, one for the sum that no launch follows, one for the last sum."""
     for num_blocks in (3, 8):
         gm = ladder_graph(num_blocks)
         assert cut_graph(gm) == num_blocks + 2
-        kinds = [without_names(body) for body in segments_of(gm).values()]
+        kinds = [without_names(body) for body in islands_of(gm).values()]
         first, second, *middle, lonely, last = kinds
         assert len({first, second}) == len(set(middle)) == len({lonely, last}) == 1
 
 
-def test_without_boundaries_all_is_one_segment():
-    gm = check(lambda x, w: (torch.relu(x @ w.t()) * 2).sum(1), *ladder_args(1), segments=1)
-    assert code(gm) == ["segment_0 = segment_0(x_1, w_1)", "sum_1 = item(segment_0)"]
+def test_without_boundaries_all_is_one_island():
+    gm = check(lambda x, w: (torch.relu(x @ w.t()) * 2).sum(1), *ladder_args(1), islands=1)
+    assert code(gm) == ["island_0 = island_0(x_1, w_1)", "sum_1 = item(island_0)"]
 
 
 def test_values_of_a_ladder():
-    check(ladder, *ladder_args(4), segments=5)
+    check(ladder, *ladder_args(4), islands=5)
 
 
 def test_cutting_twice_changes_nothing():
     gm = ladder_graph()
     cut_graph(gm)
     before = code(gm)
-    assert CutSegments()(gm).changed == 0
+    assert CutIslands()(gm).changed == 0
     assert code(gm) == before
 
 
@@ -133,9 +133,9 @@ def test_checks_of_form_are_left_out():
         aten._assert_tensor_metadata(y + 1, None, None, torch.float32)
         return wait(y)
 
-    gm = check(fn, torch.randn(2, 4), segments=1)
-    calls = code(gm) + code(segments_of(gm)["segment_0"])
-    assert len(calls) == 5  # the segment, the item, the wait; the product, the view
+    gm = check(fn, torch.randn(2, 4), islands=1)
+    calls = code(gm) + code(islands_of(gm)["island_0"])
+    assert len(calls) == 5  # the island, the item, the wait; the product, the view
 
 
 def test_work_is_linear_in_depth():
@@ -163,28 +163,28 @@ def test_work_is_linear_in_depth():
 
 
 def test_a_view_is_made_where_it_is_read():
-    """The transpose of a weight in each segment that reads it, and outside for the output."""
+    """The transpose of a weight in each island that reads it, and outside for the output."""
 
     def fn(x, w):
         v = w.t()
         y = wait(launch(x @ v))
         return wait(launch(y @ v)), v
 
-    gm = check(fn, *ladder_args(1), segments=2)
+    gm = check(fn, *ladder_args(1), islands=2)
     assert [line for line in code(gm) if "= item" not in line and "c10d" not in line] == [
         "t = aten.t.default(w_1)",
-        "segment_0 = segment_0(x_1, w_1)",
-        "segment_1 = segment_1(wait_tensor, w_1)",
+        "island_0 = island_0(x_1, w_1)",
+        "island_1 = island_1(wait_tensor, w_1)",
     ]
 
 
 def crossing(fn, *args):
-    """The names of what the first segment of a graph returns."""
-    body = segments_of(check(fn, *args))["segment_0"]
+    """The names of what the first island of a graph returns."""
+    body = islands_of(check(fn, *args))["island_0"]
     return [node.name for node in body.graph.output_node().args[0]]
 
 
-def test_the_one_reshape_that_is_read_is_made_by_the_segment():
+def test_the_one_reshape_that_is_read_is_made_by_the_island():
     x = torch.randn(2, 4)
     assert crossing(lambda x: wait(launch(x.relu().view(8)[None])), x) == ["unsqueeze"]
     assert crossing(lambda x: (y := x.relu(), wait(y.view(8) + 1)), x) == ["relu", "add"]
@@ -213,7 +213,7 @@ def test_a_reshape_behind_a_boundary_is_made_there():
 
 
 def test_parts_of_a_result():
-    """A call with several results belongs to its segment with all of them; parts are views."""
+    """A call with several results belongs to its island with all of them; parts are views."""
 
     def fn(x):
         values, indices = x.topk(2)
@@ -221,8 +221,8 @@ def test_parts_of_a_result():
         y = wait(launch(values))
         return y * 2, indices + 1, b, a * y[:1, :1]
 
-    gm = check(fn, torch.randn(2, 4), segments=2)
-    results = segments_of(gm)["segment_0"].graph.output_node().args[0]
+    gm = check(fn, torch.randn(2, 4), islands=2)
+    results = islands_of(gm)["island_0"].graph.output_node().args[0]
     assert [node.name for node in results] == ["getitem", "getitem_1", "relu"]
 
 
@@ -238,12 +238,12 @@ def test_a_part_that_stands_behind_a_boundary():
     find(gm, "relu").prepend(find(gm, "getitem_1"))
     gm.graph.lint()
     assert cut_graph(gm) == 2
-    results = segments_of(gm)["segment_0"].graph.output_node().args[0]
+    results = islands_of(gm)["island_0"].graph.output_node().args[0]
     assert [node.name for node in results] == ["getitem", "getitem_1"]
 
 
 def test_parts_of_what_a_boundary_returns():
-    """They divide no run, and stand ahead of the segment that reads them."""
+    """They divide no run, and stand ahead of the island that reads them."""
 
     def fn(x):
         a, b = c10d.all_reduce_coalesced([x, x * 2], "sum", "tp")
@@ -254,7 +254,7 @@ def test_parts_of_what_a_boundary_returns():
         find(gm, "relu").append(find(gm, name))
     assert cut_graph(gm) == 2
     gm.graph.lint()
-    calls = ["segment_1 = segment_1(x_1, getitem, getitem_1)", "add_1 = item(segment_1)"]
+    calls = ["island_1 = island_1(x_1, getitem, getitem_1)", "add_1 = item(island_1)"]
     assert code(gm)[-2:] == calls
 
 
@@ -264,15 +264,15 @@ def test_a_run_that_only_makes_constants_stays_outside():
         ones = torch.ones(4, device=x.device)
         return wait(y) * ones
 
-    gm = check(fn, torch.randn(2, 4), segments=1)
+    gm = check(fn, torch.randn(2, 4), islands=1)
     assert "ones = aten.ones.default()" in code(gm)
 
 
 def test_a_constant_crosses_as_a_tensor():
-    gm = check(lambda x: x + torch.tensor([1.0, 2.0]), torch.randn(2), segments=1)
-    (call,) = gm.graph.find_nodes(op="call_module", target="segment_0")
+    gm = check(lambda x: x + torch.tensor([1.0, 2.0]), torch.randn(2), islands=1)
+    (call,) = gm.graph.find_nodes(op="call_module", target="island_0")
     assert {source.op for source in call.args} == {"placeholder", "get_attr"}
-    placeholders = segments_of(gm)["segment_0"].graph.find_nodes(op="placeholder")
+    placeholders = islands_of(gm)["island_0"].graph.find_nodes(op="placeholder")
     assert [node.meta["val"].shape for node in placeholders] == [(2,), (2,)]
 
 
@@ -304,8 +304,8 @@ def test_sizes_are_read_off_the_tensors():
         return y.view(rows * 2, 2).relu() + torch.arange(rows * 2, device=x.device)[:, None]
 
     others = [(torch.randn(5, 4), torch.randn(4, 4))]
-    gm = check(fn, *ladder_args(1), segments=2, symbolic=True, others=others)
-    for body in segments_of(gm).values():
+    gm = check(fn, *ladder_args(1), islands=2, symbolic=True, others=others)
+    for body in islands_of(gm).values():
         inputs = body.graph.find_nodes(op="placeholder")
         assert all(isinstance(node.meta["val"], Tensor) for node in inputs)
     assert code(body)[:2] == [
@@ -315,7 +315,7 @@ def test_sizes_are_read_off_the_tensors():
 
 
 def test_a_size_of_no_tensor_crosses_as_a_number():
-    """The last segment reads the length of `x`, but not `x`."""
+    """The last island reads the length of `x`, but not `x`."""
 
     def fn(x, y):
         z = wait(wait(x * 2).sum())
@@ -323,13 +323,13 @@ def test_a_size_of_no_tensor_crosses_as_a_number():
 
     args, others = (torch.randn(3), torch.randn(1)), (torch.randn(5), torch.randn(1))
     gm = check(fn, *args, symbolic=True, others=[others])
-    *_, last = segments_of(gm).values()
+    *_, last = islands_of(gm).values()
     *_, number = last.graph.find_nodes(op="placeholder")
     assert isinstance(number.meta["val"], torch.SymInt)
 
 
-def test_a_number_and_what_it_is_read_off_stand_ahead_of_the_segment():
-    """The size of a view of an input that is no input of the segment."""
+def test_a_number_and_what_it_is_read_off_stand_ahead_of_the_island():
+    """The size of a view of an input that is no input of the island."""
 
     def fn(x, y):
         z = y * 2
@@ -363,7 +363,7 @@ def test_an_assertion_of_sizes_stays_outside():
 
 
 def test_sizes_that_depend_on_values():
-    """They are read off what the segment itself computes, or outside off what crosses."""
+    """They are read off what the island itself computes, or outside off what crosses."""
 
     def fn(x):
         found = x.nonzero().squeeze(1)
@@ -388,11 +388,9 @@ def test_a_write_stays_between_the_reads_before_and_after_it():
         cache.mul_(2)
         return before + after, row + 1, cache.sum()
 
-    gm = check(fn, torch.ones(3, 4), torch.randn(1, 4), torch.tensor([0]), segments=3)
+    gm = check(fn, torch.ones(3, 4), torch.randn(1, 4), torch.tensor([0]), islands=3)
     calls = [line.split(" = ")[1].split("(")[0] for line in code(gm) if "= item" not in line]
-    assert calls == (
-        "segment_0 aten.index_copy_.default segment_1 aten.mul_.Tensor segment_2".split()
-    )
+    assert calls == ("island_0 aten.index_copy_.default island_1 aten.mul_.Tensor island_2".split())
 
 
 def test_the_epilogue_of_a_functional_graph():
@@ -402,16 +400,16 @@ def test_the_epilogue_of_a_functional_graph():
         cache.copy_(new)
         return y + 1, cache + 1
 
-    check(fn, torch.ones(3, 4), torch.randn(1, 4), torch.tensor([1]), segments=2)
+    check(fn, torch.ones(3, 4), torch.randn(1, 4), torch.tensor([1]), islands=2)
 
 
 # ---- lowering
 
 
-def test_each_segment_is_lowered_by_its_name():
+def test_each_island_is_lowered_by_its_name():
     gm, args = ladder_graph(), ladder_args()
     cut_graph(gm)
-    bodies = segments_of(gm)
+    bodies = islands_of(gm)
     expected, seen, given = runnable(gm)(*args), [], []
 
     def lower(name, body):
@@ -421,11 +419,11 @@ def test_each_segment_is_lowered_by_its_name():
             given.append(len(inputs))
             return body(*inputs)
 
-        return body if name == "segment_1" else run
+        return body if name == "island_1" else run
 
-    lower_segments(gm, lower)
-    assert seen == [f"segment_{i}" for i in range(5)]
-    assert gm.segment_1 is bodies["segment_1"]
+    lower_islands(gm, lower)
+    assert seen == [f"island_{i}" for i in range(5)]
+    assert gm.island_1 is bodies["island_1"]
     assert torch.equal(runnable(gm)(*args), expected)
     assert given == [2, 3, 2, 2]
 

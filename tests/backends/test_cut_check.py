@@ -6,13 +6,13 @@ from helpers.flat_graphs import aten, c10d, find, ladder_graph, trace, wait
 
 from ladderize.backends.tensorrt import cut
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
-from ladderize.backends.tensorrt.islands import Segment, find_segments, segments_of
+from ladderize.backends.tensorrt.cut import CutIslands
+from ladderize.backends.tensorrt.islands import Island, find_islands, islands_of
 from ladderize.errors import LadderError
 
 
 def wrong(gm, proof):
-    with pytest.raises(LadderError, match="not cut into segments properly") as caught:
+    with pytest.raises(LadderError, match="not cut into islands properly") as caught:
         proof(gm)
     return str(caught.value)
 
@@ -20,7 +20,7 @@ def wrong(gm, proof):
 def proper():
     gm = ladder_graph()
     proof = cut_of(gm)
-    CutSegments()(gm)
+    CutIslands()(gm)
     proof(gm)
     return gm, proof
 
@@ -33,12 +33,12 @@ def test_a_wait_ahead_of_a_launch_is_caught():
     assert "all_reduce_1 is where wait_tensor was" in message
 
 
-def test_a_segment_behind_another_launch_is_caught():
+def test_a_island_behind_another_launch_is_caught():
     gm, proof = proper()
-    find(gm, "segment_1").append(find(gm, "mm_1"))
-    find(gm, "all_reduce").prepend(find(gm, "segment_1"))
+    find(gm, "island_1").append(find(gm, "mm_1"))
+    find(gm, "all_reduce").prepend(find(gm, "island_1"))
     message = wrong(gm, proof)
-    assert "no boundary is between segment_0 and segment_1" in message
+    assert "no boundary is between island_0 and island_1" in message
     assert "mm_1 is computed behind boundary 0, and was not" in message
 
 
@@ -56,11 +56,11 @@ def test_other_results_are_caught():
     gm.graph.output_node().args = (find(gm, "add_1"),)
     message = wrong(gm, proof)
     assert "the results are not those of the flat graph" in message
-    assert "segment_4 returns add_2, which nothing reads" in message
+    assert "island_4 returns add_2, which nothing reads" in message
 
 
 def returning(name):
-    """An edit of a segment: it returns one value more."""
+    """An edit of an island: it returns one value more."""
 
     def edit(body):
         output = body.graph.output_node()
@@ -70,7 +70,7 @@ def returning(name):
 
 
 def holding(op, name, *rest):
-    """An edit of a segment: it calls one op more."""
+    """An edit of an island: it calls one op more."""
 
     def edit(body):
         source = find(body, name)
@@ -92,99 +92,99 @@ def forgetting(name):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (returning("relu_2"), "segment_2 returns 3 values, of which 2 are taken"),
-        (returning("mm_2"), "segment_2 returns mm_2 and another view of the same memory"),
-        (returning("arg0_1"), "segment_2 returns arg0_1, which it does not compute"),
-        (returning("t_2"), "segment_2 returns t_2, which it does not compute"),
-        (reading("wait_tensor", "arg0_1"), "segment_2 does not read wait_tensor"),
+        (returning("relu_2"), "island_2 returns 3 values, of which 2 are taken"),
+        (returning("mm_2"), "island_2 returns mm_2 and another view of the same memory"),
+        (returning("arg0_1"), "island_2 returns arg0_1, which it does not compute"),
+        (returning("t_2"), "island_2 returns t_2, which it does not compute"),
+        (reading("wait_tensor", "arg0_1"), "island_2 does not read wait_tensor"),
         (reading("wait_tensor", "arg0_1"), "all_reduce_2 reads other values than before"),
         (
             holding(aten.neg.default, "relu_2"),
             "extra is computed behind boundary 3, and was not",
         ),
-        (holding(aten.neg.default, "relu_2"), "segment_2 holds extra, which nothing reads"),
+        (holding(aten.neg.default, "relu_2"), "island_2 holds extra, which nothing reads"),
         (holding(aten.relu.default, "add"), "extra is computed behind boundary 3, and was not"),
-        (holding(aten.relu_.default, "add"), "segment_2 holds extra, which belongs outside"),
-        (holding(c10d.wait_tensor.default, "add"), "segment_2 holds extra, which belongs outside"),
-        (forgetting("wait_tensor"), "segment_2 does not know the form of wait_tensor"),
-        (forgetting("mm_2"), "segment_2 returns mm_2, whose form is not known outside"),
-        (forgetting("mm_2"), "segment_2 has another fake value than its results"),
+        (holding(aten.relu_.default, "add"), "island_2 holds extra, which belongs outside"),
+        (holding(c10d.wait_tensor.default, "add"), "island_2 holds extra, which belongs outside"),
+        (forgetting("wait_tensor"), "island_2 does not know the form of wait_tensor"),
+        (forgetting("mm_2"), "island_2 returns mm_2, whose form is not known outside"),
+        (forgetting("mm_2"), "island_2 has another fake value than its results"),
     ],
 )
-def test_a_wrong_segment_is_caught(edit, message):
+def test_a_wrong_island_is_caught(edit, message):
     gm, proof = proper()
-    edit(segments_of(gm)["segment_2"])
+    edit(islands_of(gm)["island_2"])
     assert message in wrong(gm, proof)
 
 
-def halved(segments):
+def halved(islands):
     return tuple(
-        Segment(f"{segment.name}{half}", nodes)
-        for segment in segments
-        for half, nodes in (("", segment.nodes[:1]), ("0", segment.nodes[1:]))
+        Island(f"{island.name}{half}", nodes)
+        for island in islands
+        for half, nodes in (("", island.nodes[:1]), ("0", island.nodes[1:]))
         if nodes
     )
 
 
-def without_the_last(segments):
-    return segments[:-1]
+def without_the_last(islands):
+    return islands[:-1]
 
 
-def with_the_boundary(segments):
-    first, *rest = segments
-    return (Segment(first.name, (*first.nodes, first.nodes[-1].next)), *rest)
+def with_the_boundary(islands):
+    first, *rest = islands
+    return (Island(first.name, (*first.nodes, first.nodes[-1].next)), *rest)
 
 
 def cut_by(faulty, gm, monkeypatch):
-    """What the proof says of a cut into other segments."""
+    """What the proof says of a cut into other islands."""
     proof = cut_of(gm)
-    monkeypatch.setattr(cut, "find_segments", faulty)
-    CutSegments()(gm)
+    monkeypatch.setattr(cut, "find_islands", faulty)
+    CutIslands()(gm)
     return wrong(gm, proof)
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (halved, "no boundary is between segment_0 and segment_00"),
-        (without_the_last, "add_2 is computed outside of the segments"),
-        (with_the_boundary, "segment_0 holds all_reduce, which belongs outside"),
+        (halved, "no boundary is between island_0 and island_00"),
+        (without_the_last, "add_2 is computed outside of the islands"),
+        (with_the_boundary, "island_0 holds all_reduce, which belongs outside"),
     ],
 )
-def test_wrong_segments_are_caught(fault, message, monkeypatch):
-    found = cut_by(lambda graph: fault(find_segments(graph)), ladder_graph(), monkeypatch)
+def test_wrong_islands_are_caught(fault, message, monkeypatch):
+    found = cut_by(lambda graph: fault(find_islands(graph)), ladder_graph(), monkeypatch)
     assert message in found
 
 
-def test_a_constant_beside_a_segment_is_caught(monkeypatch):
+def test_a_constant_beside_a_island_is_caught(monkeypatch):
     def without_the_constant(graph):
-        (segment,) = find_segments(graph)
-        return (Segment(segment.name, segment.nodes[1:]),)
+        (island,) = find_islands(graph)
+        return (Island(island.name, island.nodes[1:]),)
 
     gm = trace(lambda x: torch.arange(3, device=x.device) * x, torch.ones(3))
     message = cut_by(without_the_constant, gm, monkeypatch)
-    assert "arange is computed outside of the segments" in message
+    assert "arange is computed outside of the islands" in message
 
 
-def test_a_segment_of_a_constant_is_caught(monkeypatch):
+def test_a_island_of_a_constant_is_caught(monkeypatch):
     def of_the_constant(graph):
-        return (Segment("segment_0", (find(graph.owning_module, "arange"),)),)
+        return (Island("island_0", (find(graph.owning_module, "arange"),)),)
 
     gm = trace(lambda x: wait(x) * wait(torch.arange(3, device=x.device)), torch.ones(3))
-    assert "segment_0 computes nothing" in cut_by(of_the_constant, gm, monkeypatch)
+    assert "island_0 computes nothing" in cut_by(of_the_constant, gm, monkeypatch)
 
 
 def test_a_view_that_crosses_is_caught():
     gm, proof = proper()
-    call = find(gm, "segment_1")
+    call = find(gm, "island_1")
     with gm.graph.inserting_before(call):
         view = gm.graph.call_function(aten.alias.default, call.args[:1], name="view")
     view.meta = dict(call.args[0].meta)
     call.args = (view, *call.args[1:])
-    assert "segment_1 is given the view view instead of what it is a view of" in wrong(gm, proof)
+    assert "island_1 is given the view view instead of what it is a view of" in wrong(gm, proof)
 
 
-def test_a_write_in_a_segment_is_caught(monkeypatch):
+def test_a_write_in_a_island_is_caught(monkeypatch):
     def fn(cache, x):
         before = cache * 2
         cache.add_(x)
@@ -192,11 +192,11 @@ def test_a_write_in_a_segment_is_caught(monkeypatch):
 
     def with_the_write(graph):
         nodes = [node for node in graph.nodes if node.op == "call_function"]
-        return (Segment("segment_0", tuple(nodes)),)
+        return (Island("island_0", tuple(nodes)),)
 
     gm = trace(fn, torch.ones(3), torch.ones(3))
     message = cut_by(with_the_write, gm, monkeypatch)
-    assert "segment_0 holds add_, which belongs outside" in message
+    assert "island_0 holds add_, which belongs outside" in message
 
 
 def test_a_read_on_the_wrong_side_of_a_write_is_caught():
@@ -208,7 +208,7 @@ def test_a_read_on_the_wrong_side_of_a_write_is_caught():
 
     gm = trace(fn, torch.ones(3, 2), torch.ones(2))
     proof = cut_of(gm)
-    CutSegments()(gm)
+    CutIslands()(gm)
     proof(gm)
     first, second = gm.graph.output_node().args[0]
     gm.graph.output_node().args = ((second, first),)
@@ -218,7 +218,7 @@ def test_a_read_on_the_wrong_side_of_a_write_is_caught():
 def test_exchanged_random_numbers_are_caught():
     gm = trace(lambda x: (torch.rand_like(x), torch.rand_like(x)), torch.randn(3))
     proof = cut_of(gm)
-    CutSegments()(gm)
+    CutIslands()(gm)
     proof(gm)
     gm.graph.output_node().args = (gm.graph.output_node().args[0][::-1],)
     assert "the results are not those of the flat graph" in wrong(gm, proof)
@@ -227,9 +227,9 @@ def test_exchanged_random_numbers_are_caught():
 def test_a_wrong_size_is_caught():
     gm = trace(lambda x: x.relu().view(x.shape[1], -1) * 2, torch.randn(2, 3), symbolic=True)
     proof = cut_of(gm)
-    CutSegments()(gm)
+    CutIslands()(gm)
     proof(gm)
-    body = segments_of(gm)["segment_0"]
+    body = islands_of(gm)["island_0"]
     (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
     size.args = (size.args[0], 0)
     assert "the results are not those of the flat graph" in wrong(gm, proof)
@@ -238,8 +238,8 @@ def test_a_wrong_size_is_caught():
 def test_a_size_that_a_tensor_has_is_caught():
     gm = trace(lambda x: x.relu().view(x.shape[1], -1) * 2, torch.randn(2, 3), symbolic=True)
     proof = cut_of(gm)
-    CutSegments()(gm)
-    call, body = find(gm, "segment_0"), segments_of(gm)["segment_0"]
+    CutIslands()(gm)
+    call, body = find(gm, "island_0"), islands_of(gm)["island_0"]
     (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
     with gm.graph.inserting_before(call):
         given = gm.graph.call_function(aten.sym_size.int, (call.args[0], 1), name="given")
@@ -250,4 +250,4 @@ def test_a_size_that_a_tensor_has_is_caught():
     size.replace_all_uses_with(taken)
     body.graph.erase_node(size)
     message = wrong(gm, proof)
-    assert "segment_0 is given given, which is a size of one of its tensors" in message
+    assert "island_0 is given given, which is a size of one of its tensors" in message

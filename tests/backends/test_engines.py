@@ -18,10 +18,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ladderize import LadderError
 from ladderize.backends.tensorrt.engines import TensorRTOptions, run_plans
 from ladderize.backends.tensorrt.engines.assemble import Built
-from ladderize.backends.tensorrt.engines.build import Kind
+from ladderize.backends.tensorrt.engines.build import BuiltKind
 from ladderize.backends.tensorrt.engines.plan_cache import (
-    Layer,
-    Plan,
+    CachedPlan,
+    EngineLayer,
     PlanCache,
     decode_plan,
     encode_plan,
@@ -36,7 +36,9 @@ from ladderize.backends.tensorrt.engines.size_ranges import (
 from ladderize.backends.tensorrt.engines.strides import make_contiguous, memory_order
 from ladderize.compat import new_fake_mode
 
-PLAN = Plan(b"engine", ("in0", "in1"), ("output0",), (), (Layer("SHUFFLE", "s", ("HALF",)),), 0.5)
+PLAN = CachedPlan(
+    b"engine", ("in0", "in1"), ("output0",), (), (EngineLayer("SHUFFLE", "s", ("HALF",)),), 0.5
+)
 
 
 # ---- options
@@ -385,15 +387,15 @@ def test_a_plan_that_tensorrt_refuses(monkeypatch):
 def test_weights_that_are_not_taken_are_named(device, monkeypatch):
     del device
     monkeypatch.setattr(run_plans.trt, "refit", lambda _, weights: list(weights))
-    plan = Plan(b"", ("in0",), ("output0",), ("weight1",), (), 0.0)
-    with pytest.raises(LadderError, match=r"did not take these weights:\n  - weight1"):
+    plan = CachedPlan(b"", ("in0",), ("output0",), ("weight1",), (), 0.0)
+    with pytest.raises(LadderError, match=r"rejected the new weights \(refit failed\):\n  - weight1"):
         run_plans.Engine(plan).refit([torch.zeros(2)])
 
 
 class Multiply(nn.Module):
     """An engine that holds a weight, or is given one."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CachedPlan) -> None:
         super().__init__()
         self.plan, self.held = plan, None
 
@@ -405,7 +407,7 @@ class Multiply(nn.Module):
 
 
 def built(holds_weights: bool) -> tuple[Built, list[Multiply]]:
-    """Two equal segments `f(a, w, b) = a * w + b` of one engine and one part in PyTorch."""
+    """Two equal islands `f(a, w, b) = a * w + b` of one engine and one part in PyTorch."""
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -416,14 +418,14 @@ def built(holds_weights: bool) -> tuple[Built, list[Multiply]]:
             return (self.engine(a, w) if not holds_weights else self.engine(a)) + b, w
 
     gm = _trace(Whole())
-    plan = Plan(b"", ("in0",), ("output0",), ("weight1",) if holds_weights else (), (), 0.0)
+    plan = CachedPlan(b"", ("in0",), ("output0",), ("weight1",) if holds_weights else (), (), 0.0)
     layouts = make_contiguous(gm, [None] * 3, [None] * 2)
-    kind = Kind(
+    kind = BuiltKind(
         gm, {"engine": plan}, {"engine": (1,) if holds_weights else ()}, layouts, (), frozenset()
     )
     made: list[Multiply] = []
 
-    def make(plan: Plan) -> Multiply:
+    def make(plan: CachedPlan) -> Multiply:
         made.append(Multiply(plan))
         return made[-1]
 
@@ -440,7 +442,7 @@ def _trace(module: nn.Module) -> GraphModule:
 
 
 @pytest.mark.parametrize("holds_weights", [False, True])
-def test_segments_are_bound_to_their_own_weights(holds_weights):
+def test_islands_are_bound_to_their_own_weights(holds_weights):
     found, made = built(holds_weights)
     one = found.bind("one", {"w": torch.tensor(2.0)})
     two = found.bind("two", {"w": torch.tensor(3.0), "surplus": torch.tensor(0.0)})

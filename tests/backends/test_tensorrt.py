@@ -103,10 +103,10 @@ def test_it_is_the_ladder_and_equal_layers_are_of_one_kind():
         found = compiled(model)(IDS)
         expected = llama_ladder(model, IDS, range(8))
     torch.testing.assert_close(found.logits, expected, atol=2e-6, rtol=2e-6)
-    assert [built.report.num_segments for built in made] == [1]  # there are no collectives
+    assert [built.report.num_islands for built in made] == [1]  # there are no collectives
     engines = ladderize.last_report().graphs[0].engines
-    assert (engines.num_segments, engines.num_built) == (1, 1)
-    assert "1 segment of 1 kind, 1 TensorRT plan for 8.9" in str(ladderize.last_report())
+    assert (engines.num_islands, engines.num_built) == (1, 1)
+    assert "1 island of 1 kind, 1 TensorRT plan for 8.9" in str(ladderize.last_report())
 
 
 def test_weights_are_read_when_they_change_and_only_then():
@@ -115,13 +115,13 @@ def test_weights_are_read_when_they_change_and_only_then():
         step = compiled(model)
         step(IDS)
         step(IDS)
-        assert made[0].bound == {"segment_0": 1}
+        assert made[0].bound == {"island_0": 1}
         model.model.layers[1].mlp.down_proj.weight.mul_(2)  # in place
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 3)  # another tensor
         found = step(IDS)
         expected = llama_ladder(model, IDS, range(4))
     torch.testing.assert_close(found.logits, expected, atol=5e-6, rtol=2e-6)
-    assert made[-1].bound["segment_0"] in (1, 2)  # Dynamo may trace anew for a new parameter
+    assert made[-1].bound["island_0"] in (1, 2)  # Dynamo may trace anew for a new parameter
 
 
 def test_gradients_are_refused():
@@ -167,9 +167,9 @@ def run_sharded(layers: int) -> dict[str, object]:
     report = built.report
     return {
         "off": off,
-        "segments": report.num_segments,
+        "islands": report.num_islands,
         "kinds": report.num_kinds,
-        "shared": sorted(len(plan.segments) for plan in report.plans),
+        "shared": sorted(len(plan.islands) for plan in report.plans),
         "weights": built.num_weights,
     }
 
@@ -178,7 +178,7 @@ def test_two_ranks_run_the_ladder_with_equal_layers_of_one_kind(ranks):
     for found in ranks.run(run_sharded, 4):
         assert found["off"] < 5e-6
         # The attentions in the middle share a kind, and the MLPs do.
-        assert found["kinds"] < found["segments"]
+        assert found["kinds"] < found["islands"]
         assert max(found["shared"]) >= 3
         assert found["weights"] > 4 * 7
 
@@ -192,7 +192,7 @@ def build_on_rank_0_only(*args):
 def run_where_one_rank_cannot_build() -> str:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with engines_in_pytorch(), torch.no_grad():
-        with_fault = patch.object(lower, "build_segments", build_on_rank_0_only)
+        with_fault = patch.object(lower, "build_islands", build_on_rank_0_only)
         with with_fault, pytest.raises(LadderError) as error:
             compiled(tiny_llama(2), mesh=mesh)(IDS)
     return str(error.value)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ladderize import LadderError
 from ladderize.frontends.sharded.checkpoint import StateDict, match, open_checkpoint
 from ladderize.frontends.sharded.materialize import read_entries
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.sharding.placement import Shard
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ TENSORS = {
 
 def entry(name, shape, placement=None, **more):
     placed = {"placement": placement} if placement else {}
-    return Entry(name, "parameter", shape, torch.float32, **placed, **more)
+    return StateEntry(name, "parameter", shape, torch.float32, **placed, **more)
 
 
 ENTRIES = [
@@ -132,10 +132,18 @@ def test_an_index_that_is_none(tmp_path, text):
     assert "is no index" in faults(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("whole", "rows"), [((), [2, 3, 5, 7]), ((1,), [2, 3, 4, 5, 7]), ((1, 2), [2, 3, 4, 5, 6, 7])]
+)
+def test_three_chunks_are_read_one_behind_the_other(whole, rows):
+    fused = entry("qkv", (8, 3), Shard(0, (4, 2, 2), whole))
+    assert torch.equal(fused.read(TENSORS["a"], 1, 2, CPU), TENSORS["a"][rows])
+
+
 def test_entries_are_data():
     for each in (
         *ENTRIES,
         entry("q", (8,), Shard(0, (4, 2, 2), whole=(1, 2))),
         entry("x", (4,), is_persistent=False, aliases=("y",), requires_grad=True),
     ):
-        assert Entry.from_json(json.loads(json.dumps(each.to_json()))) == each
+        assert StateEntry.from_json(json.loads(json.dumps(each.to_json()))) == each

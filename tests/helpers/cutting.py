@@ -21,10 +21,11 @@ from ladderize import compat
 from ladderize.backends import LOWERINGS
 from ladderize.backends.lowered import Lowered
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
-from ladderize.backends.tensorrt.islands import is_call, segments_of
+from ladderize.backends.tensorrt.cut import CutIslands
+from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.frontends.backend import copy_graph
-from ladderize.graph.in_flight import GATHERS, SCATTERS, channel_of, is_launch, is_wait
+from ladderize.graph.collectives import GATHERS, SCATTERS, is_wait
+from ladderize.graph.in_flight import channel_of, is_launch
 from ladderize.graph.ops import written_operands
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
@@ -36,7 +37,7 @@ class Cutting:
     """What was cut, and how far each call of it was from the flat graph.
 
     Attributes:
-        lower: what becomes of each segment.
+        lower: what becomes of each island.
         graphs: every graph that was cut.
         calls: the inputs of each call.
         differences: the largest one in what a call returned and wrote, one for each call.
@@ -51,7 +52,7 @@ class Cutting:
         run_pass(gm, JoinWaits(), log)
         run_pass(gm, DeferWaits(), log)
         flat = GraphModule(gm, copy_graph(gm))
-        run_pass(gm, CutSegments(), log, cut_of(gm))
+        run_pass(gm, CutIslands(), log, cut_of(gm))
         self.graphs.append(gm)
 
         def run(*args: Any) -> Any:
@@ -93,7 +94,7 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def letters(gm: GraphModule) -> str:
-    """The cut graph in order: `s` for a segment, `w` for a wait, `c` for a write.
+    """The cut graph in order: `s` for an island, `w` for a wait, `c` for a write.
 
     Launches are `l` (all-reduce), `r` (reduce-scatter), `g` (all-gather).
     """
@@ -108,7 +109,7 @@ def _letter(node: Node) -> str:
 
 
 def without_names(gm: GraphModule) -> tuple[Any, ...]:
-    """A segment with its nodes numbered: what two engines for equal ones have in common."""
+    """An island with its nodes numbered: what two engines for equal ones have in common."""
     numbers = {node: str(i) for i, node in enumerate(gm.graph.nodes)}
     return tuple(
         (
@@ -119,12 +120,12 @@ def without_names(gm: GraphModule) -> tuple[Any, ...]:
     )
 
 
-def lower_segments(gm: GraphModule, lower: Callable[[str, GraphModule], Any]) -> None:
-    """Let `gm` call `lower(name, segment)` in the place of each of its segments.
+def lower_islands(gm: GraphModule, lower: Callable[[str, GraphModule], Any]) -> None:
+    """Let `gm` call `lower(name, island)` in the place of each of its islands.
 
-    What `lower` returns takes the inputs of the segment and returns the tuple of its outputs.
+    What `lower` returns takes the inputs of the island and returns the tuple of its outputs.
     """
-    for name, body in segments_of(gm).items():
+    for name, body in islands_of(gm).items():
         lowered = lower(name, body)
         setattr(gm, name, lowered if isinstance(lowered, nn.Module) else _Called(lowered))
 

@@ -24,7 +24,7 @@ from ladderize.errors import LadderError
 from ladderize.frontends.sharded import engine_files
 
 
-class SegmentInPyTorch(nn.Module):
+class IslandInPyTorch(nn.Module):
     """Holds copies of its weights, as an engine does: writes to the originals are not seen."""
 
     def __init__(self, graph: GraphModule, weights: Mapping[str, Tensor]) -> None:
@@ -40,30 +40,30 @@ class SegmentInPyTorch(nn.Module):
 
 
 class BuiltInPyTorch:
-    def __init__(self, segments: Mapping[str, GraphModule], report: BuildReport) -> None:
-        self.segments, self.report = segments, report
+    def __init__(self, islands: Mapping[str, GraphModule], report: BuildReport) -> None:
+        self.islands, self.report = islands, report
         self.bound: Counter[str] = Counter()
-        self.last: dict[str, SegmentInPyTorch] = {}
+        self.last: dict[str, IslandInPyTorch] = {}
 
     def bind(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
         self.bound[name] += 1
-        self.last[name] = SegmentInPyTorch(self.segments[name], weights)
+        self.last[name] = IslandInPyTorch(self.islands[name], weights)
         return self.last[name]
 
     @property
     def num_weights(self) -> int:
-        return sum(len(segment.held) for segment in self.last.values())
+        return sum(len(island.held) for island in self.last.values())
 
 
 def build_in_pytorch(
-    segments: Mapping[str, GraphModule],
+    islands: Mapping[str, GraphModule],
     weights: Mapping[str, Collection[str]],
     options: TensorRTOptions,
 ) -> BuiltInPyTorch:
-    """As `engine_files.build_segments`; a plan is an empty file by the key of its graph."""
-    inputs = [n for gm in segments.values() for n in gm.graph.find_nodes(op="placeholder")]
+    """As `engine_files.build_islands`; a plan is an empty file by the key of its graph."""
+    inputs = [n for gm in islands.values() for n in gm.graph.find_nodes(op="placeholder")]
     extents = find_extents(inputs, options.sizes)
-    texts = {name: canonical_text(gm, weights[name], extents) for name, gm in segments.items()}
+    texts = {name: canonical_text(gm, weights[name], extents) for name, gm in islands.items()}
     folder = Path(options.cache) if options.cache else None
     plans = []
     for text in dict.fromkeys(texts.values()):
@@ -75,10 +75,10 @@ def build_in_pytorch(
         if path is not None:
             path.parent.mkdir(exist_ok=True)
             path.touch()
-        users = tuple(name for name in segments if texts[name] == text)
+        users = tuple(name for name in islands if texts[name] == text)
         plans.append(EnginePlan(users, 0, 0.0, was_found, ()))
-    report = BuildReport(len(segments), len(plans), tuple(plans), (), 0.0, "8.9")
-    return BuiltInPyTorch(segments, report)
+    report = BuildReport(len(islands), len(plans), tuple(plans), (), 0.0, "8.9")
+    return BuiltInPyTorch(islands, report)
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def engines_in_pytorch() -> Iterator[list[BuiltInPyTorch]]:
         return made[-1]
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(lower, "build_segments", build))
+        stack.enter_context(patch.object(lower, "build_islands", build))
         for module in (lower, engine_files):
             stack.enter_context(patch.object(module, "require_packages", lambda: None))
             table = torch.export.default_decompositions

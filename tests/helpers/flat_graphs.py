@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.backends.tensorrt.drop_checks import DropChecks
 from ladderize.frontends.backend import copy_graph
 from ladderize.graph.in_flight import is_launch
@@ -33,9 +33,9 @@ def trace(fn, *args, symbolic=False):
 
 
 def cut_graph(gm):
-    """Cut, with the proof that it is right; also how many segments there are."""
+    """Cut, with the proof that it is right; also how many islands there are."""
     run_pass(gm, DropChecks(), Log())
-    return run_pass(gm, CutSegments(), Log(), cut_of(gm)).changed
+    return run_pass(gm, CutIslands(), Log(), cut_of(gm)).changed
 
 
 def code(gm):
@@ -58,14 +58,14 @@ def runnable(gm):
     return copied
 
 
-def check(fn, *args, segments=None, symbolic=False, deferred=False, others=()):
+def check(fn, *args, islands=None, symbolic=False, deferred=False, others=()):
     """Cut or whole: the same values, bit for bit, returned and in what is written to."""
     gm = trace(fn, *args, symbolic=symbolic)
     whole = runnable(gm)
     if deferred:
         run_pass(gm, DeferWaits(), Log())
     count = cut_graph(gm)
-    assert segments in (None, count)
+    assert islands in (None, count)
     for inputs in (args, *others):
         ours, theirs = ([value.clone() for value in inputs] for _ in range(2))
         found, expected = runnable(gm)(*ours), whole(*theirs)

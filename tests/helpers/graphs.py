@@ -9,9 +9,10 @@ from torch.fx import GraphModule, Node
 
 from ladderize.compat.frames import parameter_names
 from ladderize.passes.functionalize import Functionalize
-from ladderize.passes.pipeline import refuse_unfit
 from ladderize.streams.block import Stream
-from ladderize.streams.find import find_streams
+from ladderize.streams.context import AnalysisContext
+from ladderize.streams.find import find_streams, streams_in
+from ladderize.streams.refusals import refuse_unfit
 
 
 def capture(
@@ -32,10 +33,11 @@ def capture(
 
 
 def refuse(model: Callable[..., Any], *args: Any) -> None:
-    """Raise what `ladderize.passes.pipeline` has against the streams of `model`."""
+    """Raise what the pipeline has against the streams of `model`."""
     gm, names = capture(model, *args)
     Functionalize()(gm)
-    refuse_unfit(gm, names, find_streams(gm, names))
+    context = AnalysisContext(gm, names)
+    refuse_unfit(context, streams_in(context))
 
 
 def streams_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Stream, ...]:

@@ -20,12 +20,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import copy_of, parameter_names
 from ladderize.graph import parallel_ops
+from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.pipeline import RankGroup, Rewritten, ladder
 from ladderize.passes.runner import Log, run_pass
 from ladderize.sharding.placement import Replicate, take_local
 
@@ -121,18 +121,18 @@ class ShardedProgram:
         names = parameter_names(program, gm)
         group = RankGroup(num_ranks, "group")
         self.inputs = [names.get(node) for node in gm.graph.find_nodes(op="placeholder")]
-        self.rewritten: Rewritten = ladder(
-            gm, names, LadderConfig(**config), group, may_be_a_layer=False
+        self.rewritten = rewrite_graph(
+            Rewriting(gm, names, LadderConfig(**config), group, may_be_a_layer=False)
         )
         assert self.rewritten.plan is not None
         self.plan = self.rewritten.plan
         self.local: list[dict[str, Tensor]] = []
 
     def cut(self) -> int:
-        """Cut the graph into segments, with the proof that they are right; how many there are."""
+        """Cut the graph into islands, with the proof that they are right; how many there are."""
         gm = self.rewritten.gm
         run_pass(gm, DeferWaits(), Log())
-        return run_pass(gm, CutSegments(), Log(), cut_of(gm)).changed
+        return run_pass(gm, CutIslands(), Log(), cut_of(gm)).changed
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[list[Any]]:
         """The outputs of every rank, flattened as `torch.utils._pytree` does."""

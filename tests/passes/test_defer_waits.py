@@ -1,5 +1,7 @@
 """The passes after autograd, on ATen graphs written by hand and on traced ones."""
 
+import operator
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -244,3 +246,56 @@ def test_a_second_wait_is_joined_to_the_first():
     check_in_flight(ladder.graph)
     assert twice.args == (by_name["x2"], by_name["w0"])
     assert JoinWaits()(ladder.gm).changed == 0
+
+
+# ---- coalesced collectives
+
+
+def coalesced(op, num_launches=2):
+    """Launches of two tensors each; each wait stands right behind its launch."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(4, device="meta")
+    for i in range(num_launches):
+        h = graph.call_function(aten.relu.default, (x,))
+        how = "sum" if op is c10d.all_reduce_coalesced.default else 2
+        launch = graph.call_function(op, ([h, x], how, "tp"))
+        launch.name = f"l{i}"
+        for j in range(2):
+            item = graph.call_function(operator.getitem, (launch, j))
+            wait = graph.call_function(c10d.wait_tensor.default, (item,))
+            wait.name = f"w{i}{j}"
+    graph.output(tuple(n for n in graph.nodes if n.name[0] == "w"))
+    for node in graph.nodes:
+        node.meta["val"] = torch.empty(4, device="meta")
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def test_each_tensor_of_a_coalesced_launch_has_a_wait_that_is_deferred():
+    gm = coalesced(c10d.all_reduce_coalesced.default)
+    check_in_flight(gm.graph)
+    assert [pair.wait.name for pair in find_in_flight(gm.graph)] == ["w00", "w01", "w10", "w11"]
+    assert DeferWaits()(gm).changed == 2
+    order = [n.name for n in gm.graph.nodes if n.name[0] in "lw"]
+    assert order == ["l0", "l1", "w00", "w01", "w10", "w11"]
+
+
+def test_a_coalesced_launch_that_is_not_waited_for_is_an_error():
+    gm = coalesced(c10d.all_gather_into_tensor_coalesced.default)
+    (wait, *_) = [node for node in gm.graph.nodes if node.name == "w01"]
+    wait.replace_all_uses_with(wait.args[0])
+    gm.graph.erase_node(wait)
+    with pytest.raises(LadderError, match="has 0 waits, not one"):
+        check_in_flight(gm.graph)
+
+
+def test_a_tensor_of_a_coalesced_launch_waited_for_twice_keeps_one_wait():
+    gm = coalesced(c10d.all_reduce_coalesced.default)
+    (wait, *_) = [node for node in gm.graph.nodes if node.name == "w01"]
+    with gm.graph.inserting_after(wait):
+        again = gm.graph.call_function(c10d.wait_tensor.default, wait.args)
+    next(iter(wait.users)).replace_input_with(wait, again)
+    with gm.graph.inserting_after(again):
+        gm.graph.call_function(aten.relu_.default, (wait,))
+    assert JoinWaits()(gm).changed == 1
+    check_in_flight(gm.graph)

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.cached_decoder import EXAMPLE, Decoder
-from helpers.cutting import cutting, difference, letters, lower_segments, without_names
+from helpers.cutting import cutting, difference, letters, lower_islands, without_names
 from helpers.parallel_nets import make_ids, make_net, shard
 from helpers.sharded import MODELS
 from torch.distributed.device_mesh import init_device_mesh
 
 import ladderize
 from ladderize import compat
-from ladderize.backends.tensorrt.islands import segments_of
+from ladderize.backends.tensorrt.islands import islands_of
 
 
 @cache
@@ -27,9 +27,9 @@ def compiled(net, dynamic=None, **options):
 
 
 def summary(cut):
-    """What a rank sends back: how far it was off, the order, and the segments by kind."""
+    """What a rank sends back: how far it was off, the order, and the islands by kind."""
     (gm,) = cut.graphs
-    kinds = [hash(without_names(body)) for body in segments_of(gm).values()]
+    kinds = [hash(without_names(body)) for body in islands_of(gm).values()]
     return max(cut.differences), letters(gm), [kinds.index(kind) for kind in kinds]
 
 
@@ -47,7 +47,7 @@ def run_model(name, layers, shapes=((2, 6),), dynamic=None):
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_a_model_over_two_ranks(two_ranks, name):
-    """The embedding, 2 L blocks, two sums: L layers are 2 L + 3 segments of 6 or 7 kinds."""
+    """The embedding, 2 L blocks, two sums: L layers are 2 L + 3 islands of 6 or 7 kinds."""
     for off, order, kinds in two_ranks.run(run_model, name, 3):
         assert off == 0
         assert order == "slw" + "sl" + "slw" * 5 + "sws"
@@ -101,7 +101,7 @@ def test_caches_are_written_outside(two_ranks):
 
 
 def run_by_inductor():
-    """How far a call is off if Inductor compiles each segment, which are run then, the order."""
+    """How far a call is off if Inductor compiles each island, which are run then, the order."""
     run = compiled(MODELS["llama"](layers=1), mesh=mesh())
     with torch.no_grad(), cutting() as cut:
         run(input_ids=ids(2, 6))
@@ -109,7 +109,7 @@ def run_by_inductor():
         expected = gm(*inputs)
         ran = []
         if dist.get_rank() == 0:  # the other one computes as it did
-            lower_segments(gm, partial(by_inductor, ran))
+            lower_islands(gm, partial(by_inductor, ran))
         return difference(gm(*inputs), expected), ran, letters(gm)
 
 
@@ -126,8 +126,8 @@ def by_inductor(ran, name, body):
     return run
 
 
-def test_segments_compiled_by_inductor(two_ranks):
+def test_islands_compiled_by_inductor(two_ranks):
     (first, ran, order), (second, none, _) = two_ranks.run(run_by_inductor)
-    assert ran == [f"segment_{i}" for i in range(5)] and none == []
+    assert ran == [f"island_{i}" for i in range(5)] and none == []
     assert first <= 1e-5 and second <= 1e-5
     assert order == "slw" + "sl" + "slw" + "sws"

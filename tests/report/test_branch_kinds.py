@@ -67,6 +67,11 @@ def experts(p: Parts, x: Tensor) -> Tensor:
     return p.b(gelu(p.a(x))) * mask[..., :1] + p.d(x) * mask[..., 1:2]
 
 
+def experts_by_topk(p: Parts, x: Tensor) -> Tensor:
+    chosen = p.f(x).topk(1, -1).indices
+    return p.b(gelu(p.a(x))) * (chosen == 0) + p.d(x) * (chosen == 1)
+
+
 def convolution(p: Parts, x: Tensor) -> Tensor:
     return p.b(gelu(p.a(p.e(x.transpose(1, 2)).transpose(1, 2))))
 
@@ -127,6 +132,7 @@ class Net(nn.Module):
         (fused_attention, "attention"),
         (written_attention, "attention"),
         (experts, "MoE"),
+        (experts_by_topk, "MoE"),
         (convolution, "conv"),
         (softmax_of_features, "other"),
         (scan_behind_a_convolution, "other"),

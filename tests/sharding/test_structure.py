@@ -269,11 +269,18 @@ def test_biases_are_added_after_the_wait() -> None:
         assert len(launch.args) == 2
 
 
-def test_fused_qkv_is_divided_in_three_segments() -> None:
+def test_fused_qkv_is_divided_in_three_chunks() -> None:
     placements = shard("gpt2", 2, layers=1).plan.placements
     assert placements["h.0.attn.c_attn.weight"] == Shard(1, (32, 32, 32))
     assert placements["h.0.attn.c_attn.bias"] == Shard(0, (32, 32, 32))
     assert placements["h.0.attn.c_proj.weight"] == Shard(0, (32,))
+
+
+def test_the_parts_of_a_fused_weight_stay_divided() -> None:
+    """A rank has its heads of q, k and v; it selects none."""
+    sharder = shard("gpt2", 2, layers=1)
+    assert sharder.plan.index_inputs == ()
+    assert "aten.index_select.default" not in sharder.targets()
 
 
 def test_only_branches_are_divided() -> None:
@@ -458,7 +465,7 @@ def test_an_op_without_a_rule_keeps_its_branch_whole() -> None:
 # ---- parts
 
 
-def test_take_local_takes_its_share_of_each_segment() -> None:
+def test_take_local_takes_its_share_of_each_chunk() -> None:
     full = torch.arange(16).reshape(2, 8)
     part = take_local(full, Shard(1, (4, 2, 2)), 1, 2)
     assert part.tolist() == [[2, 3, 5, 7], [10, 11, 13, 15]]

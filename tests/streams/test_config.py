@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -5,7 +7,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ladderize import LadderConfig, LadderError
 from ladderize.backends import LOWERINGS
-from ladderize.config.options import LOWERINGS as LOWERING_NAMES
+from ladderize.config.options import Lowering
 from ladderize.config.selection import Selection
 
 
@@ -27,6 +29,7 @@ def fake_ranks():
         ("last:50%", 4, {2, 3}),
         ("last:50%", 5, {2, 3, 4}),
         ("0,2", 4, {0, 2}),
+        ("[0, 2]", 4, {0, 2}),
         ([3, 0], 4, {0, 3}),
         (2, 4, {2}),
     ],
@@ -62,8 +65,9 @@ def test_selection_larger_than_the_net():
         ({"max_autotune": True}, 'lowering_options={"max_autotune"'),
         ({"lowering": "inducter"}, "did you mean 'inductor'"),
         ({"verify": "all"}, "'graph', 'code', 'off'"),
-        ({"staleness": -1}, "at least 0"),
-        ({"staleness": True}, "at least 0"),
+        ({"staleness": -1}, "from 0 to 8"),
+        ({"staleness": True}, "from 0 to 8"),
+        ({"staleness": 9}, "from 0 to 8"),
         ({"expect_blocks": 0}, "at least 1"),
         ({"layers": "0:2", "blocks": "0:2"}, "contradict"),
         ({"layers": "upper half"}, "layers='upper half' is not"),
@@ -102,4 +106,4 @@ def test_mesh_of_two_axes():
 
 
 def test_every_named_lowering_exists():
-    assert set(LOWERINGS) == set(LOWERING_NAMES)
+    assert set(LOWERINGS) == set(get_args(Lowering))

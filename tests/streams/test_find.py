@@ -48,6 +48,7 @@ def test_spellings_of_the_add(combine, x):
 
 def test_each_block_reads_what_the_one_before_wrote(x):
     (stream,) = streams_of(Residual(), x)
+    assert len(stream.blocks) == 4
     for before, block in zip(stream.blocks, stream.blocks[1:], strict=False):
         assert block.anchor is before.add
         assert block.skip is before.add
@@ -63,6 +64,29 @@ def test_parallel_branches_are_one_block(order, x):
 
     (stream,) = streams_of(Wrapped(body, *[Mlp() for _ in range(4)]), x)
     assert [len(block.outputs) for block in stream.blocks] == [2, 2]
+
+
+def test_a_scaled_sum_of_branches_is_not_flattened(x):
+    """Sharding writes a flattened sum anew, without the factor of a partial sum."""
+
+    def body(parts, x):
+        for a, b in zip(parts[::2], parts[1::2], strict=True):
+            x = torch.add(x + a(x), b(x), alpha=0.5)
+        return x
+
+    streams = streams_of(Wrapped(body, *[Mlp() for _ in range(4)]), x)
+    assert not any(block.partial_sums for stream in streams for block in stream.blocks)
+
+
+def test_post_norm_blocks_are_one_segment(x):
+    def body(parts, x):
+        for linear, norm in zip(parts[::2], parts[1::2], strict=True):
+            x = norm(x + torch.relu(linear(x)))
+        return x
+
+    parts = [m for linear in _linears(3) for m in (linear, nn.LayerNorm(8))]
+    (stream,) = streams_of(Wrapped(body, *parts), x)
+    assert [block.segment for block in stream.blocks] == [0, 0, 0]
 
 
 def test_post_norm_anchor_is_the_normed_value(x):
@@ -171,6 +195,19 @@ def test_in_place_on_a_viewed_stream_value_is_refused(x):
 
     (stream,) = streams_of(Wrapped(body, *_linears(3)), x)
     assert any("another view shares" in str(blocker) for blocker in stream.blockers)
+
+
+def test_the_first_write_under_a_view_is_refused(x):
+    """Nothing has read the view by then; what reads it later sees the write."""
+
+    def body(parts, x):
+        x = torch.tanh(x)
+        kept = x.view(-1)
+        x += parts[0](x)
+        return x, kept.sum()
+
+    (stream,) = streams_of(Wrapped(body, *_linears(1)), x)
+    assert len(stream.blockers) == 1
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -223,16 +223,16 @@ def test_layers_inside_of_a_loop_are_refused():
     with torch.no_grad(), pytest.raises(LadderError) as caught:
         compiled(Loop())(torch.randn(3, WIDTH))
     assert "while_loop hides 2 blocks in its body" in str(caught.value)
-    assert "test_regions.py" in str(caught.value)
+    assert "test_higher_order.py" in str(caught.value)
 
 
 def test_sharding_over_regions_is_refused():
     from ladderize.config.options import LadderConfig
-    from ladderize.passes.pipeline import RankGroup, ladder
+    from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
 
     gm, names = capture(Net(plain), torch.randn(3, WIDTH))
     with pytest.raises(LadderError, match="4 checkpointed regions cannot be sharded"):
-        ladder(gm, names, LadderConfig(), RankGroup(2, "group"))
+        rewrite_graph(Rewriting(gm, names, LadderConfig(), RankGroup(2, "group")))
 
 
 # ---- regions without gradients

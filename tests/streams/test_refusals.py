@@ -154,6 +154,12 @@ def test_the_stale_blocks_of_a_ladder_are_counted(x):
     assert len(stream.stale_blocks) == 5
 
 
+def test_stale_blocks_are_found_three_blocks_back(x):
+    model = Residual(6)
+    (stream,) = streams_of(lambda x: model.ladder(x, staleness=3), x)
+    assert len(stream.stale_blocks) == 5
+
+
 def test_a_standard_net_has_no_stale_blocks(x):
     (stream,) = streams_of(Residual(6), x)
     assert stream.stale_blocks == ()

@@ -1,4 +1,4 @@
-"""Segments for tests: of a laddered model that is sharded over two ranks, one of which is here."""
+"""Islands for tests: of a laddered model that is sharded over two ranks, one of which is here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,9 +26,9 @@ import ladderize.frontends.backend
 from ladderize import compat
 from ladderize.backends import LOWERINGS
 from ladderize.backends.lowered import Lowered
-from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.backends.tensorrt.drop_checks import DropChecks
-from ladderize.backends.tensorrt.islands import is_call, segments_of
+from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
 from ladderize.passes.runner import Log, run_pass
@@ -56,25 +56,25 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Cut:
-    """A graph cut into segments.
+    """A graph cut into islands.
 
     Attributes:
         gm: the graph around them, after its waits were deferred.
-        segments: by name.
+        islands: by name.
         weights: which inputs of each are weights.
         inputs: of `gm`, as it was called last.
         call: calls the compiled model.
     """
 
     gm: GraphModule
-    segments: dict[str, GraphModule]
+    islands: dict[str, GraphModule]
     weights: dict[str, set[str]]
     inputs: list[Any] = field(default_factory=list)
     call: Callable[..., Any] = print
 
 
 def laddered(model: nn.Module, *, dynamic: bool = False, **inputs: Any) -> Cut:
-    """The segments of rank 0 of `model`, laddered and sharded over two ranks."""
+    """The islands of rank 0 of `model`, laddered and sharded over two ranks."""
     if not dist.is_initialized():
         dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
@@ -120,15 +120,15 @@ def _cut(aten: GraphModule, are_weights: Sequence[bool]) -> Cut:
     run_pass(aten, JoinWaits(), log)
     run_pass(aten, DeferWaits(), log)
     run_pass(aten, DropChecks(), log)
-    run_pass(aten, CutSegments(), log)
+    run_pass(aten, CutIslands(), log)
     placeholders = aten.graph.find_nodes(op="placeholder")
     parameters = {n for n, is_weight in zip(placeholders, are_weights, strict=False) if is_weight}
-    segments = segments_of(aten)
+    islands = islands_of(aten)
     weights = {}
     for call in aten.graph.nodes:
         if is_call(call):
-            own = segments[str(call.target)].graph.find_nodes(op="placeholder")
+            own = islands[str(call.target)].graph.find_nodes(op="placeholder")
             weights[str(call.target)] = {
                 mine.name for mine, given in zip(own, call.args, strict=True) if given in parameters
             }
-    return Cut(aten, segments, weights)
+    return Cut(aten, islands, weights)

@@ -1,6 +1,6 @@
 """Stands in for an engine on a GPU: the network that its plan was built from, computed on the CPU.
 
-`Converted` keeps each network as it is built, by its plan, so that a bound segment can run.
+`Converted` keeps each network as it is built, by its plan, so that a bound island can run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from network_values import Attentions, network_values
 from torch import nn
 
 from ladderize.backends.tensorrt.engines import build
-from ladderize.backends.tensorrt.engines.plan_cache import Plan
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan
 from ladderize.compat import tensorrt as compat
 
 
@@ -49,14 +49,14 @@ class Converted:
             patch.setattr(build.trt, "build_plan", watch_build)
             yield
 
-    def make_engine(self, plan: Plan) -> nn.Module:
+    def make_engine(self, plan: CachedPlan) -> nn.Module:
         """What `Built.make_engine` is to be."""
         self.num_engines += 1
         return _Network(plan, *self._built[plan.engine])
 
 
 class _Network(nn.Module):
-    def __init__(self, plan: Plan, network: Any, causal: Sequence[bool]) -> None:
+    def __init__(self, plan: CachedPlan, network: Any, causal: Sequence[bool]) -> None:
         super().__init__()
         self._plan, self._network, self._causal = plan, network, causal
         self._held: dict[str, torch.Tensor] = {}

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ladderize
-from ladderize.backends.tensorrt.engines import Built, TensorRTOptions, assemble, build_segments
+from ladderize.backends.tensorrt.engines import Built, TensorRTOptions, assemble, build_islands
 from ladderize.compat import tensorrt as compat
 
 aten = torch.ops.aten
@@ -24,13 +24,13 @@ def llama() -> Cut:
 
 
 def built(cut: Cut, **options) -> Built:
-    return build_segments(cut.segments, cut.weights, TensorRTOptions(target="8.6", **options))
+    return build_islands(cut.islands, cut.weights, TensorRTOptions(target="8.6", **options))
 
 
 def one(
     function: Callable[..., torch.Tensor], *tensors: torch.Tensor, num_weights: int = 0, **options
 ) -> Built:
-    """One segment of a function; its last arguments are weights."""
+    """One island of a function; its last arguments are weights."""
     mode = FakeTensorMode()
     fakes = [mode.from_tensor(tensor) for tensor in tensors]
     with mode:
@@ -38,16 +38,16 @@ def one(
     names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
     own = names[len(names) - num_weights :]
     given = {"target": "8.6"} | options
-    return build_segments({"it": gm}, {"it": own}, TensorRTOptions(**given))
+    return build_islands({"it": gm}, {"it": own}, TensorRTOptions(**given))
 
 
-def test_equal_segments_share_a_plan(llama):
+def test_equal_islands_share_a_plan(llama):
     report = built(llama).report
-    assert report.num_segments == 12
-    shared = [plan for plan in report.plans if len(plan.segments) > 1]
-    assert [plan.segments for plan in shared] == [
-        ("segment_3", "segment_5", "segment_7"),  # attention of layers 1 to 3
-        ("segment_4", "segment_6", "segment_8"),  # their MLPs
+    assert report.num_islands == 12
+    shared = [plan for plan in report.plans if len(plan.islands) > 1]
+    assert [plan.islands for plan in shared] == [
+        ("island_3", "island_5", "island_7"),  # attention of layers 1 to 3
+        ("island_4", "island_6", "island_8"),  # their MLPs
     ]
     attention, mlp = (plan.layer_types for plan in shared)
     assert attention["ATTENTION_INPUT"] == attention["ATTENTION_OUTPUT"] == 1

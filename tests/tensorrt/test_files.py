@@ -34,8 +34,8 @@ def test_a_directory_of_shards_has_its_engines(program, tmp_path):
     result = rewrite(program, out, "target=8.9")
     assert result.exit_code == 0, result.output
     # One for each of 8 blocks, the embedding and the end: see docs/design.md.
-    num_segments, num_kinds = re.search(r"(\d+) segments of (\d+) kinds", result.output).groups()
-    assert int(num_segments) <= 2 * 4 + 4
+    num_islands, num_kinds = re.search(r"(\d+) islands of (\d+) kinds", result.output).groups()
+    assert int(num_islands) <= 2 * 4 + 4
     assert int(num_kinds) <= 8
     plans = [decode_plan(path.read_bytes()) for path in (out / "engines").iterdir()]
     assert all(plan is not None and len(plan.engine) > 1000 for plan in plans)

@@ -26,7 +26,7 @@ def ranks():
 
 
 def run(name: str) -> tuple[float, int, int, str]:
-    """Largest difference to the unsharded eager ladder; segments and plans; the report."""
+    """Largest difference to the unsharded eager ladder; islands and plans; the report."""
     import cuda_stand_in
 
     cuda_stand_in.install()
@@ -41,25 +41,25 @@ def run(name: str) -> tuple[float, int, int, str]:
     converted, found = Converted(), []
 
     def build(*args):
-        built = build_segments(*args)
+        built = build_islands(*args)
         found.append(dataclasses.replace(built, make_engine=converted.make_engine))
         return found[-1]
 
-    build_segments = lower.build_segments
+    build_islands = lower.build_islands
     options = {"mesh": mesh, "lowering": "tensorrt", "lowering_options": {"target": "8.9"}}
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(lower, "build_segments", build)
+        patch.setattr(lower, "build_islands", build)
         with converted.watched(patch):
             compiled = torch.compile(model, backend="ladderize", options=options)
             logits = compiled(input_ids=IDS).logits
         off = float((logits - ladder(model, IDS, range(2 * layers))).abs().max())
     report = found[0].report
-    return off, report.num_segments, len(report.plans), str(ladderize.last_report())
+    return off, report.num_islands, len(report.plans), str(ladderize.last_report())
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_two_ranks_compute_the_ladder(ranks, name):
-    for off, num_segments, num_plans, report in ranks.run(run, name):
+    for off, num_islands, num_plans, report in ranks.run(run, name):
         assert off < 5e-5
-        assert num_segments > num_plans > 3
-        assert f"{num_segments} segments of " in report
+        assert num_islands > num_plans > 3
+        assert f"{num_islands} islands of " in report

@@ -1,4 +1,4 @@
-"""Single segments whose engines must compute what PyTorch does, where that is easily got wrong."""
+"""Single islands whose engines must compute what PyTorch does, where that is easily got wrong."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ladderize import LadderError
-from ladderize.backends.tensorrt.engines import BuildReport, TensorRTOptions, build_segments
-from ladderize.backends.tensorrt.engines.respell import spell_segment
+from ladderize.backends.tensorrt.engines import BuildReport, TensorRTOptions, build_islands
+from ladderize.backends.tensorrt.engines.respell import spell_island
 from ladderize.compat import new_fake_mode
 
 aten = torch.ops.aten
@@ -31,9 +31,9 @@ def check(monkeypatch) -> Callable[..., BuildReport]:
         converted = Converted()
         with converted.watched(monkeypatch):
             options = TensorRTOptions(target="8.6", **given)
-            built = build_segments({"it": gm}, {"it": ()}, options)
-        segment = dataclasses.replace(built, make_engine=converted.make_engine).bind("it", {})
-        ours, theirs = segment(*inputs), function(*inputs)
+            built = build_islands({"it": gm}, {"it": ()}, options)
+        island = dataclasses.replace(built, make_engine=converted.make_engine).bind("it", {})
+        ours, theirs = island(*inputs), function(*inputs)
         assert len(ours) == len(theirs)
         for found, expected in zip(ours, theirs, strict=True):
             assert found.stride() == expected.stride()
@@ -87,7 +87,7 @@ def test_the_usual_scale_is_left_out():
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(heads(2, width=80)) for _ in range(3)]
         gm = make_fx(lambda q, k, v: flash(q, k, v, scale=80**-0.5))(*fakes)
-    spelled, _ = spell_segment(gm, ())
+    spelled, _ = spell_island(gm, ())
     op = aten.scaled_dot_product_attention.default
     (whole,) = spelled.graph.find_nodes(op="call_function", target=op)
     assert whole.kwargs == {}
@@ -193,7 +193,7 @@ def test_sizes_are_read_off_tensors_or_are_inputs(monkeypatch):
     converted = Converted()
     options = TensorRTOptions(target="8.6", sizes={"*": (2, 6, 16)})
     with converted.watched(monkeypatch):
-        built = build_segments({"it": gm}, {"it": ()}, options)
+        built = build_islands({"it": gm}, {"it": ()}, options)
     built = dataclasses.replace(built, make_engine=converted.make_engine)
     (plan,) = built.kinds["it"].plans.values()
     assert len(plan.inputs) == 2  # x, and the size that is none of it
@@ -214,7 +214,7 @@ def test_sizes_that_depend_on_values_stay_in_pytorch(monkeypatch):
     converted = Converted()
     options = TensorRTOptions(target="8.6", sizes={"*": (2, 4, 8)})
     with converted.watched(monkeypatch):
-        built = build_segments({"it": gm}, {"it": ()}, options)
+        built = build_islands({"it": gm}, {"it": ()}, options)
     built = dataclasses.replace(built, make_engine=converted.make_engine)
     reasons = {op.op: op.why for op in built.report.left}
     assert reasons["aten.mul.Tensor"] == "a size depends on values"

@@ -101,7 +101,7 @@ def check_over(family: Family, num_ranks: int) -> None:
 
 
 def check_cut(sharded: ShardedProgram, family: Family, flat: list[list[Tensor]]) -> None:
-    """In segments it computes the very values of the flat graph."""
+    """In islands it computes the very values of the flat graph."""
     assert sharded.cut() > sharded.plan.num_reductions
     for found, expected in zip(run(sharded, **family.feed()), flat, strict=True):
         assert_close(found, expected, tolerance=0.0)

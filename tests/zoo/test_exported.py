@@ -97,7 +97,7 @@ def is_a_ladder_afterwards(family: Family) -> None:
             ladder_program(ladder, LadderConfig())
         return
     with pytest.warns(LadderWarning, match="is a ladder already"):
-        again = ladder_program(ladder, LadderConfig())
+        again, _ = ladder_program(ladder, LadderConfig())
     assert not any(again.chosen)
 
 

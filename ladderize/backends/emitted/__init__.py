@@ -14,13 +14,13 @@ from ladderize.backends.emitted.checks import (
     order_string,
 )
 from ladderize.backends.emitted.events import read_events
-from ladderize.backends.emitted.program import Event, Kind, Program
+from ladderize.backends.emitted.program import Event, EventKind, Program
 
 __all__ = [
     "Event",
+    "EventKind",
     "Finding",
     "Flight",
-    "Kind",
     "Program",
     "check_emitted",
     "find_disorder",

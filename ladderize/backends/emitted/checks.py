@@ -17,9 +17,9 @@ from itertools import pairwise
 
 from ladderize.backends.emitted.events import read_events
 from ladderize.backends.emitted.names import NOTHING, Storage, Storages
-from ladderize.backends.emitted.program import Event, Kind, Program
+from ladderize.backends.emitted.program import Event, EventKind, Program
 from ladderize.errors import Blocker, LadderError
-from ladderize.graph.in_flight import GATHERS
+from ladderize.graph.collectives import GATHERS
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def _pair(program: Program) -> tuple[tuple[Flight, ...], list[Finding]]:
     launched: dict[Storage, int] = {}
     waited: set[Storage] = set()
     for index, event in enumerate(program.events):
-        if event.kind is Kind.LAUNCH:
+        if event.kind is EventKind.LAUNCH:
             again = launched.keys() & event.pending  # the first flight ends here, as a race
             flights.extend(Flight(storage, launched[storage], index + 1) for storage in again)
             launched.update(dict.fromkeys(event.pending, index))
-        if event.kind is not Kind.WAIT:
+        if event.kind is not EventKind.WAIT:
             continue
         if not event.pending:
             findings.append(Finding("wait for something that was not launched here", event))
@@ -101,7 +101,7 @@ def find_races(program: Program) -> tuple[Finding, ...]:
             findings.extend(
                 Finding(f"{event.kind.value} of {operand}, an operand in flight ({since})", event)
                 for operand in sorted(operands & event.writes.keys())
-                if event.kind is not Kind.FREE
+                if event.kind is not EventKind.FREE
             )
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.event.line))
 
@@ -137,9 +137,9 @@ def _launches_needed(program: Program) -> dict[int, frozenset[int]]:
     content: dict[Storage, frozenset[int]] = {}
     needs = {}
     for index, event in enumerate(program.events):
-        if event.kind is Kind.LAUNCH:
+        if event.kind is EventKind.LAUNCH:
             needs[index] = _from(event.reads, content)
-        if event.kind is Kind.WAIT:
+        if event.kind is EventKind.WAIT:
             content.update({s: frozenset({launch_of.get((s, index), -1)}) for s in event.pending})
         content.update({s: _from(sources, content) for s, sources in event.writes.items()})
     return needs
@@ -161,7 +161,7 @@ def _following_launches(program: Program) -> Iterator[tuple[int, int]]:
     """Each launch with the next one of the same collective on the same group."""
     by_channel: dict[tuple[str, str], list[int]] = {}
     for index, event in enumerate(program.events):
-        if event.kind is Kind.LAUNCH and event.name not in GATHERS:
+        if event.kind is EventKind.LAUNCH and event.name not in GATHERS:
             by_channel.setdefault(event.channel, []).append(index)
     for launches in by_channel.values():
         yield from pairwise(launches)
@@ -172,7 +172,7 @@ def _waited_for_together(
 ) -> Iterator[tuple[tuple[int, int], int]]:
     """Two launches of one channel whose waits have no launch between; and its next launch."""
     launch_of = {wait: launch for launch, wait in wait_of.items()}
-    launches = [i for i, event in enumerate(program.events) if event.kind is Kind.LAUNCH]
+    launches = [i for i, event in enumerate(program.events) if event.kind is EventKind.LAUNCH]
     for first, second in pairwise(sorted({*launches, *launch_of})):
         if first not in launch_of or second not in launch_of:
             continue
@@ -231,11 +231,11 @@ def order_string(program: Program) -> str:
     launch_of = {flight.wait: flight.launch for flight in find_flights(program)}
     words: list[str] = []
     for index, event in enumerate(program.events):
-        if event.kind is Kind.LAUNCH:
+        if event.kind is EventKind.LAUNCH:
             word = labels[index]
-        elif event.kind is Kind.WAIT:
+        elif event.kind is EventKind.WAIT:
             word = "W_" + labels.get(launch_of.get(index, -1), "?").removeprefix("AR_")
-        elif event.kind in (Kind.COMPUTE, Kind.COPY):
+        elif event.kind in (EventKind.COMPUTE, EventKind.COPY):
             word = "k" if "_fused_" in event.name else event.name
         else:
             continue
@@ -247,7 +247,7 @@ def _launch_labels(program: Program) -> dict[int, str]:
     labels: dict[int, str] = {}
     counts: dict[str, int] = {}
     for index, event in enumerate(program.events):
-        if event.kind is Kind.LAUNCH:
+        if event.kind is EventKind.LAUNCH:
             kind = _SHORT.get(event.name, event.name)
             labels[index] = f"{kind}_{counts.get(kind, 0)}"
             counts[kind] = counts.get(kind, 0) + 1

@@ -24,7 +24,7 @@ from ladderize.backends.emitted.names import (
     storages_of,
     union,
 )
-from ladderize.backends.emitted.program import Kind, Program, Recorder
+from ladderize.backends.emitted.program import EventKind, Program, Recorder
 from ladderize.backends.emitted.syntax import (
     COLLECTIVES,
     FUNCTIONAL,
@@ -54,12 +54,12 @@ def read_events(source: str) -> Program:
     }
     if "call" not in functions:
         raise LadderError("The emitted code has no Python `call` function to check.")
-    reader = _Reader(Recorder(source.splitlines()), functions, read_kernels(module))
+    reader = _WrapperReader(Recorder(source.splitlines()), functions, read_kernels(module))
     reader.read_function(functions["call"])
     return Program(tuple(reader.record.events), frozenset(reader.inputs))
 
 
-class _Reader:
+class _WrapperReader:
     def __init__(
         self,
         record: Recorder,
@@ -104,14 +104,16 @@ class _Reader:
     def _return(self, statement: ast.Return, value: ast.expr | None) -> Value:
         returned = self._value(value) if value else NOTHING
         if len(self.names.frames) == 1:
-            self.record.add(Kind.RETURN, "return", statement, storages_of(returned))
+            self.record.add(EventKind.RETURN, "return", statement, storages_of(returned))
         return returned
 
     def _delete(self, statement: ast.Delete, targets: Iterable[ast.expr]) -> None:
         for target in targets:
             gone = self.names.drop(target.id) if isinstance(target, ast.Name) else NOTHING
             if gone:
-                self.record.add(Kind.FREE, "free", statement, writes=dict.fromkeys(gone, NOTHING))
+                self.record.add(
+                    EventKind.FREE, "free", statement, writes=dict.fromkeys(gone, NOTHING)
+                )
 
     def _assign(self, statement: ast.Assign, target: ast.expr, value: ast.expr) -> None:
         if len(self.names.frames) == 1 and root_name(value) == "args":
@@ -141,7 +143,9 @@ class _Reader:
 
     def _reuse(self, statement: ast.Assign, target: ast.expr) -> None:
         reused = self._mentioned(target)
-        self.record.add(Kind.REUSE, "reuse", statement, writes={s: frozenset({s}) for s in reused})
+        self.record.add(
+            EventKind.REUSE, "reuse", statement, writes={s: frozenset({s}) for s in reused}
+        )
         self.record.stale |= reused
 
     def _read_unknown(self, statement: ast.stmt) -> None:
@@ -184,7 +188,7 @@ class _Reader:
         item = f"{result}[{index}]"
         if item not in self.names.given:
             self.names.given.add(item)
-            self.record.add(Kind.UNPACK, "unpack", node, writes={item: value})
+            self.record.add(EventKind.UNPACK, "unpack", node, writes={item: value})
         return frozenset({item})
 
     def _call(self, call: ast.Call, function: str) -> Value:
@@ -220,7 +224,7 @@ class _Reader:
             for storage in given.get(param, NOTHING):
                 writes[storage] = writes.get(storage, NOTHING) | content | self.record.kept(storage)
         self.record.add(
-            Kind.COMPUTE, name, call, union(given.get(p, NOTHING) for p in reads), writes
+            EventKind.COMPUTE, name, call, union(given.get(p, NOTHING) for p in reads), writes
         )
         return NOTHING
 
@@ -252,8 +256,8 @@ class _Reader:
     ) -> Value:
         in_place = op.endswith("_") and bool(args)
         result = args[0] if in_place else out or self.names.new_storage(self.target)
-        kind = Kind.COPY if op == "copy_" else Kind.COMPUTE
-        if kind is Kind.COPY:
+        kind = EventKind.COPY if op == "copy_" else EventKind.COMPUTE
+        if kind is EventKind.COPY:
             touched = union(args[1:])
         elif in_place:
             touched |= storages_of(result)
@@ -267,11 +271,11 @@ class _Reader:
         operand = args[0]
         reads = storages_of(operand)
         if op == "wait_tensor":
-            self.record.add(Kind.WAIT, op, call, pending=reads)
+            self.record.add(EventKind.WAIT, op, call, pending=reads)
             return operand
         result = operand if op.endswith("_") else out or self._new_like(operand)
         self.record.add(
-            Kind.LAUNCH,
+            EventKind.LAUNCH,
             op.removesuffix("_").removesuffix("_out"),
             call,
             reads,
@@ -286,7 +290,7 @@ class _Reader:
         *added, pending, _ = map(storages_of, args)
         result = self.names.new_storage(self.target)
         writes = dict.fromkeys(result, union([*added, pending]))
-        self.record.add(Kind.WAIT, op, call, union(added), writes, pending)
+        self.record.add(EventKind.WAIT, op, call, union(added), writes, pending)
         return result
 
     def _new_like(self, operand: Value) -> Value:
@@ -299,7 +303,7 @@ class _Reader:
         """Something unknown: reads and writes all it mentions; its result may be any of it."""
         if not touched:
             return NOTHING
-        self.record.add(Kind.COMPUTE, name, node, touched, dict.fromkeys(touched, touched))
+        self.record.add(EventKind.COMPUTE, name, node, touched, dict.fromkeys(touched, touched))
         return touched
 
     def _mentioned(self, *nodes: ast.AST) -> Storages:

@@ -78,7 +78,7 @@ def _flow(signature: str, statements: Iterator[str]) -> KernelFlow | None:
     params = tuple(_param_name(chunk) for chunk in signature.split(",") if chunk.strip())
     if any(not _POINTER.match(param) and not _SCALAR.match(param) for param in params):
         return None
-    reader = _Reader({param for param in params if _POINTER.match(param)})
+    reader = _KernelReader({param for param in params if _POINTER.match(param)})
     for statement in statements:
         reader.read(statement)
     return KernelFlow(
@@ -106,7 +106,7 @@ def _cpp_statements(body: str) -> Iterator[str]:
 
 
 @dataclass
-class _Reader:
+class _KernelReader:
     """Walks a kernel's statements; `values[name]`: the entry values that `name` now depends on."""
 
     pointers: set[str]

@@ -8,7 +8,7 @@ from enum import Enum
 from ladderize.backends.emitted.names import NOTHING, Storage, Storages
 
 
-class Kind(Enum):
+class EventKind(Enum):
     LAUNCH = "launch"
     WAIT = "wait"
     COMPUTE = "compute"
@@ -32,7 +32,7 @@ class Event:
         group: of a launch, the process group as the source writes it.
     """
 
-    kind: Kind
+    kind: EventKind
     name: str
     line: int
     text: str
@@ -73,7 +73,7 @@ class Recorder:
 
     def add(
         self,
-        kind: Kind,
+        kind: EventKind,
         name: str,
         node: ast.AST,
         reads: Storages = NOTHING,

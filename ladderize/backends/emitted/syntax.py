@@ -3,7 +3,9 @@
 import ast
 import re
 
-COLLECTIVES = ("torch.ops._c10d_functional.", "torch.ops._c10d_functional_autograd.")
+from ladderize.graph.collectives import NAMESPACES
+
+COLLECTIVES = tuple(f"torch.ops.{namespace}." for namespace in NAMESPACES)
 PINNED_WAITS = ("torch.ops.ladderize.wait_add.", "torch.ops.ladderize.wait_after.")
 """Our own waits (passes/pin_order.py): what is waited for comes last but one."""
 FUNCTIONAL = ("extern_kernels.", "torch.ops.aten.", "torch.ops.prims.", "aten.")

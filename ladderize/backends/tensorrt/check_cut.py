@@ -1,7 +1,7 @@
-"""Whether a cut graph is what the flat one was, and whether its segments are as they should be.
+"""Whether a cut graph is what the flat one was, and whether its islands are as they should be.
 
     check = cut_of(gm)      on the flat graph
-    run_pass(gm, CutSegments(), log, check)
+    run_pass(gm, CutIslands(), log, check)
 
 The two graphs are read as lists of what they do (`numbering.py`), which must be equal; the rest is
 looked at in the cut graph as it stands. Nothing here knows how the pass works.
@@ -25,12 +25,12 @@ from ladderize.sharding.views import as_expr
 
 
 def cut_of(gm: GraphModule) -> Invariant:
-    """The invariant of the cut, on the still flat `gm`: same program, proper segments. Linear.
+    """The invariant of the cut, on the still flat `gm`: same program, proper islands. Linear.
 
     Boundaries: the same ones in the same order, on the same values. Compute: no more calls than
     there were, each behind the boundary that it stood behind: none crossed a launch, a wait or a
     write.
-    Segments: none beside another one and none empty; their inputs are what they read, and no
+    Islands: none beside another one and none empty; their inputs are what they read, and no
     views; their outputs are what others read, and neither inputs nor of the same memory.
 
     Raises:
@@ -44,7 +44,7 @@ def cut_of(gm: GraphModule) -> Invariant:
         blockers = [*_compare(flat, cut), *_look_at(gm)]
         if blockers:
             raise LadderError(
-                "The graph was not cut into segments properly:",
+                "The graph was not cut into islands properly:",
                 blockers,
                 "this is a fault of ladderize; please report it with options={'debug_dir': …}",
             )
@@ -85,11 +85,11 @@ def _compare_events(was: Event | None, found: Event | None) -> Blocker | None:
     return Blocker.at(node, f"{node.name} {what}")
 
 
-# ---- proper segments
+# ---- proper islands
 
 
 def _look_at(gm: GraphModule) -> Iterator[Blocker]:
-    """What is wrong with the segments of `gm`, run by run."""
+    """What is wrong with the islands of `gm`, run by run."""
     call: Node | None = None
     outside: list[Node] = []
     for node in gm.graph.nodes:
@@ -105,7 +105,7 @@ def _look_at(gm: GraphModule) -> Iterator[Blocker]:
         elif role_of(node) is Role.BOUNDARY or node.op == "output":
             if call is not None or any(map(reads_values, outside)):
                 for left in outside:
-                    yield Blocker.at(left, f"{left.name} is computed outside of the segments")
+                    yield Blocker.at(left, f"{left.name} is computed outside of the islands")
             call, outside = None, []
 
 

@@ -2,18 +2,18 @@
 
     before   n = norm(x0)  v = t(w)  h0 = mm(n, v)  p = view(h0, [2, 8, 4])  l0 = all_reduce(p)
              h1 = mm(x0, t(u))  l1 = all_reduce(h1)  w0 = wait(l0)  x1 = add(x0, w0)
-    after    (p,) = segment_0(x0, w)    l0 = all_reduce(p)
-             (h1,) = segment_1(x0, u)   l1 = all_reduce(h1)   w0 = wait(l0)
-             (x1,) = segment_2(x0, w0)
+    after    (p,) = island_0(x0, w)    l0 = all_reduce(p)
+             (h1,) = island_1(x0, u)   l1 = all_reduce(h1)   w0 = wait(l0)
+             (x1,) = island_2(x0, w0)
 
 Boundaries (`islands.py`): collectives and waits, writes into memory, calls with graphs of
 their own, numbers that the host reads. They stay where they are, so that the order of launches and
 waits, and of writes and reads, is as before. Nothing that computes moves past one.
 
 What is free, views and the arithmetic of sizes, is done where it is read: it is copied into each
-segment that reads it, and stays outside for what reads it there. So what crosses into a segment is
+island that reads it, and stays outside for what reads it there. So what crosses into an island is
 a weight, not its transpose. An output is what was computed, or the one reshape of it that is all
-that others read; never an input or a view of one, and no two outputs share memory. A segment reads
+that others read; never an input or a view of one, and no two outputs share memory. An island reads
 the sizes that it needs off its tensors; one that is the size of none of them comes in as a number,
 after the tensors.
 
@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.backends.tensorrt.islands import Role, Segment, find_segments, is_size, role_of
+from ladderize.backends.tensorrt.islands import Island, Role, find_islands, is_size, role_of
 from ladderize.graph import ops
 from ladderize.passes import PassResult
 
@@ -36,23 +36,23 @@ _SIZE = torch.ops.aten.sym_size.int
 
 
 @dataclass(frozen=True)
-class CutSegments:
+class CutIslands:
     """Expects a functional ATen graph with fake values. Linear."""
 
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
         nodes = list(gm.graph.nodes)
-        segments = find_segments(gm.graph)
-        inside = {node for segment in segments for node in segment.nodes}
-        bodies = {segment: _Body(segment, inside) for segment in segments}
+        islands = find_islands(gm.graph)
+        inside = {node for island in islands for node in island.nodes}
+        bodies = {island: _Body(island, inside) for island in islands}
         kept = _kept(gm.graph, inside, [node for body in bodies.values() for node in body.inputs])
         taken: dict[Node, Node] = {}
-        for segment, body in bodies.items():
-            results = [node for node in segment.nodes if node in kept]
-            gm.add_submodule(segment.name, body.finish(results, segment.name))
+        for island, body in bodies.items():
+            results = [node for node in island.nodes if node in kept]
+            gm.add_submodule(island.name, body.finish(results, island.name))
             inputs = [taken.get(node, node) for node in body.inputs]
-            taken |= _call(gm.graph, segment, inputs, results)
+            taken |= _call(gm.graph, island, inputs, results)
         for node in reversed(nodes):
             if node in inside or (node.op.startswith("call_") and node not in kept):
                 gm.graph.erase_node(node)
@@ -62,19 +62,19 @@ class CutSegments:
 
 
 class _Body:
-    """The graph of one segment, copied from the graph around; `inside` holds those of all.
+    """The graph of one island, copied from the graph around; `inside` holds those of all.
 
     Attributes:
         inputs: what it reads, as nodes of the graph around, in the order of its placeholders:
             tensors in the order in which they are read, then numbers.
     """
 
-    def __init__(self, segment: Segment, inside: Set[Node]) -> None:
+    def __init__(self, island: Island, inside: Set[Node]) -> None:
         self.inputs: list[Node] = []
         self._graph = Graph()
         self._copies: dict[Node, Node] = {}
         self._last_input: Node | None = None
-        for source in _tensors_read(segment, inside):
+        for source in _tensors_read(island, inside):
             self._take(source)
         self._sizes = {
             size.node.expr: (tensor, dim)
@@ -82,12 +82,12 @@ class _Body:
             for dim, size in reversed(list(enumerate(ops.value(tensor).shape)))
             if isinstance(size, torch.SymInt)
         }
-        self._nodes = frozenset(segment.nodes)
-        for node in segment.nodes:
+        self._nodes = frozenset(island.nodes)
+        for node in island.nodes:
             self._copy(node)
 
     def finish(self, results: Iterable[Node], name: str) -> GraphModule:
-        """The segment as a module that returns the tuple of `results`."""
+        """The island as a module that returns the tuple of `results`."""
         self._graph.output(tuple(self._copies[node] for node in results))
         return GraphModule({}, self._graph, name)
 
@@ -101,7 +101,7 @@ class _Body:
         return made
 
     def _copy(self, source: Node) -> Node:
-        """What stands for `source` in the segment; made if it is not there yet."""
+        """What stands for `source` in the island; made if it is not there yet."""
         if source not in self._copies:
             self._copies[source] = self._make(source)
         return self._copies[source]
@@ -118,7 +118,7 @@ class _Body:
         return self._take(source)
 
     def _can_be_made(self, source: Node) -> bool:
-        """Whether the segment has the tensor that a free node looks at, if it looks at any."""
+        """Whether the island has the tensor that a free node looks at, if it looks at any."""
         tensors = [node for node in source.all_input_nodes if not is_size(node)]
         return all(self._is_at_hand(node) for node in tensors)
 
@@ -131,9 +131,9 @@ class _Body:
         return True
 
 
-def _tensors_read(segment: Segment, inside: Set[Node]) -> dict[Node, None]:
-    """What crosses into a segment but numbers: through views, in the order of the first read."""
-    seen = set(segment.nodes)
+def _tensors_read(island: Island, inside: Set[Node]) -> dict[Node, None]:
+    """What crosses into an island but numbers: through views, in the order of the first read."""
+    seen = set(island.nodes)
     found: dict[Node, None] = {}
 
     def read(node: Node) -> None:
@@ -146,13 +146,13 @@ def _tensors_read(segment: Segment, inside: Set[Node]) -> dict[Node, None]:
             else:
                 found[source] = None
 
-    for node in segment.nodes:
+    for node in island.nodes:
         read(node)
     return found
 
 
 def _kept(graph: Graph, inside: Set[Node], inputs: Iterable[Node]) -> set[Node]:
-    """What something outside or another segment reads: all that stays outside, and the outputs."""
+    """What something outside or another island reads: all that stays outside, and the outputs."""
     stack = [node for node in graph.nodes if node not in inside and _is_needed(node)]
     stack += inputs
     kept: set[Node] = set()
@@ -169,15 +169,15 @@ def _is_needed(node: Node) -> bool:
 
 
 def _call(
-    graph: Graph, segment: Segment, inputs: list[Node], results: list[Node]
+    graph: Graph, island: Island, inputs: list[Node], results: list[Node]
 ) -> dict[Node, Node]:
-    """Call the segment where it began; for each of `results` the item that takes its place."""
-    first = segment.nodes[0]
+    """Call the island where it began; for each of `results` the item that takes its place."""
+    first = island.nodes[0]
     for source in inputs:
         _hoist(source, first)
     taken = {}
     with graph.inserting_before(first):
-        call = graph.call_module(segment.name, tuple(inputs))
+        call = graph.call_module(island.name, tuple(inputs))
         call.meta["val"] = tuple(ops.value(result) for result in results)
         for number, result in enumerate(results):
             item = graph.call_function(operator.getitem, (call, number))

@@ -1,7 +1,7 @@
-"""Where a graph is cut into segments: what each node is, and which runs of compute there are.
+"""Where a graph is cut into islands: what each node is, and which runs of compute there are.
 
     h0 = mm(x, w) │ l0 │ v = view(x, …)  h1 = mm(v, u) │ l1 │ w0 │ x1 = add(x, w0) …
-    segment_0            segment_1: h1                             segment_2
+    island_0            island_1: h1                             island_2
 
 Pure analysis of a functional ATen graph (after autograd), in the order in which it is to run.
 """
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
+from ladderize.compat.dispatcher import OpOverload, is_composite
 from ladderize.graph import ops
-from ladderize.graph.in_flight import is_launch, is_wait
+from ladderize.graph.collectives import is_wait
+from ladderize.graph.in_flight import is_launch
 
 
 class Role(enum.Enum):
@@ -36,7 +37,7 @@ class Role(enum.Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
+class Island:
     """All that is computed between two neighbouring boundaries: `nodes`, in order.
 
     With it the reshapes that are all that others read of a result.
@@ -46,8 +47,8 @@ class Segment:
     nodes: tuple[Node, ...]
 
 
-def find_segments(graph: Graph) -> tuple[Segment, ...]:
-    """The segments of `graph` in order. Linear.
+def find_islands(graph: Graph) -> tuple[Island, ...]:
+    """The islands of `graph` in order. Linear.
 
     A run that only makes constants (`full`, `arange`) is none. An item of a result with several
     parts belongs to the call that made it, wherever it stands.
@@ -59,7 +60,7 @@ def find_segments(graph: Graph) -> tuple[Segment, ...]:
         if node in home:
             runs.setdefault(home[node], []).append(node)
     worth_it = [run for run in runs.values() if any(map(reads_values, run))]
-    return tuple(Segment(f"segment_{i}", tuple(run)) for i, run in enumerate(worth_it))
+    return tuple(Island(f"island_{i}", tuple(run)) for i, run in enumerate(worth_it))
 
 
 def _find_runs(graph: Graph) -> tuple[dict[Node, int], dict[Node, int]]:
@@ -109,15 +110,15 @@ def _find_readers(graph: Graph, home: Mapping[Node, int]) -> dict[Node, int]:
     return readers
 
 
-def segments_of(gm: GraphModule) -> dict[str, GraphModule]:
-    """The segments that `gm` was cut into, by name, in the order in which they run."""
+def islands_of(gm: GraphModule) -> dict[str, GraphModule]:
+    """The islands that `gm` was cut into, by name, in the order in which they run."""
     called = {str(node.target): ops.called_module(node) for node in gm.graph.nodes if is_call(node)}
     return {name: body for name, body in called.items() if isinstance(body, GraphModule)}
 
 
 def is_call(node: Node) -> bool:
-    """Whether `node` calls a segment."""
-    return node.op == "call_module" and str(node.target).startswith("segment_")
+    """Whether `node` calls an island."""
+    return node.op == "call_module" and str(node.target).startswith("island_")
 
 
 # ---- the roles
@@ -190,5 +191,4 @@ def is_view(op: Any) -> bool:
     if op is torch.ops.aten._unsafe_view.default:  # its schema says that the result is fresh
         return True
     is_alias = any(a.alias_info and not a.alias_info.is_write for a in op._schema.arguments)
-    composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    return is_alias and not op.has_kernel_for_dispatch_key(composite)
+    return is_alias and not is_composite(op)

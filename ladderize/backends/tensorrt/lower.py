@@ -1,6 +1,6 @@
 """Lower to TensorRT: compute between collectives as engines, the collectives in PyTorch.
 
-gm ── AOTAutograd, no gradients ── JoinWaits, DeferWaits ── CutSegments ── engines
+gm ── AOTAutograd, no gradients ── JoinWaits, DeferWaits ── CutIslands ── engines
                                                                 │              │ the weights come
                               step(args) = the outer graph ◄────┴──────────────┘ with the first call
 
@@ -17,23 +17,21 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.backends.lowered import Lowered
 from ladderize.backends.tensorrt.check_cut import cut_of
-from ladderize.backends.tensorrt.cut import CutSegments
+from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.backends.tensorrt.drop_checks import DropChecks
-from ladderize.backends.tensorrt.engines import TensorRTOptions, build_segments, require_packages
-from ladderize.backends.tensorrt.engines.step import Step, refuse_gradients
-from ladderize.backends.tensorrt.islands import is_call, segments_of
+from ladderize.backends.tensorrt.engines import TensorRTOptions, build_islands, require_packages
+from ladderize.backends.tensorrt.engines.step import CutGraph, refuse_gradients
+from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config.options import LadderConfig
-from ladderize.graph.in_flight import check_in_flight
-from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.join_waits import JoinWaits
-from ladderize.passes.runner import Log, run_pass
+from ladderize.passes.after_autograd import defer
+from ladderize.passes.runner import apply_pass
 
 
 def lower_to_tensorrt(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Lowered:
-    """Build the engines of `gm`; those of equal segments once. Weights are read at the first call.
+    """Build the engines of `gm`; those of equal islands once. Weights are read at the first call.
 
     Args:
         example_inputs: fake; what is an `nn.Parameter` becomes a weight of the engines.
@@ -41,14 +39,14 @@ def lower_to_tensorrt(
 
     Raises:
         LadderError: TensorRT is not there, gradients are asked for, a dynamic size has no upper
-            bound, or the engine of a segment cannot be built.
+            bound, or the engine of an island cannot be built.
     """
     require_packages()
     refuse_gradients(example_inputs)
     options = TensorRTOptions.parse(config.lowering_options)
     weights = [i for i, example in enumerate(example_inputs) if isinstance(example, nn.Parameter)]
 
-    steps: list[Step] = []
+    steps: list[CutGraph] = []
 
     def compile_forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         inputs = graph.graph.find_nodes(op="placeholder")
@@ -60,27 +58,25 @@ def lower_to_tensorrt(
     return Lowered(run, steps[0].built.report.summary)
 
 
-def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> Step:
-    """Cut `gm`, a functional ATen graph, in place and build the engines of its segments.
+def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> CutGraph:
+    """Cut `gm`, a functional ATen graph, in place and build the engines of its islands.
 
     Args:
         weights: those of its inputs that are to become weights of the engines.
     """
-    log = Log()
-    run_pass(gm, JoinWaits(), log, lambda gm: check_in_flight(gm.graph))
-    run_pass(gm, DeferWaits(), log)
-    run_pass(gm, DropChecks(), log)
-    run_pass(gm, CutSegments(), log, cut_of(gm))
-    segments = segments_of(gm)
+    defer(gm)
+    apply_pass(gm, DropChecks())
+    apply_pass(gm, CutIslands(), cut_of(gm))
+    islands = islands_of(gm)
     inputs = gm.graph.find_nodes(op="placeholder")
     index = {node: inputs.index(node) for node in weights}
     reads: dict[str, dict[str, int]] = {}
     for call in filter(is_call, gm.graph.nodes):
         name = str(call.target)
-        own = segments[name].graph.find_nodes(op="placeholder")
+        own = islands[name].graph.find_nodes(op="placeholder")
         given = zip(own, call.args, strict=True)
         reads[name] = {slot.name: index[node] for slot, node in given if node in index}
         call.args = tuple(node for node in call.args if node not in index)
-    built = build_segments(segments, reads, options)
+    built = build_islands(islands, reads, options)
     gm.recompile()
-    return Step(gm, built, reads)
+    return CutGraph(gm, built, reads)

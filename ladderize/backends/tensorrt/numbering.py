@@ -1,9 +1,9 @@
 """What a graph does, as values with numbers: equal numbers are equal values, in any graph.
 
     flat   h = mm(x, w)   l = all_reduce(h)        1 = mm(input 0, input 1) in run 0
-    cut    (h,) = segment_0(x, w)   l = …(h)       event 0 = all_reduce(1)
+    cut    (h,) = island_0(x, w)   l = …(h)       event 0 = all_reduce(1)
 
-A graph that is cut into segments is read as if it were not. Knows nothing of how graphs are cut.
+A graph that is cut into islands is read as if it were not. Knows nothing of how graphs are cut.
 """
 
 import operator
@@ -53,7 +53,7 @@ class Numbering:
 
     def read(self, gm: GraphModule) -> Actions:
         """What `gm` does. Linear."""
-        reader = _Reader(self)
+        reader = _GraphReader(self)
         reader.actions.outputs = reader.walk(gm.graph, reader.inputs_of(gm.graph))
         self.is_complete = True
         return reader.actions
@@ -72,8 +72,8 @@ class Numbering:
 _NOTHING = -1  # the number of an input that is not given
 
 
-class _Reader:
-    """One walk through a graph and its segments.
+class _GraphReader:
+    """One walk through a graph and its islands.
 
     Attributes:
         actions: what was found so far.
@@ -96,7 +96,7 @@ class _Reader:
             elif node.op == "get_attr":
                 known[node] = self._numbering.of(("attribute", node.target))
             elif is_call(node):
-                known[node] = self._segment(node, known)
+                known[node] = self._island(node, known)
             elif node.op == "output":
                 results = _freeze(node.args[0], known)
             else:
@@ -116,7 +116,7 @@ class _Reader:
         if isinstance(value, torch.Tensor):
             self._numbering.shapes.setdefault(number, value.shape)
 
-    def _segment(self, call: Node, known: Mapping[Node, Any]) -> tuple[Any, ...]:
+    def _island(self, call: Node, known: Mapping[Node, Any]) -> tuple[Any, ...]:
         body = ops.called_module(call)
         assert isinstance(body, GraphModule)
         inputs = body.graph.find_nodes(op="placeholder")

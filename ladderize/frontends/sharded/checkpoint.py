@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -33,7 +33,7 @@ class Form:
     dtype: torch.dtype
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Named tensors that can be read in parts."""
 
     def forms(self) -> Mapping[str, Form]:
@@ -153,7 +153,7 @@ def _raise_if(blockers: Sequence[Blocker], path: Path) -> None:
 # ---- fitting
 
 
-def match(entries: Sequence[Entry], source: Source) -> dict[str, str]:
+def match(entries: Sequence[StateEntry], source: TensorSource) -> dict[str, str]:
     """Under which of its names `source` has each entry that it must have.
 
     A tied tensor may be there under any of its names. Entries that are not persistent are left out.
@@ -188,7 +188,7 @@ def match(entries: Sequence[Entry], source: Source) -> dict[str, str]:
     return found
 
 
-def _misfits(entry: Entry, name: str, form: Form) -> Iterator[Blocker]:
+def _misfits(entry: StateEntry, name: str, form: Form) -> Iterator[Blocker]:
     if form.shape != entry.shape:
         wanted = list(entry.shape)
         yield Blocker(f"misshapen: {name} is {list(form.shape)}, the model has {wanted}")

@@ -1,7 +1,7 @@
 """Engines of a sharded program: built when it is written, found when it is loaded.
 
 write    graph.pt2 ── decompose ── cut ── build ── DIR/engines/<key>.plan
-load     graph.pt2 ── decompose ── bound to a mesh ── cut alike ── plans by their keys ── Step
+load     graph.pt2 ── decompose ── bound to a mesh ── cut alike ── plans by their keys ── CutGraph
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 
 from ladderize.backends.tensorrt.engines import BuildReport, TensorRTOptions, require_packages
-from ladderize.backends.tensorrt.engines.step import Step
+from ladderize.backends.tensorrt.engines.step import CutGraph
 from ladderize.backends.tensorrt.lower import prepare
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.frontends.rewrite import copy_of
@@ -65,7 +65,7 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
     return found
 
 
-def _prepare(program: ExportedProgram, gm: GraphModule, options: TensorRTOptions) -> Step:
+def _prepare(program: ExportedProgram, gm: GraphModule, options: TensorRTOptions) -> CutGraph:
     """Cut `gm`, the graph of `program` or one made of it."""
     specs = program.graph_signature.input_specs
     inputs = gm.graph.find_nodes(op="placeholder")

@@ -5,7 +5,6 @@ ExportedProgram ── ladder ── plan ── ShardBranches ──┬── p
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +18,13 @@ from torch.export.graph_signature import (
 )
 from torch.fx import GraphModule
 
+from ladderize.compat.dispatcher import memory_id
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.rewrite import ladder_program, renamed_outputs
-from ladderize.frontends.sharded.state import Entry, total_bytes
-from ladderize.passes.pipeline import RankGroup
-from ladderize.report import Report, last_report
+from ladderize.frontends.rewrite import explain_program, ladder_program, renamed_outputs
+from ladderize.frontends.sharded.state import StateEntry, total_bytes
+from ladderize.passes.before_autograd import RankGroup
+from ladderize.report import Report
 from ladderize.sharding.placement import Replicate
 from ladderize.sharding.plan import ShardPlan
 
@@ -48,14 +48,16 @@ class LocalProgram:
         num_ranks: the size of the mesh axis.
         digest: of the plan; equal on ranks that may run together.
         lines: what was done, for people.
+        report: of the rewrite; None for a program read from files.
         engines: the same of its engines; none where nothing was built.
     """
 
     program: ExportedProgram
-    entries: tuple[Entry, ...]
+    entries: tuple[StateEntry, ...]
     num_ranks: int
     digest: str
     lines: tuple[str, ...]
+    report: Report | None = None
     engines: tuple[str, ...] = ()
 
     @property
@@ -78,7 +80,8 @@ def localize(
         LadderError: listing everything that cannot be done as asked.
     """
     _refuse_objects(program)
-    rewritten = ladder_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
+    ranks = RankGroup(num_ranks, GROUP)
+    rewritten, report = ladder_program(program, config or LadderConfig(), ranks)
     gm, plan = rewritten.gm, rewritten.plan
     assert plan is not None
     _indices_before_user_inputs(gm, program)
@@ -104,9 +107,8 @@ def localize(
         constants=constants,
         verifiers=program.verifiers,
     )
-    return LocalProgram(
-        local, entries, num_ranks, plan.digest(), (rewritten.describe(), *plan.describe())
-    )
+    lines = (rewritten.describe(), *plan.describe())
+    return LocalProgram(local, entries, num_ranks, plan.digest(), lines, report)
 
 
 def explain_local(
@@ -114,11 +116,7 @@ def explain_local(
 ) -> Report:
     """What `localize` would do; a refusal of the rewrite is in the report."""
     _refuse_objects(program)
-    with suppress(LadderError):
-        ladder_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
-    report = last_report()
-    assert report is not None
-    return report
+    return explain_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
 
 
 def _refuse_objects(program: ExportedProgram) -> None:
@@ -131,7 +129,7 @@ def _refuse_objects(program: ExportedProgram) -> None:
         raise LadderError("This program takes inputs that are no tensors of its own:", found)
 
 
-def _entries(program: ExportedProgram, plan: ShardPlan) -> list[Entry]:
+def _entries(program: ExportedProgram, plan: ShardPlan) -> list[StateEntry]:
     """One for each parameter, buffer and constant; tied ones share an entry."""
     state: Mapping[str, Any] = {**program.state_dict, **program.constants}
     specs = {
@@ -149,10 +147,10 @@ def _entries(program: ExportedProgram, plan: ShardPlan) -> list[Entry]:
 
 def _entry(
     specs: Mapping[str, InputSpec], state: Mapping[str, Any], names: Sequence[str], plan: ShardPlan
-) -> Entry:
+) -> StateEntry:
     spec, tensor = specs[names[0]], state[names[0]]
     placed = [plan.placements[name] for name in names if name in plan.placements]
-    return Entry(
+    return StateEntry(
         name=names[0],
         kind=_KINDS[spec.kind],
         shape=tuple(tensor.shape),
@@ -166,18 +164,20 @@ def _entry(
 
 def _identity(tensor: torch.Tensor) -> Any:
     """Equal for tied tensors: one memory, seen alike."""
-    memory = tensor.untyped_storage()._cdata
+    memory = memory_id(tensor)
     return memory, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
-def _index_entries(plan: ShardPlan) -> list[Entry]:
+def _index_entries(plan: ShardPlan) -> list[StateEntry]:
     return [
-        Entry(i.name, "index", (len(i.rows[0]),), torch.int64, is_persistent=False, rows=i.rows)
+        StateEntry(
+            i.name, "index", (len(i.rows[0]),), torch.int64, is_persistent=False, rows=i.rows
+        )
         for i in plan.index_inputs
     ]
 
 
-def _no_memory(entry: Entry, num_ranks: int) -> torch.Tensor:
+def _no_memory(entry: StateEntry, num_ranks: int) -> torch.Tensor:
     """A tensor of the local shape whose elements are all one and the same."""
     value = torch.zeros((), dtype=entry.dtype).expand(entry.local_shape(num_ranks))
     if entry.kind != "parameter":

@@ -13,14 +13,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from ladderize.frontends.sharded.checkpoint import Source, match
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.checkpoint import TensorSource, match
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.sharding.placement import Replicate
 
 
 def read_entries(
-    entries: Sequence[Entry],
-    source: Source,
+    entries: Sequence[StateEntry],
+    source: TensorSource,
     names: Mapping[str, str],
     rank: int,
     num_ranks: int,
@@ -51,7 +51,7 @@ def read_entries(
 
 
 def read_slices(
-    entries: Sequence[Entry], own: Mapping[str, Tensor], source: Source, mesh: DeviceMesh
+    entries: Sequence[StateEntry], own: Mapping[str, Tensor], source: TensorSource, mesh: DeviceMesh
 ) -> dict[str, Tensor]:
     """This rank's part of every tensor, from full ones; the first rank shows a progress bar.
 
@@ -72,14 +72,16 @@ def read_slices(
     return tensors
 
 
-def read_parts(entries: Sequence[Entry], source: Source, mesh: DeviceMesh) -> dict[str, Tensor]:
+def read_parts(
+    entries: Sequence[StateEntry], source: TensorSource, mesh: DeviceMesh
+) -> dict[str, Tensor]:
     """This rank's tensors, from a file that holds just them."""
     parts = local_forms(entries, mesh.size())
     rank, device = mesh.get_local_rank(), torch.device(mesh.device_type)
     return read_entries(parts, source, match(parts, source), 0, 1, device, rank == 0)
 
 
-def local_forms(entries: Sequence[Entry], num_ranks: int) -> list[Entry]:
+def local_forms(entries: Sequence[StateEntry], num_ranks: int) -> list[StateEntry]:
     """What one rank's file must hold: every tensor but the indices, in its local shape."""
     return [
         dataclasses.replace(

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.graph.collectives import schema_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.drop_grad_regions import DropGradRegions
@@ -117,7 +117,7 @@ class ShardedModule(nn.Module):
         size, whole = local.bytes_per_rank / 2**20, local.bytes_in_all / 2**20
         return f"rank {self.mesh_rank} of {local.num_ranks}, {size:.1f} of {whole:.1f} MiB"
 
-    def _own(self, path: str, tensor: Tensor, entry: Entry) -> None:
+    def _own(self, path: str, tensor: Tensor, entry: StateEntry) -> None:
         prefix, _, name = path.rpartition(".")
         owner: nn.Module = self
         for part in filter(None, prefix.split(".")):
@@ -137,7 +137,7 @@ class ShardedModule(nn.Module):
             kwargs = compat.reorder_kwargs(kwargs, call.in_spec)
         except ValueError as error:
             raise LadderError(
-                "These inputs have other names than traced:", [Blocker(str(error))]
+                "Keyword arguments differ from the traced signature:", [Blocker(str(error))]
             ) from None
         if torch.compiler.is_compiling():
             return pytree.tree_leaves((args, kwargs))
@@ -169,7 +169,7 @@ def _check_types(paths: list[Any], placeholders: list[Node]) -> Iterator[Blocker
             yield Blocker(f"input {where} is {value.dtype}, traced with {example.dtype}")
 
 
-def _owned(entry: Entry, tensors: Mapping[str, Tensor], mesh: DeviceMesh) -> Tensor:
+def _owned(entry: StateEntry, tensors: Mapping[str, Tensor], mesh: DeviceMesh) -> Tensor:
     if entry.kind == "index":
         rows = entry.rows[mesh.get_local_rank()]
         return torch.tensor(rows, dtype=torch.int64, device=mesh.device_type)

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 
-from ladderize.config.options import LadderConfig
+from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import agree
-from ladderize.frontends.sharded.checkpoint import Source, StateDict, match, open_checkpoint
+from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
 from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.materialize import read_slices
 from ladderize.frontends.sharded.module import Lower, ShardedModule
 from ladderize.frontends.sharded.tracing import build, trace
-
-# A module that runs the graph as it is; torch.compile has these options again.
-_LATER = ("lowering", "lowering_options", "mode")
 
 ModelOrFactory = nn.Module | Callable[[], nn.Module]
 
@@ -99,7 +96,7 @@ def plan_parallel(
 
 def aot_config(**options: Any) -> LadderConfig:
     """The configuration of what is sharded ahead of time: the options of lowering come later."""
-    surplus = [Blocker(f"{name}=") for name in _LATER if name in options]
+    surplus = [Blocker(f"{name}=") for name in LOWERING_OPTIONS if name in options]
     if surplus:
         cure = 'torch.compile(shard, backend="ladderize", options={…}) takes them'
         raise LadderError("Nothing is lowered ahead of time:", surplus, cure)
@@ -149,7 +146,7 @@ def _prepare(
                 cure="pass checkpoint=, or a model instead of the factory",
             )
         names = {name for entry in local.entries if entry.is_persistent for name in entry.names}
-        source: Source = StateDict({name: t for name, t in state.items() if name in names})
+        source: TensorSource = StateDict({name: t for name, t in state.items() if name in names})
     elif isinstance(checkpoint, Mapping):
         source = StateDict(checkpoint)
     else:

@@ -26,7 +26,7 @@ from torch.export import ExportedProgram
 from ladderize.compat.archive import NOTE, parse_options, read_program
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends.sharded.checkpoint import Source, StateDict, match, open_checkpoint
+from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
 from ladderize.frontends.sharded.directory import (
     check_files,
     read_manifest,
@@ -39,7 +39,7 @@ from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.materialize import local_forms, read_entries, read_parts
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.sharded.parallelize import Prepared, aot_config, together
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.report.publish import changed_options
 
 GRAPH = "graph.pt2"
@@ -63,7 +63,7 @@ def write_shards(
     """Ladder and shard `program`, and write what `load` reads into the new directory `out`.
 
     With `lowering="tensorrt"` also the engines that run it. One rank's tensors are in memory at a
-    time, besides those of the program. `out` appears when everything is written, or not at all.
+    time, besides those of the program. `out` is written atomically.
 
     Raises:
         LadderError: `out` exists and `force` is not given, or the program cannot be converted as
@@ -97,7 +97,7 @@ def write_shards(
 def write_program(
     program: ExportedProgram, out: str | Path, config: LadderConfig, force: bool = False
 ) -> None:
-    """`torch.export.save` to a file that appears whole or not at all, with a note of the options.
+    """`torch.export.save` to a file written atomically, with a note of the options.
 
     Raises:
         LadderError: `out` exists and `force` is not given.
@@ -201,7 +201,7 @@ class Shards:
         """The folder of its engines."""
         return self.folder / ENGINES
 
-    def source(self, rank: int) -> Source:
+    def source(self, rank: int) -> TensorSource:
         """`rank`'s tensors, not read yet; their file is checked."""
         name = rank_file(rank, self.local.num_ranks)
         check_files(self.folder, self.files, [name])
@@ -229,7 +229,7 @@ def open_shards(folder: Path) -> Shards:
     check_files(folder, manifest["files"], [GRAPH, *plans])
     local = LocalProgram(
         program=read_program(folder / GRAPH),
-        entries=tuple(map(Entry.from_json, manifest["entries"])),
+        entries=tuple(map(StateEntry.from_json, manifest["entries"])),
         num_ranks=manifest["num_ranks"],
         digest=manifest["plan"]["digest"],
         lines=tuple(manifest["plan"]["lines"]),

@@ -1,4 +1,4 @@
-"""What a sharded program holds besides its graph: one `Entry` for each tensor, and its rank's part.
+"""What a sharded program holds besides its graph: a `StateEntry` for each tensor, and its part.
 
 name                          kind       full shape      placement                  2 ranks
 model.layers.0.mlp.up.weight  parameter  [48, 32]        sharded on dim 0 as 48     [24, 32]
@@ -19,7 +19,7 @@ KINDS = ("parameter", "buffer", "constant", "index")
 
 
 @dataclass(frozen=True)
-class Entry:
+class StateEntry:
     """One tensor that a sharded program owns.
 
     Attributes:
@@ -98,13 +98,13 @@ class Entry:
         if isinstance(self.placement, Shard):
             data["shard"] = {
                 "dim": self.placement.dim,
-                "segments": list(self.placement.segments),
+                "chunks": list(self.placement.chunks),
                 "whole": list(self.placement.whole),
             }
         return data
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Entry":
+    def from_json(cls, data: dict[str, Any]) -> "StateEntry":
         shard = data.get("shard")
         dtype = getattr(torch, data["dtype"])
         if not isinstance(dtype, torch.dtype) or data["kind"] not in KINDS:
@@ -123,10 +123,10 @@ class Entry:
 
 
 def _shard_from_json(data: dict[str, Any]) -> Shard:
-    return Shard(data["dim"], tuple(data["segments"]), tuple(data["whole"]))
+    return Shard(data["dim"], tuple(data["chunks"]), tuple(data["whole"]))
 
 
-def total_bytes(entries: Sequence[Entry], num_ranks: int | None = None) -> int:
+def total_bytes(entries: Sequence[StateEntry], num_ranks: int | None = None) -> int:
     """Bytes of all `entries` on one of `num_ranks` ranks; None: of the whole model."""
     if num_ranks is None:
         return sum(entry.full_bytes() for entry in entries if entry.kind != "index")

@@ -7,12 +7,14 @@ the model is built. While it is traced they are fake too, on the device of the i
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, export
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils import _pytree as pytree
 
 from ladderize import compat
@@ -28,19 +30,19 @@ def shapes_only() -> Iterator[None]:
 
     A parameter exists for as long as its own constructor runs: at most one at a time is in memory.
     """
-    register = nn.Module.register_parameter
+    thread = threading.get_ident()
 
-    def register_shape(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device != META:
-            shape = torch.empty_like(parameter, device=META)
-            parameter = nn.Parameter(shape, requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def as_shape(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.device == META or threading.get_ident() != thread:
+            return None  # as it is
+        shape = torch.empty_like(parameter, device=META)
+        return nn.Parameter(shape, requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = register_shape  # type: ignore[method-assign, assignment]
+    hook = register_module_parameter_registration_hook(as_shape)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        hook.remove()
 
 
 def build(model_or_factory: nn.Module | Callable[[], nn.Module]) -> tuple[nn.Module, bool]:

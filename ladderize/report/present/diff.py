@@ -7,7 +7,7 @@
 
 from dataclasses import dataclass
 
-from ladderize.report.data import BlockReport, Report
+from ladderize.report.data import BlockReport, ReportData
 from ladderize.report.naming import block_name, name
 
 
@@ -45,7 +45,7 @@ class Diff(tuple[Rewired, ...]):
         return "\n".join(map(str, self)) if self else "no read is rewired"
 
 
-def diff_of(report: Report) -> Diff:
+def diff_of(report: ReportData) -> Diff:
     return Diff(
         Rewired(block, block.module, block.reads_before, block.reads_after)
         for block in report.blocks

@@ -11,11 +11,11 @@ import dataclasses
 
 import networkx as nx
 
-from ladderize.report.data import BlockReport, GraphReport, Report
+from ladderize.report.data import BlockReport, GraphReport, ReportData
 from ladderize.report.naming import block_name, name, parse
 
 
-def network_of(report: Report) -> "nx.DiGraph[str]":
+def network_of(report: ReportData) -> "nx.DiGraph[str]":
     net: nx.DiGraph[str] = nx.DiGraph()
     for graph in report.graphs:
         prefix = f"graph{graph.index}." if graph.index else ""

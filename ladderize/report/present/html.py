@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from html import escape
 
-from ladderize.report.data import Report
-from ladderize.report.present.lines import HEADER, Gap, Part, Row, page_of
+from ladderize.report.data import ReportData
+from ladderize.report.present.lines import HEADER, Gap, Row, Section, page_of
 
 # The three colours are readable on white and on black; everything else is the page's own.
 STYLE = """
@@ -23,7 +23,7 @@ STYLE = """
 """
 
 
-def as_html(report: Report) -> str:
+def as_html(report: ReportData) -> str:
     """`report` as an HTML fragment; where layers are left out, a fold holds every block."""
     short, full = page_of(report), page_of(report, full=True)
     lines = [
@@ -36,7 +36,7 @@ def as_html(report: Report) -> str:
     return "\n".join([*lines, _div("dim", short.footer), "</div>"])
 
 
-def _part(part: Part, whole: Part) -> Iterator[str]:
+def _part(part: Section, whole: Section) -> Iterator[str]:
     yield _div("title bad" if part.is_bad else "title", part.title)
     if part.rows:
         yield _table(part)
@@ -46,7 +46,7 @@ def _part(part: Part, whole: Part) -> Iterator[str]:
         yield _div("line", line)
 
 
-def _table(part: Part) -> str:
+def _table(part: Section) -> str:
     head = "".join(f"<th>{name}</th>" for name in HEADER)
     body = "\n".join(map(_row, part.rows))
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"

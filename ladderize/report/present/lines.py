@@ -1,6 +1,6 @@
 """What a report shows, as plain lines and rows; `text.py` and `html.py` draw it.
 
-    Report ── Page(headline, warning, parts) ── Part(title, rows, lines)
+    Report ── Page(headline, warning, parts) ── Section(title, rows, lines)
 
 Runs of layers that are alike but for their numbers are shown once, followed by a `Gap`:
 
@@ -14,9 +14,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladderize.report.data import WARNING, BlockReport, GraphReport, Refusal, Report, StreamReport
+from ladderize.errors import counted
+from ladderize.report.data import (
+    WARNING,
+    BlockReport,
+    GraphReport,
+    Refusal,
+    ReportData,
+    StreamReport,
+)
 from ladderize.report.present.repeats import Run, find_runs
-from ladderize.wording import counted
 
 OUTCOMES = {
     "explained": "only explained, nothing is compiled",
@@ -52,7 +59,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """A title with a table or lines below it; `is_bad` for what was refused."""
 
     title: str
@@ -64,21 +71,21 @@ class Part:
 @dataclass(frozen=True)
 class Page:
     headline: str
-    parts: tuple[Part, ...]
+    parts: tuple[Section, ...]
     footer: str
     warning: str = WARNING
 
 
-def page_of(report: Report, full: bool = False) -> Page:
+def page_of(report: ReportData, full: bool = False) -> Page:
     """Lay out `report`, every block of it if `full`."""
     parts = [part for graph in report.graphs for part in _graph(graph, report, full)]
     if report.breaks:
         title = "graph breaks: Dynamo could not take the call up as one graph"
-        parts.append(Part(title, lines=_cut(map(str, report.breaks)), is_bad=True))
+        parts.append(Section(title, lines=_cut(map(str, report.breaks)), is_bad=True))
     return Page(_headline(report), tuple(parts), _footer(report))
 
 
-def _headline(report: Report) -> str:
+def _headline(report: ReportData) -> str:
     blocks = report.blocks
     rewired = sum(block.is_rewired for block in blocks)
     found = f"{counted(len(blocks), 'block')} in {counted(len(report.streams), 'stream')}"
@@ -86,14 +93,16 @@ def _headline(report: Report) -> str:
     return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
 
 
-def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
+def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Section]:
     prefix = f"graph {graph.index} ({graph.name}), " if len(report.graphs) > 1 else ""
     for stream in graph.streams:
-        yield Part(prefix + title_of(stream), tuple(_rows(stream, full)), tuple(_remarks(stream)))
+        yield Section(
+            prefix + title_of(stream), tuple(_rows(stream, full)), tuple(_remarks(stream))
+        )
     if graph.refusal is not None:
         yield _refused(graph.refusal, prefix)
     if graph.collectives:
-        yield Part(f"{prefix}collectives", lines=tuple(_collectives(graph)))
+        yield Section(f"{prefix}collectives", lines=tuple(_collectives(graph)))
     if graph.sharding is not None:
         title = (
             f"{prefix}{counted(len(graph.sharding.placements), 'parameter')} divided over "
@@ -103,10 +112,10 @@ def _graph(graph: GraphReport, report: Report, full: bool) -> Iterator[Part]:
         if kept:
             extra = f"{graph.sharding.extra_bytes:,} bytes of parameters"
             title += f"; {extra} and {graph.sharding.extra_flops:,} FLOPs more on each than a share"
-        yield Part(title, lines=kept)
+        yield Section(title, lines=kept)
     if graph.engines is not None:
         title, *left = graph.engines.describe()
-        yield Part(prefix + title, lines=_cut(left))
+        yield Section(prefix + title, lines=_cut(left))
 
 
 def title_of(stream: StreamReport) -> str:
@@ -124,11 +133,11 @@ def _remarks(stream: StreamReport) -> Iterator[str]:
         yield from _cut(f"reads stale: {place}" for place in stream.stale)
 
 
-def _refused(refusal: Refusal, prefix: str) -> Part:
+def _refused(refusal: Refusal, prefix: str) -> Section:
     lines = [refusal.summary, *_cut(map(str, refusal.blockers))]
     if refusal.cure:
         lines.append(f"What to do: {refusal.cure}")
-    return Part(f"{prefix}refused", lines=tuple(lines), is_bad=True)
+    return Section(f"{prefix}refused", lines=tuple(lines), is_bad=True)
 
 
 def _collectives(graph: GraphReport) -> Iterator[str]:
@@ -142,9 +151,9 @@ def _collectives(graph: GraphReport) -> Iterator[str]:
         yield f"{count} {op}{where}, {origin}, {place}"
 
 
-def _footer(report: Report) -> str:
-    seconds = sum(entry.seconds for entry in report.passes)
-    edits = sum(entry.edits for entry in report.passes)
+def _footer(report: ReportData) -> str:
+    seconds = sum(step.seconds for step in report.steps)
+    edits = sum(step.edits for step in report.passes)
     parts = [f"{counted(len(report.passes), 'pass', 'passes')}, {edits} edits, {seconds:.2f} s"]
     parts += [f"{name}={value}" for name, value in report.options]
     parts += [f"{name} {number}" for name, number in report.versions if name != "python"]

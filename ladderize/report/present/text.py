@@ -10,14 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ladderize.report.data import Report
-from ladderize.report.present.lines import HEADER, Gap, Page, Part, Row, page_of
+from ladderize.report.data import ReportData
+from ladderize.report.present.lines import HEADER, Gap, Page, Row, Section, page_of
 
 # Where no terminal says how wide it is.
 DEFAULT_WIDTH = 100
 
 
-def as_text(report: Report, full: bool, width: int | None) -> str:
+def as_text(report: ReportData, full: bool, width: int | None) -> str:
     """`report` without colours, in lines of at most `width` characters."""
     width = width or shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
     drawn = StringIO()
@@ -40,7 +40,7 @@ def renderables(page: Page) -> Iterator[RenderableType]:
     yield Text(f"\n{page.footer}", style="dim")
 
 
-def _table(part: Part) -> Table:
+def _table(part: Section) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
     for name in HEADER:
         is_number = name in ("block", "layer")

@@ -46,7 +46,7 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
         dim = shard.dim - len(visit.shape(source))
         if dim in mixed_dims:
             visit.illegal(f"{visit.op_name} writes along the sharded dim")
-        placement = Shard(len(visit.shape(cache)) + dim, shard.segments)
+        placement = Shard(len(visit.shape(cache)) + dim, shard.chunks)
         visit.demand(cache, placement)
         return Value(placement, visit.origins([source]))
     if shard is None and visit.value(cache).shard is None:

@@ -70,12 +70,12 @@ def _by_outputs(visit: Visit, x: Node, weight: Node, bias: Any, groups: int) -> 
 
 def _select_groups(visit: Visit, x: Node, weight: Node, shard: Shard, groups: int) -> None:
     outputs, inputs = shard.size // groups, visit.shape(weight)[1]
-    if shard.whole or any(length % (outputs * visit.num_ranks) for length in shard.segments):
+    if shard.whole or any(length % (outputs * visit.num_ranks) for length in shard.chunks):
         parameter = visit.parameter(weight)
         assert parameter is not None
         visit.illegal(visit.describe_size(groups, "groups of channels"), [parameter])
     dim = channel_dim(visit, x, weight)
-    visit.select(x, dim, Shard(dim, tuple(n // outputs * inputs for n in shard.segments)))
+    visit.select(x, dim, Shard(dim, tuple(n // outputs * inputs for n in shard.chunks)))
     visit.set_argument(GROUPS[packet(visit.node)], groups // visit.num_ranks)
 
 
@@ -83,27 +83,27 @@ def _by_inputs(visit: Visit, x: Node, weight: Node, bias: Any) -> Values:
     shard = visit.value(x).shard
     assert shard is not None
     refuse_without_second(visit, x, weight)
-    visit.demand(weight, Shard(1, shard.segments))
+    visit.demand(weight, Shard(1, shard.chunks))
     if isinstance(bias, Node):
         visit.share(bias)
     return Value(Partial())
 
 
 def _by_groups(visit: Visit, weight: Node, bias: Any, groups: int) -> Values:
-    """Groups of channels stay together: every rank's part of a segment is whole groups."""
+    """Groups of channels stay together: every rank's part of a chunk is whole groups."""
     value = visit.value(visit.argument(0, "input"))
     shard = value.shard
     assert shard is not None
     inputs, outputs = shard.size // groups, visit.shape(weight)[0] // groups
-    if any(length % (inputs * visit.num_ranks) for length in shard.segments):
+    if any(length % (inputs * visit.num_ranks) for length in shard.chunks):
         visit.illegal(visit.describe_size(groups, "groups of channels"))
     refuse_without_second(visit, visit.argument(0, "input"), weight)
-    made = Shard(0, tuple(length // inputs * outputs for length in shard.segments))
+    made = Shard(0, tuple(length // inputs * outputs for length in shard.chunks))
     visit.demand(weight, made)
     if isinstance(bias, Node):
         visit.align(bias, -1, made)
     visit.set_argument(GROUPS[packet(visit.node)], groups // visit.num_ranks)
-    return value.at(shard.dim, made.segments)
+    return value.at(shard.dim, made.chunks)
 
 
 def batch_norm(visit: Visit) -> Values:
@@ -118,13 +118,13 @@ def batch_norm(visit: Visit) -> Values:
 
 
 def group_norm(visit: Visit) -> Values:
-    """group_norm(x, num_groups, weight, bias): every rank's part of a segment is whole groups."""
+    """group_norm(x, num_groups, weight, bias): every rank's part of a chunk is whole groups."""
     x, groups = visit.argument(0, "input"), visit.argument(1, "num_groups")
     value = visit.value(x)
     shard = value.shard
     if shard is None or shard.dim != 1 or shard.outer != 1 or shard.whole:
         visit.illegal(f"{visit.op_name} mixes entries of the sharded dim")
-    if any(length % (shard.size // groups * visit.num_ranks) for length in shard.segments):
+    if any(length % (shard.size // groups * visit.num_ranks) for length in shard.chunks):
         visit.illegal(visit.describe_size(groups, "groups of channels"))
     for i, name in ((2, "weight"), (3, "bias")):
         if isinstance(node := visit.argument(i, name), Node):

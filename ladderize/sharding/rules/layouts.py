@@ -40,8 +40,8 @@ def wrap(dim: Any, ndim: int) -> int:
 def view(visit: Visit) -> Values:
     """The sharded dim goes where its group of dims still divides; only the size there changes.
 
-    With `p` entries in front of the sharded ones in their group and `q` behind, the segments may be
-    found again at any new dim, repeated, that leaves whole segments which divide over the ranks.
+    With `p` entries in front of the sharded ones in their group and `q` behind, the chunks may be
+    found again at any new dim, repeated, that leaves whole chunks which divide over the ranks.
     """
     node, value, shard = source(visit)
     old, new = visit.shape(node), visit.shape()
@@ -74,7 +74,7 @@ class _Place:
 def _places(
     value: Value, group: DimGroup, old: Sequence[Any], new: Sequence[Any]
 ) -> Iterator[_Place]:
-    """All dims where the segments are whole numbers, counted once or as repeats of one length."""
+    """All dims where the chunks are whole numbers, counted once or as repeats of one length."""
     for read in (value, _as_repeats(value)):
         shard = read.shard if read is not None else None
         if read is None or shard is None:
@@ -84,9 +84,9 @@ def _places(
         for dim in group.new:
             outer = sympy.cancel(front / product(new, [d for d in group.new if d < dim]))
             unit = sympy.cancel(product(new, [d for d in group.new if d > dim]) / behind)
-            segments = [sympy.cancel(length / unit) for length in shard.segments]
-            if sympy.denom(outer) == 1 and all(s.is_Integer for s in segments):
-                at = read.at(dim, [int(s) for s in segments], 1 if outer == 1 else outer)
+            chunks = [sympy.cancel(length / unit) for length in shard.chunks]
+            if sympy.denom(outer) == 1 and all(s.is_Integer for s in chunks):
+                at = read.at(dim, [int(s) for s in chunks], 1 if outer == 1 else outer)
                 yield _Place(at, unit)
 
 
@@ -94,37 +94,35 @@ def _as_repeats(value: Value) -> Value | None:
     """(4, 4, 4) as three times (4)."""
     shard = value.shard
     assert shard is not None
-    count = len(shard.segments)
-    if count == 1 or shard.whole or len(set(shard.segments)) > 1:
+    count = len(shard.chunks)
+    if count == 1 or shard.whole or len(set(shard.chunks)) > 1:
         return None
     origins = [
         replace(o, length=o.length // count, repeats=o.repeats * count) for o in value.origins
     ]
-    return Value(
-        replace(shard, segments=shard.segments[:1], outer=shard.outer * count), tuple(origins)
-    )
+    return Value(replace(shard, chunks=shard.chunks[:1], outer=shard.outer * count), tuple(origins))
 
 
 def _undivided(visit: Visit, place: _Place) -> list[int]:
-    """The segments that cannot be divided at `place`."""
-    lengths = enumerate(place.shard.segments)
+    """The chunks that cannot be divided at `place`."""
+    lengths = enumerate(place.shard.chunks)
     return [i for i, n in lengths if n % visit.num_ranks and i not in place.shard.whole]
 
 
 def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
-    """Ask for cuts with which it might do, else refuse the segments that do not divide."""
+    """Ask for cuts with which it might do, else refuse the chunks that do not divide."""
     if not places:
         visit.illegal(f"{visit.op_name} tears the sharded dim apart")
     node, _, shard = source(visit)
     for place in places:
         cuts = frozenset(int(cut * place.unit) for cut in _cuts_for(visit, place.dim))
-        if cuts and not cuts <= inner_cuts(shard.segments) and shard.outer == 1:
-            raise visit.needs_cuts([node], cuts | inner_cuts(shard.segments))
+        if cuts and not cuts <= inner_cuts(shard.chunks) and shard.outer == 1:
+            raise visit.needs_cuts([node], cuts | inner_cuts(shard.chunks))
     place = places[0]
     bad = _undivided(visit, place)
     parts = [part for i in bad for part in parts_of(place.value, i)]
     unit = "entries" if place.unit == 1 else f"heads of size {place.unit}"
-    visit.illegal(visit.describe_size(sum(place.shard.segments[i] for i in bad), unit), parts)
+    visit.illegal(visit.describe_size(sum(place.shard.chunks[i] for i in bad), unit), parts)
 
 
 def _cuts_for(visit: Visit, dim: int) -> set[int]:

@@ -71,9 +71,9 @@ def _every(visit: Visit, node: Node, first: int, last: int, step: int) -> Value:
     assert shard is not None
     if not (first < step and last == shard.size and shard.outer == 1 and not shard.whole):
         visit.illegal(f"{visit.op_name} steps through a part of the sharded dim")
-    if any(length % (step * visit.num_ranks) for length in shard.segments):
+    if any(length % (step * visit.num_ranks) for length in shard.chunks):
         visit.illegal(f"{visit.op_name} steps over the ends of what the ranks hold")
-    return value.at(shard.dim, [length // step for length in shard.segments])
+    return value.at(shard.dim, [length // step for length in shard.chunks])
 
 
 def split(visit: Visit) -> Values:
@@ -176,13 +176,13 @@ def glu(visit: Visit) -> Values:
 
 
 def _local_start(visit: Visit, shard: Shard, first: int) -> int:
-    """Where a rank holds entry `first` (or the end), which is where a segment starts."""
-    ends = [0, *itertools.accumulate(shard.segments)]
+    """Where a rank holds entry `first` (or the end), which is where a chunk starts."""
+    ends = [0, *itertools.accumulate(shard.chunks)]
     return shard.local_size(visit.num_ranks, ends.index(first))
 
 
 def _cut(visit: Visit, node: Node, lengths: Sequence[int]) -> tuple[Value, ...]:
-    """The parts of `lengths` along the sharded dim; its segments must meet where the parts do."""
+    """The parts of `lengths` along the sharded dim; its chunks must meet where the parts do."""
     value = visit.value(node)
     shard = value.shard
     assert shard is not None
@@ -190,15 +190,15 @@ def _cut(visit: Visit, node: Node, lengths: Sequence[int]) -> tuple[Value, ...]:
         visit.illegal(f"{visit.op_name} takes a merged dim apart")
     bounds = [0, *itertools.accumulate(lengths)]
     cuts = frozenset(bounds) - {0, shard.size}
-    if not cuts <= inner_cuts(shard.segments):
-        raise visit.needs_cuts([node], cuts | inner_cuts(shard.segments))
+    if not cuts <= inner_cuts(shard.chunks):
+        raise visit.needs_cuts([node], cuts | inner_cuts(shard.chunks))
     return tuple(_part(value, a, b) for a, b in itertools.pairwise(bounds))
 
 
 def _part(value: Value, first: int, last: int) -> Value:
     shard = value.shard
     assert shard is not None
-    ends = list(itertools.accumulate(shard.segments))
+    ends = list(itertools.accumulate(shard.chunks))
     inside = [i for i, end in enumerate(ends) if first < end <= last]
     if not inside:
         return REPLICATED
@@ -206,8 +206,8 @@ def _part(value: Value, first: int, last: int) -> Value:
     whole = tuple(new for new, i in enumerate(inside) if i in shard.whole)
     if len(whole) == len(inside):
         return Value(Whole(), origins)
-    lengths = tuple(shard.segments[i] for i in inside)
-    return Value(dataclasses.replace(shard, segments=lengths, whole=whole), origins)
+    lengths = tuple(shard.chunks[i] for i in inside)
+    return Value(dataclasses.replace(shard, chunks=lengths, whole=whole), origins)
 
 
 # ---- several tensors into one
@@ -223,13 +223,13 @@ def cat(visit: Visit) -> Values:
         shard.dim != dim or shard.outer != 1 for _, shard in sharded
     ):
         visit.illegal(f"{visit.op_name} joins sharded and whole tensors along the sharded dim")
-    segments: list[int] = []
+    chunks: list[int] = []
     whole: list[int] = []
     for _, shard in sharded:
-        whole += [len(segments) + i for i in shard.whole]
-        segments += shard.segments
+        whole += [len(chunks) + i for i in shard.whole]
+        chunks += shard.chunks
     origins = tuple(Origin(o.parameter, 0, 0) for o in visit.origins(tensors))
-    return Value(Shard(dim, tuple(segments), tuple(whole)), origins)
+    return Value(Shard(dim, tuple(chunks), tuple(whole)), origins)
 
 
 def stack(visit: Visit) -> Values:

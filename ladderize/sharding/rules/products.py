@@ -93,7 +93,7 @@ def _column_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: A
     shard = visit.output_shard(weight, len(visit.shape(weight)) + form.outputs)
     parameter = visit.parameter(weight)
     assert parameter is not None
-    if shard.segments[1:] == () and shard.size % visit.num_ranks:
+    if shard.chunks[1:] == () and shard.size % visit.num_ranks:
         last = len(visit.shape()) - 1
         if cuts := cuts_by_readers(visit.node, last):
             raise NeedsCuts({parameter: frozenset(cuts)})
@@ -104,7 +104,7 @@ def _column_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: A
         visit.enter_weight(weight, shard)
     if isinstance(bias, Node):
         visit.align(bias, -1, shard)
-    return Value(Shard(len(visit.shape()) - 1, shard.segments, shard.whole), (origin,))
+    return Value(Shard(len(visit.shape()) - 1, shard.chunks, shard.whole), (origin,))
 
 
 def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any) -> Values:
@@ -113,7 +113,7 @@ def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any)
     if shard.whole:
         visit.illegal(f"{visit.op_name} would count what each rank holds whole more than once")
     refuse_without_second(visit, x, weight)
-    visit.demand(weight, Shard(len(visit.shape(weight)) + form.inputs, shard.segments))
+    visit.demand(weight, Shard(len(visit.shape(weight)) + form.inputs, shard.chunks))
     if not isinstance(bias, Node):
         return Value(Partial())
     if bias not in visit.parameters or len(visit.shape(bias)) != 1:

@@ -25,7 +25,7 @@ from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.partials import join_partials
 from ladderize.sharding.rules.parts import PART_RULES
 from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
-from ladderize.sharding.values import REPLICATED, Selection, Value, Values
+from ladderize.sharding.values import REPLICATED, RowSelection, Value, Values
 from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
@@ -54,7 +54,7 @@ def attention(visit: Visit) -> Values:
         visit.enter(key)
         visit.enter(value)
     elif shards[1] is None:
-        selection = Selection(
+        selection = RowSelection(
             len(visit.shape(key)) - 3, shared_heads(heads, kv_heads, visit.num_ranks)
         )
         visit.enter(key, selection)

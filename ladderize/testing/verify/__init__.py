@@ -23,11 +23,13 @@ from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of, parameter_names
 from ladderize.graph import ops
 from ladderize.graph.in_flight import check_in_flight, is_launch
+from ladderize.passes.before_autograd import standardize
 from ladderize.passes.inline_regions import InlineRegions
-from ladderize.passes.pipeline import refuse_unfit, standardize
-from ladderize.passes.runner import Log, run_pass
+from ladderize.passes.runner import apply_pass
 from ladderize.streams.choose import choose_blocks
-from ladderize.streams.find import find_streams
+from ladderize.streams.context import AnalysisContext
+from ladderize.streams.find import streams_in
+from ladderize.streams.refusals import refuse_unfit
 from ladderize.testing.verify.candidate import Candidate, of_program, on_cpu, read_candidate
 from ladderize.testing.verify.check_tensors import check_tensors
 from ladderize.testing.verify.check_values import check_values
@@ -53,8 +55,10 @@ def verify(
 
     >>> print(ladderize.verify(program, "llama-tp8", layers="last:50%"))
 
-    The reference is `original` run with stale values in its branches; nothing of the passes is
-    used for it. All ranks run in this process, on the CPU.
+    The reference is `original` run with stale values in its branches; no pass that changes or
+    shards the model takes part. Shared with the rewriter are the search for the stream, the choice
+    of blocks, `InlineRegions`, `Functionalize`, `SpellSums` and `layout_steps`. All ranks run in
+    this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.
@@ -98,11 +102,11 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
             "The original has collectives of its own: it is one rank's part of a model.",
             cure="verify the ladder of the whole model",
         )
-    log = Log()
-    run_pass(gm, InlineRegions(), log)
-    standardize(gm, log)
-    streams = find_streams(gm, names)
-    refuse_unfit(gm, names, streams)
+    apply_pass(gm, InlineRegions())
+    standardize(gm, names)
+    context = AnalysisContext(gm, names)
+    streams = streams_in(context)
+    refuse_unfit(context, streams)
     return Original.of(gm, streams, choose_blocks(streams, config), config.staleness, names)
 
 

@@ -21,7 +21,7 @@ from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of
 from ladderize.frontends.sharded.directory import MANIFEST
 from ladderize.frontends.sharded.program_files import open_shards
-from ladderize.frontends.sharded.state import Entry
+from ladderize.frontends.sharded.state import StateEntry
 from ladderize.testing.verify.precision import bodies, replace_values
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ class Candidate:
     """
 
     parts: tuple[RankPart, ...]
-    entries: tuple[Entry, ...] | None = None
+    entries: tuple[StateEntry, ...] | None = None
     options: Mapping[str, Any] | None = None
 
     @property

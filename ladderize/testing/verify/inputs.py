@@ -16,6 +16,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ladderize import compat
+from ladderize.compat.dispatcher import memory_id
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
 
@@ -140,7 +141,7 @@ def random_parameters(program: ExportedProgram, seed: int = 0) -> dict[str, Tens
         if not isinstance(parameter, torch.nn.Parameter) or not parameter.is_floating_point():
             found[name] = parameter.detach()
             continue
-        key = (parameter.untyped_storage()._cdata, parameter.storage_offset(), parameter.shape)
+        key = (memory_id(parameter), parameter.storage_offset(), parameter.shape)
         if key not in made:
             made[key] = _random_like(parameter.detach(), generator)
         found[name] = made[key]

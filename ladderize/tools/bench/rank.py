@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from ladderize.backends.emitted import find_races, read_events
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends.rewrite import explain_exported
+from ladderize.frontends.rewrite import explain_program
 from ladderize.report import last_report
 from ladderize.report.data import BlockReport
 from ladderize.testing.emitted_code import record_emitted_code
@@ -162,7 +162,7 @@ def _measure_case(
     reporter.stage(f"{case}: trace")
     prepared = _on_device(prepare(settings, case), settings.device)
     variants = make_variants(prepared.program, settings, mesh)
-    blocks = explain_exported(prepared.program, LadderConfig()).blocks
+    blocks = explain_program(prepared.program, LadderConfig()).blocks
     if not any(block.is_rewired for block in blocks):
         raise LadderError(f"{settings.model} has no block whose read could be moved.")
     _set_link(group, FREE)

@@ -22,12 +22,12 @@ Staleness = Annotated[
     int | None, typer.Option(min=0, help="How many blocks earlier to read. [default: 1]")
 ]
 ExpectBlocks = Annotated[
-    int | None, typer.Option(min=1, help="Refuse unless exactly so many are found.")
+    int | None, typer.Option(min=1, help="Fail unless exactly this many residual blocks are found.")
 ]
 ShardVocabulary = Annotated[
     bool, typer.Option(help="With --tp: divide embedding and head by words too.")
 ]
-Tp = Annotated[int | None, typer.Option(min=2, help="Shard over so many tensor-parallel ranks.")]
+Tp = Annotated[int | None, typer.Option(min=2, help="Number of tensor-parallel ranks.")]
 DebugDir = Annotated[
     Path | None, typer.Option(help="Write each stage's graph and the report there.")
 ]
@@ -51,7 +51,7 @@ LoweringOption = Annotated[
 Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs made for an hf: model.")]
 Length = Annotated[int, typer.Option(min=1, help="Tokens of each.")]
 ImageSize = Annotated[
-    int, typer.Option(min=1, help="Pixels, where an hf: configuration tells none.")
+    int, typer.Option(min=1, help="Image size in pixels, if the config does not set one.")
 ]
 Dynamic = Annotated[
     bool, typer.Option("--dynamic", help="Trace with any batch and length (not for .pt2).")
@@ -79,10 +79,5 @@ def lowering_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given, lists of indices as such."""
-    found = {name: value for name, value in options.items() if value is not None}
-    for name in ("layers", "blocks"):
-        text = found.get(name, "")
-        if text.startswith("["):
-            found[name] = [int(index) for index in text.strip("[]").split(",") if index.strip()]
-    return found
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -17,12 +17,22 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Write nothing; print each read that would be rewired.")
 ]
 
+StopAfter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEP",
+        help="Run the pipeline up to this step, print the graph, write nothing. "
+        "A step has the name of its pass: RerouteReads, ShardBranches, DeferWaits.",
+    ),
+]
+
 
 def rewrite(
     model: flags.Model,
     out: Out = None,
     tp: flags.Tp = None,
     dry_run: DryRun = False,
+    stop_after: StopAfter = None,
     force: flags.Force = False,
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
@@ -41,10 +51,10 @@ def rewrite(
 ) -> None:
     """Rewrite a model into its ladder form, and shard it.
 
-    OUT appears when it is complete, or not at all.
+    OUT is written atomically.
     """
-    if out is None and not dry_run:
-        raise typer.BadParameter("give it, or --dry-run", param_hint="--out")
+    if out is None and not dry_run and stop_after is None:
+        raise typer.BadParameter("give it, --dry-run or --stop-after", param_hint="--out")
     options = flags.given(
         layers=layers,
         blocks=blocks,
@@ -58,10 +68,15 @@ def rewrite(
         options["lowering_options"] = flags.lowering_options(lowering_option)
     with running("rewrite", debug, json):
         with working("loading torch"):
-            from ladderize.tools.cli.rewriting import rewrite_model
+            from ladderize.tools.cli.rewriting import graph_of_model, rewrite_model
             from ladderize.tools.sources import InputSizes
 
         sizes = InputSizes(batch, length, image_size, dynamic)
+        if stop_after is not None:
+            console().print(
+                graph_of_model(model, sizes, tp, options, stop_after), markup=False, soft_wrap=True
+            )
+            return
         done = rewrite_model(model, sizes, None if dry_run else out, tp, options, force)
         if json:
             print_json(json_of.dumps(done.as_data(), indent=1))

@@ -11,12 +11,13 @@ from rich.progress import Progress
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends.rewrite import rewrite
+from ladderize.frontends.rewrite import graph_after, rewrite_program
 from ladderize.frontends.sharded.directory import refuse_existing
-from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.localize import GROUP, LocalProgram, localize
 from ladderize.frontends.sharded.parallelize import aot_config
 from ladderize.frontends.sharded.program_files import write_program, write_shards
-from ladderize.report import Report, last_report
+from ladderize.passes.before_autograd import RankGroup
+from ladderize.report import Report
 from ladderize.tools.sources import InputSizes, open_model
 
 
@@ -84,18 +85,35 @@ def rewrite_model(
         task = progress.add_task(f"tracing {name}", total=None)
         program = open_model(name, sizes).program()
         progress.update(task, description="rewriting")
-        local = None
         if num_ranks is None:
-            rewritten = rewrite(program, **options)
+            rewritten, report = rewrite_program(program, config)
             if out is not None:
                 write_program(rewritten, out, config, force)
-        elif out is not None:
+            return Done(report, None, out)
+        if out is not None:
             local = write_shards(program, out, num_ranks, config, progress, force)
         else:
             local = localize(program, num_ranks, config)
-    report = last_report()
-    assert report is not None
-    return Done(report, local, out)
+    assert local.report is not None
+    return Done(local.report, local, out)
+
+
+def graph_of_model(
+    name: str,
+    sizes: InputSizes,
+    num_ranks: int | None,
+    options: Mapping[str, Any],
+    stop_after: str,
+) -> str:
+    """The graph of the model called `name` as the named step leaves it, as Python code.
+
+    Raises:
+        LadderError: from a step up to that one, or because there is none of that name.
+    """
+    config = aot_config(**options)
+    ranks = None if num_ranks is None else RankGroup(num_ranks, GROUP)
+    gm = graph_after(open_model(name, sizes).program(), config, ranks, stop_after)
+    return gm.print_readable(print_output=False, include_stride=False)
 
 
 def _config(options: Mapping[str, Any], is_written: bool) -> LadderConfig:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ladderize.report.data import WARNING, Report
+from ladderize.report.data import WARNING
+from ladderize.report.report import Report
 from ladderize.tools.demo.rank_work import NUM_RUNS, Compiled, Outcome
 
 MAX_ERROR = 1e-4

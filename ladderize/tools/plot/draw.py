@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ladderize.errors import LadderError
-from ladderize.report.data import Report
 from ladderize.report.files import refuse_file, write_file
+from ladderize.report.report import Report
 from ladderize.tools.plot.page import page
 from ladderize.tools.plot.picture import png, svg
 from ladderize.tools.predict.timeline.predicted import predict

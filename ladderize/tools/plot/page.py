@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from itertools import chain
 
-from ladderize.report.data import BlockReport, GraphReport, Report, StreamReport
-from ladderize.report.present.lines import Part, page_of, title_of
+from ladderize.report.data import BlockReport, GraphReport, StreamReport
+from ladderize.report.present.lines import Section, page_of, title_of
+from ladderize.report.report import Report
 from ladderize.tools.plot import lanes, units
 from ladderize.tools.plot.graph import BlockGraph
 from ladderize.tools.plot.layout import can_fold, lay_out
@@ -102,14 +103,14 @@ def _header(title: str, headline: str) -> Markup:
     return tag("header", words, button)
 
 
-def _refused(part: Part) -> Markup:
+def _refused(part: Section) -> Markup:
     lines = [tag("p", line) for line in part.lines]
     return tag(
         "section", tag("h2", part.title[:1].upper() + part.title[1:]), *lines, class_="refused"
     )
 
 
-def _notes(parts: tuple[Part, ...]) -> Iterator[Markup]:
+def _notes(parts: tuple[Section, ...]) -> Iterator[Markup]:
     """Collectives, sharding and what streams are left alone for."""
     noted = [part for part in parts if part.lines and not part.is_bad]
     if noted:

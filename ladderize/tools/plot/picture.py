@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 from ladderize.errors import LadderError
-from ladderize.report.data import GraphReport, Report, StreamReport
+from ladderize.report.data import GraphReport, StreamReport
 from ladderize.report.present.lines import page_of
+from ladderize.report.report import Report
 from ladderize.tools.plot import lanes, units
 from ladderize.tools.plot.graph import BlockGraph
 from ladderize.tools.plot.layout import lay_out

@@ -1,6 +1,6 @@
 """The models that the command line is pointed at: `MODEL` as text, to a program or its shapes.
 
-model.pt2               what torch.export.save wrote        (aot/archive.py reads it safely)
+model.pt2               what torch.export.save wrote        (compat/archive.py reads it safely)
 hf:DIR_OR_CONFIG        a configuration of transformers; weights of DIR, or random (hugging_face.py)
 package.module:factory  a function that returns (model, args, kwargs)              (factory.py)
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
@@ -17,29 +16,12 @@ from torch.utils import _pytree as pytree
 from ladderize.compat.archive import read_program
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends.rewrite import explain_exported
+from ladderize.frontends.rewrite import explain_program
 from ladderize.frontends.sharded.tracing import export_program, trace
-from ladderize.report.data import Report
+from ladderize.report.report import Report
+from ladderize.tools.sources.example_inputs import HUGGING_FACE, InputSizes
 
-HUGGING_FACE = "hf:"
-
-
-@dataclass(frozen=True)
-class InputSizes:
-    """Of the example inputs that are made for a configuration.
-
-    Attributes:
-        batch: examples.
-        length: tokens of each.
-        image: height and width in pixels where the configuration tells none.
-        is_dynamic: whether batch and length stay symbolic: dims 0 and 1 of integer inputs, dim 0
-            of all others.
-    """
-
-    batch: int = 2
-    length: int = 32
-    image: int = 224
-    is_dynamic: bool = False
+__all__ = ["HUGGING_FACE", "InputSizes", "Source", "is_factory", "open_model"]
 
 
 class Source(Protocol):
@@ -66,7 +48,7 @@ class File:
         return read_program(self.name)
 
     def explain(self, config: LadderConfig) -> Report:
-        return explain_exported(self.program(), config)
+        return explain_program(self.program(), config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +72,7 @@ class Module:
 
     def explain(self, config: LadderConfig) -> Report:
         if not self.has_weights:
-            return explain_exported(self.program(), config)
+            return explain_program(self.program(), config)
         from ladderize.frontends.explain import explain_call
 
         return explain_call(self.model, self.args, self.kwargs, config)
@@ -141,8 +123,3 @@ def is_factory(text: str) -> bool:
     module, colon, function = text.partition(":")
     names = [*module.split("."), function]
     return bool(colon) and all(name.isidentifier() for name in names) and not Path(text).exists()
-
-
-def seeded() -> None:
-    """Random weights and inputs are the same in every process."""
-    torch.manual_seed(0)

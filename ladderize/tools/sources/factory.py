@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.sources import seeded
+from ladderize.tools.sources.example_inputs import seeded
 
 
 def call_factory(text: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:

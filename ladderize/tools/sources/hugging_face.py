@@ -13,7 +13,7 @@ import torch
 
 from ladderize.errors import LadderError
 from ladderize.frontends.sharded.tracing import shapes_only
-from ladderize.tools.sources import HUGGING_FACE, InputSizes, seeded
+from ladderize.tools.sources.example_inputs import HUGGING_FACE, InputSizes, seeded
 
 
 def open_configuration(

@@ -1,10 +1,10 @@
-"""Segments of a graph as TensorRT engines: built once for equal segments, kept by key, bound to
+"""Islands of a graph as TensorRT engines: built once for equal islands, kept by key, bound to
 each one's weights.
 
 Importing this imports neither Torch-TensorRT nor TensorRT; building and binding do.
 """
 
-from ladderize.backends.tensorrt.engines.assemble import Built, build_segments
+from ladderize.backends.tensorrt.engines.assemble import Built, build_islands
 from ladderize.backends.tensorrt.engines.engine_report import BuildReport, EnginePlan, LeftOp
 from ladderize.backends.tensorrt.engines.packages import require_packages
 from ladderize.config.tensorrt import TensorRTOptions
@@ -15,6 +15,6 @@ __all__ = [
     "EnginePlan",
     "LeftOp",
     "TensorRTOptions",
-    "build_segments",
+    "build_islands",
     "require_packages",
 ]

@@ -1,8 +1,8 @@
-"""All segments of a graph: which are equal, what runs each, and what was done.
+"""All islands of a graph: which are equal, what runs each, and what was done.
 
-segments    segment_0, segment_1, … segment_63
-kinds       attention: segment_0, segment_2, …     MLP: segment_1, segment_3, …
-bound       a module for each segment, with its own weights
+islands    island_0, island_1, … island_63
+kinds       attention: island_0, island_2, …     MLP: island_1, island_3, …
+bound       a module for each island, with its own weights
 """
 
 import time
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from ladderize.backends.tensorrt.engines.build import Builder, Kind
+from ladderize.backends.tensorrt.engines.build import Builder, BuiltKind
 from ladderize.backends.tensorrt.engines.engine_report import BuildReport, EnginePlan, LeftOp
-from ladderize.backends.tensorrt.engines.plan_cache import Plan, PlanCache
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan, PlanCache
 from ladderize.backends.tensorrt.engines.plan_keys import canonical_text
-from ladderize.backends.tensorrt.engines.run_plans import Engine, Segment
+from ladderize.backends.tensorrt.engines.run_plans import Engine, EngineIsland
 from ladderize.backends.tensorrt.engines.size_ranges import find_extents
 from ladderize.backends.tensorrt.engines.targets import choose_target
 from ladderize.compat import tensorrt as trt
@@ -28,24 +28,24 @@ from ladderize.errors import Blocker, LadderError
 
 @dataclass(frozen=True)
 class Built:
-    """Segments whose engines are built.
+    """Islands whose engines are built.
 
     Attributes:
-        kinds: by the names of the segments.
-        inputs: for each segment, its placeholders; those that are weights are marked.
+        kinds: by the names of the islands.
+        inputs: for each island, its placeholders; those that are weights are marked.
         report: what was done.
         make_engine: what loads a plan; tests without a GPU put a stand-in here.
     """
 
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, BuiltKind]
     inputs: Mapping[str, tuple[tuple[str, bool], ...]]
     report: BuildReport
-    make_engine: Callable[[Plan], nn.Module] = Engine
-    _bound: dict[str, Segment] = field(default_factory=dict)
+    make_engine: Callable[[CachedPlan], nn.Module] = Engine
+    _bound: dict[str, EngineIsland] = field(default_factory=dict)
     _shared: dict[int, nn.Module] = field(default_factory=dict)
 
-    def bind(self, name: str, weights: Mapping[str, torch.Tensor]) -> Segment:
-        """The module that runs segment `name`, called with its inputs that are not weights.
+    def bind(self, name: str, weights: Mapping[str, torch.Tensor]) -> EngineIsland:
+        """The module that runs island `name`, called with its inputs that are not weights.
 
         Called again with other weights it gives them to the module that it returned before.
 
@@ -58,13 +58,13 @@ class Built:
             raise LadderError(f"{name} was bound without:", [Blocker(each) for each in missing])
         if name not in self._bound:
             kind = self.kinds[name]
-            self._bound[name] = Segment(kind, lambda part: self._engine(kind, part))
-        segment = self._bound[name]
-        segment.set_weights([weights[given] if is_weight else None for given, is_weight in slots])
-        return segment
+            self._bound[name] = EngineIsland(kind, lambda part: self._engine(kind, part))
+        island = self._bound[name]
+        island.set_weights([weights[given] if is_weight else None for given, is_weight in slots])
+        return island
 
-    def _engine(self, kind: Kind, part: str) -> nn.Module:
-        """Engines that hold weights are one segment's own; others serve every equal segment."""
+    def _engine(self, kind: BuiltKind, part: str) -> nn.Module:
+        """Engines that hold weights are one island's own; others serve every equal island."""
         plan = kind.plans[part]
         if plan.weights:
             return self.make_engine(plan)
@@ -73,15 +73,15 @@ class Built:
         return self._shared[id(plan)]
 
 
-def build_segments(
-    segments: Mapping[str, GraphModule],
+def build_islands(
+    islands: Mapping[str, GraphModule],
     weights: Mapping[str, Collection[str]],
     options: TensorRTOptions,
 ) -> Built:
-    """Build engines of all segments, one for each different one.
+    """Build engines of all islands, one for each different one.
 
     Args:
-        segments: functional ATen graphs by name, with fake values in `meta["val"]`.
+        islands: functional ATen graphs by name, with fake values in `meta["val"]`.
         weights: which placeholders of each are weights. Only shape and dtype are read of them.
         options: how to build.
 
@@ -91,7 +91,7 @@ def build_segments(
     """
     start = time.perf_counter()
     target = choose_target(options)
-    inputs = {name: gm.graph.find_nodes(op="placeholder") for name, gm in segments.items()}
+    inputs = {name: gm.graph.find_nodes(op="placeholder") for name, gm in islands.items()}
     extents = find_extents((node for nodes in inputs.values() for node in nodes), options.sizes)
     settings = trt.BuildSettings(
         optimization_level=options.optimization_level,
@@ -102,15 +102,15 @@ def build_segments(
     )
     cache = PlanCache(None if options.cache is None else Path(options.cache))
     builder = Builder(options, settings, extents, cache)
-    of_text: dict[str, Kind] = {}
-    kinds: dict[str, Kind] = {}
-    for name, segment in segments.items():
-        text = canonical_text(segment, weights[name], extents)
+    of_text: dict[str, BuiltKind] = {}
+    kinds: dict[str, BuiltKind] = {}
+    for name, island in islands.items():
+        text = canonical_text(island, weights[name], extents)
         if text not in of_text:
-            of_text[text] = builder.build(name, segment, weights[name])
+            of_text[text] = builder.build(name, island, weights[name])
         kinds[name] = of_text[text]
     report = BuildReport(
-        num_segments=len(segments),
+        num_islands=len(islands),
         num_kinds=len(of_text),
         plans=_plans(kinds),
         left=_left(kinds.values()),
@@ -125,16 +125,16 @@ def build_segments(
     return Built(kinds, slots, report)
 
 
-def _plans(kinds: Mapping[str, Kind]) -> tuple[EnginePlan, ...]:
+def _plans(kinds: Mapping[str, BuiltKind]) -> tuple[EnginePlan, ...]:
     served: dict[int, list[str]] = {}
-    plans: dict[int, tuple[Plan, bool]] = {}
+    plans: dict[int, tuple[CachedPlan, bool]] = {}
     for name, kind in kinds.items():
         for part, plan in kind.plans.items():
             served.setdefault(id(plan), []).append(name)
             plans.setdefault(id(plan), (plan, part in kind.found))
     return tuple(
         EnginePlan(
-            segments=tuple(dict.fromkeys(served[number])),
+            islands=tuple(dict.fromkeys(served[number])),
             num_bytes=len(plan.engine),
             seconds=plan.seconds,
             was_found=was_found,
@@ -144,7 +144,7 @@ def _plans(kinds: Mapping[str, Kind]) -> tuple[EnginePlan, ...]:
     )
 
 
-def _left(kinds: Iterable[Kind]) -> tuple[LeftOp, ...]:
+def _left(kinds: Iterable[BuiltKind]) -> tuple[LeftOp, ...]:
     found: dict[tuple[str, str], LeftOp] = {}
     for op in (op for kind in kinds for op in kind.left):
         before = found.get((op.op, op.why))

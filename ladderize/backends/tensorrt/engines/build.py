@@ -1,6 +1,6 @@
-"""From a segment to what runs it: TensorRT parts with their plans, PyTorch parts between them.
+"""From an island to what runs it: TensorRT parts with their plans, PyTorch parts between them.
 
-segment    mm(x, w) → cumprod → mm(…, w2)
+island    mm(x, w) → cumprod → mm(…, w2)
 kind       _run_on_acc_0(x) → _run_on_gpu_1(…) → _run_on_acc_2(…)      weights are in the engines
 """
 
@@ -14,13 +14,14 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.backends.tensorrt.engines.engine_report import LeftOp
-from ladderize.backends.tensorrt.engines.plan_cache import Layer, Plan, PlanCache
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan, EngineLayer, PlanCache
 from ladderize.backends.tensorrt.engines.plan_keys import canonical_text, plan_key
-from ladderize.backends.tensorrt.engines.respell import spell_segment
+from ladderize.backends.tensorrt.engines.respell import spell_island
 from ladderize.backends.tensorrt.engines.size_ranges import Extents
 from ladderize.backends.tensorrt.engines.strides import Layouts
 from ladderize.backends.tensorrt.engines.support import why_not
 from ladderize.compat import tensorrt as trt
+from ladderize.compat.dispatcher import rename
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, describe_origin
 
@@ -31,21 +32,21 @@ _ENGINE = "_run_on_acc"  # what Torch-TensorRT's partitioner calls its submodule
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What equal segments share.
+class BuiltKind:
+    """What equal islands share.
 
     Attributes:
-        graph: calls of parts, over all placeholders of a segment in their order; engine parts are
+        graph: calls of parts, over all placeholders of an island in their order; engine parts are
             not given their weights.
         plans: of its engine parts, by the name of the submodule.
         weights: for each engine part, which placeholders its plan's weights are.
-        layouts: how the segment's inputs and outputs lie in memory.
+        layouts: how the island's inputs and outputs lie in memory.
         left: what runs in PyTorch.
         found: parts whose plans were there already.
     """
 
     graph: GraphModule
-    plans: Mapping[str, Plan]
+    plans: Mapping[str, CachedPlan]
     weights: Mapping[str, tuple[int, ...]]
     layouts: Layouts
     left: tuple[LeftOp, ...]
@@ -61,14 +62,14 @@ class Builder:
     extents: Extents
     cache: PlanCache
 
-    def build(self, name: str, segment: GraphModule, weights: Collection[str]) -> Kind:
-        """The kind of `segment`, whose name is for error messages.
+    def build(self, name: str, island: GraphModule, weights: Collection[str]) -> BuiltKind:
+        """The kind of `island`, whose name is for error messages.
 
         Raises:
             LadderError: what could not be converted or built, where it stands in the user's code.
         """
         constant = () if self.options.weights == "inputs" else weights
-        spelled, layouts = spell_segment(segment, constant)
+        spelled, layouts = spell_island(island, constant)
         graph, reasons = trt.split_by_support(
             spelled,
             self.settings,
@@ -81,7 +82,7 @@ class Builder:
                 f"Not all of {name} runs in TensorRT, and require_full=True:",
                 [Blocker(f"{op.op}: {op.why}", op.source) for op in left],
             )
-        plans: dict[str, Plan] = {}
+        plans: dict[str, CachedPlan] = {}
         indices: dict[str, tuple[int, ...]] = {}
         found = set()
         for call in _engine_calls(graph):
@@ -93,9 +94,9 @@ class Builder:
             if was_found:
                 found.add(part_name)
         graph.recompile()
-        return Kind(graph, plans, indices, layouts, left, frozenset(found))
+        return BuiltKind(graph, plans, indices, layouts, left, frozenset(found))
 
-    def _plan(self, segment: str, part: GraphModule) -> tuple[Plan, bool]:
+    def _plan(self, island: str, part: GraphModule) -> tuple[CachedPlan, bool]:
         placeholders = part.graph.find_nodes(op="placeholder")
         weights = [node.name for node in placeholders if node.name.startswith("weight")]
         text = canonical_text(part, weights, self.extents)
@@ -105,7 +106,7 @@ class Builder:
             return found, True
         if not self.options.build:
             raise LadderError(
-                f"An engine of {segment} is not in {self.options.cache}, and build=False:",
+                f"An engine of {island} is not in {self.options.cache}, and build=False:",
                 [Blocker(f"here is {version}") for version in trt.tensorrt_versions()],
                 "build for this GPU with these versions, or install those that it was built with",
             )
@@ -117,17 +118,17 @@ class Builder:
         try:
             network = trt.convert(part, inputs, values, self.settings)
         except trt.ConversionFailed as error:
-            raise _conversion_error(segment, error) from error
+            raise _conversion_error(island, error) from error
         try:
             engine = trt.build_plan(network, self.settings, weights)
         except trt.BuildFailed as error:
-            raise _build_error(segment, part, error) from error
-        plan = Plan(
+            raise _build_error(island, part, error) from error
+        plan = CachedPlan(
             engine,
             network.inputs,
             network.outputs,
             tuple(weights),
-            tuple(Layer(*layer) for layer in trt.layers(network)),
+            tuple(EngineLayer(*layer) for layer in trt.layers(network)),
             time.perf_counter() - start,
         )
         self.cache.keep(key, plan)
@@ -161,7 +162,7 @@ def _engine_calls(graph: GraphModule) -> list[Node]:
 
 
 def _take_weights(call: Node, part: GraphModule) -> tuple[int, ...]:
-    """Take the weights out of an engine's call; which placeholders of the segment they are."""
+    """Take the weights out of an engine's call; which placeholders of the island they are."""
     placeholders = part.graph.find_nodes(op="placeholder")
     indices: list[int] = []
     kept = []
@@ -173,7 +174,7 @@ def _take_weights(call: Node, part: GraphModule) -> tuple[int, ...]:
         else:
             kept.append(given)
         own.target = f"{'weight' if is_weight else 'in'}{number}"
-        own._rename(own.target)
+        rename(own, own.target)
     call.args = tuple(kept)
     part.recompile()
     return tuple(indices)
@@ -197,21 +198,21 @@ def _blank(value: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(value.dtype).view(value.shape)
 
 
-def _conversion_error(segment: str, error: trt.ConversionFailed) -> LadderError:
+def _conversion_error(island: str, error: trt.ConversionFailed) -> LadderError:
     node = error.node
     what = f"{node.target}: {error}" if node is not None else str(error)
     return LadderError(
-        f"Torch-TensorRT could not convert {segment}:",
+        f"Torch-TensorRT could not convert {island}:",
         [Blocker(what, describe_origin(node) if node is not None else "")],
         f'let PyTorch run it, lowering_options={{"in_pytorch": ["{node and node.target}"]}}',
     )
 
 
-def _build_error(segment: str, part: GraphModule, error: trt.BuildFailed) -> LadderError:
+def _build_error(island: str, part: GraphModule, error: trt.BuildFailed) -> LadderError:
     ops = [node for node in part.graph.nodes if node.op == "call_function"]
     what = f"{len(ops)} ops from {ops[0].target} to {ops[-1].target}: {error}"
     return LadderError(
-        f"TensorRT could not build an engine of {segment}:",
+        f"TensorRT could not build an engine of {island}:",
         [Blocker(what, describe_origin(ops[0]))],
         "an op that it names can be left to PyTorch, in_pytorch=; a dtype that the target has not, "
         "as bfloat16 before 8.0, asks for another target",

@@ -1,20 +1,20 @@
-"""What was built of the segments, as data and as lines for people."""
+"""What was built of the islands, as data and as lines for people."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ladderize.backends.tensorrt.engines.plan_cache import Layer
-from ladderize.wording import counted
+from ladderize.backends.tensorrt.engines.plan_cache import EngineLayer
+from ladderize.errors import counted
 
 
 @dataclass(frozen=True)
 class LeftOp:
-    """An op that runs in PyTorch inside of a segment.
+    """An op that runs in PyTorch inside of an island.
 
     Attributes:
         op: its name in ATen.
-        count: how often, over all segments.
+        count: how often, over all islands.
         why: what TensorRT lacks.
         source: the line of the first, as `file:line`.
     """
@@ -30,18 +30,18 @@ class EnginePlan:
     """A plan and the engines that are made of it.
 
     Attributes:
-        segments: names of the segments that it serves.
+        islands: names of the islands that it serves.
         num_bytes: of the plan.
         seconds: what building it took, whenever that was.
         was_found: in the cache, in memory or on disk.
         layers: of the network, before TensorRT fuses them.
     """
 
-    segments: tuple[str, ...]
+    islands: tuple[str, ...]
     num_bytes: int
     seconds: float
     was_found: bool
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
 
     @property
     def layer_types(self) -> Mapping[str, int]:
@@ -51,10 +51,10 @@ class EnginePlan:
 
 @dataclass(frozen=True)
 class EnginesReport:
-    """What TensorRT made of a graph, which is cut into segments at its collectives.
+    """What TensorRT made of a graph, which is cut into islands at its collectives.
 
     Attributes:
-        num_segments: runs of compute between collectives.
+        num_islands: runs of compute between collectives.
         num_kinds: different ones; those of a kind share their engines, each with its own weights.
         num_built, num_found: plans that were built just now, and that were in the cache.
         left: ops that run in PyTorch.
@@ -62,7 +62,7 @@ class EnginesReport:
         target: compute capability that was built for.
     """
 
-    num_segments: int
+    num_islands: int
     num_kinds: int
     num_built: int
     num_found: int
@@ -73,7 +73,7 @@ class EnginesReport:
     def describe(self) -> Iterator[str]:
         """The report in lines, the first of which sums it up."""
         yield (
-            f"{counted(self.num_segments, 'segment')} of {counted(self.num_kinds, 'kind')}, "
+            f"{counted(self.num_islands, 'island')} of {counted(self.num_kinds, 'kind')}, "
             f"{counted(self.num_built + self.num_found, 'TensorRT plan')} for {self.target}: "
             f"{self.num_built} built, {self.num_found} found; {self.seconds:.1f} s"
         )
@@ -84,15 +84,15 @@ class EnginesReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of the segments, plan by plan.
+    """What became of the islands, plan by plan.
 
     Attributes:
-        num_segments, num_kinds, num_built, num_found, left, seconds, target: as in `EnginesReport`.
+        num_islands, num_kinds, num_built, num_found, left, seconds, target: as in `EnginesReport`.
         plans: one for each different engine.
         unusable: files in the cache that could not be used.
     """
 
-    num_segments: int
+    num_islands: int
     num_kinds: int
     plans: tuple[EnginePlan, ...]
     left: tuple[LeftOp, ...]
@@ -112,7 +112,7 @@ class BuildReport:
     def summary(self) -> EnginesReport:
         """Without the plans."""
         return EnginesReport(
-            self.num_segments,
+            self.num_islands,
             self.num_kinds,
             self.num_built,
             self.num_found,

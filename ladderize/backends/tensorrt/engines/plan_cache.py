@@ -18,7 +18,7 @@ _MAGIC = b"ladderize plan 1\n"
 
 
 @dataclass(frozen=True)
-class Layer:
+class EngineLayer:
     """A layer of the network that TensorRT was given, before it fuses them."""
 
     type: str
@@ -27,7 +27,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachedPlan:
     """A built engine, and how it is called.
 
     Attributes:
@@ -42,7 +42,7 @@ class Plan:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
     seconds: float
 
 
@@ -56,9 +56,9 @@ class PlanCache:
 
     folder: Path | None = None
     unusable: list[Path] = field(default_factory=list)
-    _plans: dict[str, Plan] = field(default_factory=dict)
+    _plans: dict[str, CachedPlan] = field(default_factory=dict)
 
-    def find(self, key: str) -> Plan | None:
+    def find(self, key: str) -> CachedPlan | None:
         """The plan of this key, None if there is none that can be used."""
         if key in self._plans or self.folder is None:
             return self._plans.get(key)
@@ -72,7 +72,7 @@ class PlanCache:
             self._plans[key] = plan
         return plan
 
-    def keep(self, key: str, plan: Plan) -> None:
+    def keep(self, key: str, plan: CachedPlan) -> None:
         """Put a plan in; another rank may be writing the same one."""
         self._plans[key] = plan
         if self.folder is None:
@@ -88,7 +88,7 @@ class PlanCache:
             raise
 
 
-def encode_plan(plan: Plan) -> bytes:
+def encode_plan(plan: CachedPlan) -> bytes:
     """A plan as the bytes of a file."""
     about = asdict(plan)
     engine = about.pop("engine")
@@ -97,7 +97,7 @@ def encode_plan(plan: Plan) -> bytes:
     return b"".join([_MAGIC, hashlib.sha256(body).digest(), body])
 
 
-def decode_plan(data: bytes) -> Plan | None:
+def decode_plan(data: bytes) -> CachedPlan | None:
     """The plan in a file, None if it is not whole or not one of these."""
     start = len(_MAGIC) + hashlib.sha256().digest_size
     body = data[start:]
@@ -106,7 +106,8 @@ def decode_plan(data: bytes) -> Plan | None:
     length = int.from_bytes(body[:8], "big")
     about: dict[str, Any] = json.loads(body[8 : 8 + length])
     layers = [
-        Layer(layer["type"], layer["name"], tuple(layer["dtypes"])) for layer in about["layers"]
+        EngineLayer(layer["type"], layer["name"], tuple(layer["dtypes"]))
+        for layer in about["layers"]
     ]
     names = {name: tuple(about[name]) for name in ("inputs", "outputs", "weights")}
-    return Plan(body[8 + length :], layers=tuple(layers), seconds=about["seconds"], **names)
+    return CachedPlan(body[8 + length :], layers=tuple(layers), seconds=about["seconds"], **names)

@@ -1,9 +1,9 @@
-"""Which segments are equal, and by what name a plan is kept.
+"""Which islands are equal, and by what name a plan is kept.
 
     in     seg_0: mm(x0, w3) → silu     seg_4: mm(x9, w7) → silu     seg_1: …
     out    kind a: seg_0, seg_4         kind b: seg_1
 
-Two segments are of one kind when their texts are equal: nodes and symbols numbered in order, with
+Two islands are of one kind when their texts are equal: nodes and symbols numbered in order, with
 targets, arguments, dtypes, shapes and strides; of weights only shape and dtype.
 """
 
@@ -12,33 +12,33 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from ladderize.backends.tensorrt.engines.size_ranges import Extents
+from ladderize.compat.dispatcher import OpOverload
 
 
-def canonical_text(segment: GraphModule, weights: Collection[str], extents: Extents) -> str:
-    """The segment without names: equal for segments that one build can serve."""
-    writer = _Writer(extents)
-    for node in segment.graph.nodes:
-        writer.write(segment, node, is_weight=node.name in weights)
+def canonical_text(island: GraphModule, weights: Collection[str], extents: Extents) -> str:
+    """The island without names: equal for islands that one build can serve."""
+    writer = _KeyWriter(extents)
+    for node in island.graph.nodes:
+        writer.write(island, node, is_weight=node.name in weights)
     return "\n".join(writer.lines)
 
 
-class _Writer:
+class _KeyWriter:
     def __init__(self, extents: Extents) -> None:
         self.lines: list[str] = []
         self._extents = extents
         self._numbers: dict[Node, int] = {}
         self._symbols: dict[str, str] = {}
 
-    def write(self, segment: GraphModule, node: Node, is_weight: bool) -> None:
+    def write(self, island: GraphModule, node: Node, is_weight: bool) -> None:
         self._numbers[node] = len(self._numbers)
         if node.op == "placeholder":
             words = ["weight" if is_weight else "input"]
         elif node.op == "get_attr":
-            words = ["constant", _digest_of(segment, str(node.target))]
+            words = ["constant", _digest_of(island, str(node.target))]
         else:
             kwargs = [f"{name}={self._show(node.kwargs[name])}" for name in sorted(node.kwargs)]
             words = [node.op, _name_of(node.target), self._show(node.args), *kwargs]
@@ -86,8 +86,8 @@ def _name_of(target: Any) -> str:
     return f"{target.__module__}.{target.__qualname__}"
 
 
-def _digest_of(segment: GraphModule, name: str) -> str:
-    value: Any = segment
+def _digest_of(island: GraphModule, name: str) -> str:
+    value: Any = island
     for part in name.split("."):
         value = getattr(value, part)
     assert isinstance(value, torch.Tensor), name

@@ -1,9 +1,9 @@
-"""Spell a segment as Torch-TensorRT converts it right.
+"""Spell an island as Torch-TensorRT converts it right.
 
     before   v = view(x, …);  o = getitem(_scaled_dot_product_flash_attention_for_cpu(q, k, v), 0)
     after    v = _reshape_copy(x, …);  o = scaled_dot_product_attention(q, k, v)
 
-Placeholders keep their order and get names that equal segments share: `input_0`, `weight_1`.
+Placeholders keep their order and get names that equal islands share: `input_0`, `weight_1`.
 """
 
 import contextlib
@@ -20,20 +20,21 @@ from torch.fx.traceback import preserve_node_meta
 from ladderize import compat
 from ladderize.backends.tensorrt.engines.strides import Layouts, make_contiguous
 from ladderize.compat import tensorrt as trt
+from ladderize.compat.dispatcher import rename
 
 aten = torch.ops.aten
 
 
-def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[GraphModule, Layouts]:
-    """A graph of the same values as `segment`; what is in `weights` is named as such.
+def spell_island(island: GraphModule, weights: Collection[str]) -> tuple[GraphModule, Layouts]:
+    """A graph of the same values as `island`; what is in `weights` is named as such.
 
     Its inputs and outputs are contiguous; the layouts say how they lay in memory.
     """
-    inputs = segment.graph.find_nodes(op="placeholder")
+    inputs = island.graph.find_nodes(op="placeholder")
     values = [node.meta["val"] for node in inputs]
 
     def interpret(*args: Any) -> Any:
-        return torch.fx.Interpreter(segment).run(*args)
+        return torch.fx.Interpreter(island).run(*args)
 
     table = trt.tensorrt_decompositions()
     with preserve_node_meta(), compat.fake_mode_of(values) or contextlib.nullcontext():
@@ -42,7 +43,7 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[Graph
         zip(inputs, gm.graph.find_nodes(op="placeholder"), strict=True)
     ):
         new.target = f"{'weight' if old.name in weights else 'input'}_{index}"
-        new._rename(new.target)
+        rename(new, new.target)
         new.meta.setdefault("val", old.meta["val"])  # of sizes make_fx keeps none
     gm.graph.eliminate_dead_code()
     _drop_aliases(gm)
@@ -51,7 +52,7 @@ def spell_segment(segment: GraphModule, weights: Collection[str]) -> tuple[Graph
     _select_in_known_dtypes(gm)
     _write_known_sizes(gm)
     _read_sizes_from_shapes(gm)
-    outputs: Any = segment.graph.output_node().args[0]
+    outputs: Any = island.graph.output_node().args[0]
     ours = [None if node.name in weights else node.meta["val"] for node in inputs]
     layouts = make_contiguous(gm, ours, [node.meta["val"] for node in outputs])
     for their_pass in trt.tensorrt_passes():

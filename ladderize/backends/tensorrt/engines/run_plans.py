@@ -1,6 +1,6 @@
-"""Run plans: an engine on the device, and a segment of engines and PyTorch parts.
+"""Run plans: an engine on the device, and an island of engines and PyTorch parts.
 
-In: a kind, and the weights of one segment of it. Out: a module that is called with the segment's
+In: a kind, and the weights of one island of it. Out: a module that is called with the island's
 other inputs. `Engine` has not run yet: deserialising a plan takes a GPU, and this was written
 without one. The calls that it makes are checked against a stand-in (`test_engines.py`).
 """
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from ladderize.backends.tensorrt.engines.build import Kind
-from ladderize.backends.tensorrt.engines.plan_cache import Plan
+from ladderize.backends.tensorrt.engines.build import BuiltKind
+from ladderize.backends.tensorrt.engines.plan_cache import CachedPlan
 from ladderize.compat import tensorrt as trt
 from ladderize.errors import Blocker, LadderError
 
@@ -23,7 +23,7 @@ DEVICE = "cuda"
 class Engine(nn.Module):
     """A plan on the current device. Runs on the current stream, and on one stream at a time."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CachedPlan) -> None:
         super().__init__()
         self._plan = plan
         self._engine = trt.deserialize(plan.engine)
@@ -48,7 +48,7 @@ class Engine(nn.Module):
         missing = trt.refit(self._engine, dict(zip(self._plan.weights, contiguous, strict=True)))
         if missing:
             raise LadderError(
-                "TensorRT did not take these weights:", [Blocker(name) for name in missing]
+                "TensorRT rejected the new weights (refit failed):", [Blocker(name) for name in missing]
             )
 
     def forward(self, *inputs: torch.Tensor | int) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -94,10 +94,10 @@ class Engine(nn.Module):
         )
 
 
-class Segment(nn.Module):
-    """A segment that runs, called with the inputs that are not its weights, in their order."""
+class EngineIsland(nn.Module):
+    """An island that runs, called with the inputs that are not its weights, in their order."""
 
-    def __init__(self, kind: Kind, make_engine: Callable[[str], nn.Module]) -> None:
+    def __init__(self, kind: BuiltKind, make_engine: Callable[[str], nn.Module]) -> None:
         super().__init__()
         self._kind = kind
         parts = {name: part for name, part in kind.graph.named_children() if name not in kind.plans}
@@ -106,7 +106,7 @@ class Segment(nn.Module):
         self._slots: list[torch.Tensor | None] = []
 
     def set_weights(self, slots: Sequence[torch.Tensor | None]) -> None:
-        """Weights in their places among the segment's inputs, None in the others."""
+        """Weights in their places among the island's inputs, None in the others."""
         self._slots = list(slots)
         for name, engine in self._engines.items():
             held = [slots[index] for index in self._kind.weights[name]]

@@ -1,7 +1,7 @@
-"""What a cut graph does at each call: its segments run in engines that have the latest weights.
+"""What a cut graph does at each call: its islands run in engines that have the latest weights.
 
-step(*args)    weights as at the call before?  ── no ── bind: each segment gets its own
-               outer graph: segment_0, launch, segment_1, launch, wait, segment_2, …
+step(*args)    weights as at the call before?  ── no ── bind: each island gets its own
+               outer graph: island_0, launch, island_1, launch, wait, island_2, …
 """
 
 import weakref
@@ -16,17 +16,17 @@ from ladderize.backends.tensorrt.engines.assemble import Built
 from ladderize.errors import Blocker, LadderError
 
 
-class Step:
-    """A graph whose segments run in engines. Called with all its inputs, weights included.
+class CutGraph:
+    """A graph whose islands run in engines. Called with all its inputs, weights included.
 
     When a weight is another tensor than at the call before, or was written in place, the engines
     are given their weights anew (a write through `.data` or to an inference tensor leaves no trace
     and is not noticed).
 
     Args:
-        gm: calls of segments, which are given what is no weight, and all that is between them.
+        gm: calls of islands, which are given what is no weight, and all that is between them.
         built: the engines.
-        weights: by segment, its inputs that are weights, with their places among the arguments.
+        weights: by island, its inputs that are weights, with their places among the arguments.
     """
 
     def __init__(

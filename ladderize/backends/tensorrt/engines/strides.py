@@ -1,11 +1,11 @@
 """Tensors that are not contiguous, in and out of engines, which know only contiguous ones.
 
-    segment    y[2, 4, 16, 8] in memory as [2, 16, 4, 8]
+    island    y[2, 4, 16, 8] in memory as [2, 16, 4, 8]
     engine     gives y.permute(0, 2, 1, 3), which is contiguous
     outside    y = that.permute(0, 2, 1, 3): a view, with the strides that the graph was traced for
 
 Without this an input would be copied at each call, and a view of an output that was left outside of
-the segment might not be one.
+the island might not be one.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ class Layouts:
     outputs: tuple[Order | None, ...]
 
     def enter(self, inputs: Sequence[Any]) -> list[Any]:
-        """The segment's inputs as its graph takes them."""
+        """The island's inputs as its graph takes them."""
         return [_permuted(value, o) for value, o in zip(inputs, self.inputs, strict=True)]
 
     def leave(self, outputs: Sequence[Any]) -> tuple[Any, ...]:
-        """What the graph returns, with the strides that the segment's outputs had."""
+        """What the graph returns, with the strides that the island's outputs had."""
         backward = (None if order is None else inverse(order) for order in self.outputs)
         return tuple(_permuted(value, o) for value, o in zip(outputs, backward, strict=True))
 
@@ -50,7 +50,7 @@ def make_contiguous(gm: GraphModule, inputs: Sequence[Any], outputs: Sequence[An
             node.replace_all_uses_with(view, delete_user_cb=lambda user, own=view: user is not own)
             node.meta = node.meta | {"val": node.meta["val"].permute(order)}
     result = gm.graph.output_node()
-    returned = list(result.args[0])  # type: ignore[arg-type]  # a tuple, as of every segment
+    returned = list(result.args[0])  # type: ignore[arg-type]  # a tuple, as of every island
     for index, order in enumerate(layouts.outputs):
         node = returned[index]
         if order is not None and isinstance(node, Node):

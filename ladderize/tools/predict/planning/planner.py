@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ladderize.errors import LadderError
-from ladderize.report.data import Report
+from ladderize.report.report import Report
 from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.planning.confidence import Confidence, confidence
 from ladderize.tools.predict.planning.forecast import Forecast, Request, forecast

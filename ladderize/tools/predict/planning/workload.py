@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from ladderize.errors import Blocker, LadderError
 from ladderize.report.branch_kinds import ATTENTION
-from ladderize.report.data import BlockReport, GraphReport, Report, SegmentReport
+from ladderize.report.data import BlockReport, GraphReport, SegmentReport
 from ladderize.report.naming import block_name
+from ladderize.report.report import Report
 from ladderize.tools.predict.timeline.division import Division
 
 

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from ladderize.errors import LadderError
-from ladderize.report.data import Report
 from ladderize.report.naming import block_name
+from ladderize.report.report import Report
 from ladderize.tools.predict.timeline.steps import Lane, Step, Timeline, key_of
 from ladderize.tools.predict.timeline.trace import read_step
 

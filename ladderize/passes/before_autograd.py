@@ -1,0 +1,294 @@
+"""From a traced graph to the rank-local ladder graph: the pipeline before autograd.
+
+    Dynamo graph ── InlineRegions ── Functionalize ── SpellSums ── find_streams
+                 ── RerouteReads ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
+
+`BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
+keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
+sharding rules know. `after_autograd.py` holds the passes that the lowerings run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError
+from ladderize.graph import ops
+from ladderize.graph.in_flight import check_in_flight
+from ladderize.graph.to_aten import is_aten, to_aten
+from ladderize.passes import PassResult
+from ladderize.passes.functionalize import Functionalize
+from ladderize.passes.gradient_checks import (
+    refuse_lost_gradients,
+    refuse_unsaved_states,
+    refuse_wrong_gradients,
+)
+from ladderize.passes.inline_regions import InlineRegions
+from ladderize.passes.outline_regions import OutlineRegions
+from ladderize.passes.reroute import RerouteReads
+from ladderize.passes.runner import Log, Observer, Step, apply, apply_pass, run_steps
+from ladderize.passes.shard import ShardBranches
+from ladderize.passes.spell_sums import SpellSums
+from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.choose import choose_blocks
+from ladderize.streams.context import AnalysisContext
+from ladderize.streams.find import streams_in
+from ladderize.streams.recurrence import (
+    Recurrence,
+    check_recurrence,
+    read_recurrence,
+    specify_ladder,
+)
+from ladderize.streams.refusals import refuse_unfit, refuse_wrapped
+from ladderize.streams.single_layers import refuse_single_layers
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """The ranks that a graph is sharded over: how many, and the name of their process group."""
+
+    size: int
+    name: str
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh | None) -> "RankGroup | None":
+        return None if mesh is None else cls(mesh.size(), mesh.get_group().group_name)
+
+
+@dataclass
+class Rewriting:
+    """One graph on its way through the pipeline, and what was found and done so far.
+
+    Attributes:
+        gm: the graph, rewritten in place; a new one if it is sharded and was not an ATen graph.
+        names: the parameters and buffers among its inputs.
+        config: what to convert.
+        ranks: the ranks to shard over, None on one device.
+        may_be_a_layer: whether to refuse `gm` when it looks like one layer compiled by itself.
+        is_laddered: whether the graph was laddered and sharded before (`parallelize`), so that
+            nothing is rerouted.
+        log: the steps that ran.
+        num_regions: how many checkpointed regions were inlined.
+        context: the analysis of the standard graph; made once, by `find_streams`.
+        streams: the residual streams of the standard graph.
+        chosen: for each stream the indices of the converted blocks.
+        standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
+        plan: how the branches are sharded, None without ranks.
+    """
+
+    gm: GraphModule
+    names: Mapping[Node, str]
+    config: LadderConfig = field(default_factory=LadderConfig)
+    ranks: RankGroup | None = None
+    may_be_a_layer: bool = True
+    is_laddered: bool = False
+    log: Log = field(default_factory=Log)
+    num_regions: int = 0
+    context: AnalysisContext | None = None
+    streams: tuple[Stream, ...] = ()
+    chosen: tuple[frozenset[int], ...] = ()
+    standard: tuple[Recurrence, ...] = ()
+    rewritten: tuple[Recurrence, ...] = ()
+    plan: ShardPlan | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        return 1 if self.ranks is None else self.ranks.size
+
+    @property
+    def analysis(self) -> AnalysisContext:
+        assert self.context is not None, "made by find_streams"
+        return self.context
+
+    @property
+    def shard_plan(self) -> ShardPlan:
+        assert self.plan is not None, "made by plan_sharding"
+        return self.plan
+
+    def blocks_in_order(self) -> list[Block]:
+        """Every block of every stream, those that read stale already included, in graph order."""
+        position = {node: i for i, node in enumerate(self.gm.graph.nodes)}
+        blocks = (b for stream in self.streams for b in (*stream.blocks, *stream.stale_blocks))
+        return sorted(blocks, key=lambda block: position[block.add])
+
+    def describe(self) -> str:
+        """One line: how many blocks were found and converted."""
+        found = sum(len(stream.blocks) for stream in self.streams)
+        stale = sum(len(stream.stale_blocks) for stream in self.streams)
+        already = f", {stale} more read stale already" if stale else ""
+        return f"{sum(map(len, self.chosen))} of {found} blocks converted{already}"
+
+
+# ---- when a step is due ------------------------------------------------------------------------
+
+
+def _has_ranks(state: Rewriting) -> bool:
+    return state.ranks is not None
+
+
+def _needs_aten(state: Rewriting) -> bool:
+    return state.ranks is not None and not is_aten(state.gm)
+
+
+def _has_regions(state: Rewriting) -> bool:
+    return bool(state.num_regions)
+
+
+def _is_standard(state: Rewriting) -> bool:
+    return not state.is_laddered
+
+
+def _is_verified(state: Rewriting) -> bool:
+    return not state.is_laddered and state.config.verify != "off"
+
+
+# ---- the steps, in the order of the table below ------------------------------------------------
+
+
+def _inline_regions(state: Rewriting) -> PassResult:
+    result = apply_pass(state.gm, InlineRegions())
+    state.num_regions = result.changed
+    return result
+
+
+def _refuse_sharded_regions(state: Rewriting) -> None:
+    if state.num_regions:
+        raise LadderError(
+            f"{state.num_regions} checkpointed regions cannot be sharded:",
+            cure="switch gradient checkpointing off (it is of no use in inference)",
+        )
+
+
+def _refuse_wrapped(state: Rewriting) -> None:
+    refuse_wrapped({name: ops.value(node) for node, name in state.names.items()})
+
+
+def _to_aten(state: Rewriting) -> None:
+    state.gm, state.names = to_aten(state.gm, state.names)
+
+
+def _find_streams(state: Rewriting) -> None:
+    state.context = AnalysisContext(state.gm, state.names)
+    state.streams = streams_in(state.context)
+    state.chosen = tuple(frozenset[int]() for _ in state.streams)
+
+
+def _read_standard(state: Rewriting) -> None:
+    state.standard = state.rewritten = read_recurrence(state.gm, state.streams)
+
+
+def _refuse_unsaved_states(state: Rewriting) -> None:
+    if state.config.lowering != "eager":
+        refuse_unsaved_states(state.gm)
+
+
+def _refuse_single_layers(state: Rewriting) -> None:
+    if state.may_be_a_layer:
+        refuse_single_layers(state.analysis, state.streams, state.config)
+
+
+def _choose_blocks(state: Rewriting) -> None:
+    chosen = choose_blocks(state.streams, state.config)  # checks expect_blocks= in any case
+    if not state.is_laddered:
+        state.chosen = chosen
+
+
+def _reroute_reads(state: Rewriting) -> PassResult:
+    reroute = RerouteReads(state.streams, state.chosen, state.config.staleness)
+    return apply_pass(state.gm, reroute)
+
+
+def _read_rewritten(state: Rewriting) -> None:
+    state.rewritten = read_recurrence(state.gm, state.streams)
+
+
+def _check_recurrence(state: Rewriting) -> None:
+    specified = specify_ladder(state.standard, state.streams, state.chosen, state.config.staleness)
+    for found, wanted, stream in zip(state.rewritten, specified, state.streams, strict=True):
+        check_recurrence(found, wanted, stream)
+
+
+def _plan_sharding(state: Rewriting) -> None:
+    state.plan = plan_sharding(
+        state.gm,
+        state.blocks_in_order(),
+        state.names,
+        state.num_ranks,
+        shard_vocabulary=state.config.shard_vocabulary,
+    )
+
+
+def _shard_branches(state: Rewriting) -> PassResult:
+    assert state.ranks is not None
+    shard = ShardBranches(state.shard_plan, state.ranks.name)
+    return apply_pass(state.gm, shard, lambda gm: check_in_flight(gm.graph))
+
+
+STANDARDIZE: tuple[Step[Rewriting], ...] = (
+    apply(Functionalize),
+    apply(SpellSums),
+)
+"""Into the form in which streams are found: no in-place ops, sums spelled as adds."""
+
+BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
+    Step("InlineRegions", _inline_regions),
+    Step("refuse_sharded_regions", _refuse_sharded_regions, _has_ranks, "check"),
+    Step("refuse_wrapped", _refuse_wrapped, _has_ranks, "check"),
+    Step("refuse_lost_gradients", lambda s: refuse_lost_gradients(s.gm), _has_ranks, "check"),
+    Step("ToAten", _to_aten, _needs_aten),
+    *STANDARDIZE,
+    Step("find_streams", _find_streams, kind="analysis"),
+    Step("read_standard", _read_standard, kind="analysis"),
+    Step("refuse_wrong_gradients", lambda s: refuse_wrong_gradients(s.gm), kind="check"),
+    Step("refuse_unsaved_states", _refuse_unsaved_states, _has_regions, "check"),
+    Step("refuse_single_layers", _refuse_single_layers, kind="check"),
+    Step("refuse_unfit", lambda s: refuse_unfit(s.analysis, s.streams), kind="check"),
+    Step("choose_blocks", _choose_blocks, kind="analysis"),
+    Step("RerouteReads", _reroute_reads, _is_standard),
+    Step("read_rewritten", _read_rewritten, _is_standard, "analysis"),
+    Step("check_recurrence", _check_recurrence, _is_verified, "check"),
+    Step("OutlineRegions", lambda s: apply_pass(s.gm, OutlineRegions()), _has_regions),
+    Step("plan_sharding", _plan_sharding, _has_ranks, "analysis"),
+    Step("refuse_undivided", lambda s: refuse_undivided(s.shard_plan), _has_ranks, "check"),
+    Step("ShardBranches", _shard_branches, _has_ranks),
+)
+"""A pass edits the graph, an analysis reads it, a check refuses it.
+
+Checks stand right behind what they need: the gradients of collectives are judged once in-place
+calls are functional, and a stream is refused before anything of it is rerouted.
+"""
+
+
+def rewrite_graph(state: Rewriting, observer: Observer | None = None) -> Rewriting:
+    """Take `state` through `BEFORE_AUTOGRAD`.
+
+    Args:
+        state: the traced graph, with fake values.
+        observer: sees the state after each step; the report is made by one.
+
+    Raises:
+        LadderError: listing everything that keeps the graph from being converted as asked.
+    """
+    state.log.dump_dir = dump_folder(state.config)
+    run_steps(BEFORE_AUTOGRAD, state, observer)
+    return state
+
+
+def standardize(gm: GraphModule, names: Mapping[Node, str]) -> None:
+    """Run `STANDARDIZE` alone, on a graph that is not going to be laddered here."""
+    run_steps(STANDARDIZE, Rewriting(gm, names))
+
+
+def dump_folder(config: LadderConfig) -> Path | None:
+    """Where this rank's stages of this compilation are written, None when they are not."""
+    if config.debug_dir is None:
+        return None
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return Path(config.debug_dir) / f"rank{rank}" / compat.current_compile_id()

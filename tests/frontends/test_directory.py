@@ -1,0 +1,19 @@
+"""A manifest knows each file by its size and its hash."""
+
+import pytest
+
+from ladderize import LadderError
+from ladderize.frontends.sharded.directory import check_files, read_manifest, write_manifest
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"efgh", "a was changed"), (b"abc", "3 bytes instead of 4")]
+)
+def test_a_changed_file_is_told(tmp_path, data, says):
+    (tmp_path / "a").write_bytes(b"abcd")
+    write_manifest(tmp_path, {})
+    known = read_manifest(tmp_path)["files"]
+    check_files(tmp_path, known, ["a"])
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(LadderError, match=says):
+        check_files(tmp_path, known, ["a"])

@@ -1,0 +1,849 @@
+"""The table of mutants: one fault in one line of the package each, and the tests that see it.
+
+    Mutant("the skip is dropped from the sum", "ladderize/streams/recurrence.py",
+           "skip + branch",  ->  "branch",      killed by tests/passes/test_reroute.py::test_…
+
+`run.py` plants each fault in a copy of the tree and runs its tests there. Every mutant computes
+something else than the original: none is an equivalent spelling of it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: in a few words, unique.
+        file: of the package, relative to the root of the repository.
+        old: the text that is replaced; it occurs once in the file.
+        new: the faulty text.
+        tests: the pytest node that has to fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+    @property
+    def test_file(self) -> str:
+        return self.tests.partition("::")[0]
+
+    def plant(self, text: str) -> str:
+        """The faulty text of the file."""
+        return text.replace(self.old, self.new)
+
+
+def find_misfits(root: Path, mutants: Iterable[Mutant]) -> Iterator[str]:
+    """Every mutant that cannot be planted in the tree at `root`, and why."""
+    mutants = list(mutants)
+    for name, count in Counter(mutant.name for mutant in mutants).items():
+        if count > 1:
+            yield f"{name}: {count} mutants have this name"
+    for mutant in mutants:
+        if not (root / mutant.test_file).is_file():
+            yield f"{mutant.name}: there is no {mutant.test_file}"
+        if mutant.old == mutant.new:
+            yield f"{mutant.name}: the new text is the old one"
+        path = root / mutant.file
+        count = path.read_text().count(mutant.old) if path.is_file() else None
+        if count is None:
+            yield f"{mutant.name}: there is no {mutant.file}"
+        elif count != 1:
+            yield f"{mutant.name}: {count} places of {mutant.file} hold {mutant.old!r}, not one"
+
+
+# ---- streams ---------------------------------------------------------------------------------
+
+STREAMS = (
+    Mutant(
+        "a size counts as a read",
+        "ladderize/streams/context.py",
+        "stack.extend(s for s in self.sources[node] if s not in self.static)",
+        "stack.extend(self.sources[node])",
+        "tests/passes/test_properties.py::test_a_size_is_no_read_of_the_stream",
+    ),
+    Mutant(
+        "one static source makes a node static",
+        "ladderize/streams/context.py",
+        "is_static = not ops.holds_tensor(node) or all(",
+        "is_static = not ops.holds_tensor(node) or any(",
+        "tests/streams/test_find.py::test_each_block_reads_what_the_one_before_wrote",
+    ),
+    Mutant(
+        "a sum reads memory as it was made",
+        "ladderize/streams/context.py",
+        "return self.writes.get(node, {}).get(operand, operand)",
+        "return operand",
+        "tests/graph/test_dataflow.py::test_what_is_written_into_a_buffer_is_read_stale",
+    ),
+    Mutant(
+        "scaled sums are flattened",
+        "ladderize/streams/context.py",
+        "is_plain = ops.kind(node) is Kind.ADD and not node.kwargs",
+        "is_plain = ops.kind(node) is Kind.ADD",
+        "tests/streams/test_find.py::test_a_scaled_sum_of_branches_is_not_flattened",
+    ),
+    Mutant(
+        "a sum with several readers is flattened",
+        "ladderize/streams/candidates.py",
+        "if len(operand.users) == 1 and context.is_plain_sum(operand):",
+        "if context.is_plain_sum(operand):",
+        "tests/streams/test_find.py::test_spellings_of_the_add",
+    ),
+    Mutant(
+        "a group skip is a block",
+        "ladderize/streams/candidates.py",
+        "if any(writer[other] in inside for other in inside):",
+        "if all(writer[other] in inside for other in inside):",
+        "tests/streams/test_find.py::test_group_skip_around_two_blocks_is_dropped",
+    ),
+    Mutant(
+        "the subtrahend of a difference is a skip",
+        "ladderize/streams/candidates.py",
+        "for skip in leaves[:1] if is_difference else leaves:",
+        "for skip in leaves[1:] if is_difference else leaves:",
+        "tests/passes/test_properties.py::test_sums_in_odd_spellings",
+    ),
+    Mutant(
+        "the shortest chain is taken first",
+        "ladderize/streams/chains.py",
+        "last: Block | None = max(free,",
+        "last: Block | None = min(free,",
+        "tests/passes/test_reroute.py::test_sources_stay_inside_the_stream",
+    ),
+    Mutant(
+        "a chain may lie in the branch of another",
+        "ladderize/streams/chains.py",
+        "if adds & block.members:",
+        "if adds <= set():",
+        "tests/passes/test_properties.py::test_other_adds_are_no_blocks[gate-embedding]",
+    ),
+    Mutant(
+        "two stacks on one trunk are joined",
+        "ladderize/streams/find.py",
+        "if before is None or run is None or run[-1] is not before:",
+        "if before is None or run is None:",
+        "tests/streams/test_find.py::test_two_stacks_on_one_trunk_do_not_become_one_stream",
+    ),
+    Mutant(
+        "all segments have the number 0",
+        "ladderize/streams/find.py",
+        "layer=layer, segment=segment))",
+        "layer=layer, segment=0))",
+        "tests/streams/test_find.py::test_a_stage_with_another_shape_is_another_segment",
+    ),
+    Mutant(
+        "a stale read across segments",
+        "ladderize/streams/block.py",
+        "source = max(block.index - staleness, first)",
+        "source = max(block.index - staleness, 0)",
+        "tests/report/test_report.py::test_segments",
+    ),
+    Mutant(
+        "stale blocks are sought two blocks back",
+        "ladderize/streams/existing_ladders.py",
+        "range(MAX_STALENESS)",
+        "range(2)",
+        "tests/streams/test_refusals.py::test_stale_blocks_are_found_three_blocks_back",
+    ),
+    Mutant(
+        "a block behind a stale one is not linked to it",
+        "ladderize/streams/existing_ladders.py",
+        "home[node] = home[writer.add]",
+        "home[writer.add] = home[writer.add]",
+        "tests/streams/test_refusals.py::test_the_stale_blocks_of_a_ladder_are_counted",
+    ),
+    Mutant(
+        "gates of the skip path are not seen",
+        "ladderize/streams/refusals.py",
+        "if context.branch(block.anchor, [block.skip]) is not None:",
+        "if context.branch(block.anchor, [block.skip]) is block:",
+        "tests/streams/test_refusals.py::test_refused_with_its_reason",
+    ),
+    Mutant(
+        "reads of an earlier block are not seen",
+        "ladderize/streams/refusals.py",
+        "if read is not block:",
+        "if read is None:",
+        "tests/streams/test_refusals.py::test_refused_with_its_reason",
+    ),
+    Mutant(
+        "writes into the stream are not seen",
+        "ladderize/streams/refusals.py",
+        "if not stream.isdisjoint(written):",
+        "if written and stream.isdisjoint(written):",
+        "tests/streams/test_find.py::test_in_place_on_the_graph_input_is_refused",
+    ),
+    Mutant(
+        "equations of sums are not compared",
+        "ladderize/streams/recurrence.py",
+        'for equations in ("sums", "anchors")',
+        'for equations in ("anchors",)',
+        "tests/passes/test_reroute.py::test_the_recurrence_check_finds_planted_faults",
+    ),
+    Mutant(
+        "the skip is no part of the equation",
+        "ladderize/streams/recurrence.py",
+        "sympy.Eq(sum_symbol, skip + branch, evaluate=False)",
+        "sympy.Eq(sum_symbol, branch, evaluate=False)",
+        "tests/passes/test_reroute.py::test_the_recurrence_check_finds_planted_faults",
+    ),
+    Mutant(
+        "more blocks than expected are fine",
+        "ladderize/streams/choose.py",
+        "if expected is None or total == expected:",
+        "if expected is None or total >= expected:",
+        "tests/frontends/test_backend.py::test_impossible_selections",
+    ),
+    Mutant(
+        "blocks= counts from the next stream",
+        "ladderize/streams/choose.py",
+        "for s in streams[:i]) for i in range(len(streams))]",
+        "for s in streams[: i + 1]) for i in range(len(streams))]",
+        "tests/report/test_report.py::test_options_are_those_of_the_compilation",
+    ),
+    Mutant(
+        "the last layers are one too few",
+        "ladderize/config/selection.py",
+        "range(count - self.last, count)",
+        "range(count - self.last + 1, count)",
+        "tests/streams/test_config.py::test_selection",
+    ),
+    Mutant(
+        "an index may be the number of blocks",
+        "ladderize/config/selection.py",
+        "if not 0 <= i < count)",
+        "if not 0 <= i <= count)",
+        "tests/streams/test_config.py::test_selection_out_of_range",
+    ),
+    Mutant(
+        "a percentage is rounded down",
+        "ladderize/config/selection.py",
+        "int(count * self.last_percent / 100 + 0.5)",
+        "int(count * self.last_percent / 100)",
+        "tests/streams/test_config.py::test_selection",
+    ),
+    Mutant(
+        "indices that fall make a layer",
+        "ladderize/streams/layers.py",
+        "distinct = len(set(known)) if known == sorted(known) else min(len(known), 1)",
+        "distinct = len(set(known))",
+        "tests/streams/test_find.py::test_layers_of_few_layers_with_more_sublayers",
+    ),
+    Mutant(
+        "writes are no sources of what reads them",
+        "ladderize/graph/dataflow.py",
+        "else tuple(dict.fromkeys((*node.all_input_nodes, *writes.get(node, {}).values())))",
+        "else tuple(dict.fromkeys(node.all_input_nodes))",
+        "tests/graph/test_dataflow.py::test_the_last_write_before_a_reader_is_its_source",
+    ),
+    Mutant(
+        "a write may pass what reads before it",
+        "ladderize/graph/dataflow.py",
+        "ahead, since[storage] = since.get(storage, []), [node]",
+        "ahead, since[storage] = [], [node]",
+        "tests/passes/test_defer_waits.py::test_writes_into_memory_keep_their_place",
+    ),
+    Mutant(
+        "setitem writes nothing",
+        "ladderize/graph/ops.py",
+        'is_in_place = name == "setitem" or (',
+        "is_in_place = (",
+        "tests/graph/test_dataflow.py::test_the_last_write_before_a_reader_is_its_source",
+    ),
+    Mutant(
+        "+= is no add",
+        "ladderize/graph/ops.py",
+        '_ADDS = frozenset({"add", "iadd", "add_"})',
+        '_ADDS = frozenset({"add", "add_"})',
+        "tests/streams/test_find.py::test_in_place_on_the_graph_input_is_refused",
+    ),
+    Mutant(
+        "-= becomes a sum",
+        "ladderize/graph/ops.py",
+        "operator.isub: operator.sub,",
+        "operator.isub: operator.add,",
+        "tests/passes/test_functionalize.py::test_values_and_dtypes_stay",
+    ),
+    Mutant(
+        "a layer norm mixes",
+        "ladderize/graph/ops.py",
+        '"""layer_norm native_layer_norm rms_norm',
+        '"""native_layer_norm rms_norm',
+        "tests/streams/test_find.py::test_post_norm_blocks_are_one_segment",
+    ),
+)
+
+# ---- passes ----------------------------------------------------------------------------------
+
+PASSES = (
+    Mutant(
+        "views that are read later are no hazard",
+        "ladderize/passes/functionalize.py",
+        "and any(position[user] > position[node] for user in other.users)",
+        "and any(position[user] < position[node] for user in other.users)",
+        "tests/streams/test_find.py::test_the_first_write_under_a_view_is_refused",
+    ),
+    Mutant(
+        "an input may be overwritten",
+        "ladderize/passes/functionalize.py",
+        'other.op in ("placeholder", "get_attr")',
+        'other.op in ("get_attr",)',
+        "tests/streams/test_find.py::test_in_place_on_the_graph_input_is_refused",
+    ),
+    Mutant(
+        "the first later reader reads the old value",
+        "ladderize/passes/functionalize.py",
+        "for user in later:",
+        "for user in later[1:]:",
+        "tests/passes/test_functionalize.py::test_values_and_dtypes_stay",
+    ),
+    Mutant(
+        "an in-place op may change the dtype",
+        "ladderize/passes/functionalize.py",
+        "return tensors[0].dtype",
+        "return None",
+        "tests/passes/test_functionalize.py::test_values_and_dtypes_stay",
+    ),
+    Mutant(
+        "one of two reads is left fresh",
+        "ladderize/passes/reroute.py",
+        "stale) for reader in readers]",
+        "stale) for reader in readers[:1]]",
+        "tests/graph/test_dataflow.py::test_caches_of_the_model_are_read_stale",
+    ),
+    Mutant(
+        "reads move one block too little",
+        "ladderize/passes/reroute.py",
+        "path = stream.blocks[source : index + 1]",
+        "path = stream.blocks[source + 1 : index + 1]",
+        "tests/passes/test_reroute.py::test_values_are_those_of_the_eager_ladder",
+    ),
+    Mutant(
+        "the order of memory is not kept",
+        "ladderize/passes/defer_waits.py",
+        "followers = {node: list(behind) for node, behind in memory.items()}",
+        "followers = {node: list(behind) for node, behind in memory.items() if not waits}",
+        "tests/passes/test_defer_waits.py::test_writes_into_memory_keep_their_place",
+    ),
+    Mutant(
+        "the second wait stays",
+        "ladderize/passes/join_waits.py",
+        "for wait in waits[1:]:",
+        "for wait in waits[2:]:",
+        "tests/passes/test_defer_waits.py::test_a_second_wait_is_joined_to_the_first",
+    ),
+    Mutant(
+        "waits that were not put off are pinned",
+        "ladderize/passes/pin_order.py",
+        "if before is not own[node].launch:",
+        "if before is own[node].launch:",
+        "tests/passes/test_defer_waits.py::test_pins_follow_the_order",
+    ),
+    Mutant(
+        "dynamic sizes are not compared",
+        "ladderize/passes/pin_order.py",
+        "return user if _form(operands[0]) == _form(operands[1]) else None",
+        "return user",
+        "tests/passes/test_defer_waits.py::test_without_control_deps_dynamic_sizes_are_compared",
+    ),
+    Mutant(
+        "the next matmul does not wait for a gather",
+        "ladderize/passes/pin_order.py",
+        "elif new and work_of(node):",
+        "elif new and not work_of(node):",
+        "tests/passes/test_schedule.py::test_waits_and_early_gathers_are_pinned",
+    ),
+    Mutant(
+        "regions without an add are taken apart",
+        "ladderize/passes/inline_regions.py",
+        "return bool(hidden_sums(gm, node)) and can_inline(gm, node)",
+        "return can_inline(gm, node)",
+        "tests/streams/test_higher_order.py::test_a_region_that_holds_no_add_is_left_alone",
+    ),
+    Mutant(
+        "inlined nodes forget their region",
+        "ladderize/graph/higher_order.py",
+        "if around is not None:",
+        "if around is None:",
+        "tests/streams/test_higher_order.py::test_taking_apart_and_putting_together_keeps_the_values",
+    ),
+    Mutant(
+        "a region returns only what is not read inside",
+        "ladderize/passes/outline_regions.py",
+        "results = [node for node in nodes if any(user not in inside for user in node.users)]",
+        "results = [node for node in nodes if all(user not in inside for user in node.users)]",
+        "tests/streams/test_higher_order.py::test_only_some_layers_are_checkpointed",
+    ),
+    Mutant(
+        "the operands of a product are swapped",
+        "ladderize/passes/spell_sums.py",
+        "made = gm.graph.call_function(product, (left, right))",
+        "made = gm.graph.call_function(product, (right, left))",
+        "tests/passes/test_properties.py::test_sums_in_odd_spellings",
+    ),
+    Mutant(
+        "a parallel block adds attention twice",
+        "ladderize/passes/parallel_blocks.py",
+        "both.args = (out, other)",
+        "both.args = (out, out)",
+        "tests/tools/test_bench.py::test_parallel_blocks_share_one_reduction",
+    ),
+    Mutant(
+        "a reduction is not waited for",
+        "ladderize/passes/shard.py",
+        "total = insert_after(graph, total, parallel_ops.wait, (total,))",
+        "pass",
+        "tests/sharding/test_structure.py::test_one_copy_and_one_reduction_a_branch",
+    ),
+    Mutant(
+        "a bias is lost behind the reduction",
+        "ladderize/passes/shard.py",
+        "for bias in reduction.biases:",
+        "for bias in reduction.biases[1:]:",
+        "tests/sharding/test_structure.py::test_biases_are_added_after_the_wait",
+    ),
+    Mutant(
+        "what enters a branch is not copied",
+        "ladderize/passes/shard.py",
+        "if entry.needs_copy:",
+        "if entry.needs_copy and entry.index:",
+        "tests/sharding/test_structure.py::test_one_copy_and_one_reduction_a_branch",
+    ),
+    Mutant(
+        "logits are gathered along the dim before",
+        "ladderize/passes/shard_vocabulary.py",
+        "args = (gather.node, first, gather.dim, *ranks)",
+        "args = (gather.node, first, gather.dim - 1, *ranks)",
+        "tests/sharding/test_vocabulary.py::test_whole_logits_are_gathered_only_where_needed",
+    ),
+)
+
+# ---- sharding --------------------------------------------------------------------------------
+
+SHARDING = (
+    Mutant(
+        "a slice is off by one",
+        "ladderize/sharding/placement.py",
+        "mine = range(start + rank * share, start + (rank + 1) * share)",
+        "mine = range(start + rank * share + 1, start + (rank + 1) * share + 1)",
+        "tests/sharding/test_structure.py::test_take_local_takes_its_share_of_each_chunk",
+    ),
+    Mutant(
+        "chunks begin where the share ends",
+        "ladderize/sharding/placement.py",
+        "start += length",
+        "start += share",
+        "tests/sharding/test_structure.py::test_take_local_takes_its_share_of_each_chunk",
+    ),
+    Mutant(
+        "gradients flow only where all sources carry them",
+        "ladderize/sharding/plan.py",
+        "elif any(source in carries for source in node.all_input_nodes):",
+        "elif all(source in carries for source in node.all_input_nodes):",
+        "tests/sharding/test_structure.py::test_one_copy_and_one_reduction_a_branch",
+    ),
+    Mutant(
+        "partial outputs of a branch are not reduced",
+        "ladderize/sharding/plan.py",
+        "if not pending:",
+        "if pending:",
+        "tests/sharding/test_structure.py::test_one_copy_and_one_reduction_a_branch",
+    ),
+    Mutant(
+        "readers may want a parameter in two ways",
+        "ladderize/sharding/propagate.py",
+        "if other.demands.get(parameter, REPLICATE) != wanted:",
+        "if other.demands.get(parameter, wanted) == REPLICATE:",
+        "tests/sharding/test_structure.py::test_a_weight_wanted_in_two_placements_stays_whole",
+    ),
+    Mutant(
+        "query heads read key heads in turn",
+        "ladderize/sharding/rules/table.py",
+        "rows = [[h // share for h in range",
+        "rows = [[h % share for h in range",
+        "tests/sharding/test_structure.py::test_shared_heads",
+    ),
+    Mutant(
+        "transpose has no rule",
+        "ladderize/sharding/rules/table.py",
+        "    aten.transpose: layout.transpose,\n",
+        "",
+        "tests/sharding/test_structure.py::test_only_branches_are_divided",
+    ),
+    Mutant(
+        "a transposed dim stays where it was",
+        "ladderize/sharding/rules/layouts.py",
+        "return value.at({a: b, b: a}.get(shard.dim, shard.dim))",
+        "return value.at({a: b}.get(shard.dim, shard.dim))",
+        "tests/sharding/test_structure.py::test_only_branches_are_divided",
+    ),
+    Mutant(
+        "heads need not divide",
+        "ladderize/sharding/rules/layouts.py",
+        "if n % visit.num_ranks and i not in place.shard.whole]",
+        "if n < visit.num_ranks and i not in place.shard.whole]",
+        "tests/sharding/test_structure.py::test_every_reason_is_named_with_its_place",
+    ),
+    Mutant(
+        "a part holds the chunk before it",
+        "ladderize/sharding/rules/parts.py",
+        "inside = [i for i, end in enumerate(ends) if first < end <= last]",
+        "inside = [i for i, end in enumerate(ends) if first <= end < last]",
+        "tests/sharding/test_structure.py::test_the_parts_of_a_fused_weight_stay_divided",
+    ),
+    Mutant(
+        "addmm has its outputs in rows",
+        "ladderize/sharding/rules/products.py",
+        "aten.addmm: Product(x=1, weight=2, bias=0, outputs=-1)",
+        "aten.addmm: Product(x=1, weight=2, bias=0, outputs=-2)",
+        "tests/sharding/test_structure.py::test_fused_qkv_is_divided_in_three_chunks",
+    ),
+    Mutant(
+        "the bias of a row-parallel product is dropped",
+        "ladderize/sharding/rules/products.py",
+        "return Value(Partial(), biases=(bias,))",
+        "return Value(Partial())",
+        "tests/sharding/test_structure.py::test_biases_are_added_after_the_wait",
+    ),
+    Mutant(
+        "a partial value passes through a relu",
+        "ladderize/sharding/rules/partials.py",
+        "aten.dropout: _is_off,",
+        "aten.dropout: _is_off, aten.relu: lambda *_: True,",
+        "tests/sharding/test_structure.py::test_own_nets[two_ranks-deep]",
+    ),
+    Mutant(
+        "dims of size 1 at the end are lost",
+        "ladderize/sharding/views.py",
+        "groups.append(DimGroup(last.old + rest_old, last.new + rest_new))",
+        "groups.append(DimGroup(last.old, last.new))",
+        "tests/sharding/test_structure.py::test_dim_groups",
+    ),
+    Mutant(
+        "each rank takes the words of the next",
+        "ladderize/sharding/vocabulary.py",
+        "tuple((rank * share,) for rank in range(num_ranks))",
+        "tuple(((rank + 1) * share,) for rank in range(num_ranks))",
+        "tests/sharding/test_vocabulary.py::test_the_rank_enters_by_one_input",
+    ),
+    Mutant(
+        "a vocabulary need not divide",
+        "ladderize/sharding/vocabulary.py",
+        "if self.length % num_ranks:",
+        "if self.length < num_ranks:",
+        "tests/sharding/test_vocabulary.py::test_what_stays_whole_is_listed",
+    ),
+    Mutant(
+        "every table is a vocabulary",
+        "ladderize/sharding/vocabulary.py",
+        "if length == max(lengths)]",
+        "if length <= max(lengths)]",
+        "tests/sharding/test_vocabulary.py::test_only_the_vocabulary_is_divided",
+    ),
+)
+
+# ---- collectives in flight -------------------------------------------------------------------
+
+COLLECTIVES = (
+    Mutant(
+        "a wait is put off by one launch at most",
+        "ladderize/passes/schedule.py",
+        "if node in dependent or passed == MAX_LAUNCHES_AHEAD:",
+        "if node in dependent or passed == 1:",
+        "tests/passes/test_defer_waits.py::test_staleness_two_hides_behind_two_blocks",
+    ),
+    Mutant(
+        "waits are paired across groups",
+        "ladderize/passes/schedule.py",
+        "self.launched[node].channel != pair.channel:",
+        "self.launched[node].channel[0] != pair.channel[0]:",
+        "tests/passes/test_defer_waits.py::test_only_collectives_of_one_channel_are_paired",
+    ),
+    Mutant(
+        "a wait stands at the end of the work",
+        "ladderize/passes/schedule.py",
+        "abs(2 * done[i] - done[-1])",
+        "abs(done[i] - done[-1])",
+        "tests/passes/test_schedule.py::test_each_has_half_a_block_to_hide_behind",
+    ),
+    Mutant(
+        "gathers of other groups are brought forward",
+        "ladderize/passes/schedule.py",
+        "if gather and gather.channel[0] in GATHERS and gather.channel[1] == scatter.channel[1]:",
+        "if gather and gather.channel[0] in GATHERS:",
+        "tests/passes/test_schedule.py::test_gathers_of_other_groups_are_left_alone",
+    ),
+    Mutant(
+        "a launch needs no wait",
+        "ladderize/graph/in_flight.py",
+        "if len(waits) != 1:",
+        "if len(waits) > 1:",
+        "tests/passes/test_defer_waits.py::test_a_launch_without_wait_is_refused",
+    ),
+    Mutant(
+        "all groups are one channel",
+        "ladderize/graph/in_flight.py",
+        "return launched_by(launch), group_name_of(launch)",
+        'return launched_by(launch), ""',
+        "tests/passes/test_defer_waits.py::test_only_collectives_of_one_channel_are_paired",
+    ),
+    Mutant(
+        "writes into a buffer in flight are no race",
+        "ladderize/backends/emitted/checks.py",
+        "if flight.storage in event.touches:",
+        "if flight.storage in event.reads:",
+        "tests/backends/test_emitted.py::test_touching_a_buffer_in_flight_is_a_race",
+    ),
+    Mutant(
+        "the event before a wait is not looked at",
+        "ladderize/backends/emitted/checks.py",
+        "program.events[flight.launch + 1 : flight.wait]",
+        "program.events[flight.launch + 1 : flight.wait - 1]",
+        "tests/backends/test_emitted.py::test_touching_a_buffer_in_flight_is_a_race",
+    ),
+    Mutant(
+        "the second of two waits is not looked at",
+        "ladderize/backends/emitted/checks.py",
+        "for launch in launches:",
+        "for launch in launches[:1]:",
+        "tests/backends/test_emitted_order.py::test_adjacent_waits_of_a_deeper_schedule",
+    ),
+    Mutant(
+        "an early wait is not reported",
+        "ladderize/backends/emitted/checks.py",
+        "if launch in wait_of and wait_of[launch] < following:",
+        "if launch in wait_of and wait_of[launch] > following:",
+        "tests/backends/test_emitted_order.py::test_an_early_wait_is_found",
+    ),
+    Mutant(
+        "a wait is taken for that of the next launch",
+        "ladderize/backends/emitted/events.py",
+        "*added, pending, _ = map(storages_of, args)",
+        "*added, _, pending = map(storages_of, args)",
+        "tests/backends/test_emitted_order.py::test_opaque_waits_have_their_place_in_the_order",
+    ),
+    Mutant(
+        "a kernel that writes a part writes all",
+        "ladderize/backends/emitted/events.py",
+        "writes[storage] = writes.get(storage, NOTHING) | content | self.record.kept(storage)",
+        "writes[storage] = writes.get(storage, NOTHING) | content",
+        "tests/backends/test_emitted_order.py::test_writing_a_part_keeps_the_rest",
+    ),
+    Mutant(
+        "what was stored counts as read at entry",
+        "ladderize/backends/emitted/kernels.py",
+        "if name in self.pointers and name not in self.stored:",
+        "if name in self.pointers:",
+        "tests/backends/test_emitted_kernels.py::test_reductions_aliases_and_variables_used_twice",
+    ),
+    Mutant(
+        "the index of a store is not read",
+        "ladderize/backends/emitted/kernels.py",
+        "{target if op else target.split('[', 1)[1]}",
+        "{target if op else ''}",
+        "tests/backends/test_emitted_kernels.py::test_cpp_statements",
+    ),
+    Mutant(
+        "ranks that differ agree",
+        "ladderize/frontends/agreement.py",
+        "if set(digests.values()) == {_digest(self.verdict).encode()}:",
+        "if set(digests.values()) >= {_digest(self.verdict).encode()}:",
+        "tests/ranks/test_sharded_refusals.py::"
+        "test_ranks_that_differ_all_raise_and_show_the_difference[options-layers=[1]]",
+    ),
+    Mutant(
+        "harmless all-reduces are refused",
+        "ladderize/passes/gradient_checks.py",
+        "if is_all_reduce(node) and _needs_gradient(node)",
+        "if is_all_reduce(node)",
+        "tests/ranks/test_sharded_refusals.py::test_an_all_reduce_without_a_gradient_is_let_through",
+    ),
+)
+
+# ---- ahead of time, and local parts ----------------------------------------------------------
+
+FILES = (
+    Mutant(
+        "code may stand for a size",
+        "ladderize/compat/archive.py",
+        "if isinstance(size, str) and not _is_size(size):",
+        "if isinstance(size, bytes) and not _is_size(size):",
+        "tests/frontends/test_program_files.py::test_no_archive_runs_code",
+    ),
+    Mutant(
+        "objects in an archive are not seen",
+        "ladderize/compat/archive.py",
+        "if _OBJECTS.search(name):",
+        "if _OBJECTS.match(name):",
+        "tests/frontends/test_program_files.py::test_no_archive_runs_code",
+    ),
+    Mutant(
+        "caches must be in the checkpoint",
+        "ladderize/frontends/sharded/checkpoint.py",
+        "elif entry.is_persistent:",
+        "else:",
+        "tests/frontends/test_checkpoint.py::test_what_is_not_persistent_need_not_be_there",
+    ),
+    Mutant(
+        "a tensor may be in two files",
+        "ladderize/frontends/sharded/checkpoint.py",
+        "if name in homes:",
+        "if name in homes and homes[name] == file:",
+        "tests/frontends/test_checkpoint.py::test_a_name_in_two_files",
+    ),
+    Mutant(
+        "a name that its file lacks is fine",
+        "ladderize/frontends/sharded/checkpoint.py",
+        "if known[file] and n not in known[file]]",
+        "if not known[file] and n not in known[file]]",
+        "tests/frontends/test_checkpoint.py::test_every_fault_of_the_files_is_listed",
+    ),
+    Mutant(
+        "the hash of a file is not compared",
+        "ladderize/frontends/sharded/directory.py",
+        'elif _hash(path) != known[name]["sha256"]:',
+        'elif not known[name]["sha256"]:',
+        "tests/frontends/test_directory.py::test_a_changed_file_is_told",
+    ),
+    Mutant(
+        "a failure leaves half a directory",
+        "ladderize/frontends/sharded/directory.py",
+        "shutil.rmtree(folder, ignore_errors=True)",
+        "pass",
+        "tests/frontends/test_program_files.py::test_a_failure_on_the_way_leaves_nothing",
+    ),
+    Mutant(
+        "every rank's file is that of rank 0",
+        "ladderize/frontends/sharded/program_files.py",
+        "parts = read_entries(entries, source, names, rank, num_ranks, ",
+        "parts = read_entries(entries, source, names, 0, num_ranks, ",
+        "tests/frontends/test_program_files.py::test_two_ranks_load_what_was_written",
+    ),
+    Mutant(
+        "chunks are read over one another",
+        "ladderize/frontends/sharded/state.py",
+        "start += len(part)",
+        "start = len(part)",
+        "tests/frontends/test_checkpoint.py::test_three_chunks_are_read_one_behind_the_other",
+    ),
+    Mutant(
+        "what is whole in parts is not written down",
+        "ladderize/frontends/sharded/state.py",
+        '"whole": list(self.placement.whole),',
+        '"whole": [],',
+        "tests/frontends/test_checkpoint.py::test_entries_are_data",
+    ),
+    Mutant(
+        "every rank reads the slices of rank 0",
+        "ladderize/frontends/sharded/materialize.py",
+        "parts[entry.name] = entry.read(tensor, rank, num_ranks, device)",
+        "parts[entry.name] = entry.read(tensor, 0, num_ranks, device)",
+        "tests/frontends/test_checkpoint.py::test_a_rank_reads_its_slices",
+    ),
+    Mutant(
+        "the waits of a shard are not deferred",
+        "ladderize/frontends/sharded/module.py",
+        "run_pass(gm, DeferWaits(), log)",
+        "pass",
+        "tests/ranks/test_parallelize.py::test_it_compiles_in_the_same_order[aot_eager]",
+    ),
+    Mutant(
+        "dtypes of inputs are not compared",
+        "ladderize/frontends/sharded/module.py",
+        "if value.dtype != example.dtype:",
+        "if value.dtype.itemsize > 8:",
+        "tests/ranks/test_parallelize.py::test_inputs_that_were_not_traced_are_refused",
+    ),
+    Mutant(
+        "the mode may change where dropout was traced",
+        "ladderize/frontends/sharded/module.py",
+        "if _training_flag(node) is not mode]",
+        "if _training_flag(node) is mode]",
+        "tests/ranks/test_parallelize.py::test_a_program_keeps_the_mode_it_was_traced_in",
+    ),
+    Mutant(
+        "a written parameter is not copied anew",
+        "ladderize/frontends/local_parameters.py",
+        "if part is None or part.version != version:",
+        "if part is None:",
+        "tests/frontends/test_release.py::test_what_was_written_before_is_not_lost",
+    ),
+)
+
+# ---- what is told ----------------------------------------------------------------------------
+
+CHECKS = (
+    Mutant(
+        "values are always right",
+        "ladderize/testing/verify/check_values.py",
+        "if largest <= allowed:",
+        "if largest >= 0:",
+        "tests/testing/test_verify_checks.py::test_a_read_that_changes_values",
+    ),
+    Mutant(
+        "a value may read more than it should",
+        "ladderize/testing/verify/structure.py",
+        "if is_ != should[value.node]:",
+        "if not is_ >= should[value.node]:",
+        "tests/testing/test_verify_checks.py::test_a_read_that_changes_no_value",
+    ),
+    Mutant(
+        "sizes are not compared",
+        "ladderize/testing/verify/structure.py",
+        "return all(not isinstance(size, int) or size == found for size, found in sizes)",
+        "return all(isinstance(size, int) or size == found for size, found in sizes)",
+        "tests/testing/test_verify.py::test_values_of_another_form_than_the_graph_says",
+    ),
+    Mutant(
+        "weights are not compared",
+        "ladderize/testing/verify/check_tensors.py",
+        "elif not torch.equal(held.detach(), expected.detach()):",
+        "elif not torch.equal(held.detach(), held.detach()):",
+        "tests/testing/test_verify_checks.py::test_a_weight_that_changes_values",
+    ),
+    Mutant(
+        "ranks may meet at different collectives",
+        "ladderize/testing/verify/lockstep.py",
+        "len({call.form for call in met}) > 1:",
+        "len({call.form for call in met}) > 2:",
+        "tests/testing/test_verify.py::test_collectives_in_another_order_on_one_rank",
+    ),
+    Mutant(
+        "a block is not shown",
+        "ladderize/report/present/lines.py",
+        "yield from map(row_of, run.shown)",
+        "yield from map(row_of, run.shown[1:])",
+        "tests/report/test_text.py::test_one_block_a_line",
+    ),
+    Mutant(
+        "the last block of a segment is not shown",
+        "ladderize/report/present/lines.py",
+        "blocks = stream.blocks[segment.first : segment.last + 1]",
+        "blocks = stream.blocks[segment.first : segment.last]",
+        "tests/report/test_text.py::test_one_block_a_line",
+    ),
+    Mutant(
+        "rewired blocks are left out of the diff",
+        "ladderize/report/present/diff.py",
+        "if block.is_rewired",
+        "if block.is_rewired and block.index > 1",
+        "tests/report/test_report.py::test_diff_and_network_say_the_same",
+    ),
+    Mutant(
+        "topk chooses no experts",
+        "ladderize/report/branch_kinds.py",
+        'frozenset({"topk", "argmax",',
+        'frozenset({"argmax",',
+        "tests/report/test_branch_kinds.py::test_kinds",
+    ),
+)
+
+MUTANTS = (*STREAMS, *PASSES, *SHARDING, *COLLECTIVES, *FILES, *CHECKS)

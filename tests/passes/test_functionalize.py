@@ -1,0 +1,42 @@
+"""What takes the place of an in-place op: the same values in the same dtype, for all readers."""
+
+import pytest
+import torch
+from helpers.graphs import capture
+
+from ladderize.passes.functionalize import Functionalize
+
+
+def later_readers(x):
+    y = 2 * x
+    y.relu_()
+    return y + 1, y
+
+
+def kept_dtype(x):
+    y = (2 * x).bfloat16()
+    y += x
+    return y, 3 * y
+
+
+def swapped_operands(x):
+    y = 2 * x
+    y -= x.cos()
+    y /= x.exp()
+    y *= x
+    return y
+
+
+@pytest.mark.parametrize("net", [later_readers, kept_dtype, swapped_operands])
+def test_values_and_dtypes_stay(net):
+    x = torch.randn(3, 5)
+    gm, _ = capture(net, x)
+    assert Functionalize()(gm).changed > 0
+    gm.graph.lint()
+    gm.recompile()
+    expected = net(x)
+    found = gm(x)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.dtype is wanted.dtype
+        assert torch.equal(value, wanted)
