@@ -91,7 +91,8 @@ OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments)
 COMMANDS = {
     r"python3 -m venv .*": installs,
     r"(\.venv/bin/)?torchrun .*": is_an_example,
-    r"\.venv/bin/pytest .*": is_a_test,
+    r"\.venv/bin/pytest( .*)?": is_a_test,
+    r"\.venv/bin/python tests/\S+": is_a_test,
     r"\.venv/bin/pre-commit install": sets_hooks,
     r"ladderize .*": is_run_with_the_fragments,
 }

@@ -200,7 +200,7 @@ def _indices_before_user_inputs(gm: GraphModule, program: ExportedProgram) -> No
 
 
 def _localize_unread_inputs(
-    gm: GraphModule, program: ExportedProgram, entries: Sequence[Entry], num_ranks: int
+    gm: GraphModule, program: ExportedProgram, entries: Sequence[StateEntry], num_ranks: int
 ) -> None:
     """Give inputs that no node reads their local shapes: the second name of a tied weight."""
     shapes = {name: entry.local_shape(num_ranks) for entry in entries for name in entry.names}
