@@ -84,10 +84,10 @@ def test_bad_values_are_named(options, said):
 def test_nothing_of_tensorrt_is_imported():
     code = (
         "import sys, ladderize.backends.tensorrt.engines; "
-        "print(sorted(n for n in sys.modules if 'tensorrt' in n and 'ladderize.backends' not in n))"
+        "print([n for n in sys.modules if 'tensorrt' in n and not n.startswith('ladderize.')])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(name.startswith("ladderize.compat.") for name in eval(found.stdout))
+    assert found.stdout.strip() == "[]"
 
 
 # ---- sizes
@@ -388,7 +388,7 @@ def test_weights_that_are_not_taken_are_named(device, monkeypatch):
     del device
     monkeypatch.setattr(run_plans.trt, "refit", lambda _, weights: list(weights))
     plan = CachedPlan(b"", ("in0",), ("output0",), ("weight1",), (), 0.0)
-    with pytest.raises(LadderError, match=r"rejected the new weights \(refit failed\):\n  - weight1"):
+    with pytest.raises(LadderError, match=r"new weights \(refit failed\):\n  - weight1"):
         run_plans.Engine(plan).refit([torch.zeros(2)])
 
 
