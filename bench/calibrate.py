@@ -1,5 +1,6 @@
 """Fit the planner to the paper's table; print numbers, residuals and how far left-out rows are off.
 
+    pip install scipy
     python bench/calibrate.py           # --leave-out: also fit once without each row, and by halves
 
 The numbers are those of ladderize/tools/predict/hardware/calibrated.toml.
@@ -10,9 +11,12 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+from paper_table import PaperRow, predicted, ratio_errors, residuals, table
+from scipy.optimize import OptimizeResult, least_squares
+
 from ladderize.tools.predict.hardware import Calibration, calibration
-from ladderize.tools.predict.planning.fit import fit, spread, squares
-from ladderize.tools.predict.planning.paper import Row, predicted, ratio_errors, table
 
 # Far from each other: the sum of squares has kinks, and more than one lowest point.
 STARTS = (
@@ -20,6 +24,35 @@ STARTS = (
     Calibration(0.8, 0.3, 10e-6, 0.1, 20e-6, 10e-6),
     Calibration(0.9, 0.1, 40e-6, 0.4, 5e-6, 40e-6),
 )
+
+
+def fit(rows: Sequence[PaperRow], start: Calibration) -> Calibration:
+    """The numbers with the least sum of squared residuals over `rows`, searched from `start`."""
+    return Calibration(*map(float, np.exp(_fitted(rows, start).x)))
+
+
+def squares(rows: Sequence[PaperRow], fitted: Calibration) -> float:
+    """What `fit` minimizes."""
+    return sum(error**2 for row in rows for error in residuals(row, fitted))
+
+
+def spread(rows: Sequence[PaperRow], fitted: Calibration) -> Calibration:
+    """The standard error of each fitted number, as a fraction of it, as if residuals were noise."""
+    found = _fitted(rows, fitted)
+    variance = 2 * found.cost / (len(found.fun) - len(found.x))
+    return Calibration(
+        *map(float, np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)) * variance))
+    )
+
+
+def _fitted(rows: Sequence[PaperRow], start: Calibration) -> OptimizeResult:
+    """The six numbers are fitted as logarithms, so that they stay above 0."""
+
+    def errors(numbers: NDArray[np.float64]) -> list[float]:
+        fitted = Calibration(*map(float, np.exp(numbers)))
+        return [error for row in rows for error in residuals(row, fitted)]
+
+    return least_squares(errors, np.log(dataclasses.astuple(start)), method="lm", diff_step=1e-5)
 
 
 def main() -> None:
@@ -50,7 +83,7 @@ def main() -> None:
         leave_out(rows, found)
 
 
-def line(row: Row, fitted: Calibration) -> str:
+def line(row: PaperRow, fitted: Calibration) -> str:
     speed, errors = predicted(row, fitted)["standard"], ratio_errors(row, fitted)
     cells = [row.link, str(row.ranks), str(row.batch), f"{speed:.1f}"]
     cells.append(f"{row.speeds['standard']:.1f}")
@@ -61,7 +94,7 @@ def line(row: Row, fitted: Calibration) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def leave_out(rows: Sequence[Row], start: Calibration) -> None:
+def leave_out(rows: Sequence[PaperRow], start: Calibration) -> None:
     parts = [[row] for row in rows]
     print(f"\nrows left out one by one: {percent(mean(apart(rows, parts, start)))}")
     halves = [rows[::2], rows[1::2]]
@@ -70,7 +103,9 @@ def leave_out(rows: Sequence[Row], start: Calibration) -> None:
     print(f"8 ranks left out: {percent(mean(apart(rows, eight, start)))}")
 
 
-def apart(rows: Sequence[Row], parts: Iterable[Sequence[Row]], start: Calibration) -> list[float]:
+def apart(
+    rows: Sequence[PaperRow], parts: Iterable[Sequence[PaperRow]], start: Calibration
+) -> list[float]:
     """Errors of the ratios of each of `parts`, fitted to all other rows."""
     found: list[float] = []
     for part in parts:
@@ -78,17 +113,17 @@ def apart(rows: Sequence[Row], parts: Iterable[Sequence[Row]], start: Calibratio
     return found
 
 
-def ratios(rows: Iterable[Row], fitted: Calibration) -> list[float]:
+def ratios(rows: Iterable[PaperRow], fitted: Calibration) -> list[float]:
     each = [ratio_errors(row, fitted) for row in rows]
     return [errors[name] for errors in each for name in ("ladder", "parallel")]
 
 
-def bounds(rows: Iterable[Row], fitted: Calibration) -> list[float]:
+def bounds(rows: Iterable[PaperRow], fitted: Calibration) -> list[float]:
     each = [ratio_errors(row, fitted) for row in rows]
     return [errors["bound"] for errors in each if "bound" in errors]
 
 
-def speeds(rows: Iterable[Row], fitted: Calibration) -> list[float]:
+def speeds(rows: Iterable[PaperRow], fitted: Calibration) -> list[float]:
     each = [(row, predicted(row, fitted)) for row in rows]
     return [found[name] / row.speeds[name] - 1 for row, found in each for name in found]
 

@@ -9,11 +9,11 @@ ratios, fractions and errors are compared.
 import argparse
 from pathlib import Path
 
+from moves import Comparison, Move, compare
 from rich.console import Console
 from rich.table import Table
 
 from ladderize import LadderError
-from ladderize.tools.bench.compare import Comparison, Move, compare
 from ladderize.tools.bench.record import Row, read
 
 STYLES = {"worse": "red", "better": "green", "moved": "yellow"}

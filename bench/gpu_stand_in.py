@@ -4,7 +4,7 @@
 
 Random weights, static KV caches, Inductor, one CUDA graph a step. Each all-reduce is a kernel on a
 stream of its own that lasts what the link says for its bytes and takes `--sms` SMs away
-(ladderize/tools/emulation/stand_in.py). The bound is the standard step captured while transfers
+(bench/stand_in.py). The bound is the standard step captured while transfers
 take no time. Steps of all variants are replayed in turn and timed by CUDA events.
 
 Without a GPU, `--device cpu --layers 2 --hidden 64` runs all of it but the kernel: transfers then
@@ -12,25 +12,24 @@ take no time, and the numbers mean nothing.
 """
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
+from paper_table import table
 from rank_shard import Phase, Weights, make_step
 from rich.console import Console
 from rich.table import Table
+from stand_in import KernelLane, LaneWithoutKernel, stand_in
 from step_times import Timed, check_kernel, time_on_cpu, time_on_cuda
 from transformers import LlamaConfig
 
 from ladderize.report.files import refuse_file
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.record import Key, Results, Row, Values
-from ladderize.tools.emulation.stand_in import KernelLane, LaneWithoutKernel, stand_in
 from ladderize.tools.predict.hardware.link import Link, link_of
 
 
@@ -50,7 +49,6 @@ VARIANTS = {
     "bound": Variant(is_silent=True),
 }
 NUMBERS = ("step", "quartiles apart", "exposed", "tokens/s", "speedup", "paper", "its speedup")
-PAPER = {"bound": "upper_bound"}  # its columns that have another name
 
 
 @dataclass(frozen=True)
@@ -135,16 +133,8 @@ def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[Row]:
 
 def paper_rows() -> dict[tuple[str, int], float]:
     """Tokens/s of Llama-3 70B on 8 H100 with NVLink, by variant and batch."""
-    file = resources.files("ladderize.tools.predict.hardware").joinpath("paper_70b.csv")
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-    table = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return {
-        (name, int(line["batch"])): float(line[PAPER.get(name, name)])
-        for line in table
-        if (line["p2p"], line["tp"]) == ("1", "8")
-        for name in VARIANTS
-        if line[PAPER.get(name, name)]
-    }
+    rows = [row for row in table() if (row.link, row.ranks) == ("nvlink", 8)]
+    return {(name, row.batch): speed for row in rows for name, speed in row.speeds.items()}
 
 
 def table_of(rows: tuple[Row, ...], title: str, paper: dict[tuple[str, int], float]) -> Table:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from stand_in import KernelLane, StandInGroup
 
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.record import Row
-from ladderize.tools.emulation.stand_in import KernelLane, StandInGroup
 
 WARM_UP = 3
 

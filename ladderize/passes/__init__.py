@@ -1,7 +1,7 @@
 """Passes: graph to graph, one a file. A pass knows no backend and no front end.
 
 A pass only rewrites. Dead code, lint, recompiling, invariants, timing and dumps are the runner's
-(`ladderize.passes.pipeline.run`).
+(`runner.py`).
 """
 
 from dataclasses import dataclass

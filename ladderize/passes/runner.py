@@ -135,13 +135,18 @@ def run_steps(
     Raises:
         LadderError: from a step.
     """
+    observing = 0.0
     for step in steps:
         if step.when(state):
             step(state)
             if observer is not None:
+                started = time.perf_counter()
                 observer.see(step.name, state)
+                observing += time.perf_counter() - started
         if step is stop_after:
-            return
+            break
+    if observer is not None:
+        logger.info("%-20s %6d edits %9.4f s", type(observer).__name__, 0, observing)
 
 
 def find_step(steps: Sequence[Step[Any]], name: str) -> Step[Any]:

@@ -3,7 +3,7 @@
 import pytest
 from helpers.wrappers import FLIGHT, GATHER, call, races
 
-from ladderize.backends.emitted import Kind, find_races, foreign_waits, read_events
+from ladderize.backends.emitted import EventKind, find_races, foreign_waits, read_events
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_out_variant_has_its_out_in_flight() -> None:
     """
     (found,) = races(body)
     assert "compute of buf1, in flight" in found
-    event = next(e for e in read_events(call(body)).events if e.kind is Kind.LAUNCH)
+    event = next(e for e in read_events(call(body)).events if e.kind is EventKind.LAUNCH)
     assert event.channel == ("all_gather_into_tensor", "'0'")
 
 
@@ -197,7 +197,7 @@ def test_an_opaque_wait_does_not_read_the_launch_that_it_comes_after(wait: str) 
     found = races(PINNED.format(wait.replace("buf0", "buf1") + "buf0)", "buf0"))
     assert any("compute of buf0, in flight" in text for text in found)
     program = read_events(call(PINNED.format(f"{wait}buf1)", "buf3")))
-    event = next(event for event in program.events if event.kind is Kind.WAIT)
+    event = next(event for event in program.events if event.kind is EventKind.WAIT)
     assert event.name in wait and event.pending == {"buf0"}
 
 
@@ -212,7 +212,7 @@ def test_wait_for_an_input_is_reported_apart() -> None:
     body = "{}\nWAIT(arg0_1)\ncpp_fused_silu_2(arg0_1)\nreturn (arg0_1, )"
     assert races(body.format("")) == []
     (wait,) = foreign_waits(read_events(call(body.format(""))))
-    assert wait.kind is Kind.WAIT and wait.pending == {"arg0_1"}
+    assert wait.kind is EventKind.WAIT and wait.pending == {"arg0_1"}
     (found,) = races(body.format("cpp_fused_silu_2(arg0_1)"))
     assert "in flight (launched outside of this graph)" in found
     assert "second wait" in races(body.format("WAIT(arg0_1)"))[0]
@@ -258,14 +258,23 @@ runner = Runner(partitions=[partition_0,])
 
 def test_module_level_call_is_read() -> None:
     source = "def call(args):\n    arg0_1, = args\n    foo(arg0_1)\n    return (arg0_1, )\n"
-    assert [event.kind for event in read_events(source).events] == [Kind.COMPUTE, Kind.RETURN]
+    assert [event.kind for event in read_events(source).events] == [
+        EventKind.COMPUTE,
+        EventKind.RETURN,
+    ]
 
 
 def test_events_have_lines_reads_and_writes() -> None:
     source = call(FLIGHT.format("buf2 = buf0 ; del buf0  # reuse\n    buf0 = buf2"))
     program = read_events(source)
     kinds = [event.kind for event in program.events]
-    assert kinds == [Kind.COMPUTE, Kind.LAUNCH, Kind.REUSE, Kind.WAIT, Kind.RETURN]
+    assert kinds == [
+        EventKind.COMPUTE,
+        EventKind.LAUNCH,
+        EventKind.REUSE,
+        EventKind.WAIT,
+        EventKind.RETURN,
+    ]
     mm, launch, *_ = program.events
     assert (mm.name, mm.reads, set(mm.writes)) == ("mm", {"arg0_1", "arg1_1"}, {"buf0"})
     assert launch.channel == ("all_reduce", "'0'") and launch.pending == {"buf0"}

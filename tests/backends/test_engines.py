@@ -388,7 +388,9 @@ def test_weights_that_are_not_taken_are_named(device, monkeypatch):
     del device
     monkeypatch.setattr(run_plans.trt, "refit", lambda _, weights: list(weights))
     plan = CachedPlan(b"", ("in0",), ("output0",), ("weight1",), (), 0.0)
-    with pytest.raises(LadderError, match=r"new weights \(refit failed\):\n  - weight1"):
+    with pytest.raises(
+        LadderError, match=r"rejected the new weights \(refit failed\):\n  - weight1"
+    ):
         run_plans.Engine(plan).refit([torch.zeros(2)])
 
 

@@ -1,6 +1,7 @@
 """transformers' models compiled by the backend, against ladders written by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -97,13 +98,25 @@ def test_each_stale_read_shows_in_the_logits(name: str, block: int) -> None:
 # -- compiled
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-@pytest.mark.parametrize("selection", SELECTIONS)
+def some(cases: Iterable[tuple[Any, ...]], *every_run: tuple[Any, ...]) -> list[Any]:
+    """The cases, all but `every_run` only under --deep."""
+    cases = list(cases)
+    assert set(every_run) <= set(cases)
+    return [
+        pytest.param(*case, marks=[] if case in every_run else [pytest.mark.deep]) for case in cases
+    ]
+
+
+@pytest.mark.parametrize(
+    ("selection", "staleness"),
+    some(product(SELECTIONS, (0, 1, 2)), ("all", 1), ("last:50%", 2), ("blocks", 1)),
+)
 def test_llama(selection: str, staleness: int) -> None:
     options, chosen = SELECTIONS[selection]
     compare(tiny_llama(LAYERS), llama_ladder, chosen, staleness, options)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("selection", ["all", "last:50%"])
 def test_llama_through_aot(selection: str) -> None:
     options, chosen = SELECTIONS[selection]
@@ -123,21 +136,26 @@ def test_llama_without_staleness_is_the_standard_net() -> None:
         assert torch.equal(compiled(input_ids=tokens()).logits, expected)
 
 
-@pytest.mark.parametrize("lowering", ["eager", "aot_eager"])
-@pytest.mark.parametrize("staleness", [1, 2])
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("name", "staleness", "lowering"),
+    some(
+        product(["gpt2", "bert"], [1, 2], ["eager", "aot_eager"]),
+        ("gpt2", 1, "aot_eager"),
+        ("bert", 2, "eager"),
+    ),
+)
 def test_other_families(name: str, staleness: int, lowering: str) -> None:
     make, ladder = MODELS[name]
     compare(make(), ladder, range(6), staleness, {"lowering": lowering, "expect_blocks": 6})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some(zip(MODELS, strict=True), ("bert",)))
 def test_part_of_a_model_by_layers(name: str) -> None:
     make, ladder = MODELS[name]
     compare(make(3), ladder, range(2, 6), 1, {"layers": "last:2"})
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some(zip(MODELS, strict=True), ("llama",)))
 def test_one_compilation_for_all_shapes(name: str) -> None:
     make, ladder = MODELS[name]
     model = make()
@@ -154,7 +172,7 @@ def test_one_compilation_for_all_shapes(name: str) -> None:
         assert_close(found, wanted, tolerance=TOLERANCE)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", some([("eager",), ("sdpa",)], ("eager",)))
 def test_attention_implementations(implementation: str) -> None:
     model = tiny_llama(2, attn_implementation=implementation)
     compare(model, llama_ladder, range(4), 1, {"expect_blocks": 4})

@@ -113,8 +113,19 @@ def check_training(make: Any, dtype: torch.dtype, tolerance: float, **options: A
     )
 
 
-@pytest.mark.parametrize("make", [llama, vit])
-@pytest.mark.parametrize("lowering", ["eager", "aot_eager"])
+DEEP = pytest.mark.deep
+LOWERINGS = [pytest.param("eager", marks=DEEP), "aot_eager"]
+
+
+@pytest.mark.parametrize(
+    ("make", "lowering"),
+    [
+        (llama, "aot_eager"),
+        (vit, "eager"),
+        pytest.param(llama, "eager", marks=DEEP),
+        pytest.param(vit, "aot_eager", marks=DEEP),
+    ],
+)
 def test_adamw_steps_equal_the_eager_ladders(make: Any, lowering: str) -> None:
     check_training(make, torch.float64, 1e-9, lowering=lowering)
 
@@ -128,7 +139,7 @@ def test_adamw_steps_with_dropout_through_inductor() -> None:
 # -- dropout
 
 
-@pytest.mark.parametrize("lowering", ["eager", "aot_eager"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 def test_dropout_with_a_seed_equals_the_eager_ladders(lowering: str) -> None:
     model, reads, _ = dropping_gpt2()
     ids = tokens(2, 6)
@@ -170,7 +181,7 @@ def test_train_and_eval_are_two_compilations() -> None:
 # -- autocast
 
 
-@pytest.mark.parametrize("lowering", ["eager", "aot_eager"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 def test_autocast(lowering: str) -> None:
     """Values and gradients, as near as bfloat16 has them."""
     model, reads, batch = llama()

@@ -5,7 +5,7 @@
 
 This stands in for N processes: every rank has its own local parameters and index inputs, and what
 a collective does to all of them is done here at once, forward and backward. What it cannot show is
-anything about processes: order, hangs, memory. `test_sharding` has real ones.
+anything about processes: order, hangs, memory. tests/ranks has real ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.nn.functional import cross_entropy
 
 from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutIslands
@@ -70,12 +71,24 @@ class _Gather(Function):
         return (None, *parts)
 
 
+def _cross_entropy(
+    values: Sequence[Tensor], target: Tensor, _: Any, reduction: int, ignore_index: int, *__: Any
+) -> list[Tensor]:
+    """Of all classes, which are split along dim 1 (dim 0 of a single row)."""
+    how = ("none", "mean", "sum")[reduction]
+    return [
+        cross_entropy(logits, target, reduction=how, ignore_index=ignore_index)
+        for logits in _Gather.apply(min(1, values[0].dim() - 1), *values)
+    ]
+
+
 # op -> what it does to the first argument of every rank; what follows it is the same on all
 COLLECTIVES: dict[Any, Callable[..., Any]] = {
     parallel_ops.copy: lambda values, *_: _Copy.apply(*values),
     parallel_ops.reduce: lambda values, *_: _Reduce.apply(*values),
     parallel_ops.wait: lambda values: values,
     parallel_ops.gather: lambda values, _, dim, *__: _Gather.apply(dim, *values),
+    parallel_ops.vocab_cross_entropy: _cross_entropy,
 }
 
 
@@ -87,7 +100,8 @@ def run_in_lockstep(gm: GraphModule, inputs: Sequence[Sequence[Any]]) -> list[An
     for node in gm.graph.nodes:
         if node.target in COLLECTIVES:
             values = [known[r][node.args[0]] for r in ranks]
-            made = COLLECTIVES[node.target](values, *node.args[1:])
+            others = map_arg(node.args[1:], known[0].__getitem__)  # the same on every rank
+            made = COLLECTIVES[node.target](values, *others)
         else:
             made = [_step(gm, node, known[r], given[r]) for r in ranks]
         for r in ranks:

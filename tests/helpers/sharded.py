@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.fx import GraphModule
 
+from helpers.lockstep import run_in_lockstep
 from ladderize.compat.frames import parameter_names
 from ladderize.graph.to_aten import to_aten
 from ladderize.passes.runner import Log, run_pass
@@ -17,21 +18,26 @@ from ladderize.sharding.plan import ShardPlan, plan_sharding
 from ladderize.streams.block import Block
 from ladderize.streams.find import find_streams
 
-GROUP = "group"
-
 
 @dataclass
 class Sharder:
-    """A torch.compile backend; afterwards holds what it made, and local weights by name."""
+    """A torch.compile backend; afterwards holds what it made.
+
+    Attributes:
+        execute: whether a call runs the sharded graph, as all of its ranks in lockstep.
+        leaves: then of each rank the local parameters by name.
+        inputs: of each rank its own copies of the other floating inputs.
+        outputs: what each rank's graph returned.
+    """
 
     num_ranks: int
-    rank: int = 0
-    group: str = GROUP
     execute: bool = False
     gm: GraphModule | None = None
     plan: ShardPlan | None = None
     blocks: list[Block] = field(default_factory=list)
-    leaves: dict[str, torch.Tensor] = field(default_factory=dict)
+    leaves: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    inputs: list[list[torch.Tensor]] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
 
     def __call__(self, gm: GraphModule, _: Any) -> Callable[..., Any]:
         differentiable = {
@@ -46,28 +52,38 @@ class Sharder:
             aten, self.blocks, names, self.num_ranks, {inputs[i] for i in differentiable}
         )
         order = [names.get(node) for node in inputs]
-        run_pass(aten, ShardBranches(self.plan, self.group), Log())
+        run_pass(aten, ShardBranches(self.plan, "group"), Log())
         self.gm = aten
         return self.runner(order) if self.execute else gm.forward
 
     def runner(self, order: list[str | None]) -> Callable[..., Any]:
-        assert self.plan is not None
-        placements = self.plan.placements
-        indices = [index.tensor(self.rank) for index in self.plan.index_inputs]
+        assert self.gm is not None
+        gm = self.gm
 
         def call(*args: Any) -> Any:
-            local = []
-            for name, arg in zip(order, args, strict=True):
-                if name is not None:
-                    placement = placements.get(name, Replicate())
-                    part = take_local(arg.detach(), placement, self.rank, self.num_ranks).clone()
-                    if isinstance(arg, torch.nn.Parameter):
-                        self.leaves[name] = part.requires_grad_()
-                    arg = part
-                local.append(arg)
-            return self.gm(*local, *indices)
+            self.leaves = [{} for _ in range(self.num_ranks)]
+            self.inputs = [[] for _ in range(self.num_ranks)]
+            arguments = [self._arguments(r, order, args) for r in range(self.num_ranks)]
+            self.outputs = run_in_lockstep(gm, arguments)
+            return self.outputs[0]
 
         return call
+
+    def _arguments(self, rank: int, order: list[str | None], args: tuple[Any, ...]) -> list[Any]:
+        assert self.plan is not None
+        local = []
+        for name, arg in zip(order, args, strict=True):
+            if name is not None:
+                placement = self.plan.placements.get(name, Replicate())
+                part = take_local(arg.detach(), placement, rank, self.num_ranks).clone()
+                if isinstance(arg, torch.nn.Parameter):
+                    self.leaves[rank][name] = part.requires_grad_()
+                arg = part
+            elif isinstance(arg, torch.Tensor) and arg.is_floating_point():
+                arg = arg.detach().clone().requires_grad_()
+                self.inputs[rank].append(arg)
+            local.append(arg)
+        return [*local, *(index.tensor(rank) for index in self.plan.index_inputs)]
 
     def targets(self) -> list[str]:
         assert self.gm is not None
@@ -209,8 +225,9 @@ def embeds(batch: int = 2, length: int = 6, hidden: int = 32) -> torch.Tensor:
     return torch.randn(batch, length, hidden, generator=torch.Generator().manual_seed(1))
 
 
+@cache
 def shard(name: str, num_ranks: int, dynamic: bool = False, **options: Any) -> Sharder:
-    """The plan and the sharded graph of a tiny model; nothing is executed."""
+    """The plan and the sharded graph of a tiny model, which nobody edits; nothing is executed."""
     torch._dynamo.reset()
     sharder = Sharder(num_ranks)
     model = MODELS[name](**options)
@@ -228,38 +245,50 @@ def shard(name: str, num_ranks: int, dynamic: bool = False, **options: Any) -> S
 def shard_module(
     sharder: Sharder, model: torch.nn.Module, x: torch.Tensor, dynamic: bool = False
 ) -> dict[str, Any]:
-    """Compile `model` with `sharder`, run it forward and backward, compare with the model."""
-    x, y = (x.detach().clone().requires_grad_() for _ in range(2))
+    """Compile `model` with `sharder`; if it executes, the largest errors of any of its ranks."""
+    y = x.detach().clone().requires_grad_()
     for dim in (0, 1) if dynamic else ():
         torch._dynamo.mark_dynamic(y, dim)
     compiled = torch.compile(
         model, backend=sharder, fullgraph=True, dynamic=None if dynamic else False
     )
-    expected, out = model(x), compiled(y)
-    expected.sin().sum().backward()
-    out.sin().sum().backward()
-    assert sharder.plan is not None and sharder.gm is not None
-    placements, full = sharder.plan.placements, dict(model.named_parameters())
-    gradients = {}
-    for name, leaf in sharder.leaves.items():
-        placement = placements.get(name, Replicate())
-        want = take_local(full[name].grad, placement, sharder.rank, sharder.num_ranks)
-        gradients[name] = (leaf.grad - want).abs().max().item()
-    again = 0.0
+    compiled(y)
+    if not sharder.execute:
+        return {}
+    errors = _errors(sharder, model, x)
     if dynamic:
-        z = torch.randn(3, 5, x.shape[-1], requires_grad=True)
-        again = (compiled(z) - model(z)).abs().max().item()
+        z = torch.randn(3, 5, x.shape[-1])
+        with torch.compiler.set_stance("fail_on_recompile"):
+            compiled(z.clone().requires_grad_())
+        errors["other shape"] = _errors(sharder, model, z)["error"]
+    return errors
+
+
+def _errors(sharder: Sharder, model: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """What the ranks have just computed of `x`, against the model unsharded."""
+    assert sharder.plan is not None
+    placements, full = sharder.plan.placements, dict(model.named_parameters())
+    x = x.detach().clone().requires_grad_()
+    model.zero_grad()
+    expected = model(x)
+    expected.sin().sum().backward()
+    outputs = [output for (output,) in sharder.outputs]
+    sum(output.sin().sum() for output in outputs).backward()
+    gradients = {}
+    for rank, leaves in enumerate(sharder.leaves):
+        for name, leaf in leaves.items():
+            placement = placements.get(name, Replicate())
+            want = take_local(full[name].grad, placement, rank, sharder.num_ranks)
+            gradients[rank, name] = largest(leaf.grad - want)
     return {
-        "error": (out - expected).abs().max().item(),
-        "input gradient": (x.grad - y.grad).abs().max().item(),
+        "error": max(largest(output - expected) for output in outputs),
+        "input gradient": max(largest(x.grad - y.grad) for (y,) in sharder.inputs),
         "gradients": gradients,
-        "other shape": again,
-        "reductions": sharder.plan.num_reductions,
-        "blocks": len(sharder.blocks),
-        "digest": sharder.plan.digest(),
-        "whole": [str(branch) for branch in sharder.plan.whole_branches],
-        "code": sharder.gm.code,
     }
+
+
+def largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item()
 
 
 class FromEmbeddings(torch.nn.Module):
@@ -274,11 +303,11 @@ class FromEmbeddings(torch.nn.Module):
         return hidden
 
 
-def run_sharded(name: str, dynamic: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """On each rank of a real group: a tiny model, sharded, against itself unsharded."""
-    group = dist.group.WORLD
-    assert group is not None
-    sharder = Sharder(dist.get_world_size(), dist.get_rank(), group.group_name, execute=True)
+def run_sharded(
+    name: str, num_ranks: int, dynamic: bool, options: dict[str, Any]
+) -> tuple[Sharder, dict[str, Any]]:
+    """A tiny model, sharded, against itself unsharded."""
+    sharder = Sharder(num_ranks, execute=True)
     model = MODELS[name](**options)
     x = embeds(hidden=model.config.hidden_size)
-    return shard_module(sharder, FromEmbeddings(model), x, dynamic)
+    return sharder, shard_module(sharder, FromEmbeddings(model), x, dynamic)

@@ -518,7 +518,7 @@ SHARDING = (
         "ladderize/sharding/rules/partials.py",
         "aten.dropout: _is_off,",
         "aten.dropout: _is_off, aten.relu: lambda *_: True,",
-        "tests/sharding/test_structure.py::test_own_nets[two_ranks-deep]",
+        "tests/sharding/test_structure.py::test_own_nets[deep-2]",
     ),
     Mutant(
         "dims of size 1 at the end are lost",

@@ -1,4 +1,8 @@
-"""Random residual nets: compiled by the backend = the eager reference, forward and gradients."""
+"""Random residual nets: rewritten = the eager reference, forward and gradients.
+
+Dynamo captures the examples of `test_any_net`; those of `test_any_traced_net` cost a third, for
+they are traced by make_fx and rewritten as graphs of ATen. In float64: no noise hides a wrong read.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -7,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.few_examples import examples
-from hypothesis import currently_in_test_context, given, note
+from hypothesis import assume, currently_in_test_context, given, note
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from ladderize import rewrite
 from ladderize.errors import LadderError
 from ladderize.testing import (
     ReferenceBlock,
@@ -39,6 +45,21 @@ def check(spec: NetSpec, conversion: Conversion, **how: Any) -> None:
         options={"blocks": conversion.blocks},
         **how,
     )
+
+
+def check_traced(spec: NetSpec, conversion: Conversion) -> None:
+    """The same without Dynamo and the backend."""
+    net, args = ResidualNet(spec), spec.make_args()
+    how = {"staleness": conversion.staleness}
+    with torch.no_grad():
+        traced = make_fx(net, pre_dispatch=True)(*spec.make_args())
+    ladder = rewrite(traced, args, blocks=conversion.blocks, expect_blocks=spec.num_blocks, **how)
+
+    def reference(*args: Tensor) -> Any:
+        return net.reference().run(*args, chosen=conversion.chosen, **how)
+
+    found = run_with_gradients(ladder, net, args)
+    assert_close(found, run_with_gradients(reference, net, args))
 
 
 def reproducer(spec: NetSpec, conversion: Conversion, how: dict[str, Any]) -> str:
@@ -71,35 +92,58 @@ def chain(*specs: BlockSpec, **net: Any) -> NetSpec:
 # -- compiled = reference
 
 
+DTYPES = [torch.float64]
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@examples(45)
+@examples(12)
 @given(data=st.data())
-def test_any_net(placement: str, dtype: torch.dtype, data: st.DataObject) -> None:
-    spec = data.draw(nets(max_layers=2, dtypes=[dtype], placements=[placement]))
+def test_any_net(placement: str, data: st.DataObject) -> None:
+    spec = data.draw(nets(max_layers=2, dtypes=DTYPES, placements=[placement]))
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
-@examples(20)
-@given(nets(max_layers=2), st.data())
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@examples(30)
+@given(data=st.data())
+def test_any_traced_net(placement: str, data: st.DataObject) -> None:
+    spec = data.draw(nets(max_layers=2, dtypes=DTYPES, placements=[placement]))
+    assume(not any(block.norm == "rms" for stage in spec.stages for block in stage.blocks))
+    check_traced(spec, data.draw(conversions(spec.num_blocks)))
+
+
+@pytest.mark.xfail(
+    reason="A cast that changes nothing is a value of its own in a trace, and torch.export has the"
+    " skip read the last one: what the branch reads of those ahead of it is not made stale.",
+    strict=True,
+)
+def test_a_traced_norm_that_casts_twice() -> None:
+    spec = chain(*3 * [BlockSpec(norm="rms")], dtype=torch.float64)
+    check_traced(spec, Conversion("all", frozenset(range(3))))
+
+
+@examples(6)
+@given(nets(max_layers=2, dtypes=DTYPES), st.data())
 def test_any_net_through_aot(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)), lowering="aot_eager")
 
 
-@examples(6)
-@given(nets(dtypes=[torch.bfloat16], max_stages=1, max_layers=2), st.data())
-def test_bfloat16(spec: NetSpec, data: st.DataObject) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@examples(3)
+@given(data=st.data())
+def test_other_dtypes(dtype: torch.dtype, data: st.DataObject) -> None:
+    spec = data.draw(nets(dtypes=[dtype], max_stages=1, max_layers=2))
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
-@examples(10)
-@given(nets(spellings=sorted(OVERWRITES_X), max_layers=2), st.data())
+@examples(6)
+@given(nets(spellings=sorted(OVERWRITES_X), max_layers=2, dtypes=DTYPES), st.data())
 def test_streams_written_in_place(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
-@examples(8)
-@given(nets(max_layers=2), st.data())
+@examples(4)
+@given(nets(max_layers=2, dtypes=DTYPES), st.data())
 def test_dynamic_shapes(spec: NetSpec, data: st.DataObject) -> None:
     """One compilation serves two batch sizes, and computes the ladder at both."""
     conversion = data.draw(conversions(spec.num_blocks))
@@ -249,7 +293,7 @@ def test_the_skips_of_an_adding_unet_swallow_no_block(kept_first: bool) -> None:
 # -- layers
 
 
-@examples(4)
+@examples(3)
 @given(st.lists(blocks(), min_size=2, max_size=3), st.data())
 def test_layers_of_a_module_list(specs: list[BlockSpec], data: st.DataObject) -> None:
     """`layers=` of a list whose layers hold two blocks each."""

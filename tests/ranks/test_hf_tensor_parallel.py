@@ -97,7 +97,14 @@ def gradient_errors(model, whole):
     return errors
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# The others in every run too, but for inference without gradients or Inductor.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "gpt-neox" else [pytest.mark.deep])
+        for name in FAMILIES
+    ],
+)
 def test_inference_equals_the_unsharded_eager_ladder(two_ranks, checkpoints, name):
     for outcome in two_ranks.run(forward, checkpoints, name, False, {"lowering": "aot_eager"}):
         assert outcome["error"] <= 1e-4
@@ -190,6 +197,7 @@ def generated(root, name, cache, options):
     return max(errors), out.sequences.tolist(), standard.tolist()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("name", "cache"), [("llama", "static"), ("mixtral", None)])
 def test_generate_prefill_and_decode(two_ranks, checkpoints, name, cache):
     results = two_ranks.run(generated, checkpoints, name, cache, {"lowering": "eager"})

@@ -59,10 +59,17 @@ def data_parallel(way, wrap):
 
 
 FSDP = [("dtensor", wrap) for wrap in (fsdp_inside, fsdp_around, fsdp_in_place)]
+EVERY_RUN = [("dtensor", fsdp_inside), ("megatron", ddp_around)]
 DDP = [(way, ddp_around) for way in ("functions", "megatron", "ladderize")]
 
 
-@pytest.mark.parametrize(("way", "wrap"), [*FSDP, ("sequence", fsdp_inside), *DDP])
+@pytest.mark.parametrize(
+    ("way", "wrap"),
+    [
+        pytest.param(*case, marks=[] if case in EVERY_RUN else [pytest.mark.deep])
+        for case in [*FSDP, ("sequence", fsdp_inside), *DDP]
+    ],
+)
 def test_data_parallel_ranks_average_the_ladders_gradients(four_ranks, way, wrap):
     for error, standard in four_ranks.run(data_parallel, way, wrap):
         assert error <= EXACT
@@ -124,6 +131,7 @@ def one_rank():
         yield ranks
 
 
+@pytest.mark.deep
 def test_checkpoints_move_between_numbers_of_ranks(one_rank, two_ranks, four_ranks, tmp_path):
     folder = str(tmp_path)
     whole, standard = make_net().double(), make_net().double()

@@ -37,7 +37,7 @@ from torch.profiler import profile
 from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
-from ladderize.backends.emitted import Kind, find_disorder, find_races, read_events
+from ladderize.backends.emitted import EventKind, find_disorder, find_races, read_events
 from ladderize.testing.emitted_code import record_emitted_code
 
 EXACT = 1e-9  # the nets are float64
@@ -72,7 +72,9 @@ def learnt(way):
     return errors, largest_difference(train(standard, standard, 10), wanted)
 
 
-@pytest.mark.parametrize("way", ["dtensor", "sequence", "megatron"])
+@pytest.mark.parametrize(
+    "way", [pytest.param("dtensor", marks=pytest.mark.deep), "sequence", "megatron"]
+)
 def test_adamw_steps_equal_the_eager_ladders(two_ranks, way):
     for errors, standard in two_ranks.run(learnt, way):
         assert max(errors) <= EXACT
@@ -109,12 +111,13 @@ def clip_kinds_apart(parameters, max_norm):
     return total
 
 
+DEEP = pytest.mark.deep
 OLD = TorchVersion(torch.__version__) < (2, 13)
 ALL_DTENSORS = pytest.mark.skipif(OLD, reason="clip_grad_norm_ of DTensors is wrong, eager too")
 FLOAT64 = pytest.mark.skipif(OLD, reason="Inductor's attention mixes up float64 and float32")
 
 
-@pytest.mark.parametrize("way", ["dtensor", pytest.param("sequence", marks=ALL_DTENSORS)])
+@pytest.mark.parametrize("way", ["dtensor", pytest.param("sequence", marks=[ALL_DTENSORS, DEEP])])
 def test_accumulated_and_clipped_gradients(two_ranks, way):
     for norm_error, error, norm in two_ranks.run(clipped, way):
         assert norm > 0.2  # clipped by it
@@ -139,7 +142,7 @@ def emitted(way):
 
 def letters(program):
     """The order of launches and waits."""
-    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    short = {EventKind.LAUNCH: "l", EventKind.WAIT: "w"}
     return "".join(short.get(event.kind, "") for event in program.events)
 
 
@@ -151,6 +154,7 @@ def test_inductor_hides_waits_behind_the_next_block(two_ranks):
         assert orders == ["l" + "lw" * 3 + "w"] * 2  # four blocks, each with one in a direction
 
 
+@DEEP
 @FLOAT64
 def test_inductor_hides_the_three_waits_of_q_k_v(two_ranks):
     """A DTensor sums the gradient of its input in each projection: three times ahead of q, k, v."""
@@ -191,8 +195,8 @@ def checkpointed(way, options, backend="ladderize", recompute=True, spell_out=Fa
 
 CHECKPOINTED = [
     ("functions", "aot_eager", False),
-    ("dtensor", "aot_eager", True),
-    ("dtensor", "eager", False),
+    pytest.param("dtensor", "aot_eager", True, marks=DEEP),
+    pytest.param("dtensor", "eager", False, marks=DEEP),
 ]
 
 
@@ -256,7 +260,7 @@ def loss_in_parallel(inside):
     return abs(found.full_tensor() - wanted).item(), worst(net, whole)
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [pytest.param(False, marks=DEEP), True])
 def test_loss_parallel(two_ranks, inside):
     for errors in two_ranks.run(loss_in_parallel, inside):
         assert max(errors) <= EXACT

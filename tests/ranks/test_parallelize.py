@@ -14,7 +14,7 @@ from torch.export import Dim
 
 import ladderize
 from ladderize import LadderError, LadderWarning
-from ladderize.backends.emitted import Kind, read_events
+from ladderize.backends.emitted import EventKind, read_events
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.sharded.tracing import build, trace
 from ladderize.testing import eager_ladder
@@ -68,15 +68,21 @@ def written(model, folder, num_files=2):
     return folder
 
 
-def values(name, folder, dynamic):
-    """Errors of a module from a directory, a state dict and the model's own weights."""
+SOURCES = ["a directory", "a state dict", "the model"]
+
+
+def values(name, folder, dynamic, sources=SOURCES):
+    """The largest error of modules whose weights are from these sources."""
     model = MODELS[name]()
     dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}} if dynamic else None
-    shards = [
-        sharded(name, folder, dynamic_shapes=dims),
-        sharded(name, model.state_dict(), dynamic_shapes=dims),
-        ladderize.parallelize(model, mesh(), (), inputs(), dynamic_shapes=dims),
-    ]
+    make = {
+        "a directory": lambda: sharded(name, folder, dynamic_shapes=dims),
+        "a state dict": lambda: sharded(name, model.state_dict(), dynamic_shapes=dims),
+        "the model": lambda: ladderize.parallelize(
+            model, mesh(), (), inputs(), dynamic_shapes=dims
+        ),
+    }
+    shards = [make[source]() for source in sources]
     worst = 0.0
     with torch.no_grad():
         for shape in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
@@ -88,11 +94,20 @@ def values(name, folder, dynamic):
     return worst, standard
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
-def test_two_ranks_equal_one(two_ranks, tmp_path, name, dynamic):
+@pytest.mark.parametrize(
+    ("name", "dynamic", "sources"),
+    [
+        ("llama", False, SOURCES),
+        ("gpt2", True, ["a state dict"]),
+        ("bert", False, ["a directory"]),
+        pytest.param("llama", True, SOURCES, marks=pytest.mark.deep),
+        pytest.param("gpt2", False, SOURCES, marks=pytest.mark.deep),
+        pytest.param("bert", True, SOURCES, marks=pytest.mark.deep),
+    ],
+)
+def test_two_ranks_equal_one(two_ranks, tmp_path, name, dynamic, sources):
     folder = written(MODELS[name](), tmp_path)
-    for worst, standard in two_ranks.run(values, name, folder, dynamic):
+    for worst, standard in two_ranks.run(values, name, folder, dynamic, sources):
         assert worst <= TOLERANCE
         assert standard > 1e-3  # it is a ladder, not the standard net
 
@@ -123,6 +138,7 @@ def test_a_shard_of_any_size_is_compiled_once(two_ranks):
         assert worst < TOLERANCE and num_graphs == 1
 
 
+@pytest.mark.deep
 def test_four_ranks_equal_one(four_ranks, tmp_path):
     folder = written(MODELS["llama"](), tmp_path)
     for worst, _ in four_ranks.run(values, "llama", folder, True):
@@ -252,7 +268,7 @@ def test_it_trains(two_ranks):
 
 
 def letters(source):
-    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    short = {EventKind.LAUNCH: "l", EventKind.WAIT: "w"}
     return "".join(short.get(event.kind, "") for event in read_events(source).events)
 
 

@@ -22,6 +22,14 @@ from ladderize.testing.emitted_code import record_emitted_code
 WAYS = ["dtensor", "sequence", "megatron", "functions", "ladderize", "in_place", "functional"]
 
 
+def rows(table, *every_run):
+    """All rows, those of other ways than `every_run` only under --deep."""
+    deep = pytest.mark.deep
+    for row in table:
+        values = row if isinstance(row, tuple) else (row,)
+        yield pytest.param(*values, marks=[] if values[0] in every_run else [deep])
+
+
 def compiled(net, **options):
     return torch.compile(net, backend="ladderize", fullgraph=True, options=options)
 
@@ -40,7 +48,7 @@ def inference_errors(way, lengths, options):
     return [(ladder, float(standard)) for ladder, standard in errors]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", rows(WAYS, "dtensor", "sequence", "megatron", "in_place"))
 def test_inference_equals_the_unsharded_eager_ladder(two_ranks, way):
     """Two lengths: the second is compiled with a dynamic one."""
     lowering = "eager" if way in ("dtensor", "sequence") else "aot_eager"  # half a minute each
@@ -51,7 +59,7 @@ def test_inference_equals_the_unsharded_eager_ladder(two_ranks, way):
             assert standard > 1e-2
 
 
-@pytest.mark.parametrize("way", ["dtensor", "sequence", "in_place"])
+@pytest.mark.parametrize("way", rows(["dtensor", "sequence", "in_place"], "sequence"))
 def test_two_blocks_stale(two_ranks, way):
     options = {"lowering": "eager", "staleness": 2}
     for errors in two_ranks.run(inference_errors, way, (8,), options):
@@ -97,7 +105,7 @@ LOOKS = [  # docs/sharded.md; of two layers, that is four branches. The head tak
 ]
 
 
-@pytest.mark.parametrize(("way", "in_dynamo", "forward", "backward"), LOOKS)
+@pytest.mark.parametrize(("way", "in_dynamo", "forward", "backward"), rows(LOOKS, "ladderize"))
 def test_the_table_of_the_docs(two_ranks, way, in_dynamo, forward, backward):
     """What each way looks like to torch's own compiler: ladderize has no part in it."""
     for seen in two_ranks.run(kept_graphs, way, backward is not None):
@@ -127,7 +135,9 @@ REPORTED = [
 ]
 
 
-@pytest.mark.parametrize(("way", "inside", "outside"), REPORTED)
+@pytest.mark.parametrize(
+    ("way", "inside", "outside"), rows(REPORTED, "dtensor", "megatron", "sequence")
+)
 def test_the_report_shows_the_collectives(two_ranks, way, inside, outside):
     """Those of autograd functions and of DTensors too, steps that stay on a rank not."""
     for found in two_ranks.run(reported, way, way != "in_place"):
@@ -160,7 +170,7 @@ def letters(order):
     return re.sub(r"\.+", ".", "".join(short))
 
 
-@pytest.mark.parametrize("way", ["dtensor", "in_place"])
+@pytest.mark.parametrize("way", rows(["dtensor", "in_place"], "dtensor"))
 def test_every_all_reduce_hides_behind_the_next_block(two_ranks, way):
     """The last gather is that of the head's logits."""
     for error, orders, problems in two_ranks.run(through_inductor, way, False):
@@ -197,6 +207,7 @@ def count_hidden(order, kind):
     return hidden
 
 
+@pytest.mark.deep
 def test_staleness_two_gives_gathers_more_room(two_ranks):
     for error, (order,), problems in two_ranks.run(through_inductor, "sequence", False, 2):
         assert error <= 1e-4
@@ -206,6 +217,7 @@ def test_staleness_two_gives_gathers_more_room(two_ranks):
         assert letters(order).startswith(".Rr.GGGg.Rg.Rg.")
 
 
+@pytest.mark.deep
 def test_the_standard_net_waits_at_once(two_ranks):
     for error, (order,), problems in two_ranks.run(through_inductor, "sequence", False, 0):
         assert error <= 1e-4

@@ -10,7 +10,13 @@ from helpers.sharded import MODELS, READS
 from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize import LadderError, LadderWarning, compat
-from ladderize.backends.emitted import Kind, find_disorder, find_races, order_string, read_events
+from ladderize.backends.emitted import (
+    EventKind,
+    find_disorder,
+    find_races,
+    order_string,
+    read_events,
+)
 from ladderize.frontends import agreement
 from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
@@ -58,24 +64,36 @@ def difference(name, lowering, dynamic, options):
     return worst, standard
 
 
-CASES = [
-    ("llama", {}),
-    ("llama", {"heads": 4, "kv": 2}),
-    ("llama", {"heads": 4, "kv": 1}),
-    ("gpt2", {}),
-    ("bert", {}),
-]
+def deep(*case):
+    return pytest.param(*case, marks=pytest.mark.deep)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options", "dynamic"),
+    [
+        ("llama", {"kv": 2}, True),
+        ("gpt2", {}, False),
+        ("bert", {}, False),
+        *(deep("llama", {"kv": kv}, dynamic) for kv in (4, 1) for dynamic in (False, True)),
+        deep("llama", {"kv": 2}, False),
+        deep("gpt2", {}, True),
+        deep("bert", {}, True),
+    ],
+)
 def test_two_ranks_equal_one(two_ranks, name, options, dynamic):
     for worst, standard in two_ranks.run(difference, name, "aot_eager", dynamic, options):
         assert worst <= 1e-4
         assert standard > 1e-3  # it is a ladder, not the standard net
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"kv": 2}),
+        *(deep(name, {}) for name in ("llama", "gpt2", "bert")),
+        deep("llama", {"kv": 1}),
+    ],
+)
 def test_four_ranks_equal_one(four_ranks, name, options):
     for worst, standard in four_ranks.run(difference, name, "eager", False, options):
         assert worst <= 1e-4
@@ -106,7 +124,7 @@ def inductor_outcome(layers, staleness, grad, dynamic=None):
 
 def letters(source):
     """The order of launches and waits: `l` and `w`, `c` for compute in between."""
-    short = {Kind.LAUNCH: "l", Kind.WAIT: "w"}
+    short = {EventKind.LAUNCH: "l", EventKind.WAIT: "w"}
     return "".join(short.get(event.kind, "") for event in read_events(source).events)
 
 
@@ -167,7 +185,7 @@ def test_the_order_survives_without_control_deps(two_ranks, grad, dynamic):
             program = read_events(source)
             assert not find_races(program)
             assert not find_disorder(program)
-            waits = [e.name for e in program.events if e.kind is Kind.WAIT]
+            waits = [e.name for e in program.events if e.kind is EventKind.WAIT]
             opaque = waits[len(embedding) // 2 : -1]
             assert len(opaque) == 3
             assert set(opaque) <= {"wait_add", "wait_after"}

@@ -70,7 +70,7 @@ def readers(net: ResidualNet) -> Iterator[list[str]]:
         ]
 
 
-@examples(100)
+@examples(40)
 @given(nets(), st.data())
 def test_the_same_as_the_reference_of_any_net(spec: NetSpec, data: st.DataObject) -> None:
     """In-place and parallel spellings, stages of one shape, norms ahead of and after the sum."""

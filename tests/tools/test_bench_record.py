@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from moves import compare
 
 from ladderize import LadderError
-from ladderize.tools.bench.compare import compare
 from ladderize.tools.bench.record import Results, Row, describe_machine, describe_versions, read
 
 SECONDS = {"standard": 2.0, "ladder": 1.2, "bound": 1.0}

@@ -358,7 +358,7 @@ def test_plot(llama, tmp_path):
     done = run("plot", llama, "--out", tmp_path / "plot.svg")
     assert done.exit_code == 1 and "exists already" in done.stderr
     assert run("plot", llama, "--out", tmp_path / "plot.svg", "--force").exit_code == 0
-    assert "must end in .html" in run("plot", llama, "--out", tmp_path / "plot.gif").stderr
+    assert "use .html, .svg or .png" in run("plot", llama, "--out", tmp_path / "plot.gif").stderr
 
 
 # ---- answers

@@ -6,11 +6,12 @@ import math
 import statistics
 
 import pytest
+from calibrate import fit, spread, squares
+from paper_table import llama_70b, predicted, ratio_errors, table
 
 from ladderize.frontends.sharded.parallelize import aot_config
 from ladderize.tools.predict.hardware import Errors, calibration, calibration_errors
-from ladderize.tools.predict.planning.fit import fit, spread, squares
-from ladderize.tools.predict.planning.paper import llama_70b, predicted, ratio_errors, table
+from ladderize.tools.predict.planning.confidence import BATCHES, DEVICE, LINKS, RANKS
 from ladderize.tools.predict.planning.planned_nets import standard
 from ladderize.tools.predict.planning.workload import workload_of
 from ladderize.tools.sources import InputSizes, open_model
@@ -27,6 +28,10 @@ def test_the_table():
     first = table()[0]
     assert first.speeds == {"standard": 35.42, "ladder": 36.69, "parallel": 36.67, "bound": 38.24}
     assert "bound" not in table()[-1].speeds
+    assert {row.link for row in table()} == {*LINKS} and DEVICE == "h100"
+    for measured, told in (("ranks", RANKS), ("batch", BATCHES)):
+        found = [getattr(row, measured) for row in table()]
+        assert (min(found), max(found)) == told
 
 
 def test_ratios_are_within_three_percent_with_six_numbers():

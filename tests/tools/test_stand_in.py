@@ -6,29 +6,26 @@
 import json
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
+import gpu_stand_in
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig
-
-from ladderize import LadderError, compat
-from ladderize.frontends import agreement
-from ladderize.tools.bench.record import read
-from ladderize.tools.emulation.stand_in import (
+from rank_shard import Phase, Weights, make_step
+from stand_in import (
     KernelLane,
     LaneWithoutKernel,
     StandInGroup,
     Transfer,
     stand_in,
 )
-from ladderize.tools.predict.hardware.link import Link
+from transformers import LlamaConfig
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import gpu_stand_in
-from rank_shard import Phase, Weights, make_step
+from ladderize import LadderError, compat
+from ladderize.frontends import agreement
+from ladderize.tools.bench.record import read
+from ladderize.tools.predict.hardware.link import Link
 
 LINK = Link("planted", ranks=8, latency=1e-5, bandwidth=1e9)
 functional = torch.ops._c10d_functional

@@ -4,20 +4,19 @@ A family that no row names has one reduction for each block and no branch that s
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from helpers.lockstep import ShardedProgram
-from torch import Tensor, nn
-from torch.export import ExportedProgram, export
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from ladderize.errors import LadderError
-from ladderize.testing import assert_close, eager_ladder
+from ladderize.testing import assert_close
 from zoo.family import Family
+from zoo.programs import Traced
 
-TOLERANCE = 1e-4
+SHARDED_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -55,56 +54,37 @@ EXPECTED: dict[str, Row] = {
     "focalnet": Row(12),
     "prophetnet": Row(12),
 }
-# Programs that torch.export itself refuses, and those that it refuses to trace by Dynamo.
-UNEXPORTED = {"vmap(f)(x)"}
-NOT_BY_DYNAMO = {"llava"}
 
 
 def expected_row(family: Family) -> Row:
     return EXPECTED.get(family.name, Row(family.blocks))
 
 
-@lru_cache(maxsize=1)  # the cases of a family follow one another
-def exported(family: Family) -> tuple[nn.Module, ExportedProgram]:
-    model = family.build()
-    with torch.no_grad():
-        strict = family.name not in NOT_BY_DYNAMO
-        return model, export(model, (), family.feed(), strict=strict)
-
-
-def expect(family: Family, model: nn.Module, **inputs: Any) -> list[Tensor]:
-    """The outputs of the unsharded eager ladder."""
-    with eager_ladder(model, family.reads):
-        return [leaf for leaf in tree_leaves(model(**inputs)) if isinstance(leaf, Tensor)]
-
-
 def run(sharded: ShardedProgram, **inputs: Any) -> list[list[Tensor]]:
     return [[v for v in out if isinstance(v, Tensor)] for out in sharded(**inputs)]
 
 
-def check_over(family: Family, num_ranks: int) -> None:
-    """Structure as expected, and on every rank the values of the eager ladder."""
-    row, (model, program) = expected_row(family), exported(family)
+def check_over(traced: Traced, num_ranks: int) -> None:
+    """Structure as expected, and on every rank the values of the eager ladder at every size."""
+    row = expected_row(traced.family)
     if row.reductions == 0:
-        check_refused(row, program, num_ranks)
+        check_refused(row, traced.program, num_ranks)
         return
-    sharded = ShardedProgram(program, num_ranks)
+    sharded = ShardedProgram(traced.program, num_ranks)
     whole = sharded.plan.whole_branches
     assert (sharded.plan.num_reductions, len(whole)) == (row.reductions, row.whole)
     assert all(row.why in str(branch) for branch in whole)
     with torch.no_grad():
-        expected = expect(family, model, **family.feed())
-        flat = run(sharded, **family.feed())
-        for found in flat:
-            assert_close(found, expected, tolerance=TOLERANCE)
-        check_cut(sharded, family, flat)
-
-
-def check_cut(sharded: ShardedProgram, family: Family, flat: list[list[Tensor]]) -> None:
-    """In islands it computes the very values of the flat graph."""
-    assert sharded.cut() > sharded.plan.num_reductions
-    for found, expected in zip(run(sharded, **family.feed()), flat, strict=True):
-        assert_close(found, expected, tolerance=0.0)
+        flat = []
+        for inputs, expected in zip(traced.inputs, traced.expected, strict=True):
+            flat.append(run(sharded, **inputs))
+            for found in flat[-1]:
+                assert_close(found, expected, tolerance=SHARDED_TOLERANCE)
+        # In islands it computes the very values of the flat graph.
+        assert sharded.cut() > sharded.plan.num_reductions
+        for inputs, before in zip(traced.inputs, flat, strict=True):
+            for found, expected in zip(run(sharded, **inputs), before, strict=True):
+                assert_close(found, expected, tolerance=0.0)
 
 
 def check_refused(row: Row, program: ExportedProgram, num_ranks: int) -> None:

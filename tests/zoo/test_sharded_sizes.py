@@ -9,6 +9,7 @@ from zoo.decoders import OPT, SIZES, hugging_face
 from zoo.encoder_decoders import T5_SIZES
 from zoo.encoders import SIZES as BERT_SIZES
 from zoo.family import Family
+from zoo.programs import traced
 from zoo.sharded import check_over
 from zoo.table import FAMILIES
 
@@ -67,17 +68,41 @@ def few_keys(heads: int) -> list[Family]:
     ]
 
 
-# The cases of a family follow one another, so that it is exported once.
-CASES = [
-    *((n, family) for family in grouped(24, 12) for n in (3, 4)),
-    *((n, family) for family in of_one_size(24) for n in (3, 4, 8)),
-    *((n, family) for family in few_keys(8)[:2] for n in (4, 8)),
-    *((n, family) for family in few_keys(8)[2:] for n in (2, 4, 8)),
-]
+# What the heads are like, over how many ranks. The cases of a family follow one another, so that it
+# is exported once.
+CASES = {
+    f"{family.name}, {heads}-{num_ranks}": (num_ranks, family)
+    for heads, families, numbers in [
+        ("grouped", grouped(24, 12), (3, 4)),
+        ("of one size", of_one_size(24), (3, 4, 8)),
+        ("two for keys", few_keys(8)[:2], (4, 8)),
+        ("few for keys", few_keys(8)[2:], (2, 4, 8)),
+    ]
+    for family in families
+    for num_ranks in numbers
+}
+# In every run: heads that 3 divides, experts, a relative bias, fused weights, keys that are kept.
+EVERY_RUN = {
+    "mixtral, grouped-3",
+    "bloom, of one size-8",
+    "t5, of one size-3",
+    "phi3 (fused projections), two for keys-4",
+    "phi3 (fused projections), two for keys-8",
+    "llama, few for keys-8",
+    "gpt-bigcode, few for keys-4",
+}
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "family"), [pytest.param(n, f, id=f"{f.name}-{n}") for n, f in CASES]
+    ("num_ranks", "family"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in EVERY_RUN else [pytest.mark.deep])
+        for name, case in CASES.items()
+    ],
 )
 def test_any_number_of_ranks(num_ranks: int, family: Family) -> None:
-    check_over(family, num_ranks)
+    check_over(traced(family, symbolic=False), num_ranks)
+
+
+def test_those_of_every_run_are_cases() -> None:
+    assert CASES.keys() >= EVERY_RUN

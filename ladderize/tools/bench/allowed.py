@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from ladderize.report.data import BlockReport
-from ladderize.tools.predict.timeline.tasks import COMPUTE, LINK
-from ladderize.tools.predict.timeline.two_lanes import Task, place
+from ladderize.tools.predict.timeline.two_lanes import Branch, place, reduce_of, tasks_of
 
 
 def exposed_at_least(
@@ -15,16 +14,14 @@ def exposed_at_least(
     Block i waits for the all-reduce of block i - 2, the end of the step for all.
 
     Args:
-        blocks: of the step, with their FLOPs; each ends in one all-reduce.
-        seconds: of their compute, which is divided by FLOPs.
-        reduces: of the all-reduce of each.
+        blocks: blocks of the step, with their FLOPs; each ends in one all-reduce.
+        seconds: their compute in total, which is divided by FLOPs.
+        reduces: duration of the all-reduce of each.
     """
     flops = [block.flops or 0 for block in blocks]
-    tasks: list[Task] = []
+    branches = [Branch(f"h{i}", (0, i), ((0, i - 2),)) for i in range(len(flops))]
     durations: dict[str, float] = {}
-    for i, part in enumerate(flops):
-        stale = (f"all-reduce {i - 2}",) if i > 1 else ()
-        tasks += [Task(f"h{i}", COMPUTE, stale), Task(f"all-reduce {i}", LINK, (f"h{i}",))]
-        durations[f"h{i}"] = seconds * part / sum(flops)
-        durations[f"all-reduce {i}"] = reduces[i]
-    return max(end for _, end in place(tasks, durations).values()) - seconds
+    for branch, part, reduce in zip(branches, flops, reduces, strict=False):
+        durations[branch.name] = seconds * part / sum(flops)
+        durations[reduce_of(branch.name)] = reduce
+    return max(end for _, end in place(tasks_of(branches), durations).values()) - seconds

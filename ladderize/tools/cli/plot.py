@@ -1,4 +1,4 @@
-"""`ladderize plot MODEL --out plot.html`: the ladder as pictures."""
+"""`ladderize plot MODEL --out plot.html`: pictures of the blocks and of a step."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,20 +9,20 @@ from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, print_json, refuse, running, working
 
 Out = Annotated[
-    Path, typer.Option(help="What to draw: .html (a page that needs nothing else), .svg or .png.")
+    Path, typer.Option(help="Output file: .html (a self-contained page), .svg or .png.")
 ]
 Perfetto = Annotated[
-    Path | None, typer.Option(help="Write the timeline there too, for ui.perfetto.dev.")
+    Path | None, typer.Option(help="Also write the timeline to this file, for ui.perfetto.dev.")
 ]
 TraceStandard = Annotated[
     Path | None,
-    typer.Option(help="A trace of torch.profiler (export_chrome_trace) of the standard net."),
+    typer.Option(help="Trace of the standard model, of export_chrome_trace."),
 ]
-TraceLadder = Annotated[Path | None, typer.Option(help="One of the ladder.")]
+TraceLadder = Annotated[Path | None, typer.Option(help="Trace of the ladder.")]
 Hardware = Annotated[
-    str, typer.Option(help="Of the predicted step: DEVICExRANKS-LINK, as h100x4-pcie.")
+    str, typer.Option(help="Hardware to predict for: DEVICExRANKS-LINK, such as h100x4-pcie.")
 ]
-Dark = Annotated[bool, typer.Option("--dark", help="Of a picture; a page has both.")]
+Dark = Annotated[bool, typer.Option("--dark", help="Dark colors for a picture; a page has both.")]
 
 
 def plot(
@@ -43,9 +43,9 @@ def plot(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Draw the blocks before and after, a step's timeline and a table of the layers.
+    """Draw the blocks before and after the rewrite, the timeline of a step and a table of layers.
 
-    The timeline is that of the traces, or else predicted for the hardware, as `plan` does.
+    The timeline is read from the traces if given, otherwise predicted for the hardware.
     """
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plot", debug, json):

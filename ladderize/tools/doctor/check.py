@@ -91,8 +91,8 @@ def _safetensors() -> Check:
     return _package("safetensors", "checkpoints", oldest=(0, 5))
 
 
-def _resvg() -> Check:
-    return _package("resvg-py", "plots as PNG", oldest=(0, 1))
+def _matplotlib() -> Check:
+    return _package("matplotlib", "plot, and pictures of bench", oldest=(3, 8))
 
 
 def _package(name: str, use: str, oldest: tuple[int, int]) -> Check:
@@ -271,6 +271,6 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _inductor_cache,
     _triton_cache,
     _safetensors,
-    _resvg,
+    _matplotlib,
     _torchao,
 )

@@ -11,7 +11,6 @@ board.py       the ranks' launch times, in memory that they share
 carrier.py     a thread of its own for the values; what `wait()` does
 priority.py    that thread, and gloo's, go before compute where the system allows it
 group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one
-stand_in.py    one device stands in for all ranks; a kernel lasts as long as a transfer
 
 A transfer starts when the last rank has launched it and the link is free. All ranks
 know each other's launch times, and so compute the same schedule. `wait()` returns

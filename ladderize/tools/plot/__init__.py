@@ -1,9 +1,9 @@
 """`draw`: what a ladder does to a model, as a page or a picture.
 
-Report, Timeline ── draw.py ── page.py (page.css, page.js) ── .html
-                       │          └ table.py
-                       └────── picture.py ─────────────────── .svg, .png
-                                  └ graph.py (layout.py), lanes.py: shared by both
+Report, Timeline ── draw.py ──┬── sheet.py: SVG and PNG by matplotlib ── .svg, .png
+                              │      ├ block_graph.py (columns.py)
+                              │      └ step_lanes.py
+                              └── page.py (page.html.jinja) ──────────── .html
 """
 
 from ladderize.tools.plot.draw import draw

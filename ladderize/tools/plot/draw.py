@@ -1,12 +1,12 @@
-"""`draw`: a report and a timeline to a file, whose name says what it is."""
+"""`draw`: a report and a timeline to a file; its suffix names the format."""
 
+import importlib.util
 from pathlib import Path
 
 from ladderize.errors import LadderError
 from ladderize.report.files import refuse_file, write_file
 from ladderize.report.report import Report
-from ladderize.tools.plot.page import page
-from ladderize.tools.plot.picture import png, svg
+from ladderize.tools.plot.palettes import PALETTES
 from ladderize.tools.predict.timeline.predicted import predict
 from ladderize.tools.predict.timeline.steps import Timeline
 
@@ -22,21 +22,21 @@ def draw(
     theme: str = "light",
     force: bool = False,
 ) -> Path:
-    """Draw what was found in a model: its blocks and a step of it, before and after.
+    """Draw the blocks of a model and one step of it, before and after the rewrite.
 
     Args:
-        report: of `ladderize.explain` or `ladderize.last_report`.
-        out: a new file. `.html` is a page that needs nothing else, `.svg` and `.png` a picture.
-        timeline: of `predict` or `measure`; None: `predict(report)`.
-        title: what stands above it, the model's name for example.
-        theme: of a picture, "light" or "dark"; a page has both.
-        force: replace `out` if it is there.
+        report: report of `ladderize.explain` or `ladderize.last_report`.
+        out: path of the file; `.html` is a self-contained page, `.svg` and `.png` are pictures.
+        timeline: timeline of `predict` or `measure`; `predict(report)` if None.
+        title: title of the page or picture, such as the name of the model.
+        theme: "light" or "dark" for a picture; a page follows the reader's system.
+        force: replace `out` if it exists.
 
     Returns:
-        The path that was written.
+        The path of the file.
 
     Raises:
-        LadderError: `out` is there already or has another ending, or a PNG cannot be made here.
+        LadderError: matplotlib is not installed; `out` exists or has another suffix.
 
     Example:
         >>> report = ladderize.explain(model, input_ids)
@@ -44,12 +44,18 @@ def draw(
     """
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:
-        raise LadderError(f"{out} is to be what? Its name must end in {', '.join(SUFFIXES)}.")
+        raise LadderError(f"Cannot infer the format of {out}: use .html, .svg or .png.")
+    if theme not in PALETTES:
+        raise LadderError(f"There is no theme {theme!r}: use {' or '.join(PALETTES)}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
     refuse_file(out, force)
+    from ladderize.tools.plot import page, sheet  # here, for they import matplotlib
+
     timeline = predict(report) if timeline is None else timeline
     if out.suffix.lower() == ".html":
-        write_file(out, page(report, timeline, title), force)
-        return out
-    picture = svg(report, timeline, title, theme)
-    write_file(out, png(picture) if out.suffix.lower() == ".png" else picture, force)
+        write_file(out, page.page(report, timeline, title), force)
+    else:
+        drawings = [*sheet.picture(report, timeline, title)]
+        write_file(out, sheet.render(drawings, PALETTES[theme], out.suffix.lower()[1:]), force)
     return out

@@ -48,7 +48,8 @@ class Engine(nn.Module):
         missing = trt.refit(self._engine, dict(zip(self._plan.weights, contiguous, strict=True)))
         if missing:
             raise LadderError(
-                "TensorRT rejected the new weights (refit failed):", [Blocker(name) for name in missing]
+                "TensorRT rejected the new weights (refit failed):",
+                [Blocker(name) for name in missing],
             )
 
     def forward(self, *inputs: torch.Tensor | int) -> torch.Tensor | tuple[torch.Tensor, ...]:

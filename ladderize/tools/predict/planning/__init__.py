@@ -1,10 +1,10 @@
 """What a ladder would gain on hardware that one need not have: `ladderize plan`.
 
-Report ── workload.py ── variants.py ── forecast.py ──┬── plan.py ── show.py
- of a trace   costs for any   standard, ladder,       ├── limits.py: where the gain ends
-              batch, length   parallel, bound         └── confidence.py
-paper.py, fit.py     the table that hardware/calibrated.toml is fitted to
-formulas.py          closed forms of a step
+Report ── workload.py ── planned_nets.py ── forecast.py ──┬── planner.py ── tables.py
+ of a trace   costs for any   standard, ladder,           ├── limits.py: where the gain ends
+              batch, length   parallel, bound             └── confidence.py
+
+hardware/calibrated.toml is fitted by bench/calibrate.py.
 """
 
 from ladderize.tools.predict.planning.planner import Plan, PlannedBatch, plan

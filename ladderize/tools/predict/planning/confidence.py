@@ -1,26 +1,28 @@
-"""How sure a plan is: the errors of the calibration, and what of the request lies outside of it."""
+"""The accuracy of a plan: errors of the calibration, and what in the request lies outside it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ladderize.tools.plot.units import num_bytes
 from ladderize.tools.predict.hardware import Errors, Hardware, calibration_errors
 from ladderize.tools.predict.planning.forecast import Request
-from ladderize.tools.predict.planning.paper import NEW, PROMPT, table
 from ladderize.tools.predict.planning.workload import Workload
+from ladderize.tools.units import num_bytes
 
+# What was measured: bench/paper_70b.csv.
 LINKS, DEVICE = ("nvlink", "nop2p"), "h100"
+RANKS, BATCHES = (2, 8), (1, 64)
+PROMPT, NEW = 1024, 512
 # Weights of a rank: from Llama 70B over 8 ranks to that over 2, with room on both sides.
 WEIGHTS = (14e9, 75e9)
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """How sure a plan is.
+    """The accuracy of a plan.
 
     Attributes:
-        errors: of the calibration.
-        outside: what was asked for and never measured, as sentences; there the errors say little.
+        errors: errors of the calibration.
+        outside: parts of the request that were never measured, as sentences.
     """
 
     errors: Errors
@@ -44,21 +46,19 @@ def _hardware(hardware: Hardware) -> Iterator[str]:
     device = hardware.name.partition("x")[0]
     if device != DEVICE:
         known = f"{device} was" if device else "these devices were"
-        yield f"{known} not measured: it is taken to reach as much of its data sheet as {DEVICE}"
+        yield f"{known} not measured: assumed to reach the same fraction of peak as {DEVICE}"
     kind = hardware.link.name.rpartition("-")[0]
     if kind not in LINKS:
         source = hardware.link.source or "as given"
         yield f"the link {hardware.link.name} was not measured: {source}"
-    ranks = sorted({row.ranks for row in table()})
-    if not ranks[0] <= hardware.ranks <= ranks[-1]:
-        yield f"{hardware.ranks} ranks (measured: {ranks[0]} to {ranks[-1]})"
+    if not RANKS[0] <= hardware.ranks <= RANKS[1]:
+        yield f"{hardware.ranks} ranks (measured: {RANKS[0]} to {RANKS[1]})"
 
 
 def _requests(requests: Sequence[Request]) -> Iterator[str]:
-    batches = sorted({row.batch for row in table()})
-    beyond = [str(r.batch) for r in requests if not batches[0] <= r.batch <= batches[-1]]
+    beyond = [str(r.batch) for r in requests if not BATCHES[0] <= r.batch <= BATCHES[1]]
     if beyond:
-        yield f"batch {', '.join(beyond)} (measured: {batches[0]} to {batches[-1]})"
+        yield f"batch {', '.join(beyond)} (measured: {BATCHES[0]} to {BATCHES[1]})"
     prompt, new = requests[0].prompt, requests[0].new
     if not (PROMPT / 2 <= prompt <= 2 * PROMPT and NEW / 2 <= new <= 2 * NEW):
         yield f"prompt {prompt} and {new} new tokens (measured: {PROMPT} and {NEW})"
@@ -69,7 +69,7 @@ def _model(workload: Workload, hardware: Hardware, kinds: Sequence[str]) -> Iter
     if not WEIGHTS[0] <= held <= WEIGHTS[1]:
         yield f"{num_bytes(int(held))} of weights on a rank (measured: 19 to 72 GB)"
     if any("MoE" in kind for kind in kinds):
-        yield "experts: all of their weights are taken to be read in every step"
+        yield "experts: all of their weights are assumed to be read in every step"
 
 
 def _memory(workload: Workload, requests: Sequence[Request], hardware: Hardware) -> Iterator[str]:

@@ -12,15 +12,6 @@ from math import inf
 
 from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
-from ladderize.tools.predict.planning.formulas import (
-    HIDDEN,
-    HIDING_BANDWIDTH,
-    alpha,
-    c,
-    s,
-    sent,
-    tokens,
-)
 from ladderize.tools.predict.planning.planned_nets import Variant, ladder, standard
 from ladderize.tools.predict.planning.workload import Phase, Workload
 
@@ -74,14 +65,13 @@ def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
     """Around `request`; without ends where there is no gain at all."""
     nets = (standard(workload), ladder(workload))
 
-    def gain(request: Request = request, hardware: Hardware = hardware) -> float:
-        return gain_of(nets, request, hardware)
+    def gain(**changes: float) -> float:
+        """With other fields of the request, or of the link."""
+        given = {k: int(v) for k, v in changes.items() if k in ("batch", "prompt")}
+        link = {k: v for k, v in changes.items() if k not in given}
+        there = dataclasses.replace(hardware, link=dataclasses.replace(hardware.link, **link))  # type: ignore[arg-type]
+        return gain_of(nets, dataclasses.replace(request, **given), there)
 
-    def on(bandwidth: float, latency: float) -> Hardware:
-        link = dataclasses.replace(hardware.link, bandwidth=bandwidth, latency=latency)
-        return dataclasses.replace(hardware, link=link)
-
-    link = hardware.link
     full_batch, full_prompt = _full(workload, request, hardware)
     found = Limits(
         request.batch,
@@ -93,18 +83,13 @@ def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
     )
     if found.gain < LEAST_GAIN:
         return found
-    by_batch = _end(
-        request.batch, 2, lambda b: gain(dataclasses.replace(request, batch=int(b))), full_batch
-    )
-    by_prompt = _end(
-        request.prompt, 2, lambda p: gain(dataclasses.replace(request, prompt=int(p))), full_prompt
-    )
+    link = hardware.link
     return dataclasses.replace(
         found,
-        last_batch=_whole(by_batch),
-        last_prompt=_whole(by_prompt),
-        last_bandwidth=_end(link.bandwidth, 2, lambda b: gain(hardware=on(b, link.latency)), None),
-        least_latency=_end(link.latency, 0.5, lambda a: gain(hardware=on(link.bandwidth, a)), None),
+        last_batch=_whole(_end(request.batch, 2, lambda b: gain(batch=b), full_batch)),
+        last_prompt=_whole(_end(request.prompt, 2, lambda p: gain(prompt=p), full_prompt)),
+        last_bandwidth=_end(link.bandwidth, 2, lambda b: gain(bandwidth=b)),
+        least_latency=_end(link.latency, 0.5, lambda a: gain(latency=a)),
     )
 
 
@@ -128,13 +113,12 @@ def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
         ),
         default=0.0,
     )
-    most = max((block.reduce_bytes for block in blocks), default=0.0)
-    known = {c: compute, s: hardware.contention, alpha: link.latency, tokens: phase.tokens}
-    crossing = known | {sent: 2 * (ranks - 1) / ranks * most}
-    hidden = float(HIDDEN.subs(known))
-    reaches = bool(most) and hidden > link.latency
-    bandwidth = float(HIDING_BANDWIDTH.subs(crossing)) if reaches else None
-    return Hiding(hardware.reduce_seconds(most * phase.tokens), hidden, bandwidth)
+    most = max((block.reduce_bytes for block in blocks), default=0.0) * phase.tokens
+    hidden = compute / (1 - hardware.contention)
+    bandwidth = None
+    if most and hidden > link.latency:
+        bandwidth = 2 * (ranks - 1) / ranks * most / (hidden - link.latency)
+    return Hiding(hardware.reduce_seconds(most), hidden, bandwidth)
 
 
 def _full(
@@ -157,7 +141,7 @@ def gain_of(nets: tuple[Variant, Variant], request: Request, hardware: Hardware)
 
 
 def _end(
-    start: float, factor: float, gain: Callable[[float], float], most: float | None
+    start: float, factor: float, gain: Callable[[float], float], most: float | None = None
 ) -> float | None:
     """The last value from `start` in steps of `factor` that has the gain, by halving the step.
 

@@ -11,15 +11,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
-
 from ladderize.streams.block import stale_sources
 from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.planning.workload import Costs, Phase, PlannedBlock, Workload
 from ladderize.tools.predict.timeline.spans import Span
 from ladderize.tools.predict.timeline.steps import Step
-from ladderize.tools.predict.timeline.tasks import Branch, reduce_of, task_graph
-from ladderize.tools.predict.timeline.two_lanes import Task, as_step, in_order, place
+from ladderize.tools.predict.timeline.two_lanes import (
+    Branch,
+    Task,
+    as_step,
+    place,
+    reduce_of,
+    tasks_of,
+)
 
 VARIANTS = ("standard", "ladder", "parallel", "bound")
 
@@ -43,13 +47,8 @@ class Variant:
     is_reduced: bool = True
 
     @cached_property
-    def graph(self) -> "nx.DiGraph[str]":
-        """Its tasks, and what each waits for."""
-        return task_graph(self._branches())
-
-    @cached_property
     def _tasks(self) -> tuple[Task, ...]:
-        return in_order(self.graph)
+        return tasks_of(self._branches())
 
     def _branches(self) -> Iterator[Branch]:
         for number, block in enumerate(self.blocks):
@@ -64,7 +63,7 @@ class Variant:
 
     def step(self, phase: Phase, hardware: Hardware) -> Step:
         """The same as a timeline, without the head."""
-        return as_step(self.name, self.graph, self._place(phase, hardware))
+        return as_step(self.name, self._tasks, self._place(phase, hardware))
 
     def _place(self, phase: Phase, hardware: Hardware) -> dict[str, Span]:
         return place(self._tasks, self._durations(phase, hardware), hardware.contention)

@@ -7,10 +7,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ladderize.tools.plot.units import num_bytes, seconds
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
 from ladderize.tools.predict.planning.planned_nets import VARIANTS
 from ladderize.tools.predict.planning.planner import Plan
+from ladderize.tools.units import num_bytes, seconds
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -67,9 +67,9 @@ def _ends(found: Limits) -> Table | str:
     table.add_row("batch", _above(found.last_batch, found.full_batch, ""))
     table.add_row("prompt", _above(found.last_prompt, found.full_prompt, " tokens"))
     bandwidth, latency = found.last_bandwidth, found.least_latency
-    none = "at none: latency alone keeps it"
+    none = "never (latency-bound)"
     table.add_row("bandwidth of the link", _rate("above", bandwidth) if bandwidth else none)
-    table.add_row("latency of an all-reduce", f"below {seconds(latency)}" if latency else "at none")
+    table.add_row("latency of an all-reduce", f"below {seconds(latency)}" if latency else "never")
     table.add_section()
     for name, phase in (("prefill", found.prefill), ("decode", found.decode)):
         table.add_row(f"an all-reduce of {name}, {seconds(phase.reduce)}", _hidden(phase))
@@ -79,7 +79,7 @@ def _ends(found: Limits) -> Table | str:
 def _above(last: int | None, full: int | None, unit: str) -> str:
     if last is not None:
         return f"above {_number(last)}{unit}"
-    return f"not before memory is full, at {full:,}{unit}" if full else "at none that was tried"
+    return f"never: memory is full at {full:,}{unit}" if full else "at no tested value"
 
 
 def _number(value: float) -> str:
@@ -94,7 +94,7 @@ def _rate(side: str, bandwidth: float) -> str:
 def _hidden(phase: Hiding) -> str:
     room = f"the shortest block hides up to {seconds(phase.hidden)}"
     if phase.bandwidth is None:
-        return f"{room}, at no bandwidth all of it"
+        return f"{room}, never all of it (latency-bound)"
     return f"{room}; all of it {_rate('above', phase.bandwidth)}"
 
 
@@ -113,14 +113,14 @@ def _fewest(plan: Plan) -> Iterator[str]:
 
 def _sureness(plan: Plan) -> Iterator[str]:
     errors = plan.confidence.errors
-    yield "How sure: fitted to Llama-3 70B on 2 to 8 H100, batch 1 to 64. There it is off by"
+    yield "Accuracy: fitted to Llama-3 70B on 2 to 8 H100, batch 1 to 64. Errors there:"
     yield (
-        f"  {_percent(errors.ratio)} in speed-ups on average, {_percent(errors.worst_ratio)} at "
-        f"worst, {_percent(errors.left_out_ratio)} where a row was left out of the fit;"
+        f"  speedups {_percent(errors.ratio)} on average, {_percent(errors.worst_ratio)} at worst, "
+        f"{_percent(errors.left_out_ratio)} for rows left out of the fit;"
     )
-    yield f"  {_percent(errors.speed)} in tokens/s."
+    yield f"  tokens/s {_percent(errors.speed)} on average."
     if plan.confidence.outside:
-        yield "Outside of that table, so that these errors say little:"
+        yield "Outside the measured range, so errors may be larger:"
     for reason in plan.confidence.outside:
         yield textwrap.fill(reason, 96, initial_indent="  - ", subsequent_indent="    ")
 

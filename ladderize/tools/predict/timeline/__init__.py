@@ -1,9 +1,8 @@
 """When each block of a step computes and communicates: predicted from its costs, or measured.
 
-Report ── predict.py ──┐ tasks.py, two_lanes.py: the schedule, the planner's too
-                       ├── data.py: Timeline of Steps ── perfetto.py, ladderize/plot
-traces ── measure.py ──┘
-   └ trace.py, spans.py
+Report ── predicted.py (two_lanes.py: the schedule, also the planner's) ──┐
+                                                                          ├── steps.py: Timeline
+traces ── measured.py (trace.py, spans.py) ───────────────────────────────┘     └ perfetto.py
 """
 
 from ladderize.tools.predict.timeline.measured import measure

@@ -4,7 +4,7 @@
     ladder     h0 h1  h2 …                   h1 reads x0, h2 reads x1: AR0 runs behind h1
                   AR0 AR1 AR2
 
-The tasks are those of tasks.py, their order in time that of two_lanes.py.
+two_lanes.py makes the tasks and their schedule.
 
 Left out: everything outside of the blocks (embedding, head, loss), the backward run and memory
 traffic other than of weights. The first value of each stream is taken to be there. Branches that
@@ -19,8 +19,14 @@ from ladderize.report.report import Report
 from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.timeline.division import Division
 from ladderize.tools.predict.timeline.steps import Interval, Lane, Step, Timeline, key_of
-from ladderize.tools.predict.timeline.tasks import Branch, Sum, reduce_of, task_graph
-from ladderize.tools.predict.timeline.two_lanes import as_step, in_order, place
+from ladderize.tools.predict.timeline.two_lanes import (
+    Branch,
+    Sum,
+    as_step,
+    place,
+    reduce_of,
+    tasks_of,
+)
 
 DEFAULT = "h100x8-nvlink"
 
@@ -55,11 +61,11 @@ def _step(name: str, report: Report, hardware: Hardware) -> Step:
     for graph in report.graphs:
         division = Division.of(graph)
         blocks = list(_in_order(graph))
-        tasks = task_graph(_branch(block, division, hardware, name == "ladder") for block in blocks)
+        tasks = tasks_of(_branch(block, division, hardware, name == "ladder") for block in blocks)
         seconds: dict[str, float] = {}
         for block in blocks:
             seconds.update(_seconds(block, division, hardware))
-        part = as_step(name, tasks, place(in_order(tasks), seconds, hardware.contention, start))
+        part = as_step(name, tasks, place(tasks, seconds, hardware.contention, start))
         compute += part.compute.intervals
         communication += part.communication.intervals
         start = max(start, part.seconds)

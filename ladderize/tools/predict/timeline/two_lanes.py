@@ -3,18 +3,39 @@
     compute         h0 h1  h2 …           one at a time, in order
     communication      AR0 AR1 AR2        one at a time, in order of launch
 
-A task starts when its lane is free and all that it waits for is done. While the link is busy, what
-computes may be slower: communication kernels take processors and memory bandwidth.
+A task starts when its lane is free and all tasks that it waits for are done: h1 waits for AR0 in
+the standard model, not in the ladder. While the link is busy, computing may be slower, because
+communication kernels take processors and memory bandwidth.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
-
 from ladderize.tools.predict.timeline.spans import Span
-from ladderize.tools.predict.timeline.steps import Interval, Lane, Step
-from ladderize.tools.predict.timeline.tasks import COMPUTE, LINK
+from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Step
+
+COMPUTE, LINK = "compute", "link"
+# Stream and index of the block whose output is added to a sum.
+Sum = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a block does in a step.
+
+    Attributes:
+        name: name of its task.
+        sum: the sum that it adds to.
+        reads: sums that its branch reads; a sum that no branch writes is there from the start.
+        is_reduced: whether it ends in an all-reduce.
+        block: its key in a report.
+    """
+
+    name: str
+    sum: Sum
+    reads: tuple[Sum, ...]
+    is_reduced: bool = True
+    block: BlockKey | None = None
 
 
 @dataclass(frozen=True)
@@ -24,11 +45,30 @@ class Task:
     name: str
     lane: str
     waits: tuple[str, ...]
+    block: BlockKey | None
 
 
-def in_order(graph: "nx.DiGraph[str]") -> tuple[Task, ...]:
-    """The tasks of a graph of `task_graph`, as `place` goes through them."""
-    return tuple(Task(name, lane, tuple(graph.pred[name])) for name, lane in graph.nodes("lane"))
+def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
+    """The tasks of `branches`, which stand in an order in which they can run."""
+    tasks: list[Task] = []
+    behind: dict[Sum, tuple[str, ...]] = {}  # the tasks that each sum needs
+    reduces: dict[Sum, tuple[str, ...]] = {}  # of those, the all-reduces
+    for branch in branches:
+        waits = tuple(dict.fromkeys(task for r in branch.reads for task in behind.get(r, ())))
+        tasks.append(Task(branch.name, COMPUTE, waits, branch.block))
+        if branch.is_reduced:
+            last = reduce_of(branch.name)  # the link works in order: earlier ones are done
+            tasks.append(Task(last, LINK, (branch.name,), branch.block))
+            behind[branch.sum] = reduces[branch.sum] = (last,)
+        else:
+            stream, index = branch.sum
+            reduces[branch.sum] = reduces.get((stream, index - 1), ())
+            behind[branch.sum] = (branch.name, *reduces[branch.sum])
+    return tuple(tasks)
+
+
+def reduce_of(name: str) -> str:
+    return f"all-reduce {name}"
 
 
 def place(
@@ -40,10 +80,10 @@ def place(
     """When each of `tasks` starts and ends.
 
     Args:
-        tasks: of `in_order`.
-        seconds: of each task by itself.
+        tasks: tasks of `tasks_of`.
+        seconds: duration of each task by itself.
         contention: fraction of its rate that computing loses while the link is busy.
-        start: of the first.
+        start: start of the first task, in seconds.
     """
     placed: dict[str, Span] = {}
     free = {COMPUTE: start, LINK: start}
@@ -80,12 +120,11 @@ def _slowed(start: float, seconds: float, busy: list[Span], contention: float) -
     return now + left
 
 
-def as_step(name: str, graph: "nx.DiGraph[str]", placed: Mapping[str, Span]) -> Step:
-    """What `place` found as a step of a timeline."""
+def as_step(name: str, tasks: Sequence[Task], placed: Mapping[str, Span]) -> Step:
+    """The result of `place` as a step of a timeline."""
 
     def lane(which: str) -> Lane:
-        nodes = graph.nodes(data=True)
-        tasks = [(task, data["block"]) for task, data in nodes if data["lane"] == which]
-        return Lane(tuple(Interval(*placed[task], task, block) for task, block in tasks))
+        found = [task for task in tasks if task.lane == which]
+        return Lane(tuple(Interval(*placed[task.name], task.name, task.block) for task in found))
 
     return Step(name, lane(COMPUTE), lane(LINK))

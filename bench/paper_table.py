@@ -1,26 +1,26 @@
 """The table that the planner is calibrated on: tokens/s of Llama-3 70B, and what it predicts.
 
-paper_70b.csv (arXiv 2501.06589) ── Row ── residuals ── fit.py
+paper_70b.csv (arXiv 2501.06589) ── PaperRow ── residuals ── calibrate.py
 """
 
 import csv
 import math
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 from ladderize.tools.predict.hardware import Calibration, Hardware, hardware_of
+from ladderize.tools.predict.planning.confidence import NEW, PROMPT
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
 from ladderize.tools.predict.planning.planned_nets import VARIANTS, Variant, variants
 from ladderize.tools.predict.planning.workload import Costs, PlannedBlock, Workload
 
-PROMPT, NEW = 1024, 512
 # A ratio of two nets is what a plan is asked for, so that it counts twice as much as a speed.
 RATIO_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One line of the table: tokens/s by the name of the variant; the bound only with P2P."""
 
     link: str
@@ -42,21 +42,17 @@ class Row:
 
 
 @cache
-def table() -> tuple[Row, ...]:
-    text = (
-        resources.files("ladderize.tools.predict.hardware")
-        .joinpath("paper_70b.csv")
-        .read_text("utf-8")
-    )
+def table() -> tuple[PaperRow, ...]:
+    text = Path(__file__).with_name("paper_70b.csv").read_text("utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return tuple(map(_row, csv.DictReader(lines)))
 
 
-def _row(cells: dict[str, str]) -> Row:
+def _row(cells: dict[str, str]) -> PaperRow:
     columns = dict(zip(VARIANTS, ("standard", "ladder", "parallel", "upper_bound"), strict=True))
     speeds = {name: float(cells[column]) for name, column in columns.items() if cells[column]}
     link = "nvlink" if cells["p2p"] == "1" else "nop2p"
-    return Row(link, int(cells["batch"]), int(cells["tp"]), speeds)
+    return PaperRow(link, int(cells["batch"]), int(cells["tp"]), speeds)
 
 
 @cache
@@ -78,14 +74,14 @@ def llama_70b() -> tuple[Variant, ...]:
     return variants(Workload(blocks, head, frozenset(range(2 * layers))))
 
 
-def predicted(row: Row, fitted: Calibration) -> dict[str, float]:
+def predicted(row: PaperRow, fitted: Calibration) -> dict[str, float]:
     """Tokens/s of each variant that was measured."""
     hardware = row.hardware(fitted)
     nets = [net for net in llama_70b() if net.name in row.speeds]
     return {net.name: tokens_per_s(net, row.request, hardware) for net in nets}
 
 
-def residuals(row: Row, fitted: Calibration) -> list[float]:
+def residuals(row: PaperRow, fitted: Calibration) -> list[float]:
     """Logarithms of predicted over measured: speed of the standard net, then the ratios to it."""
     found = predicted(row, fitted)
     ratios, measured = row.ratios(found), row.ratios(row.speeds)
@@ -93,7 +89,7 @@ def residuals(row: Row, fitted: Calibration) -> list[float]:
     return [speed, *(RATIO_WEIGHT * math.log(ratios[name] / measured[name]) for name in ratios)]
 
 
-def ratio_errors(row: Row, fitted: Calibration) -> dict[str, float]:
+def ratio_errors(row: PaperRow, fitted: Calibration) -> dict[str, float]:
     """Predicted over measured ratio to the standard net, less 1."""
     ratios, measured = row.ratios(predicted(row, fitted)), row.ratios(row.speeds)
     return {name: ratios[name] / measured[name] - 1 for name in ratios}

@@ -1,0 +1,83 @@
+"""Where the columns of a block graph stand: one for each block, or for a run that is folded.
+
+    x0 ─┬──⊕─ x1 ─┬──⊕─ x2 ┄ layers 2-79: as layer 1 ┄ x160
+       h0        h1
+
+Standard and ladder share the columns, so that a block stands below itself.
+"""
+
+from dataclasses import dataclass, field
+
+from ladderize.report.data import BlockReport, StreamReport
+from ladderize.report.present.lines import alike, shape_of
+from ladderize.report.present.repeats import Run, find_runs
+
+COLUMN, FOLD, SEGMENT_GAP, END = 168, 232, 28, 64
+# From the left of a column, or of the end, to its value.
+VALUE = 20
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A run of layers that is not drawn: its left edge, its text and its blocks."""
+
+    left: float
+    text: str
+    hidden: tuple[BlockReport, ...]
+
+
+@dataclass
+class Columns:
+    """The columns of one stream.
+
+    Attributes:
+        blocks: blocks that are drawn, with their left edges.
+        headings: titles of segments, with their left edges.
+        width: of the drawing, in pixels.
+    """
+
+    blocks: list[tuple[BlockReport, float]] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+    headings: list[tuple[str, float]] = field(default_factory=list)
+    width: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """The place of the last value."""
+        return self.width - END + VALUE
+
+    def place(self, index: int) -> float:
+        """The place of value `index` of the stream; one inside a fold stands near its end."""
+        for block, left in self.blocks:
+            if block.index == index:
+                return left + VALUE
+        for fold in self.folds:
+            if fold.hidden[0].index <= index <= fold.hidden[-1].index:
+                return fold.left + FOLD - 26 - 22 * min(fold.hidden[-1].index - index, 7)
+        return self.end
+
+
+def columns_of(stream: StreamReport) -> Columns:
+    found, left = Columns(), 0.0
+    for segment in stream.segments:
+        if len(stream.segments) > 1:
+            left += SEGMENT_GAP if segment.index else 0
+            text = f"segment {segment.index} of {shape_of(stream, segment.index)}"
+            found.headings.append((text, left))
+        for run in find_runs(stream.blocks[segment.first : segment.last + 1]):
+            for block in run.shown:
+                found.blocks.append((block, left))
+                left += COLUMN
+            if run.hidden:
+                found.folds.append(Fold(left, fold_text(run), run.hidden))
+                left += FOLD
+    found.width = left + END
+    return found
+
+
+def fold_text(run: Run) -> str:
+    """What stands for the hidden layers; `find_runs` does not compare their sizes."""
+    period = len(run.pattern)
+    sizes = [(b.flops, b.weight_bytes, b.reduce_bytes) for b in (*run.pattern, *run.hidden)]
+    is_same = all(size == sizes[i % period] for i, size in enumerate(sizes))
+    return alike(run) + ("" if is_same else ", of other sizes")
