@@ -69,11 +69,11 @@ def is_an_example(block: Block, line: str, folder: Path) -> None:
 
 
 def is_a_test(_: Block, line: str, __: Path) -> None:
-    """The suite has these files, and runs them."""
+    """The suite has these files or folders, and runs them."""
     words = shlex.split(line.replace(".venv/bin/", ""))[1:]
     options = {word for word in words if word.startswith("-")}
     assert options <= {"--deep"}
-    assert all((ROOT / file).is_file() for file in words if file not in options)
+    assert all((ROOT / path).exists() for path in words if path not in options)
 
 
 def sets_hooks(_: Block, __: str, ___: Path) -> None:
@@ -91,7 +91,8 @@ OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments)
 COMMANDS = {
     r"python3 -m venv .*": installs,
     r"(\.venv/bin/)?torchrun .*": is_an_example,
-    r"\.venv/bin/pytest .*": is_a_test,
+    r"\.venv/bin/pytest( .*)?": is_a_test,
+    r"\.venv/bin/python tests/\S+": is_a_test,
     r"\.venv/bin/pre-commit install": sets_hooks,
     r"ladderize .*": is_run_with_the_fragments,
 }
