@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import handwritten
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -28,7 +29,6 @@ from ladderize.report.files import refuse_file
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.record import Results, Row
 from ladderize.tools.bench.tables import show
-from ladderize.tools.demo import handwritten
 
 WARM_UP = 3
 ALONE = "one all-reduce"

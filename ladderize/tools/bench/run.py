@@ -16,7 +16,7 @@ from ladderize.tools.bench.rank import Measured, Refusal, stages, work
 from ladderize.tools.bench.record import Results
 from ladderize.tools.bench.rows import rows_of
 from ladderize.tools.bench.settings import Settings
-from ladderize.tools.launch.progress import follow, steps_on
+from ladderize.tools.launch.progress import Steps, follow
 from ladderize.tools.launch.ranks import RankFailed, launch
 
 
@@ -58,7 +58,7 @@ def _under_torchrun(settings: Settings) -> list[Any]:
 
 
 def _by_itself(settings: Settings, told: Console) -> list[Any]:
-    with steps_on(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-bench-") as name:
+    with Steps(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-bench-") as name:
         steps.begin(f"start {settings.ranks} ranks")
         with follow(Path(name), settings.ranks, stages(settings), steps):
             if settings.ranks == 1:
