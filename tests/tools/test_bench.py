@@ -18,13 +18,13 @@ from ladderize.frontends.rewrite import parallel_program, rewrite
 from ladderize.frontends.sharded.localize import localize
 from ladderize.frontends.sharded.tracing import export_program
 from ladderize.tools.bench.allowed import exposed_at_least
+from ladderize.tools.bench.bench_settings import VARIANTS, Case, Settings, Share
 from ladderize.tools.bench.chart import draw
 from ladderize.tools.bench.links import choose_links
 from ladderize.tools.bench.paired import paired_ratio
 from ladderize.tools.bench.rank import Compiled, Measured, stages
 from ladderize.tools.bench.record import Results, read
 from ladderize.tools.bench.rows import rows_of
-from ladderize.tools.bench.settings import VARIANTS, Case, Settings, Share
 from ladderize.tools.bench.timing import Samples, difference
 from ladderize.tools.bench.variants import drop_collectives
 from ladderize.tools.cli import app

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig
 from typer.main import get_command
 
-from ladderize.tools.bench.record import Results, Row, read
+from ladderize.tools.bench.record import ResultRow, Results, read
 from ladderize.tools.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ compare, run, slow_link = load("compare"), load("run"), load("slow_link")
 
 
 def results(seconds, **more):
-    return Results("x", (Row({"variant": "ladder"}, {"median_s": seconds, **more}),))
+    return Results("x", (ResultRow({"variant": "ladder"}, {"median_s": seconds, **more}),))
 
 
 def compared(monkeypatch, tmp_path, old, new, *flags):

@@ -11,18 +11,18 @@ from helpers.installed import install
 
 from ladderize.tools.doctor import examine as doctor
 from ladderize.tools.doctor import probes
-from ladderize.tools.doctor.examine import Finding
+from ladderize.tools.doctor.examine import PartStatus
 from ladderize.tools.doctor.probes import attempt
 
 MINOR = ".".join(torch.__version__.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
-def here() -> dict[str, Finding]:
+def here() -> dict[str, PartStatus]:
     return named(doctor.examine)
 
 
-def named(check: Callable[[], Iterable[Finding]]) -> dict[str, Finding]:
+def named(check: Callable[[], Iterable[PartStatus]]) -> dict[str, PartStatus]:
     return {finding.name: finding for finding in check()}
 
 
@@ -42,12 +42,12 @@ def named(check: Callable[[], Iterable[Finding]]) -> dict[str, Finding]:
         ("safetensors", "."),
     ],
 )
-def test_what_works_here(here: dict[str, Finding], part: str, says: str) -> None:
+def test_what_works_here(here: dict[str, PartStatus], part: str, says: str) -> None:
     assert (here[part].status, here[part].cure) == ("ok", "")
     assert says in here[part].found
 
 
-def test_what_does_not_work_has_a_reason(here: dict[str, Finding]) -> None:
+def test_what_does_not_work_has_a_reason(here: dict[str, PartStatus]) -> None:
     assert all(check.found for check in here.values())
     assert all(check.cure for check in here.values() if check.status in ("warning", "broken"))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -55,7 +55,7 @@ def test_what_does_not_work_has_a_reason(here: dict[str, Finding]) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
-def test_without_a_gpu(here: dict[str, Finding]) -> None:
+def test_without_a_gpu(here: dict[str, PartStatus]) -> None:
     for part in ("CUDA", "Inductor on CUDA", "NCCL"):
         assert here[part].status == "missing"
 
@@ -81,7 +81,7 @@ def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(tmp_path)
     cure = "pip install 'torchao>=0.15'"
     found = named(doctor._packages)["torchao"]
-    assert found == Finding("torchao", "broken", "0.9.0 is too old for quantized weights", cure)
+    assert found == PartStatus("torchao", "broken", "0.9.0 is too old for quantized weights", cure)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_tensorrt_is_imported_elsewhere(
     assert "torch_tensorrt" not in sys.modules
 
 
-def test_no_tensorrt(here: dict[str, Finding]) -> None:
+def test_no_tensorrt(here: dict[str, PartStatus]) -> None:
     found = here["TensorRT"]
     assert found.status == "missing"
     assert f"torch-tensorrt=={MINOR}.*" in found.cure and "inductor" in found.cure

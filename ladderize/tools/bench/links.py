@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ladderize.errors import LadderError
-from ladderize.tools.bench.settings import UNLIMITED, Share
+from ladderize.tools.bench.bench_settings import UNLIMITED, Share
 from ladderize.tools.predict.hardware import Link, link_of
 
 

@@ -83,11 +83,11 @@ def bench(
             from rich.console import Console
 
             from ladderize.report.files import refuse_file
+            from ladderize.tools.bench.bench_settings import VARIANTS, Settings, default_device
             from ladderize.tools.bench.chart import draw, refuse_plot
             from ladderize.tools.bench.links import choose_links
+            from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
-            from ladderize.tools.bench.settings import VARIANTS, Settings, default_device
-            from ladderize.tools.bench.tables import show
 
         if plot is not None:
             refuse_plot(plot, force)

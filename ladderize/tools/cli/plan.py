@@ -42,7 +42,7 @@ def plan(
             from ladderize.frontends.sharded.parallelize import aot_config
             from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.planning import plan as predict
-            from ladderize.tools.predict.planning.tables import show
+            from ladderize.tools.predict.planning.plan_tables import show
             from ladderize.tools.sources import InputSizes, open_model
 
         machine = hardware_of(hardware)

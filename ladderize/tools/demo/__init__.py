@@ -67,8 +67,8 @@ def run_demo(
         with follow(Path(name), num_ranks, STAGES, steps):
             try:
                 results = launch(work, (hf, num_layers, name), num_ranks, Path(name))
-            except RankFailed as error:
-                raise DemoError(str(error)) from None
+            except RankFailed as failed:
+                raise DemoError(str(failed)) from None
     for refused in (result for result in results if isinstance(result, str)):
         raise DemoError(refused)
     error = max(result.error for result in results)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import start_processes
+from torch.multiprocessing.spawn import start_processes
 
 # Compiling takes a minute on a slow, busy machine.
 PATIENCE = 300
@@ -84,13 +84,15 @@ def reduces(backend: str, device: str, ranks: str) -> str:
     """An all-reduce; gloo fails where it does not find the network's interface."""
     with tempfile.TemporaryDirectory() as folder:
         args = (backend, device, int(ranks), folder)
-        start_processes(_reduce, args, int(ranks), start_method="fork")
+        start_processes(  # type: ignore[no-untyped-call]
+            _reduce, args, int(ranks), start_method="fork"
+        )
     return f"an all-reduce on {ranks} rank{'s' * (ranks != '1')} works"
 
 
 def _reduce(rank: int, backend: str, device: str, ranks: int, folder: str) -> None:
     place = torch.device(device, rank) if device == "cuda" else torch.device(device)
-    store = dist.FileStore(f"{folder}/store", ranks)
+    store = dist.FileStore(f"{folder}/store", ranks)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     x = torch.full((8,), rank + 1.0, device=place)
     dist.all_reduce(x)

@@ -31,7 +31,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Costs:
+class PlannedCosts:
     """Of a block, or of what is outside of them, on all ranks.
 
     Attributes:
@@ -52,8 +52,8 @@ class Costs:
     def bytes_in(self, phase: Phase) -> float:
         return self.weight_bytes + self.cache_bytes * phase.batch * phase.keys
 
-    def __add__(self, other: "Costs") -> "Costs":
-        return Costs(
+    def __add__(self, other: "PlannedCosts") -> "PlannedCosts":
+        return PlannedCosts(
             self.flops + other.flops,
             self.attention_flops + other.attention_flops,
             self.weight_bytes + other.weight_bytes,
@@ -80,7 +80,7 @@ class PlannedBlock:
     segment: int
     layer: int | None
     is_attention: bool
-    costs: Costs
+    costs: PlannedCosts
     reduce_bytes: float
     is_local: bool = False
     num_branches: int = 1
@@ -106,7 +106,7 @@ class Workload:
     """
 
     blocks: tuple[PlannedBlock, ...]
-    outside: Costs
+    outside: PlannedCosts
     chosen: frozenset[int]
     staleness: int = 1
 
@@ -134,7 +134,7 @@ def workload_of(report: Report) -> Workload:
     staleness = int(dict(report.options).get("staleness", 1))
     return Workload(
         tuple(_planned(block, traced, division) for block in stream.blocks),
-        Costs(graph.outside.flops / traced.tokens, weight_bytes=graph.outside.weight_bytes),
+        PlannedCosts(graph.outside.flops / traced.tokens, weight_bytes=graph.outside.weight_bytes),
         frozenset(block.index for block in stream.blocks if block.is_converted),
         staleness,
     )
@@ -173,7 +173,7 @@ def _numbers(block: BlockReport) -> tuple[int | None, ...]:
 
 def _planned(block: BlockReport, traced: Phase, division: Division) -> PlannedBlock:
     flops, attention, weights, cache, sent = (number or 0 for number in _numbers(block))
-    costs = Costs(
+    costs = PlannedCosts(
         (flops - attention) / traced.tokens,
         attention / (traced.tokens * traced.keys),
         weights,

@@ -7,12 +7,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ladderize.tools.bench.record import Row, Values
+from ladderize.tools.bench.record import ResultRow, Values
 
 Text = Callable[[Values], str]
 
 
-def show(console: Console, rows: Iterable[Row]) -> None:
+def show(console: Console, rows: Iterable[ResultRow]) -> None:
     """Print the tables; rows and columns without a value, and empty tables, are left out."""
     rows = list(rows)
     for _, group in groupby(rows, lambda row: _without(row, "variant")):
@@ -25,17 +25,17 @@ def show(console: Console, rows: Iterable[Row]) -> None:
         _show(console, f"{_case(found[0])}: what it takes", found, COSTS)
 
 
-def _without(row: Row, *names: str) -> Mapping[str, str | int | float]:
+def _without(row: ResultRow, *names: str) -> Mapping[str, str | int | float]:
     return {name: value for name, value in row.key.items() if name not in names}
 
 
-def _case(row: Row) -> str:
+def _case(row: ResultRow) -> str:
     key = row.key
     sizes = f", batch {key['batch']}, length {key['length']}" if "batch" in key else ""
     return f"{key['phase']}{sizes}"
 
 
-def _link(rows: Sequence[Row]) -> str:
+def _link(rows: Sequence[ResultRow]) -> str:
     latencies = [v for row in rows if (v := row.values.get("link_latency_s")) is not None]
     if "link" not in rows[0].key:
         return ""
@@ -43,7 +43,9 @@ def _link(rows: Sequence[Row]) -> str:
     return f", link: {rows[0].key['link']}{seconds}"
 
 
-def _show(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, Text]) -> None:
+def _show(
+    console: Console, title: str, rows: Sequence[ResultRow], columns: Mapping[str, Text]
+) -> None:
     rows = [row for row in rows if any(text(row.values) for text in columns.values())]
     texts = {name: [text(row.values) for row in rows] for name, text in columns.items()}
     shown = {name: cells for name, cells in texts.items() if any(cells)}
