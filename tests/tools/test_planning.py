@@ -260,7 +260,7 @@ def test_a_net_without_attention():
 
 
 def test_what_cannot_be_planned():
-    with pytest.raises(LadderError, match="one residual stream, and this model has 2"):
+    with pytest.raises(LadderError, match="one residual stream; this model has 2"):
         workload_of(report_of([block(0), block(1)], [block(0, stream=1), block(1, stream=1)]))
     with pytest.raises(LadderError, match="not known before the model runs"):
         workload_of(report_of([block(0), block(1, flops=None)]))
@@ -270,7 +270,7 @@ def test_what_cannot_be_planned():
         (segment,) = stream.segments
         moved = dataclasses.replace(stream, segments=(dataclasses.replace(segment, shape=shape),))
         graph = dataclasses.replace(report.graphs[0], streams=(moved,))
-        with pytest.raises(LadderError, match="which sizes of a stream"):
+        with pytest.raises(LadderError, match="which dims of the stream"):
             workload_of(dataclasses.replace(report, graphs=(graph,)))
     with pytest.raises(LadderError, match="each is at least 1"):
         plan(report, machine(), [0])

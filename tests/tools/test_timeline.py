@@ -191,7 +191,7 @@ def test_the_numbers_are_said():
 
 @pytest.mark.parametrize("wrong", [{"flops": 0}, {"memory": -1}, {"launch": -1}, {"contention": 1}])
 def test_no_hardware(wrong):
-    with pytest.raises(LadderError, match="is no hardware"):
+    with pytest.raises(LadderError, match="is not possible hardware"):
         machine(**wrong)
 
 

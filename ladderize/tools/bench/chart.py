@@ -29,7 +29,7 @@ COLORS = {
 def refuse_plot(path: Path, force: bool) -> None:
     """Raise `LadderError` where no picture can be drawn to `path`."""
     if path.suffix not in KINDS:
-        raise LadderError(f"{path} is no picture.", cure=f"name a file of {', '.join(KINDS)}")
+        raise LadderError(f"{path} is not a picture.", cure=f"use a suffix of {', '.join(KINDS)}")
     if find_spec("matplotlib") is None:
         raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
     refuse_file(path, force)

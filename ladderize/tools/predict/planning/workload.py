@@ -147,7 +147,7 @@ def _only_graph(report: Report) -> GraphReport:
     found = sum(len(graph.streams) for graph in graphs)
     if found != 1:
         raise LadderError(
-            f"A plan is of one residual stream, and this model has {found}.",
+            f"A plan needs exactly one residual stream; this model has {found}.",
             cure="plan the decoder by itself; `ladderize plot` predicts one call of any model",
         )
     return graphs[0]
@@ -159,7 +159,7 @@ def _examples(segment: SegmentReport) -> tuple[int, int]:
     if not 2 <= len(shape) <= 3 or not all(isinstance(size, int) for size in shape):
         sizes = ", ".join(map(str, shape))
         raise LadderError(
-            f"It is not known which sizes of a stream of [{sizes}] are tokens.",
+            f"Cannot infer which dims of the stream [{sizes}] are tokens.",
             cure="a plan needs a model of [batch, length, features], traced with fixed sizes",
         )
     batch, *length, _ = map(int, shape)
