@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ladderize import LadderError
-from ladderize.tools.bench.record import Row, read
+from ladderize.tools.bench.record import ResultRow, read
 
 STYLES = {"worse": "red", "better": "green", "moved": "yellow"}
 
@@ -28,7 +28,7 @@ def table_of(moves: tuple[Move, ...]) -> Table:
     table.add_column("")
     for move in moves:
         numbers = (shown(number) for number in (move.old, move.new, move.ratio))
-        name = Row(move.key, {}).name
+        name = ResultRow(move.key, {}).name
         table.add_row(name, move.name, *numbers, move.verdict, style=STYLES[move.verdict])
     return table
 

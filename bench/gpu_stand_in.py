@@ -29,7 +29,7 @@ from transformers import LlamaConfig
 
 from ladderize.report.files import refuse_file
 from ladderize.tools.bench.paired import step_values
-from ladderize.tools.bench.record import Key, Results, Row, Values
+from ladderize.tools.bench.record import Key, ResultRow, Results, Values
 from ladderize.tools.predict.hardware.link import Link, link_of
 
 
@@ -67,10 +67,10 @@ class Turns:
     communication: Mapping[str, float]
     memory: Values
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ResultRow]:
         for name in self.seconds:
             values = step_values(name, self.seconds) | self._exposure(name)
-            yield Row({"variant": name, **self.key}, {**values, **self.memory})
+            yield ResultRow({"variant": name, **self.key}, {**values, **self.memory})
 
     def _exposure(self, name: str) -> dict[str, float | None]:
         """What a step takes longer than the bound. A parallel block computes otherwise: none."""
@@ -115,7 +115,7 @@ def measure(
     )
 
 
-def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[Row]:
+def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[ResultRow]:
     """A prefill and `new` - 1 steps of decoding: what the paper's tokens/s are of."""
     seconds = {
         name: [
@@ -128,7 +128,7 @@ def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[Row]:
     for name in seconds:
         values = step_values(name, seconds)
         tokens = int(key["batch"]) * new / statistics.median(seconds[name])
-        yield Row({"variant": name, **key}, {**values, "tokens_per_s": tokens})
+        yield ResultRow({"variant": name, **key}, {**values, "tokens_per_s": tokens})
 
 
 def paper_rows() -> dict[tuple[str, int], float]:
@@ -137,7 +137,7 @@ def paper_rows() -> dict[tuple[str, int], float]:
     return {(name, row.batch): speed for row in rows for name, speed in row.speeds.items()}
 
 
-def table_of(rows: tuple[Row, ...], title: str, paper: dict[tuple[str, int], float]) -> Table:
+def table_of(rows: tuple[ResultRow, ...], title: str, paper: dict[tuple[str, int], float]) -> Table:
     table = Table(title=title)
     for column in ("phase", "batch", "variant"):
         table.add_column(column)
@@ -231,7 +231,7 @@ def run(options: argparse.Namespace) -> Results:
     device = torch.device(options.device)
     on_cuda = device.type == "cuda"
     lane = KernelLane(device, options.sms) if on_cuda else LaneWithoutKernel()
-    rows: list[Row] = list(check_kernel(lane, options.repeats)) if on_cuda else []
+    rows: list[ResultRow] = list(check_kernel(lane, options.repeats)) if on_cuda else []
     room = options.prompt + options.new
     with stand_in(link, lane, device.type) as (mesh, group), torch.no_grad():
         weights = Weights(mesh)
@@ -251,7 +251,7 @@ def run(options: argparse.Namespace) -> Results:
     model = f"{options.model.stem}, {config.num_hidden_layers} layers of {config.hidden_size}"
     same = {"model": model, "link": str(link), "sms": options.sms, "device": options.device}
     command = " ".join(["python", "bench/gpu_stand_in.py", *sys.argv[1:]])
-    return Results(command, tuple(Row({**r.key, **same}, r.values) for r in rows))
+    return Results(command, tuple(ResultRow({**r.key, **same}, r.values) for r in rows))
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import ladderize
 from ladderize.tools.bench.paired import paired_ratio
-from ladderize.tools.bench.timing import Call, Samples, measure, timed, traced
-from ladderize.tools.bench.variants import Variant
+from ladderize.tools.bench.timing import ModelCall, Samples, measure, timed, traced
+from ladderize.tools.bench.variants import BenchVariant
 
 COLUMNS = ("lowering", "difference", "step ms", "of the first", "communication ms", "hidden")
 
@@ -75,11 +75,11 @@ def main() -> None:
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
     mesh = init_device_mesh(options.device, (dist.get_world_size(),))
     ids = torch.arange(options.batch * options.length, device=options.device) % 97
-    call = Call((), {"input_ids": ids.reshape(options.batch, -1)}, device=options.device)
+    call = ModelCall((), {"input_ids": ids.reshape(options.batch, -1)}, device=options.device)
     model = make_model(options)
     names = options.lowerings.split(",")
     variants = [
-        Variant(name, model, compiled(model, mesh, name, options.cache), expected=None)
+        BenchVariant(name, model, compiled(model, mesh, name, options.cache), expected=None)
         for name in names
     ]
     with torch.no_grad():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from ladderize.tools.bench.record import Key, Results, Row
+from ladderize.tools.bench.record import Key, ResultRow, Results
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Comparison:
     """
 
     moves: tuple[Move, ...]
-    only_old: tuple[Row, ...]
-    only_new: tuple[Row, ...]
+    only_old: tuple[ResultRow, ...]
+    only_new: tuple[ResultRow, ...]
     machine: Mapping[str, tuple[object, object]]
     versions: Mapping[str, tuple[object, object]]
     compared: int

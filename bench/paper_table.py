@@ -12,8 +12,8 @@ from pathlib import Path
 from ladderize.tools.predict.hardware import Calibration, Hardware, hardware_of
 from ladderize.tools.predict.planning.confidence import NEW, PROMPT
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
-from ladderize.tools.predict.planning.planned_nets import VARIANTS, Variant, variants
-from ladderize.tools.predict.planning.workload import Costs, PlannedBlock, Workload
+from ladderize.tools.predict.planning.planned_nets import VARIANTS, PlannedNet, variants
+from ladderize.tools.predict.planning.workload import PlannedBlock, PlannedCosts, Workload
 
 # A ratio of two nets is what a plan is asked for, so that it counts twice as much as a speed.
 RATIO_WEIGHT = 2.0
@@ -56,21 +56,23 @@ def _row(cells: dict[str, str]) -> PaperRow:
 
 
 @cache
-def llama_70b() -> tuple[Variant, ...]:
+def llama_70b() -> tuple[PlannedNet, ...]:
     """Its variants, in float16, from the sizes in its configuration."""
     hidden, inner, layers, words = 8192, 28672, 80, 128256
     heads, kv_heads, width = 64, 8, 128
     attention = hidden * width * (2 * heads + 2 * kv_heads)  # q, k, v, o
     mlp = 3 * hidden * inner
     kinds = (
-        Costs(2 * attention, 4 * heads * width, 2 * (attention + hidden), 4 * kv_heads * width),
-        Costs(2 * mlp, weight_bytes=2 * (mlp + hidden)),
+        PlannedCosts(
+            2 * attention, 4 * heads * width, 2 * (attention + hidden), 4 * kv_heads * width
+        ),
+        PlannedCosts(2 * mlp, weight_bytes=2 * (mlp + hidden)),
     )
     blocks = tuple(
         PlannedBlock(index, 0, index // 2, index % 2 == 0, kinds[index % 2], 2 * hidden)
         for index in range(2 * layers)
     )
-    head = Costs(2 * hidden * words, weight_bytes=2 * (hidden * words + hidden))
+    head = PlannedCosts(2 * hidden * words, weight_bytes=2 * (hidden * words + hidden))
     return variants(Workload(blocks, head, frozenset(range(2 * layers))))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import handwritten
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -26,9 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.report.files import refuse_file
 from ladderize.tools.bench.paired import step_values
-from ladderize.tools.bench.record import Results, Row
-from ladderize.tools.bench.tables import show
-from ladderize.tools.demo import handwritten
+from ladderize.tools.bench.record import ResultRow, Results
+from ladderize.tools.bench.result_tables import show
 
 WARM_UP = 3
 ALONE = "one all-reduce"
@@ -97,7 +97,7 @@ def take_turns(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, li
 
 def rows_of(
     given: argparse.Namespace, seconds: dict[str, list[float]], error: float
-) -> Iterator[Row]:
+) -> Iterator[ResultRow]:
     """One for each program; that of the bound also says what an all-reduce takes by itself."""
     alone = statistics.median(seconds[ALONE])
     steps = {name: found for name, found in seconds.items() if name != ALONE}
@@ -109,7 +109,7 @@ def rows_of(
             of_block = alone / (statistics.median(steps[name]) / (2 * given.layers))
             values |= {"all_reduce_s": alone, "block_ratio": of_block}
         sizes = {"batch": 1, "length": given.length, "hidden": given.hidden, "layers": given.layers}
-        yield Row({"variant": name, "phase": "prefill", **sizes, "link": given.link}, values)
+        yield ResultRow({"variant": name, "phase": "prefill", **sizes, "link": given.link}, values)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

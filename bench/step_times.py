@@ -13,7 +13,7 @@ import torch
 from stand_in import KernelLane, StandInGroup
 
 from ladderize.tools.bench.paired import step_values
-from ladderize.tools.bench.record import Row
+from ladderize.tools.bench.record import ResultRow
 
 WARM_UP = 3
 
@@ -90,7 +90,7 @@ def silence(group: StandInGroup, is_silent: bool) -> Iterator[None]:
         group.is_silent = False
 
 
-def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator[Row]:
+def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator[ResultRow]:
     """How long transfers last that nothing computes behind: as asked, and launching them."""
     for microseconds in (10, 100):
 
@@ -103,4 +103,4 @@ def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator
         replay = capture(transfers)
         found = [time_by_events(replay) / in_a_row for _ in range(repeats)]
         key = {"phase": "a transfer alone", "asked_us": microseconds, "sms": lane.sms}
-        yield Row(key, step_values("alone", {"alone": found}))
+        yield ResultRow(key, step_values("alone", {"alone": found}))

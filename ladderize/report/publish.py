@@ -2,6 +2,9 @@
 
 import dataclasses
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from ladderize.report.report import Report
 WIDTH = 120
 
 _last: Report | None = None
+_collecting: ContextVar[list[Report] | None] = ContextVar("_collecting", default=None)
 
 
 def last_report() -> Report | None:
@@ -35,6 +39,17 @@ def last_report() -> Report | None:
     return _last
 
 
+@contextmanager
+def collect_reports() -> Iterator[list[Report]]:
+    """The reports of all that is compiled or rewritten inside, by this thread, in order."""
+    collected: list[Report] = []
+    token = _collecting.set(collected)
+    try:
+        yield collected
+    finally:
+        _collecting.reset(token)
+
+
 def forget() -> None:
     """Called by `torch._dynamo.reset()`."""
     global _last
@@ -50,6 +65,8 @@ def publish(report: Report, folder: Path | None) -> None:
     """Keep `report` for `last_report`, hand it to tlparse, and write it to `folder`."""
     global _last
     _last = report
+    if (collected := _collecting.get()) is not None:
+        collected.append(report)
     compat.trace_artifact("ladderize_report", "string", lambda: report.table(True, WIDTH))
     compat.trace_artifact("ladderize_report_data", "json", report.to_json)
     write(report, folder)

@@ -14,9 +14,8 @@ from house.rooms import LAYERS, PACKAGE, PAGE, module_graph, page_with, picture,
 LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
 MAX_NAMES = 14
 PRIVATE = re.compile(r"torch\._(?!_|dynamo(\.(reset|config)|$))\w")
-# Files of one name that are about one thing: a verb of the command line and what it runs, a library
-# and its private names in compat.
-
+# Files of one name that are about one thing: a verb of the command line and what it runs, Inductor
+# and its private names.
 SHARED_NAMES = {"explain.py", "rewrite.py", "plan.py", "inductor.py", "__init__.py"}
 
 

@@ -19,13 +19,13 @@ from ladderize.frontends.rewrite import parallel_program, rewrite
 from ladderize.frontends.sharded.localize import localize
 from ladderize.frontends.sharded.tracing import export_program
 from ladderize.tools.bench.allowed import exposed_at_least
+from ladderize.tools.bench.bench_settings import VARIANTS, Case, Settings, Share
 from ladderize.tools.bench.chart import draw
 from ladderize.tools.bench.links import choose_links
 from ladderize.tools.bench.paired import paired_ratio
 from ladderize.tools.bench.rank import Compiled, Measured, stages
 from ladderize.tools.bench.record import Results, read
 from ladderize.tools.bench.rows import rows_of
-from ladderize.tools.bench.settings import VARIANTS, Case, Settings, Share
 from ladderize.tools.bench.timing import Samples, difference
 from ladderize.tools.bench.variants import drop_collectives
 from ladderize.tools.cli import app
@@ -179,7 +179,7 @@ def test_a_net_without_parallel_blocks_is_measured_without(tmp_path):
     args = (f"hf:{tmp_path}", "--ranks", 1, "--lowering", "eager", "--length", 8, "--repeats", 1)
     done = run(*args, "--json")
     assert done.exit_code == 0, done.output
-    assert "parallel is left out" in done.stderr
+    assert "skipping parallel" in done.stderr
     variants = [row["key"]["variant"] for row in json.loads(done.stdout)["rows"]]
     assert variants == ["standard", "written", "ladder"]
     refused = run(*args, "--variants", "standard,parallel")
@@ -203,7 +203,7 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
         ((llama, "--link", "string"), "no link called 'string'"),
         ((llama, "--bandwidth", "3"), "give --alpha-us too"),
         ((llama, "--out", tmp_path / "there.json"), "exists already"),
-        ((llama, "--plot", tmp_path / "a.html"), "is no picture"),
+        ((llama, "--plot", tmp_path / "a.html"), "is not a picture"),
         ((llama, "--device", "tpu"), "there is no device 'tpu'"),
         ((llama, "--device", "cuda", "--link", "wifi"), "links are emulated on the CPU only"),
         ((llama, "--ranks", "1", "--share", "0.3"), "one rank has no link"),

@@ -7,13 +7,19 @@ import pytest
 from moves import compare
 
 from ladderize import LadderError
-from ladderize.tools.bench.record import Results, Row, describe_machine, describe_versions, read
+from ladderize.tools.bench.record import (
+    ResultRow,
+    Results,
+    describe_machine,
+    describe_versions,
+    read,
+)
 
 SECONDS = {"standard": 2.0, "ladder": 1.2, "bound": 1.0}
 
 
 def row(variant="ladder", batch=1, **values):
-    return Row({"variant": variant, "batch": batch}, {"median_s": SECONDS[variant]} | values)
+    return ResultRow({"variant": variant, "batch": batch}, {"median_s": SECONDS[variant]} | values)
 
 
 def results(*rows):

@@ -13,7 +13,7 @@ from helpers.programs import run_program
 from transformers import AutoConfig
 from typer.main import get_command
 
-from ladderize.tools.bench.record import Results, Row, read
+from ladderize.tools.bench.record import ResultRow, Results, read
 from ladderize.tools.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ compare, run, slow_link = load("compare"), load("run"), load("slow_link")
 
 
 def results(seconds, **more):
-    return Results("x", (Row({"variant": "ladder"}, {"median_s": seconds, **more}),))
+    return Results("x", (ResultRow({"variant": "ladder"}, {"median_s": seconds, **more}),))
 
 
 def compared(monkeypatch, tmp_path, old, new, *flags):

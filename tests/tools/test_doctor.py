@@ -2,45 +2,52 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.installed import install
 
-from ladderize.tools.doctor import check, probes
-from ladderize.tools.doctor.check import Check, examine
+from ladderize.tools.doctor import examine as doctor
+from ladderize.tools.doctor import probes
+from ladderize.tools.doctor.examine import PartStatus
 from ladderize.tools.doctor.probes import attempt
 
 MINOR = ".".join(torch.__version__.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
-def here() -> dict[str, Check]:
-    return {check.name: check for check in examine()}
+def here() -> dict[str, PartStatus]:
+    return named(doctor.examine)
+
+
+def named(check: Callable[[], Iterable[PartStatus]]) -> dict[str, PartStatus]:
+    return {finding.name: finding for finding in check()}
 
 
 @pytest.mark.parametrize(
     ("part", "says"),
     [
         ("Python", "3."),
+        ("system", "glibc"),
         ("torch", torch.__version__),
         ("CPU", "bfloat16"),
         ('backend="ladderize"', "torch.compile finds it, in "),
         ("Inductor on CPU", "compiles and is right"),
-        ("gloo", "all-reduce"),
+        ("gloo", "an all-reduce on 2 ranks works"),
         ("order of collectives", "control_deps"),
         ("Inductor's cache", "ladderize-tests-"),
         ("Triton's cache", "triton"),
         ("safetensors", "."),
     ],
 )
-def test_what_works_here(here: dict[str, Check], part: str, says: str) -> None:
+def test_what_works_here(here: dict[str, PartStatus], part: str, says: str) -> None:
     assert (here[part].status, here[part].cure) == ("ok", "")
     assert says in here[part].found
 
 
-def test_what_does_not_work_has_a_reason(here: dict[str, Check]) -> None:
+def test_what_does_not_work_has_a_reason(here: dict[str, PartStatus]) -> None:
     assert all(check.found for check in here.values())
     assert all(check.cure for check in here.values() if check.status in ("warning", "broken"))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -48,7 +55,7 @@ def test_what_does_not_work_has_a_reason(here: dict[str, Check]) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
-def test_without_a_gpu(here: dict[str, Check]) -> None:
+def test_without_a_gpu(here: dict[str, PartStatus]) -> None:
     for part in ("CUDA", "Inductor on CUDA", "NCCL"):
         assert here[part].status == "missing"
 
@@ -64,7 +71,7 @@ def test_a_torch_of_another_version(
     monkeypatch: pytest.MonkeyPatch, version: str, status: str
 ) -> None:
     monkeypatch.setattr(torch, "__version__", version)
-    found = check._torch()
+    found = named(doctor._torch)["torch"]
     assert found.status == status
     assert found.found.startswith(version)
 
@@ -73,9 +80,8 @@ def test_a_package_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     install(tmp_path, "torchao", "0.9.0")
     monkeypatch.syspath_prepend(tmp_path)
     cure = "pip install 'torchao>=0.15'"
-    assert check._torchao() == Check(
-        "torchao", "broken", "0.9.0 is too old for quantised weights", cure
-    )
+    found = named(doctor._packages)["torchao"]
+    assert found == PartStatus("torchao", "broken", "0.9.0 is too old for quantized weights", cure)
 
 
 @pytest.mark.parametrize(
@@ -101,15 +107,15 @@ def test_tensorrt_is_imported_elsewhere(
     (tmp_path / "tensorrt.py").write_text("__version__ = '10.1'")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = check._tensorrt()
-    assert found.status == ("ok" if status == "warning" and check._num_gpus() else status)
+    found = named(doctor._tensorrt)["TensorRT"]
+    assert found.status == ("ok" if status == "warning" and doctor._num_gpus() else status)
     assert f"{package} {version}" in found.found
     assert says in found.found
     assert status != "broken" or f"torch-tensorrt=={MINOR}.*" in found.cure
     assert "torch_tensorrt" not in sys.modules
 
 
-def test_no_tensorrt(here: dict[str, Check]) -> None:
+def test_no_tensorrt(here: dict[str, PartStatus]) -> None:
     found = here["TensorRT"]
     assert found.status == "missing"
     assert f"torch-tensorrt=={MINOR}.*" in found.cure and "inductor" in found.cure
@@ -120,7 +126,7 @@ def test_no_tensorrt(here: dict[str, Check]) -> None:
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    found = check._inductor_on_cpu()
+    found = named(doctor._compilers)["Inductor on CPU"]
     assert found.status == "broken"
     assert "No working C++ compiler" in found.found
     assert "\n" not in found.found
@@ -128,26 +134,26 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_network_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
-    found = check._gloo()
+    found = named(doctor._groups)["gloo"]
     assert found.status == "broken"
     assert "nowhere0" in found.found
     assert "GLOO_SOCKET_IFNAME" in found.cure
 
 
 @pytest.mark.parametrize(
-    ("check", "variable"),
+    ("name", "variable"),
     [
-        (check._inductor_cache, "TORCHINDUCTOR_CACHE_DIR"),
-        (check._triton_cache, "TRITON_CACHE_DIR"),
+        ("Inductor's cache", "TORCHINDUCTOR_CACHE_DIR"),
+        ("Triton's cache", "TRITON_CACHE_DIR"),
     ],
 )
 def test_a_cache_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check, variable: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, variable: str
 ) -> None:
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv(variable, str(file / "cache"))
-    found = check()
+    found = named(doctor._caches)[name]
     assert found.status == "broken"
     assert f"{file / 'cache'} cannot be written: Not a directory" in found.found
     assert variable in found.cure
@@ -155,7 +161,7 @@ def test_a_cache_that_cannot_be_written(
 
 def test_a_cache_is_only_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "a" / "b"))
-    assert check._inductor_cache().status == "ok"
+    assert named(doctor._caches)["Inductor's cache"].status == "ok"
     assert not list(tmp_path.iterdir())
 
 
@@ -169,7 +175,7 @@ def test_a_backend_that_nobody_installed() -> None:
     ("script", "says"),
     [
         ("kill -SEGV $$", "died of signal 11"),
-        ("exit 1", "it failed without a word"),
+        ("exit 1", "failed without output"),
         ("echo 'error: no such option' >&2; exit 2", "error: no such option"),
         ("exec sleep 60", "timed out"),
     ],

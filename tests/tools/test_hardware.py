@@ -52,7 +52,7 @@ def test_one_rank_sends_nothing():
 
 @pytest.mark.parametrize("wrong", [{"ranks": 0}, {"bandwidth": 0}, {"latency": -1}])
 def test_what_is_no_link(wrong):
-    with pytest.raises(LadderError, match="is no link"):
+    with pytest.raises(LadderError, match="is not a possible link"):
         Link(**(asdict(ANY) | wrong))
 
 

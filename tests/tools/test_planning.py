@@ -30,9 +30,9 @@ from ladderize.tools.predict.planning.planned_nets import (
     variants,
 )
 from ladderize.tools.predict.planning.workload import (
-    Costs,
     Phase,
     PlannedBlock,
+    PlannedCosts,
     Workload,
     workload_of,
 )
@@ -40,11 +40,11 @@ from ladderize.tools.predict.planning.workload import (
 ONE = Phase(batch=1, queries=1, keys=1)
 
 
-def net(computes, sent=100.0, staleness=1, chosen=None, segment=0, outside=Costs()):  # noqa: B008
+def net(computes, sent=100.0, staleness=1, chosen=None, segment=0, outside=PlannedCosts()):  # noqa: B008
     """Blocks of so many FLOPs a token, attention and MLP by turns, that send `sent` bytes each."""
     sizes = sent if isinstance(sent, list) else [sent] * len(computes)
     blocks = tuple(
-        PlannedBlock(i, segment, i // 2, i % 2 == 0, Costs(flops), sizes[i])
+        PlannedBlock(i, segment, i // 2, i % 2 == 0, PlannedCosts(flops), sizes[i])
         for i, flops in enumerate(computes)
     )
     every = frozenset(range(len(computes)))
@@ -106,14 +106,14 @@ def test_what_is_whole_is_neither_divided_nor_sent():
 
 
 def test_the_head_is_computed_whole_and_adds_up():
-    head = Costs(300.0, weight_bytes=0)
+    head = PlannedCosts(300.0, weight_bytes=0)
     assert seconds(bound(alike(2, outside=head))) == pytest.approx(2 * 5 + 3)
 
 
 def test_reads_of_a_cache_grow_with_keys():
     reads = Workload(
-        (PlannedBlock(0, 0, 0, True, Costs(cache_bytes=8.0, weight_bytes=100.0), 100.0),),
-        Costs(),
+        (PlannedBlock(0, 0, 0, True, PlannedCosts(cache_bytes=8.0, weight_bytes=100.0), 100.0),),
+        PlannedCosts(),
         frozenset(),
     )
     slow = machine(memory=10)
@@ -260,7 +260,7 @@ def test_a_net_without_attention():
 
 
 def test_what_cannot_be_planned():
-    with pytest.raises(LadderError, match="one residual stream, and this model has 2"):
+    with pytest.raises(LadderError, match="one residual stream; this model has 2"):
         workload_of(report_of([block(0), block(1)], [block(0, stream=1), block(1, stream=1)]))
     with pytest.raises(LadderError, match="not known before the model runs"):
         workload_of(report_of([block(0), block(1, flops=None)]))
@@ -270,7 +270,7 @@ def test_what_cannot_be_planned():
         (segment,) = stream.segments
         moved = dataclasses.replace(stream, segments=(dataclasses.replace(segment, shape=shape),))
         graph = dataclasses.replace(report.graphs[0], streams=(moved,))
-        with pytest.raises(LadderError, match="which sizes of a stream"):
+        with pytest.raises(LadderError, match="which dims of the stream"):
             workload_of(dataclasses.replace(report, graphs=(graph,)))
     with pytest.raises(LadderError, match="each is at least 1"):
         plan(report, machine(), [0])
@@ -317,9 +317,9 @@ def test_the_batch_ends_where_computing_outgrows_a_latency():
 
 
 def test_what_memory_holds():
-    costs = Costs(1000.0, weight_bytes=100, cache_bytes=10)
+    costs = PlannedCosts(1000.0, weight_bytes=100, cache_bytes=10)
     blocks = tuple(PlannedBlock(i, 0, i, True, costs, 100.0) for i in range(2))
-    workload = Workload(blocks, Costs(), frozenset({0, 1}))
+    workload = Workload(blocks, PlannedCosts(), frozenset({0, 1}))
     hardware = machine(capacity=1100.0)  # 100 of weights and 10 a token on each of two ranks
     found = limits(workload, Request(2, 10, 10), hardware)
     assert (found.full_batch, found.full_prompt) == (5, 40)
@@ -351,9 +351,9 @@ def test_layers_that_send_more_come_first():
 
 
 def told(name, batches=(1,), prompt=1024, new=512, weights=140e9, kinds=()):
-    blocks = (PlannedBlock(0, 0, 0, True, Costs(1.0, weight_bytes=weights), 1.0),)
+    blocks = (PlannedBlock(0, 0, 0, True, PlannedCosts(1.0, weight_bytes=weights), 1.0),)
     requests = [Request(batch, prompt, new) for batch in batches]
-    workload = Workload(blocks, Costs(), frozenset({0}))
+    workload = Workload(blocks, PlannedCosts(), frozenset({0}))
     return confidence(workload, requests, hardware_of(name), kinds).outside
 
 

@@ -17,7 +17,7 @@ from ladderize.tools import units
 from ladderize.tools.plot import draw
 from ladderize.tools.plot.columns import columns_of
 from ladderize.tools.plot.palettes import DARK, LIGHT
-from ladderize.tools.predict.timeline import Interval, Lane, Step, Timeline, predict
+from ladderize.tools.predict.timeline import Interval, Lane, Timeline, TimelineStep, predict
 
 pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex
@@ -166,7 +166,7 @@ def test_two_streams_and_a_read_of_another():
 
 
 def test_lanes_are_to_scale():
-    step = Step(
+    step = TimelineStep(
         "ladder",
         Lane((Interval(0, 2, "h0", (0, 0, 0)), Interval(6, 8, "h1", (0, 0, 1)))),
         Lane((Interval(2, 7, "all-reduce h0", (0, 0, 0)),)),

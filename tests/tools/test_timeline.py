@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ladderize import LadderError
 from ladderize.report import Report
-from ladderize.tools.predict.timeline import Interval, Lane, Step, predict, write_perfetto
+from ladderize.tools.predict.timeline import Interval, Lane, TimelineStep, predict, write_perfetto
 from ladderize.tools.predict.timeline.spans import length, merge, subtract
 
 TWO = machine()
@@ -57,7 +57,7 @@ def test_spans_are_sets_of_moments(a, b):
 
 
 def test_exposed_is_communication_without_compute():
-    step = Step(
+    step = TimelineStep(
         "ladder",
         Lane((Interval(0, 4, "a"), Interval(6, 8, "b"))),
         Lane((Interval(3, 5, "r"), Interval(4.5, 7, "s"), Interval(9, 10, "t"))),
@@ -68,7 +68,7 @@ def test_exposed_is_communication_without_compute():
     assert step.exposed_seconds == 3
     assert step.hidden_fraction == pytest.approx(2 / 5)
     assert step.exposed_of(step.communication.intervals[0]) == 1
-    assert Step("ladder", Lane(), Lane()).hidden_fraction is None
+    assert TimelineStep("ladder", Lane(), Lane()).hidden_fraction is None
 
 
 # ---- predictions by hand
@@ -191,7 +191,7 @@ def test_the_numbers_are_said():
 
 @pytest.mark.parametrize("wrong", [{"flops": 0}, {"memory": -1}, {"launch": -1}, {"contention": 1}])
 def test_no_hardware(wrong):
-    with pytest.raises(LadderError, match="is no hardware"):
+    with pytest.raises(LadderError, match="is not possible hardware"):
         machine(**wrong)
 
 

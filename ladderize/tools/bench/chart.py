@@ -12,7 +12,7 @@ from typing import Any
 
 from ladderize.errors import LadderError
 from ladderize.report.files import refuse_file, write_file
-from ladderize.tools.bench.record import Results, Row
+from ladderize.tools.bench.record import ResultRow, Results
 
 STYLES = ("-", "--", ":", "-.")
 KINDS = (".png", ".svg", ".pdf")
@@ -29,7 +29,7 @@ COLORS = {
 def refuse_plot(path: Path, force: bool) -> None:
     """Raise `LadderError` where no picture can be drawn to `path`."""
     if path.suffix not in KINDS:
-        raise LadderError(f"{path} is no picture.", cure=f"name a file of {', '.join(KINDS)}")
+        raise LadderError(f"{path} is not a picture.", cure=f"use a suffix of {', '.join(KINDS)}")
     if find_spec("matplotlib") is None:
         raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
     refuse_file(path, force)
@@ -73,18 +73,22 @@ def _over_batch(results: Results, axes: Any) -> bool:
     return _speedups(results, axes, "batch", "batch", _batch_of)
 
 
-def _latency_of(row: Row) -> float | None:
+def _latency_of(row: ResultRow) -> float | None:
     latency = row.values.get("link_latency_s")
     return None if latency is None else latency * 1e6
 
 
-def _batch_of(row: Row) -> float | None:
+def _batch_of(row: ResultRow) -> float | None:
     batch = row.key.get("batch")
     return None if batch is None else float(batch)
 
 
 def _speedups(
-    results: Results, axes: Any, varying: str, label: str, place: Callable[[Row], float | None]
+    results: Results,
+    axes: Any,
+    varying: str,
+    label: str,
+    place: Callable[[ResultRow], float | None],
 ) -> bool:
     """Lines of speedup over the key `varying`, which `place` turns into a number.
 
@@ -130,7 +134,7 @@ def _communication(results: Results, axes: Any) -> bool:
     return True
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[ResultRow]) -> list[str]:
     """What tells the rows apart."""
     values: dict[str, set[Any]] = defaultdict(set)
     for row in rows:

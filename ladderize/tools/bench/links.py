@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ladderize.errors import LadderError
-from ladderize.tools.bench.settings import UNLIMITED, Share
+from ladderize.tools.bench.bench_settings import UNLIMITED, Share
 from ladderize.tools.predict.hardware import Link, link_of
 
 
@@ -26,7 +26,9 @@ def choose_links(
         LadderError: there is no such link, or a bandwidth without a latency.
     """
     if bandwidth is not None and not latencies:
-        raise LadderError("A bandwidth alone is no link.", cure="give --alpha-us too")
+        raise LadderError(
+            "A link needs a latency as well as a bandwidth.", cure="give --alpha-us too"
+        )
     named = [link_of(name) for name in names]  # two processes stand in for eight GPUs
     made = [
         Link(f"{latency * 1e6:g} µs", ranks, latency, bandwidth or UNLIMITED)

@@ -13,7 +13,7 @@ BASELINES = ("standard", "bound", "free")
 
 
 @dataclass(frozen=True)
-class Interval:
+class MedianInterval:
     """A median, and two values between which that of infinitely many repeats lies.
 
     Attributes:
@@ -24,7 +24,7 @@ class Interval:
     ends: tuple[float, float] | None
 
 
-def paired_ratio(own: Sequence[float], baseline: Sequence[float]) -> Interval:
+def paired_ratio(own: Sequence[float], baseline: Sequence[float]) -> MedianInterval:
     """Of `own` over `baseline`, repeat by repeat.
 
     The ends are order statistics, after the binomial (sign) test: nothing is assumed of how the
@@ -33,7 +33,7 @@ def paired_ratio(own: Sequence[float], baseline: Sequence[float]) -> Interval:
     ratios = sorted(mine / theirs for mine, theirs in zip(own, baseline, strict=True))
     outside = _outside(len(ratios))
     ends = None if outside is None else (ratios[outside], ratios[-1 - outside])
-    return Interval(statistics.median(ratios), ends)
+    return MedianInterval(statistics.median(ratios), ends)
 
 
 def _outside(num: int) -> int | None:
@@ -66,7 +66,7 @@ def step_values(name: str, steps: Mapping[str, Sequence[float]]) -> dict[str, fl
     return found
 
 
-def _ratio(name: str, found: Interval) -> Iterator[tuple[str, float]]:
+def _ratio(name: str, found: MedianInterval) -> Iterator[tuple[str, float]]:
     yield name, found.median
     if found.ends is not None:
         low, high = found.ends

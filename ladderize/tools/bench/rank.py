@@ -25,14 +25,14 @@ from ladderize.backends.emitted import find_races, read_events
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import explain_program
-from ladderize.report import last_report
 from ladderize.report.data import BlockReport
+from ladderize.report.publish import collect_reports
 from ladderize.testing.emitted_code import record_emitted_code
+from ladderize.tools.bench.bench_settings import FREE, UNLIMITED, Case, Settings, Share
+from ladderize.tools.bench.case_programs import BenchProgram, prepare
 from ladderize.tools.bench.memory import keep_freed_memory
-from ladderize.tools.bench.programs import Prepared, prepare
-from ladderize.tools.bench.settings import FREE, UNLIMITED, Case, Settings, Share
 from ladderize.tools.bench.timing import (
-    Call,
+    ModelCall,
     Samples,
     measure,
     outputs_of,
@@ -40,7 +40,7 @@ from ladderize.tools.bench.timing import (
     timed,
     traced,
 )
-from ladderize.tools.bench.variants import Variant, make_variants
+from ladderize.tools.bench.variants import BenchVariant, make_variants
 from ladderize.tools.emulation import EmulatedGroup, init_emulated
 from ladderize.tools.launch.progress import Reporter
 from ladderize.tools.predict.hardware import Link
@@ -89,7 +89,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class BenchRefusal:
     """Why nothing was measured."""
 
     error: LadderError
@@ -108,7 +108,7 @@ def stages(settings: Settings) -> dict[str, str]:
 
 
 @record
-def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
+def work(settings: Settings, folder: str) -> list[Measured] | BenchRefusal:
     """Run by the elastic launcher in every rank, or by torchrun; reports stages into `folder`."""
     limit = HANG_AFTER if settings.ranks > 1 else None
     reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), limit)
@@ -124,7 +124,7 @@ def work(settings: Settings, folder: str) -> list[Measured] | Refusal:
             return found
     except LadderError as error:
         # Built anew: Dynamo appends advice on its own debugging to what passes through it.
-        return Refusal(LadderError(error.summary, error.blockers, error.cure))
+        return BenchRefusal(LadderError(error.summary, error.blockers, error.cure))
     finally:
         reporter.done()
 
@@ -192,7 +192,7 @@ def _measure_case(
     return found
 
 
-def _on_device(prepared: Prepared, device: str) -> Prepared:
+def _on_device(prepared: BenchProgram, device: str) -> BenchProgram:
     if device == "cpu":
         return prepared
 
@@ -201,7 +201,7 @@ def _on_device(prepared: Prepared, device: str) -> Prepared:
 
     args, kwargs = pytree.tree_map(there, (prepared.call.args, prepared.call.kwargs))
     program = move_to_device_pass(prepared.program, device)
-    return Prepared(program, Call(args, kwargs, prepared.call.reset, device))
+    return BenchProgram(program, ModelCall(args, kwargs, prepared.call.reset, device))
 
 
 def _set_link(group: EmulatedGroup | None, link: Link) -> None:
@@ -209,17 +209,16 @@ def _set_link(group: EmulatedGroup | None, link: Link) -> None:
         group.link = link
 
 
-def _compile(variant: Variant, call: Call) -> Compiled:
+def _compile(variant: BenchVariant, call: ModelCall) -> Compiled:
     """The first two runs: CUDA graphs are recorded in the second."""
-    with record_emitted_code() as sources:
+    with record_emitted_code() as sources, collect_reports() as reports:
         started = time.perf_counter()
         timed(variant, call)
         timed(variant, call)
         seconds = time.perf_counter() - started
     programs = [read_events(source) for source in sources]
-    report = last_report() if variant.name == "ladder" else None
     passes: dict[str, float] = {}
-    for step in report.passes if report is not None else ():
+    for step in reports[-1].steps if variant.name == "ladder" else ():
         passes[step.name] = passes.get(step.name, 0.0) + step.seconds
     return Compiled(
         seconds,
@@ -229,7 +228,7 @@ def _compile(variant: Variant, call: Call) -> Compiled:
     )
 
 
-def _expected(variant: Variant, call: Call) -> Tensor | None:
+def _expected(variant: BenchVariant, call: ModelCall) -> Tensor | None:
     if variant.expected is None:
         return None
     call.reset(variant.expected)
@@ -237,7 +236,7 @@ def _expected(variant: Variant, call: Call) -> Tensor | None:
 
 
 def _links(
-    settings: Settings, num_blocks: int, variants: Sequence[Variant], call: Call
+    settings: Settings, num_blocks: int, variants: Sequence[BenchVariant], call: ModelCall
 ) -> list[tuple[str, Link | None]]:
     """What was asked for, each with the link itself; one None where nothing is emulated."""
     seconds = None
@@ -253,7 +252,7 @@ def _links(
 
 
 def _seconds_of_a_block(
-    settings: Settings, num_blocks: int, variants: Sequence[Variant], call: Call
+    settings: Settings, num_blocks: int, variants: Sequence[BenchVariant], call: ModelCall
 ) -> float:
     """Of the mean block's compute: the median of some runs, the mean of all ranks."""
     bound = next(variant for variant in variants if variant.name == "bound")

@@ -34,7 +34,7 @@ _PACKAGES = ("torch", "transformers", "triton")
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One thing that was measured.
 
     Attributes:
@@ -93,7 +93,7 @@ class Results:
     """
 
     command: str
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     machine: Mapping[str, str | int] = field(default_factory=describe_machine)
     versions: Mapping[str, str] = field(default_factory=describe_versions)
     when: str = field(default_factory=_now)
@@ -155,9 +155,9 @@ def _spell(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
 
 
-def _row(data: Any) -> Row:
+def _row(data: Any) -> ResultRow:
     values = {n: None if v is None else float(v) for n, v in data["values"].items()}
-    return Row(dict(data["key"]), values)
+    return ResultRow(dict(data["key"]), values)
 
 
 # ---- the machine

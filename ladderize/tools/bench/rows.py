@@ -1,6 +1,6 @@
 """What the ranks saw, as rows: medians over the repeats, each repeat as slow as its slowest rank.
 
-[rank][Measured] ── rows_of ── Row {variant, phase, batch, length, link} {median_s, …}
+[rank][Measured] ── rows_of ── ResultRow {variant, phase, batch, length, link} {median_s, …}
 """
 
 import statistics
@@ -10,10 +10,10 @@ from itertools import groupby
 from ladderize.tools.bench.allowed import exposed_at_least
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.rank import Measured
-from ladderize.tools.bench.record import Row
+from ladderize.tools.bench.record import ResultRow
 
 
-def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
+def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
     """One for each case, link and variant.
 
     Values:
@@ -31,7 +31,7 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[Row, ...]:
         compile_s, passes_s: of the first two calls, and in them of ladderize's own passes.
     """
     cases = groupby(zip(*ranks, strict=True), lambda seen: (seen[0].case, seen[0].asked))
-    found: list[Row] = []
+    found: list[ResultRow] = []
     for _, together in cases:
         variants = {seen[0].variant: seen for seen in together}
         steps = {name: _steps(seen) for name, seen in variants.items()}
@@ -44,7 +44,7 @@ def _steps(seen: Sequence[Measured]) -> list[float]:
     return [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
 
 
-def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> Row:
+def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> ResultRow:
     """Of one variant, beside the steps of all that took turns with it."""
     first = seen[0]
     values = step_values(first.variant, variants)
@@ -63,7 +63,7 @@ def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> R
     values["passes_s"] = max(sum(m.compiled.passes.values()) for m in seen)
     for name, seconds in first.compiled.passes.items():
         values[f"passes_{name}_s"] = seconds
-    return Row(_key(first), values)
+    return ResultRow(_key(first), values)
 
 
 def _key(measured: Measured) -> dict[str, str | int | float]:

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from rich.console import Console
 
 from ladderize.errors import LadderError
-from ladderize.tools.bench.rank import Measured, Refusal, stages, work
+from ladderize.tools.bench.bench_settings import Settings
+from ladderize.tools.bench.rank import BenchRefusal, Measured, stages, work
 from ladderize.tools.bench.record import Results
 from ladderize.tools.bench.rows import rows_of
-from ladderize.tools.bench.settings import Settings
-from ladderize.tools.launch.progress import follow, steps_on
+from ladderize.tools.launch.progress import Steps, follow
 from ladderize.tools.launch.ranks import RankFailed, launch
 
 
@@ -36,10 +36,10 @@ def run_benchmark(settings: Settings, command: str, told: Console) -> Results | 
             return None
     else:
         outcomes = _by_itself(settings, told)
-    refusals = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, BenchRefusal)]
     if refusals:
         raise refusals[0].error
-    measured: list[list[Measured]] = [o for o in outcomes if not isinstance(o, Refusal)]
+    measured: list[list[Measured]] = [o for o in outcomes if not isinstance(o, BenchRefusal)]
     return Results(command, rows_of(measured))
 
 
@@ -58,7 +58,7 @@ def _under_torchrun(settings: Settings) -> list[Any]:
 
 
 def _by_itself(settings: Settings, told: Console) -> list[Any]:
-    with steps_on(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-bench-") as name:
+    with Steps(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-bench-") as name:
         steps.begin(f"start {settings.ranks} ranks")
         with follow(Path(name), settings.ranks, stages(settings), steps):
             if settings.ranks == 1:

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
-from ladderize.tools.bench.settings import FREE
-from ladderize.tools.bench.variants import Variant
+from ladderize.tools.bench.bench_settings import FREE
+from ladderize.tools.bench.variants import BenchVariant
 from ladderize.tools.emulation import EmulatedGroup, Exposure
 from ladderize.tools.predict.timeline import read_step
 
 
 @dataclass(frozen=True)
-class Call:
+class ModelCall:
     """How all variants are called.
 
     Attributes:
@@ -62,9 +62,9 @@ class Samples:
 
 
 def measure(
-    variants: Sequence[Variant],
+    variants: Sequence[BenchVariant],
     expected: Mapping[str, Tensor],
-    call: Call,
+    call: ModelCall,
     repeats: int,
     warmup: int,
     group: EmulatedGroup | None = None,
@@ -102,7 +102,7 @@ def measure(
     return found
 
 
-def timed(variant: Variant, call: Call) -> tuple[float, Tensor]:
+def timed(variant: BenchVariant, call: ModelCall) -> tuple[float, Tensor]:
     """Seconds of one step, and its outputs. On CUDA both ends are events on the device."""
     call.reset(variant.module)
     if dist.is_initialized():
@@ -140,7 +140,7 @@ def difference(output: Tensor, expected: Tensor) -> float:
 # ---- one run more, watched by the profiler
 
 
-def peak_bytes(variant: Variant, call: Call) -> int:
+def peak_bytes(variant: BenchVariant, call: ModelCall) -> int:
     """Memory that a step takes beside what was allocated when it began."""
     if call.device == "cuda":
         torch.cuda.synchronize()
@@ -159,7 +159,7 @@ def peak_bytes(variant: Variant, call: Call) -> int:
     return max(int(change["Total Allocated"]) for change in changes) - before
 
 
-def traced(variant: Variant, call: Call, path: Path | None = None) -> Samples:
+def traced(variant: BenchVariant, call: ModelCall, path: Path | None = None) -> Samples:
     """Exposed and whole communication of one step, from a trace of it, which is kept at `path`."""
     with tempfile.TemporaryDirectory() as folder:
         path = path or Path(folder) / "trace.json"
@@ -168,7 +168,7 @@ def traced(variant: Variant, call: Call, path: Path | None = None) -> Samples:
     return Samples(exposed=[step.exposed_seconds], communicating=[step.communication.seconds])
 
 
-def _trace(variant: Variant, call: Call, path: Path, **options: Any) -> None:
+def _trace(variant: BenchVariant, call: ModelCall, path: Path, **options: Any) -> None:
     activities = [ProfilerActivity.CPU]
     if call.device == "cuda":
         activities.append(ProfilerActivity.CUDA)

@@ -25,11 +25,11 @@ from torch.fx import GraphModule, Node
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import parallel_program, rewrite
 from ladderize.frontends.sharded.parallelize import parallelize
-from ladderize.tools.bench.settings import VARIANTS, Settings
+from ladderize.tools.bench.bench_settings import VARIANTS, Settings
 
 
 @dataclass(frozen=True)
-class Variant:
+class BenchVariant:
     """One program to measure.
 
     Attributes:
@@ -48,7 +48,7 @@ class Variant:
 
 def make_variants(
     program: ExportedProgram, settings: Settings, mesh: DeviceMesh | None
-) -> list[Variant]:
+) -> list[BenchVariant]:
     """Those of `settings.variants`, in that order. Weights are shared between them.
 
     Where all are wanted, `parallel` is left out of nets that have no such form.
@@ -57,7 +57,7 @@ def make_variants(
         LadderError: the program has no blocks, or cannot be sharded.
     """
     programs = _programs(program, settings)
-    made: list[Variant] = []
+    made: list[BenchVariant] = []
     for name in settings.variants:
         if (name == "bound" and mesh is None) or name not in programs:
             continue  # "free" among them: it is no program of its own
@@ -70,7 +70,7 @@ def make_variants(
             if made:
                 module.load_state_dict(made[0].module.state_dict(), assign=True)
         expected = None if name == "bound" else ours.module()
-        made.append(Variant(name, module, _compile(name, module, settings, mesh), expected))
+        made.append(BenchVariant(name, module, _compile(name, module, settings, mesh), expected))
     if "free" in settings.variants and settings.is_emulated:
         (ladder,) = (variant for variant in made if variant.name == "ladder")
         made.append(replace(ladder, name="free", is_free=True))

@@ -19,7 +19,7 @@ Layers = Annotated[
 ]
 Blocks = Annotated[str | None, typer.Option(help="The same, counted in blocks.")]
 Staleness = Annotated[
-    int | None, typer.Option(min=0, help="How many blocks earlier to read. [default: 1]")
+    int | None, typer.Option(min=0, help="How many blocks earlier to read. \\[default: 1]")
 ]
 ExpectBlocks = Annotated[
     int | None, typer.Option(min=1, help="Fail unless exactly this many residual blocks are found.")

@@ -1,4 +1,4 @@
-"""`ladderize bench MODEL`: what hiding communication is worth, in one run."""
+"""`ladderize bench MODEL`: the gain of hidden communication, in one run."""
 
 import shlex
 import sys
@@ -10,40 +10,45 @@ import typer
 from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, print_json, running, working
 
-Ranks = Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks. 1: no mesh at all.")]
+Ranks = Annotated[int, typer.Option(min=1, help="Number of tensor-parallel ranks; 1: no mesh.")]
 Links = Annotated[
     str | None,
-    typer.Option("--link", help="Links to emulate, by name: nvlink-8,pcie-8,ethernet-10g."),
+    typer.Option("--link", help="Names of links to emulate: nvlink-8,pcie-8,ethernet-10g."),
 ]
 Shares = Annotated[
     str | None,
     typer.Option(
-        "--share", help="Or: latency so that a collective takes so much of a block: 0.3,0.6,0.9."
+        "--share", help="Or: emulated latency as a fraction of a block's compute time: 0.3,0.6,0.9."
     ),
 ]
 Alphas = Annotated[
-    str | None, typer.Option("--alpha-us", help="Or: latencies in microseconds: 0,50,200.")
+    str | None, typer.Option("--alpha-us", help="Or: emulated latencies in microseconds: 0,50,200.")
 ]
 Bandwidth = Annotated[
-    float | None, typer.Option(min=0.001, help="With --alpha-us: GB/s. [default: no limit]")
+    float | None, typer.Option(min=0.001, help="With --alpha-us: GB/s. \\[default: no limit]")
 ]
-Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, for an hf: model: 1,4.")]
-Lengths = Annotated[str, typer.Option("--length", help="Tokens of each sequence: 64,128.")]
-New = Annotated[int, typer.Option(min=1, help="Tokens that the cache has room for beyond.")]
+Batches = Annotated[str, typer.Option("--batch", help="Batch sizes of an hf: model: 1,4.")]
+Lengths = Annotated[str, typer.Option("--length", help="Tokens per sequence: 64,128.")]
+New = Annotated[int, typer.Option(min=1, help="Free positions in the KV cache, in tokens.")]
 Phases = Annotated[str, typer.Option("--phase", help="prefill, decode, or both: prefill,decode.")]
 Variants = Annotated[
-    str | None, typer.Option(help="Some of: standard,written,ladder,parallel,bound.")
+    str | None, typer.Option(help="Some of standard,written,ladder,parallel,bound,free.")
 ]
-Repeats = Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")]
-Warmup = Annotated[int, typer.Option(min=0, help="Steps before them.")]
-Lowering = Annotated[str, typer.Option(help="inductor, aot_eager or eager, for all variants.")]
-Graphs = Annotated[bool, typer.Option(help="On CUDA: CUDA graphs (mode=reduce-overhead).")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed steps per variant.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Untimed steps before the timed ones.")]
+Lowering = Annotated[
+    str, typer.Option(help="Lowering of all variants: inductor, aot_eager or eager.")
+]
+Graphs = Annotated[bool, typer.Option(help="On CUDA: use CUDA graphs (mode=reduce-overhead).")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda. [default: cuda, if there is one for each rank]")
+    str | None,
+    typer.Option(help="cpu or cuda. \\[default: cuda if each rank has a device]"),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Of each rank, on the CPU.")]
-Out = Annotated[Path | None, typer.Option(help="Write the results there, as JSON.")]
-Plot = Annotated[Path | None, typer.Option(help="Draw them there: .png, .svg or .pdf.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads per rank.")]
+Out = Annotated[Path | None, typer.Option(help="Write the results to this file, as JSON.")]
+Plot = Annotated[
+    Path | None, typer.Option(help="Draw the results to this file: .png, .svg or .pdf.")
+]
 
 
 def bench(
@@ -73,21 +78,21 @@ def bench(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Time the ladder beside the standard net, in turns, under torchrun or by itself.
+    """Time the ladder and the standard model in turns, under torchrun or by itself.
 
-    Without GPUs the ranks are processes of this machine, joined by an emulated link. On CUDA they
-    are joined by NCCL, and the exposed time is that of a trace.
+    Without GPUs the ranks are processes of this machine with an emulated link. On CUDA they use
+    NCCL, and the exposed time is read from a trace.
     """
     with running("bench", debug, json):
         with working("loading torch"):
             from rich.console import Console
 
             from ladderize.report.files import refuse_file
+            from ladderize.tools.bench.bench_settings import VARIANTS, Settings, default_device
             from ladderize.tools.bench.chart import draw, refuse_plot
             from ladderize.tools.bench.links import choose_links
+            from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
-            from ladderize.tools.bench.settings import VARIANTS, Settings, default_device
-            from ladderize.tools.bench.tables import show
 
         if plot is not None:
             refuse_plot(plot, force)
@@ -125,7 +130,7 @@ def bench(
         measured = {row.key["variant"] for row in results.rows}
         if "parallel" in settings.variants and "parallel" not in measured:
             typer.echo(
-                "ladderize bench: parallel is left out: its blocks cannot be put beside each other",
+                "ladderize bench: skipping parallel: its blocks cannot run in parallel",
                 err=True,
             )
         if out is not None:
@@ -152,5 +157,7 @@ def _numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, .
     except ValueError:
         found = (kind(-1),)
     if any(number < 0 or (kind is int and not number) for number in found):
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,4,16", param_hint=flag)
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers such as 1,4,16", param_hint=flag
+        )
     return found

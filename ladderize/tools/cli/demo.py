@@ -1,4 +1,4 @@
-"""`ladderize demo`: a sharded ladder on this machine, in a minute."""
+"""`ladderize demo`: a sharded ladder on this machine."""
 
 from typing import Annotated
 
@@ -7,16 +7,17 @@ import typer
 from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, running
 
-Ranks = Annotated[int, typer.Option(min=2, help="Processes to shard the model over.")]
+Ranks = Annotated[int, typer.Option(min=2, help="Number of processes to shard the model over.")]
 NumLayers = Annotated[
-    int | None, typer.Option(min=1, help="Layers of the model. [default: 6, or what --hf says]")
+    int | None,
+    typer.Option(min=1, help="Number of layers. \\[default: 4, or that of --hf]"),
 ]
 Configuration = Annotated[
     str | None,
     typer.Option(
         metavar="CONFIG_OR_DIR",
-        help="Another causal LM: its local config.json, or the folder with it. Only the "
-        "configuration is read; every rank gets the whole model with random weights.",
+        help="Another causal LM: a local config.json or its folder. Only the configuration is "
+        "read; the weights are random.",
     ),
 ]
 

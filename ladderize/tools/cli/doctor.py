@@ -10,12 +10,12 @@ STYLES = {"ok": "green", "warning": "yellow", "missing": "dim", "broken": "bold 
 
 
 def doctor(json: flags.Json = False, debug: flags.Debug = False) -> None:
-    """Try what ladderize stands on: devices, compilers, collectives, TensorRT, caches.
+    """Try what ladderize depends on: devices, compilers, collectives, TensorRT, caches.
 
-    Exit code 1 where something that every use needs is broken.
+    The exit code is 1 if something that every use needs is broken.
     """
-    with running("doctor", debug, json), working("trying what works here"):
-        from ladderize.tools.doctor.check import examine
+    with running("doctor", debug, json), working("trying what works on this machine"):
+        from ladderize.tools.doctor.examine import examine
 
         checks = examine()
     broken = [check for check in checks if check.status == "broken"]

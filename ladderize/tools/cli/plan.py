@@ -1,4 +1,4 @@
-"""`ladderize plan MODEL --hardware h100x8-nvlink`: what a ladder would gain there."""
+"""`ladderize plan MODEL --hardware h100x8-nvlink`: the gain of a ladder on other hardware."""
 
 from typing import Annotated
 
@@ -9,11 +9,11 @@ from ladderize.tools.cli.running import console, print_json, running, working
 
 Hardware = Annotated[
     str,
-    typer.Option(help="DEVICExRANKS-LINK, as h100x8-nvlink; another name lists the known ones."),
+    typer.Option(help="DEVICExRANKS-LINK; an unknown name lists the known ones."),
 ]
-Batches = Annotated[str, typer.Option("--batch", help="Examples at once; several: 1,4,16.")]
-Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt of each example.")]
-New = Annotated[int, typer.Option(min=1, help="Tokens that are generated of each.")]
+Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
+Prompt = Annotated[int, typer.Option(min=1, help="Prompt tokens per example.")]
+New = Annotated[int, typer.Option(min=1, help="Generated tokens per example.")]
 
 # What is traced; costs are scaled from there.
 _TRACED = (2, 32)
@@ -31,7 +31,7 @@ def plan(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Predict tokens/s of the standard net, the ladder, parallel blocks and the bound.
+    """Predict tokens/s of the standard model, the ladder, parallel blocks and the bound.
 
     The model is traced once, without weights. Nothing is compiled or measured.
     """
@@ -42,7 +42,7 @@ def plan(
             from ladderize.frontends.sharded.parallelize import aot_config
             from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.planning import plan as predict
-            from ladderize.tools.predict.planning.tables import show
+            from ladderize.tools.predict.planning.plan_tables import show
             from ladderize.tools.sources import InputSizes, open_model
 
         machine = hardware_of(hardware)
@@ -61,6 +61,6 @@ def _numbers(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
         raise typer.BadParameter(
-            f"{text!r} is no list of whole numbers above 0, as 1,4,16", param_hint="--batch"
+            f"{text!r} is not a list of positive integers such as 1,4,16", param_hint="--batch"
         )
     return [int(part) for part in parts]

@@ -20,7 +20,7 @@ Dtype = Annotated[
     typer.Option(help="Compute in this dtype too: float64, float32, float16, bfloat16."),
 ]
 Variants = Annotated[
-    int | None, typer.Option(min=1, help="Sets of random inputs. [default: 3 dynamic, 2 static]")
+    int | None, typer.Option(min=1, help="Sets of random inputs. \\[default: 3 dynamic, 2 static]")
 ]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 

@@ -1,7 +1,7 @@
-"""`ladderize demo`: a sharded ladder on this machine, beside what plain `torch.compile` makes.
+"""`ladderize demo`: a sharded ladder on this machine.
 
-parent    starts the ranks (ladderize/launch), shows what they do; show.py prints
-a rank    work.py; with models.py, handwritten.py
+parent    starts the ranks (ladderize/tools/launch) and prints their results
+a rank    on_rank.py
 """
 
 import json
@@ -14,19 +14,25 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ladderize.errors import LadderError
-from ladderize.tools.launch.progress import follow, steps_on
+from ladderize.tools.launch.progress import Steps, follow
 
 if TYPE_CHECKING:
-    from ladderize.tools.demo.rank_work import Outcome
+    from ladderize.tools.demo.on_rank import Shown
 
+MAX_ERROR = 1e-4
+NUM_BLOCKS_SHOWN = 3
+OWN_MODEL = """
+[bold]For your own model[/]
+# my_script.py
+mesh = torch.distributed.device_mesh.init_device_mesh("cuda", (num_gpus,))     # or "cpu"
+model = torch.compile(model, backend="ladderize", fullgraph=True, options={"mesh": mesh})
 
-# A graph from a cache is not emitted, and we want to see it emitted; compiled kernels may come from
-# the cache.
-NO_GRAPH_CACHES = {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
+$ torchrun --nproc-per-node NUM_GPUS my_script.py
+"""
 
 
 class DemoError(LadderError):
-    """The demo cannot run, or did not show what it promises; the message says why."""
+    """The demo cannot run or found a wrong result; the message says why."""
 
 
 def run_demo(
@@ -39,10 +45,10 @@ def run_demo(
     """Run the demo and print it on `console`.
 
     Args:
-        num_ranks: processes to shard over.
-        num_layers: how many layers the model gets, None for its configuration's own.
+        num_ranks: number of processes to shard over.
+        num_layers: number of layers, None for the default of the configuration.
         hf: a local configuration of another causal LM, None for the small random Llama.
-        as_json: print what was measured as JSON, and nothing else on stdout.
+        as_json: print the results as JSON, and nothing else on stdout.
 
     Raises:
         DemoError: transformers is missing, the model is refused, or a rank failed.
@@ -52,44 +58,80 @@ def run_demo(
     if hf is not None and not Path(hf).exists():
         raise DemoError(f"--hf {hf}: no such file or folder")
     told = Console(stderr=True) if as_json else console
-    with steps_on(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-demo-") as name:
+    with Steps(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-demo-") as name:
         steps.begin("load torch")
-        from ladderize.tools.demo import show  # here, so that loading torch shows too
-        from ladderize.tools.demo.rank_work import STAGES, Outcome, Refusal, work
+        from ladderize.tools.demo.on_rank import STAGES, work  # here, so that loading torch shows
         from ladderize.tools.launch.ranks import RankFailed, launch
 
         steps.begin(f"start {num_ranks} ranks (torch's elastic launcher, gloo)")
         with follow(Path(name), num_ranks, STAGES, steps):
             try:
-                args = (hf, num_layers, name)
-                results = launch(work, args, num_ranks, Path(name), NO_GRAPH_CACHES)
-            except RankFailed as error:
-                raise DemoError(str(error)) from None
-    refusals = [result for result in results if isinstance(result, Refusal)]
-    if refusals:
-        raise DemoError(refusals[0].reason)
-    outcomes = [result for result in results if isinstance(result, Outcome)]
-    off = show.ladder_error(outcomes)
-    is_right = off <= show.MAX_ERROR  # not when it is NaN
+                results = launch(work, (hf, num_layers, name), num_ranks, Path(name))
+            except RankFailed as failed:
+                raise DemoError(str(failed)) from None
+    for refused in (result for result in results if isinstance(result, str)):
+        raise DemoError(refused)
+    error = max(result.error for result in results)
+    is_right = error <= MAX_ERROR  # not when it is NaN
     if as_json:
-        print(json.dumps({"ok": is_right, **show.as_data(outcomes)}, indent=1))
+        console.print_json(json.dumps({"ok": is_right, **_as_data(results, error)}))
     else:
-        _show(console, outcomes, num_ranks)
+        _show(console, results, error)
     if not is_right:
-        raise DemoError(f"the sharded ladder is off by {off:.1e}, more than {show.MAX_ERROR:.0e}")
+        raise DemoError(f"the sharded ladder is off by {error:.1e}, more than {MAX_ERROR:.0e}")
     if not as_json:
         console.print("[bold green]demo OK[/]")
 
 
-def _show(console: Console, outcomes: Sequence["Outcome"], num_ranks: int) -> None:
-    from ladderize.tools.demo import show
+def _as_data(ranks: Sequence["Shown"], error: float) -> dict[str, object]:
+    first = ranks[0]
+    return {
+        "model": first.model,
+        "num_ranks": len(ranks),
+        "drift": first.drift,
+        "error": error,
+        "order": first.order,
+        "report": json.loads(first.report.to_json()),
+    }
 
-    first = outcomes[0]
-    console.print(
-        f"\n{first.model}, {first.num_weights:,} random weights, on {num_ranks} ranks\n",
-        highlight=False,
+
+def _show(console: Console, ranks: Sequence["Shown"], error: float) -> None:
+    first = ranks[0]
+
+    def say(text: str, markup: bool = False) -> None:
+        console.print(text, highlight=False, markup=markup)
+
+    say(f"\n{first.model}, {first.num_weights:,} random weights, on {len(ranks)} ranks\n")
+    say(first.report.table(False, console.width))
+    reference = "an independent eager ladder" if first.is_independent else "its unsharded rewrite"
+    say(
+        f"\nLargest difference of the logits on {len(ranks)} ranks to {reference} on one process:\n"
+        f"  [bold]{error:.1e}[/]   (the logits reach {first.scale:.1f}; those of the standard "
+        f"model differ by up to {first.drift:.1f})\n",
+        markup=True,
     )
-    show.show_map(console, first.report)
-    show.show_error(console, outcomes)
-    show.show_orders(console, outcomes)
-    show.show_next(console, first)
+    blocks = blocks_of(first.order)
+    shown = range(1, min(1 + NUM_BLOCKS_SHOWN, len(blocks)))
+    say(f"Order of the code that Inductor generated, blocks 1 to {shown[-1]} of {len(blocks)}:")
+    for index in shown:
+        words = ("attention" if "attention" in word else word for word in blocks[index].split())
+        say(f"  block {index}   {' '.join(words)}")
+    say(
+        "AR_i launches the all-reduce of block i, W_i waits for it: what stands between them hides "
+        "it.\nk is a fused kernel, other words are kernels by name."
+    )
+    say(OWN_MODEL, markup=True)
+
+
+def blocks_of(order: str) -> list[str]:
+    """An order string cut after each launch; the waits at the end stay with the last block."""
+    blocks: list[list[str]] = [[]]
+    for word in order.split():
+        blocks[-1].append(word)
+        if word.startswith("AR_"):
+            blocks.append([])
+    tail = blocks.pop()
+    if not blocks:
+        return [" ".join(tail)]
+    blocks[-1] += tail
+    return [" ".join(block) for block in blocks]

@@ -1,10 +1,9 @@
-"""What `doctor` tries out in a process of its own, for what it calls may fail in any way, or crash.
+"""What `doctor` tries in a process of its own, because it may fail in any way, or crash.
 
     attempt("compile", "cpu")      runs      python -P ladderize/tools/doctor/probes.py compile cpu
 
-A probe prints what works as its last line; an error is left to Python, whose traceback ends in the
-reason. Run by its path: nothing of ladderize is needed, and none of its modules is taken for a
-package of another name.
+A probe prints what works as its last line; Python's traceback of an error ends in the reason. The
+file is run by its path, so that none of ladderize's modules is imported.
 """
 
 import importlib
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 # Compiling takes a minute on a slow, busy machine.
 PATIENCE = 300
@@ -45,7 +45,7 @@ def _reason(stderr: str) -> str:
     _, head, last = stderr.rpartition("Traceback (most recent call last):\n")
     lines = [line for line in last.splitlines() if line and not line.startswith(" ")]
     if not lines:
-        return "it failed without a word"
+        return "failed without output"
     return lines[0] if head else lines[-1]
 
 
@@ -80,15 +80,24 @@ def compiles(device: str) -> str:
     return "a small kernel compiles and is right"
 
 
-def reduces(backend: str, device: str) -> str:
-    """An all-reduce among one rank: finding the network's interface is where gloo fails."""
-    store = dist.HashStore()  # type: ignore[attr-defined]  # not in __all__
-    dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    x = torch.ones(8, device=device)
+def reduces(backend: str, device: str, ranks: str) -> str:
+    """An all-reduce; gloo fails where it does not find the network's interface."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = (backend, device, int(ranks), folder)
+        start_processes(  # type: ignore[no-untyped-call]
+            _reduce, args, int(ranks), start_method="fork"
+        )
+    return f"an all-reduce on {ranks} rank{'s' * (ranks != '1')} works"
+
+
+def _reduce(rank: int, backend: str, device: str, ranks: int, folder: str) -> None:
+    place = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    store = dist.FileStore(f"{folder}/store", ranks)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+    x = torch.full((8,), rank + 1.0, device=place)
     dist.all_reduce(x)
-    torch.testing.assert_close(x, torch.ones_like(x))
+    torch.testing.assert_close(x, torch.full_like(x, ranks * (ranks + 1) / 2))
     dist.destroy_process_group()
-    return "an all-reduce of one rank works"
 
 
 def imports_tensorrt() -> str:

@@ -1,6 +1,6 @@
 """A thread that moves the values by gloo, one transfer at a time, and what `wait()` does with it.
 
-    launch(work) ──► queue ──► gloo: the values ──► board: the latest launch ──► Schedule ──► wait()
+    launch(work) ──► queue ──► gloo: the values ──► board: the latest launch ──► times ──► wait()
 
 The values must not travel inside of `wait()`: what gloo takes there would look like compute. Gloo
 and the queue release the interpreter lock while they block, so that the rank computes meanwhile.
@@ -35,7 +35,7 @@ _ASLEEP = timedelta(seconds=0.25)
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TransferTimes:
     """The same on every rank but for `arrived`; as in `Transfer`."""
 
     peers: float
@@ -62,7 +62,7 @@ class EmulatedWork(dist.Work):
         self.op = op
         self.num_bytes = num_bytes
         self.seconds = seconds
-        self.schedule: Future[Schedule] = Future()
+        self.schedule: Future[TransferTimes] = Future()
         self.transfer: Transfer | None = None
         self.launched = time.perf_counter()
 
@@ -155,7 +155,7 @@ class Carrier:
         if not self._is_abandoned:
             atexit.unregister(self._abandon)
 
-    def _carry(self, work: EmulatedWork, start: Start) -> Schedule:
+    def _carry(self, work: EmulatedWork, start: Start) -> TransferTimes:
         number = self._num_carried
         self._num_carried += 1
         self._board.write(number, work.launched)
@@ -163,7 +163,7 @@ class Carrier:
             self._wait_for(part)
         peers, free = self._board.latest(number), self._free
         self._free = max(peers, free) + work.seconds
-        return Schedule(peers, free, due=self._free, arrived=time.perf_counter())
+        return TransferTimes(peers, free, due=self._free, arrived=time.perf_counter())
 
     def _wait_for(self, part: dist.Work) -> None:
         """Block until gloo is through with it; raises gloo's own errors."""

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,12 @@ def launch(
     args: tuple[Any, ...],
     num_ranks: int,
     folder: Path,
-    environment: Mapping[str, str] | None = None,
 ) -> list[Any]:
-    """`work(*args)` on `num_ranks` processes of this machine; what each returned, by rank.
+    """Run `work(*args)` on `num_ranks` processes of this machine; return the results by rank.
 
     Args:
         work: a function of a module, with torch's `@record`.
         folder: where the ranks report their stages, and where their stdout and stderr go.
-        environment: what the ranks inherit beside this process's.
 
     Raises:
         RankFailed: with the traceback of the first rank that failed.
@@ -53,7 +51,7 @@ def launch(
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL),
     )
     try:
-        with _environment(num_ranks, environment or {}):
+        with _environment(num_ranks):
             outcomes = elastic_launch(config, work)(*args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -64,11 +62,11 @@ def launch(
 
 
 @contextmanager
-def _environment(num_ranks: int, more: Mapping[str, str]) -> Iterator[None]:
+def _environment(num_ranks: int) -> Iterator[None]:
     """What the ranks inherit while they are started and run."""
     before = dict(os.environ)
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false", **more)
+    os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
     if sys.platform in LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
     try:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ladderize.report.data import BlockReport
 from ladderize.tools import units
 from ladderize.tools.plot.palettes import Palette, color_name
-from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Step, Timeline
+from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Timeline, TimelineStep
 
 LANE, GAP, TITLE, AXIS, GUTTER = 30, 6, 26, 30, 112
 STEP_HEIGHT = TITLE + 2 * LANE + GAP + 14
@@ -69,7 +69,7 @@ class StepLanes:
         for side in axes.spines.values():
             side.set_visible(False)
 
-    def _step(self, axes: Axes, colors: Palette, step: Step, top: float) -> None:
+    def _step(self, axes: Axes, colors: Palette, step: TimelineStep, top: float) -> None:
         low = top + LANE + GAP
         for y in (top, low):
             frame = axes.broken_barh([(0, step.seconds)], (y, LANE), facecolors=colors["page"])
@@ -107,7 +107,7 @@ class StepLanes:
         return color_name(block.kind if block else "")
 
 
-def summary(step: Step) -> str:
+def summary(step: TimelineStep) -> str:
     """`12.3 ms, 4.1 ms exposed, 60 % of the communication hidden`."""
     parts = [units.seconds(step.seconds)]
     if step.hidden_fraction is not None:
@@ -125,7 +125,7 @@ def beginning(timeline: Timeline, num_collectives: int) -> Timeline:
     return dataclasses.replace(timeline, steps=tuple(steps))
 
 
-def _until(step: Step, end: float) -> Step:
+def _until(step: TimelineStep, end: float) -> TimelineStep:
     def cut(lane: Lane) -> Lane:
         kept = [interval for interval in lane.intervals if interval.start < end]
         return Lane(tuple(dataclasses.replace(i, end=min(i.end, end)) for i in kept))

@@ -36,7 +36,8 @@ class Link:
     def __post_init__(self) -> None:
         if self.ranks < 1 or self.bandwidth <= 0 or self.latency < 0:
             raise LadderError(
-                f"{self} is no link: at least one rank, a rate above 0, latency 0 or more."
+                f"{self} is not a possible link: ranks must be at least 1, bandwidth above 0, "
+                "latency 0 or more."
             )
 
     def seconds(self, num_bytes: float, op: str = "all_reduce") -> float:

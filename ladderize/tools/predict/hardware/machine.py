@@ -40,7 +40,8 @@ class Hardware:
         is_possible = min(self.flops, self.memory) > 0 <= self.launch and 0 <= self.contention < 1
         if not is_possible:
             raise LadderError(
-                f"{self} is no hardware: rates above 0, times of 0 or more, contention below 1."
+                f"{self} is not possible hardware: rates must be above 0, times 0 or more, "
+                "contention below 1."
             )
 
     @property
@@ -84,7 +85,7 @@ def hardware_of(name: str, fitted: Calibration | None = None) -> Hardware:
                 Blocker(f"devices: {', '.join(known_devices())}"),
                 Blocker(f"links: {', '.join(link_kinds())}"),
             ],
-            "name it DEVICExRANKS-LINK, as h100x8-nvlink",
+            "use DEVICExRANKS-LINK, such as h100x8-nvlink",
         )
     return Hardware(
         link=link,

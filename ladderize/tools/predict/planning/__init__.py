@@ -7,6 +7,6 @@ Report ── workload.py ── planned_nets.py ── forecast.py ──┬─
 hardware/calibrated.toml is fitted by bench/calibrate.py.
 """
 
-from ladderize.tools.predict.planning.planner import Plan, PlannedBatch, plan
+from ladderize.tools.predict.planning.planner import LadderPlan, PlannedBatch, plan
 
-__all__ = ["Plan", "PlannedBatch", "plan"]
+__all__ = ["LadderPlan", "PlannedBatch", "plan"]

@@ -10,7 +10,7 @@ middle stands for all of them.
 from dataclasses import dataclass
 
 from ladderize.tools.predict.hardware import Hardware
-from ladderize.tools.predict.planning.planned_nets import Variant
+from ladderize.tools.predict.planning.planned_nets import PlannedNet
 from ladderize.tools.predict.planning.workload import Phase
 
 
@@ -50,13 +50,13 @@ class Forecast:
     tokens_per_s: float
 
 
-def tokens_per_s(variant: Variant, request: Request, hardware: Hardware) -> float:
+def tokens_per_s(variant: PlannedNet, request: Request, hardware: Hardware) -> float:
     prefill = variant.seconds(request.prefill, hardware)
     decode = variant.seconds(request.decode, hardware) if request.new > 1 else 0.0
     return request.batch * request.new / (prefill + (request.new - 1) * decode)
 
 
-def forecast(variant: Variant, request: Request, hardware: Hardware) -> Forecast:
+def forecast(variant: PlannedNet, request: Request, hardware: Hardware) -> Forecast:
     phases = (request.prefill, request.decode)
     prefill, decode = (variant.seconds(phase, hardware) for phase in phases)
     shown, seen = (variant.step(phase, hardware).exposed_seconds for phase in phases)

@@ -12,7 +12,7 @@ from math import inf
 
 from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
-from ladderize.tools.predict.planning.planned_nets import Variant, ladder, standard
+from ladderize.tools.predict.planning.planned_nets import PlannedNet, ladder, standard
 from ladderize.tools.predict.planning.workload import Phase, Workload
 
 LEAST_GAIN = 0.02
@@ -134,7 +134,7 @@ def _full(
     return int(held / keys) or None, max(int(held / request.batch) - request.new, 0) or None
 
 
-def gain_of(nets: tuple[Variant, Variant], request: Request, hardware: Hardware) -> float:
+def gain_of(nets: tuple[PlannedNet, PlannedNet], request: Request, hardware: Hardware) -> float:
     """Tokens/s of the second net over those of the first, less 1."""
     slow, fast = (tokens_per_s(net, request, hardware) for net in nets)
     return fast / slow - 1

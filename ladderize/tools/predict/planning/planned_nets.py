@@ -13,9 +13,9 @@ from functools import cached_property
 
 from ladderize.streams.block import stale_sources
 from ladderize.tools.predict.hardware import Hardware
-from ladderize.tools.predict.planning.workload import Costs, Phase, PlannedBlock, Workload
+from ladderize.tools.predict.planning.workload import Phase, PlannedBlock, PlannedCosts, Workload
 from ladderize.tools.predict.timeline.spans import Span
-from ladderize.tools.predict.timeline.steps import Step
+from ladderize.tools.predict.timeline.steps import TimelineStep
 from ladderize.tools.predict.timeline.two_lanes import (
     Branch,
     Task,
@@ -29,7 +29,7 @@ VARIANTS = ("standard", "ladder", "parallel", "bound")
 
 
 @dataclass(frozen=True)
-class Variant:
+class PlannedNet:
     """One net.
 
     Attributes:
@@ -42,7 +42,7 @@ class Variant:
 
     name: str
     blocks: tuple[PlannedBlock, ...]
-    outside: Costs
+    outside: PlannedCosts
     sources: Mapping[int, int] = dataclasses.field(default_factory=dict)
     is_reduced: bool = True
 
@@ -61,7 +61,7 @@ class Variant:
         placed = self._place(phase, hardware)
         return max(end for _, end in placed.values()) + self._head(phase, hardware)
 
-    def step(self, phase: Phase, hardware: Hardware) -> Step:
+    def step(self, phase: Phase, hardware: Hardware) -> TimelineStep:
         """The same as a timeline, without the head."""
         return as_step(self.name, self._tasks, self._place(phase, hardware))
 
@@ -70,7 +70,7 @@ class Variant:
 
     def _head(self, phase: Phase, hardware: Hardware) -> float:
         costs = self.outside
-        if costs == Costs():
+        if costs == PlannedCosts():
             return 0.0
         return hardware.compute_seconds(costs.flops_in(phase), costs.bytes_in(phase))
 
@@ -85,26 +85,26 @@ class Variant:
         return found
 
 
-def standard(workload: Workload) -> Variant:
-    return Variant("standard", workload.blocks, workload.outside)
+def standard(workload: Workload) -> PlannedNet:
+    return PlannedNet("standard", workload.blocks, workload.outside)
 
 
-def ladder(workload: Workload, chosen: Collection[int] | None = None) -> Variant:
+def ladder(workload: Workload, chosen: Collection[int] | None = None) -> PlannedNet:
     """With the blocks `chosen` (None: those of the workload) converted."""
     chosen = workload.chosen if chosen is None else chosen
     sources = stale_sources(workload.blocks, chosen, workload.staleness)
-    return Variant("ladder", workload.blocks, workload.outside, sources)
+    return PlannedNet("ladder", workload.blocks, workload.outside, sources)
 
 
-def parallel(workload: Workload) -> Variant:
-    return Variant("parallel", tuple(_merged(workload.blocks)), workload.outside)
+def parallel(workload: Workload) -> PlannedNet:
+    return PlannedNet("parallel", tuple(_merged(workload.blocks)), workload.outside)
 
 
-def bound(workload: Workload) -> Variant:
-    return Variant("bound", workload.blocks, workload.outside, is_reduced=False)
+def bound(workload: Workload) -> PlannedNet:
+    return PlannedNet("bound", workload.blocks, workload.outside, is_reduced=False)
 
 
-def variants(workload: Workload) -> tuple[Variant, ...]:
+def variants(workload: Workload) -> tuple[PlannedNet, ...]:
     """Those of `VARIANTS`, in order."""
     return standard(workload), ladder(workload), parallel(workload), bound(workload)
 

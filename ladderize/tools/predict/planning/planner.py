@@ -38,7 +38,7 @@ class PlannedBatch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LadderPlan:
     """A plan.
 
     Attributes:
@@ -74,7 +74,7 @@ def plan(
     batches: Sequence[int] = (1,),
     prompt: int = 1024,
     new: int = 512,
-) -> Plan:
+) -> LadderPlan:
     """Predict the model in `report` as it is, as the ladder that was asked for, and two others.
 
     Args:
@@ -104,7 +104,7 @@ def plan(
         )
         for request in requests
     )
-    return Plan(
+    return LadderPlan(
         hardware,
         prompt,
         new,

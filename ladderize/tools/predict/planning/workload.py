@@ -32,7 +32,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Costs:
+class PlannedCosts:
     """Of a block, or of what is outside of them, on all ranks.
 
     Attributes:
@@ -53,8 +53,8 @@ class Costs:
     def bytes_in(self, phase: Phase) -> float:
         return self.weight_bytes + self.cache_bytes * phase.batch * phase.keys
 
-    def __add__(self, other: "Costs") -> "Costs":
-        return Costs(
+    def __add__(self, other: "PlannedCosts") -> "PlannedCosts":
+        return PlannedCosts(
             self.flops + other.flops,
             self.attention_flops + other.attention_flops,
             self.weight_bytes + other.weight_bytes,
@@ -81,7 +81,7 @@ class PlannedBlock:
     segment: int
     layer: int | None
     is_attention: bool
-    costs: Costs
+    costs: PlannedCosts
     reduce_bytes: float
     is_local: bool = False
     num_branches: int = 1
@@ -107,7 +107,7 @@ class Workload:
     """
 
     blocks: tuple[PlannedBlock, ...]
-    outside: Costs
+    outside: PlannedCosts
     chosen: frozenset[int]
     staleness: int = 1
 
@@ -135,7 +135,7 @@ def workload_of(report: Report) -> Workload:
     staleness = int(dict(report.options).get("staleness", 1))
     return Workload(
         tuple(_planned(block, traced, division) for block in stream.blocks),
-        Costs(graph.outside.flops / traced.tokens, weight_bytes=graph.outside.weight_bytes),
+        PlannedCosts(graph.outside.flops / traced.tokens, weight_bytes=graph.outside.weight_bytes),
         frozenset(block.index for block in stream.blocks if block.is_converted),
         staleness,
     )
@@ -148,7 +148,7 @@ def _only_graph(report: Report) -> GraphReport:
     found = sum(len(graph.streams) for graph in graphs)
     if found != 1:
         raise LadderError(
-            f"A plan is of one residual stream, and this model has {found}.",
+            f"A plan needs exactly one residual stream; this model has {found}.",
             cure="plan the decoder by itself; `ladderize plot` predicts one call of any model",
         )
     return graphs[0]
@@ -160,7 +160,7 @@ def _examples(segment: SegmentReport) -> tuple[int, int]:
     if not 2 <= len(shape) <= 3 or not all(isinstance(size, int) for size in shape):
         sizes = ", ".join(map(str, shape))
         raise LadderError(
-            f"It is not known which sizes of a stream of [{sizes}] are tokens.",
+            f"Cannot infer which dims of the stream [{sizes}] are tokens.",
             cure="a plan needs a model of [batch, length, features], traced with fixed sizes",
         )
     batch, *length, _ = map(int, shape)
@@ -174,7 +174,7 @@ def _numbers(block: BlockReport) -> tuple[int | None, ...]:
 
 def _planned(block: BlockReport, traced: Phase, division: Division) -> PlannedBlock:
     flops, attention, weights, cache, sent = (number or 0 for number in _numbers(block))
-    costs = Costs(
+    costs = PlannedCosts(
         (flops - attention) / traced.tokens,
         attention / (traced.tokens * traced.keys),
         weights,

@@ -8,15 +8,15 @@ traces ── measured.py (trace.py, spans.py) ───────────
 from ladderize.tools.predict.timeline.measured import measure
 from ladderize.tools.predict.timeline.perfetto import write_perfetto
 from ladderize.tools.predict.timeline.predicted import predict
-from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Step, Timeline
+from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Timeline, TimelineStep
 from ladderize.tools.predict.timeline.trace import read_step
 
 __all__ = [
     "BlockKey",
     "Interval",
     "Lane",
-    "Step",
     "Timeline",
+    "TimelineStep",
     "measure",
     "predict",
     "read_step",

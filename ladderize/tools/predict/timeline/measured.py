@@ -6,7 +6,7 @@ from pathlib import Path
 from ladderize.errors import LadderError
 from ladderize.report.naming import block_name
 from ladderize.report.report import Report
-from ladderize.tools.predict.timeline.steps import Lane, Step, Timeline, key_of
+from ladderize.tools.predict.timeline.steps import Lane, Timeline, TimelineStep, key_of
 from ladderize.tools.predict.timeline.trace import read_step
 
 
@@ -29,7 +29,7 @@ def measure(
     return Timeline(steps, f"measured by torch.profiler: {files}")
 
 
-def _assign(step: Step, report: Report) -> Step:
+def _assign(step: TimelineStep, report: Report) -> TimelineStep:
     reduces = [i for i in step.communication.intervals if _is_all_reduce(i.label)]
     if len(reduces) != len(report.blocks):
         return step

@@ -13,7 +13,7 @@ from typing import Any
 
 from ladderize.errors import LadderError
 from ladderize.report.files import write_file
-from ladderize.tools.predict.timeline.steps import Interval, Step, Timeline
+from ladderize.tools.predict.timeline.steps import Interval, Timeline, TimelineStep
 
 
 def write_perfetto(timeline: Timeline, out: str | Path, force: bool = False) -> Path:
@@ -35,7 +35,7 @@ def write_perfetto(timeline: Timeline, out: str | Path, force: bool = False) -> 
     return out
 
 
-def _events(step: Step, pid: int) -> Iterator[dict[str, Any]]:
+def _events(step: TimelineStep, pid: int) -> Iterator[dict[str, Any]]:
     yield _name("process", step.name, pid, 0)
     exposed = [Interval(start, end, "exposed") for start, end in step.exposed]
     lanes: Sequence[tuple[str, Iterable[Interval]]] = (

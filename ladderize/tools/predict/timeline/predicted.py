@@ -18,7 +18,7 @@ from ladderize.report.naming import block_name, parse
 from ladderize.report.report import Report
 from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.timeline.division import Division
-from ladderize.tools.predict.timeline.steps import Interval, Lane, Step, Timeline, key_of
+from ladderize.tools.predict.timeline.steps import Interval, Lane, Timeline, TimelineStep, key_of
 from ladderize.tools.predict.timeline.two_lanes import (
     Branch,
     Sum,
@@ -53,7 +53,7 @@ def predict(report: Report, hardware: Hardware | None = None) -> Timeline:
     return Timeline(tuple(steps), f"predicted from FLOPs, bytes and a link model: {hardware}")
 
 
-def _step(name: str, report: Report, hardware: Hardware) -> Step:
+def _step(name: str, report: Report, hardware: Hardware) -> TimelineStep:
     """The graphs of a report run one after another."""
     compute: list[Interval] = []
     communication: list[Interval] = []
@@ -69,7 +69,7 @@ def _step(name: str, report: Report, hardware: Hardware) -> Step:
         compute += part.compute.intervals
         communication += part.communication.intervals
         start = max(start, part.seconds)
-    return Step(name, Lane(tuple(compute)), Lane(tuple(communication)))
+    return TimelineStep(name, Lane(tuple(compute)), Lane(tuple(communication)))
 
 
 def _branch(block: BlockReport, division: Division, hardware: Hardware, is_ladder: bool) -> Branch:

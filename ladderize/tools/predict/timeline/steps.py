@@ -54,7 +54,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Step:
+class TimelineStep:
     """One run of a model on one rank.
 
     Attributes:
@@ -96,7 +96,7 @@ class Step:
 class Timeline:
     """The steps to compare, and in one line where they come from (or why there are none)."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TimelineStep, ...]
     origin: str
 
     @property

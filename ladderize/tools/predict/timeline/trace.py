@@ -21,7 +21,7 @@ from typing import Any
 
 from ladderize.errors import LadderError
 from ladderize.tools.predict.timeline.spans import Span, length, merge, subtract
-from ladderize.tools.predict.timeline.steps import Interval, Lane, Step
+from ladderize.tools.predict.timeline.steps import Interval, Lane, TimelineStep
 
 Event = Mapping[str, Any]
 
@@ -40,7 +40,7 @@ _HOW = (
 )
 
 
-def read_step(path: str | Path, name: str) -> Step:
+def read_step(path: str | Path, name: str) -> TimelineStep:
     """The step called `name` that the trace at `path` holds.
 
     Raises:
@@ -56,7 +56,7 @@ def read_step(path: str | Path, name: str) -> Step:
             cure=_HOW,
         )
     start = min(interval.start for interval in (*compute, *communication))
-    return Step(name, _lane(compute, start), _lane(communication, start), path.name)
+    return TimelineStep(name, _lane(compute, start), _lane(communication, start), path.name)
 
 
 def _read_events(path: Path) -> list[Any]:

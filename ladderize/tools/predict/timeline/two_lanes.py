@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ladderize.tools.predict.timeline.spans import Span
-from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Step
+from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, TimelineStep
 
 COMPUTE, LINK = "compute", "link"
 # Stream and index of the block whose output is added to a sum.
@@ -120,11 +120,11 @@ def _slowed(start: float, seconds: float, busy: list[Span], contention: float) -
     return now + left
 
 
-def as_step(name: str, tasks: Sequence[Task], placed: Mapping[str, Span]) -> Step:
+def as_step(name: str, tasks: Sequence[Task], placed: Mapping[str, Span]) -> TimelineStep:
     """The result of `place` as a step of a timeline."""
 
     def lane(which: str) -> Lane:
         found = [task for task in tasks if task.lane == which]
         return Lane(tuple(Interval(*placed[task.name], task.name, task.block) for task in found))
 
-    return Step(name, lane(COMPUTE), lane(LINK))
+    return TimelineStep(name, lane(COMPUTE), lane(LINK))

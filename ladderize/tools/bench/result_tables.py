@@ -7,43 +7,45 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ladderize.tools.bench.record import Row, Values
+from ladderize.tools.bench.record import ResultRow, Values
 
 Text = Callable[[Values], str]
 
 
-def show(console: Console, rows: Iterable[Row]) -> None:
+def show(console: Console, rows: Iterable[ResultRow]) -> None:
     """Print the tables; rows and columns without a value, and empty tables, are left out."""
     rows = list(rows)
     for _, group in groupby(rows, lambda row: _without(row, "variant")):
         found = list(group)
         _show(console, f"{_case(found[0])}{_link(found)}", found, TIMES)
-        _show(console, "its communication", found, COMMUNICATION)
+        _show(console, "communication", found, COMMUNICATION)
     compiled = [row for row in rows if row.key["variant"] != "free"]  # as the ladder is
     for _, group in groupby(compiled, lambda row: _without(row, "variant", "link")):
         found = list({str(row.key["variant"]): row for row in group}.values())
-        _show(console, f"{_case(found[0])}: what it takes", found, COSTS)
+        _show(console, f"{_case(found[0])}: compilation and memory", found, COSTS)
 
 
-def _without(row: Row, *names: str) -> Mapping[str, str | int | float]:
+def _without(row: ResultRow, *names: str) -> Mapping[str, str | int | float]:
     return {name: value for name, value in row.key.items() if name not in names}
 
 
-def _case(row: Row) -> str:
+def _case(row: ResultRow) -> str:
     key = row.key
     sizes = f", batch {key['batch']}, length {key['length']}" if "batch" in key else ""
     return f"{key['phase']}{sizes}"
 
 
-def _link(rows: Sequence[Row]) -> str:
+def _link(rows: Sequence[ResultRow]) -> str:
     latencies = [v for row in rows if (v := row.values.get("link_latency_s")) is not None]
     if "link" not in rows[0].key:
         return ""
-    seconds = f", {latencies[0] * 1e3:.3g} ms a collective of nothing" if latencies else ""
+    seconds = f", {latencies[0] * 1e3:.3g} ms per empty collective" if latencies else ""
     return f", link: {rows[0].key['link']}{seconds}"
 
 
-def _show(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, Text]) -> None:
+def _show(
+    console: Console, title: str, rows: Sequence[ResultRow], columns: Mapping[str, Text]
+) -> None:
     rows = [row for row in rows if any(text(row.values) for text in columns.values())]
     texts = {name: [text(row.values) for row in rows] for name, text in columns.items()}
     shown = {name: cells for name, cells in texts.items() if any(cells)}
@@ -93,12 +95,12 @@ COMMUNICATION: dict[str, Text] = {
     "exposed ms": _scaled("exposed_s", ".2f", 1e3),
     "hidden": _scaled("hidden_fraction", ".1%"),
     "possible": _scaled("allowed_fraction", ".1%"),
-    "late ms": _scaled("late_peers_s", ".2f", 1e3),
+    "straggler ms": _scaled("late_peers_s", ".2f", 1e3),
     "slow": _slow,
 }
 COSTS: dict[str, Text] = {
     "races": _scaled("races", ".0f"),
     "peak MiB": _scaled("peak_bytes", ".1f", 2**-20),
     "compile s": _scaled("compile_s", ".1f"),
-    "our passes s": _scaled("passes_s", ".3f"),
+    "passes s": _scaled("passes_s", ".3f"),
 }

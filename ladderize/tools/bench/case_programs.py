@@ -1,6 +1,6 @@
 """A case's model as an exported program, with its inputs.
 
-Settings, Case ── ladderize/sources ── Prepared
+Settings, Case ── ladderize/sources ── BenchProgram
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from torch.export import ExportedProgram
 
 from ladderize.errors import LadderError
 from ladderize.frontends.sharded.tracing import export_program
-from ladderize.tools.bench.settings import Case, Settings
-from ladderize.tools.bench.timing import Call
+from ladderize.tools.bench.bench_settings import Case, Settings
+from ladderize.tools.bench.timing import ModelCall
 from ladderize.tools.sources import HUGGING_FACE, InputSizes, open_model
 from ladderize.tools.sources.cached import CachedLM, decode_inputs, set_cached
 from ladderize.tools.sources.hugging_face import build, read_config
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BenchProgram:
     """A program to measure.
 
     Attributes:
@@ -26,10 +26,10 @@ class Prepared:
     """
 
     program: ExportedProgram
-    call: Call
+    call: ModelCall
 
 
-def prepare(settings: Settings, case: Case) -> Prepared:
+def prepare(settings: Settings, case: Case) -> BenchProgram:
     """The model of `settings` at the sizes of `case`.
 
     Raises:
@@ -46,10 +46,10 @@ def prepare(settings: Settings, case: Case) -> Prepared:
             cure="write a function that returns (model, args, kwargs), and pass module:function",
         )
     args, kwargs = program.example_inputs
-    return Prepared(program, Call(tuple(args), dict(kwargs)))
+    return BenchProgram(program, ModelCall(tuple(args), dict(kwargs)))
 
 
-def _decoding(settings: Settings, case: Case) -> Prepared:
+def _decoding(settings: Settings, case: Case) -> BenchProgram:
     path = Path(settings.model.removeprefix(HUGGING_FACE))
     model = build(read_config(path), path)
     if not model.can_generate():
@@ -61,4 +61,6 @@ def _decoding(settings: Settings, case: Case) -> Prepared:
     set_cached(cached, case.length)
     args = decode_inputs(model, case.batch, case.length)
     program = export_program(cached, args, {}, None)
-    return Prepared(program, Call(args, {}, lambda module: set_cached(module, case.length)))
+    return BenchProgram(
+        program, ModelCall(args, {}, lambda module: set_cached(module, case.length))
+    )

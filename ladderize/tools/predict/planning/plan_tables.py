@@ -9,11 +9,11 @@ from rich.table import Table
 
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
 from ladderize.tools.predict.planning.planned_nets import VARIANTS
-from ladderize.tools.predict.planning.planner import Plan
+from ladderize.tools.predict.planning.planner import LadderPlan
 from ladderize.tools.units import num_bytes, seconds
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: LadderPlan, console: Console) -> None:
     """Print `plan`."""
     converted = f"{plan.num_converted} of {plan.num_blocks} blocks converted"
     console.print(f"{plan.hardware.name}: {plan.hardware}", highlight=False, soft_wrap=True)
@@ -35,7 +35,7 @@ def _table(*columns: str, left: int = 0) -> Table:
     return table
 
 
-def _speeds(plan: Plan) -> Table:
+def _speeds(plan: LadderPlan) -> Table:
     names = VARIANTS[1:]
     table = _table("batch", *(f"{v} tok/s" for v in VARIANTS), *names)
     for row in plan.batches:
@@ -44,7 +44,7 @@ def _speeds(plan: Plan) -> Table:
     return table
 
 
-def _phases(plan: Plan) -> Table:
+def _phases(plan: LadderPlan) -> Table:
     table = _table("batch", "one", "standard", "exposed", "ladder", "exposed", "bound", left=1)
     for row in plan.batches:
         nets = [row.of(name) for name in ("standard", "ladder")]
@@ -98,7 +98,7 @@ def _hidden(phase: Hiding) -> str:
     return f"{room}; all of it {_rate('above', phase.bandwidth)}"
 
 
-def _fewest(plan: Plan) -> Iterator[str]:
+def _fewest(plan: LadderPlan) -> Iterator[str]:
     """One line for batches that need the same layers."""
     batches: dict[Fewest, list[str]] = {}
     for row in plan.batches:
@@ -111,7 +111,7 @@ def _fewest(plan: Plan) -> Iterator[str]:
             )
 
 
-def _sureness(plan: Plan) -> Iterator[str]:
+def _sureness(plan: LadderPlan) -> Iterator[str]:
     errors = plan.confidence.errors
     yield "Accuracy: fitted to Llama-3 70B on 2 to 8 H100, batch 1 to 64. Errors there:"
     yield (
