@@ -159,7 +159,7 @@ def find_step(steps: Sequence[Step[Any]], name: str) -> Step[Any]:
     if _plain(name) not in known:
         names = ", ".join(step.name for step in steps)
         meant = nearest(name, [step.name for step in steps])
-        raise LadderError(f"No step is named {name!r}{meant}.", cure=f"the steps are {names}")
+        raise LadderError(f"No step is named {name!r}{meant or '.'}", cure=f"the steps are {names}")
     return known[_plain(name)]
 
 
