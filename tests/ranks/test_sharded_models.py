@@ -24,10 +24,11 @@ WAYS = ["dtensor", "sequence", "megatron", "functions", "ladderize", "in_place",
 
 def rows(table, *every_run):
     """All rows, those of other ways than `every_run` only under --deep."""
-    deep = pytest.mark.deep
-    for row in table:
-        values = row if isinstance(row, tuple) else (row,)
-        yield pytest.param(*values, marks=[] if values[0] in every_run else [deep])
+    cases = [row if isinstance(row, tuple) else (row,) for row in table]
+    return [
+        pytest.param(*case, marks=[] if case[0] in every_run else [pytest.mark.deep])
+        for case in cases
+    ]
 
 
 def compiled(net, **options):
