@@ -227,7 +227,7 @@ def test_a_ladder_has_no_read_left_to_move(tmp_path):
 def test_a_batch_is_a_number_above_zero(llama, text):
     done = run(llama, "--batch", text)
     assert done.exit_code == 2
-    assert "no list of numbers" in done.stderr
+    assert "not a list of numbers" in done.stderr
 
 
 def test_a_model_that_does_not_generate_is_not_decoded(tmp_path):
