@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
+from ladderize.compat.dispatcher import OpOverload
 from ladderize.graph import ops
 from ladderize.passes import PassResult
 
@@ -51,7 +52,7 @@ def _drop_casts(gm: GraphModule) -> int:
     """Of ATen, which has a node for each; an output keeps its name."""
     dropped = 0
     for node in list(gm.graph.nodes):
-        if not isinstance(node.target, torch._ops.OpOverload) or ops.op_name(node) != "to":
+        if not isinstance(node.target, OpOverload) or ops.op_name(node) != "to":
             continue
         base = node.args[0]
         if not isinstance(base, Node) or not _returns(node, base):
