@@ -239,7 +239,7 @@ def test_debug_dir_has_every_stage(model, x, tmp_path):
         "01_InlineRegions.py",
         "02_Functionalize.py",
         "03_SpellSums.py",
-        "06_RerouteReads.py",
+        "04_RerouteReads.py",
     ]
 
 
