@@ -64,12 +64,10 @@ def row(options: argparse.Namespace, layers: int) -> str:
     model, _ = build(lambda: factory_of(options, layers))
     program = trace(model, (), INPUTS)
     traced = time.perf_counter() - started
-    localize(program, options.ranks)
-    report = ladderize.last_report()
+    report = localize(program, options.ranks).report
     assert report is not None
-    passes = report.graphs[0].passes
-    whole = sum(step.seconds for step in passes)
-    own = sum(step.seconds for step in passes if step.name == "plan_sharding")
+    whole = sum(step.seconds for step in report.steps)
+    own = sum(step.seconds for step in report.steps if step.name == "plan_sharding")
     each = f"{1000 * whole / layers:.1f} ms"
     return f"| {layers} | {traced:.1f} s | {whole:.2f} s | {own:.2f} s | {each} |"
 

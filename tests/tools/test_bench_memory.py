@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource
-from ladderize.benchmark.memory import keep_freed_memory
+from ladderize.tools.bench.memory import keep_freed_memory
 
 assert keep_freed_memory()
 libc = ctypes.CDLL(None)
