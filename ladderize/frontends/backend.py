@@ -35,11 +35,12 @@ class _Session:
     broken_frames: BrokenFrames = field(default_factory=BrokenFrames)
     adviser: Adviser = field(default_factory=Adviser)
 
-    def see(self, error: BaseException) -> None:
-        self.adviser.see(error)
-
 
 _session = _Session()
+
+
+def _see_failure(error: BaseException) -> None:
+    _session.adviser.see(error)
 
 
 def ladderize(
@@ -62,7 +63,7 @@ def ladderize(
             mistaken options and ranks that disagree raise; else the standard graph is compiled
             after one `LadderWarning`.
     """
-    compat.watch_failures(ladderize, _session.see)
+    compat.watch_failures(ladderize, _see_failure)
     try:
         config = LadderConfig.from_options(options, mode)
         is_laddered = isinstance(compat.compiled_module(), ShardedModule)
@@ -98,7 +99,7 @@ def _reset() -> None:
 
 
 ladderize.reset = _reset  # type: ignore[attr-defined]  # the attribute Dynamo looks for
-compat.watch_failures(ladderize, lambda error: _session.see(error))
+compat.watch_failures(ladderize, _see_failure)
 
 
 def _compile(
