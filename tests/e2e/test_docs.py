@@ -19,7 +19,9 @@ KINDS = {"python", "py", "sh", "text"}
 # of what a model too big for this page prints.
 ILLUSTRATIONS = {
     ("README.md", "standard   h0 ─ AR0"),
-    ("docs/design.md", "Dynamo graph"),
+    ("docs/design.md", "Dynamo or export graph"),
+    ("docs/design.md", "front end ── Rewriting"),
+    ("docs/design.md", "tools      →"),
     ("docs/design.md", "before   n = norm(x0)"),
     ("docs/design.md", "flat   h0"),
     ("docs/emulation.md", "launched        peers"),
