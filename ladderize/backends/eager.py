@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from ladderize.backends.lowered import Lowered
 from ladderize.config.options import LadderConfig
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.runner import apply_pass
+from ladderize.passes.runner import Log, run_pass
 
 
 def lower_to_eager(
@@ -20,5 +20,5 @@ def lower_to_eager(
     example_inputs: Sequence[Any],  # noqa: ARG001  # the signature of every lowering
     config: LadderConfig,  # noqa: ARG001
 ) -> Lowered:
-    apply_pass(gm, DeferWaits())
+    run_pass(gm, DeferWaits(), Log())
     return Lowered(gm)

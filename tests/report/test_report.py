@@ -126,7 +126,7 @@ def test_refusals_are_reported_with_what_was_found(x):
     (refusal,) = report.refused
     assert "cannot be made a ladder" in refusal.summary
     assert "highway" in refusal.blockers[0].what
-    assert "test_refusals.py:" in refusal.blockers[0].where
+    assert "graphs.py:" in refusal.blockers[0].where
     assert [block.is_rewired for block in report.blocks] == [False, False]
     (refusal,) = ladderize.explain(nn.Sequential(nn.Linear(8, 8)), x).refused
     assert "No residual block was found" in refusal.summary
@@ -158,7 +158,7 @@ def test_every_graph_of_a_broken_call(x):
     assert [block.graph for block in report.blocks] == [0] * 4 + [1] * 4
     (found,) = report.breaks
     assert "graph_break()" in found.what
-    assert "test_report.py:" in found.where
+    assert "graphs.py:" in found.where
     assert "cuts the residual stream" in report.refused[0].summary
     assert len(report.diff()) == 3, "nothing of the refused graph is rewired"
     assert {"x4", "graph1.x4"} <= set(report.to_networkx())

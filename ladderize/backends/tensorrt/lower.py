@@ -25,7 +25,7 @@ from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config.options import LadderConfig
 from ladderize.passes.after_autograd import defer
-from ladderize.passes.runner import apply_pass
+from ladderize.passes.runner import Log, run_pass
 
 
 def lower_to_tensorrt(
@@ -65,8 +65,9 @@ def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) 
         weights: those of its inputs that are to become weights of the engines.
     """
     defer(gm)
-    apply_pass(gm, DropChecks())
-    apply_pass(gm, CutIslands(), cut_of(gm))
+    log = Log()
+    run_pass(gm, DropChecks(), log)
+    run_pass(gm, CutIslands(), log, cut_of(gm))
     islands = islands_of(gm)
     inputs = gm.graph.find_nodes(op="placeholder")
     index = {node: inputs.index(node) for node in weights}
