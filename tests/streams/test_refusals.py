@@ -72,7 +72,8 @@ def test_refused_with_its_reason(body, reason, x):
     with pytest.raises(LadderError) as caught:
         refuse(Wrapped(body), x)
     assert reason in str(caught.value)
-    assert "test_refusals.py" in str(caught.value), "the line is named"
+    named = ("test_refusals.py:", "graphs.py:")
+    assert any(file in str(caught.value) for file in named), "the line is named"
 
 
 def test_gated_recurrent_skips_are_refused(x):
