@@ -108,7 +108,7 @@ def test_refusals_and_breaks_are_on_the_page():
     assert "graph 1 (torch_dynamo_resume_in_forward" in text
     assert "A graph break cuts the residual stream: 4 more blocks follow it." in text
     assert "What to do: remove the break" in text
-    assert re.search(r"graph breaks: .*\n  graph break: .*test_report\.py:\d+", text)
+    assert re.search(r"graph breaks: .*\n  graph break: .*graphs\.py:\d+", text)
 
 
 def test_width():
