@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.checked import check_all_emitted_code
+from helpers.inductor import prepare_inductor
 from helpers.ranks import Ranks
 
 # They need an environment of their own, which tests/tensorrt/install.sh makes.
@@ -17,9 +17,6 @@ collect_ignore = ["tensorrt"]
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="ladderize-tests-", ignore_cleanup_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = _cache.name
-# Kernels are compiled in the process itself: a pool of compilers for each rank costs more.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-check_all_emitted_code()
 # Tracing makes objects by the million: by default, looking for cycles takes a tenth of the time.
 gc.set_threshold(20_000, 20, 10)
 
@@ -33,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deep: too long for every run; see CONTRIBUTING.md")
     if config.getoption("--deep"):
-        os.environ["LADDERIZE_DEEP"] = "1"  # helpers/few_examples.py
+        os.environ["LADDERIZE_DEEP"] = "1"  # helpers/few_examples.py, helpers/inductor.py
+    prepare_inductor()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

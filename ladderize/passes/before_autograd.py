@@ -1,6 +1,6 @@
 """From a traced graph to the rank-local ladder graph: the pipeline before autograd.
 
-    Dynamo graph ── InlineRegions ── Functionalize ── SpellSums ── find_streams
+    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums ── find_streams
                  ── RerouteReads ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
 
 `BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
@@ -23,6 +23,7 @@ from ladderize.graph import ops
 from ladderize.graph.in_flight import check_in_flight
 from ladderize.graph.to_aten import is_aten, to_aten
 from ladderize.passes import PassResult
+from ladderize.passes.drop_casts import DropCasts
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.gradient_checks import (
     refuse_lost_gradients,
@@ -137,6 +138,10 @@ def _needs_aten(state: Rewriting) -> bool:
     return state.ranks is not None and not is_aten(state.gm)
 
 
+def _is_aten(state: Rewriting) -> bool:
+    return is_aten(state.gm)
+
+
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
 
@@ -232,10 +237,11 @@ def _shard_branches(state: Rewriting) -> PassResult:
 
 
 STANDARDIZE: tuple[Step[Rewriting], ...] = (
+    apply(DropCasts, _is_aten),
     apply(Functionalize),
     apply(SpellSums),
 )
-"""Into the form in which streams are found: no in-place ops, sums spelled as adds."""
+"""Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
 
 BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("InlineRegions", _inline_regions),

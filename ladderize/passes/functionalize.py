@@ -6,12 +6,6 @@
 A stale read of a value that is later overwritten would silently see the new one. An op is left
 alone where replacing it could change what another tensor holds: when the mutated tensor is (or
 shares memory with) a graph input, or another view of the same memory is read afterwards.
-
-A cast to the dtype that a tensor has is that tensor, and goes: a trace has it as a value of its
-own, and the reads of a block would be reads of several values.
-
-    before   c = to(x0, float32);  h = mean(c);  d = to(c, float32);  x1 = add(d, f(h, d))
-    after                          h = mean(x0);                      x1 = add(x0, f(h, x0))
 """
 
 import copy
@@ -23,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from ladderize.compat.dispatcher import OpOverload
 from ladderize.graph import ops
 from ladderize.passes import PassResult
 
@@ -33,7 +26,7 @@ class Functionalize:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        changed = _drop_casts(gm)
+        changed = 0
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         aliases = find_aliases(position)
         for node in list(gm.graph.nodes):
@@ -46,36 +39,6 @@ class Functionalize:
             _replace(gm, node, base, twin, position)
             changed += 1
         return PassResult(changed)
-
-
-def _drop_casts(gm: GraphModule) -> int:
-    """Of ATen, which has a node for each; an output keeps its name."""
-    dropped = 0
-    for node in list(gm.graph.nodes):
-        if not isinstance(node.target, OpOverload) or ops.op_name(node) != "to":
-            continue
-        base = node.args[0]
-        if not isinstance(base, Node) or not _returns(node, base):
-            continue
-        dropped += bool(
-            node.replace_all_uses_with(base, delete_user_cb=lambda user: user.op != "output")
-        )
-        if not node.users:
-            gm.graph.erase_node(node)
-    return dropped
-
-
-def _returns(cast: Node, base: Node) -> bool:
-    """Whether `aten.to` returns its operand itself; False where a copy or a format is asked for."""
-    value, before = ops.value(cast), ops.value(base)
-    is_plain = len(cast.args) <= 2 and not cast.kwargs.keys() & {"copy", "memory_format"}
-    return (
-        is_plain
-        and isinstance(value, torch.Tensor)
-        and isinstance(before, torch.Tensor)
-        and (value.dtype, value.device, value.layout)
-        == (before.dtype, before.device, before.layout)
-    )
 
 
 def find_aliases(nodes: Mapping[Node, int]) -> dict[int, list[Node]]:

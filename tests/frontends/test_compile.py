@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from helpers.eager_ladders import _enlarge, tiny_gpt2, tiny_llama, tokens
+from helpers.reads import HEAD
 from torch import Tensor, nn
 
 import ladderize
@@ -36,9 +37,9 @@ def tiny_t5() -> nn.Module:
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "llama": (
         lambda: tiny_llama(3),
-        ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"],
+        HEAD["llama"],
     ),
-    "gpt2": (tiny_gpt2, ["transformer.h.*.ln_1", "transformer.h.*.ln_2"]),
+    "gpt2": (tiny_gpt2, HEAD["gpt2"]),
     "t5": (tiny_t5, ["decoder.block.*.layer.*.layer_norm"]),
 }
 T5_ENCODER = ["block.*.layer.*.layer_norm"]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.eager_ladders import _enlarge, tiny_gpt2, tiny_llama
+from helpers.reads import HEAD
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, Gemma2Config, Gemma2ForCausalLM
@@ -34,13 +35,12 @@ def tiny_gemma2() -> nn.Module:
     return _enlarge(Gemma2ForCausalLM(config))
 
 
-PRE_NORM = ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"]
 FAMILIES = {
-    "llama": (lambda: tiny_llama(2), PRE_NORM),
-    "gpt2": (tiny_gpt2, ["transformer.h.*.ln_1", "transformer.h.*.ln_2"]),
+    "llama": (lambda: tiny_llama(2), HEAD["llama"]),
+    "gpt2": (tiny_gpt2, HEAD["gpt2"]),
     "gemma2": (
         tiny_gemma2,
-        ["model.layers.*.input_layernorm", "model.layers.*.pre_feedforward_layernorm"],
+        HEAD["gemma2"],
     ),
 }
 
@@ -128,7 +128,7 @@ def test_a_part_of_the_layers_two_blocks_stale() -> None:
     out = generate(model, cache_implementation="static")
     ladderize.restore(model)
     ids, mask = prompt()
-    with torch.no_grad(), eager_ladder(model, PRE_NORM, chosen=range(2, 6), staleness=2):
+    with torch.no_grad(), eager_ladder(model, HEAD["llama"], chosen=range(2, 6), staleness=2):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         first = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1]
     assert_close(out.logits[0], first, tolerance=TOLERANCE)

@@ -5,13 +5,13 @@ import os
 import pickle
 import shutil
 import zipfile
-from functools import cache
 
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.ranks import mesh
+from helpers.reads import BODY
 from helpers.sharded import MODELS
-from torch.distributed.device_mesh import init_device_mesh
 from torch.export import Dim, export
 from typer.testing import CliRunner
 
@@ -22,8 +22,6 @@ from ladderize.frontends.sharded import program_files
 from ladderize.frontends.sharded.program_files import write_shards
 from ladderize.testing import eager_ladder
 from ladderize.tools.cli import app
-
-READS = ["layers.*.input_layernorm", "layers.*.post_attention_layernorm"]
 
 
 def inputs(batch=2, length=6):
@@ -54,11 +52,6 @@ def copied(written, tmp_path):
     return shutil.copytree(written, tmp_path / "shards")
 
 
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
-
-
 # ---- what is written, and what it computes
 
 
@@ -86,7 +79,7 @@ def loaded(folder):
     model = MODELS["llama"]()
     worst = 0.0
     for shape in [(2, 6), (3, 9)]:
-        with eager_ladder(model, READS):
+        with eager_ladder(model, BODY["llama"]):
             expected = model(**inputs(*shape))[0]
         found = shard(**inputs(*shape))[0]
         worst = max(worst, (found - expected).abs().max().item())
@@ -120,7 +113,7 @@ def test_without_tp_a_program_comes_out(program, tmp_path):
     result = CliRunner().invoke(app, ["rewrite", str(program), "--out", str(out)])
     assert result.exit_code == 0, result.output
     model = MODELS["llama"]()
-    with eager_ladder(model, READS), torch.no_grad():
+    with eager_ladder(model, BODY["llama"]), torch.no_grad():
         expected = model(**inputs(3, 9))[0]
         found = torch.export.load(out).module()(**inputs(3, 9))[0]
     assert (found - expected).abs().max() <= 1e-5

@@ -4,13 +4,13 @@ import copy
 import gc
 import io
 import weakref
-from functools import cache
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.language_models import READS, language_model
-from torch.distributed.device_mesh import init_device_mesh
+from helpers.language_models import language_model
+from helpers.ranks import mesh
+from helpers.reads import HEAD
 
 import ladderize
 from ladderize import LadderError
@@ -18,11 +18,6 @@ from ladderize.frontends import release_parameters
 from ladderize.frontends.local_parameters import PARTS, Place
 from ladderize.sharding.placement import Shard
 from ladderize.testing import eager_ladder
-
-
-@cache
-def mesh():
-    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def make(name="llama, tied", **options):
@@ -37,7 +32,7 @@ def logits(model, length=6):
 
 def whole_logits(name, model, length=6):
     """Those of the unsharded ladder, without tracing it."""
-    with eager_ladder(model, READS[name]):
+    with eager_ladder(model, HEAD[name]):
         return logits(model, length)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.eager_ladders import tiny_llama, tokens
-from helpers.language_models import READS
+from helpers.reads import HEAD
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
@@ -26,7 +26,7 @@ def sentences(step: int) -> dict[str, Tensor]:
 
 
 def llama() -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
-    return tiny_llama(3), READS["llama"], sentences
+    return tiny_llama(3), HEAD["llama"], sentences
 
 
 def dropping_gpt2(
@@ -48,7 +48,7 @@ def dropping_gpt2(
     )
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # else transformers logs that it takes this one: a graph break
-    return model, READS["gpt2"], sentences
+    return model, HEAD["gpt2"], sentences
 
 
 def vit() -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
@@ -216,7 +216,7 @@ def test_checkpoints_move_between_standard_and_ladder() -> None:
     ladder.load_state_dict(standard.state_dict())
     with torch.no_grad():
         found = ladder(input_ids=ids).logits
-        with eager_ladder(standard, READS["llama"]):
+        with eager_ladder(standard, HEAD["llama"]):
             assert_close(found, standard(input_ids=ids).logits)
         back = tiny_llama(2)
         back.load_state_dict(ladder.state_dict())

@@ -25,6 +25,9 @@ IMPORTED = [
     "torch.distributed.tensor.parallel",
     "torch.export",
     "transformers.models.llama.modeling_llama",
+    "sympy.combinatorics",
+    "ladderize.frontends.backend",
+    "ladderize.testing",
 ]
 
 

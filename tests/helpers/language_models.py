@@ -1,4 +1,4 @@
-"""Tiny language models with heads, tied or not, and what reads their streams."""
+"""Tiny language models with heads, tied or not."""
 
 import torch
 import transformers
@@ -34,16 +34,6 @@ FAMILIES = {  # class, configuration, the vocabulary's parameters
         {},
         {"bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.bias"},
     ),
-}
-
-LLAMA = ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"]
-
-READS = {  # what reads the stream
-    "llama": LLAMA,
-    "llama, tied": LLAMA,
-    "gpt2": ["transformer.h.*.ln_1", "transformer.h.*.ln_2"],
-    "gemma2": ["model.layers.*.input_layernorm", "model.layers.*.pre_feedforward_layernorm"],
-    "bert": ["bert.encoder.layer.*.attention.self", "bert.encoder.layer.*.intermediate"],
 }
 
 

@@ -1,14 +1,15 @@
-"""Run one rank-local graph as all of its ranks, in one process, node by node in lockstep.
+"""Run one rank-local graph as all of its ranks, in one process, forward and backward.
 
     rank 0   x ── copy ── linear(x, w[:2]) ──┐                       ┌── y
     rank 1   x ── copy ── linear(x, w[2:]) ──┴─ reduce: their sum ──┴── y
 
 This stands in for N processes: every rank has its own local parameters and index inputs, and what
-a collective does to all of them is done here at once, forward and backward. What it cannot show is
-anything about processes: order, hangs, memory. tests/ranks has real ones.
+a collective does to all of them is one autograd function. The interpreter is that of
+`ladderize.testing.verify`, so a read of a reduce before its wait is NaN. What this cannot show is
+anything about processes: hangs, memory, time. tests/ranks has real ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
-from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx import GraphModule
 from torch.nn.functional import cross_entropy
 
 from ladderize.backends.tensorrt.check_cut import cut_of
@@ -29,6 +29,7 @@ from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.runner import Log, run_pass
 from ladderize.sharding.placement import Replicate, take_local
+from ladderize.testing.verify.lockstep import Call, Join, run_ranks
 
 
 class _Copy(Function):
@@ -71,54 +72,40 @@ class _Gather(Function):
         return (None, *parts)
 
 
-def _cross_entropy(
-    values: Sequence[Tensor], target: Tensor, _: Any, reduction: int, ignore_index: int, *__: Any
-) -> list[Tensor]:
+def _copy(calls: Sequence[Call]) -> tuple[Tensor, ...]:
+    return _Copy.apply(*(call.value for call in calls))
+
+
+def _reduce(calls: Sequence[Call]) -> tuple[Tensor, ...]:
+    return _Reduce.apply(*(call.value for call in calls))
+
+
+def _gather(calls: Sequence[Call]) -> tuple[Tensor, ...]:
+    return _Gather.apply(calls[0].args[1], *(call.value for call in calls))
+
+
+def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
     """Of all classes, which are split along dim 1 (dim 0 of a single row)."""
+    target, _, reduction, ignore_index, _ = calls[0].args
     how = ("none", "mean", "sum")[reduction]
+    dim = min(1, calls[0].value.dim() - 1)
     return [
         cross_entropy(logits, target, reduction=how, ignore_index=ignore_index)
-        for logits in _Gather.apply(min(1, values[0].dim() - 1), *values)
+        for logits in _Gather.apply(dim, *(call.value for call in calls))
     ]
 
 
-# op -> what it does to the first argument of every rank; what follows it is the same on all
-COLLECTIVES: dict[Any, Callable[..., Any]] = {
-    parallel_ops.copy: lambda values, *_: _Copy.apply(*values),
-    parallel_ops.reduce: lambda values, *_: _Reduce.apply(*values),
-    parallel_ops.wait: lambda values: values,
-    parallel_ops.gather: lambda values, _, dim, *__: _Gather.apply(dim, *values),
+DIFFERENTIABLE: Mapping[Any, Join] = {
+    parallel_ops.copy: _copy,
+    parallel_ops.reduce: _reduce,
+    parallel_ops.gather: _gather,
     parallel_ops.vocab_cross_entropy: _cross_entropy,
 }
 
 
-def run_in_lockstep(gm: GraphModule, inputs: Sequence[Sequence[Any]]) -> list[Any]:
-    """What each rank's run of `gm` returns; `inputs[rank]` are its arguments."""
-    ranks = range(len(inputs))
-    known: list[dict[Node, Any]] = [{} for _ in ranks]
-    given = [iter(arguments) for arguments in inputs]
-    for node in gm.graph.nodes:
-        if node.target in COLLECTIVES:
-            values = [known[r][node.args[0]] for r in ranks]
-            others = map_arg(node.args[1:], known[0].__getitem__)  # the same on every rank
-            made = COLLECTIVES[node.target](values, *others)
-        else:
-            made = [_step(gm, node, known[r], given[r]) for r in ranks]
-        for r in ranks:
-            known[r][node] = made[r]
-    (output,) = gm.graph.find_nodes(op="output")
-    return [known[r][output] for r in ranks]
-
-
-def _step(gm: GraphModule, node: Node, known: Mapping[Node, Any], given: Any) -> Any:
-    if node.op == "placeholder":
-        return next(given)
-    if node.op == "get_attr":
-        return getattr(gm, str(node.target))
-    args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-    if node.op == "call_module":
-        return gm.get_submodule(str(node.target))(*args, **kwargs)
-    return args[0] if node.op == "output" else node.target(*args, **kwargs)
+def run_in_lockstep(gm: GraphModule, inputs: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """What each rank's run of `gm` returns, differentiable; `inputs[rank]` are its arguments."""
+    return run_ranks([gm] * len(inputs), inputs, joined=DIFFERENTIABLE)
 
 
 class ShardedProgram:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from helpers.checked import check_all_emitted_code
+from helpers.inductor import prepare_inductor
 from helpers.ranks import _server as server_of
 
 
@@ -104,7 +104,7 @@ def _run(
     sys.argv = [path, *arguments]
     sys.path.insert(0, str(Path(path).parent))
     torch.set_num_threads(1)
-    check_all_emitted_code()
+    prepare_inductor()
     _replace_inductor(lowering)
     error = ""
     try:

@@ -4,7 +4,7 @@ A test sends a module-level function; every rank runs it as `fn(*args)` and send
 Results must be picklable without sharing memory: return floats, lists, numpy arrays or CPU
 tensors' `.numpy()`, not live tensors.
 
-Ranks of different numbers come from different servers, so that their sets are in different orders.
+Even and odd ranks come from different servers, so that their sets are in different orders.
 """
 
 import multiprocessing
@@ -21,14 +21,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from helpers.checked import check_all_emitted_code
 from helpers.forked import Server
+from helpers.inductor import prepare_inductor
 
 SECONDS_TO_END = 20
 
 
 @cache
-def _server(_rank: int) -> Server:
+def _server(_number: int) -> Server:
     return Server()
 
 
@@ -44,7 +44,7 @@ def _serve(rank: int, num_ranks: int, port: int, start: Start, pipe: Connection)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TOKENIZERS_PARALLELISM="0")
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store is the test process's
     torch.set_num_threads(1)
-    check_all_emitted_code()
+    prepare_inductor()
     start(rank, num_ranks)
     while (task := pipe.recv()) is not None:
         fn, args = task
@@ -83,7 +83,7 @@ class Ranks:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._pipes: list[Connection] = []
         self._pids: list[int] = []
-        for server in [_server(rank) for rank in range(num_ranks)]:  # all import at one time
+        for server in [_server(rank % 2) for rank in range(num_ranks)]:  # both import at one time
             ours, theirs = multiprocessing.Pipe()
             self._pids.append(
                 server.fork(_serve, (len(self._pids), num_ranks, self._store.port, start), theirs)

@@ -213,12 +213,6 @@ MODELS = {
     "mixtral": mixtral,
     "t5": t5,
 }
-# What reads the stream in some of them, for an eager ladder: it costs no tracing.
-READS = {
-    "llama": ["layers.*.input_layernorm", "layers.*.post_attention_layernorm"],
-    "gpt2": ["h.*.ln_1", "h.*.ln_2"],
-    "bert": ["encoder.layer.*.attention.self", "encoder.layer.*.intermediate"],
-}
 
 
 def embeds(batch: int = 2, length: int = 6, hidden: int = 32) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from helpers.eager_ladders import _enlarge, tokens
-from helpers.language_models import READS
+from helpers.reads import HEAD
 from torch._dynamo.utils import counters
 from torch.torch_version import TorchVersion
 from transformers import AutoModelForCausalLM
@@ -27,14 +27,12 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-LAYERS = READS["llama"]
-NEOX = ["gpt_neox.layers.*.input_layernorm", "gpt_neox.layers.*.post_attention_layernorm"]
 FAMILIES = {  # name -> class, configuration, what reads the stream, number of blocks
-    "llama": ("Llama", {"num_key_value_heads": 2}, LAYERS, 4),
-    "qwen2": ("Qwen2", {"num_key_value_heads": 2}, LAYERS, 4),
-    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 8}, LAYERS, 4),
-    "mixtral": ("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4}, LAYERS, 4),
-    "gpt-neox": ("GPTNeoX", {}, NEOX, 2),  # one parallel block a layer
+    "llama": ("Llama", {"num_key_value_heads": 2}, HEAD["llama"], 4),
+    "qwen2": ("Qwen2", {"num_key_value_heads": 2}, HEAD["llama"], 4),
+    "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 8}, HEAD["llama"], 4),
+    "mixtral": ("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4}, HEAD["llama"], 4),
+    "gpt-neox": ("GPTNeoX", {}, HEAD["gpt-neox"], 2),  # one parallel block a layer
 }
 
 
@@ -155,7 +153,7 @@ def checkpointed(root):
     options = {"lowering": "aot_eager"}
     run = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
     call = {"input_ids": tokens(), "labels": tokens(), "use_cache": False}
-    with eager_ladder(whole, LAYERS):
+    with eager_ladder(whole, HEAD["llama"]):
         expected = whole.train()(**call).loss
     found = run(**call).loss
     found.backward()

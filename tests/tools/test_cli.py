@@ -409,14 +409,6 @@ def test_lists_of_layers(llama):
     assert re.search(r"x1 → x0.*\n.*x2  .*\n.*x3 → x2", done.stdout)
 
 
-def test_doctor():
-    """As text it is one of the commands of docs/command-line.md."""
-    done = run("doctor", "--json")
-    assert done.exit_code == 0, done.output
-    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-    assert checks["gloo"]["status"] == "ok"
-
-
 def test_versions_and_completion():
     """Without torch, which takes seconds to import."""
     script = "import sys; from ladderize.tools.cli import main\ntry: main()\nfinally: "

@@ -1,6 +1,7 @@
 """`ladderize doctor` under real conditions: what works here, what is broken on purpose."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.installed import install
+from typer.testing import CliRunner
 
+from ladderize.tools.cli import app
 from ladderize.tools.doctor import examine as doctor
 from ladderize.tools.doctor import probes
 from ladderize.tools.doctor.examine import PartStatus
@@ -19,7 +22,10 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 
 @pytest.fixture(scope="module")
 def here() -> dict[str, PartStatus]:
-    return named(doctor.examine)
+    """What the command says; as text it is one of the commands of docs/command-line.md."""
+    done = CliRunner().invoke(app, ["doctor", "--json"])
+    assert done.exit_code == 0, done.output
+    return {check["name"]: PartStatus(**check) for check in json.loads(done.stdout)["checks"]}
 
 
 def named(check: Callable[[], Iterable[PartStatus]]) -> dict[str, PartStatus]:

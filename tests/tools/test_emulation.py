@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.ranks import Ranks
+from helpers.reads import BODY
 from helpers.sharded import MODELS
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -276,9 +277,6 @@ def test_carriers_go_before_compute():
 # Compiled models
 
 
-READS = ["layers.*.input_layernorm", "layers.*.post_attention_layernorm"]
-
-
 def run_llama(lowering, staleness):
     """Its transfers over the emulated link; the largest difference to the net on one process."""
     group = world()
@@ -290,7 +288,7 @@ def run_llama(lowering, staleness):
     compiled = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
     with torch.no_grad():
         found = compiled(input_ids=ids)[0]
-        with eager_ladder(model, READS) if staleness else nullcontext():
+        with eager_ladder(model, BODY["llama"]) if staleness else nullcontext():
             expected = model(input_ids=ids)[0]
     return group.transfers, (found - expected).abs().max().item()
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from helpers.reads import HEAD
 
 from zoo.family import VOCABULARY, Family, hugging_face, random_generator, text
 
@@ -38,11 +39,11 @@ DEEPSEEK = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 8,
 }
-PRE_NORM = ["model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm"]
-SANDWICH = ["model.layers.*.input_layernorm", "model.layers.*.pre_feedforward_layernorm"]
+PRE_NORM = HEAD["llama"]
+SANDWICH = HEAD["gemma2"]
 NORMED_BRANCH = ["model.layers.*.self_attn", "model.layers.*.mlp"]
-GPT = ["transformer.h.*.ln_1", "transformer.h.*.ln_2"]
-GPT_NEOX = ["gpt_neox.layers.*.input_layernorm", "gpt_neox.layers.*.post_attention_layernorm"]
+GPT = HEAD["gpt2"]
+GPT_NEOX = HEAD["gpt-neox"]
 FALCON = ["transformer.h.*.input_layernorm", "transformer.h.*.post_attention_layernorm"]
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}
 

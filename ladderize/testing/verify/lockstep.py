@@ -4,10 +4,10 @@
     rank 1   x ── copy ── linear(x, w[2:]) ── reduce ┴─ their sum ┴ wait ── y
 
 A collective's result is NaN until it is waited for, so that a read of it while it is in flight
-shows. Forward only. What this cannot show is anything about processes: hangs, memory, time.
+shows. What this cannot show is anything about processes: hangs, memory, time.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,37 +57,48 @@ class Call:
         return f"{self.node.name} of {shape} ({describe_origin(self.node)})"
 
 
-def _sum(calls: Sequence[Call]) -> Tensor:
+def _sum(calls: Sequence[Call]) -> list[Tensor]:
     total = calls[0].value.clone()
     for call in calls[1:]:
         total = total + call.value
-    return total
+    return [total] * len(calls)
 
 
-def _gather(calls: Sequence[Call]) -> Tensor:
+def _gather(calls: Sequence[Call]) -> list[Tensor]:
     dim = calls[0].args[1]
-    return torch.cat([call.value for call in calls], dim)
+    return [torch.cat([call.value for call in calls], dim)] * len(calls)
 
 
-def _cross_entropy(calls: Sequence[Call]) -> Tensor:
+def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
     target, _, reduction, ignore_index, _ = calls[0].args
     logits = torch.cat([call.value for call in calls], min(1, calls[0].value.ndim - 1))
     how = ("none", "mean", "sum")[reduction]
-    return torch.nn.functional.cross_entropy(
+    loss = torch.nn.functional.cross_entropy(
         logits, target, reduction=how, ignore_index=ignore_index
     )
+    return [loss] * len(calls)
 
 
-# op -> what it makes of all ranks' operands; the same on every rank
-JOINED: dict[Any, Callable[[Sequence[Call]], Tensor]] = {
+Join = Callable[[Sequence[Call]], Sequence[Tensor]]
+"""From the calls of all ranks to the result of each."""
+
+JOINED: dict[Any, Join] = {
     parallel_ops.reduce: _sum,
     parallel_ops.gather: _gather,
     parallel_ops.vocab_cross_entropy: _cross_entropy,
 }
+"""Where the ranks meet. Forward only: what a rank gets back is one tensor for all of them."""
+
+
+def _ignore(_rank: int, _node: Node, _value: Any) -> None:
+    pass
 
 
 def run_ranks(
-    graphs: Sequence[GraphModule], inputs: Sequence[Sequence[Any]], see: See
+    graphs: Sequence[GraphModule],
+    inputs: Sequence[Sequence[Any]],
+    see: See = _ignore,
+    joined: Mapping[Any, Join] = JOINED,
 ) -> list[tuple[Any, ...]]:
     """What each rank's graph returns.
 
@@ -95,19 +106,23 @@ def run_ranks(
         graphs: of each rank.
         inputs: the placeholders' values of each rank.
         see: is told every value.
+        joined: the ops at which the ranks meet, and what becomes of their operands.
 
     Raises:
         RanksPart: where their collectives differ.
     """
-    runs = [_run(rank, gm, given, see) for rank, (gm, given) in enumerate(zip(graphs, inputs))]  # noqa: B905
+    runs = [
+        _run(rank, gm, given, see, joined)
+        for rank, (gm, given) in enumerate(zip(graphs, inputs, strict=True))
+    ]
     results: list[Any] = [None] * len(runs)
-    answer: Any = None
+    answers: Sequence[Any] = results
     number = 0
     while True:
         calls: list[Call | None] = []
         for rank, run in enumerate(runs):
             try:
-                calls.append(run.send(answer))
+                calls.append(run.send(answers[rank]))
             except StopIteration as end:
                 calls.append(None)
                 results[rank] = end.value
@@ -116,12 +131,12 @@ def run_ranks(
             return results
         if len(met) < len(calls) or len({call.form for call in met}) > 1:
             raise RanksPart(number, calls)
-        answer = JOINED[met[0].node.target](met)
+        answers = joined[met[0].node.target](met)
         number += 1
 
 
 def _run(
-    rank: int, gm: GraphModule, inputs: Sequence[Any], see: See
+    rank: int, gm: GraphModule, inputs: Sequence[Any], see: See, joined: Mapping[Any, Join]
 ) -> Generator[Call, Tensor, tuple[Any, ...]]:
     values: dict[Node, Any] = {}
     flying: dict[Node, Tensor] = {}
@@ -134,7 +149,7 @@ def _run(
             return tuple(args[0])
         elif node.op == "get_attr":
             value = getattr(gm, str(node.target))
-        elif node.target in JOINED:
+        elif node.target in joined:
             value = yield Call(node, args[0], tuple(args[1:]))
             if node.target is parallel_ops.reduce:
                 flying[node], value = value, torch.full_like(value, torch.nan)
@@ -142,6 +157,8 @@ def _run(
             value = flying.get(node.args[0], args[0])
         elif node.target is parallel_ops.copy:
             value = args[0]
+        elif node.op == "call_module":
+            value = gm.get_submodule(str(node.target))(*args, **kwargs)
         else:
             value = node.target(*args, **kwargs)
         values[node] = value

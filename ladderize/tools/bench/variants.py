@@ -11,7 +11,7 @@ free        "ladder", run on a link that takes no time
 Without a mesh nothing is sharded, and there are no collectives.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import parallel_program, rewrite
 from ladderize.frontends.sharded.parallelize import parallelize
+from ladderize.graph.collectives import every_node, group_name_of
 from ladderize.tools.bench.bench_settings import VARIANTS, Settings
 
 
@@ -139,7 +140,7 @@ def drop_collectives(gm: GraphModule, num_ranks: int) -> None:
                 whole = gm.graph.call_function(torch.ops.aten.cat.default, ([x] * num_ranks, dim))
             node.replace_all_uses_with(whole)
             gm.graph.erase_node(node)
-    if left := list(_collectives(gm.graph.nodes)):
+    if left := [node for node in every_node(gm) if group_name_of(node)]:
         raise LadderError(f"Collectives that cannot be left out: {', '.join(map(str, left))}.")
     gm.graph.lint()
     gm.recompile()
@@ -150,10 +151,3 @@ _PASSED_ON = (
     torch.ops.ladderize.reduce.default,
     torch.ops.ladderize.wait.default,
 )
-
-
-def _collectives(nodes: Iterable[Node]) -> Iterable[Node]:
-    for node in nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and any("group" in a.name for a in schema.arguments):
-            yield node
