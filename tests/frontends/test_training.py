@@ -26,11 +26,11 @@ def sentences(step: int) -> dict[str, Tensor]:
 
 
 def llama() -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
-    return tiny_llama(3), HEAD["llama"], sentences
+    return tiny_llama(2), HEAD["llama"], sentences
 
 
 def dropping_gpt2(
-    layers: int = 3,
+    layers: int = 2,
 ) -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
     config = GPT2Config(
         vocab_size=64,
@@ -54,7 +54,7 @@ def dropping_gpt2(
 def vit() -> tuple[nn.Module, list[str], Callable[[int], dict[str, Tensor]]]:
     config = ViTConfig(
         hidden_size=16,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
         image_size=8,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from helpers.handwritten import Forward, run_rank, sharded_ladder, sharded_standard
+from helpers.inductor import cpp_kernels
 from helpers.ranks import Ranks
 from torch.torch_version import TorchVersion
 
@@ -20,7 +21,7 @@ from ladderize.backends.inductor import DeferInInductor
 from ladderize.errors import LadderError
 from ladderize.testing.emitted_code import record_emitted_code
 
-NUM_BLOCKS = 8
+NUM_BLOCKS = 6
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Seen:
 
 def compile_and_run(forward: Forward, deferred: bool) -> Seen:
     options = {"post_grad_custom_post_pass": DeferInInductor("off")} if deferred else {}
-    with record_emitted_code() as sources:
+    with cpp_kernels(), record_emitted_code() as sources:  # what races is what kernels reuse
         outcome = run_rank(torch.compile(forward, fullgraph=True, options=options), NUM_BLOCKS)
     return Seen(outcome.output_error, outcome.grad_error, sources)
 
@@ -81,8 +82,9 @@ def test_plain_inductor_races_up_to_2_13_and_is_late_after(seen: See) -> None:
 
 
 def test_deferred_order_is_right_forward_and_backward(seen: See) -> None:
-    """Both are `AR_0 … AR_1 W_0 … AR_7 W_6 W_7`, and equal the eager ladder."""
-    expected = "AR_0 " + " ".join(f"AR_{i} W_{i - 1}" for i in range(1, NUM_BLOCKS)) + " W_7"
+    """Both are `AR_0 … AR_1 W_0 … AR_5 W_4 W_5`, and equal the eager ladder."""
+    hidden = (f"AR_{i} W_{i - 1}" for i in range(1, NUM_BLOCKS))
+    expected = " ".join(["AR_0", *hidden, f"W_{NUM_BLOCKS - 1}"])
     for run in seen(sharded_ladder, True):
         assert len(run.sources) == 2
         for source in run.sources:

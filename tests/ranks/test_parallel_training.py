@@ -42,7 +42,7 @@ from ladderize.testing.emitted_code import record_emitted_code
 EXACT = 1e-9  # the nets are float64
 
 
-def nets(way, layers=3):
+def nets(way, layers=2):
     """The sharded net of this rank, and the whole one."""
     return shard(way, make_net(layers).double(), mesh()), make_net(layers).double()
 
@@ -57,7 +57,7 @@ def worst(net, whole):
 def learnt(way):
     """Errors of the first gradients, 10 losses and the parameters; how far off the standard is."""
     net, whole = nets(way)
-    run, ladder, standard = compiled(net), partial(eager_ladder, whole), make_net().double()
+    run, ladder, standard = compiled(net), partial(eager_ladder, whole), make_net(2).double()
     for each in (run, ladder):
         loss_of(each, make_batch()).backward()
     gradients = worst(net, whole)
@@ -124,7 +124,7 @@ def test_accumulated_and_clipped_gradients(two_ranks, way):
 
 def emitted(way):
     """The largest error of the gradients, the letters of each emitted program, and its faults."""
-    net, whole = nets(way, layers=2)
+    net, whole = nets(way)
     run = compiled(net, lowering="inductor", verify="code")
     with record_emitted_code() as sources:
         loss_of(run, make_batch()).backward()
@@ -217,7 +217,7 @@ def test_checkpointed_dtensors_are_refused_where_torch_fails(two_ranks):
         else:
             assert "DeviceMesh" in text
             assert "cannot train checkpointed layers" in found
-            assert found.count("scaled_dot_product_attention (layers.") == 3
+            assert found.count("scaled_dot_product_attention (layers.") == 2
 
 
 # -- a loss over logits that are sharded

@@ -6,7 +6,6 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.inductor import cpp_kernels
 from helpers.ranks import mesh
 from helpers.reads import BODY
 from helpers.sharded import MODELS
@@ -130,16 +129,11 @@ def letters(source):
     return "".join(short.get(event.kind, "") for event in read_events(source).events)
 
 
-def with_cpp_kernels(*args):
-    with cpp_kernels():
-        return inductor_outcome(*args)
-
-
 EMBEDDING = "lw"  # every block needs its reduction: it is waited for at once
 
 
 def test_inductor_hides_every_wait_but_the_last(two_ranks):
-    for errors, sources in two_ranks.run(with_cpp_kernels, 3, 1, False):
+    for errors, sources in two_ranks.run(inductor_outcome, 3, 1, False):
         assert max(errors) <= 1e-4
         (source,) = sources
         assert letters(source) == EMBEDDING + "l" + "lw" * 5 + "w"
