@@ -29,6 +29,12 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 IDS = torch.arange(14).reshape(2, 7) % 60
 
 
+def of_any_length():
+    ids = IDS.clone()
+    torch._dynamo.mark_dynamic(ids, 1)
+    return ids
+
+
 @pytest.fixture(scope="module")
 def ranks():
     with Ranks(2) as ranks:
@@ -98,10 +104,10 @@ def test_mistaken_options_are_all_told():
 
 
 def test_it_is_the_ladder_and_equal_layers_are_of_one_kind():
-    model = tiny_llama(4)
-    with torch.no_grad(), engines_in_pytorch() as (made):
+    model = tiny_llama(2)
+    with torch.no_grad(), engines_in_pytorch() as made:
         found = compiled(model)(IDS)
-        expected = llama_ladder(model, IDS, range(8))
+        expected = llama_ladder(model, IDS, range(4))
     torch.testing.assert_close(found.logits, expected, atol=2e-6, rtol=2e-6)
     assert [built.report.num_islands for built in made] == [1]  # there are no collectives
     engines = ladderize.last_report().graphs[0].engines
@@ -133,21 +139,17 @@ def test_gradients_are_refused():
 
 def test_a_size_without_bound_is_refused_by_its_name():
     with torch.no_grad(), engines_in_pytorch(), pytest.raises(LadderError) as error:
-        torch.compile(
-            tiny_llama(2), backend="ladderize", dynamic=True, options={"lowering": "tensorrt"}
-        )(input_ids=IDS)
+        compiled(tiny_llama(1))(input_ids=of_any_length())
     assert "input_ids[1]" in str(error.value)
     assert '"sizes"' in str(error.value)
 
 
 def test_one_program_for_all_lengths():
     model = tiny_llama(2)
-    options = {"lowering": "tensorrt", "lowering_options": {"sizes": {"*": (2, 7, 64)}}}
-    torch._dynamo.reset()
     with torch.no_grad(), engines_in_pytorch() as made:
-        step = torch.compile(model, backend="ladderize", dynamic=True, options=options)
+        step = compiled(model, lowering_options={"sizes": {"*": (2, 7, 64)}})
         for length in (7, 5, 12):
-            ids = torch.arange(2 * length).reshape(2, length) % 60
+            ids = of_any_length() if length == 7 else torch.arange(2 * length).reshape(2, length)
             expected = llama_ladder(model, ids, range(4))
             torch.testing.assert_close(step(ids).logits, expected, atol=2e-6, rtol=2e-6)
     assert len(made) == 1
@@ -175,12 +177,12 @@ def run_sharded(layers: int) -> dict[str, object]:
 
 
 def test_two_ranks_run_the_ladder_with_equal_layers_of_one_kind(ranks):
-    for found in ranks.run(run_sharded, 4):
+    for found in ranks.run(run_sharded, 3):
         assert found["off"] < 5e-6
         # The attentions in the middle share a kind, and the MLPs do.
         assert found["kinds"] < found["islands"]
-        assert max(found["shared"]) >= 3
-        assert found["weights"] > 4 * 7
+        assert max(found["shared"]) >= 2
+        assert found["weights"] > 3 * 7
 
 
 def build_on_rank_0_only(*args):
@@ -211,7 +213,7 @@ def program(tmp_path_factory):
     """A Llama of any length, as a file."""
     path = tmp_path_factory.mktemp("program") / "llama.pt2"
     dims = {"input_ids": {1: Dim("length", max=32)}}
-    model = tiny_llama(4)
+    model = tiny_llama(3)
     torch.export.save(export(model, (), {"input_ids": IDS}, dynamic_shapes=dims), path)
     torch.save(model.state_dict(), path.with_suffix(".state"))
     return path
@@ -243,7 +245,7 @@ def test_engines_are_files_of_the_directory_that_its_manifest_knows(written):
 
 def run_loaded(folder: Path, program: Path) -> float:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = tiny_llama(4)
+    model = tiny_llama(3)
     model.load_state_dict(torch.load(program.with_suffix(".state")))
     worst = 0.0
     with engines_in_pytorch() as made:
@@ -253,7 +255,7 @@ def run_loaded(folder: Path, program: Path) -> float:
             for length in (7, 12):
                 ids = torch.arange(2 * length).reshape(2, length) % 60
                 found = shard(input_ids=ids).logits
-                worst = max(worst, float((found - llama_ladder(model, ids, range(8))).abs().max()))
+                worst = max(worst, float((found - llama_ladder(model, ids, range(6))).abs().max()))
         with pytest.raises(LadderError, match="TensorRT computes no gradients"):
             shard(input_ids=IDS)
     return worst

@@ -1,4 +1,4 @@
-"""`ladderize demo` as a user runs it: a process of its own, its output, its exit code."""
+"""`ladderize demo` as a user runs it: its output, its exit code; once in a process of its own."""
 
 import io
 import json
@@ -11,22 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from helpers.forked_launch import forked_launch
 from rich.console import Console
+from typer.testing import CliRunner
 
+from ladderize.tools.cli import app
 from ladderize.tools.demo import blocks_of
 from ladderize.tools.launch.progress import Steps, begun_by_all
 
 LADDERIZE = (sys.executable, "-c", "from ladderize.tools.cli import main; main()")
 
 
-def ladderize(*args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LADDERIZE, *args], capture_output=True, text=True, timeout=timeout, check=False
-    )
+def demo(*args: str) -> Result:
+    """In this process, with ranks that are forked."""
+    with forked_launch():
+        return CliRunner().invoke(app, ["demo", *args])
 
 
 def test_shows_map_error_and_order() -> None:
-    done = ladderize("demo", "--layers", "2", timeout=280)
+    command = [*LADDERIZE, "demo", "--layers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     out = done.stdout
     assert done.returncode == 0, out + done.stderr
     assert out.rstrip().endswith("demo OK")
@@ -51,19 +56,20 @@ def test_shows_map_error_and_order() -> None:
 
 @pytest.mark.parametrize("args", [("--ranks", "0"), ("--layers", "0"), ("--rank", "2")])
 def test_usage_errors(args: tuple[str, ...]) -> None:
-    done = ladderize("demo", *args)
-    assert done.returncode == 2
+    done = demo(*args)
+    assert done.exit_code == 2
     assert args[0] in done.stderr
 
 
 def test_as_data() -> None:
-    done = ladderize("demo", "--layers", "1", "--json", timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Of the net above, whose kernels Inductor's cache has."""
+    done = demo("--layers", "2", "--json")
+    assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)  # nothing else is on stdout
     assert found["ok"] and found["num_ranks"] == 2
     assert found["error"] <= 1e-4 < found["drift"]
     assert "AR_1" in found["order"]
-    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 2
+    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 4
     assert "build the model" in done.stderr
 
 
@@ -79,8 +85,8 @@ def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
     }
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    done = ladderize("demo", "--hf", str(path))
-    assert done.returncode == 1, done.stdout
+    done = demo("--hf", str(path))
+    assert done.exit_code == 1, done.stdout
     assert "No branch can be sharded over 2 ranks" in done.stderr
     assert "layers.0" in done.stderr
     assert "Traceback" not in done.stderr
@@ -88,12 +94,12 @@ def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_configuration_is_refused(tmp_path: Path) -> None:
-    args = ("demo", "--hf", str(tmp_path / "nowhere"))
-    done = ladderize(*args)
-    assert done.returncode == 1
+    args = ("--hf", str(tmp_path / "nowhere"))
+    done = demo(*args)
+    assert done.exit_code == 1
     assert "nowhere: no such file or folder" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Traceback" in ladderize(*args, "--debug").stderr
+    assert "Traceback" in demo(*args, "--debug").stderr
 
 
 def test_missing_transformers_is_named() -> None:

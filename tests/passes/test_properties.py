@@ -96,7 +96,7 @@ DTYPES = [torch.float64]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@examples(12)
+@examples(6)
 @given(data=st.data())
 def test_any_net(placement: str, data: st.DataObject) -> None:
     spec = data.draw(nets(max_layers=2, dtypes=DTYPES, placements=[placement]))
@@ -104,7 +104,7 @@ def test_any_net(placement: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@examples(30)
+@examples(20)
 @given(data=st.data())
 def test_any_traced_net(placement: str, data: st.DataObject) -> None:
     spec = data.draw(nets(max_layers=2, dtypes=DTYPES, placements=[placement]))

@@ -142,7 +142,7 @@ def test_without_a_mesh_there_is_nothing_to_send(llama):
 def test_inductor_is_watched_while_it_compiles(llama):
     done = run(
         *(llama, "--ranks", 1, "--length", 8, "--repeats", 1, "--variants", "ladder"),
-        "--json",
+        *("--phase", "prefill", "--json"),
     )
     assert done.exit_code == 0, done.output
     for row in json.loads(done.stdout)["rows"]:
