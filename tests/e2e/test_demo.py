@@ -1,4 +1,4 @@
-"""`ladderize demo` as a user runs it: its output, its exit code; once in a process of its own."""
+"""`ladderize demo`: its output, its exit code, and what ends it."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from helpers.forked_launch import forked_launch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from ladderize import LadderError
 from ladderize.tools.cli import app
 from ladderize.tools.demo import blocks_of
 from ladderize.tools.launch.progress import Steps, begun_by_all
@@ -30,10 +31,9 @@ def demo(*args: str) -> Result:
 
 
 def test_shows_map_error_and_order() -> None:
-    command = [*LADDERIZE, "demo", "--layers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = demo("--layers", "2")
     out = done.stdout
-    assert done.returncode == 0, out + done.stderr
+    assert done.exit_code == 0, done.output
     assert out.rstrip().endswith("demo OK")
     steps = re.findall(r"^  (.+?)  \d+\.\d s$", out, re.MULTILINE)
     assert len(steps) == 7, out  # every step was shown
@@ -99,7 +99,8 @@ def test_missing_configuration_is_refused(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "nowhere: no such file or folder" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Traceback" in demo(*args, "--debug").stderr
+    shown = demo(*args, "--debug").exception
+    assert isinstance(shown, LadderError) and "nowhere" in str(shown)
 
 
 def test_missing_transformers_is_named() -> None:

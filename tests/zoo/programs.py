@@ -51,7 +51,6 @@ SYMBOLIC = {
     "phi3 (fused projections)",
     "falcon (parallel)",
     "lfm2 (convolutions)",
-    "qwen3-next (linear attention)",
     "deberta-v2",
     "modernbert",
     "whisper",
