@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deep: too long for every run; see CONTRIBUTING.md")
     if config.getoption("--deep"):
-        os.environ["LADDERIZE_DEEP"] = "1"  # helpers/few_examples.py, helpers/inductor.py
+        os.environ.setdefault("LADDERIZE_DEEP", "5")  # helpers/few_examples.py, helpers/inductor.py
     prepare_inductor()
 
 

@@ -33,11 +33,13 @@ class DropCasts:
 
 
 def _replace(gm: GraphModule, cast: Node, base: Node) -> bool:
-    """Whether anything read `cast` other than the output, which keeps the name that it had."""
-    replaced = cast.replace_all_uses_with(base, delete_user_cb=lambda user: user.op != "output")
+    """Whether anything but the output read `cast`; an output keeps the name that it had."""
+    readers = [user for user in cast.users if user.op != "output"]
+    for reader in readers:
+        reader.replace_input_with(cast, base)
     if not cast.users:
         gm.graph.erase_node(cast)
-    return bool(replaced)
+    return bool(readers)
 
 
 def _returns_operand(cast: Node, base: Node) -> bool:

@@ -285,6 +285,20 @@ STREAMS = (
 
 PASSES = (
     Mutant(
+        "casts that return their operand stay",
+        "ladderize/passes/drop_casts.py",
+        "        is_plain\n",
+        "        not is_plain\n",
+        "tests/passes/test_properties.py::test_a_traced_norm_that_casts_twice",
+    ),
+    Mutant(
+        "casts to another dtype are dropped",
+        "ladderize/passes/drop_casts.py",
+        "(value.dtype, value.device, value.layout)",
+        "(before.dtype, value.device, value.layout)",
+        "tests/passes/test_drop_casts.py::test_values_and_dtypes_stay",
+    ),
+    Mutant(
         "views that are read later are no hazard",
         "ladderize/passes/functionalize.py",
         "and any(position[user] > position[node] for user in other.users)",
