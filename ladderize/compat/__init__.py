@@ -15,6 +15,7 @@ from ladderize.compat.autograd import (
 from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
     default_store,
+    find_process_group,
     is_bucket,
     pass_on,
     process_group,
@@ -77,6 +78,7 @@ __all__ = [
     "drop_compiled",
     "dynamo_errors",
     "fake_mode_of",
+    "find_process_group",
     "find_wrong_input",
     "frames_left_to_python",
     "full_text_of",

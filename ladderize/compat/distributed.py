@@ -23,6 +23,14 @@ def process_group(name: str) -> Any:
     return resolve(name)
 
 
+def find_process_group(name: str) -> Any:
+    """The process group of that name; None if c10d has none of it."""
+    try:
+        return process_group(name)
+    except (LookupError, RuntimeError, ValueError):
+        return None
+
+
 def pass_on(group: Any, backend: Any) -> None:
     """What `group`, of a Python class, does not do itself goes to `backend`, its name too."""
     import torch.distributed as dist

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch.fx import Node
 
 from ladderize.graph import ops
+from ladderize.graph.writes import written_operands
 
 
 def find_writes(nodes: Iterable[Node]) -> dict[Node, dict[Node, Node]]:
@@ -30,7 +31,7 @@ def find_writes(nodes: Iterable[Node]) -> dict[Node, dict[Node, Node]]:
             }
             if found:
                 writes[node] = found
-        for written in ops.written_operands(node):
+        for written in written_operands(node):
             last_write.update(dict.fromkeys(ops.storages(written), node))
     return writes
 
@@ -56,7 +57,7 @@ def find_memory_order(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
     A write stays behind what has read or written that memory; what reads it, behind the last write.
     """
     written = {
-        node: _storages_of(operands) for node in nodes if (operands := ops.written_operands(node))
+        node: _storages_of(operands) for node in nodes if (operands := written_operands(node))
     }
     shared = frozenset().union(*written.values())
     followers: dict[Node, list[Node]] = {}

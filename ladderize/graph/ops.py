@@ -34,7 +34,7 @@ _LAYOUTS = frozenset(
     """view reshape _unsafe_view view_as reshape_as permute transpose t swapaxes swapdims
     movedim unsqueeze squeeze flatten unflatten expand expand_as contiguous getitem slice select
     narrow chunk split split_with_sizes tensor_split unbind repeat repeat_interleave flip roll
-    cat concat concatenate stack pad clone alias detach""".split()
+    cat concat concatenate stack pad clone alias detach requires_grad_""".split()
 )
 _CHEAP = frozenset(
     """layer_norm native_layer_norm rms_norm _fused_rms_norm group_norm native_group_norm
@@ -159,27 +159,6 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
     return None if twin is None else (twin, node.args, dict(node.kwargs))
 
 
-def written_operands(node: Node) -> list[Node]:
-    """The operands that a call writes in place, whether or not it has a functional twin."""
-    target: Any = node.target
-    if not node.op.startswith("call_"):
-        return []
-    if isinstance(target, OpOverload):
-        return _written_by_schema(node, target._schema)
-    first = node.args[0] if node.args else None
-    name = op_name(node)
-    is_in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
-    if isinstance(first, Node) and (is_in_place or functional_form(node) is not None):
-        return [first]
-    return []
-
-
-def _written_by_schema(node: Node, schema: Any) -> list[Node]:
-    values = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
-    written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-    return [value for name in written if isinstance(value := values.get(name), Node)]
-
-
 def _functional_method(name: str) -> str | None:
     if name.startswith("__i") and name.endswith("__"):
         twin = f"__{name[3:]}"
@@ -187,7 +166,9 @@ def _functional_method(name: str) -> str | None:
         twin = name[:-1]
     else:
         return None
-    return twin if hasattr(torch.Tensor, name) and hasattr(torch.Tensor, twin) else None
+    # `requires_grad_` sets what `requires_grad` only tells.
+    has_twin = hasattr(torch.Tensor, name) and callable(getattr(torch.Tensor, twin, None))
+    return twin if has_twin else None
 
 
 def _functional_function(target: Any) -> Any:
@@ -220,16 +201,6 @@ def _without_inplace_flag(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] 
         return None
     bound.arguments["inplace"] = False
     return bound.args, dict(bound.kwargs)
-
-
-def is_impure(node: Node) -> bool:
-    """Whether `node` must stay even if nothing reads its result.
-
-    torch.fx takes every method call for pure, `cache.index_copy_(…)` too.
-    """
-    if node.is_impure() or written_operands(node) or "out" in node.kwargs:
-        return True
-    return node.op.startswith("call_") and value(node) is None
 
 
 def cast(graph: Graph, node: Node, dtype: torch.dtype | None, like: Node) -> Node:

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from torch.fx import Graph, GraphModule
 
 from ladderize.errors import LadderError, nearest
-from ladderize.graph import ops
+from ladderize.graph.writes import is_impure
 from ladderize.passes import Pass, PassResult
 
 Invariant = Callable[[GraphModule], None]
@@ -201,7 +201,7 @@ def _drop_dead_code(graph: Graph) -> bool:
     """
     dead = False
     for node in reversed(graph.nodes):
-        if not node.users and not ops.is_impure(node):
+        if not node.users and not is_impure(node):
             graph.erase_node(node)
             dead = True
     return dead

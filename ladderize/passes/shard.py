@@ -17,6 +17,7 @@ from ladderize import compat
 from ladderize.graph import ops, parallel_ops
 from ladderize.graph.fake_values import propagate_fakes, replace_fake
 from ladderize.graph.insert import insert_after, like
+from ladderize.graph.writes import written_operands
 from ladderize.passes import PassResult
 from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
@@ -170,7 +171,7 @@ def _written_later(graph: Graph) -> set[Node]:
     memory = {
         storage
         for node in graph.nodes
-        for operand in ops.written_operands(node)
+        for operand in written_operands(node)
         for storage in ops.storages(operand)
     }
     return {node for node in graph.nodes if memory and not memory.isdisjoint(ops.storages(node))}

@@ -15,6 +15,7 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 from ladderize.graph.ops import Kind
+from ladderize.graph.writes import written_operands
 from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.candidates import find_candidates, flatten
 from ladderize.streams.context import AnalysisContext
@@ -69,7 +70,7 @@ def _find_foreign_reads(
 def _find_overwrites(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[Blocker]:
     stream = {s for block in blocks for n in (block.anchor, block.add) for s in ops.storages(n)}
     for node in context.nodes:
-        written = {s for base in ops.written_operands(node) for s in ops.storages(base)}
+        written = {s for base in written_operands(node) for s in ops.storages(base)}
         if not stream.isdisjoint(written):
             what = (
                 f"{ops.op_name(node)} writes a stream value in place that a graph input or "

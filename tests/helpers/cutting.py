@@ -26,7 +26,7 @@ from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.frontends.backend import copy_graph
 from ladderize.graph.collectives import GATHERS, SCATTERS, is_wait
 from ladderize.graph.in_flight import channel_of, is_launch
-from ladderize.graph.ops import written_operands
+from ladderize.graph.writes import written_operands
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.join_waits import JoinWaits
 from ladderize.passes.runner import Log, run_pass

@@ -253,7 +253,7 @@ STREAMS = (
     ),
     Mutant(
         "setitem writes nothing",
-        "ladderize/graph/ops.py",
+        "ladderize/graph/writes.py",
         'is_in_place = name == "setitem" or (',
         "is_in_place = (",
         "tests/graph/test_dataflow.py::test_the_last_write_before_a_reader_is_its_source",
@@ -284,6 +284,20 @@ STREAMS = (
 # ---- passes ----------------------------------------------------------------------------------
 
 PASSES = (
+    Mutant(
+        "the writes of a packet are not seen",
+        "ladderize/graph/writes.py",
+        "for schema in fitting for",
+        "for schema in fitting[1:] for",
+        "tests/graph/test_dataflow.py::test_what_is_written_into_a_buffer_is_read_stale",
+    ),
+    Mutant(
+        "a Triton kernel writes nothing",
+        "ladderize/graph/writes.py",
+        'endswith("_mutation")',
+        'endswith("_mutations")',
+        "tests/graph/test_writes.py::test_a_triton_kernel_writes_whatever_it_is_given",
+    ),
     Mutant(
         "casts that return their operand stay",
         "ladderize/passes/drop_casts.py",

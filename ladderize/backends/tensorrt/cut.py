@@ -30,6 +30,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ladderize.backends.tensorrt.islands import Island, Role, find_islands, is_size, role_of
 from ladderize.graph import ops
+from ladderize.graph.writes import is_impure
 from ladderize.passes import PassResult
 
 _SIZE = torch.ops.aten.sym_size.int
@@ -165,7 +166,7 @@ def _kept(graph: Graph, inside: Set[Node], inputs: Iterable[Node]) -> set[Node]:
 
 
 def _is_needed(node: Node) -> bool:
-    return node.op == "output" or role_of(node) is Role.BOUNDARY or ops.is_impure(node)
+    return node.op == "output" or role_of(node) is Role.BOUNDARY or is_impure(node)
 
 
 def _call(

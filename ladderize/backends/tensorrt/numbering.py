@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ladderize.backends.tensorrt.islands import Role, is_call, is_size, role_of
 from ladderize.graph import ops
+from ladderize.graph.writes import written_operands
 from ladderize.sharding.views import as_expr
 
 Event = tuple[Any, Node]
@@ -146,7 +147,7 @@ class _GraphReader:
     def _event(self, key: Any, node: Node, known: Mapping[Node, Any]) -> int:
         number = self._numbering.of_size(("event", len(self.actions.events)), node)
         self.actions.events.append((key, node))
-        for written in ops.written_operands(node):
+        for written in written_operands(node):
             root = self._memory[number] = self._root(known[written])
             self._writes[root] += 1
         return number

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.graph import ops
+from ladderize.graph.writes import written_operands
 from ladderize.sharding.placement import Shard, Whole
 from ladderize.sharding.rules import layouts as layout
 from ladderize.sharding.rules.caches import CACHE_RULES
@@ -237,7 +237,7 @@ def apply_rule(visit: Visit) -> Values:
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
         return join_partials(visit, partials)
-    if ops.written_operands(visit.node) and op not in CACHE_RULES:
+    if written_operands(visit.node) and op not in CACHE_RULES:
         visit.illegal(f"{visit.op_name} writes in place")
     if (rule := RULES.get(op)) is not None:
         return rule(visit)

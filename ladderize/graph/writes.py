@@ -1,0 +1,102 @@
+"""Which operands a call writes in place, however it is called.
+
+    aten.add_.Tensor(x, h)                        by its schema: x
+    engine.attention(q, k, v, out)                a packet, by the schemas that fit the call: out
+    x.mul_(h)      out[:, 0] = h                  by its name: x, out
+    while_loop(cond, body, x)                     by the writes of its bodies
+    triton_kernel_wrapper_mutation(kwargs={…})    no one says: every tensor that it is given
+
+Analyses, dead code and the order of memory all ask here. A call that is not known to be pure is
+taken to write.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from ladderize.compat.dispatcher import HigherOrderOperator, OpOverload, OpOverloadPacket
+from ladderize.graph import ops
+from ladderize.graph.higher_order import bodies
+
+# Methods that end as in-place methods do, and change no value.
+_WRITES_NOTHING = frozenset({"requires_grad_", "share_memory_", "rename_"})
+
+
+def written_operands(node: Node) -> list[Node]:
+    """The operands that a call writes in place, whether or not it has a functional twin."""
+    target: Any = node.target
+    if not node.op.startswith("call_"):
+        return []
+    if isinstance(target, OpOverload):
+        return _written_by_schema(node, target._schema)
+    if isinstance(target, OpOverloadPacket):
+        fitting = [schema for schema in schemas_of(target) if _fits(node, schema)]
+        by_any = [operand for schema in fitting for operand in _written_by_schema(node, schema)]
+        return list(dict.fromkeys(by_any))
+    if isinstance(target, HigherOrderOperator):
+        return list(dict.fromkeys(_written_by_bodies(node)))
+    first = node.args[0] if node.args else None
+    name = ops.op_name(node)
+    is_in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    written = _nodes(node.kwargs.get("out"))
+    if name in _WRITES_NOTHING or not isinstance(first, Node):
+        return written
+    if is_in_place or ops.functional_form(node) is not None:
+        return [first, *written]
+    return written
+
+
+def is_impure(node: Node) -> bool:
+    """Whether `node` must stay even if nothing reads its result.
+
+    torch.fx takes every method call for pure, `cache.index_copy_(…)` too.
+    """
+    if node.is_impure() or written_operands(node) or ops.op_name(node) in _WRITES_NOTHING:
+        return True
+    return node.op.startswith("call_") and ops.value(node) is None
+
+
+def schemas_of(packet: OpOverloadPacket) -> Iterator[Any]:
+    """Those of all overloads of an op."""
+    for name in packet.overloads():  # type: ignore[no-untyped-call]
+        yield getattr(packet, name)._schema
+
+
+def _fits(node: Node, schema: Any) -> bool:
+    """Whether a call can mean the overload of `schema`, by the number and names of arguments."""
+    names = [argument.name for argument in schema.arguments]
+    given = {*names[: len(node.args)], *node.kwargs}
+    needed = {a.name for a in schema.arguments if not a.has_default_value()}
+    return len(node.args) <= len(names) and needed <= given <= set(names)
+
+
+def _written_by_schema(node: Node, schema: Any) -> list[Node]:
+    values = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    return [operand for name in written for operand in _nodes(values.get(name))]
+
+
+def _written_by_bodies(node: Node) -> Iterator[Node]:
+    """Of a higher-order call: all that it is given, where a body writes one of its inputs."""
+    gm = node.graph.owning_module
+    inner = [] if gm is None else bodies(gm, node)
+    if ops.op_name(node).endswith("_mutation") or any(map(_writes_an_input, inner)):
+        yield from (operand for operand in node.all_input_nodes if ops.tensors(operand))
+
+
+def _writes_an_input(body: GraphModule) -> bool:
+    given = {s for node in body.graph.find_nodes(op="placeholder") for s in ops.storages(node)}
+    return any(
+        not given.isdisjoint(ops.storages(operand)) or operand.op == "placeholder"
+        for node in body.graph.nodes
+        for operand in written_operands(node)
+    )
+
+
+def _nodes(value: Any) -> list[Node]:
+    """The nodes in an argument, which may be a list of them."""
+    found: list[Node] = []
+    map_arg(value, found.append)
+    return found
