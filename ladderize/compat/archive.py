@@ -21,6 +21,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ladderize import compat  # registers the ops of sharded programs
+from ladderize.compat.size_grammar import is_size
 from ladderize.errors import Blocker, LadderError
 
 NOTE = "ladderize.json"
@@ -29,14 +30,6 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OBJECTS = re.compile(r"/(custom_obj|opaque_obj)_[^/]*$|\.(so|cpp|py|cubin)$")
 _OUTPUTS = re.compile(r"transformers\.[\w.]+")
 _OPS = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\._?sym_\w+|torch\.sym_\w+")
-# The calls that sizes are printed with: torch.utils._sympy.functions and sympy's own.
-_SIZE_CALLS = re.compile(
-    r"[A-Z]\w*|ceiling|floor|sqrt|log|exp|pow|abs|re|im|Symbol|Integer|Float|Rational"
-)
-_SIZE_NODES = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Name, ast.Load,
-    ast.Constant, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Tuple,
-)  # fmt: skip
 
 
 def read_program(path: str | Path) -> ExportedProgram:
@@ -137,7 +130,7 @@ def _strange_graph(data: Any) -> Iterator[Blocker]:
             target, size = found.get("target"), found.get("expr_str")
             if isinstance(target, str) and "inputs" in found and not _OPS.fullmatch(target):
                 yield Blocker(f"it calls {target}, which is no op")
-            if isinstance(size, str) and not _is_size(size):
+            if isinstance(size, str) and not is_size(size):
                 yield Blocker(f"a size is {size[:60]!r}")
 
 
@@ -153,29 +146,6 @@ def _import_outputs(graph: Any) -> None:
     for module in modules:
         with suppress(ImportError):
             import_module(module)
-
-
-def _is_size(text: str) -> bool:
-    """Whether `text` is arithmetic on symbols and numbers."""
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError):
-        return False
-    for node in ast.walk(tree):
-        if not isinstance(node, _SIZE_NODES):
-            return False
-        if isinstance(node, ast.Constant) and not _is_number_or_name(node.value):
-            return False
-        is_named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        if isinstance(node, ast.Call) and not (is_named and _SIZE_CALLS.fullmatch(node.func.id)):  # type: ignore[attr-defined]
-            return False
-        if isinstance(node, ast.Name) and node.id.startswith("__"):
-            return False
-    return True
-
-
-def _is_number_or_name(value: object) -> bool:
-    return value.isidentifier() if isinstance(value, str) else isinstance(value, int | float)
 
 
 @contextmanager

@@ -702,8 +702,8 @@ FILES = (
     Mutant(
         "code may stand for a size",
         "ladderize/compat/archive.py",
-        "if isinstance(size, str) and not _is_size(size):",
-        "if isinstance(size, bytes) and not _is_size(size):",
+        "if isinstance(size, str) and not is_size(size):",
+        "if isinstance(size, bytes) and not is_size(size):",
         "tests/frontends/test_program_files.py::test_no_archive_runs_code",
     ),
     Mutant(
