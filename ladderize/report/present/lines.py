@@ -153,10 +153,9 @@ def _collectives(graph: GraphReport) -> Iterator[str]:
 
 def _footer(report: ReportData) -> str:
     seconds = sum(step.seconds for step in report.steps)
-    edits = sum(step.edits for step in report.passes)
-    parts = [
-        f"{counted(len(report.passes), 'pass', 'passes')}, {counted(edits, 'edit')}, {seconds:.2f} s"
-    ]
+    passes = counted(len(report.passes), "pass", "passes")
+    edits = counted(sum(step.edits for step in report.passes), "edit")
+    parts = [f"{passes}, {edits}, {seconds:.2f} s"]
     parts += [f"{name}={value}" for name, value in report.options]
     parts += [f"{name} {number}" for name, number in report.versions if name != "python"]
     return " · ".join(parts)
