@@ -37,6 +37,7 @@ CONSTANT = {
     "out[:, i] = f(x)[:, i]": (LENGTH, LOOP),
     "xlstm": (LENGTH, "compares the shape after all chunks with the one before"),
     "canine (three encoders)": (LENGTH, "a Python loop over windows"),
+    "minimax (skip of the normed)": (LENGTH, "a Python loop over windows of linear attention"),
     "llava": (BATCH, "as many image tokens as image features, compared while tracing"),
 }
 # Beside the deep rows: spellings of attention, mixing and views that no deep row has.
