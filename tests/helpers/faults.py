@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from ladderize.compat.archive import read_program
 from ladderize.frontends.rewrite import copy_of, parameter_names
 from ladderize.frontends.sharded import directory, program_files
-from ladderize.passes.functionalize import Functionalize
+from ladderize.passes.before_autograd import standardize
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.find import find_streams
 
@@ -28,7 +28,7 @@ def stream_of(program: ExportedProgram) -> Stream:
     """The first stream of a standard program; the ladder's nodes have the same names."""
     gm = copy_of(program)
     names = parameter_names(program, gm)
-    Functionalize()(gm)
+    standardize(gm, names)
     return find_streams(gm, names)[0]
 
 
