@@ -4,8 +4,8 @@
     number      an integer below 2**63, a float, True, False
     symbol      an identifier | Symbol('name', integer=True, …)
     op          + - * / // % ** & | < <= > >= == !=
-    function    a name of `FUNCTIONS`
-    exponent    of ** and of the powers: an integer from -64 to 64
+    function    a name of `FUNCTIONS`, or of `POWERS` with an exponent behind the base
+    exponent    also of **: an integer from -64 to 64, or a root
 
 torch.export prints sizes as `srepr` does and reads them with `sympy.sympify`, which evaluates
 Python (seen in 2.11 to 2.15). A text that this grammar refuses never gets there.
@@ -15,8 +15,8 @@ import ast
 import builtins
 import re
 
-_POWERS = frozenset({"Pow", "PowByNatural", "FloatPow"})
-FUNCTIONS = _POWERS | frozenset(
+POWERS = frozenset({"Pow", "PowByNatural", "FloatPow"})
+FUNCTIONS = frozenset(
     """Add Mul Mod Max Min Abs Integer Rational Float floor ceiling sqrt And Or Not Eq Ne Lt Le Gt
     Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan BooleanTrue
     BooleanFalse Piecewise ExprCondPair FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt
@@ -80,9 +80,9 @@ def _is_size(node: ast.expr, depth: int) -> bool:
             return bool(re.fullmatch(r"-?[\d.]{1,40}(e[+-]?\d{1,3})?", digits)) and all(
                 map(_is_assumption, node.keywords)
             )
-        case ast.Call(func=ast.Name(id=name), args=[base, exponent]) if name in _POWERS:
+        case ast.Call(func=ast.Name(id=name), args=[base, exponent]) if name in POWERS:
             return not node.keywords and _is_exponent(exponent) and _is_size(base, depth - 1)
-        case ast.Call(func=ast.Name(id=name), args=args) if name in FUNCTIONS - _POWERS:
+        case ast.Call(func=ast.Name(id=name), args=args) if name in FUNCTIONS:
             return not node.keywords and all(_is_size(each, depth - 1) for each in args)
     return False
 

@@ -118,10 +118,9 @@ def find_groups(gm: GraphModule) -> list[dist.ProcessGroup]:
     meshes = set()
     for node in every_node(gm):
         name = group_name_of(node)
-        if (
-            name and (group := compat.find_process_group(name)) is not None
-        ):  # else an engine's own name
-            found[name] = group  # else an engine's own name, as vLLM's "tp:0"
+        group = compat.find_process_group(name) if name else None
+        if group is not None:  # else an engine's own name, as vLLM's "tp:0"
+            found[name] = group
         meshes |= {tensor.device_mesh for tensor in dtensors(node)}
     for mesh in meshes:
         found |= {group.group_name: group for group in mesh.get_all_groups()}

@@ -35,10 +35,7 @@ def tiny_t5() -> nn.Module:
 
 # the model, and the modules whose input is what a block reads
 FAMILIES: dict[str, tuple[Any, Any]] = {
-    "llama": (
-        lambda: tiny_llama(3),
-        HEAD["llama"],
-    ),
+    "llama": (lambda: tiny_llama(3), HEAD["llama"]),
     "gpt2": (tiny_gpt2, HEAD["gpt2"]),
     "t5": (tiny_t5, ["decoder.block.*.layer.*.layer_norm"]),
 }

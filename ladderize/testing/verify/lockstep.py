@@ -116,7 +116,7 @@ def run_ranks(
         for rank, (gm, given) in enumerate(zip(graphs, inputs, strict=True))
     ]
     results: list[Any] = [None] * len(runs)
-    answers: Sequence[Any] = results
+    answers: Sequence[Any] = [None] * len(runs)  # what starts a generator
     number = 0
     while True:
         calls: list[Call | None] = []
