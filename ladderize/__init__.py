@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ladderize.errors import LadderError, LadderWarning
     from ladderize.frontends.compile import (
         compile,
+        refresh,
         release_full_parameters,
         restore,
         restore_full_parameters,
@@ -40,6 +41,7 @@ __all__ = [
     "parallel_ops",
     "parallelize",
     "plan_parallel",
+    "refresh",
     "release_full_parameters",
     "restore",
     "restore_full_parameters",
@@ -61,6 +63,7 @@ _HOMES = {
     "load": "frontends.sharded.program_files",
     "parallelize": "frontends.sharded.parallelize",
     "plan_parallel": "frontends.sharded.parallelize",
+    "refresh": "frontends.compile",
     "release_full_parameters": "frontends.compile",
     "restore": "frontends.compile",
     "restore_full_parameters": "frontends.compile",

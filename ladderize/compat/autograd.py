@@ -13,6 +13,13 @@ def drop_compiled(module: nn.Module) -> None:
     module._compiled_call_impl = None
 
 
+def drop_graphs() -> None:
+    """Let Dynamo trace every function anew at its next call, in this process."""
+    import torch._dynamo
+
+    torch._dynamo.reset_code_caches()
+
+
 def is_compiled_in_place(module: nn.Module) -> bool:
     """Whether `module.compile(...)` was called."""
     return module._compiled_call_impl is not None

@@ -1,6 +1,7 @@
 """Process groups and what DistributedDataParallel and FSDP leave in a module."""
 
 import traceback
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,6 +30,13 @@ def find_process_group(name: str) -> Any:
         return process_group(name)
     except (LookupError, RuntimeError, ValueError):
         return None
+
+
+def group_timeout(group: Any) -> timedelta:
+    """How long a collective of `group` may take before it fails."""
+    backends = (group._get_backend(device) for device in group._device_types)
+    shortest: timedelta = min(backend.options._timeout for backend in backends)
+    return shortest
 
 
 def pass_on(group: Any, backend: Any) -> None:

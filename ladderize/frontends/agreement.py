@@ -2,157 +2,256 @@
 
 A rank with another graph would launch other collectives: wrong values, or a hang. The ranks compare
 notes through the store of the process group, which needs no collective, no device and has timeouts.
+
+    rank 0 compiles ── note ──┐
+                              ├── equal: both go on; else `DisagreementError` on both
+    rank 1 compiles ── note ──┘
+
+A rank may compile alone: after `torch._dynamo.reset()`, or for sizes that are new to it only. If
+all ranks have agreed on the same collectives before, the others are running them, and it goes on
+after `GRACE`. Otherwise it waits for the others as long as their group's collectives may take.
 """
 
-import difflib
+import contextlib
 import hashlib
+import logging
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch.distributed as dist
-from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.errors import Blocker, LadderError, module_path, source_line
-from ladderize.graph import ops
-from ladderize.graph.collectives import (
-    dtensors,
-    every_node,
-    group_name_of,
-    is_all_reduce,
-)
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.verdicts import Verdict, show_differences
 
-TIMEOUT = timedelta(minutes=5)
+logger = logging.getLogger("ladderize")
+
+GRACE = timedelta(seconds=3)
 # Backends of groups whose one process stands in for all ranks: torch's and that of tools/emulation.
 _ALONE = frozenset({"fake", "stand_in"})
-MAX_LINES = 24
-# Between what an op is and what it reads, counted in lines back: one op more changes many of these.
-_READS = "  reads "
+# What becomes of a note for one reader: read; or its writer went on alone, or gave up.
+_READ, _WITHDRAWN, _MISSED = "read", "withdrawn", "missed"
+Groups = Collection[dist.ProcessGroup]
+Absent = Mapping[dist.ProcessGroup, frozenset[int]]
 
 
 class DisagreementError(LadderError):
     """The ranks of a group came to different verdicts. Raised on all of them, always."""
 
 
-def agree(verdicts: Mapping[dist.ProcessGroup, str]) -> None:
+def agree(
+    verdicts: Mapping[dist.ProcessGroup, Verdict], absent: Absent | None = None
+) -> dict[dist.ProcessGroup, frozenset[int]]:
     """Return once every rank of each group has come to the same verdict.
 
     Args:
-        verdicts: for each group, of which every rank must call this equally often, what this rank
-            is about to do: `describe_graph`, the hash of a plan, or why it does nothing.
+        verdicts: for each group what this rank is about to do.
+        absent: the ranks that are not asked, as an earlier call has returned them.
+
+    Returns:
+        For each group the ranks that do not compile now, but have agreed on the same collectives
+        before.
 
     Raises:
         DisagreementError: on every rank of a group whose ranks differ or of which one is missing.
             It shows where the verdict of another rank departs from that of the first.
     """
-    asked = {g: text for g, text in verdicts.items() if dist.get_backend(g) not in _ALONE}
-    notes = [_Note(g, text) for g, text in asked.items()]
+    notes = [
+        _Note(group, verdict, (absent or {}).get(group, frozenset()))
+        for group, verdict in verdicts.items()
+        if dist.get_backend(group) not in _ALONE
+    ]
     for note in notes:
         note.publish()
-    for note in notes:
-        note.compare()
+    return {note.group: note.compare() for note in notes}
+
+
+@contextlib.contextmanager
+def heard_by_all(groups: Groups, what: str, absent: Absent | None = None) -> Iterator[None]:
+    """Whatever is raised inside is raised on the other ranks too, which would wait for this one.
+
+    Args:
+        what: the word for what failed: refused, not lowered.
+    """
+    try:
+        yield
+    except DisagreementError:
+        raise
+    except Exception as error:
+        said = str(error) if isinstance(error, LadderError) else f"{type(error).__name__}: {error}"
+        agree(dict.fromkeys(groups, Verdict(f"{what}: {said}")), absent)
+        raise
+
+
+def explain_failed_calls(
+    run: Callable[..., Any], verdicts: Mapping[dist.ProcessGroup, Verdict]
+) -> Callable[..., Any]:
+    """`run`; where one of its collectives fails, a note that nobody has read says why.
+
+    Args:
+        verdicts: what the ranks of each group have agreed on when `run` was compiled.
+    """
+    asked = {g: v for g, v in verdicts.items() if dist.get_backend(g) not in _ALONE}
+    if not asked:
+        return run
+
+    def call(*args: Any) -> Any:
+        try:
+            return run(*args)
+        except RuntimeError as error:
+            for group, verdict in asked.items():
+                if others := _unread_notes(group):
+                    raise DisagreementError(
+                        "A collective failed while another rank compiled something else:",
+                        map(Blocker, show_differences({dist.get_rank(): verdict.text, **others})),
+                        "give every rank the same calls: same model, options and sizes",
+                    ) from error
+            raise
+
+    return call
 
 
 class _Note:
-    """One rank's verdict, in the store under `ladderize/GROUP/ROUND/RANK`."""
+    """One rank's verdict, in the store under `ladderize/GROUP/RANK/NUMBER`.
 
-    def __init__(self, group: dist.ProcessGroup, verdict: str) -> None:
-        self.group, self.verdict = group, verdict
+    Each rank numbers its own notes, and reads those of each other rank in order. A note is either
+    read by a rank or withdrawn from it, whichever comes first.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, verdict: Verdict, absent: frozenset[int]) -> None:
+        self.group, self.verdict, self.absent = group, verdict, absent
+        self.me = dist.get_rank()
         self.ranks = dist.get_process_group_ranks(group)
-        name = f"{group.group_name}/{','.join(map(str, self.ranks))}"
         self.store = compat.default_store()
-        # How often this rank has asked is kept in the store, which lives as long as its groups.
-        asked = self.store.add(f"ladderize/{name}/asked/{dist.get_rank()}", 1)
-        self.prefix = f"ladderize/{name}/{asked}"
-        self.deadline = time.monotonic() + TIMEOUT.total_seconds()
+        self.prefix = _prefix(group)
+        self.timeout = compat.group_timeout(group)
+        # Numbers are kept in the store, which lives as long as its groups.
+        number = self.store.add(f"{self.prefix}/written/{self.me}", 1)
+        self.key = f"{self.prefix}/{self.me}/{number}"
 
     def publish(self) -> None:
-        key = f"{self.prefix}/{dist.get_rank()}"
-        self.store.set(f"{key}/text", zlib.compress(self.verdict.encode()))
-        self.store.set(key, _digest(self.verdict))
+        for rank in self.absent:
+            self._claim(self.key, rank, _WITHDRAWN)
+        text = self.verdict.text.encode()
+        self.store.set(f"{self.key}/text", zlib.compress(text))
+        self.store.set(self.key, _digest(text))
 
-    def compare(self) -> None:
-        digests = {rank: self._read(str(rank)) for rank in self.ranks}
-        if set(digests.values()) == {_digest(self.verdict).encode()}:
-            return
-        texts = {rank: self._text(rank) if digests[rank] else _silence() for rank in self.ranks}
-        raise DisagreementError(
+    def compare(self) -> frozenset[int]:
+        """The ranks that do not compile."""
+        others = [rank for rank in self.ranks if rank not in {self.me, *self.absent}]
+        grace = min(GRACE, self.timeout / 2)
+        keys = self._notes_of(others, grace)
+        late = [rank for rank, key in keys.items() if key is None]
+        if self._is_known:
+            keys |= {rank: self._withdraw_from(rank) for rank in late}
+        elif late:
+            seconds = self.timeout.total_seconds()
+            logger.warning(
+                f"Rank {self.me} waits up to {seconds:.0f} s for ranks {late} to compile a graph: "
+                f"{self.verdict.headline}"
+            )
+            keys |= self._notes_of(late, self.timeout - grace)
+        keys[self.me] = self.key
+        silent = {rank for rank, key in keys.items() if key is None}
+        differ = {self.store.get(key) for key in keys.values() if key is not None}
+        if len(differ) > 1 or (silent and not self._is_known):
+            for rank in silent:
+                self._claim(self.key, rank, _MISSED)
+            raise self._disagreement({rank: keys[rank] for rank in self.ranks if rank in keys})
+        if self.verdict.sequence is not None and not silent:
+            self.store.set(self._known_key, "1")
+        return self.absent | silent
+
+    @property
+    def _known_key(self) -> str:
+        return f"{self.prefix}/known/{_digest((self.verdict.sequence or '').encode())}"
+
+    @cached_property
+    def _is_known(self) -> bool:
+        """Whether all ranks have agreed on these collectives before."""
+        return self.verdict.sequence is not None and self.store.check([self._known_key])
+
+    def _notes_of(self, ranks: Collection[int], patience: timedelta) -> dict[int, str | None]:
+        """The key of the next note of each; None of those that write none in time."""
+        deadline = time.monotonic() + patience.total_seconds()
+        return {rank: self._next_note_of(rank, deadline) for rank in ranks}
+
+    def _next_note_of(self, rank: int, deadline: float) -> str | None:
+        """The key of the first note of `rank` that was not withdrawn; None past the deadline."""
+        count = f"{self.prefix}/read/{self.me}/{rank}"
+        while True:
+            key = f"{self.prefix}/{rank}/{self.store.add(count, 0) + 1}"
+            if not _appears(self.store, key, deadline):
+                return None
+            self.store.add(count, 1)
+            if self._claim(key, self.me, _READ) == _READ:
+                return key
+
+    def _withdraw_from(self, rank: int) -> str | None:
+        """Go on without `rank`; the key of its note if it has just read this one."""
+        if self._claim(self.key, rank, _WITHDRAWN) == _WITHDRAWN:
+            return None
+        return self._notes_of([rank], self.timeout)[rank]
+
+    def _claim(self, key: str, reader: int, claim: str) -> str:
+        """What became of a note for one reader: `claim`, unless another came first."""
+        found: bytes = self.store.compare_set(f"{key}/for/{reader}", "", claim)
+        return found.decode()
+
+    def _disagreement(self, keys: Mapping[int, str | None]) -> DisagreementError:
+        silence = (
+            f"no answer within {self.timeout.total_seconds():.0f} s (it did not compile this graph)"
+        )
+        texts = {r: _read(self.store, key) if key else silence for r, key in keys.items()}
+        return DisagreementError(
             f"The ranks of group {self.group.group_name!r} do not agree on what to compile:",
-            map(Blocker, _differences(texts)),
+            map(Blocker, show_differences(texts)),
             "give every rank the same model, inputs of the same shape, and the same options. Where "
             "the model asks for its rank (`if rank == 0: y = y + bias`), let all ranks do the same "
             "and multiply by zero on those that should not",
         )
 
-    def _text(self, rank: int) -> str:
-        found = self._read(f"{rank}/text")
-        return _silence() if found is None else zlib.decompress(found).decode()
 
-    def _read(self, key: str) -> Any:
-        """What the store holds; None if nobody has put it there by the deadline."""
-        key, left = f"{self.prefix}/{key}", self.deadline - time.monotonic()
-        try:
-            self.store.wait([key], timedelta(seconds=max(left, 0.1)))
-        except (dist.DistStoreError, RuntimeError):  # RuntimeError: FileStore, HashStore
-            return None
-        return self.store.get(key)
+def _appears(store: Any, key: str, deadline: float) -> bool:
+    """Whether `key` is in the store by the deadline; asked, for a store that waits also warns."""
+    pause = 0.001
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    return True
 
 
-def _silence() -> str:
-    return f"no answer within {TIMEOUT.total_seconds():.0f} s (it did not compile this graph)"
+def _unread_notes(group: dist.ProcessGroup) -> dict[int, str]:
+    """What the ranks say that wait for this one."""
+    store, prefix, me = compat.default_store(), _prefix(group), dist.get_rank()
+    found = {}
+    with contextlib.suppress(dist.DistStoreError, RuntimeError):  # the store may be gone too
+        for rank in dist.get_process_group_ranks(group):
+            key = f"{prefix}/{rank}/{store.add(f'{prefix}/read/{me}/{rank}', 0) + 1}"
+            if rank != me and store.check([key]) and _is_open(store, f"{key}/for/{me}"):
+                found[rank] = _read(store, key)
+    return found
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _is_open(store: Any, claim: str) -> bool:
+    return not store.check([claim]) or store.get(claim) == _MISSED.encode()
 
 
-def _differences(texts: Mapping[int, str]) -> Iterator[str]:
-    """The first rank's verdict, then what is different on each rank that departs from it."""
-    first, expected = next(iter(texts.items()))
-    for rank, text in texts.items():
-        yield f"rank {rank}: {text.splitlines()[0]}"
-    rank, text = next((r, t) for r, t in texts.items() if t != expected)
-    lines = _diff(expected, text, with_reads=False) or _diff(expected, text, with_reads=True)
-    if lines:
-        shown = [f"rank {first} (-) and rank {rank} (+):", *lines[:MAX_LINES]]
-        shown += ["…"] * (len(lines) > MAX_LINES)
-        yield "\n      ".join(shown)
+def _prefix(group: dist.ProcessGroup) -> str:
+    ranks = ",".join(map(str, dist.get_process_group_ranks(group)))
+    return f"ladderize/{group.group_name}/{ranks}"
 
 
-def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
-    """What changes from one `describe_graph` to another, with a line of context."""
-    old, new = (
-        [line if with_reads else line.partition(_READS)[0] for line in text.splitlines()[1:]]
-        for text in (expected, found)
-    )
-    return list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]
+def _read(store: Any, key: str) -> str:
+    """The text of a note."""
+    return zlib.decompress(store.get(f"{key}/text")).decode()
 
 
-def describe_graph(gm: GraphModule, headline: str, group: dist.ProcessGroup) -> str:
-    """`gm` as text that is the same on every rank of `group` if they launch the same collectives.
-
-    One line an op. Constants are left out: a rank's offset into a sharded vocabulary is one. So
-    are the shapes of what a rank holds: uneven shards have different ones. Those that must agree
-    are kept: of what is all-reduced, and of DTensors as a whole.
-    """
-    lines = [headline]
-    numbers: dict[Node, int] = {}
-    for count, node in enumerate(every_node(gm)):
-        numbers[node] = count
-        reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
-        line = source_line(node).rpartition("/")[2]  # installed elsewhere on another machine
-        where = " at ".join(filter(None, (module_path(node), line)))
-        what = ops.op_name(node) or node.op
-        parts = (what, _common_form(node, group.group_name), where)
-        lines.append(" ".join(filter(None, parts)) + _READS + reads)
-    return "\n".join(lines)
-
-
-def _common_form(node: Node, group_name: str) -> str:
-    values: Sequence[Any] = dtensors(node)
-    if is_all_reduce(node) and group_name_of(node) == group_name:
-        values = [tensor for source in node.all_input_nodes for tensor in ops.tensors(source)]
-    return " ".join(f"{v.dtype}{list(v.shape)}" for v in values)
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

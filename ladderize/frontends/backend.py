@@ -15,16 +15,23 @@ from ladderize.backends.lowered import Lowered
 from ladderize.compat.frames import copy_source, current_frame, parameter_names
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
-from ladderize.frontends.agreement import DisagreementError, agree, describe_graph
+from ladderize.frontends.agreement import (
+    Absent,
+    DisagreementError,
+    agree,
+    explain_failed_calls,
+    heard_by_all,
+)
 from ladderize.frontends.break_hints import Adviser
 from ladderize.frontends.broken_frames import BrokenFrames
 from ladderize.frontends.generation import warn_of_standard_prefill
 from ladderize.frontends.ladder import Laddered, ladder
-from ladderize.frontends.local_parameters import LocalInputs
+from ladderize.frontends.local_parameters import PARTS, LocalInputs
 from ladderize.frontends.sharded.module import ShardedModule
+from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
 from ladderize.graph.collectives import find_groups
 from ladderize.passes.before_autograd import RankGroup, Rewriting, dump_folder
-from ladderize.report.publish import as_report, changed_options, forget, publish, versions
+from ladderize.report.publish import as_report, forget, publish
 from ladderize.streams.existing_ladders import warn_of_ladders
 
 
@@ -65,13 +72,29 @@ def ladderize(
     """
     compat.watch_failures(ladderize, _see_failure)
     try:
-        config = LadderConfig.from_options(options, mode)
-        is_laddered = isinstance(compat.compiled_module(), ShardedModule)
-        if is_laddered:
-            _refuse_options_of_parallelize(config)
+        with heard_by_all(_groups_of(gm, (options or {}).get("mesh")), "refused"):
+            config = LadderConfig.from_options(options, mode)
+            is_laddered = isinstance(compat.compiled_module(), ShardedModule)
+            if is_laddered:
+                _refuse_options_of_parallelize(config)
         return _compile(gm, example_inputs, config, is_laddered)
     except LadderError as error:
         raise compat.as_backend_error(error) from None
+
+
+def _groups_of(gm: GraphModule, mesh: Any) -> list[dist.ProcessGroup]:
+    """The groups that `gm` communicates over, or those of the mesh that it is to be sharded over.
+
+    Args:
+        mesh: as the user gave it, perhaps no mesh at all.
+    """
+    if mesh is None:
+        return find_groups(gm)
+    try:
+        asked = LadderConfig(mesh=mesh).device_mesh
+    except LadderError:  # no mesh at all
+        return []
+    return [] if asked is None else [asked.get_group()]
 
 
 def _refuse_options_of_parallelize(config: LadderConfig) -> None:
@@ -107,9 +130,15 @@ def _compile(
 ) -> Callable[..., Any]:
     standard = None if config.strict else copy_graph(gm)
     mesh = config.device_mesh
-    groups = find_groups(gm) if mesh is None else [mesh.get_group()]
-    laddered = ladder_frame(gm, config, _session.broken_frames, is_laddered=is_laddered)
-    laddered.error = _disagreement(laddered, groups) or laddered.error
+    groups = _groups_of(gm, mesh)
+    with heard_by_all(groups, "failed"):
+        laddered = ladder_frame(gm, config, _session.broken_frames, is_laddered=is_laddered)
+    verdicts = _verdicts(laddered, groups)
+    absent: Absent = {}
+    try:
+        absent = agree(verdicts)
+    except DisagreementError as disagreement:
+        laddered.error = disagreement
     error = laddered.error
     falls_back = standard is not None and not isinstance(error, DisagreementError)
     graph = laddered.report("rewritten", refused="standard" if falls_back else "refused")
@@ -120,7 +149,7 @@ def _compile(
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
         gm.graph = standard
         gm.recompile()
-        return _lower_together(gm, example_inputs, config).run
+        return _lower_together(gm, example_inputs, config, absent).run
     state = laddered.state
     if not is_laddered:
         warn_of_ladders(state.streams)
@@ -129,55 +158,62 @@ def _compile(
     local = None
     if state.plan is not None:
         assert mesh is not None
-        local = LocalInputs(state.gm, state.plan, mesh)
-        example_inputs = local.examples(example_inputs)
-    lowered = _lower_together(state.gm, example_inputs, config)
+        with heard_by_all(groups, "not lowered", absent):
+            local = LocalInputs(
+                state.gm, state.plan, mesh, example_inputs, is_released=_is_released()
+            )
+            example_inputs = local.examples()
+    lowered = _lower_together(state.gm, example_inputs, config, absent)
     if lowered.engines is not None:
         graph = dataclasses.replace(graph, engines=lowered.engines)
         publish(as_report(graph, config), dump_folder(config))
-    return lowered.run if local is None else local.feed(lowered.run)
+    run = lowered.run if local is None else local.feed(lowered.run)
+    return explain_failed_calls(run, verdicts)
+
+
+def _is_released() -> bool:
+    """Whether parameters of the model that is compiled were released."""
+    module = compat.compiled_module()
+    if module is None:
+        return bool(PARTS.released)
+    return any(map(PARTS.is_released, module.parameters()))
 
 
 def _lower_together(
-    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
+    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig, absent: Absent
 ) -> Lowered:
-    """Lower on all ranks or on none: any lowering may fail on one of them alone."""
+    """Lower on all ranks or on none: any lowering may fail on one of them alone.
+
+    Args:
+        absent: the ranks that have lowered the graph before.
+    """
     lower = LOWERINGS[config.lowering]
     groups = find_groups(gm)
-    try:
+    with heard_by_all(groups, "not lowered", absent):
         lowered = lower(gm, example_inputs, config)
-    except Exception as error:
-        agree(dict.fromkeys(groups, f"not lowered: {type(error).__name__}: {error}"))
-        raise
-    agree(dict.fromkeys(groups, "lowered"))
+    agree(dict.fromkeys(groups, Verdict("lowered")), absent)
     return lowered
 
 
-def _disagreement(
+def _verdicts(
     laddered: Laddered, groups: Sequence[dist.ProcessGroup]
-) -> DisagreementError | None:
-    """Compare notes with the ranks that the graph communicates with, before anything is lowered."""
+) -> dict[dist.ProcessGroup, Verdict]:
+    """What the ranks that the graph communicates with are told, before anything is lowered."""
     state = laddered.state
     if laddered.error is not None:
-        notes = dict.fromkeys(groups, f"refused: {laddered.error}")
-    elif state.plan is not None:
-        notes = {groups[0]: f"plan {state.plan.digest()}, {state.describe()}"}
-    else:
-        headline = _headline(state)
-        notes = {group: describe_graph(state.gm, headline, group) for group in groups}
-    try:
-        agree(notes)
-    except DisagreementError as error:
-        return error
-    return None
+        refused = f"refused: {laddered.error}"
+        return dict.fromkeys(groups, Verdict(refused, sequence=refused))
+    headline, settings = state.describe(), _settings(state)
+    return {
+        group: describe_graph(state.gm, headline, settings, group.group_name) for group in groups
+    }
 
 
-def _headline(state: Rewriting) -> str:
+def _settings(state: Rewriting) -> list[str]:
     """What was done to a graph, and by what, apart from what may differ from rank to rank."""
-    known = (*versions(), *changed_options(state.config))
-    private = ("debug_dir", "python")
-    settings = ", ".join(f"{name}={value}" for name, value in known if name not in private)
-    return f"{state.describe()}; {settings}"
+    lines = settings_of(state.config)
+    lines += [f"blocks converted: {sorted(chosen)}" for chosen in state.chosen]
+    return lines if state.plan is None else [*lines, *state.plan.decisions()]
 
 
 def ladder_frame(

@@ -23,6 +23,7 @@ from ladderize.frontends.generation import (
     refuse_relative_counts,
     set_compile_by_generate,
 )
+from ladderize.frontends.local_parameters import PARTS
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,6 +98,21 @@ def restore(model: Model) -> Model:
             compat.drop_compiled(module)
     set_compile_by_generate(model, disabled=_compiled.pop(model).disabled_before)
     return model
+
+
+def refresh(model: nn.Module) -> None:
+    """Cut this rank's parts of the weights of `model` anew, at its next call on a mesh.
+
+    Needed after a write that leaves no trace, of a weight that is fused (`[q|k|v]`, `[gate|up]`):
+    `weight.data.copy_(…)`, or a write to an inference tensor. All other writes, and all writes to
+    other weights, reach the parts by themselves.
+
+    >>> for name, weight in model.named_parameters():
+    ...     weight.data.copy_(trained[name])
+    >>> ladderize.refresh(model)
+    """
+    for parameter in model.parameters():
+        PARTS.forget(parameter)
 
 
 def release_full_parameters(model: nn.Module) -> int:

@@ -2,51 +2,104 @@
 
 full parameters of the user's model ── Parts ── arguments of the compiled local graphs
 
-Local parts are copied once and kept beside the user's full parameters, for all graphs that divide
-them alike (prefill and decode share one set). `release_parameters.py` frees the full ones.
+    w  64 x 32, sharded on dim 0   rows 0 to 31           a view: it holds whatever w holds
+    w  64 x 32, sharded on dim 1   columns 0 to 15        a view too, with the strides of w
+    w  [q|k|v]                     stretches of each      a copy, made anew when w is seen to change
+
+The parts are kept beside the user's full parameters, for all graphs that divide them alike (prefill
+and decode share one set). `release_parameters.py` frees the full ones; then all parts are copies.
 """
 
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.fx import GraphModule
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ladderize.errors import LadderError
-from ladderize.sharding.placement import Shard, take_local
+from ladderize.sharding.placement import Shard, take_local, view_local
 from ladderize.sharding.plan import ShardPlan
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of a parameter is meant: that of `rank`, divided by `placement`."""
+    """Which part of a parameter is meant: that of `rank`, divided by `placement`.
+
+    Attributes:
+        is_view: whether the part has the strides of the full parameter, not those of a dense copy.
+    """
 
     placement: Shard
     group_name: str
     rank: int
     num_ranks: int
+    is_view: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether a copy of the part has the strides that the graphs were compiled for."""
+        return not self.is_view or self.placement.dim == 0
 
     def take(self, full: Tensor) -> Tensor:
+        """The part, recorded by autograd."""
+        if self.is_view:
+            return view_local(full, self.placement, self.rank, self.num_ranks)
+        return take_local(full, self.placement, self.rank, self.num_ranks)
+
+    def copy(self, full: Tensor) -> Tensor:
+        """The part in memory of its own."""
         return take_local(full, self.placement, self.rank, self.num_ranks)
 
 
-@dataclass
 class Part:
-    """A local part, and the version of the full parameter that it was cut from."""
+    """A local part, and what shows that it is up to date.
 
-    local: Tensor
-    version: int
+    A view keeps the memory that it lies in, so no other memory comes to lie at the same address. Of
+    a copy the memory that it was taken from is known weakly.
+    """
+
+    def __init__(self, full: Tensor, local: Tensor, is_view: bool) -> None:
+        self.local, self.pointer = local, full.data_ptr()
+        self.version = _version(full)
+        self.memory = None if is_view else _memory(full)
+
+    @classmethod
+    def of(cls, full: Tensor, place: Place) -> "Part":
+        with torch.inference_mode(False), torch.no_grad():
+            if not place.is_view:
+                return cls(full, place.copy(full), is_view=False)
+            seen = place.take(full)
+            # Not a view to autograd: it would keep the parameter alive.
+            local = torch.empty(0, dtype=full.dtype, device=full.device)
+            local.set_(seen.untyped_storage(), seen.storage_offset(), seen.shape, seen.stride())
+            return cls(full, local, is_view=True)
+
+    def is_of(self, full: Tensor) -> bool:
+        """Whether it holds what `full` holds, as far as can be seen.
+
+        A write through `.data` or to an inference tensor leaves no trace; a view needs none. It is
+        made anew at other writes too: engines take a weight again when it is another tensor.
+        """
+        if self.version != _version(full) or self.pointer != full.data_ptr():
+            return False
+        return self.memory is None or self.memory == _memory(full)
+
+
+def _version(full: Tensor) -> int:
+    return 0 if full.is_inference() else full._version
+
+
+def _memory(full: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(full.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 class Parts:
     """The local parts of full parameters, kept while these live.
-
-    A part is copied anew when its parameter was written in place (a write through `.data` or to an
-    inference tensor leaves no trace and is not noticed).
 
     Attributes:
         read_whole: parameters that a compiled graph reads whole.
@@ -65,18 +118,29 @@ class Parts:
     def get(self, full: Tensor, place: Place) -> Tensor:
         """The part of `full` at `place`, up to date."""
         part = self.of(full).get(place)
-        if not self.is_released(full):
-            version = 0 if full.is_inference() else full._version
-            if part is None or part.version != version:
-                with torch.inference_mode(False), torch.no_grad():
-                    part = Part(place.take(full), version)
-                self._parts.setdefault(full, {})[place] = part
+        if not self.is_released(full) and (part is None or not part.is_of(full)):
+            part = Part.of(full, place)
+            self._parts.setdefault(full, {})[place] = part
         if part is None:
             self.require_memory(full)
         assert part is not None
         if part.local.requires_grad != full.requires_grad:
             part.local.requires_grad_(full.requires_grad)
         return part.local
+
+    def own(self, full: Tensor) -> None:
+        """Make all parts of `full` copies, up to date. Graphs that read strided ones are lost."""
+        self._parts[full] = {
+            replace(place, is_view=place.is_view and place.is_dense): Part(
+                full, place.copy(full), is_view=False
+            )
+            for place in self.of(full)
+        }
+
+    def forget(self, full: Tensor) -> None:
+        """Cut the parts of `full` anew at the next call; nothing for a released parameter."""
+        if not self.is_released(full):
+            self._parts.pop(full, None)
 
     def is_released(self, full: Tensor) -> bool:
         return bool(self.released) and full in self.released
@@ -102,23 +166,47 @@ class LocalInputs:
     parameters then receive the gradient of its own part.
     """
 
-    def __init__(self, gm: GraphModule, plan: ShardPlan, mesh: DeviceMesh) -> None:
+    def __init__(
+        self,
+        gm: GraphModule,
+        plan: ShardPlan,
+        mesh: DeviceMesh,
+        example_inputs: Sequence[Any],
+        is_released: bool = False,
+    ) -> None:
+        """
+        Args:
+            gm: the sharded graph.
+            example_inputs: of the graph before it was sharded.
+            is_released: whether parameters of the model are without memory, so that their parts
+                are dense.
+        """
         nodes = gm.graph.find_nodes(op="placeholder")
         rank, group = mesh.get_local_rank(), mesh.get_group().group_name
         self._places = {
-            i: Place(placement, group, rank, mesh.size())
+            i: Place(
+                placement,
+                group,
+                rank,
+                mesh.size(),
+                is_view=placement.is_one_stretch
+                and example_inputs[i].is_contiguous()
+                and (placement.dim == 0 or not is_released),
+            )
             for i, node in enumerate(nodes)
             if isinstance(placement := plan.parameter_nodes.get(node), Shard)
         }
         self._values = [node.meta["val"] for node in nodes]
         self._indices = [index.tensor(rank, mesh.device_type) for index in plan.index_inputs]
+        self._full = example_inputs
         self._has_run = False
 
-    def examples(self, example_inputs: Sequence[Any]) -> list[Any]:
+    def examples(self) -> list[Any]:
         """Fake inputs of the local graph, from those of the full one."""
+        full, self._full = self._full, ()
         return [
-            *(self._example(i, full) for i, full in enumerate(example_inputs)),
-            *self._values[len(example_inputs) :],
+            *(self._example(i, each) for i, each in enumerate(full)),
+            *self._values[len(full) :],
         ]
 
     def feed(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,11 +220,14 @@ class LocalInputs:
         return call
 
     def _example(self, i: int, full: Any) -> Any:
-        if i not in self._places:
+        place = self._places.get(i)
+        if place is None:
             return full
         local = self._values[i]  # fake, already of the local shape
-        with local.fake_mode:
+        with local.fake_mode, torch.no_grad():
             part = torch.empty_like(local)
+            if place.is_view:
+                part = place.take(part.new_empty_strided(full.shape, full.stride())).detach()
             if isinstance(full, torch.nn.Parameter):
                 return torch.nn.Parameter(part, full.requires_grad)
             return part.requires_grad_(full.requires_grad)

@@ -42,6 +42,8 @@ def free(model: nn.Module) -> int:
     if blockers := [Blocker(f"{n}: {why}") for n, p in divided.items() if (why := _why_needed(p))]:
         raise LadderError("These parameters are still needed whole:", blockers)
     before = sum(PARTS.released.values())
+    if any(not place.is_dense for p in divided.values() for place in PARTS.of(p)):
+        compat.drop_graphs()  # compiled for the strides of the full parameters
     for parameter in divided.values():
         if _owns_its_memory(parameter):
             _free(parameter)
@@ -53,9 +55,12 @@ def free(model: nn.Module) -> int:
 
 def refill(model: nn.Module) -> None:
     """Give the released parameters of `model` their memory and values back, from all ranks."""
-    for parameter in list(model.parameters()):
-        if PARTS.is_released(parameter):
-            _refill(parameter)
+    released = [p for p in model.parameters() if PARTS.is_released(p)]
+    for parameter in released:
+        _refill(parameter)
+        PARTS.forget(parameter)
+    if released:
+        compat.drop_graphs()  # compiled for parts that are copies
     for module in model.modules():
         for hook in _hooks.pop(module, []):
             hook.remove()
@@ -74,8 +79,7 @@ def _owns_its_memory(parameter: Tensor) -> bool:
 
 
 def _free(parameter: Tensor) -> None:
-    for place in PARTS.of(parameter):
-        PARTS.get(parameter, place)  # up to date, if it was written to
+    PARTS.own(parameter)
     storage = parameter.untyped_storage()
     PARTS.released[parameter] = storage.nbytes()
     storage.resize_(0)

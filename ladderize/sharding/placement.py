@@ -62,6 +62,11 @@ class Shard:
         """The length of the chunks together: with an `outer` of 1 that of the whole dim."""
         return sum(self.chunks)
 
+    @property
+    def is_one_stretch(self) -> bool:
+        """Whether each rank's part is one stretch of the dim."""
+        return len(self.chunks) == 1 and not self.whole
+
     def local_size(self, num_ranks: int, last: int | None = None) -> int:
         """What one rank holds of the first `last` chunks (of all), once."""
         return sum(
@@ -111,6 +116,12 @@ def local_shape(shape: Sequence[int], placement: Placement, num_ranks: int) -> l
     if isinstance(placement, Shard):
         local[placement.dim] = placement.local_size(num_ranks)
     return local
+
+
+def view_local(full: Tensor, placement: Shard, rank: int, num_ranks: int) -> Tensor:
+    """`rank`'s part of `full`, which is one stretch of it, in the memory of `full`."""
+    (entries,) = local_indices(placement, rank, num_ranks)
+    return full.narrow(placement.dim, entries.start, len(entries))
 
 
 def take_local(full: Tensor, placement: Placement, rank: int, num_ranks: int) -> Tensor:

@@ -7,7 +7,6 @@ The plan is the same on every rank: the rank itself enters only through the loca
 parameters and through index inputs. `passes.shard.ShardBranches` carries it out.
 """
 
-import hashlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from ladderize.streams.block import Block
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What to divide and which edits that takes; see `digest` for agreement between ranks.
+    """What to divide and which edits that takes; see `decisions` for agreement between ranks.
 
     Attributes:
         num_ranks: the size of the mesh axis.
@@ -60,13 +59,12 @@ class ShardPlan:
         """All-reduces of the branches in one forward run."""
         return len(self.reductions)
 
-    def digest(self) -> str:
-        """sha256 over the decisions, equal on all ranks that may run together."""
+    def decisions(self) -> list[str]:
+        """Every decision as a line: the same lines on all ranks that may run together."""
         parts: list[object] = [self.num_ranks, *self.index_inputs]
         parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
         parts += [*self.rewrites, *self.entries, *self.mixed, *self.reductions]
-        parts += self.vocabulary.edits
-        return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+        return [str(part) for part in (*parts, *self.vocabulary.edits)]
 
     def describe(self) -> list[str]:
         """Lines for a report."""

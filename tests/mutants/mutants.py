@@ -682,10 +682,54 @@ COLLECTIVES = (
     Mutant(
         "ranks that differ agree",
         "ladderize/frontends/agreement.py",
-        "if set(digests.values()) == {_digest(self.verdict).encode()}:",
-        "if set(digests.values()) >= {_digest(self.verdict).encode()}:",
-        "tests/ranks/test_sharded_refusals.py::"
-        "test_ranks_that_differ_all_raise_and_show_the_difference[options-layers=[1]]",
+        "if len(differ) > 1 or",
+        "if len(differ) > 2 or",
+        "tests/ranks/test_agreement.py::"
+        "test_ranks_that_differ_hear_it_at_once_and_see_the_difference",
+    ),
+    Mutant(
+        "a note of a rank that went on alone is read later",
+        "ladderize/frontends/agreement.py",
+        "if self._claim(key, self.me, _READ) == _READ:",
+        "if self._claim(key, self.me, _READ):",
+        "tests/ranks/test_agreement.py::test_a_rank_goes_on_alone_if_all_have_agreed_before",
+    ),
+    Mutant(
+        "an error of another type is not told to the other ranks",
+        "ladderize/frontends/agreement.py",
+        "    except Exception as error:\n        said",
+        "    except LadderError as error:\n        said",
+        "tests/ranks/test_agreement.py::"
+        "test_an_error_of_any_type_in_one_ranks_rewrite_is_raised_on_all",
+    ),
+    Mutant(
+        "options are no part of what ranks agree on",
+        "ladderize/frontends/backend.py",
+        "    lines = settings_of(state.config)\n    lines += [",
+        "    lines = [",
+        "tests/ranks/test_agreement.py::test_options_that_differ_are_an_error_on_all"
+        "[layers-+layers = last:1-at first]",
+    ),
+    Mutant(
+        "a weight in other memory is not noticed",
+        "ladderize/frontends/local_parameters.py",
+        "or self.pointer != full.data_ptr():",
+        "or False:",
+        "tests/frontends/test_local_parameters.py",
+    ),
+    Mutant(
+        "other memory at the same address is not noticed",
+        "ladderize/frontends/local_parameters.py",
+        "return self.memory is None or self.memory == _memory(full)",
+        "return True",
+        "tests/frontends/test_local_parameters.py",
+    ),
+    Mutant(
+        "a weight written in place is not noticed",
+        "ladderize/frontends/local_parameters.py",
+        "if self.version != _version(full) or",
+        "if",
+        "tests/frontends/test_local_parameters.py",
     ),
     Mutant(
         "harmless all-reduces are refused",

@@ -46,7 +46,6 @@ class LocalProgram:
         program: its graph is local; its weights are placeholders without memory.
         entries: the tensors that it reads, in the order of its inputs.
         num_ranks: the size of the mesh axis.
-        digest: of the plan; equal on ranks that may run together.
         lines: what was done, for people.
         report: of the rewrite; None for a program read from files.
         engines: the same of its engines; none where nothing was built.
@@ -55,7 +54,6 @@ class LocalProgram:
     program: ExportedProgram
     entries: tuple[StateEntry, ...]
     num_ranks: int
-    digest: str
     lines: tuple[str, ...]
     report: Report | None = None
     engines: tuple[str, ...] = ()
@@ -108,7 +106,7 @@ def localize(
         verifiers=program.verifiers,
     )
     lines = (rewritten.describe(), *plan.describe())
-    return LocalProgram(local, entries, num_ranks, plan.digest(), lines, report)
+    return LocalProgram(local, entries, num_ranks, lines, report)
 
 
 def explain_local(

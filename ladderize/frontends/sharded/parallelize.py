@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 
 from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.agreement import agree
+from ladderize.frontends.agreement import agree, heard_by_all
 from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
-from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.localize import GROUP, LocalProgram, localize
 from ladderize.frontends.sharded.materialize import read_slices
 from ladderize.frontends.sharded.module import Lower, ShardedModule
 from ladderize.frontends.sharded.tracing import build, trace
+from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
 
 ModelOrFactory = nn.Module | Callable[[], nn.Module]
 
@@ -114,20 +114,19 @@ class Prepared:
 
 def together(mesh: DeviceMesh, prepare: Callable[[], Prepared]) -> ShardedModule:
     """Make the module once every rank of the mesh is ready to; a rank's failure is everyone's."""
-    group = mesh.get_group()
-    try:
+    groups = [mesh.get_group()]
+    with heard_by_all(groups, "refused"):
         prepared = prepare()
-    except LadderError as error:
-        agree({group: f"refused: {error}"})
-        raise
-    agree({group: f"plan {prepared.local.digest}"})
-    try:
+    agree(dict.fromkeys(groups, _verdict(prepared.local)))
+    with heard_by_all(groups, "not loaded"):
         module = ShardedModule(prepared.local, prepared.read(), mesh, prepared.lower)
-    except (LadderError, SafetensorError, OSError, RuntimeError) as error:  # also out of memory
-        agree({group: f"not loaded: {error}"})
-        raise
-    agree({group: "loaded"})
+    agree(dict.fromkeys(groups, Verdict("loaded")))
     return module
+
+
+def _verdict(local: LocalProgram) -> Verdict:
+    settings = [*settings_of(LadderConfig()), *local.lines, *map(str, local.entries)]
+    return describe_graph(local.program.graph_module, local.lines[0], settings, GROUP)
 
 
 def _prepare(

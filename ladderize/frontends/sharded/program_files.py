@@ -125,7 +125,7 @@ def _said(local: LocalProgram, config: LadderConfig) -> dict[str, Any]:
         "options": dict(changed_options(plain)),
         "engines": dict(config.lowering_options) if config.lowering == "tensorrt" else None,
         "num_ranks": local.num_ranks,
-        "plan": {"digest": local.digest, "lines": list(local.lines)},
+        "plan": {"lines": list(local.lines)},
         "entries": [entry.to_json() for entry in local.entries],
     }
 
@@ -231,7 +231,6 @@ def open_shards(folder: Path) -> Shards:
         program=read_program(folder / GRAPH),
         entries=tuple(map(StateEntry.from_json, manifest["entries"])),
         num_ranks=manifest["num_ranks"],
-        digest=manifest["plan"]["digest"],
         lines=tuple(manifest["plan"]["lines"]),
     )
     options = parse_options(manifest["options"])

@@ -1,0 +1,130 @@
+"""What a rank is about to do with a graph, as text that the ranks of a group can compare.
+
+4 of 4 blocks converted                       the headline
+staleness = 2                                 what shapes the graph: options, versions, blocks
+ladderize::reduce float32[2, 6, 32] at layers.0.mlp.down_proj  reads -1 -7
+                                              one line an op; what moves through it
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+from ladderize.config.options import LadderConfig
+from ladderize.errors import module_path, source_line
+from ladderize.graph import ops
+from ladderize.graph.collectives import (
+    dtensors,
+    every_node,
+    group_name_of,
+    is_all_reduce,
+    launched_by,
+    own_launches,
+)
+from ladderize.report.publish import changed_options, versions
+
+MAX_LINES = 24
+# Between what an op is and what it reads, counted in lines back: one op more changes many of these.
+_READS = "  reads "
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one rank is about to do.
+
+    Attributes:
+        text: a headline, and lines that every rank that compiles at the same time must share.
+        sequence: what a rank shares with those that compiled the graph another time, for other
+            sizes or in another grad mode: what shaped it, and its collectives in order. None if all
+            ranks compile at the same time.
+    """
+
+    text: str
+    sequence: str | None = None
+
+    @property
+    def headline(self) -> str:
+        return self.text.partition("\n")[0]
+
+
+def settings_of(config: LadderConfig) -> list[str]:
+    """Versions and options, apart from what may differ from rank to rank."""
+    private = ("debug_dir", "python", "mesh")
+    known = (*versions(), *changed_options(config))
+    return [f"{name} = {value}" for name, value in known if name not in private]
+
+
+def describe_graph(
+    gm: GraphModule, headline: str, settings: Iterable[str], group_name: str
+) -> Verdict:
+    """`gm` as a verdict that is the same on every rank of a group that may run it together.
+
+    Constants are left out: a rank's offset into a sharded vocabulary is one. So are the shapes of
+    what a rank holds: uneven shards have different ones. Those that must agree are kept: of what
+    is all-reduced, and of DTensors as a whole; a symbolic size is the one of this call.
+    """
+    head = [headline, *settings]
+    lines, sequence = list(head), list(head)
+    numbers: dict[Node, int] = {}
+    # Arithmetic on sizes is left out: only a graph of symbolic sizes holds it.
+    for node in filter(ops.holds_tensor, every_node(gm)):
+        count = numbers[node] = len(numbers)
+        reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
+        line = source_line(node).rpartition("/")[2]  # installed elsewhere on another machine
+        where = " at ".join(filter(None, (module_path(node), line)))
+        what = ops.op_name(node) or node.op
+        moved = _moved(node, group_name)
+        parts = (what, " ".join(f"{v.dtype}{_sizes(v)}" for v in moved), where)
+        lines.append(" ".join(filter(None, parts)) + _READS + reads)
+        if moved or _launches(node, group_name):
+            dtypes = " ".join(str(value.dtype) for value in moved)
+            sequence.append(" ".join(filter(None, (what, dtypes, where))))
+    return Verdict("\n".join(lines), "\n".join(sequence))
+
+
+def _launches(node: Node, group_name: str) -> bool:
+    return group_name_of(node) == group_name and bool(launched_by(node) or own_launches(node))
+
+
+def _moved(node: Node, group_name: str) -> Sequence[Tensor]:
+    """The tensors whose sizes all ranks must share."""
+    if group_name_of(node) == group_name and (is_all_reduce(node) or own_launches(node)):
+        return [tensor for source in node.all_input_nodes for tensor in ops.tensors(source)]
+    return dtensors(node)
+
+
+def _sizes(tensor: Tensor) -> list[Any]:
+    return [compat.hint(size) if compat.has_hint(size) else "?" for size in tensor.shape]
+
+
+def show_differences(texts: Mapping[int, str]) -> Iterator[str]:
+    """Every rank's headline, then where the first that departs from the first rank does so.
+
+    Args:
+        texts: of the verdict of each rank, or why there is none.
+    """
+    for rank, text in texts.items():
+        yield f"rank {rank}: {text.splitlines()[0]}"
+    first, expected = next(iter(texts.items()))
+    rank, text = next((r, t) for r, t in texts.items() if t != expected)
+    lines = _diff(expected, text, with_reads=False) or _diff(expected, text, with_reads=True)
+    if lines:
+        shown = [f"rank {first} (-) and rank {rank} (+):", *lines[:MAX_LINES]]
+        shown += ["…"] * (len(lines) > MAX_LINES)
+        yield "\n      ".join(shown)
+
+
+def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
+    """What changes from one text to another below the headline, with a line of context."""
+    old, new = (
+        [line if with_reads else line.partition(_READS)[0] for line in text.splitlines()[1:]]
+        for text in (expected, found)
+    )
+    if not (old and new):  # one of them has a headline only
+        return []
+    return list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]
