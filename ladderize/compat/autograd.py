@@ -1,5 +1,6 @@
 """`torch.compile` and AOTAutograd: modules that are compiled, graphs around autograd."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,11 @@ def drop_graphs() -> None:
     import torch._dynamo
 
     torch._dynamo.reset_code_caches()
+
+
+def is_called_by_module() -> bool:
+    """Whether the caller of this function's caller is `nn.Module.__call__`."""
+    return sys._getframe(2).f_code is nn.Module._call_impl.__code__
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:

@@ -18,6 +18,11 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends import release_parameters
 from ladderize.frontends.backend import ladderize
+from ladderize.frontends.delegates import (
+    find_delegates,
+    lead_forward_through_call,
+    restore_forward,
+)
 from ladderize.frontends.generation import (
     find_encoder,
     refuse_relative_counts,
@@ -30,11 +35,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class _Compiled:
-    """How a model became a ladder; `disabled_before` is the setting for `generate` it had."""
+    """How a model became a ladder; `disabled_before` are the settings for `generate` it had."""
 
     config: LadderConfig
     fullgraph: bool
-    disabled_before: bool | None
+    disabled_before: tuple[bool | None, ...]
 
 
 _compiled: WeakKeyDictionary[nn.Module, _Compiled] = WeakKeyDictionary()
@@ -50,14 +55,14 @@ def compile(  # as torch.compile
     >>> model.generate(**inputs)                    # prefill and decode are both the ladder
 
     The module itself is compiled (`nn.Module.compile`), so that whoever holds it gets the ladder:
-    `model.generate`, a trainer, another module. `torch.compile(model)` returns a wrapper instead,
-    whose `generate` runs the module below, standard and eager. Parameters, `state_dict` and hooks
-    stay as they are; copies (`copy.deepcopy`, `torch.save`) are standard nets. Applied again, the
-    latest options hold.
+    `model.generate`, `model.forward`, a trainer, another module. `torch.compile(model)` returns a
+    wrapper instead, whose `generate` runs the module below, standard and eager. Parameters,
+    `state_dict` and hooks stay as they are; copies (`copy.deepcopy`, `torch.save`) are standard
+    nets. Applied again, the latest options hold.
 
     Args:
-        model: any module. Of a transformers encoder-decoder the encoder is compiled too, because
-            `generate` calls it by itself.
+        model: any module. What it wraps (PEFT's models, DistributedDataParallel) is compiled too,
+            and of a transformers encoder-decoder the encoder: `generate` calls these by themselves.
         dynamic, fullgraph: as in `torch.compile`. With `dynamic=True` prefill and decode are
             compiled once for all lengths; with `None` again at the second length.
         options: those of `LadderConfig`.
@@ -68,19 +73,26 @@ def compile(  # as torch.compile
     """
     if not isinstance(model, nn.Module):
         raise LadderError(f"ladderize.compile takes a module, not a {type(model).__name__}.")
-    if compat.is_compiled_wrapper(model):
+    wrapped: list[nn.Module] = [model, *find_delegates(model)]
+    if any(compat.is_compiled_wrapper(module) for module in wrapped):
         raise LadderError("This is a wrapper of torch.compile.", cure="pass the model in it")
     config = LadderConfig.from_options(options)
-    encoder = find_encoder(model)
-    if encoder is not None:
+    if any(find_encoder(module) is not None for module in wrapped):
         refuse_relative_counts(config)
     restore(model)
-    for module in (model, encoder):
-        if module is not None:
-            module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
-    disabled_before = set_compile_by_generate(model, disabled=True)
-    _compiled[model] = _Compiled(config, fullgraph, disabled_before)
+    for module in _entry_points(model):
+        module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
+        lead_forward_through_call(module)
+    disabled = tuple(set_compile_by_generate(m, disabled=True) for m in _entry_points(model))
+    _compiled[model] = _Compiled(config, fullgraph, disabled)
     return model
+
+
+def _entry_points(model: nn.Module) -> list[nn.Module]:
+    """What is called by itself: the model, what it wraps, and their encoders."""
+    wrapped = [model, *find_delegates(model)]
+    encoders = [encoder for each in wrapped if (encoder := find_encoder(each)) is not None]
+    return list(dict.fromkeys([*wrapped, *encoders]))
 
 
 def restore(model: Model) -> Model:
@@ -93,10 +105,11 @@ def restore(model: Model) -> Model:
     if model not in _compiled:
         return model
     release_parameters.refill(model)
-    for module in (model, find_encoder(model)):
-        if module is not None:
-            compat.drop_compiled(module)
-    set_compile_by_generate(model, disabled=_compiled.pop(model).disabled_before)
+    parts, disabled_before = _entry_points(model), _compiled.pop(model).disabled_before
+    for module, disabled in reversed(list(zip(parts, disabled_before, strict=False))):
+        compat.drop_compiled(module)
+        restore_forward(module)
+        set_compile_by_generate(module, disabled=disabled)
     return model
 
 

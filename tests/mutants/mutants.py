@@ -841,13 +841,6 @@ FILES = (
         "if _training_flag(node) is mode]",
         "tests/ranks/test_parallelize.py::test_a_program_keeps_the_mode_it_was_traced_in",
     ),
-    Mutant(
-        "a written parameter is not copied anew",
-        "ladderize/frontends/local_parameters.py",
-        "if part is None or part.version != version:",
-        "if part is None:",
-        "tests/frontends/test_release.py::test_what_was_written_before_is_not_lost",
-    ),
 )
 
 # ---- what is told ----------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""Whoever reaches past a compiled module gets the ladder too: by a wrapper, by `forward`.
+
+PeftModel ── LoraModel ── LlamaForCausalLM      peft.generate(ids) calls the innermost
+DistributedDataParallel ── model                ddp.module(x)
+model.forward(x)                                goes through model(x), which is compiled
+"""
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ladderize import compat
+
+
+def find_delegates(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that `model` wraps, from the outside in: each the only child of the one before.
+
+    Linear in their number.
+    """
+    while True:
+        children = dict(model.named_children())
+        has_own_parameters = next(model.parameters(recurse=False), None) is not None
+        if len(children) != 1 or has_own_parameters:
+            return
+        (model,) = children.values()
+        if not can_be_called(model):
+            return
+        yield model
+
+
+def can_be_called(module: nn.Module) -> bool:
+    """Not a list or a dict of modules."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+
+
+def lead_forward_through_call(module: nn.Module) -> None:
+    """Let `module.forward(x)` be `module(x)`, which is compiled; that of a copy is the copy's.
+
+    A `forward` that somebody has put on the module itself is left alone.
+    """
+    if "forward" in vars(module):
+        return
+    standard = type(module).forward
+
+    @functools.wraps(standard)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or compat.is_called_by_module():
+            return standard(self, *args, **kwargs)
+        return self(*args, **kwargs)
+
+    forward.leads_to_call = True  # type: ignore[attr-defined]
+    module.forward = types.MethodType(forward, module)
+
+
+def restore_forward(module: nn.Module) -> None:
+    """Undo `lead_forward_through_call`."""
+    if hasattr(vars(module).get("forward"), "leads_to_call"):
+        del module.forward

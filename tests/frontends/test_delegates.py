@@ -1,0 +1,104 @@
+"""Whoever reaches past a compiled model gets the ladder: PEFT's wrappers, `forward`, copies."""
+
+import copy
+import inspect
+import io
+
+import peft
+import pytest
+import torch
+from helpers.language_models import language_model
+from helpers.reads import HEAD
+from torch import nn
+
+import ladderize
+from ladderize import LadderError
+from ladderize.frontends.delegates import find_delegates
+from ladderize.testing import eager_ladder
+
+IDS = torch.arange(12).reshape(2, 6)
+HOW = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "do_sample": False}
+HOW |= {"max_new_tokens": 4, "use_cache": False, "pad_token_id": 0}
+
+
+def with_adapters():
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return peft.get_peft_model(language_model("llama"), config).eval()
+
+
+def answers(model):
+    """What each way to reach the model gives."""
+    inner = model.get_base_model()
+    with torch.no_grad():
+        return {
+            "call": model(input_ids=IDS).logits,
+            "forward": model.forward(input_ids=IDS).logits,
+            "base model": inner(input_ids=IDS).logits,
+            "forward of the base model": inner.forward(input_ids=IDS).logits,
+            "generate": model.generate(**HOW),
+            "generate of the base model": inner.generate(**HOW),
+        }
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_every_way_to_reach_a_wrapped_model_is_the_ladder():
+    model = with_adapters()
+    whole = copy.deepcopy(model)
+    standard = answers(whole)
+    with eager_ladder(whole.get_base_model(), HEAD["llama"]):
+        expected = answers(whole)
+    ladderize.compile(model, lowering="eager")
+    found = answers(model)
+    ladderize.restore(model)
+    for way, value in answers(model).items():
+        torch.testing.assert_close(found[way], expected[way], rtol=0, atol=1e-5)
+        assert not torch.equal(expected[way], standard[way]), way
+        assert torch.equal(value, standard[way]), way
+
+
+def test_modules_that_wrap_a_single_one():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    inner = nn.Sequential(net)
+    assert list(find_delegates(nn.Sequential(inner))) == [inner, net]
+    assert list(find_delegates(nn.ModuleList([nn.ModuleList([net])]))) == []
+    scaled = nn.Sequential(net)
+    scaled.scale = nn.Parameter(torch.ones(2))
+    assert list(find_delegates(scaled)) == []
+
+
+def test_a_wrapper_of_torch_compile_inside_of_another_is_refused():
+    with pytest.raises(LadderError, match=r"wrapper of torch\.compile"):
+        ladderize.compile(nn.Sequential(torch.compile(language_model("llama"))))
+
+
+def test_forward_stays_what_it_was_for_whoever_inspects_or_copies_it():
+    model = language_model("llama")
+    signature, standard = inspect.signature(model.forward), model(input_ids=IDS).logits
+    ladderize.compile(model, lowering="eager")
+    assert inspect.signature(model.forward) == signature
+    copied = copy.deepcopy(model)
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    for other in (copied, torch.load(saved, weights_only=False)):
+        assert torch.equal(other.forward(input_ids=IDS).logits, standard)
+    assert not torch.equal(model.forward(input_ids=IDS).logits, standard)
+
+
+def test_hooks_run_once_whichever_way_a_model_is_called():
+    model, calls = language_model("llama"), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    ladderize.compile(model, lowering="eager", fullgraph=False)
+    for run in (model, model.forward):
+        run(input_ids=IDS)
+        assert calls.pop() and not calls
+
+
+def test_a_forward_that_somebody_put_on_the_model_is_left_alone():
+    model = language_model("llama")
+    model.forward = model.forward  # accelerate's hooks do
+    mine = vars(model)["forward"]
+    ladderize.compile(model, lowering="eager")
+    assert vars(model)["forward"] is mine
+    ladderize.restore(model)
+    assert vars(model)["forward"] is mine
