@@ -171,6 +171,7 @@ def test_a_cache_is_only_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.deep
 def test_a_backend_that_nobody_installed() -> None:
     works, found = attempt("backend", "nobody's")
     assert not works
