@@ -119,7 +119,7 @@ def test_nobody_is_asked_to_agree(ranks, monkeypatch):
 CONFIG = LlamaConfig(
     hidden_size=64,
     intermediate_size=128,
-    num_hidden_layers=1,
+    num_hidden_layers=2,
     num_attention_heads=8,
     num_key_value_heads=8,
     vocab_size=64,
@@ -144,13 +144,14 @@ def events_of(ranks, weights, **net):
 def test_when_each_net_waits(ranks):
     weights = Weights(ranks[0])
     standard = events_of(ranks, weights, is_parallel=False, staleness=0)
-    assert standard == [(what, i) for i in range(2) for what in ("launch", "wait")]
+    assert standard == [(what, i) for i in range(4) for what in ("launch", "wait")]
     made = dict(weights.made)
     ladder = events_of(ranks, weights, is_parallel=False, staleness=1)
-    assert ladder.index(("wait", 0)) > ladder.index(("launch", 1))
+    for block in range(3):
+        assert ladder.index(("wait", block)) > ladder.index(("launch", block + 1))
     assert sorted(ladder) == sorted(standard)
     parallel = events_of(ranks, weights, is_parallel=True, staleness=0)
-    assert parallel == standard[:2]  # one all-reduce a layer
+    assert parallel == standard[:4]  # one all-reduce a layer
     assert weights.made.keys() == made.keys()
     assert all(weights.made[key] is tensor for key, tensor in made.items())  # shared
 
@@ -162,10 +163,10 @@ def test_weights_are_those_of_one_rank(ranks):
     assert shapes["model.model.layers.0.mlp.up_proj.weight"] == (16, 64)
     assert shapes["keys_0"] == (2, 1, 8, 8)
     lengths = [tensor for key, tensor in weights.made.items() if key[0].startswith("length_")]
-    assert [int(length) for length in lengths] == [6]  # two steps behind the 4 cached
+    assert [int(length) for length in lengths] == [6, 6]  # two steps behind the 4 cached
     weights.forget_caches()
     kept = {key[0] for key in weights.made}
-    assert kept == {name for name in shapes if "_0" not in name}
+    assert kept == {name for name in shapes if "_0" not in name and "_1" not in name}
 
 
 # ---- the kernel's stream
@@ -246,7 +247,7 @@ def test_without_a_kernel_nothing_lasts():
 
 
 def test_a_dry_run(monkeypatch, tmp_path, capsys):
-    small = "--layers 1 --hidden 64 --batch 2 --prompt 4 --new 3 --repeats 2 --device cpu"
+    small = "--layers 2 --hidden 64 --batch 2 --prompt 4 --new 3 --repeats 2 --device cpu"
     how = ["--lowering", "aot_eager", "--dtype", "float32", "--json", str(tmp_path / "a.json")]
     monkeypatch.setattr(sys, "argv", ["gpu_stand_in.py", *small.split(), *how])
     gpu_stand_in.main()
@@ -262,7 +263,7 @@ def test_a_dry_run(monkeypatch, tmp_path, capsys):
     sent = {name: rows["decode", name].values["communicating_s"] for name in ("standard", "ladder")}
     assert sent["standard"] == pytest.approx(sent["ladder"]) and sent["ladder"] > 0
     assert rows["decode", "bound"].values["exposed_s"] == 0
-    assert "standard_ratio" in whole.values and whole.key["model"].endswith("1 layers of 64")
+    assert "standard_ratio" in whole.values and whole.key["model"].endswith("2 layers of 64")
 
 
 def test_steps_are_held_against_those_beside_them():
