@@ -481,7 +481,7 @@ def program_args(rows):
     )
 
 
-@examples(25)
+@examples(8)
 @given(programs())
 def test_any_program(program):
     def fn(x, y):
@@ -490,7 +490,7 @@ def test_any_program(program):
     check(fn, *program_args(3), deferred=True)
 
 
-@examples(8)
+@examples(2)
 @given(programs())
 def test_any_program_with_dynamic_sizes(program):
     def fn(x, y):

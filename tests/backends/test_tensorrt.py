@@ -14,6 +14,7 @@ import torch.distributed as dist
 from helpers.eager_ladders import llama_ladder, tiny_llama
 from helpers.engines_stand_in import build_in_pytorch, engines_in_pytorch
 from helpers.installed import install
+from helpers.parallel_nets import eager_ladder, make_ids, make_net
 from helpers.ranks import Ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.export import Dim, export
@@ -196,7 +197,7 @@ def run_where_one_rank_cannot_build() -> str:
     with engines_in_pytorch(), torch.no_grad():
         with_fault = patch.object(lower, "build_islands", build_on_rank_0_only)
         with with_fault, pytest.raises(LadderError) as error:
-            compiled(tiny_llama(2), mesh=mesh)(IDS)
+            compiled(tiny_llama(1), mesh=mesh)(IDS)
     return str(error.value)
 
 
@@ -210,12 +211,10 @@ def test_an_engine_that_one_rank_cannot_build_is_an_error_on_all(ranks):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """A Llama of any length, as a file."""
-    path = tmp_path_factory.mktemp("program") / "llama.pt2"
-    dims = {"input_ids": {1: Dim("length", max=32)}}
-    model = tiny_llama(3)
-    torch.export.save(export(model, (), {"input_ids": IDS}, dynamic_shapes=dims), path)
-    torch.save(model.state_dict(), path.with_suffix(".state"))
+    """A small decoder of any length, as a file."""
+    path = tmp_path_factory.mktemp("program") / "decoder.pt2"
+    dims = {"ids": {1: Dim("length", max=32)}}
+    torch.export.save(export(make_net(), (make_ids(),), dynamic_shapes=dims), path)
     return path
 
 
@@ -243,26 +242,23 @@ def test_engines_are_files_of_the_directory_that_its_manifest_knows(written):
     assert manifest["engines"] == {"target": "8.9"}
 
 
-def run_loaded(folder: Path, program: Path) -> float:
+def run_loaded(folder: Path) -> float:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = tiny_llama(3)
-    model.load_state_dict(torch.load(program.with_suffix(".state")))
-    worst = 0.0
+    net, worst = make_net(), 0.0
     with engines_in_pytorch() as made:
         shard = ladderize.load(folder, mesh)
         assert made[0].report.num_built == 0
         with torch.no_grad():
             for length in (7, 12):
-                ids = torch.arange(2 * length).reshape(2, length) % 60
-                found = shard(input_ids=ids).logits
-                worst = max(worst, float((found - llama_ladder(model, ids, range(6))).abs().max()))
+                ids = make_ids(length=length)
+                worst = max(worst, float((shard(ids) - eager_ladder(net, ids)).abs().max()))
         with pytest.raises(LadderError, match="TensorRT computes no gradients"):
-            shard(input_ids=IDS)
+            shard(make_ids())
     return worst
 
 
-def test_two_ranks_run_the_engines_that_were_written(ranks, written, program):
-    assert max(ranks.run(run_loaded, written, program)) < 5e-6
+def test_two_ranks_run_the_engines_that_were_written(ranks, written):
+    assert max(ranks.run(run_loaded, written)) < 5e-6
 
 
 def test_what_was_written_can_be_verified(written, program):

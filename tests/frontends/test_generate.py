@@ -95,7 +95,9 @@ def check(name: str, cache: str | None, options: dict[str, Any], **how: Any) -> 
     counters.clear()
     ladderize.compile(model, **options)
     how |= {} if cache is None else {"cache_implementation": cache}
-    out = generate(model, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LadderWarning)
+        out = generate(model, **how)
     # The prompt, the decode steps; of a growing cache the first one, and all others.
     graphs = 2 if cache == "static" else 3
     assert counters["stats"]["unique_graphs"] == graphs
@@ -153,13 +155,6 @@ def test_compile_config_alone_is_warned_of() -> None:
     with pytest.warns(LadderWarning, match=r"Call ladderize\.compile\(model\) instead") as caught:
         generate(model, cache_implementation="static", compile_config=compile_config())
     assert "the prompt runs through the standard net" in str(caught[0].message)
-
-
-def test_with_compile_there_is_no_warning() -> None:
-    model = ladderize.compile(tiny_llama(2), lowering="eager")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", LadderWarning)
-        generate(model, cache_implementation="static")
 
 
 # -- compile and restore

@@ -20,8 +20,14 @@ from ladderize.sharding.placement import Shard
 from ladderize.testing import eager_ladder
 
 
+def net(name="llama, tied"):
+    """Of one layer, which is two blocks."""
+    layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
+    return language_model(name, **{layers: 1})
+
+
 def make(name="llama, tied", **options):
-    model = language_model(name)
+    model = net(name)
     settings = {"mesh": mesh(), "lowering": "eager", "dynamic": False} | options
     return ladderize.compile(model, **settings)
 
@@ -90,7 +96,7 @@ def parts_of_a_dead_model():
 
 def test_parts_live_no_longer_than_their_model(two_ranks):
     for parameters, before, is_dead, after in two_ranks.run(parts_of_a_dead_model):
-        assert parameters > 10
+        assert parameters > 5
         assert is_dead
         assert after <= before - parameters
 
@@ -109,7 +115,7 @@ def release_and_restore(name, lowering, dynamic):
         same = all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         errors.append((logits(model, 9) - other).abs().max().item())
     gradient = torch.autograd.grad(logits(model).square().mean(), divided(model)[-1:])
-    whole = language_model(name)
+    whole = net(name)
     with torch.no_grad():
         errors.append((first - whole_logits(name, whole)).abs().max().item())
         errors.append((other - whole_logits(name, whole, 9)).abs().max().item())
@@ -127,8 +133,9 @@ def release_and_restore(name, lowering, dynamic):
 @pytest.mark.parametrize(
     ("name", "lowering", "dynamic"),
     [
-        ("llama, tied", "eager", False),
-        ("gpt2", "eager", True),
+        ("gpt2", "eager", False),
+        pytest.param("gpt2", "eager", True, marks=pytest.mark.deep),
+        pytest.param("llama, tied", "eager", False, marks=pytest.mark.deep),
         pytest.param("llama", "inductor", False, marks=pytest.mark.deep),
     ],
 )
@@ -150,7 +157,7 @@ def written_then_released():
         ladderize.release_full_parameters(model)
         released = logits(model)
         ladderize.restore(model)
-        return (logits(language_model("llama, tied")) - logits(model)).abs().max().item(), (
+        return (logits(net()) - logits(model)).abs().max().item(), (
             released - logits(ladderize.compile(model, lowering="eager"))
         ).abs().max().item()
 
@@ -222,7 +229,7 @@ REASONS = {
     "breaks": "fullgraph=False",
     "not strict": "strict=False",
     "not run": "no graph of it has run",
-    "gradients": "model.layers.1.mlp.up_proj.weight: it may be trained",
+    "gradients": "model.layers.0.mlp.up_proj.weight: it may be trained",
     "read whole": "model.embed_tokens.weight: a compiled graph reads it whole",
     "restored": "it was not compiled by ladderize.compile",
 }

@@ -1,5 +1,7 @@
 """Values that reach a reader through memory: buffers filled in place, caches, custom ops."""
 
+from itertools import product
+
 import pytest
 import torch
 from helpers.graphs import capture
@@ -67,9 +69,21 @@ class Layer(nn.Module):
         return x + self.end(out, torch.sigmoid(self.right(x)))
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("write", WRITES)
+# In every run each write, and each way to make and to use the buffer; under --deep all of each.
+EVERY_RUN = [
+    *((write, "zeros", "gated") for write in WRITES),
+    *(("setitem", make, "direct") for make in MAKES),
+    ("setitem", "zeros", "both"),
+]
+
+
+@pytest.mark.parametrize(
+    ("write", "make", "end"),
+    [
+        pytest.param(*case, marks=[] if case in EVERY_RUN else [pytest.mark.deep])
+        for case in product(WRITES, MAKES, ENDS)
+    ],
+)
 def test_what_is_written_into_a_buffer_is_read_stale(write, make, end):
     model = nn.Sequential(*[Layer(WRITES[write], MAKES[make], ENDS[end]) for _ in range(4)])
     x = torch.randn(2, 5, 8)

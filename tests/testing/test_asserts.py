@@ -99,7 +99,7 @@ def test_skip_is_not_the_branch() -> None:
 # -- the pieces against each other
 
 
-@examples(40)
+@examples(10)
 @given(nets())
 def test_reference_without_staleness_is_the_module(spec: NetSpec) -> None:
     net = ResidualNet(spec)
@@ -108,7 +108,7 @@ def test_reference_without_staleness_is_the_module(spec: NetSpec) -> None:
         assert_close(standard, net(*spec.make_args()))
 
 
-@examples(40)
+@examples(10)
 @given(nets(), st.data())
 def test_stale_reads_show(spec: NetSpec, data: st.DataObject) -> None:
     """What the properties below compare can tell a ladder from the standard net, by far."""

@@ -66,7 +66,7 @@ def readers(net: ResidualNet) -> Iterator[list[str]]:
         ]
 
 
-@examples(40)
+@examples(10)
 @given(nets(), st.data())
 def test_the_same_as_the_reference_of_any_net(spec: NetSpec, data: st.DataObject) -> None:
     """In-place and parallel spellings, stages of one shape, norms ahead of and after the sum."""

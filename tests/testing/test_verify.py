@@ -70,8 +70,8 @@ def verify(*args):
     return run("verify", *args)
 
 
-def checks_of(done):
-    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+def by_name(found):
+    return {check.name: check for check in found.checks}
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,21 @@ def checks_of(done):
 def test_right_ladders_pass(written, name):
     files = written(name)
     for rewritten in (files.ladder, files.shards):
-        done = verify(files.original, rewritten, "--json")
-        assert done.exit_code == 0, done.output
-        found = json.loads(done.stdout)
-        assert found["ok"]
-        checks = {check["name"]: check for check in found["checks"]}
-        blocks = NAMED[name].blocks
-        assert f"{blocks} blocks" in checks["recurrence"]["found"]
-        errors = [c["error"] for c in found["checks"] if c["name"].startswith("values")]
+        found = ladderize.verify(files.program, rewritten)
+        assert found.ok, found
+        assert f"{NAMED[name].blocks} blocks" in by_name(found)["recurrence"].found
+        errors = [check.error for check in found.checks if check.name.startswith("values")]
         assert len(errors) >= 2 and max(errors) < 1e-5
+
+
+def test_the_command_prints_the_checks(written):
+    files = written("llama")
+    done = verify(files.original, files.shards, "--json")
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed["ok"] and all(check["status"] == "ok" for check in printed["checks"])
+    names = {check["name"] for check in printed["checks"]}
+    assert {"weights", "waits", "recurrence", "order of collectives"} <= names
 
 
 GRAPH_FAULTS = [
@@ -104,19 +110,30 @@ GRAPH_FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "fault", "says"), GRAPH_FAULTS)
-def test_faults_in_a_graph(written, tmp_path, name, fault, says):
+def test_faults_in_a_graph(written, name, fault, says):
     files = written(name)
+    ladder = ladderize.rewrite(files.program)
+    index = faults.plant(ladder, files.stream, fault)
+    found = ladderize.verify(files.program, ladder)
+    check = by_name(found)["recurrence"]
+    assert check.status == "failed"
+    assert f"block {index} (" in check.where or f"block, {index} (" in check.where
+    assert says in check.found
+    assert f"{index} (" in found.summary()
+    assert any("values" in check.name for check in found.failed)
+
+
+def test_the_command_names_a_fault_of_a_file(written, tmp_path):
+    files = written("llama")
     program = read_program(files.ladder)
-    index = faults.plant(program, files.stream, fault)
+    index = faults.plant(program, files.stream, faults.left_fresh)
     torch.export.save(program, tmp_path / "faulty.pt2")
     done = verify(files.original, tmp_path / "faulty.pt2", "--json")
     assert done.exit_code == 1
-    check = checks_of(done)["recurrence"]
-    assert check["status"] == "failed"
-    assert f"block {index} (" in check["where"] or f"block, {index} (" in check["where"]
-    assert says in check["found"]
+    (check,) = (c for c in json.loads(done.stdout)["checks"] if c["name"] == "recurrence")
+    assert (check["status"], check["found"]) == ("failed", "its branch reads x3, fresh, not x2")
+    assert f"block {index} (" in check["where"]
     assert f"{index} (" in done.stderr.splitlines()[-1]
-    assert any(c["status"] == "failed" for n, c in checks_of(done).items() if "values" in n)
 
 
 SHARDED_FAULTS = [
@@ -130,13 +147,11 @@ def test_faults_in_the_graph_of_shards(written, tmp_path, name, fault, failing):
     files = written(name)
     folder = faults.copy_folder(files.shards, tmp_path / "faulty")
     index = faults.plant_in_graph(folder, files.stream, fault)
-    done = verify(files.original, folder, "--json")
-    assert done.exit_code == 1
-    checks = checks_of(done)
-    assert checks[failing]["status"] == "failed"
-    assert f"block {index} (" in checks["recurrence"]["where"]
+    checks = by_name(ladderize.verify(files.program, folder))
+    assert checks[failing].status == "failed"
+    assert f"block {index} (" in checks["recurrence"].where
     if failing == "recurrence":
-        assert "the same vector is added" in checks["recurrence"]["found"]
+        assert "the same vector is added" in checks["recurrence"].found
 
 
 def test_collectives_in_another_order_on_one_rank(written, tmp_path):
@@ -144,13 +159,11 @@ def test_collectives_in_another_order_on_one_rank(written, tmp_path):
     folder = faults.copy_folder(files.shards, tmp_path / "rank1")
     index = faults.plant_in_graph(folder, files.stream, faults.collectives_swapped)
     # Alone, on both ranks, the other order is a right one.
-    assert verify(files.original, folder).exit_code == 0
-    done = verify(files.original, files.shards, folder, "--json")
-    assert done.exit_code == 1
-    check = checks_of(done)["order of collectives"]
-    assert check["status"] == "failed"
-    assert f"block {index} (" in check["where"]
-    assert "rank 0: reduce" in check["found"] and "rank 1: reduce" in check["found"]
+    assert ladderize.verify(files.program, folder).ok
+    check = by_name(ladderize.verify(files.program, [files.shards, folder]))["order of collectives"]
+    assert check.status == "failed"
+    assert f"block {index} (" in check.where
+    assert "rank 0: reduce" in check.found and "rank 1: reduce" in check.found
     assert verify(files.original, files.shards, files.shards).exit_code == 0
 
 
@@ -161,15 +174,14 @@ def test_faults_in_the_tensors_of_a_rank(written, tmp_path, name, fault):
     files = written(name)
     folder = faults.copy_folder(files.shards, tmp_path / "faulty")
     index = faults.plant_in_tensors(folder, 1, fault)
-    done = verify(files.original, folder, "--json")
-    assert done.exit_code == 1
-    check = checks_of(done)["weights"]
-    assert check["status"] == "failed"
-    assert "has other values on rank 1" in check["found"]
-    assert f"block {index} (" in check["where"]
-    wrong = [c for n, c in checks_of(done).items() if "values" in n]
-    assert wrong and all(c["status"] == "failed" for c in wrong)
-    assert all(f"block {index} (" in c["where"] for c in wrong)
+    found = ladderize.verify(files.program, folder)
+    check = by_name(found)["weights"]
+    assert check.status == "failed"
+    assert "has other values on rank 1" in check.found
+    assert f"block {index} (" in check.where
+    wrong = [check for check in found.checks if "values" in check.name]
+    assert wrong and all(check.status == "failed" for check in wrong)
+    assert all(f"block {index} (" in check.where for check in wrong)
 
 
 def test_a_fault_that_weights_hide_is_found(written):
@@ -208,12 +220,12 @@ def test_options_are_those_noted_in_the_files(written, tmp_path):
     assert run("rewrite", files.original, "--out", out, "--layers", "last:1").exit_code == 0
     assert read_note(out) == {"layers": "last:1"}
     assert read_note(files.original) is None
-    assert verify(files.original, out).exit_code == 0
+    assert ladderize.verify(files.program, out).ok
     done = verify(files.original, out, "--layers", "all")
     assert done.exit_code == 1
     assert "its branch reads x1, fresh, not x0" in done.stdout
     assert "block 1 (model.layers.0.mlp, modeling_llama.py" in done.stderr
-    assert verify(files.original, files.ladder, "--staleness", "2").exit_code == 1
+    assert not ladderize.verify(files.program, files.ladder, staleness=2).ok
 
 
 def test_a_standard_net_does_not_pass_for_a_ladder(written):

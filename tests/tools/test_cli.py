@@ -324,7 +324,13 @@ def test_a_dry_run_writes_nothing(llama, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("how", [(), ("--tp", 2)], ids=["file", "folder"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param((), id="file", marks=pytest.mark.deep),
+        pytest.param(("--tp", 2), id="folder"),
+    ],
+)
 def test_force_overwrites_what_ladderize_wrote(llama, tmp_path, how):
     out = tmp_path / "out"
     assert run("rewrite", llama, "--out", out, *how).exit_code == 0

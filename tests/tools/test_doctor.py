@@ -132,7 +132,7 @@ def test_no_tensorrt(here: dict[str, PartStatus]) -> None:
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    found = named(doctor._compilers)["Inductor on CPU"]
+    found = doctor._probe("Inductor on CPU", "", "compile", "cpu")
     assert found.status == "broken"
     assert "No working C++ compiler" in found.found
     assert "\n" not in found.found
@@ -171,6 +171,7 @@ def test_a_cache_is_only_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.deep
 def test_a_backend_that_nobody_installed() -> None:
     works, found = attempt("backend", "nobody's")
     assert not works

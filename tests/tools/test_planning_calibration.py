@@ -77,6 +77,7 @@ def test_how_well_the_table_tells_each_number():
     assert found["launch"] > found["memory"]  # a launch is the smallest part of a step
 
 
+@pytest.mark.deep
 def test_a_fit_finds_its_way():
     """From wrong latencies; the rest is near a flat valley, where one start is as good as none."""
     wrong = dataclasses.replace(calibration(), nvlink=20e-6, nop2p=10e-6)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import tree_leaves
 
+from ladderize import rewrite
 from ladderize.testing import eager_ladder
 from zoo.family import Family
 
@@ -40,32 +41,25 @@ CONSTANT = {
     "minimax (skip of the normed)": (LENGTH, "a Python loop over windows of linear attention"),
     "llava": (BATCH, "as many image tokens as image features, compared while tracing"),
 }
-# Beside the deep rows: spellings of attention, mixing and views that no deep row has.
+# Spellings of attention, mixing, experts, relative positions and convolutions.
 SYMBOLIC = {
-    "gemma2 (sandwich norms)",
+    "llama",
     "bloom",
-    "gpt-j",
     "mixtral",
-    "deepseek-v3",
-    "gpt-oss",
-    "llama4",
-    "phi3 (fused projections)",
-    "falcon (parallel)",
-    "lfm2 (convolutions)",
-    "deberta-v2",
-    "modernbert",
-    "whisper",
+    "bert",
+    "t5",
     "segformer",
-    "llava",
-    "patchtst (time series)",
-    "perceiver",
+    "nn.TransformerEncoder (pre-norm)",
+    "torchvision's resnet",
+    "dit (adaLN)",
+    "x += f(x)",
 }
 # Programs that torch.export itself refuses.
 UNEXPORTED = {"vmap(f)(x)"}
 
 
 def is_symbolic(family: Family) -> bool:
-    return family.is_deep or family.name in SYMBOLIC
+    return family.name in SYMBOLIC
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +75,11 @@ class Traced:
     model: nn.Module
     program: ExportedProgram
     resizings: tuple[dict[int, int], ...] = ({},)
+
+    @cached_property
+    def ladder(self) -> ExportedProgram:
+        """All blocks one block stale."""
+        return rewrite(self.program, expect_blocks=self.family.blocks)
 
     @cached_property
     def inputs(self) -> list[dict[str, Any]]:
