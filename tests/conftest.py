@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.fake_group import fake_group
 from helpers.inductor import prepare_inductor
 from helpers.ranks import Ranks
 
@@ -63,3 +64,10 @@ def two_ranks() -> Iterator[Ranks]:
 def four_ranks() -> Iterator[Ranks]:
     with Ranks(4) as ranks:
         yield ranks
+
+
+@pytest.fixture(scope="module")
+def first_of_two() -> Iterator[None]:
+    """This process is rank 0 of two; the other one is not there."""
+    with fake_group():
+        yield

@@ -45,7 +45,8 @@ def test_shows_map_error_and_order() -> None:
 
     error = re.search(r"to an independent eager ladder on one process:\n +(\S+)", out)
     assert error is not None and float(error[1]) <= 1e-4
-    blocks = dict(re.findall(r"^  block (\d)   (.*)$", out, re.MULTILINE))
+    lines = out.partition("AR_i launches")[0]  # a long one goes on below
+    blocks = {text[0]: " ".join(text[1:].split()) for text in lines.split("\n  block ")[1:]}
     assert [*blocks] == ["1", "2", "3"]
     for index in (1, 2):  # the wait is behind the next block's launch
         assert blocks[str(index)].endswith(f"AR_{index}")
@@ -62,14 +63,13 @@ def test_usage_errors(args: tuple[str, ...]) -> None:
 
 
 def test_as_data() -> None:
-    """Of the net above, whose kernels Inductor's cache has."""
-    done = demo("--layers", "2", "--json")
+    done = demo("--layers", "1", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)  # nothing else is on stdout
     assert found["ok"] and found["num_ranks"] == 2
     assert found["error"] <= 1e-4 < found["drift"]
     assert "AR_1" in found["order"]
-    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 4
+    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 2
     assert "build the model" in done.stderr
 
 

@@ -1,5 +1,6 @@
 """The examples run as the README, or they themselves, show them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,15 +13,33 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def printed_by_torchrun(line: str) -> list[str]:
-    """What a `torchrun` line prints."""
-    command = [sys.executable, "-m", "torch.distributed.run", *line.split()[1:]]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+# What a rank's Python runs first: Inductor as the tests use it, without C++ unless they are deep.
+PREPARED = """
+import os
+if "RANK" in os.environ:
+    from helpers.inductor import prepare_inductor
+    prepare_inductor()
+"""
+
+
+def printed_by_torchrun(line: str, folder: Path) -> list[str]:
+    """What a `torchrun` line prints; `folder` is an empty one."""
+    (folder / "sitecustomize.py").write_text(PREPARED)
+    paths = [str(folder), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *line.split()[1:]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert ran.returncode == 0, ran.stderr
+    assert "sitecustomize" not in ran.stderr
     return ran.stdout.splitlines()
 
 
-def printed(line: str, lowering: str = "aot_eager") -> list[str]:
+def printed(line: str, lowering: str = "eager") -> list[str]:
     """The same from forked ranks, with another lowering in place of Inductor."""
     found = re.fullmatch(r"torchrun --standalone --nproc-per-node (\d) examples/(\S+)", line)
     assert found, line
@@ -28,11 +47,11 @@ def printed(line: str, lowering: str = "aot_eager") -> list[str]:
     return text.splitlines()
 
 
-def test_quickstart():
+def test_quickstart(tmp_path):
     """Started by torchrun, compiled by Inductor."""
     line = "torchrun --standalone --nproc-per-node 2 examples/quickstart.py"
     assert f".venv/bin/{line}" in (ROOT / "README.md").read_text()
-    check_quickstart(printed_by_torchrun(line))
+    check_quickstart(printed_by_torchrun(line, tmp_path))
 
 
 def check_quickstart(lines: list[str]) -> None:
@@ -49,7 +68,7 @@ def asked(name: str) -> str:
 @pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
 def test_training(name):
     """The command and the last line are those of its docstring."""
-    check_training(name, printed(asked(name)))
+    check_training(name, printed(asked(name), "aot_eager"))  # 81 steps of DTensors
 
 
 def check_training(name: str, lines: list[str]) -> None:
@@ -92,10 +111,10 @@ def check_serving(lines: list[str]) -> None:
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
-def test_training_through_inductor(name):
-    check_training(name, printed_by_torchrun(asked(name)))
+def test_training_through_inductor(name, tmp_path):
+    check_training(name, printed_by_torchrun(asked(name), tmp_path))
 
 
 @pytest.mark.deep
-def test_hugging_face_tensor_parallel_through_inductor():
-    check_hugging_face(printed_by_torchrun(asked("hf_tensor_parallel.py")))
+def test_hugging_face_tensor_parallel_through_inductor(tmp_path):
+    check_hugging_face(printed_by_torchrun(asked("hf_tensor_parallel.py"), tmp_path))

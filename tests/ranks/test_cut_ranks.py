@@ -1,10 +1,9 @@
-"""Cut graphs on two real ranks: the values of the flat graph, and where they are cut."""
+"""Cut graphs: where they are cut, and the values of the flat graph; on two ranks and on one."""
 
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 from helpers.cached_decoder import EXAMPLE, Decoder
 from helpers.cutting import cutting, difference, letters, lower_islands, without_names
 from helpers.parallel_nets import make_ids, make_net, shard
@@ -40,19 +39,21 @@ def run_model(name, layers, lengths=(6,)):
     return summary(cut)
 
 
+@pytest.mark.usefixtures("first_of_two")
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_a_model_over_two_ranks(two_ranks, name):
+def test_a_model_over_two_ranks(name):
     """The embedding, 2 L blocks, two sums: L layers are 2 L + 3 islands of 6 or 7 kinds."""
-    for off, order, kinds in two_ranks.run(run_model, name, 3):
-        assert off == 0
-        assert order == "slw" + "sl" + "slw" * 5 + "sws"
-        assert kinds == [0, 1, 2, 3, 4, 3, 4, 7, 7 if name == "bert" else 8]
+    off, order, kinds = run_model(name, 3)
+    assert off == 0
+    assert order == "slw" + "sl" + "slw" * 5 + "sws"
+    assert kinds == [0, 1, 2, 3, 4, 3, 4, 7, 7 if name == "bert" else 8]
 
 
-def test_dynamic_shapes(two_ranks):
-    for off, order, _ in two_ranks.run(run_model, "llama", 1, (6, 9)):
-        assert off == 0
-        assert order == "slw" + "sl" + "slw" + "sws"
+@pytest.mark.usefixtures("first_of_two")
+def test_dynamic_shapes():
+    off, order, _ = run_model("llama", 1, (6, 9))
+    assert off == 0
+    assert order == "slw" + "sl" + "slw" + "sws"
 
 
 def run_net(way, layers):
@@ -89,23 +90,11 @@ def run_cached():
     return summary(cut)
 
 
-def test_caches_are_written_outside(two_ranks):
-    for off, order, _ in two_ranks.run(run_cached):
-        assert off == 0
-        assert order == "slw" + "sl" + "slw" * 3 + "sws" + "gws" + "cccc"
-
-
-def run_by_inductor():
-    """How far a call is off if Inductor compiles each island, which are run then, the order."""
-    run = compiled(MODELS["llama"](layers=1), mesh=mesh())
-    with torch.no_grad(), cutting() as cut:
-        run(input_ids=torch.arange(12).reshape(2, 6))
-        (gm,), (inputs,) = cut.graphs, cut.calls
-        expected = gm(*inputs)
-        ran = []
-        if dist.get_rank() == 0:  # the other one computes as it did
-            lower_islands(gm, partial(by_inductor, ran))
-        return difference(gm(*inputs), expected), ran, letters(gm)
+@pytest.mark.usefixtures("first_of_two")
+def test_caches_are_written_outside():
+    off, order, _ = run_cached()
+    assert off == 0
+    assert order == "slw" + "sl" + "slw" * 3 + "sws" + "gws" + "cccc"
 
 
 def by_inductor(ran, name, body):
@@ -121,8 +110,15 @@ def by_inductor(ran, name, body):
     return run
 
 
-def test_islands_compiled_by_inductor(two_ranks):
-    (first, ran, order), (second, none, _) = two_ranks.run(run_by_inductor)
-    assert ran == [f"island_{i}" for i in range(5)] and none == []
-    assert first <= 1e-5 and second <= 1e-5
-    assert order == "slw" + "sl" + "slw" + "sws"
+@pytest.mark.usefixtures("first_of_two")
+def test_islands_compiled_by_inductor():
+    run = compiled(MODELS["llama"](layers=1), mesh=mesh())
+    with torch.no_grad(), cutting() as cut:
+        run(input_ids=torch.arange(12).reshape(2, 6))
+        (gm,), (inputs,) = cut.graphs, cut.calls
+        expected = gm(*inputs)
+        ran = []
+        lower_islands(gm, partial(by_inductor, ran))
+        assert difference(gm(*inputs), expected) <= 1e-5
+    assert ran == [f"island_{i}" for i in range(5)]
+    assert letters(gm) == "slw" + "sl" + "slw" + "sws"

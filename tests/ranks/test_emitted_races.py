@@ -8,6 +8,7 @@ import torch
 from helpers.handwritten import Forward, run_rank, sharded_ladder, sharded_standard
 from helpers.inductor import cpp_kernels
 from helpers.ranks import Ranks
+from torch._dynamo.utils import counters
 from torch.torch_version import TorchVersion
 
 from ladderize.backends.emitted import (
@@ -35,9 +36,15 @@ class Seen:
 
 def compile_and_run(forward: Forward, deferred: bool) -> Seen:
     options = {"post_grad_custom_post_pass": DeferInInductor("off")} if deferred else {}
-    with cpp_kernels(), record_emitted_code() as sources:  # what races is what kernels reuse
+    with record_emitted_code() as sources:
         outcome = run_rank(torch.compile(forward, fullgraph=True, options=options), NUM_BLOCKS)
     return Seen(outcome.output_error, outcome.grad_error, sources)
+
+
+def with_cpp_kernels(forward: Forward, deferred: bool) -> Seen:
+    """What races is what kernels reuse."""
+    with cpp_kernels():
+        return compile_and_run(forward, deferred)
 
 
 def order(source: str) -> str:
@@ -54,7 +61,7 @@ def seen(two_ranks: Ranks) -> Callable[[Forward, bool], list[Seen]]:
 
     def run(forward: Forward, deferred: bool) -> list[Seen]:
         if (forward, deferred) not in cache:
-            cache[forward, deferred] = two_ranks.run(compile_and_run, forward, deferred)
+            cache[forward, deferred] = two_ranks.run(with_cpp_kernels, forward, deferred)
         return cache[forward, deferred]
 
     return run
@@ -117,25 +124,20 @@ def test_faults_planted_in_real_code_are_found(seen: See) -> None:
     assert find_disorder(earlier) and not find_races(earlier)
 
 
-def test_the_standard_net_waits_at_once_and_that_is_in_order(seen: See) -> None:
-    for run in seen(sharded_standard, True):
-        for source in run.sources:
-            check_emitted(source)
-            assert collectives(source) == " ".join(f"AR_{i} W_{i}" for i in range(NUM_BLOCKS))
+@pytest.mark.usefixtures("first_of_two")
+def test_the_standard_net_waits_at_once_and_that_is_in_order() -> None:
+    for source in compile_and_run(sharded_standard, True).sources:
+        check_emitted(source)
+        assert collectives(source) == " ".join(f"AR_{i} W_{i}" for i in range(NUM_BLOCKS))
 
 
-def test_code_from_the_caches_is_recorded(seen: See, two_ranks: Ranks) -> None:
+@pytest.mark.usefixtures("first_of_two")
+def test_code_from_the_caches_is_recorded() -> None:
     """The second compilation emits nothing: its code is loaded."""
-    before = seen(sharded_ladder, True)
-    again = two_ranks.run(compile_and_run_from_cache)
-    for first, (second, num_hits) in zip(before, again, strict=True):
-        assert second.sources == first.sources
-        assert num_hits == 2  # AOTAutograd's own cache passes by autograd functions
-
-
-def compile_and_run_from_cache() -> tuple[Seen, int]:
-    from torch._dynamo.utils import counters
-
+    first = compile_and_run(sharded_ladder, True)
+    torch._dynamo.reset()
     counters.clear()
-    seen = compile_and_run(sharded_ladder, True)
-    return seen, counters["inductor"]["fxgraph_cache_hit"]
+    second = compile_and_run(sharded_ladder, True)
+    assert second.sources == first.sources
+    # AOTAutograd's own cache passes by autograd functions
+    assert counters["inductor"]["fxgraph_cache_hit"] == 2

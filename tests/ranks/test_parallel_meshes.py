@@ -45,8 +45,8 @@ def ddp_around(net, axis):
 
 def data_parallel(way, wrap):
     """The largest error of the gradients of the whole batch, and how far the standard's are."""
-    axes, net, whole = square(), make_net().double(), make_net().double()
-    standard, net = make_net().double(), shard(way, net, axes["tp"])
+    axes, (net, whole, standard) = square(), (make_net(layers=1).double() for _ in range(3))
+    net = shard(way, net, axes["tp"])
     run = wrap(net, axes["dp"])
     ids, targets = make_batch(batch=4)
     mine = slice(2 * axes["dp"].get_local_rank(), 2 * axes["dp"].get_local_rank() + 2)

@@ -1,6 +1,10 @@
-"""`ladderize.parallelize` on real gloo ranks: values, gradients, ownership, order, refusals."""
+"""`ladderize.parallelize`: values, gradients, ownership, order, refusals.
+
+Values and what ranks own are those of real gloo ranks; the rest is seen on one.
+"""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -27,11 +31,14 @@ def inputs(batch=2, length=6):
     return {"input_ids": torch.arange(batch * length).reshape(batch, length) % 60}
 
 
-def sharded(name, checkpoint=None, **options) -> ShardedModule:
-    kwargs = {"dynamic_shapes": options.pop("dynamic_shapes", None)}
-    return ladderize.parallelize(
-        MODELS[name], mesh(), (), inputs(), checkpoint=checkpoint, **kwargs, **options
-    )
+def make(name, layers=1):
+    """Two blocks, of one layer."""
+    return MODELS[name](layers=layers)
+
+
+def sharded(name, checkpoint=None, layers=1, **options) -> ShardedModule:
+    factory = partial(make, name, layers)
+    return ladderize.parallelize(factory, mesh(), (), inputs(), checkpoint=checkpoint, **options)
 
 
 def expect(name, model, batch=2, length=6):
@@ -63,16 +70,16 @@ SOURCES = ["a directory", "a state dict", "the model"]
 
 def values(name, folder, dynamic, sources=SOURCES):
     """The largest error of modules whose weights are from these sources."""
-    model = MODELS[name]()
+    model = make(name)
     dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}} if dynamic else None
-    make = {
+    shard_from = {
         "a directory": lambda: sharded(name, folder, dynamic_shapes=dims),
         "a state dict": lambda: sharded(name, model.state_dict(), dynamic_shapes=dims),
         "the model": lambda: ladderize.parallelize(
             model, mesh(), (), inputs(), dynamic_shapes=dims
         ),
     }
-    shards = [make[source]() for source in sources]
+    shards = [shard_from[source]() for source in sources]
     worst = 0.0
     with torch.no_grad():
         for shape in [(2, 6), (3, 9)] if dynamic else [(2, 6)]:
@@ -96,16 +103,17 @@ def values(name, folder, dynamic, sources=SOURCES):
     ],
 )
 def test_two_ranks_equal_one(two_ranks, tmp_path, name, dynamic, sources):
-    folder = written(MODELS[name](), tmp_path)
+    folder = written(make(name), tmp_path)
     for worst, standard in two_ranks.run(values, name, folder, dynamic, sources):
         assert worst <= TOLERANCE
         assert standard > 1e-3  # it is a ladder, not the standard net
 
 
-def compiled_over_sizes(name):
-    """How far the compiled shard is from itself in eager mode, over sizes; and how many graphs."""
+@pytest.mark.usefixtures("first_of_two")
+def test_a_shard_of_any_size_is_compiled_once():
+    """The rotary tables are made without gradients, in a region that Dynamo cannot trace again."""
     dims = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", max=32)}}
-    shard = sharded(name, MODELS[name]().state_dict(), dynamic_shapes=dims)
+    shard = sharded("llama", make("llama").state_dict(), dynamic_shapes=dims)
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(
         shard,
@@ -114,23 +122,16 @@ def compiled_over_sizes(name):
         dynamic=True,
         options={"lowering": "aot_eager"},
     )
-    worst = 0.0
     with torch.no_grad():
         for shape in [(2, 6), (3, 9), (4, 12)]:
             found, expected = compiled(**inputs(*shape))[0], shard(**inputs(*shape))[0]
-            worst = max(worst, (found - expected).abs().max().item())
-    return worst, torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-def test_a_shard_of_any_size_is_compiled_once(two_ranks):
-    """The rotary tables are made without gradients, in a region that Dynamo cannot trace again."""
-    for worst, num_graphs in two_ranks.run(compiled_over_sizes, "llama"):
-        assert worst < TOLERANCE and num_graphs == 1
+            assert (found - expected).abs().max() < TOLERANCE
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.deep
 def test_four_ranks_equal_one(four_ranks, tmp_path):
-    folder = written(MODELS["llama"](), tmp_path)
+    folder = written(make("llama"), tmp_path)
     for worst, _ in four_ranks.run(values, "llama", folder, True):
         assert worst <= TOLERANCE
 
@@ -139,8 +140,8 @@ def test_four_ranks_equal_one(four_ranks, tmp_path):
 
 
 def ownership():
-    model = MODELS["llama"]()
-    shard = sharded("llama", model.state_dict())
+    model = make("llama", layers=2)
+    shard = sharded("llama", model.state_dict(), layers=2)
     full = dict(model.named_parameters())
     own = dict(shard.named_parameters())
     wrong = [
@@ -166,7 +167,7 @@ def test_a_rank_owns_its_slices_under_the_models_names(two_ranks):
 
 
 def test_a_factorys_parameters_are_never_materialised():
-    model, has_weights = build(MODELS["llama"])
+    model, has_weights = build(partial(make, "llama"))
     assert not has_weights
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert {b.device.type for b in model.buffers()} == {"cpu"}
@@ -177,7 +178,7 @@ def test_a_factorys_parameters_are_never_materialised():
 
 
 def test_the_traced_model_is_left_as_it_was():
-    model = MODELS["llama"]()
+    model = make("llama", layers=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     parameters = dict(model.named_parameters())
     plan = ladderize.plan_parallel(model, 2, (), inputs())
@@ -229,7 +230,7 @@ def test_tied_weights_stay_tied(two_ranks):
 
 def trained(steps):
     """Largest difference of the parameters after some steps, to those of the eager ladder."""
-    model = MODELS["llama"]().double()
+    model = make("llama").double()
     shard = ladderize.parallelize(model, mesh(), (), inputs())
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (model, shard)]
     for _ in range(steps):
@@ -268,8 +269,9 @@ def graph_letters(graph):
 
 
 def compiled(lowering):
-    model = MODELS["llama"]()
-    shard = sharded("llama", model.state_dict(), shard_vocabulary=False)
+    """The model, the compiled result, that of the shard itself, warnings, and the orders."""
+    model = make("llama", layers=2)
+    shard = sharded("llama", model.state_dict(), layers=2, shard_vocabulary=False)
     extra = {"verify": "code"} if lowering == "inductor" else {}
     run = torch.compile(
         shard, backend="ladderize", fullgraph=True, options={"lowering": lowering, **extra}
@@ -278,45 +280,54 @@ def compiled(lowering):
         warnings.simplefilter("always")
         with record_emitted_code() as sources:
             found = run(**inputs())[0]
-        error = (found - expect("llama", model)).abs().max().item()
+        error = (found - shard(**inputs())[0]).abs().max().item()
+        to_ladder = (found - expect("llama", model)).abs().max().item()
     ours = [str(w.message) for w in caught if issubclass(w.category, LadderWarning)]
-    return error, ours, graph_letters(shard.graph_module.graph), [letters(s) for s in sources]
+    order = graph_letters(shard.graph_module.graph)
+    return (error, to_ladder), ours, order, [letters(s) for s in sources]
 
 
-@pytest.mark.parametrize("lowering", ["aot_eager", "inductor"])
-def test_it_compiles_in_the_same_order(two_ranks, lowering):
-    for error, ours, eager, emitted in two_ranks.run(compiled, lowering):
-        assert error <= TOLERANCE
-        assert ours == []
-        assert eager == "l" + "lw" * 3 + "w"
-        assert emitted == ([eager] if lowering == "inductor" else [])
+ORDER = "l" + "lw" * 3 + "w"
 
 
-def standard_then_compiled():
-    model = MODELS["llama"]()
-    shard = sharded("llama", model.state_dict(), staleness=0)
+def test_it_compiles_in_the_same_order(two_ranks):
+    for errors, ours, eager, emitted in two_ranks.run(compiled, "aot_eager"):
+        assert max(errors) <= TOLERANCE
+        assert (ours, eager, emitted) == ([], ORDER, [])
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_inductor_emits_the_same_order():
+    (error, _), ours, eager, emitted = compiled("inductor")
+    assert error <= TOLERANCE
+    assert (ours, eager, emitted) == ([], ORDER, [ORDER])
+
+
+@pytest.mark.deep
+def test_inductor_computes_the_same(two_ranks):
+    for errors, *_ in two_ranks.run(compiled, "inductor"):
+        assert max(errors) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_compiling_does_not_convert_what_parallelize_was_told_to_leave():
+    state = make("llama").state_dict()
+    shard, ladder = sharded("llama", state, staleness=0), sharded("llama", state)
     run = torch.compile(shard, backend="ladderize", options={"lowering": "eager"})
     with torch.no_grad():
-        return (run(**inputs())[0] - model(**inputs())[0]).abs().max().item()
+        found = run(**inputs())[0]
+        assert (found - shard(**inputs())[0]).abs().max() <= TOLERANCE
+        assert (found - ladder(**inputs())[0]).abs().max() > 1e-3
 
 
-def test_compiling_does_not_convert_what_parallelize_was_told_to_leave(two_ranks):
-    assert max(two_ranks.run(standard_then_compiled)) <= TOLERANCE
-
-
-def converted_twice():
-    shard = sharded("llama", MODELS["llama"]().state_dict())
+@pytest.mark.usefixtures("first_of_two")
+def test_options_of_the_conversion_belong_to_parallelize():
+    shard = sharded("llama", make("llama").state_dict())
     run = torch.compile(shard, backend="ladderize", options={"layers": "last:1", "mesh": mesh()})
-    with pytest.raises(LadderError) as caught:
+    with pytest.raises(LadderError, match=r"ladderize\.parallelize") as caught:
         run(**inputs())
-    return str(caught.value)
-
-
-def test_options_of_the_conversion_belong_to_parallelize(two_ranks):
-    for text in two_ranks.run(converted_twice):
-        assert "layers=" in text
-        assert "mesh=" in text
-        assert "ladderize.parallelize" in text
+    assert "layers=" in str(caught.value)
+    assert "mesh=" in str(caught.value)
 
 
 # ---- refusals
@@ -330,28 +341,26 @@ def refusal(checkpoint, **options):
     return "no error"
 
 
-def test_a_factory_without_weights_is_refused(two_ranks):
-    for text in two_ranks.run(refusal, None):
-        assert "no weights" in text
-        assert "checkpoint=" in text
+@pytest.mark.usefixtures("first_of_two")
+def test_a_factory_without_weights_is_refused():
+    text = refusal(None)
+    assert "no weights" in text
+    assert "checkpoint=" in text
 
 
-def unfit():
-    state = MODELS["llama"]().state_dict()
+@pytest.mark.usefixtures("first_of_two")
+def test_every_tensor_that_does_not_fit_is_listed():
+    state = make("llama", layers=2).state_dict()
     del state["norm.weight"]
     state["layers.0.mlp.up_proj.weight"] = torch.zeros(3, 4)
     state["layers.0.mlp.up_proj.bias"] = torch.zeros(48)
     state["layers.1.input_layernorm.weight"] = torch.zeros(32, dtype=torch.int64)
-    return refusal(state)
-
-
-def test_every_tensor_that_does_not_fit_is_listed(two_ranks):
-    for text in two_ranks.run(unfit):
-        assert "in 4 tensors" in text
-        assert "missing: norm.weight [32]" in text
-        assert "misshapen: layers.0.mlp.up_proj.weight is [3, 4], the model has [48, 32]" in text
-        assert "surplus: layers.0.mlp.up_proj.bias [48]" in text
-        assert "mistyped: layers.1.input_layernorm.weight is torch.int64" in text
+    text = refusal(state, layers=2)
+    assert "in 4 tensors" in text
+    assert "missing: norm.weight [32]" in text
+    assert "misshapen: layers.0.mlp.up_proj.weight is [3, 4], the model has [48, 32]" in text
+    assert "surplus: layers.0.mlp.up_proj.bias [48]" in text
+    assert "mistyped: layers.1.input_layernorm.weight is torch.int64" in text
 
 
 def one_without_files(folder):
@@ -359,26 +368,23 @@ def one_without_files(folder):
 
 
 def test_a_checkpoint_that_one_rank_lacks_stops_all(two_ranks, tmp_path):
-    folder = written(MODELS["llama"](), tmp_path)
+    folder = written(make("llama"), tmp_path)
     for text in two_ranks.run(one_without_files, folder, timeout=60):
         assert "nowhere" in text
         assert "rank 1: refused" in text
 
 
+@pytest.mark.usefixtures("first_of_two")
 @pytest.mark.parametrize("option", [{"lowering": "eager"}, {"mode": "default"}])
-def test_lowering_comes_later(two_ranks, option):
-    def fits(text):
-        return "ahead of time" in text and "torch.compile" in text
-
-    assert all(map(fits, two_ranks.run(refusal_with, option)))
-
-
-def refusal_with(options):
-    return refusal(None, **options)
+def test_lowering_comes_later(option):
+    text = refusal(None, **option)
+    assert "ahead of time" in text
+    assert "torch.compile" in text
 
 
-def wrong_inputs():
-    shard = sharded("llama", MODELS["llama"]().state_dict())
+@pytest.mark.usefixtures("first_of_two")
+def test_inputs_that_were_not_traced_are_refused():
+    shard = sharded("llama", make("llama").state_dict())
     texts = []
     for args, kwargs in [
         ((), {"input_ids": torch.zeros(2, 7, dtype=torch.int64)}),
@@ -389,16 +395,12 @@ def wrong_inputs():
         with pytest.raises(LadderError) as caught:
             shard(*args, **kwargs)
         texts.append(str(caught.value))
-    return texts
-
-
-def test_inputs_that_were_not_traced_are_refused(two_ranks):
-    for shape, dtype, name, position in two_ranks.run(wrong_inputs):
-        assert "shape[1]" in shape
-        assert "dynamic_shapes=" in shape
-        assert "torch.float32" in dtype and "torch.int64" in dtype
-        assert "'ids'" in name
-        assert "input_ids" in position
+    shape, dtype, name, position = texts
+    assert "shape[1]" in shape
+    assert "dynamic_shapes=" in shape
+    assert "torch.float32" in dtype and "torch.int64" in dtype
+    assert "'ids'" in name
+    assert "input_ids" in position
 
 
 class Dropping(nn.Module):
@@ -414,21 +416,17 @@ class Dropping(nn.Module):
         return x
 
 
-def switched():
+@pytest.mark.usefixtures("first_of_two")
+def test_a_program_keeps_the_mode_it_was_traced_in():
     model = Dropping().eval()
     shard = ladderize.parallelize(model, mesh(), (torch.randn(2, 16),))
     with pytest.raises(LadderError) as caught:
         shard.train()
     trains = ladderize.parallelize(Dropping(), mesh(), (torch.randn(2, 16),))
-    return str(caught.value), shard.eval().training, trains.training, trains.train().training
-
-
-def test_a_program_keeps_the_mode_it_was_traced_in(two_ranks):
-    for text, is_training, *trains in two_ranks.run(switched):
-        assert "eval() mode" in text
-        assert "dropout" in text
-        assert not is_training
-        assert trains == [True, True]
+    assert "eval() mode" in str(caught.value)
+    assert "dropout" in str(caught.value)
+    assert not shard.eval().training
+    assert trains.training and trains.train().training
 
 
 class Untraceable(nn.Module):

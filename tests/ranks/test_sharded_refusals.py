@@ -43,18 +43,20 @@ def refused_ends(way, grad):
         return refusal(net, make_ids())
 
 
+@pytest.mark.usefixtures("first_of_two")
 @pytest.mark.parametrize("way", ["in_place", "functional"])
-def test_an_all_reduce_that_a_gradient_flows_through_names_its_line(two_ranks, way):
+def test_an_all_reduce_that_a_gradient_flows_through_names_its_line(way):
     source = (Path(__file__).parents[1] / "helpers" / "parallel_nets.py").read_text().splitlines()
     line = next(i for i, text in enumerate(source, 1) if f"def _all_reduce_{way}" in text) + 1
-    for kind, text in two_ranks.run(refused_ends, way, True):
-        assert kind == "LadderError"
-        assert text.count("all_reduce of a value that needs a gradient") == 4
-        assert len(re.findall(rf"parallel_nets\.py:{line}\)", text)) == 4
-        assert "layers.1.mlp" in text
-        assert "reduce_from_ranks" in text
-        assert "torch.no_grad()" in text
-    assert two_ranks.run(refused_ends, way, False) == [("no error", "")] * 2
+    kind, text = refused_ends(way, True)
+    assert kind == "LadderError"
+    assert text.count("all_reduce of a value that needs a gradient") == 4
+    assert len(re.findall(rf"parallel_nets\.py:{line}\)", text)) == 4
+    assert "layers.1.mlp" in text
+    assert "reduce_from_ranks" in text
+    assert "torch.no_grad()" in text
+    torch._dynamo.reset()
+    assert refused_ends(way, False) == ("no error", "")
 
 
 def test_it_would_have_trained_wrongly(two_ranks):
@@ -77,7 +79,8 @@ def gradients_by_plain_compile():
     return errors
 
 
-def all_reduced_statistics():
+@pytest.mark.usefixtures("first_of_two")
+def test_an_all_reduce_without_a_gradient_is_let_through():
     """An all-reduce of what needs no gradient is nobody's business."""
 
     class Watched(nn.Module):
@@ -91,65 +94,69 @@ def all_reduced_statistics():
             dist.all_reduce(largest)
             return logits, largest
 
-    return refusal(Watched(), make_ids())
-
-
-def test_an_all_reduce_without_a_gradient_is_let_through(two_ranks):
-    assert two_ranks.run(all_reduced_statistics) == [("no error", "")] * 2
+    assert refusal(Watched(), make_ids()) == ("no error", "")
 
 
 # ---- what Dynamo cannot take up --------------------------------------------------------------
 
 SCRIPT = """
-import sys
+import os, sys, traceback
 sys.path.insert(0, {tests!r})
 import torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from helpers.parallel_nets import make_ids, make_net, shard
 
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-mesh = init_device_mesh("cpu", (1,))
-net = make_net(layers=2)
-if {way!r} == "fsdp":
-    for layer in net.layers:
-        fully_shard(layer, mesh=mesh)
-else:
-    net = shard({way!r}, net, mesh)
-torch.compile(net, backend="ladderize", fullgraph={fullgraph}, options={{"lowering": "eager"}})(
-    make_ids()
-)
+def refused(way, fullgraph):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    net = make_net(layers=2)
+    if way == "fsdp":
+        for layer in net.layers:
+            fully_shard(layer, mesh=mesh)
+    else:
+        net = shard(way, net, mesh)
+    options = {{"lowering": "eager"}}
+    torch.compile(net, backend="ladderize", fullgraph=fullgraph, options=options)(make_ids())
+
+for case in {cases}:
+    if os.fork() == 0:
+        try:
+            refused(*case)
+        except Exception:
+            print(traceback.format_exc(), end="next", flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
-NOT_TAKEN_UP = [
-    ("async", "async_op=True hides its wait", "leave async_op out"),
-    ("nn", "torch.distributed.nn.functional", "reduce_from_ranks"),
-    ("fsdp", "fully_shard on a part of the model", "on the whole model only"),
+NOT_TAKEN_UP = {
+    "async": ("async_op=True hides its wait", "leave async_op out"),
+    "nn": ("torch.distributed.nn.functional", "reduce_from_ranks"),
+    "fsdp": ("fully_shard on a part of the model", "on the whole model only"),
+}
+CASES = [
+    [("async", False), ("nn", True), ("fsdp", True)],
+    *(pytest.param([(w, f)], marks=pytest.mark.deep) for w in NOT_TAKEN_UP for f in (True, False)),
 ]
-EVERY_RUN = [("async", False), ("nn", True), ("fsdp", True)]
 
 
-@pytest.mark.parametrize(
-    ("way", "what", "cure", "fullgraph"),
-    [
-        pytest.param(*row, full, marks=[] if (row[0], full) in EVERY_RUN else [pytest.mark.deep])
-        for row in NOT_TAKEN_UP
-        for full in (True, False)
-    ],
-)
-def test_what_dynamo_cannot_take_up_says_what_to_write_instead(way, what, cure, fullgraph):
-    """In a process of its own: nothing is imported but torch, as in a user's script."""
-    code = SCRIPT.format(tests=str(Path(__file__).parents[1]), way=way, fullgraph=fullgraph)
+@pytest.mark.parametrize("cases", CASES)
+def test_what_dynamo_cannot_take_up_says_what_to_write_instead(cases):
+    """Each in a process of its own: nothing is imported but torch, as in a user's script."""
+    code = SCRIPT.format(tests=str(Path(__file__).parents[1]), cases=cases)
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
     )
-    assert ran.returncode != 0
-    assert what in ran.stderr
-    assert cure in ran.stderr
-    if way == "async":
-        assert "parallel_nets.py" in ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    *errors, _ = ran.stdout.split("next")
+    for (way, _), error in zip(cases, errors, strict=True):
+        what, cure = NOT_TAKEN_UP[way]
+        assert what in error
+        assert cure in error
+        if way == "async":
+            assert "parallel_nets.py" in error
 
 
 def bucketed():
@@ -181,16 +188,18 @@ def checkpointed(lowering):
     return refusal(net, make_ids(), lowering=lowering)
 
 
+@pytest.mark.usefixtures("first_of_two")
 @pytest.mark.skipif(
     not compat.saves_random_states_behind_meshes(), reason="only torch 2.13 mixes them up"
 )
-def test_checkpointed_dtensors_with_random_states_are_refused_before_they_fail(two_ranks):
-    for kind, text in two_ranks.run(checkpointed, "aot_eager"):
-        assert kind == "LadderError"
-        assert text.count("scaled_dot_product_attention (") == 2
-        assert "parallel_nets.py:" in text
-        assert "lowering='eager'" in text
-    assert two_ranks.run(checkpointed, "eager") == [("no error", "")] * 2
+def test_checkpointed_dtensors_with_random_states_are_refused_before_they_fail():
+    kind, text = checkpointed("aot_eager")
+    assert kind == "LadderError"
+    assert text.count("scaled_dot_product_attention (") == 2
+    assert "parallel_nets.py:" in text
+    assert "lowering='eager'" in text
+    torch._dynamo.reset()
+    assert checkpointed("eager") == ("no error", "")
 
 
 # ---- ranks that differ -----------------------------------------------------------------------
@@ -209,7 +218,7 @@ def differing(difference):
     if is_other and difference == "refused":
         options = {"expect_blocks": 5}
     # parallelize_module would hang itself over nets that differ: it scatters rank 0's weights.
-    way = "functions" if difference in ("op", "layers") else "dtensor"
+    way = "dtensor" if difference == "length" else "functions"
     return refusal(shard(way, net, mesh()), ids, **options)
 
 
@@ -237,7 +246,7 @@ def test_ranks_that_are_alike_agree(two_ranks):
 
 
 def absent():
-    net = shard("dtensor", make_net(layers=2), mesh())
+    net = shard("functions", make_net(layers=1), mesh())
     agreement.TIMEOUT = timedelta(seconds=2)
     found = refusal(net, make_ids()) if dist.get_rank() == 0 else ("absent", "")
     dist.barrier()
@@ -255,9 +264,9 @@ def on_a_part_of_the_world():
     """Two tensor-parallel groups that compile different nets: each group agrees with itself."""
     both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     dp, tp = both["dp"].get_local_rank(), both["tp"].get_local_rank()
-    alike = refusal(shard("functions", make_net(layers=2 + dp), both["tp"]), make_ids())
+    alike = refusal(shard("functions", make_net(layers=1 + dp), both["tp"]), make_ids())
     torch._dynamo.reset()  # else rank 3 would have its net compiled already
-    differing = refusal(shard("functions", make_net(layers=2 + dp * tp), both["tp"]), make_ids())
+    differing = refusal(shard("functions", make_net(layers=1 + dp * tp), both["tp"]), make_ids())
     return dp, alike[0], differing[0]
 
 

@@ -38,17 +38,17 @@ def check(
     blocks = per_layer * options.get("layers", 2)
     assert sharder.plan.num_reductions == len(sharder.blocks) == blocks
     check_errors(errors)
-    assert len(errors["gradients"]) >= 10 * num_ranks
+    assert len(errors["gradients"]) >= 5 * blocks // per_layer * num_ranks
 
 
 CASES = [
     ("llama", False, {}),
     ("llama", True, {"kv": 2, "layers": 1}),
-    ("llama", False, {"kv": 1}),
+    ("llama", False, {"kv": 1, "layers": 1}),
     ("llama", True, {"kv": 2, "layers": 1, "attn_implementation": "eager"}),
-    ("gpt2", False, {}),
+    ("gpt2", False, {"layers": 1}),
     ("gpt2", True, {"layers": 1}),
-    ("bert", False, {}),
+    ("bert", False, {"layers": 1}),
     ("bert", True, {"layers": 1, "attn_implementation": "eager"}),
 ]
 
@@ -57,7 +57,10 @@ def deep(*case: Any) -> Any:
     return pytest.param(*case, marks=pytest.mark.deep)
 
 
-@pytest.mark.parametrize(("name", "dynamic", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "dynamic", "options"),
+    [*CASES[:3], deep(*CASES[3]), CASES[4], deep(*CASES[5]), *CASES[6:]],
+)
 def test_two_ranks_equal_one(name: str, dynamic: bool, options: dict[str, Any]) -> None:
     check(2, name, dynamic, **options)
 
@@ -300,8 +303,15 @@ def test_rank_enters_by_an_input() -> None:
     assert "aten.index_select.default" in sharder.targets()
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [
+        ("llama", True),
+        ("gpt2", False),
+        ("bert", True),
+        *(deep(*case) for case in (("llama", False), ("gpt2", True), ("bert", False))),
+    ],
+)
 def test_fake_values_agree_with_a_full_run(name: str, dynamic: bool) -> None:
     """Every meta equals what running the whole sharded graph on its fake inputs gives."""
     gm = shard(name, 2, dynamic, layers=1).gm
@@ -323,19 +333,19 @@ def test_fake_values_agree_with_a_full_run(name: str, dynamic: bool) -> None:
 
 
 def test_visits_grow_linearly_with_depth() -> None:
-    shallow, deep = (shard("llama", 2, layers=n, kv=1).plan.visits for n in (2, 8))
-    assert shallow / 2 == deep / 8
+    shallow, deep = (shard("llama", 2, layers=n, kv=1).plan.visits for n in (1, 4))
+    assert shallow == deep / 4
 
 
 def test_digest_speaks_for_the_decisions() -> None:
-    first = shard("llama", 2).plan.digest()
-    shard.cache_clear()
+    first = shard("llama", 2, layers=1).plan.digest()
+    again = shard.__wrapped__("llama", 2, layers=1).plan.digest()
     digests = [
         first,
-        shard("llama", 2).plan.digest(),
-        shard("llama", 4).plan.digest(),
-        shard("llama", 2, kv=1).plan.digest(),
-        shard("llama", 2, layers=1).plan.digest(),
+        again,
+        shard("llama", 4, layers=1).plan.digest(),
+        shard("llama", 2, layers=1, kv=1).plan.digest(),
+        shard("llama", 2, layers=3).plan.digest(),  # others look at it too
     ]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4

@@ -1,0 +1,25 @@
+"""This process as rank 0 of two, for tests that need no other: a collective computes nothing.
+
+Emitted code, reports and refusals are then those of real ranks, at half the price and without
+their servers. Values are not, and nobody is asked to agree: for these there is `helpers.ranks`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from helpers.ranks import mesh
+
+
+@contextmanager
+def fake_group() -> Iterator[None]:
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        yield
+    finally:
+        mesh.cache_clear()
+        _clear_sharding_prop_cache()  # holds the group: the next one's mesh is equal to this one
+        dist.destroy_process_group()
