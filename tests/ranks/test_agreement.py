@@ -11,7 +11,8 @@ from helpers.parallel_nets import eager_ladder, make_ids, make_net, shard
 from helpers.ranks import Ranks, mesh
 
 import ladderize
-from ladderize import compat
+from ladderize import LadderError, compat
+from ladderize.backends import LOWERINGS
 from ladderize.frontends.agreement import agree, explain_failed_calls
 from ladderize.frontends.verdicts import Verdict
 from ladderize.passes import before_autograd
@@ -233,6 +234,28 @@ def test_an_error_of_any_type_in_one_ranks_rewrite_is_raised_on_all(two_ranks):
         assert text.startswith("DisagreementError")
         assert "rank 1: failed: ZeroDivisionError: division by zero" in text
         assert seconds < 60
+
+
+def lowering_that_fails_on_rank_1(error):
+    def lower(gm, example_inputs, config):
+        if dist.get_rank() == 1:
+            raise error
+        return LOWERINGS["aot_eager"](gm, example_inputs, config)
+
+    return lower
+
+
+def one_lowering_fails(error):
+    with patch.dict(LOWERINGS, eager=lowering_that_fails_on_rank_1(error)):
+        return outcome(lambda: compiled(make_net(layers=1), mesh=mesh())(make_ids()))
+
+
+def test_an_error_of_one_rank_in_any_lowering_stops_all(two_ranks):
+    """Of any type, too: without a word to the others these would wait for its collectives."""
+    for error in (RuntimeError("out of registers"), LadderError("Cannot be lowered.")):
+        for said, _ in two_ranks.run(one_lowering_fails, error, timeout=60):
+            assert "rank 1: not lowered" in said
+            assert str(error) in said
 
 
 def parallelized(what):

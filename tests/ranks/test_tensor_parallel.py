@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.graphs import Wrapped
-from helpers.ranks import Ranks, mesh
+from helpers.ranks import mesh
 from helpers.reads import BODY
 from helpers.sharded import MODELS
 
 from ladderize import LadderError, LadderWarning, compat
-from ladderize.backends import LOWERINGS
 from ladderize.backends.emitted import (
     EventKind,
     find_disorder,
@@ -23,7 +22,6 @@ from ladderize.backends.emitted import (
     order_string,
     read_events,
 )
-from ladderize.frontends import agreement
 from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
 
@@ -314,66 +312,3 @@ def test_the_gradient_of_an_autograd_function_is_not_lost_silently():
     assert "test_tensor_parallel.py:" in text
     with torch.no_grad():
         assert run(torch.ones(2, 8)).shape == (2, 8)
-
-
-def disagreement(differ):
-    return refusal(small(2 + (differ and dist.get_rank())), strict=False)
-
-
-def test_ranks_that_disagree_all_raise(two_ranks):
-    for text in two_ranks.run(disagreement, True, timeout=60):
-        assert "do not agree on what to compile" in text
-        assert "rank 0: plan" in text
-        assert "2 of 2 blocks" in text
-        assert "3 of 3 blocks" in text
-    assert two_ranks.run(disagreement, False) == ["no error"] * 2
-
-
-def one_refuses():
-    return refusal(small(width=8 - dist.get_rank()))
-
-
-def test_one_rank_that_refuses_stops_all(two_ranks):
-    for text in two_ranks.run(one_refuses, timeout=60):
-        assert "rank 1: refused" in text
-
-
-def one_is_absent():
-    agreement.TIMEOUT, kept = agreement.timedelta(seconds=2), agreement.TIMEOUT
-    try:
-        return refusal(small()) if dist.get_rank() == 0 else "absent"
-    finally:
-        agreement.TIMEOUT = kept
-        dist.barrier()
-
-
-def test_a_rank_that_never_compiles_is_an_error_not_a_hang():
-    with Ranks(2) as ranks:
-        text, _ = ranks.run(one_is_absent, timeout=60)
-    assert "rank 1: no answer within 2 s" in text
-
-
-def lowering_that_fails_on_rank_1(error):
-    def lower(gm, example_inputs, config):
-        if dist.get_rank() == 1:
-            raise error
-        return LOWERINGS["aot_eager"](gm, example_inputs, config)
-
-    return lower
-
-
-def one_lowering_fails(error):
-    with patch.dict(LOWERINGS, eager=lowering_that_fails_on_rank_1(error)):
-        try:
-            compiled(small(), mesh=mesh(), lowering="eager")(torch.ones(2, 8))
-        except Exception as raised:
-            return f"{type(raised).__name__}: {raised}"
-    return "compiled"
-
-
-def test_an_error_of_one_rank_in_any_lowering_stops_all(two_ranks):
-    """Of any type, too: without a word to the others these would wait for its collectives."""
-    for error in (RuntimeError("out of registers"), LadderError("Cannot be lowered.")):
-        for said in two_ranks.run(one_lowering_fails, error, timeout=60):
-            assert "rank 1: not lowered" in said
-            assert str(error) in said
