@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.elastic.multiprocessing.errors import record
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
@@ -88,13 +86,6 @@ class Measured:
     blocks: tuple[BlockReport, ...]
 
 
-@dataclass(frozen=True)
-class BenchRefusal:
-    """Why nothing was measured."""
-
-    error: LadderError
-
-
 def stages(settings: Settings) -> dict[str, str]:
     """What a rank goes through, in order, in words."""
     found = {"start": "join the ranks"}
@@ -107,26 +98,17 @@ def stages(settings: Settings) -> dict[str, str]:
     return found
 
 
-@record
-def work(settings: Settings, folder: str) -> list[Measured] | BenchRefusal:
-    """Run by the elastic launcher in every rank, or by torchrun; reports stages into `folder`."""
-    limit = HANG_AFTER if settings.ranks > 1 else None
-    reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), limit)
+def work(reporter: Reporter, settings: Settings) -> list[Measured]:
+    """Run on every rank."""
     reporter.stage("start")
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    try:
-        with torch.no_grad(), _joined(settings) as (mesh, group):
-            found: list[Measured] = []
-            for case in settings.cases:
-                torch._dynamo.reset()
-                found += _measure_case(settings, case, mesh, group, reporter)
-            return found
-    except LadderError as error:
-        # Built anew: Dynamo appends advice on its own debugging to what passes through it.
-        return BenchRefusal(LadderError(error.summary, error.blockers, error.cure))
-    finally:
-        reporter.done()
+    with torch.no_grad(), _joined(settings) as (mesh, group):
+        found: list[Measured] = []
+        for case in settings.cases:
+            torch._dynamo.reset()
+            found += _measure_case(settings, case, mesh, group, reporter)
+        return found
 
 
 @contextmanager
