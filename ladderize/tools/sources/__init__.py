@@ -23,7 +23,12 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import explain_program
 from ladderize.frontends.sharded.tracing import export_program, trace
 from ladderize.report.report import Report
-from ladderize.tools.sources.example_inputs import HUGGING_FACE, InputSizes, seeded
+from ladderize.tools.sources.hugging_face import (
+    HUGGING_FACE,
+    InputSizes,
+    open_configuration,
+    seeded,
+)
 
 __all__ = ["HUGGING_FACE", "InputSizes", "open_model"]
 
@@ -94,8 +99,6 @@ def open_model(
     """
     sizes = sizes or InputSizes()
     if text.startswith(HUGGING_FACE):
-        from ladderize.tools.sources.hugging_face import open_configuration
-
         model, kwargs = open_configuration(text, sizes, has_weights=has_weights)
         return Module(model, (), kwargs, sizes.is_dynamic, has_weights)
     if _is_factory(text):
