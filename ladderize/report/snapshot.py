@@ -28,14 +28,13 @@ def snapshot(
     """The streams of a standard graph, whose branches read what they did, and what is outside."""
     gm, static = context.gm, context.static
     costs = Costs(gm, static, context.parameters)
+    weigh = costs.of
     reads = read_branches(recurrences)
     found = tuple(
         StreamReport(
             number,
             tuple(
-                _block(
-                    gm, block, static, (graph, number), reads[number][block.index], costs.of(block)
-                )
+                _block(gm, block, static, (graph, number), reads[number][block.index], weigh(block))
                 for block in stream.blocks
             ),
             _segments(stream),
