@@ -9,12 +9,12 @@ ratios, fractions and errors are compared.
 import argparse
 from pathlib import Path
 
-from moves import Comparison, Move, compare
+from moves import Comparison, Move, compare, read
 from rich.console import Console
 from rich.table import Table
 
 from ladderize import LadderError
-from ladderize.tools.bench.record import ResultRow, read
+from ladderize.tools.bench.record import ResultRow
 
 STYLES = {"worse": "red", "better": "green", "moved": "yellow"}
 

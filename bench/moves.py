@@ -7,12 +7,16 @@ Seconds and bytes of two machines say nothing of each other: there only ratios, 
 errors are compared, which have no unit.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
-from ladderize.tools.bench.record import Key, ResultRow, Results
+from ladderize import LadderError
+from ladderize.tools.bench.record import FORMAT, Key, ResultRow, Results
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,40 @@ class Comparison:
     @property
     def worse(self) -> tuple[Move, ...]:
         return tuple(move for move in self.moves if move.verdict == "worse")
+
+
+def read(path: Path) -> Results:
+    """What `Results.write` wrote to `path`.
+
+    Raises:
+        LadderError: it cannot be read, holds something else, or another version of the format.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise LadderError(f"The results in {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise LadderError(f"{path} holds no results: {error}.") from None
+    if not isinstance(data, dict) or "format" not in data:
+        raise LadderError(f"{path} holds no results: it has no format.")
+    if data["format"] != FORMAT:
+        raise LadderError(
+            f"{path} has results of format {data['format']}, read is {FORMAT}.",
+            cure="measure again, or compare with the ladderize that wrote it",
+        )
+    try:
+        given = {field.name: data[field.name] for field in fields(Results)}
+        return Results(**(given | {"rows": tuple(map(_row, data["rows"]))}))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, LadderError):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise LadderError(f"{path} holds malformed results: {what}.") from None
+
+
+def _row(data: Any) -> ResultRow:
+    values = {n: None if v is None else float(v) for n, v in data["values"].items()}
+    return ResultRow(dict(data["key"]), values)
 
 
 def compare(old: Results, new: Results, tolerance: float = 0.05) -> Comparison:

@@ -1,8 +1,8 @@
 """What was found in a model and what is done about it: `explain`, `last_report`, `Report`.
 
-draft.py ── data.py ── page.py ── text.py, html.py        made, kept, laid out, drawn
-              ├─────── diff.py, network.py                asked for
-              └─────── publish.py                         last_report(), files, torch's trace
+builder.py ── data.py ── lines.py ── text.py, html.py     made, kept, laid out, drawn
+                ├─────── diff.py, digraph.py              asked for
+                └─────── publish.py                       last_report(), files, torch's trace
 """
 
 from ladderize.report.data import (

@@ -69,15 +69,9 @@ class _Branch:
         return all(
             "conv" in _name(node)
             or _name(node) in _TRANSFERS
-            or (_name(node) in _PRODUCTS and not self.multiplies_values(node))
+            or (_name(node) in _PRODUCTS and not multiplies_values(node, self.static))
             for node in self.mixing
         )
-
-    def multiplies_values(self, node: Node) -> bool:
-        """Whether `node` is the matrix product of two computed values, none of them a weight."""
-        if not is_product(node):
-            return False
-        return sum(source not in self.static for source in node.all_input_nodes) > 1
 
 
 def kind_of_block(gm: GraphModule, block: Block, static: Collection[Node]) -> str:
@@ -120,16 +114,18 @@ def _meets_product(branch: _Branch, start: Node, step: Callable[[Node], Iterable
     members = set(branch.nodes)
     mixing = set(branch.mixing)
     reached = _walk(start, members, lambda node: () if node in mixing else step(node))
-    return any(branch.multiplies_values(node) for node in reached)
+    return any(multiplies_values(node, branch.static) for node in reached)
 
 
 def is_fused_attention(node: Node) -> bool:
     return any(part in _name(node) for part in _ATTENTIONS)
 
 
-def is_product(node: Node) -> bool:
-    """Whether it multiplies two matrices of which none need be a weight."""
-    return _name(node) in _PRODUCTS and _name(node) != "linear"
+def multiplies_values(node: Node, static: Collection[Node]) -> bool:
+    """Whether it is the matrix product of two computed values, none of them a weight."""
+    if _name(node) not in _PRODUCTS or _name(node) == "linear":
+        return False
+    return sum(source not in static for source in node.all_input_nodes) > 1
 
 
 def _is_moe(branch: _Branch) -> bool:

@@ -22,7 +22,7 @@ from ladderize import compat
 from ladderize.graph import ops
 from ladderize.graph.flops import flops_of
 from ladderize.graph.ops import Kind
-from ladderize.report.branch_kinds import is_fused_attention, is_product, with_bodies
+from ladderize.report.branch_kinds import is_fused_attention, multiplies_values, with_bodies
 from ladderize.report.data import Outside
 from ladderize.streams.block import Block
 
@@ -65,8 +65,7 @@ class Costs:
 
     def _attends(self, node: Node) -> bool:
         """Whether it multiplies computed values with each other: queries with keys, or values."""
-        computed = [source for source in node.all_input_nodes if source not in self.static]
-        return is_fused_attention(node) or (is_product(node) and len(computed) > 1)
+        return is_fused_attention(node) or multiplies_values(node, self.static)
 
     def _weight_bytes(self, nodes: Collection[Node]) -> int:
         return sum(map(_num_bytes, (*self._weights(nodes), *_held_by_modules(nodes))))

@@ -36,7 +36,7 @@ class BlockReport:
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
         num_nodes: operations in its branch.
-        flops: of its branch in one forward run, as `work.flops_of` counts them.
+        flops: of its branch in one forward run, as `graph/flops.py` counts them.
         weight_bytes: of the parameters and buffers that its branch reads.
         reduce_bytes: of what its branch adds to the stream, which tensor parallelism all-reduces.
         attention_flops: those of `flops` that multiply computed values, of queries with keys.
@@ -183,7 +183,7 @@ class GraphReport:
     Attributes:
         index: in the order of capture.
         name: of the function, or of the piece of it that a graph break left.
-        outcome: a key of `page.OUTCOMES`.
+        outcome: a key of `OUTCOMES` (present/lines.py).
         outside: what is computed outside of its branches.
         engines: of TensorRT, None for other lowerings.
     """

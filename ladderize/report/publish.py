@@ -1,6 +1,5 @@
 """Where the report of a compilation goes: `last_report()`, the debug folder, torch's trace."""
 
-import dataclasses
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,12 +82,9 @@ def write(report: Report, folder: Path | None) -> None:
 
 def changed_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
     """The options that differ from their defaults, as text."""
-    default = LadderConfig()
-    names = [field.name for field in dataclasses.fields(config)]
+    default = vars(LadderConfig())
     return tuple(
-        (name, str(getattr(config, name)))
-        for name in names
-        if getattr(config, name) != getattr(default, name)
+        (name, str(value)) for name, value in vars(config).items() if value != default[name]
     )
 
 

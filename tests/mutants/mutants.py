@@ -891,8 +891,8 @@ CHECKS = (
     Mutant(
         "the last block of a segment is not shown",
         "ladderize/report/present/lines.py",
-        "blocks = stream.blocks[segment.first : segment.last + 1]",
-        "blocks = stream.blocks[segment.first : segment.last]",
+        "yield from find_runs(stream.blocks[segment.first : segment.last + 1])",
+        "yield from find_runs(stream.blocks[segment.first : segment.last])",
         "tests/report/test_text.py::test_one_block_a_line",
     ),
     Mutant(

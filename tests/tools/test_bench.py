@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers.forked_launch import forked_launch
+from moves import read
 from torch import nn
 from typer.testing import CliRunner
 
@@ -18,15 +19,14 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import parallel_program, rewrite
 from ladderize.frontends.sharded.localize import localize
 from ladderize.frontends.sharded.tracing import export_program
-from ladderize.tools.bench.allowed import exposed_at_least
-from ladderize.tools.bench.bench_settings import VARIANTS, Case, Settings, Share
+from ladderize.testing.verify.locate import relative_error
+from ladderize.tools.bench.bench_settings import VARIANTS, Case, Settings, Share, choose_links
 from ladderize.tools.bench.chart import draw
-from ladderize.tools.bench.links import choose_links
 from ladderize.tools.bench.paired import paired_ratio
 from ladderize.tools.bench.rank import Compiled, Measured, stages
-from ladderize.tools.bench.record import Results, read
-from ladderize.tools.bench.rows import rows_of
-from ladderize.tools.bench.timing import Samples, difference
+from ladderize.tools.bench.record import Results
+from ladderize.tools.bench.rows import exposed_at_least, rows_of
+from ladderize.tools.bench.timing import Samples
 from ladderize.tools.bench.variants import drop_collectives
 from ladderize.tools.cli import app
 from ladderize.tools.predict.hardware import Link, link_of
@@ -394,8 +394,9 @@ def test_a_refusal_comes_from_a_rank_whole():
 
 
 def test_no_number_is_an_infinite_error():
-    assert difference(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0])) == float("inf")
-    assert difference(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5
+    expected = torch.tensor([1.0, 2.0])
+    assert relative_error(torch.tensor([1.0, float("nan")]), expected) == float("inf")
+    assert relative_error(torch.tensor([1.0, 3.0]), expected) == 0.5
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])

@@ -4,16 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from moves import compare
+from moves import compare, read
 
 from ladderize import LadderError
-from ladderize.tools.bench.record import (
-    ResultRow,
-    Results,
-    describe_machine,
-    describe_versions,
-    read,
-)
+from ladderize.tools.bench.record import ResultRow, Results, describe_machine, describe_versions
 
 SECONDS = {"standard": 2.0, "ladder": 1.2, "bound": 1.0}
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from helpers.programs import run_program
+from moves import read
 from transformers import AutoConfig
 from typer.main import get_command
 
-from ladderize.tools.bench.record import ResultRow, Results, read
+from ladderize.tools.bench.record import ResultRow, Results
 from ladderize.tools.cli import app
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ladderize.testing import eager_ladder
 from ladderize.tools.emulation import EmulatedGroup, Exposure, Transfer, init_emulated
-from ladderize.tools.emulation.priority import before_compute
+from ladderize.tools.emulation.group import before_compute
 from ladderize.tools.predict.hardware import Link
 
 ALPHA = 0.05  # long against what gloo takes, also on a busy machine

@@ -12,6 +12,7 @@ import gpu_stand_in
 import pytest
 import torch
 import torch.distributed as dist
+from moves import read
 from rank_shard import Phase, Weights, make_step
 from stand_in import (
     KernelLane,
@@ -25,7 +26,6 @@ from transformers import LlamaConfig
 from ladderize import LadderError, compat
 from ladderize.frontends.agreement import agree
 from ladderize.frontends.verdicts import Verdict
-from ladderize.tools.bench.record import read
 from ladderize.tools.predict.hardware.link import Link
 
 LINK = Link("planted", ranks=8, latency=1e-5, bandwidth=1e9)

@@ -165,17 +165,23 @@ def _footer(report: ReportData) -> str:
 
 
 def _rows(stream: StreamReport, full: bool) -> Iterator[Row | Gap]:
+    for run in runs_of(stream):
+        if isinstance(run, Gap):
+            yield run
+            continue
+        yield from map(row_of, run.shown)
+        if full:
+            yield from map(row_of, run.hidden)
+        elif run.hidden:
+            yield Gap(alike(run))
+
+
+def runs_of(stream: StreamReport) -> Iterator[Run | Gap]:
+    """The runs of a stream; where it has several segments, a heading ahead of each."""
     for segment in stream.segments:
-        blocks = stream.blocks[segment.first : segment.last + 1]
         if len(stream.segments) > 1:
             yield Gap(f"segment {segment.index} of {shape_of(stream, segment.index)}")
-        if full:
-            yield from map(row_of, blocks)
-            continue
-        for run in find_runs(blocks):
-            yield from map(row_of, run.shown)
-            if run.hidden:
-                yield Gap(alike(run))
+        yield from find_runs(stream.blocks[segment.first : segment.last + 1])
 
 
 def row_of(block: BlockReport) -> Row:

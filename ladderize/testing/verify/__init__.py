@@ -1,12 +1,13 @@
 """Prove that a rewritten program is the ladder of its original: `ladderize.verify`.
 
-    original ── standard form, streams ── reference ladder (reference.py) ┐
-    rewritten ── candidate.py: graph and tensors of each rank             ┴ checks ── result.py
+    original ── standard form, streams ── reference ladder (substituted.py) ┐
+    rewritten ── candidate.py: graph and tensors of each rank               ┴ checks ── verdict.py
 
-tensors.py     every weight, or exactly its slices
-structure.py   random weights: which value is computed from which, where ranks meet
-               (lockstep.py runs them, locate.py finds values, reads.py reads, diagnose.py explains)
-values.py      real weights: errors in several dtypes (precision.py), at several shapes
+check_tensors.py   every weight, or exactly its slices
+structure.py       random weights: which value is computed from which, where ranks meet
+                   (lockstep.py runs them, locate.py finds values, reads.py reads, diagnose.py
+                   explains)
+check_values.py    real weights: errors in several dtypes (precision.py), at several shapes
 
 The passes that make ladders take no part in it; finding the blocks in the original does.
 """

@@ -4,7 +4,6 @@ y3 = x3 + h3(x2)  is nowhere;  x3 + h3(x3) is   ── "its branch reads x3, not
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,14 +17,6 @@ from ladderize.testing.verify.locate import Wanted, relative_error
 from ladderize.testing.verify.lockstep import run_ranks
 from ladderize.testing.verify.reads import spell_name
 from ladderize.testing.verify.substituted import Original, evaluate
-
-
-@dataclass(frozen=True, eq=False)
-class Guess:
-    """What a block might compute instead, and the sum that it would have then."""
-
-    text: str
-    value: Tensor
 
 
 def describe_block(wanted: Wanted) -> str:
@@ -64,7 +55,7 @@ def diagnose(
     def see(at: int, node: Node, value: Any) -> None:
         if at != rank or node.op == "placeholder" or not isinstance(value, Tensor):
             return
-        hits.extend(g.text for g in guesses if relative_error(value, g.value) <= close)
+        hits.extend(text for text, guess in guesses if relative_error(value, guess) <= close)
         off = missing.error(value)
         if off < (nearest[0][0] if nearest else float("inf")):
             nearest[:] = [(off, value)]
@@ -81,7 +72,10 @@ def diagnose(
     return f"{spelled} is never computed; the nearest value is off by {off:.1e}"
 
 
-def _guesses(original: Original, values: Mapping[Node, Any], missing: Wanted) -> Iterator[Guess]:
+def _guesses(
+    original: Original, values: Mapping[Node, Any], missing: Wanted
+) -> Iterator[tuple[str, Tensor]]:
+    """What a block might compute instead, and the sum that it would have then."""
     number, _, index = missing.name
     stream = original.streams[number]
     block = missing.block
@@ -95,12 +89,12 @@ def _guesses(original: Original, values: Mapping[Node, Any], missing: Wanted) ->
             how = _compared(other.index, index)
             text = f"its branch reads {spell_name((number, 'x', other.index))}, {how}"
             text += f", not {spell_name((number, 'x', source))}"
-            yield Guess(text, _sum(original, values, block, read, None))
+            yield text, _sum(original, values, block, read, None)
     for earlier in stream.blocks[: index + 1]:
         skip = values[earlier.anchor]
         if earlier.anchor is not block.skip and skip.shape == values[block.skip].shape:
             text = f"its skip carries {spell_name((number, 'x', earlier.index))}"
-            yield Guess(text, _sum(original, values, block, _like(right, values, block), skip))
+            yield text, _sum(original, values, block, _like(right, values, block), skip)
 
 
 def _like(value: Tensor, values: Mapping[Node, Any], block: Block) -> Tensor | None:

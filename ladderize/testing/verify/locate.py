@@ -84,14 +84,11 @@ class Locator:
         wanted: for each stream, in order.
         close: the largest error at which a value is the wanted one.
         found: the node that computes each.
-        nearest: of each stream's first value that is missing: the smallest error, and the node.
     """
 
     wanted: list[list[Wanted]]
     close: float
     found: dict[Name, Node] = field(default_factory=dict)
-    errors: dict[Name, float] = field(default_factory=dict)
-    nearest: dict[Name, tuple[float, Node]] = field(default_factory=dict)
     _next: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,15 +103,11 @@ class Locator:
     def _advance(self, stream: int, values: list[Wanted], node: Node, value: Tensor) -> None:
         place = self._next[stream]
         for ahead, candidate in enumerate(values[place:], place):
-            error = candidate.error(value)
-            if error <= self.close:
+            if candidate.error(value) <= self.close:
                 self.found[candidate.name] = node
-                self.errors[candidate.name] = error
                 self._next[stream] = ahead + 1
                 return
             if candidate.must_be:
-                if error < self.nearest.get(candidate.name, (float("inf"), node))[0]:
-                    self.nearest[candidate.name] = (error, node)
                 return
 
     def departures(self) -> list[Wanted]:

@@ -203,10 +203,7 @@ def _behind(original: Original) -> str:
 
 
 def _compare_outputs(
-    original: Original,
-    outputs: Sequence[Sequence[Any]],
-    values: Mapping[Node, Any],
-    close: float,
+    original: Original, outputs: Sequence[Sequence[Any]], values: Mapping[Node, Any], close: float
 ) -> Check | None:
     """What comes behind the last block, if it is off."""
     (output,) = original.gm.graph.find_nodes(op="output")

@@ -1,7 +1,6 @@
 """`ladderize bench`: what hiding communication is worth, measured.
 
-parent    ladderize/launch starts the ranks; rows.py, show.py, draw.py tell what they saw
-a rank    rank.py; with programs.py, variants.py, measure.py
-
-results.py, compare.py: what a run found, with machine and versions, and how two of them differ.
+parent    run.py starts the ranks; rows.py, result_tables.py, chart.py tell what they saw
+a rank    rank.py; with case_programs.py, variants.py, timing.py
+record.py what a run found, with machine and versions
 """

@@ -4,13 +4,14 @@ Settings ── cases    prefill and decode, each batch with each length
          └─ links    named ones, or ones whose latency is a share of a block's compute
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.predict.hardware import Link
+from ladderize.tools.predict.hardware import Link, link_of
 from ladderize.tools.sources import HUGGING_FACE
 
 UNLIMITED = 1e18  # bytes per second
@@ -132,6 +133,36 @@ class Settings:
         if not self.model.startswith(HUGGING_FACE):
             return (Case("forward"),)
         return tuple(Case(*sizes) for sizes in product(self.phases, self.batches, self.lengths))
+
+
+def choose_links(
+    names: Sequence[str],
+    shares: Sequence[float],
+    latencies: Sequence[float],
+    bandwidth: float | None,
+    ranks: int,
+) -> tuple[Link | Share, ...]:
+    """The links to measure on, from the command line: named, by share, by latency.
+
+    Args:
+        names: of `links.toml`.
+        shares: of a block's compute, that a collective takes.
+        latencies: in seconds, of links with `bandwidth` bytes per second, None for no limit.
+        ranks: that share a link which has no name.
+
+    Raises:
+        LadderError: there is no such link, or a bandwidth without a latency.
+    """
+    if bandwidth is not None and not latencies:
+        raise LadderError(
+            "A link needs a latency as well as a bandwidth.", cure="give --alpha-us too"
+        )
+    named = [link_of(name) for name in names]  # two processes stand in for eight GPUs
+    made = [
+        Link(f"{latency * 1e6:g} µs", ranks, latency, bandwidth or UNLIMITED)
+        for latency in latencies
+    ]
+    return (*named, *map(Share, shares), *made)
 
 
 def default_device(ranks: int) -> str:

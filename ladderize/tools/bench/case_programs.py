@@ -1,9 +1,8 @@
 """A case's model as an exported program, with its inputs.
 
-Settings, Case ── ladderize/sources ── BenchProgram
+Settings, Case ── ladderize/tools/sources ── program, call
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -17,20 +16,8 @@ from ladderize.tools.sources.cached import CachedLM, decode_inputs, set_cached
 from ladderize.tools.sources.hugging_face import build, read_config
 
 
-@dataclass(frozen=True)
-class BenchProgram:
-    """A program to measure.
-
-    Attributes:
-        call: of the modules that are made of it.
-    """
-
-    program: ExportedProgram
-    call: ModelCall
-
-
-def prepare(settings: Settings, case: Case) -> BenchProgram:
-    """The model of `settings` at the sizes of `case`.
+def prepare(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:
+    """The model of `settings` at the sizes of `case`, and a call of modules made of it.
 
     Raises:
         LadderError: there is no such model, it cannot be traced, or it has no KV cache to decode
@@ -46,10 +33,10 @@ def prepare(settings: Settings, case: Case) -> BenchProgram:
             cure="write a function that returns (model, args, kwargs), and pass module:function",
         )
     args, kwargs = program.example_inputs
-    return BenchProgram(program, ModelCall(tuple(args), dict(kwargs)))
+    return program, ModelCall(tuple(args), dict(kwargs))
 
 
-def _decoding(settings: Settings, case: Case) -> BenchProgram:
+def _decoding(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:
     path = Path(settings.model.removeprefix(HUGGING_FACE))
     model = build(read_config(path), path)
     if not model.can_generate():
@@ -61,6 +48,4 @@ def _decoding(settings: Settings, case: Case) -> BenchProgram:
     set_cached(cached, case.length)
     args = decode_inputs(model, case.batch, case.length)
     program = export_program(cached, args, {}, None)
-    return BenchProgram(
-        program, ModelCall(args, {}, lambda module: set_cached(module, case.length))
-    )
+    return program, ModelCall(args, {}, lambda module: set_cached(module, case.length))

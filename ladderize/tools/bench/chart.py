@@ -4,7 +4,7 @@ speedup over the link's latency │ speedup over the batch │ communication: ex
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -65,38 +65,25 @@ def _origin(results: Results) -> str:
 
 def _over_latency(results: Results, axes: Any) -> bool:
     """Speedup over latency, a line for each variant and case."""
-    return _speedups(results, axes, "link", "latency of a collective, µs", _latency_of)
+    latencies = [row.values.get("link_latency_s") for row in results.rows]
+    places = [None if latency is None else latency * 1e6 for latency in latencies]
+    return _speedups(results, axes, "link", "latency of a collective, µs", places)
 
 
 def _over_batch(results: Results, axes: Any) -> bool:
     """Speedup over batch, a line for each variant, length and link."""
-    return _speedups(results, axes, "batch", "batch", _batch_of)
+    places = [row.key.get("batch") for row in results.rows]
+    return _speedups(results, axes, "batch", "batch", places)
 
 
-def _latency_of(row: ResultRow) -> float | None:
-    latency = row.values.get("link_latency_s")
-    return None if latency is None else latency * 1e6
-
-
-def _batch_of(row: ResultRow) -> float | None:
-    batch = row.key.get("batch")
-    return None if batch is None else float(batch)
-
-
-def _speedups(
-    results: Results,
-    axes: Any,
-    varying: str,
-    label: str,
-    place: Callable[[ResultRow], float | None],
-) -> bool:
-    """Lines of speedup over the key `varying`, which `place` turns into a number.
+def _speedups(results: Results, axes: Any, varying: str, label: str, places: Sequence[Any]) -> bool:
+    """Lines of speedup over the key `varying`, which is a number in `places`, or None.
 
     Returns whether there is a line to draw; without `axes` only that.
     """
     lines: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
-    for row in results.rows:
-        x, ratio = place(row), row.values.get("standard_ratio")
+    for row, x in zip(results.rows, places, strict=True):
+        ratio = row.values.get("standard_ratio")
         if x is not None and ratio and row.key["variant"] != "standard":
             rest = (f"{v}" for k, v in row.key.items() if k not in ("variant", varying))
             lines[str(row.key["variant"]), ", ".join(rest)][x] = 1 / ratio

@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
@@ -29,7 +28,7 @@ from ladderize.report.data import BlockReport
 from ladderize.report.publish import collect_reports
 from ladderize.testing.emitted_code import record_emitted_code
 from ladderize.tools.bench.bench_settings import FREE, UNLIMITED, Case, Settings, Share
-from ladderize.tools.bench.case_programs import BenchProgram, prepare
+from ladderize.tools.bench.case_programs import prepare
 from ladderize.tools.bench.memory import keep_freed_memory
 from ladderize.tools.bench.timing import (
     ModelCall,
@@ -88,13 +87,6 @@ class Measured:
     blocks: tuple[BlockReport, ...]
 
 
-@dataclass(frozen=True)
-class BenchRefusal:
-    """Why nothing was measured."""
-
-    error: LadderError
-
-
 def stages(settings: Settings) -> dict[str, str]:
     """What a rank goes through, in order, in words."""
     found = {"start": "join the ranks"}
@@ -107,26 +99,17 @@ def stages(settings: Settings) -> dict[str, str]:
     return found
 
 
-@record
-def work(settings: Settings, folder: str) -> list[Measured] | BenchRefusal:
-    """Run by the elastic launcher in every rank, or by torchrun; reports stages into `folder`."""
-    limit = HANG_AFTER if settings.ranks > 1 else None
-    reporter = Reporter(Path(folder), int(os.environ.get("RANK", 0)), limit)
+def work(reporter: Reporter, settings: Settings) -> list[Measured]:
+    """Run on every rank."""
     reporter.stage("start")
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    try:
-        with torch.no_grad(), _joined(settings) as (mesh, group):
-            found: list[Measured] = []
-            for case in settings.cases:
-                torch._dynamo.reset()
-                found += _measure_case(settings, case, mesh, group, reporter)
-            return found
-    except LadderError as error:
-        # Built anew: Dynamo appends advice on its own debugging to what passes through it.
-        return BenchRefusal(LadderError(error.summary, error.blockers, error.cure))
-    finally:
-        reporter.done()
+    with torch.no_grad(), _joined(settings) as (mesh, group):
+        found: list[Measured] = []
+        for case in settings.cases:
+            torch._dynamo.reset()
+            found += _measure_case(settings, case, mesh, group, reporter)
+        return found
 
 
 @contextmanager
@@ -160,9 +143,9 @@ def _measure_case(
     reporter: Reporter,
 ) -> list[Measured]:
     reporter.stage(f"{case}: trace")
-    prepared = _on_device(prepare(settings, case), settings.device)
-    variants = make_variants(prepared.program, settings, mesh)
-    blocks = explain_program(prepared.program, LadderConfig()).blocks
+    program, call = _on_device(*prepare(settings, case), settings.device)
+    variants = make_variants(program, settings, mesh)
+    blocks = explain_program(program, LadderConfig()).blocks
     if not any(block.is_rewired for block in blocks):
         raise LadderError(f"{settings.model} has no block whose read could be moved.")
     _set_link(group, FREE)
@@ -170,19 +153,17 @@ def _measure_case(
     for variant in variants:
         if not variant.is_free:
             reporter.stage(f"{case}: {variant.name}")
-            compiled[variant.name] = _compile(variant, prepared.call)
+            compiled[variant.name] = _compile(variant, call)
     reporter.stage(f"{case}: measure")
-    expected = {v.name: out for v in variants if (out := _expected(v, prepared.call)) is not None}
+    expected = {v.name: out for v in variants if (out := _expected(v, call)) is not None}
     found = []
-    for name, link in _links(settings, len(blocks), variants, prepared.call):
+    for name, link in _links(settings, len(blocks), variants, call):
         reporter.stage(f"{case}: measure")  # as many seconds for each link
         _set_link(group, link or FREE)
-        samples = measure(
-            variants, expected, prepared.call, settings.repeats, settings.warmup, group
-        )
+        samples = measure(variants, expected, call, settings.repeats, settings.warmup, group)
         if settings.device == "cuda" and mesh is not None:
             for variant in variants:
-                seen = traced(variant, prepared.call)
+                seen = traced(variant, call)
                 samples[variant.name].exposed = seen.exposed
                 samples[variant.name].communicating = seen.communicating
         for v in variants:
@@ -192,16 +173,17 @@ def _measure_case(
     return found
 
 
-def _on_device(prepared: BenchProgram, device: str) -> BenchProgram:
+def _on_device(
+    program: ExportedProgram, call: ModelCall, device: str
+) -> tuple[ExportedProgram, ModelCall]:
     if device == "cpu":
-        return prepared
+        return program, call
 
     def there(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
-    args, kwargs = pytree.tree_map(there, (prepared.call.args, prepared.call.kwargs))
-    program = move_to_device_pass(prepared.program, device)
-    return BenchProgram(program, ModelCall(args, kwargs, prepared.call.reset, device))
+    args, kwargs = pytree.tree_map(there, (call.args, call.kwargs))
+    return move_to_device_pass(program, device), ModelCall(args, kwargs, call.reset, device)
 
 
 def _set_link(group: EmulatedGroup | None, link: Link) -> None:

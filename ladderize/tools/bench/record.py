@@ -1,4 +1,4 @@
-"""What a benchmark found, where and with what: one JSON file that `compare` can read again.
+"""What a benchmark found, where and with what: one JSON file, which bench/moves.py reads.
 
 Results ── command, when, machine, versions
         └─ rows   key {"variant": "ladder", "batch": 4}   values {"median_s": 0.012, "error": 3e-7}
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,7 +28,6 @@ from ladderize.report.files import write_file
 FORMAT = 1
 Key = Mapping[str, str | int | float]
 Values = Mapping[str, float | None]
-_FIELDS = ("command", "when", "machine", "versions", "rows")
 _PACKAGES = ("torch", "transformers", "triton")
 
 
@@ -110,7 +108,14 @@ class Results:
             {"key": dict(row.key), "values": {n: _spell(v) for n, v in row.values.items()}}
             for row in self.rows
         ]
-        data = {"format": FORMAT, **{name: getattr(self, name) for name in _FIELDS}, "rows": rows}
+        data = {
+            "format": FORMAT,
+            "command": self.command,
+            "when": self.when,
+            "machine": self.machine,
+            "versions": self.versions,
+            "rows": rows,
+        }
         return json.dumps(data, indent=1, allow_nan=False)
 
     def write(self, path: Path, force: bool = False) -> None:
@@ -122,42 +127,8 @@ class Results:
         write_file(path, self.to_json() + "\n", force)
 
 
-def read(path: Path) -> Results:
-    """What `Results.write` wrote to `path`.
-
-    Raises:
-        LadderError: it cannot be read, holds something else, or another version of the format.
-    """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise LadderError(f"The results in {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise LadderError(f"{path} holds no results: {error}.") from None
-    if not isinstance(data, dict) or "format" not in data:
-        raise LadderError(f"{path} holds no results: it has no format.")
-    if data["format"] != FORMAT:
-        raise LadderError(
-            f"{path} has results of format {data['format']}, read is {FORMAT}.",
-            cure="measure again, or compare with the ladderize that wrote it",
-        )
-    try:
-        fields = {name: data[name] for name in _FIELDS}
-        return Results(**(fields | {"rows": tuple(map(_row, data["rows"]))}))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, LadderError):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        raise LadderError(f"{path} holds malformed results: {what}.") from None
-
-
 def _spell(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
-
-
-def _row(data: Any) -> ResultRow:
-    values = {n: None if v is None else float(v) for n, v in data["values"].items()}
-    return ResultRow(dict(data["key"]), values)
 
 
 # ---- the machine

@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from ladderize.tools.bench.allowed import exposed_at_least
+from ladderize.report.data import BlockReport
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.rank import Measured
 from ladderize.tools.bench.record import ResultRow
+from ladderize.tools.predict.timeline.two_lanes import Branch, place, reduce_of, tasks_of
 
 
 def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
@@ -97,3 +98,25 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
         outside = max(taken) - sum(durations)
         least = outside + exposed_at_least(first.blocks, median - max(exposed), durations)
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
+
+
+def exposed_at_least(
+    blocks: Sequence[BlockReport], seconds: float, reduces: Sequence[float]
+) -> float:
+    """Exposed seconds of the ladder on two lanes: what no order of it can hide.
+
+    The last block has nothing behind it. Block i waits for the all-reduce of block i - 2, the end
+    of the step for all.
+
+    Args:
+        blocks: blocks of the step, with their FLOPs; each ends in one all-reduce.
+        seconds: their compute in total, which is divided by FLOPs.
+        reduces: duration of the all-reduce of each.
+    """
+    flops = [block.flops or 0 for block in blocks]
+    branches = [Branch(f"h{i}", (0, i), ((0, i - 2),)) for i in range(len(flops))]
+    durations: dict[str, float] = {}
+    for branch, part, reduce in zip(branches, flops, reduces, strict=False):
+        durations[branch.name] = seconds * part / sum(flops)
+        durations[reduce_of(branch.name)] = reduce
+    return max(end for _, end in place(tasks_of(branches), durations).values()) - seconds

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from ladderize.errors import LadderError
 from ladderize.tools.bench.bench_settings import Settings
-from ladderize.tools.bench.rank import BenchRefusal, Measured, stages, work
+from ladderize.tools.bench.rank import HANG_AFTER, stages, work
 from ladderize.tools.bench.record import Results
 from ladderize.tools.bench.rows import rows_of
 from ladderize.tools.launch.progress import Steps, follow
-from ladderize.tools.launch.ranks import RankFailed, launch
+from ladderize.tools.launch.ranks import RankFailed, launch, on_rank, without_refusals
 
 
 def run_benchmark(settings: Settings, command: str, told: Console) -> Results | None:
@@ -36,16 +36,12 @@ def run_benchmark(settings: Settings, command: str, told: Console) -> Results | 
             return None
     else:
         outcomes = _by_itself(settings, told)
-    refusals = [outcome for outcome in outcomes if isinstance(outcome, BenchRefusal)]
-    if refusals:
-        raise refusals[0].error
-    measured: list[list[Measured]] = [o for o in outcomes if not isinstance(o, BenchRefusal)]
-    return Results(command, rows_of(measured))
+    return Results(command, rows_of(without_refusals(outcomes)))
 
 
 def _under_torchrun(settings: Settings) -> list[Any]:
     with tempfile.TemporaryDirectory(prefix="ladderize-bench-") as folder:
-        own = work(settings, folder)
+        own = _here(settings, folder)
     if settings.ranks == 1:
         return [own]
     dist.init_process_group("gloo")  # that of the measurement is gone
@@ -62,8 +58,13 @@ def _by_itself(settings: Settings, told: Console) -> list[Any]:
         steps.begin(f"start {settings.ranks} ranks")
         with follow(Path(name), settings.ranks, stages(settings), steps):
             if settings.ranks == 1:
-                return [work(settings, name)]
+                return [_here(settings, name)]
             try:
-                return launch(work, (settings, name), settings.ranks, Path(name))
+                return launch(work, (settings,), settings.ranks, Path(name), HANG_AFTER)
             except RankFailed as error:
                 raise LadderError(f"The benchmark ended: {error}") from None
+
+
+def _here(settings: Settings, folder: str) -> Any:
+    """What `work` finds in this process."""
+    return on_rank(work, (settings,), Path(folder), HANG_AFTER if settings.ranks > 1 else None)

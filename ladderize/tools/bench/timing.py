@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
+from ladderize.testing.verify.locate import relative_error
 from ladderize.tools.bench.bench_settings import FREE
 from ladderize.tools.bench.variants import BenchVariant
 from ladderize.tools.emulation import EmulatedGroup, Exposure
@@ -86,7 +87,7 @@ def measure(
                 group.link = FREE if variant.is_free else link
             seconds, output = timed(variant, call)
             if variant.name in expected:
-                off = difference(output, expected[variant.name])
+                off = relative_error(output, expected[variant.name])
                 samples.error = max(off, samples.error or 0.0)
             if repeat < 0:
                 continue
@@ -129,12 +130,6 @@ def outputs_of(output: Any) -> Tensor:
     """The floating-point tensors in `output`, as one vector."""
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return torch.cat([t.detach().double().flatten() for t in tensors if t.is_floating_point()])
-
-
-def difference(output: Tensor, expected: Tensor) -> float:
-    """The largest, over the largest expected value; infinite where something is no number."""
-    off = float((output - expected).abs().max() / expected.abs().max())
-    return off if off == off else float("inf")
 
 
 # ---- one run more, watched by the profiler

@@ -79,11 +79,7 @@ def make_variants(
 
 
 def _shard(
-    name: str,
-    program: ExportedProgram,
-    ours: ExportedProgram,
-    mesh: DeviceMesh,
-    settings: Settings,
+    name: str, program: ExportedProgram, ours: ExportedProgram, mesh: DeviceMesh, settings: Settings
 ) -> nn.Module:
     options: dict[str, Any] = {"shard_vocabulary": settings.shard_vocabulary}
     if name in ("written", "ladder"):

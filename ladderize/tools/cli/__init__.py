@@ -1,7 +1,7 @@
 """The `ladderize` command: `ladderize VERB MODEL [options]`, one file a verb.
 
-Torch is imported by the verbs, so that `--help` answers at once. `options.py` holds the flags that
-verbs share, `running.py` what happens around each: progress, refusals, exit codes.
+Torch is imported by the verbs, so that `--help` answers at once. `arguments.py` holds the flags
+that verbs share, `running.py` what happens around each: progress, refusals, exit codes.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -75,6 +75,27 @@ def lowering_options(texts: Sequence[str]) -> dict[str, Any]:
             found[name] = value if name == "target" else ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[name] = value
+    return found
+
+
+Number = TypeVar("Number", int, float)
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """The words in a list with commas."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
+
+
+def numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, ...]:
+    """The numbers above 0 (latencies: at least 0) in a list with commas; None is an empty one."""
+    try:
+        found = () if text is None else tuple(map(kind, text.split(",")))
+    except ValueError:
+        found = (kind(-1),)
+    if any(number < 0 or (kind is int and not number) for number in found):
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers such as 1,4,16", param_hint=flag
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -41,8 +41,7 @@ Lowering = Annotated[
 ]
 Graphs = Annotated[bool, typer.Option(help="On CUDA: use CUDA graphs (mode=reduce-overhead).")]
 Device = Annotated[
-    str | None,
-    typer.Option(help="cpu or cuda. \\[default: cuda if each rank has a device]"),
+    str | None, typer.Option(help="cpu or cuda. \\[default: cuda if each rank has a device]")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads per rank.")]
 Out = Annotated[Path | None, typer.Option(help="Write the results to this file, as JSON.")]
@@ -88,9 +87,13 @@ def bench(
             from rich.console import Console
 
             from ladderize.report.files import refuse_file
-            from ladderize.tools.bench.bench_settings import VARIANTS, Settings, default_device
+            from ladderize.tools.bench.bench_settings import (
+                VARIANTS,
+                Settings,
+                choose_links,
+                default_device,
+            )
             from ladderize.tools.bench.chart import draw, refuse_plot
-            from ladderize.tools.bench.links import choose_links
             from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
 
@@ -102,17 +105,17 @@ def bench(
             model,
             ranks,
             choose_links(
-                _words(link),
-                _numbers(share, "--share", float),
-                [1e-6 * alpha for alpha in _numbers(alpha_us, "--alpha-us", float)],
+                flags.words(link),
+                flags.numbers(share, "--share", float),
+                [1e-6 * alpha for alpha in flags.numbers(alpha_us, "--alpha-us", float)],
                 None if bandwidth is None else bandwidth * 1e9,
                 ranks,
             ),
-            phases=_words(phase),
-            batches=_numbers(batch, "--batch", int),
-            lengths=_numbers(length, "--length", int),
+            phases=flags.words(phase),
+            batches=flags.numbers(batch, "--batch", int),
+            lengths=flags.numbers(length, "--length", int),
             new=new,
-            variants=_words(variants) or tuple(VARIANTS),
+            variants=flags.words(variants) or tuple(VARIANTS),
             repeats=repeats,
             warmup=warmup,
             lowering=lowering,
@@ -130,8 +133,7 @@ def bench(
         measured = {row.key["variant"] for row in results.rows}
         if "parallel" in settings.variants and "parallel" not in measured:
             typer.echo(
-                "ladderize bench: skipping parallel: its blocks cannot run in parallel",
-                err=True,
+                "ladderize bench: skipping parallel: its blocks cannot run in parallel", err=True
             )
         if out is not None:
             results.write(out, force)
@@ -141,23 +143,3 @@ def bench(
         print_json(results.to_json())
     else:
         show(console(), results.rows)
-
-
-Number = TypeVar("Number", int, float)
-
-
-def _words(text: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
-
-
-def _numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, ...]:
-    """The numbers above 0 (latencies: at least 0) in a list with commas."""
-    try:
-        found = tuple(kind(word) for word in _words(text))
-    except ValueError:
-        found = (kind(-1),)
-    if any(number < 0 or (kind is int and not number) for number in found):
-        raise typer.BadParameter(
-            f"{text!r} is not a list of numbers such as 1,4,16", param_hint=flag
-        )
-    return found

@@ -9,8 +9,7 @@ from ladderize.tools.cli.running import console, running
 
 Ranks = Annotated[int, typer.Option(min=2, help="Number of processes to shard the model over.")]
 NumLayers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Number of layers. \\[default: 4, or that of --hf]"),
+    int | None, typer.Option(min=1, help="Number of layers. \\[default: 4, or that of --hf]")
 ]
 Configuration = Annotated[
     str | None,

@@ -8,8 +8,7 @@ from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, print_json, running, working
 
 Hardware = Annotated[
-    str,
-    typer.Option(help="DEVICExRANKS-LINK; an unknown name lists the known ones."),
+    str, typer.Option(help="DEVICExRANKS-LINK; an unknown name lists the known ones.")
 ]
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
 Prompt = Annotated[int, typer.Option(min=1, help="Prompt tokens per example.")]
@@ -35,7 +34,7 @@ def plan(
 
     The model is traced once, without weights. Nothing is compiled or measured.
     """
-    batches = _numbers(batch)
+    batches = flags.numbers(batch, "--batch", int)
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plan", debug, json):
         with working("loading torch"):
@@ -55,12 +54,3 @@ def plan(
         print_json(found.to_json())
     else:
         show(found, console())
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise typer.BadParameter(
-            f"{text!r} is not a list of positive integers such as 1,4,16", param_hint="--batch"
-        )
-    return [int(part) for part in parts]

@@ -15,8 +15,7 @@ Perfetto = Annotated[
     Path | None, typer.Option(help="Also write the timeline to this file, for ui.perfetto.dev.")
 ]
 TraceStandard = Annotated[
-    Path | None,
-    typer.Option(help="Trace of the standard model, of export_chrome_trace."),
+    Path | None, typer.Option(help="Trace of the standard model, of export_chrome_trace.")
 ]
 TraceLadder = Annotated[Path | None, typer.Option(help="Trace of the ladder.")]
 Hardware = Annotated[

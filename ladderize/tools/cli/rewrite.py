@@ -10,8 +10,7 @@ from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, print_json, running, working
 
 Out = Annotated[
-    Path | None,
-    typer.Option(help="A new .pt2 file; with --tp a new directory for ladderize.load."),
+    Path | None, typer.Option(help="A new .pt2 file; with --tp a new directory for ladderize.load.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Write nothing; print each read that would be rewired.")

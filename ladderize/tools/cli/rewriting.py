@@ -38,7 +38,12 @@ class Done:
     def show(self, console: Console) -> None:
         console.print(self.report.table(False, console.width), markup=False, highlight=False)
         if self.local is not None:
-            console.print(f"\n{describe_bytes(self.local)}", highlight=False)
+            each, whole = self.local.bytes_per_rank / 2**20, self.local.bytes_in_all / 2**20
+            console.print(
+                f"\n{each:,.1f} MiB on each of {self.local.num_ranks} ranks, "
+                f"{whole:,.1f} MiB in all",
+                highlight=False,
+            )
             for line in self.local.engines:
                 console.print(line, highlight=False, markup=False)
         if self.out is not None:
@@ -99,11 +104,7 @@ def rewrite_model(
 
 
 def graph_of_model(
-    name: str,
-    sizes: InputSizes,
-    num_ranks: int | None,
-    options: Mapping[str, Any],
-    stop_after: str,
+    name: str, sizes: InputSizes, num_ranks: int | None, options: Mapping[str, Any], stop_after: str
 ) -> str:
     """The graph of the model called `name` as the named step leaves it, as Python code.
 
@@ -125,9 +126,3 @@ def _config(options: Mapping[str, Any], is_written: bool) -> LadderConfig:
             "Engines are written into a directory of shards.", cure="give --tp and --out"
         )
     return LadderConfig.from_options(options)
-
-
-def describe_bytes(local: LocalProgram) -> str:
-    """Bytes of a rank and of the whole, as one line."""
-    each, whole = local.bytes_per_rank / 2**20, local.bytes_in_all / 2**20
-    return f"{each:,.1f} MiB on each of {local.num_ranks} ranks, {whole:,.1f} MiB in all"

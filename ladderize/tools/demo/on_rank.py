@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from ladderize.backends.emitted import order_string, read_events
 from ladderize.errors import LadderError
@@ -68,23 +67,17 @@ class Shown:
     is_independent: bool
 
 
-@record
-def work(hf: str | None, num_layers: int | None, folder: str) -> Shown | str:
-    """Run by the elastic launcher on every rank; returns the reason if the model is refused."""
-    reporter = Reporter(Path(folder), int(os.environ["RANK"]))
+def work(reporter: Reporter, hf: str | None, num_layers: int | None) -> Shown:
+    """Run on every rank."""
     reporter.stage("model")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     try:
         with torch.no_grad():
             return _compare(hf, num_layers, reporter)
-    except LadderError as error:
-        # Built anew: Dynamo appends advice on its own debugging to what passes through it.
-        return str(LadderError(error.summary, error.blockers, error.cure))
     finally:
         reporter.stage("end")
         dist.destroy_process_group()
-        reporter.done()
 
 
 def _compare(hf: str | None, num_layers: int | None, reporter: Reporter) -> Shown:

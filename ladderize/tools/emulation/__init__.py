@@ -9,8 +9,8 @@
 transfers.py   Transfer and Exposure: when each was launched, due, waited for and released
 board.py       the ranks' launch times, in memory that they share
 carrier.py     a thread of its own for the values; what `wait()` does
-priority.py    that thread, and gloo's, go before compute where the system allows it
-group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one
+group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one;
+               that thread, and gloo's, go before compute where the system allows it
 
 A transfer starts when the last rank has launched it and the link is free. All ranks
 know each other's launch times, and so compute the same schedule. `wait()` returns

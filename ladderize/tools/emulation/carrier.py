@@ -11,11 +11,10 @@ import ctypes
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
@@ -34,9 +33,8 @@ _AWAKE = 200e-6
 _ASLEEP = timedelta(seconds=0.25)
 
 
-@dataclass(frozen=True)
-class TransferTimes:
-    """The same on every rank but for `arrived`; as in `Transfer`."""
+class TransferTimes(NamedTuple):
+    """The same on every rank but for `arrived`; as in `Transfer`, and in its order."""
 
     peers: float
     free: float
@@ -77,17 +75,8 @@ class EmulatedWork(dist.Work):
         schedule = self.schedule.result(timeout.total_seconds() or None)
         _sleep_until(schedule.due)
         if self.transfer is None:
-            self.transfer = Transfer(
-                self.op,
-                self.num_bytes,
-                self.launched,
-                schedule.peers,
-                schedule.free,
-                schedule.due,
-                schedule.arrived,
-                entered,
-                released=time.perf_counter(),
-            )
+            moments = (self.launched, *schedule, entered, time.perf_counter())
+            self.transfer = Transfer(self.op, self.num_bytes, *moments)
         self._deliver()
         return True
 

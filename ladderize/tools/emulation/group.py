@@ -7,7 +7,10 @@ Two gloo groups, because a gloo group must be given its collectives in one order
 the carrier's thread and the caller's have none between them.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
 
@@ -17,7 +20,6 @@ from torch import Tensor
 from ladderize import compat
 from ladderize.tools.emulation.board import LaunchBoard
 from ladderize.tools.emulation.carrier import Carrier, EmulatedWork, Start
-from ladderize.tools.emulation.priority import before_compute
 from ladderize.tools.emulation.transfers import Transfer
 from ladderize.tools.predict.hardware import Link
 
@@ -198,3 +200,30 @@ def _create(options: Any, link: Link | None) -> EmulatedGroup:
     return EmulatedGroup(
         options.store, options.group_rank, options.group_size, options.timeout, link
     )
+
+
+@contextmanager
+def before_compute() -> Iterator[bool]:
+    """Threads started inside go before all ordinary ones (SCHED_FIFO), not the caller afterwards.
+
+    A network card does not wait for a core; gloo's threads do. On two busy cores an all-reduce of
+    two computing ranks took 20 ms that takes 0.7 ms this way, for it is many short turns of six
+    threads.
+
+    Yields:
+        Whether it is so: where the system does not allow it (on Linux to root, or with an
+        `rtprio` limit of 1), nothing changes.
+    """
+    if sys.platform != "linux":
+        yield False
+        return
+    usual = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, *usual)

@@ -11,8 +11,15 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    record,
+)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ladderize.errors import LadderError
+from ladderize.tools.launch.progress import HANG_AFTER, Reporter
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 NUM_STDERR_LINES = 40
@@ -22,19 +29,25 @@ class RankFailed(RuntimeError):
     """A rank died or hung; the message has its traceback."""
 
 
+Work = Callable[..., Any]
+"""A function of a module. Called with a rank's `Reporter` and the other arguments."""
+
+
 def launch(
-    work: Callable[..., Any],
+    work: Work,
     args: tuple[Any, ...],
     num_ranks: int,
     folder: Path,
+    hang_after: float | None = HANG_AFTER,
 ) -> list[Any]:
-    """Run `work(*args)` on `num_ranks` processes of this machine; return the results by rank.
+    """Run `work` on `num_ranks` processes of this machine; return the results by rank.
 
     Args:
-        work: a function of a module, with torch's `@record`.
         folder: where the ranks report their stages, and where their stdout and stderr go.
+        hang_after: seconds that a stage may take, None for any.
 
     Raises:
+        LadderError: what a rank refused.
         RankFailed: with the traceback of the first rank that failed.
         KeyboardInterrupt: also in the place of the launcher's own `SignalException`.
     """
@@ -52,13 +65,34 @@ def launch(
     )
     try:
         with _environment(num_ranks):
-            outcomes = elastic_launch(config, work)(*args)
+            outcomes = elastic_launch(config, on_rank)(work, args, folder, hang_after)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RankFailed(_describe(rank, failure, folder)) from None
     except SignalException as signal:
         raise KeyboardInterrupt from signal
-    return [outcomes[rank] for rank in range(num_ranks)]
+    return without_refusals([outcomes[rank] for rank in range(num_ranks)])
+
+
+@record
+def on_rank(work: Work, args: tuple[Any, ...], folder: Path, hang_after: float | None) -> Any:
+    """What `work` returns on this rank, or the `LadderError` with which it refuses."""
+    reporter = Reporter(folder, int(os.environ.get("RANK", 0)), hang_after)
+    try:
+        return work(reporter, *args)
+    except LadderError as error:
+        # Built anew: what passes through Dynamo is of a class made there, with its advice appended.
+        return LadderError(error.summary, error.blockers, error.cure)
+    finally:
+        reporter.done()
+
+
+def without_refusals(outcomes: list[Any]) -> list[Any]:
+    """The outcomes of `on_rank`, none of which is a refusal: the first of those is raised."""
+    for error in outcomes:
+        if isinstance(error, LadderError):
+            raise error
+    return outcomes
 
 
 @contextmanager

@@ -9,8 +9,8 @@ Standard and ladder share the columns, so that a block stands below itself.
 from dataclasses import dataclass, field
 
 from ladderize.report.data import BlockReport, StreamReport
-from ladderize.report.present.lines import alike, shape_of
-from ladderize.report.present.repeats import Run, find_runs
+from ladderize.report.present.lines import Gap, alike, runs_of
+from ladderize.report.present.repeats import Run
 
 COLUMN, FOLD, SEGMENT_GAP, END = 168, 232, 28, 64
 # From the left of a column, or of the end, to its value.
@@ -59,18 +59,17 @@ class Columns:
 
 def columns_of(stream: StreamReport) -> Columns:
     found, left = Columns(), 0.0
-    for segment in stream.segments:
-        if len(stream.segments) > 1:
-            left += SEGMENT_GAP if segment.index else 0
-            text = f"segment {segment.index} of {shape_of(stream, segment.index)}"
-            found.headings.append((text, left))
-        for run in find_runs(stream.blocks[segment.first : segment.last + 1]):
-            for block in run.shown:
-                found.blocks.append((block, left))
-                left += COLUMN
-            if run.hidden:
-                found.folds.append(Fold(left, fold_text(run), run.hidden))
-                left += FOLD
+    for run in runs_of(stream):
+        if isinstance(run, Gap):
+            left += SEGMENT_GAP if found.headings else 0
+            found.headings.append((run.text, left))
+            continue
+        for block in run.shown:
+            found.blocks.append((block, left))
+            left += COLUMN
+        if run.hidden:
+            found.folds.append(Fold(left, fold_text(run), run.hidden))
+            left += FOLD
     found.width = left + END
     return found
 

@@ -14,9 +14,8 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ladderize.report.data import StreamReport
-from ladderize.report.present.lines import Row, page_of, row_of, shape_of, title_of
-from ladderize.report.present.repeats import Run, find_runs
+from ladderize.report.present.lines import Gap, Row, page_of, row_of, runs_of, title_of
+from ladderize.report.present.repeats import Run
 from ladderize.report.report import Report
 from ladderize.tools import units
 from ladderize.tools.plot import sheet
@@ -79,7 +78,7 @@ def _streams(report: Report, times: "Times") -> Iterator[StreamView]:
     for graph in report.graphs:
         for stream in graph.streams:
             if stream.blocks:
-                runs = [*_runs(stream)]
+                runs = [*runs_of(stream)]
                 is_folded = any(isinstance(run, Run) and run.hidden for run in runs)
                 yield StreamView(
                     title_of(stream),
@@ -89,18 +88,10 @@ def _streams(report: Report, times: "Times") -> Iterator[StreamView]:
                 )
 
 
-def _runs(stream: StreamReport) -> Iterator[Run | str]:
-    """The runs of a stream, with the titles of its segments."""
-    for segment in stream.segments:
-        if len(stream.segments) > 1:
-            yield f"segment {segment.index} of {shape_of(stream, segment.index)}"
-        yield from find_runs(stream.blocks[segment.first : segment.last + 1])
-
-
-def _rows(runs: list[Run | str], times: "Times", is_full: bool) -> Iterator[TableRow]:
+def _rows(runs: list[Run | Gap], times: "Times", is_full: bool) -> Iterator[TableRow]:
     for run in runs:
-        if isinstance(run, str):
-            yield TableRow(run)
+        if isinstance(run, Gap):
+            yield TableRow(run.text)
             continue
         for block in (*run.shown, *(run.hidden if is_full else ())):
             key = key_of(block)

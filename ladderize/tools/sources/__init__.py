@@ -2,12 +2,16 @@
 
 model.pt2               what torch.export.save wrote        (compat/archive.py reads it safely)
 hf:DIR_OR_CONFIG        a configuration of transformers; weights of DIR, or random (hugging_face.py)
-package.module:factory  a function that returns (model, args, kwargs)              (factory.py)
+package.module:factory  a function that returns (model, args, kwargs)
 """
 
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
@@ -15,39 +19,32 @@ from torch.utils import _pytree as pytree
 
 from ladderize.compat.archive import read_program
 from ladderize.config.options import LadderConfig
-from ladderize.errors import LadderError
+from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import explain_program
 from ladderize.frontends.sharded.tracing import export_program, trace
 from ladderize.report.report import Report
-from ladderize.tools.sources.example_inputs import HUGGING_FACE, InputSizes
+from ladderize.tools.sources.hugging_face import (
+    HUGGING_FACE,
+    InputSizes,
+    open_configuration,
+    seeded,
+)
 
-__all__ = ["HUGGING_FACE", "InputSizes", "Source", "is_factory", "open_model"]
-
-
-class Source(Protocol):
-    """A model by its name."""
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-
-    def program(self) -> ExportedProgram:
-        """As an exported program with its weights."""
-
-    def explain(self, config: LadderConfig) -> Report:
-        """What would be done to it; weights are not needed."""
+__all__ = ["HUGGING_FACE", "InputSizes", "open_model"]
 
 
 @dataclass(frozen=True)
 class File:
     """A `.pt2` file."""
 
-    name: str
+    path: str
 
     def program(self) -> ExportedProgram:
-        return read_program(self.name)
+        """As an exported program with its weights."""
+        return read_program(self.path)
 
     def explain(self, config: LadderConfig) -> Report:
+        """What would be done to it; weights are not needed."""
         return explain_program(self.program(), config)
 
 
@@ -59,7 +56,6 @@ class Module:
         has_weights: False: its parameters are on the meta device.
     """
 
-    name: str
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +84,9 @@ class Module:
         return shapes.dynamic_shapes(self.model, self.args, self.kwargs)  # type: ignore[no-untyped-call]
 
 
-def open_model(text: str, sizes: InputSizes | None = None, *, has_weights: bool = True) -> Source:
+def open_model(
+    text: str, sizes: InputSizes | None = None, *, has_weights: bool = True
+) -> File | Module:
     """The model called `text`.
 
     Args:
@@ -101,15 +99,11 @@ def open_model(text: str, sizes: InputSizes | None = None, *, has_weights: bool 
     """
     sizes = sizes or InputSizes()
     if text.startswith(HUGGING_FACE):
-        from ladderize.tools.sources.hugging_face import open_configuration
-
         model, kwargs = open_configuration(text, sizes, has_weights=has_weights)
-        return Module(text, model, (), kwargs, sizes.is_dynamic, has_weights)
-    if is_factory(text):
-        from ladderize.tools.sources.factory import call_factory
-
-        model, args, kwargs = call_factory(text)
-        return Module(text, model, args, kwargs, sizes.is_dynamic)
+        return Module(model, (), kwargs, sizes.is_dynamic, has_weights)
+    if _is_factory(text):
+        model, args, kwargs = _call_factory(text)
+        return Module(model, args, kwargs, sizes.is_dynamic)
     if not Path(text).exists():
         raise LadderError(
             f"There is no model called {text}.",
@@ -118,8 +112,41 @@ def open_model(text: str, sizes: InputSizes | None = None, *, has_weights: bool 
     return File(text)
 
 
-def is_factory(text: str) -> bool:
+def _is_factory(text: str) -> bool:
     """Whether `text` is spelled as `package.module:function`."""
     module, colon, function = text.partition(":")
     names = [*module.split("."), function]
     return bool(colon) and all(name.isidentifier() for name in names) and not Path(text).exists()
+
+
+def _call_factory(text: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """What the function called `text` returns. Modules are looked for in this folder first.
+
+    Raises:
+        LadderError: it is not there, it raises, or returns something else.
+    """
+    module_name, _, function_name = text.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    seeded()
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        made = function()
+    except Exception as error:  # whatever a stranger's module raises
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        raise LadderError(
+            f"{text} could not be called:", [Blocker(f"{type(error).__name__}: {error}", place)]
+        ) from error
+    return _checked(text, made)
+
+
+def _checked(text: str, made: Any) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    model, *rest = made if isinstance(made, tuple) else (made,)
+    args = rest.pop(0) if rest and isinstance(rest[0], tuple | list) else ()
+    kwargs = rest.pop(0) if rest and isinstance(rest[0], Mapping) else {}
+    if rest or not isinstance(model, nn.Module):
+        kinds = ", ".join(type(part).__name__ for part in (model, *rest))
+        raise LadderError(f"{text} returned ({kinds}).", cure="let it return (model, args, kwargs)")
+    return model, tuple(args), dict(kwargs)

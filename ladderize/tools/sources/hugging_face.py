@@ -5,6 +5,7 @@ config.json ── architectures[0], or the causal LM of its model_type ── m
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,32 @@ import torch
 
 from ladderize.errors import LadderError
 from ladderize.frontends.sharded.tracing import shapes_only
-from ladderize.tools.sources.example_inputs import HUGGING_FACE, InputSizes, seeded
+
+HUGGING_FACE = "hf:"
+"""How the name of a transformers configuration begins."""
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """Of the example inputs that are made for a configuration.
+
+    Attributes:
+        batch: examples.
+        length: tokens of each.
+        image: height and width in pixels where the configuration tells none.
+        is_dynamic: whether batch and length stay symbolic: dims 0 and 1 of integer inputs, dim 0
+            of all others.
+    """
+
+    batch: int = 2
+    length: int = 32
+    image: int = 224
+    is_dynamic: bool = False
+
+
+def seeded() -> None:
+    """Random weights and inputs are the same in every process."""
+    torch.manual_seed(0)
 
 
 def open_configuration(

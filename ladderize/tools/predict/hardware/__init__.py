@@ -1,9 +1,8 @@
 """What a step runs on, as data: devices, links between ranks, and what is reached of them.
 
 links.toml ── link.py: Link, seconds of a collective of so many bytes ──┐
-devices.toml ── device.py: Device, what a data sheet promises ──────────┼── machine.py: Hardware
+devices.toml ── Device, what a data sheet promises ─────────────────────┼── machine.py: Hardware
 calibrated.toml ── calibrated.py: Calibration, what is reached of it ───┘
-paper_70b.csv: what calibrated.toml was fitted to
 """
 
 from ladderize.tools.predict.hardware.calibrated import (
@@ -12,9 +11,14 @@ from ladderize.tools.predict.hardware.calibrated import (
     calibration,
     calibration_errors,
 )
-from ladderize.tools.predict.hardware.device import Device, known_devices
 from ladderize.tools.predict.hardware.link import Link, known_links, link_of
-from ladderize.tools.predict.hardware.machine import Hardware, hardware_of, link_kinds
+from ladderize.tools.predict.hardware.machine import (
+    Device,
+    Hardware,
+    hardware_of,
+    known_devices,
+    link_kinds,
+)
 
 __all__ = [
     "Calibration",

@@ -4,13 +4,10 @@ latency of an all-reduce over n ranks = step * log2(n)      as by trees, for sho
 """
 
 import math
-import tomllib
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
-from ladderize.tools.predict.hardware.link import Link
+from ladderize.tools.predict.hardware.link import Link, read_table
 
 
 @dataclass(frozen=True)
@@ -58,27 +55,14 @@ class Errors:
     speed: float
 
 
-@cache
 def calibration() -> Calibration:
     """The numbers that ladderize ships with."""
-    return Calibration(**_read()["fitted"])
+    return Calibration(**read_table("calibrated")["fitted"])
 
 
-@cache
 def calibration_errors() -> Errors:
-    return Errors(**_read()["errors"])
+    return Errors(**read_table("calibrated")["errors"])
 
 
-@cache
 def calibrated_links() -> dict[str, dict[str, Any]]:
-    return _read()["links"]
-
-
-@cache
-def _read() -> dict[str, dict[str, Any]]:
-    text = (
-        resources.files("ladderize.tools.predict.hardware")
-        .joinpath("calibrated.toml")
-        .read_text("utf-8")
-    )
-    return tomllib.loads(text)
+    return read_table("calibrated")["links"]

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from ladderize.errors import LadderError
 
@@ -59,14 +60,16 @@ class Link:
 
 
 @cache
+def read_table(name: str) -> dict[str, dict[str, Any]]:
+    """A `.toml` file beside this module."""
+    file = resources.files("ladderize.tools.predict.hardware").joinpath(f"{name}.toml")
+    return tomllib.loads(file.read_text("utf-8"))
+
+
+@cache
 def known_links() -> dict[str, Link]:
     """Those of `links.toml` by name."""
-    text = (
-        resources.files("ladderize.tools.predict.hardware")
-        .joinpath("links.toml")
-        .read_text("utf-8")
-    )
-    return {name: Link(name, **fields) for name, fields in tomllib.loads(text).items()}
+    return {name: Link(name, **fields) for name, fields in read_table("links").items()}
 
 
 def link_of(name: str) -> Link:

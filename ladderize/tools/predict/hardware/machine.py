@@ -7,11 +7,36 @@ h100x8-nvlink   8 devices of devices.toml, a link of calibrated.toml or links.to
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from ladderize.errors import Blocker, LadderError
 from ladderize.tools.predict.hardware.calibrated import Calibration, calibrated_links, calibration
-from ladderize.tools.predict.hardware.device import known_devices
-from ladderize.tools.predict.hardware.link import Link, known_links
+from ladderize.tools.predict.hardware.link import Link, known_links, read_table
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator.
+
+    Attributes:
+        name: as in `devices.toml`.
+        flops: per second at most, dense, in float16 or bfloat16.
+        memory: bytes per second at most.
+        capacity: bytes of memory.
+        source: where the numbers are from.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    capacity: float
+    source: str
+
+
+@cache
+def known_devices() -> dict[str, Device]:
+    """Those of `devices.toml` by name."""
+    return {name: Device(name, **fields) for name, fields in read_table("devices").items()}
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,10 @@ def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
         return gain_of(nets, dataclasses.replace(request, **given), there)
 
     full_batch, full_prompt = _full(workload, request, hardware)
-    found = Limits(
-        request.batch,
-        gain(),
-        _hiding(workload, request.prefill, hardware),
-        _hiding(workload, request.decode, hardware),
-        full_batch,
-        full_prompt,
+    prefill, decode = (
+        _hiding(workload, phase, hardware) for phase in (request.prefill, request.decode)
     )
+    found = Limits(request.batch, gain(), prefill, decode, full_batch, full_prompt)
     if found.gain < LEAST_GAIN:
         return found
     link = hardware.link
@@ -104,15 +100,8 @@ def _whole(value: float | None) -> int | None:
 def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
     blocks = [block for block in workload.blocks if block.reduce_bytes]
     ranks, link = hardware.ranks, hardware.link
-    compute = min(
-        (
-            hardware.compute_seconds(
-                block.costs.flops_in(phase), block.costs.bytes_in(phase), block.ranks(ranks)
-            )
-            for block in blocks
-        ),
-        default=0.0,
-    )
+    each = [block.costs.seconds(phase, hardware, block.ranks(ranks)) for block in blocks]
+    compute = min(each, default=0.0)
     most = max((block.reduce_bytes for block in blocks), default=0.0) * phase.tokens
     hidden = compute / (1 - hardware.contention)
     bandwidth = None

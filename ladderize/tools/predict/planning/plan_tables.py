@@ -7,9 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ladderize.tools.predict.planning import LadderPlan
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
 from ladderize.tools.predict.planning.planned_nets import VARIANTS
-from ladderize.tools.predict.planning.planner import LadderPlan
 from ladderize.tools.units import num_bytes, seconds
 
 

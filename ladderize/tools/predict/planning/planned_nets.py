@@ -69,16 +69,14 @@ class PlannedNet:
         return place(self._tasks, self._durations(phase, hardware), hardware.contention)
 
     def _head(self, phase: Phase, hardware: Hardware) -> float:
-        costs = self.outside
-        if costs == PlannedCosts():
+        if self.outside == PlannedCosts():
             return 0.0
-        return hardware.compute_seconds(costs.flops_in(phase), costs.bytes_in(phase))
+        return self.outside.seconds(phase, hardware)
 
     def _durations(self, phase: Phase, hardware: Hardware) -> dict[str, float]:
         found: dict[str, float] = {}
         for block in self.blocks:
-            costs, ranks = block.costs, block.ranks(hardware.ranks)
-            work = hardware.compute_seconds(costs.flops_in(phase), costs.bytes_in(phase), ranks)
+            work = block.costs.seconds(phase, hardware, block.ranks(hardware.ranks))
             found[block.name] = work + (block.num_branches - 1) * hardware.launch
             sent = block.reduce_bytes * phase.tokens
             found[reduce_of(block.name)] = hardware.reduce_seconds(sent)

@@ -15,6 +15,7 @@ from ladderize.report.branch_kinds import ATTENTION
 from ladderize.report.data import BlockReport, GraphReport, SegmentReport
 from ladderize.report.naming import block_name
 from ladderize.report.report import Report
+from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.timeline.division import Division
 
 
@@ -52,6 +53,10 @@ class PlannedCosts:
 
     def bytes_in(self, phase: Phase) -> float:
         return self.weight_bytes + self.cache_bytes * phase.batch * phase.keys
+
+    def seconds(self, phase: Phase, hardware: Hardware, ranks: int = 1) -> float:
+        """Of computing it in `phase`, divided over `ranks`."""
+        return hardware.compute_seconds(self.flops_in(phase), self.bytes_in(phase), ranks)
 
     def __add__(self, other: "PlannedCosts") -> "PlannedCosts":
         return PlannedCosts(

@@ -2,14 +2,13 @@
 
 Report ── predicted.py (two_lanes.py: the schedule, also the planner's) ──┐
                                                                           ├── steps.py: Timeline
-traces ── measured.py (trace.py, spans.py) ───────────────────────────────┘     └ perfetto.py
+traces ── trace.py (spans.py) ────────────────────────────────────────────┘     └ perfetto.py
 """
 
-from ladderize.tools.predict.timeline.measured import measure
 from ladderize.tools.predict.timeline.perfetto import write_perfetto
 from ladderize.tools.predict.timeline.predicted import predict
 from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Timeline, TimelineStep
-from ladderize.tools.predict.timeline.trace import read_step
+from ladderize.tools.predict.timeline.trace import measure, read_step
 
 __all__ = [
     "BlockKey",

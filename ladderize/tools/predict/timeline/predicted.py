@@ -102,15 +102,13 @@ def _in_order(graph: GraphReport) -> Iterator[BlockReport]:
     while any(left):
         before = len(ran)
         for blocks in left:
-            while blocks and all(key[1] < 0 or key in ran for key in _needed(blocks[0])):
+            while blocks and all(
+                key[1] < 0 or key in ran for key in map(_sum_behind, blocks[0].reads_before)
+            ):
                 block = blocks.pop(0)
                 ran.add((block.stream, block.index))
                 yield block
         assert len(ran) > before, "blocks read each other in a circle"
-
-
-def _needed(block: BlockReport) -> Iterator[Sum]:
-    return (_sum_behind(read) for read in block.reads_before)
 
 
 def _sum_behind(read: str) -> Sum:

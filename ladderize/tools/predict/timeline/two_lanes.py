@@ -72,10 +72,7 @@ def reduce_of(name: str) -> str:
 
 
 def place(
-    tasks: Sequence[Task],
-    seconds: Mapping[str, float],
-    contention: float = 0.0,
-    start: float = 0.0,
+    tasks: Sequence[Task], seconds: Mapping[str, float], contention: float = 0.0, start: float = 0.0
 ) -> dict[str, Span]:
     """When each of `tasks` starts and ends.
 
