@@ -7,10 +7,10 @@ and looks up any function of torch by name (seen in 2.11 to 2.15).
 """
 
 import ast
-import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -21,11 +21,22 @@ import torch
 from torch.export import ExportedProgram
 
 from ladderize import compat  # registers the ops of sharded programs
+from ladderize.compat.json_files import parse_json
 from ladderize.compat.size_grammar import is_size
 from ladderize.errors import Blocker, LadderError
 
 NOTE = "ladderize.json"
 """The extra file in an archive that tells with which options a ladder was made."""
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+)
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OBJECTS = re.compile(r"/(custom_obj|opaque_obj)_[^/]*$|\.(so|cpp|py|cubin)$")
 _OUTPUTS = re.compile(r"transformers\.[\w.]+")
@@ -46,7 +57,9 @@ def read_program(path: str | Path) -> ExportedProgram:
     try:
         with zipfile.ZipFile(path) as archive:
             blockers = list(_strange(archive))
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError) as error:
+    except LadderError as error:
+        raise LadderError(f"{path} is no .pt2 archive: {error}") from None
+    except _NO_ARCHIVE as error:
         raise LadderError(
             f"{path} is no .pt2 archive, or is cut short: {error}",
             cure="write it again with torch.export.save",
@@ -77,14 +90,14 @@ def read_note(path: str | Path) -> dict[str, Any] | None:
     Raises:
         LadderError: the note is damaged.
     """
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"extra/{NOTE}")]
-        if not names:
-            return None
-        try:
-            return parse_options(json.loads(archive.read(names[0]))["options"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LadderError(f"{path} has a damaged note of its options: {error!r}") from None
+    refused = f"{path} has a damaged note of its options"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"extra/{NOTE}")]
+            data = archive.read(names[0]) if names else None
+        return None if data is None else parse_options(parse_json(data, refused)["options"])
+    except (*_NO_ARCHIVE, AttributeError) as error:
+        raise LadderError(f"{refused}: {error!r}") from None
 
 
 def parse_options(noted: Mapping[str, str]) -> dict[str, Any]:
@@ -95,12 +108,16 @@ def parse_options(noted: Mapping[str, str]) -> dict[str, Any]:
 def _parse(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
 def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
     """Everything in an archive that is no graph of known ops and no plain tensor."""
+    packed = [info.filename for info in archive.infolist() if info.compress_type]
+    if packed:
+        yield Blocker(f"{packed[0]} is compressed, which torch.export.save leaves out")
+        return
     damaged = archive.testzip()
     if damaged:
         yield Blocker(f"{damaged} is damaged: its checksum is wrong")
@@ -113,7 +130,7 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
     if len(graphs) != 1:
         yield Blocker(f"it holds {len(graphs)} exported programs, not one; is it cut short?")
     for name in graphs:
-        graph = json.loads(archive.read(name))
+        graph = parse_json(archive.read(name), f"{name} is damaged")
         yield from _strange_graph(graph)
         _import_outputs(graph)
 

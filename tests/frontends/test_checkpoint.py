@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from ladderize import LadderError
 from ladderize.frontends.sharded.checkpoint import StateDict, match, open_checkpoint
+from ladderize.frontends.sharded.manifest import EntryRecord
 from ladderize.frontends.sharded.materialize import read_entries
 from ladderize.frontends.sharded.state import StateEntry
 from ladderize.sharding.placement import Shard
@@ -146,4 +147,4 @@ def test_entries_are_data():
         entry("q", (8,), Shard(0, (4, 2, 2), whole=(1, 2))),
         entry("x", (4,), is_persistent=False, aliases=("y",), requires_grad=True),
     ):
-        assert StateEntry.from_json(json.loads(json.dumps(each.to_json()))) == each
+        assert EntryRecord(**json.loads(EntryRecord.of(each).model_dump_json())).entry() == each

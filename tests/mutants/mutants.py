@@ -711,6 +711,27 @@ COLLECTIVES = (
         "[layers-+layers = last:1-at first]",
     ),
     Mutant(
+        "compressed archives are unpacked",
+        "ladderize/compat/archive.py",
+        "    if packed:\n",
+        "    if not packed:\n",
+        "tests/frontends/test_hostile_files.py::test_an_archive_that_would_grow_is_not_unpacked",
+    ),
+    Mutant(
+        "files are read whole before their size is known",
+        "ladderize/compat/json_files.py",
+        "            if any(size > most_bytes for size in _sizes(file)):",
+        "            if len(file.read()) > most_bytes:",
+        "tests/frontends/test_hostile_files.py::test_json_that_is_too_large_takes_no_memory",
+    ),
+    Mutant(
+        "what reaches past a model runs the standard net",
+        "ladderize/frontends/compile.py",
+        "    wrapped = [model, *find_delegates(model)]\n    encoders",
+        "    wrapped = [model]\n    encoders",
+        "tests/frontends/test_delegates.py",
+    ),
+    Mutant(
         "a weight in other memory is not noticed",
         "ladderize/frontends/local_parameters.py",
         "or self.pointer != full.data_ptr():",

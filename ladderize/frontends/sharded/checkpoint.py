@@ -4,7 +4,6 @@ DIR/model.safetensors.index.json     weight_map: name -> file
 DIR/model-00001-of-00002.safetensors get_slice(name)[rows, columns] reads only those
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ladderize.compat.json_files import read_json
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.sharded.state import StateEntry
 
@@ -113,12 +113,14 @@ def open_checkpoint(path: str | Path) -> SafetensorsFiles:
 
 
 def _open_indexed(path: Path, index: Path) -> SafetensorsFiles:
-    try:
-        weight_map = {
-            str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LadderError(f"{index} is no index of safetensors files: {error!r}") from None
+    data = read_json(index, "index of safetensors files")
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) and file == Path(file).name for file in weight_map.values()
+    ):
+        raise LadderError(
+            f"{index} is no index of safetensors files: it maps no names to files beside it."
+        )
     blockers: list[Blocker] = []
     known = {name: _read_header(path / name, blockers) for name in sorted(set(weight_map.values()))}
     absent = [n for n, file in weight_map.items() if known[file] and n not in known[file]]

@@ -10,9 +10,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ladderize.compat.json_files import read_json
 from ladderize.errors import Blocker, LadderError
+
+if TYPE_CHECKING:
+    from ladderize.frontends.sharded.manifest import FileRecord
 
 FORMAT = "ladderize-shards"
 FORMAT_VERSION = 1
@@ -91,7 +95,7 @@ def _hash_of(data: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote there, with its `files`.
+    """What the writer had to say (`manifest.py` says of which form), with `files`.
 
     Raises:
         LadderError: there is none, it was changed or cut short, or is of another format.
@@ -101,31 +105,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LadderError(
             f"There is no {MANIFEST} in {folder}.", cure="ladderize rewrite … --tp N writes one"
         )
-    try:
-        data = json.loads(path.read_text())
-        given = data.pop("sha256")
-        is_ours = data["format"] == FORMAT
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LadderError(f"{path} is no manifest, or is cut short: {error!r}") from None
-    if not is_ours or data["format_version"] != FORMAT_VERSION:
-        found = f"{data['format']} {data['format_version']}"
+    data = read_json(path, "manifest", _AGAIN)
+    if not isinstance(data, dict) or not {"format", "format_version", "sha256"} <= data.keys():
+        raise LadderError(f"{path} is no manifest of {FORMAT}.", cure=_AGAIN)
+    given, format_, version = (data.pop(key) for key in ("sha256", "format", "format_version"))
+    if (format_, version) != (FORMAT, FORMAT_VERSION):
+        found = f"{str(format_)[:40]} {str(version)[:40]}"
         raise LadderError(f"{path} is of format {found}, wanted is {FORMAT} {FORMAT_VERSION}.")
-    if given != _hash_of(data):
+    if given != _hash_of({"format": format_, "format_version": version, **data}):
         raise LadderError(f"{path} was changed: its hash is another one.", cure=_AGAIN)
-    return dict(data)
+    return data
 
 
-def check_files(folder: Path, known: Mapping[str, Any], names: Sequence[str]) -> None:
+def check_files(folder: Path, known: Mapping[str, "FileRecord"], names: Sequence[str]) -> None:
     """Raise `LadderError` unless the files `names` are those that the manifest knows."""
     blockers = []
     for name in names:
-        path = folder / name
-        if not path.is_file():
+        path, wanted = folder / name, known.get(name)
+        if wanted is None:
+            blockers.append(Blocker(f"{name} is not in the manifest"))
+        elif not path.is_file():
             blockers.append(Blocker(f"{name} is missing"))
-        elif path.stat().st_size != known[name]["bytes"]:
-            size = f"{path.stat().st_size} bytes instead of {known[name]['bytes']}"
+        elif path.stat().st_size != wanted.bytes:
+            size = f"{path.stat().st_size} bytes instead of {wanted.bytes}"
             blockers.append(Blocker(f"{name} has {size}"))
-        elif _hash(path) != known[name]["sha256"]:
+        elif _hash(path) != wanted.sha256:
             blockers.append(Blocker(f"{name} was changed: its hash is another one"))
     if blockers:
         raise LadderError(

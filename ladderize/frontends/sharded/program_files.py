@@ -10,7 +10,7 @@ import dataclasses
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from ladderize.compat.archive import NOTE, parse_options, read_program
 from ladderize.config.options import LadderConfig
-from ladderize.errors import LadderError
+from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
 from ladderize.frontends.sharded.directory import (
+    MANIFEST,
     check_files,
     read_manifest,
     refuse_existing,
@@ -36,6 +38,7 @@ from ladderize.frontends.sharded.directory import (
 )
 from ladderize.frontends.sharded.engine_files import ENGINES, build_engines, engines_of
 from ladderize.frontends.sharded.localize import LocalProgram, localize
+from ladderize.frontends.sharded.manifest import EntryRecord, FileRecord, parse_manifest
 from ladderize.frontends.sharded.materialize import local_forms, read_entries, read_parts
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.sharded.parallelize import Prepared, aot_config, together
@@ -126,7 +129,7 @@ def _said(local: LocalProgram, config: LadderConfig) -> dict[str, Any]:
         "engines": dict(config.lowering_options) if config.lowering == "tensorrt" else None,
         "num_ranks": local.num_ranks,
         "plan": {"lines": list(local.lines)},
-        "entries": [entry.to_json() for entry in local.entries],
+        "entries": [EntryRecord.of(entry).model_dump(exclude_none=True) for entry in local.entries],
     }
 
 
@@ -167,7 +170,6 @@ def _prepare(folder: Path, mesh: DeviceMesh) -> Prepared:
             cure=f"ladderize rewrite … --tp {num_ranks}",
         )
     source = shards.source(rank)
-    match(local_forms(local.entries, num_ranks), source)
 
     def read() -> dict[str, Tensor]:
         return read_parts(local.entries, source, mesh)
@@ -194,7 +196,7 @@ class Shards:
     local: LocalProgram
     options: Mapping[str, Any]
     engines: Mapping[str, Any] | None
-    files: Mapping[str, Any]
+    files: Mapping[str, FileRecord]
 
     @property
     def plans(self) -> Path:
@@ -202,10 +204,12 @@ class Shards:
         return self.folder / ENGINES
 
     def source(self, rank: int) -> TensorSource:
-        """`rank`'s tensors, not read yet; their file is checked."""
+        """`rank`'s tensors, not read yet; their file, names, shapes and dtypes are checked."""
         name = rank_file(rank, self.local.num_ranks)
         check_files(self.folder, self.files, [name])
-        return open_checkpoint(self.folder / name)
+        source = open_checkpoint(self.folder / name)
+        match(local_forms(self.local.entries, self.local.num_ranks), source)
+        return source
 
     def tensors(self, rank: int) -> dict[str, Tensor]:
         """What `rank` holds, by every name it is known by."""
@@ -224,14 +228,45 @@ def open_shards(folder: Path) -> Shards:
     Raises:
         LadderError: files are missing, changed or cut short, or of another format.
     """
-    manifest = read_manifest(folder)
-    plans = [name for name in manifest["files"] if name.startswith(f"{ENGINES}/")]
-    check_files(folder, manifest["files"], [GRAPH, *plans])
+    manifest = parse_manifest(read_manifest(folder), folder / MANIFEST)
+    plans = [name for name in manifest.files if name.startswith(f"{ENGINES}/")]
+    check_files(folder, manifest.files, [GRAPH, *plans])
+    program = read_program(folder / GRAPH)
+    entries = tuple(record.entry() for record in manifest.entries)
+    _check_entries(program, entries, manifest.num_ranks, folder)
     local = LocalProgram(
-        program=read_program(folder / GRAPH),
-        entries=tuple(map(StateEntry.from_json, manifest["entries"])),
-        num_ranks=manifest["num_ranks"],
-        lines=tuple(manifest["plan"]["lines"]),
+        program=program,
+        entries=entries,
+        num_ranks=manifest.num_ranks,
+        lines=tuple(manifest.plan.lines),
     )
-    options = parse_options(manifest["options"])
-    return Shards(folder, local, options, manifest.get("engines"), manifest["files"])
+    options = parse_options(manifest.options)
+    LadderConfig.from_options(options)  # are there such options?
+    return Shards(folder, local, options, manifest.engines, manifest.files)
+
+
+def _check_entries(
+    program: ExportedProgram, entries: Sequence[StateEntry], num_ranks: int, folder: Path
+) -> None:
+    """Raise `LadderError` unless the entries are what the graph reads."""
+    known = {name: entry for entry in entries for name in entry.names}
+    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+    read = {
+        str(spec.target): values[spec.arg.name]
+        for spec in program.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT
+    }
+    blockers = [Blocker(f"{name} is read by the graph only") for name in read.keys() - known.keys()]
+    blockers += [Blocker(f"{name} is in {MANIFEST} only") for name in known.keys() - read.keys()]
+    for name in read.keys() & known.keys():
+        found, entry = read[name], known[name]
+        wanted = (entry.local_shape(num_ranks), entry.dtype)
+        if (list(found.shape), found.dtype) != wanted:
+            what = f"the graph reads {found.dtype} {list(found.shape)}"
+            blockers.append(Blocker(f"{name}: {what}, {MANIFEST} has {wanted[1]} {wanted[0]}"))
+    if blockers:
+        raise LadderError(
+            f"{GRAPH} and {MANIFEST} in {folder} do not belong together:",
+            sorted(blockers, key=str),
+            "write the directory again",
+        )

@@ -81,50 +81,6 @@ class StateEntry:
             start += len(part)
         return local
 
-    # -- as data
-
-    def to_json(self) -> dict[str, Any]:
-        """For a manifest; `from_json` takes it back."""
-        data: dict[str, Any] = {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "is_persistent": self.is_persistent,
-            "requires_grad": self.requires_grad,
-            "aliases": list(self.aliases),
-            "rows": [list(row) for row in self.rows],
-        }
-        if isinstance(self.placement, Shard):
-            data["shard"] = {
-                "dim": self.placement.dim,
-                "chunks": list(self.placement.chunks),
-                "whole": list(self.placement.whole),
-            }
-        return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "StateEntry":
-        shard = data.get("shard")
-        dtype = getattr(torch, data["dtype"])
-        if not isinstance(dtype, torch.dtype) or data["kind"] not in KINDS:
-            raise ValueError(f"{data['name']}: {data['dtype']} {data['kind']}")
-        return cls(
-            name=data["name"],
-            kind=data["kind"],
-            shape=tuple(data["shape"]),
-            dtype=dtype,
-            placement=_shard_from_json(shard) if shard else Replicate(),
-            is_persistent=data["is_persistent"],
-            requires_grad=data["requires_grad"],
-            aliases=tuple(data["aliases"]),
-            rows=tuple(tuple(row) for row in data["rows"]),
-        )
-
-
-def _shard_from_json(data: dict[str, Any]) -> Shard:
-    return Shard(data["dim"], tuple(data["chunks"]), tuple(data["whole"]))
-
 
 def total_bytes(entries: Sequence[StateEntry], num_ranks: int | None = None) -> int:
     """Bytes of all `entries` on one of `num_ranks` ranks; None: of the whole model."""

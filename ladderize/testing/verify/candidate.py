@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
 from ladderize.compat.archive import read_note, read_program
+from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of
 from ladderize.frontends.sharded.directory import MANIFEST
@@ -91,7 +92,9 @@ def read_candidate(paths: Sequence[Path]) -> Candidate:
         LadderError: what cannot be read, or does not belong together.
     """
     if len(paths) == 1 and not paths[0].is_dir():
-        return of_program(read_program(paths[0]), read_note(paths[0]))
+        program, options = read_program(paths[0]), read_note(paths[0])
+        LadderConfig.from_options(options)  # are there such options?
+        return of_program(program, options)
     for path in paths:
         if not (path / MANIFEST).is_file():
             raise LadderError(

@@ -13,13 +13,12 @@ Where the profiler noted steps (`prof.step()`), the one of median length is take
 """
 
 import dataclasses
-import gzip
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ladderize.compat.json_files import read_json
 from ladderize.errors import LadderError
 from ladderize.report.naming import block_name
 from ladderize.report.report import Report
@@ -37,6 +36,7 @@ _OP = re.compile(r"\w+::\w+|.*cpp_fused.*")
 # AsyncCollectiveTensor is in the first op that reads it.
 _WAITING = re.compile(r"_?c10d(_functional)?::")
 _STEP = re.compile(r"ProfilerStep#\d+")
+_MOST_BYTES = 256 * 2**20
 _HOW = (
     "with torch.profiler.profile() as prof: …; prof.export_chrome_trace(path) on one rank writes a "
     "trace"
@@ -102,14 +102,7 @@ def read_step(path: str | Path, name: str) -> TimelineStep:
 
 
 def _read_events(path: Path) -> list[Any]:
-    try:
-        data = path.read_bytes()
-        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        trace = json.loads(text)
-    except OSError as error:  # no such file, or gzip's own "not a gzip file"
-        raise LadderError(f"{path} cannot be read: {error.strerror or error}", cure=_HOW) from None
-    except (ValueError, EOFError) as error:
-        raise LadderError(f"{path} is no trace, or is cut short: {error}", cure=_HOW) from None
+    trace = read_json(path, "trace", _HOW, most_bytes=_MOST_BYTES)
     events = trace.get("traceEvents") if isinstance(trace, dict) else trace
     if not isinstance(events, list):
         raise LadderError(f"{path} is no trace: it has no list of traceEvents.", cure=_HOW)
