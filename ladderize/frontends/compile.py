@@ -133,7 +133,7 @@ def release_full_parameters(model: nn.Module) -> int:
 
     >>> ladderize.compile(model, mesh=mesh)
     >>> with torch.no_grad():
-    ...     model(ids)                                    # cuts the parts out
+    ...     model(ids)                                    # shows which parts are needed
     ...     ladderize.release_full_parameters(model)      # frees what they were cut from
     ...     model.generate(ids)
 

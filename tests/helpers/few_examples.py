@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-# `--deep` sets it to 5. LADDERIZE_DEEP=30 pytest tests/passes/test_properties.py: 5,000 nets.
+# `--deep` sets it to 5. LADDERIZE_DEEP=45 pytest tests/passes/test_properties.py: 5,000 nets.
 DEEP = int(os.environ.get("LADDERIZE_DEEP", "0"))
 FACTOR = 4 * DEEP or 1
 

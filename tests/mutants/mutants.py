@@ -802,8 +802,8 @@ FILES = (
     Mutant(
         "the hash of a file is not compared",
         "ladderize/frontends/sharded/directory.py",
-        'elif _hash(path) != known[name]["sha256"]:',
-        'elif not known[name]["sha256"]:',
+        "elif _hash(path) != wanted.sha256:",
+        "elif not wanted.sha256:",
         "tests/frontends/test_directory.py::test_a_changed_file_is_told",
     ),
     Mutant(
@@ -829,9 +829,9 @@ FILES = (
     ),
     Mutant(
         "what is whole in parts is not written down",
-        "ladderize/frontends/sharded/state.py",
-        '"whole": list(self.placement.whole),',
-        '"whole": [],',
+        "ladderize/frontends/sharded/manifest.py",
+        "whole=list(placement.whole)",
+        "whole=[]",
         "tests/frontends/test_checkpoint.py::test_entries_are_data",
     ),
     Mutant(

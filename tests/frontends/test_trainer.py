@@ -1,0 +1,49 @@
+"""transformers' Trainer on a model that was made a ladder: it trains, and evaluates afterwards."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from helpers.language_models import language_model
+from helpers.reads import HEAD
+
+import ladderize
+from ladderize.testing import eager_ladder
+
+EXAMPLES = [{"input_ids": ids, "labels": ids} for ids in torch.arange(48).reshape(6, 8) % 60]
+
+
+def trained(model, folder, checkpointed):
+    """The model after two steps, and its loss on the same texts before and after."""
+    settings = transformers.TrainingArguments(
+        output_dir=str(folder),
+        gradient_checkpointing=checkpointed,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        per_device_train_batch_size=2,
+        max_steps=2,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
+    trainer = transformers.Trainer(model, settings, train_dataset=EXAMPLES, eval_dataset=EXAMPLES)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    return before, trainer.evaluate()["eval_loss"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_it_evaluates_after_it_trained_with_checkpointed_layers(tmp_path):
+    """Checkpointing changes no value: the eager ladder does without it."""
+    model = language_model("llama")
+    whole, standard = copy.deepcopy(model), copy.deepcopy(model)
+    found = trained(ladderize.compile(model, lowering="eager"), tmp_path, checkpointed=True)
+    with eager_ladder(whole, HEAD["llama"]):
+        expected = trained(whole, tmp_path, checkpointed=False)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found[1] < found[0] - 1e-2
+    assert trained(standard, tmp_path, False)[0] != pytest.approx(expected[0], abs=1e-3)
