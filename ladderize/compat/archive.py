@@ -58,7 +58,7 @@ def read_program(path: str | Path) -> ExportedProgram:
         with zipfile.ZipFile(path) as archive:
             blockers = list(_strange(archive))
     except LadderError as error:
-        raise LadderError(f"{path} is no .pt2 archive: {error}") from None
+        raise LadderError(f"{path} is no .pt2 archive, or is cut short: {error}") from None
     except _NO_ARCHIVE as error:
         raise LadderError(
             f"{path} is no .pt2 archive, or is cut short: {error}",
@@ -90,14 +90,13 @@ def read_note(path: str | Path) -> dict[str, Any] | None:
     Raises:
         LadderError: the note is damaged.
     """
-    refused = f"{path} has a damaged note of its options"
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"extra/{NOTE}")]
             data = archive.read(names[0]) if names else None
-        return None if data is None else parse_options(parse_json(data, refused)["options"])
+        return None if data is None else parse_options(parse_json(data, path, "note")["options"])
     except (*_NO_ARCHIVE, AttributeError) as error:
-        raise LadderError(f"{refused}: {error!r}") from None
+        raise LadderError(f"{path} has a damaged note of its options: {error!r}") from None
 
 
 def parse_options(noted: Mapping[str, str]) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
     if len(graphs) != 1:
         yield Blocker(f"it holds {len(graphs)} exported programs, not one; is it cut short?")
     for name in graphs:
-        graph = parse_json(archive.read(name), f"{name} is damaged")
+        graph = parse_json(archive.read(name), name, "graph")
         yield from _strange_graph(graph)
         _import_outputs(graph)
 

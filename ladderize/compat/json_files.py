@@ -37,7 +37,7 @@ def read_json(path: Path, what: str, cure: str = "", most_bytes: int = MOST_BYTE
         raise LadderError(f"{path} cannot be read: {error.strerror or error}", cure=cure) from None
     except (EOFError, zlib.error) as error:
         raise LadderError(f"{path} is no {what}, or is cut short: {error}", cure=cure) from None
-    return parse_json(data, f"{path} is no {what}, or is cut short", cure)
+    return parse_json(data, path, what, cure)
 
 
 def _sizes(file: Any) -> Iterator[int]:
@@ -48,11 +48,12 @@ def _sizes(file: Any) -> Iterator[int]:
         yield size
 
 
-def parse_json(data: bytes, refused: str, cure: str = "") -> Any:
+def parse_json(data: bytes, where: object, what: str, cure: str = "") -> Any:
     """`data` as JSON.
 
     Args:
-        refused: how the error begins.
+        where: the data comes from, for the error.
+        what: the data is meant to be.
 
     Raises:
         LadderError: it is none, holds a key twice, NaN, or too many lists inside of each other.
@@ -60,9 +61,10 @@ def parse_json(data: bytes, refused: str, cure: str = "") -> Any:
     try:
         return json.loads(data, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
     except RecursionError:
-        raise LadderError(f"{refused}: it is too deep.", cure=cure) from None
+        reason = "it is too deep"
     except ValueError as error:  # also of the encoding, and of numbers with thousands of digits
-        raise LadderError(f"{refused}: {error}", cure=cure) from None
+        reason = str(error)
+    raise LadderError(f"{where} is no {what}, or is cut short: {reason}", cure=cure)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -103,20 +103,24 @@ def _sizes(tensor: Tensor) -> list[Any]:
 
 
 def show_differences(texts: Mapping[int, str]) -> Iterator[str]:
-    """Every rank's headline, then where the first that departs from the first rank does so.
+    """Every rank's headline, or its failure in full; then where two graphs differ.
 
     Args:
         texts: of the verdict of each rank, or why there is none.
     """
     for rank, text in texts.items():
-        yield f"rank {rank}: {text.splitlines()[0]}"
-    first, expected = next(iter(texts.items()))
-    rank, text = next((r, t) for r, t in texts.items() if t != expected)
-    lines = _diff(expected, text, with_reads=False) or _diff(expected, text, with_reads=True)
-    if lines:
-        shown = [f"rank {first} (-) and rank {rank} (+):", *lines[:MAX_LINES]]
-        shown += ["…"] * (len(lines) > MAX_LINES)
-        yield "\n      ".join(shown)
+        lines = text.splitlines()
+        yield f"rank {rank}: " + _shortened(lines[:1] if _READS in text else lines)
+    graphs = [(rank, text) for rank, text in texts.items() if _READS in text]
+    others = [(rank, text) for rank, text in graphs if text != graphs[0][1]]
+    if others:
+        (first, expected), (rank, text) = graphs[0], others[0]
+        lines = _diff(expected, text, with_reads=False) or _diff(expected, text, with_reads=True)
+        yield _shortened([f"rank {first} (-) and rank {rank} (+):", *lines])
+
+
+def _shortened(lines: Sequence[str]) -> str:
+    return "\n      ".join([*lines[:MAX_LINES], *["…"] * (len(lines) > MAX_LINES)])
 
 
 def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
@@ -125,6 +129,4 @@ def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
         [line if with_reads else line.partition(_READS)[0] for line in text.splitlines()[1:]]
         for text in (expected, found)
     )
-    if not (old and new):  # one of them has a headline only
-        return []
     return list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]

@@ -104,7 +104,7 @@ def test_ranks_that_differ_hear_it_at_once_and_see_the_difference(impatient):
         for text, seconds in (known, unknown):
             assert "do not agree on what to compile" in text
             assert seconds < SECONDS / 2
-        assert "-stale by 1\n      +stale by 2" in known[0]
+        assert "rank 0: blocks\n      stale by 1" in known[0]
         assert "rank 1: stale by 2" in unknown[0]
 
 
