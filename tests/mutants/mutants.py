@@ -708,7 +708,7 @@ COLLECTIVES = (
         "    lines = settings_of(state.config)\n    lines += [",
         "    lines = [",
         "tests/ranks/test_agreement.py::test_options_that_differ_are_an_error_on_all"
-        "[layers-+layers = last:1-at first]",
+        "[layers-+layers = last:1-False]",
     ),
     Mutant(
         "compressed archives are unpacked",

@@ -22,7 +22,7 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 
 @pytest.fixture(scope="module")
 def here() -> dict[str, PartStatus]:
-    """What the command says; as text it is one of the commands of docs/command-line.md."""
+    """What the command says."""
     done = CliRunner().invoke(app, ["doctor", "--json"])
     assert done.exit_code == 0, done.output
     return {check["name"]: PartStatus(**check) for check in json.loads(done.stdout)["checks"]}
