@@ -16,9 +16,11 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
 
     Raises:
         LadderError: when the number of blocks is not the expected one, the selection is empty or
-            out of range, or `layers=` is asked of blocks that are in no module list.
+            out of range, `layers=` is asked of blocks that are in no module list, or blocks are
+            chosen of a net that is a ladder already.
     """
     _check_count(streams, config.expect_blocks)
+    _refuse_choice_of_ladders(streams, config)
     convertible = [stream for stream in streams if not stream.stale_blocks]
     if not convertible or (config.blocks is None and config.layers == "all"):
         found = tuple(frozenset(range(len(stream.blocks))) for stream in convertible)
@@ -43,6 +45,21 @@ def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
         [Blocker.at(node, what) for node, what in found],
         "compare with the list; a missing block is one whose add the analysis did not see",
     )
+
+
+def _refuse_choice_of_ladders(streams: Sequence[Stream], config: LadderConfig) -> None:
+    given = {"layers": config.layers, "blocks": config.blocks}
+    chosen = [
+        Blocker(f"{name}={value!r}") for name, value in given.items() if value not in ("all", None)
+    ]
+    stale = [block for stream in streams for block in stream.stale_blocks]
+    if chosen and stale:
+        raise LadderError(
+            "These options choose blocks of a net that is a ladder already, whose reads are left "
+            "as they are:",
+            [*chosen, Blocker.at(stale[0].add, f"the first of {len(stale)} stale blocks")],
+            "leave the options out; or ladder the standard net with them",
+        )
 
 
 def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:

@@ -149,6 +149,16 @@ def test_a_ladder_is_left_alone_and_named(staleness, chosen):
     torch.testing.assert_close(out, model.ladder(x, chosen, staleness), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("options", [{"blocks": [0, 1]}, {"layers": "last:1"}])
+def test_a_choice_among_the_blocks_of_a_ladder_is_refused(options):
+    with pytest.raises(LadderError, match="whose reads are left as they are") as caught:
+        compiled(Residual(4).ladder, **options)(torch.randn(3, 8))
+    (name,) = options
+    assert f"{name}={options[name]!r}" in str(caught.value)
+    assert "the first of 3 stale blocks (" in str(caught.value)
+    assert "graphs.py:" in str(caught.value)
+
+
 def test_the_stale_blocks_of_a_ladder_are_counted(x):
     (stream,) = streams_of(Residual(6).ladder, x)
     assert len(stream.blocks) == 1
