@@ -143,7 +143,7 @@ def test_a_failure_on_the_way_leaves_nothing(program, tmp_path, monkeypatch):
             raise OSError("no space left on device")
 
     monkeypatch.setattr(program_files, "save_file", fail_at_the_second)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(LadderError, match=r"out cannot be written: no space left on device\."):
         write_shards(read_program(program), tmp_path / "out", 2)
     assert len(saved) == 2
     assert list(tmp_path.iterdir()) == []

@@ -3,14 +3,18 @@
 DIR/manifest.json      format, what the writer has to say, size and SHA-256 of every other file
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from ladderize.compat.json_files import read_json
 from ladderize.errors import Blocker, LadderError
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 FORMAT = "ladderize-shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_OLD = "-old"
 _AGAIN = "copy or write the directory again"
 
 
@@ -41,27 +46,95 @@ def refuse_existing(out: Path, force: bool = False) -> None:
 
 
 @contextmanager
-def whole_directory(out: Path) -> Iterator[Path]:
-    """A directory that becomes `out` when its block ends well and is removed when it does not."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
-    old = folder.with_name(f"{folder.name}-old")
+def sole_writer(out: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder beside `out` to write in, which is gone when the block ends.
+
+    What a killed writer of `out` has left is cleared first.
+
+    Args:
+        num_bytes: about how much will be written.
+
+    Raises:
+        LadderError: another process writes `out`, there is no room, or the place cannot be written.
+    """
+    parent, prefix = out.absolute().parent, f".{out.name}.ladderize-"
     try:
+        with _locked(parent / f".{out.name}.lock", out):
+            _clear(parent, prefix, out)
+            free = shutil.disk_usage(parent).free
+            if free < num_bytes:
+                raise LadderError(
+                    f"{out} cannot be written: it takes {num_bytes >> 20} MiB, and "
+                    f"{free >> 20} MiB are free.",
+                    cure="make room, or name a place on another disk",
+                )
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LadderError(f"{out} cannot be written: {why}.") from error
+
+
+@contextmanager
+def _locked(lock: Path, out: Path) -> Iterator[None]:
+    """Whoever holds the lock is the only writer of `out`; killed, it holds the lock no more."""
+    while True:
+        with lock.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LadderError(
+                    f"{out} is being written by another process.", cure="wait for it"
+                ) from None
+            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(held.fileno())):
+                continue  # the last holder has just removed it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _clear(parent: Path, prefix: str, out: Path) -> None:
+    for left in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
+        if left.name.endswith(_OLD) and not out.exists():
+            left.rename(out)  # killed before the new one took its place
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+@contextmanager
+def whole_directory(out: Path, num_bytes: int) -> Iterator[Path]:
+    """A directory that becomes `out` when its block ends well and is removed when it does not.
+
+    Raises:
+        LadderError: as `sole_writer`.
+    """
+    with sole_writer(out, num_bytes) as place:
+        folder = place / out.name
+        folder.mkdir()
         yield folder
-        folder.chmod(0o755)  # mkdtemp and safetensors make private ones
+        folder.chmod(0o755)  # safetensors makes private files
         for path in folder.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
+        old = place.with_name(f"{place.name}{_OLD}")
         if out.exists():
             out.rename(old)
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
+        try:
+            folder.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, said: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ DIR/manifest.json                     versions, options, plan, entries, hashes
 
 import dataclasses
 import json
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ladderize.frontends.sharded.directory import (
     check_files,
     read_manifest,
     refuse_existing,
+    sole_writer,
     whole_directory,
     write_manifest,
 )
@@ -80,7 +80,8 @@ def write_shards(
     entries = [entry for entry in local.entries if entry.kind != "index"]
     names = {entry.name: entry.name for entry in entries}
     task = None if progress is None else progress.add_task("writing ranks", total=num_ranks)
-    with whole_directory(out) as folder:
+    num_bytes = num_ranks * local.bytes_per_rank
+    with whole_directory(out, num_bytes) as folder:
         _save_graph(local.program, folder / GRAPH)
         if config.lowering == "tensorrt":
             # Of the file, as `load` will read it: the engines have to be found again.
@@ -108,8 +109,10 @@ def write_program(
     out = Path(out)
     refuse_existing(out, force)
     note = {"versions": _versions(), "options": dict(changed_options(config))}
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as folder:
-        path = Path(folder) / "program.pt2"
+    tensors = (*program.state_dict.values(), *program.constants.values())
+    num_bytes = sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+    with sole_writer(out, num_bytes) as folder:
+        path = folder / "program.pt2"
         torch.export.save(program, path, extra_files={NOTE: json.dumps(note)})
         path.replace(out)
 

@@ -1,7 +1,10 @@
 """What `ladderize rewrite` does: a model in; a `.pt2` file, a sharded directory or a diff out."""
 
 import json
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +89,10 @@ def rewrite_model(
     if out is not None:
         refuse_existing(out, force)
     told = Console(stderr=True)
-    with Progress(console=told, transient=True, disable=not told.is_terminal) as progress:
+    with (
+        _stopped_by_sigterm(),
+        Progress(console=told, transient=True, disable=not told.is_terminal) as progress,
+    ):
         task = progress.add_task(f"tracing {name}", total=None)
         program = open_model(name, sizes).program()
         progress.update(task, description="rewriting")
@@ -101,6 +107,23 @@ def rewrite_model(
             local = localize(program, num_ranks, config)
     assert local.report is not None
     return Done(local.report, local, out)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an exception would, so that whatever was begun is removed."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit("ladderize rewrite: stopped by SIGTERM; nothing was written")
+
+    if threading.current_thread() is not threading.main_thread():  # the others get no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def graph_of_model(
