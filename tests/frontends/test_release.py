@@ -252,6 +252,7 @@ def generated():
     return freed, torch.equal(first, model.generate(ids, **how))
 
 
+@pytest.mark.deep
 def test_generate_from_the_parts_alone(two_ranks):
     for freed, same in two_ranks.run(generated):
         assert freed > 0

@@ -172,7 +172,10 @@ def test_the_standard_net_waits_at_once():
 
 
 @pytest.mark.usefixtures("first_of_two")
-@pytest.mark.parametrize(("layers", "grad", "dynamic"), [(2, True, False), (1, False, True)])
+@pytest.mark.parametrize(
+    ("layers", "grad", "dynamic"),
+    [pytest.param(2, True, False, marks=pytest.mark.deep), (1, False, True)],
+)
 def test_the_order_survives_without_control_deps(layers, grad, dynamic):
     with patch.object(compat, "has_control_deps", lambda: False):
         model, found, sources = emitted(layers, 1, grad, dynamic)
