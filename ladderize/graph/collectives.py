@@ -9,16 +9,15 @@ The tables below are the only ones. Whatever asks whether a node communicates as
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.compat.dispatcher import OpOverload, OpOverloadPacket
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
+from ladderize.graph.schemas import arguments_of, schema_of
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
 """Those of torch's functional collectives."""
@@ -44,22 +43,12 @@ OWN = {
 """The ops of `parallel_ops.py` that communicate, and what each launches."""
 
 
-def schema_of(node: Node) -> Any:
-    """The schema of the op that `node` calls; None for what is no op of the dispatcher."""
-    target: Any = node.target
-    if isinstance(target, OpOverloadPacket):  # Dynamo keeps the packet
-        target = getattr(target, target.overloads()[0])  # type: ignore[no-untyped-call]
-    return target._schema if isinstance(target, OpOverload) else None
-
-
 def group_name_of(node: Node) -> str:
     """The name of the process group that an op is given; "" for all others."""
     schema = schema_of(node)
     if schema is None:
         return ""
-    names = [argument.name for argument in schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return str(given.get("group_name", ""))
+    return str(arguments_of(node, schema).get("group_name", ""))
 
 
 def collective_of(node: Node) -> str:

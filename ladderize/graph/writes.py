@@ -11,6 +11,7 @@ taken to write.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -19,6 +20,7 @@ from torch.fx.node import map_arg
 from ladderize.compat.dispatcher import HigherOrderOperator, OpOverload, OpOverloadPacket
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
+from ladderize.graph.schemas import arguments_of, schemas_of
 
 # Methods that end as in-place methods do, and change no value.
 _WRITES_NOTHING = frozenset({"requires_grad_", "share_memory_", "rename_"})
@@ -29,12 +31,9 @@ def written_operands(node: Node) -> list[Node]:
     target: Any = node.target
     if not node.op.startswith("call_"):
         return []
-    if isinstance(target, OpOverload):
-        return _written_by_schema(node, target._schema)
-    if isinstance(target, OpOverloadPacket):
-        fitting = [schema for schema in schemas_of(target) if _fits(node, schema)]
-        by_any = [operand for schema in fitting for operand in _written_by_schema(node, schema)]
-        return list(dict.fromkeys(by_any))
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
+        by_any = (_written_by_schema(node, schema) for schema in schemas_of(node))
+        return list(dict.fromkeys(chain.from_iterable(by_any)))
     if isinstance(target, HigherOrderOperator):
         return list(dict.fromkeys(_written_by_bodies(node)))
     first = node.args[0] if node.args else None
@@ -58,22 +57,8 @@ def is_impure(node: Node) -> bool:
     return node.op.startswith("call_") and ops.value(node) is None
 
 
-def schemas_of(packet: OpOverloadPacket) -> Iterator[Any]:
-    """Those of all overloads of an op."""
-    for name in packet.overloads():  # type: ignore[no-untyped-call]
-        yield getattr(packet, name)._schema
-
-
-def _fits(node: Node, schema: Any) -> bool:
-    """Whether a call can mean the overload of `schema`, by the number and names of arguments."""
-    names = [argument.name for argument in schema.arguments]
-    given = {*names[: len(node.args)], *node.kwargs}
-    needed = {a.name for a in schema.arguments if not a.has_default_value()}
-    return len(node.args) <= len(names) and needed <= given <= set(names)
-
-
 def _written_by_schema(node: Node, schema: Any) -> list[Node]:
-    values = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    values = arguments_of(node, schema)
     written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
     return [operand for name in written for operand in _nodes(values.get(name))]
 

@@ -24,9 +24,9 @@ from ladderize.graph.collectives import (
     dtensors,
     group_name_of,
     own_launches,
-    schema_of,
 )
 from ladderize.graph.higher_order import bodies
+from ladderize.graph.schemas import schema_of
 from ladderize.report.data import CollectiveReport
 
 _DISTRIBUTED = str(Path(dist.__file__).parent)

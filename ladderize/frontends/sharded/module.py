@@ -19,7 +19,7 @@ from ladderize import compat
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram
 from ladderize.frontends.sharded.state import StateEntry
-from ladderize.graph.collectives import schema_of
+from ladderize.graph.schemas import schema_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.drop_grad_regions import DropGradRegions
 from ladderize.passes.runner import Log, run_pass
