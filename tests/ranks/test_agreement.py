@@ -235,7 +235,7 @@ def fault_of_ours(find):
 
 
 def test_an_error_of_any_type_in_one_ranks_rewrite_is_raised_on_all(two_ranks):
-    for text, seconds in two_ranks.run(fault_of_ours, before_autograd.streams_in):
+    for text, seconds in two_ranks.run(fault_of_ours, before_autograd.streams_in, timeout=60):
         assert text.startswith("DisagreementError")
         assert "rank 1: failed: ZeroDivisionError: division by zero" in text
         assert seconds < 60
