@@ -10,6 +10,7 @@ The parts are kept beside the user's full parameters, for all graphs that divide
 and decode share one set). `release_parameters.py` frees the full ones; then all parts are copies.
 """
 
+import weakref
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,7 +65,9 @@ class Part:
     """
 
     def __init__(self, full: Tensor, local: Tensor, is_view: bool) -> None:
+        self.full = weakref.ref(full)
         self.local, self.pointer = local, full.data_ptr()
+        self.is_forgotten = False
         self.version = _version(full)
         self.memory = None if is_view else _memory(full)
 
@@ -86,6 +89,8 @@ class Part:
         made anew at other writes too: engines take a weight again when it is another tensor.
         """
         if self.version != _version(full) or self.pointer != full.data_ptr():
+            return False
+        if self.is_forgotten or self.full() is not full:
             return False
         return self.memory is None or self.memory == _memory(full)
 
@@ -115,7 +120,7 @@ class Parts:
         """The parts that are kept of `full`."""
         return self._parts.get(full, {})
 
-    def get(self, full: Tensor, place: Place) -> Tensor:
+    def get(self, full: Tensor, place: Place) -> Part:
         """The part of `full` at `place`, up to date."""
         part = self.of(full).get(place)
         if not self.is_released(full) and (part is None or not part.is_of(full)):
@@ -126,10 +131,11 @@ class Parts:
         assert part is not None
         if part.local.requires_grad != full.requires_grad:
             part.local.requires_grad_(full.requires_grad)
-        return part.local
+        return part
 
     def own(self, full: Tensor) -> None:
         """Make all parts of `full` copies, up to date. Graphs that read strided ones are lost."""
+        self._forget(full)
         self._parts[full] = {
             replace(place, is_view=place.is_view and place.is_dense): Part(
                 full, place.copy(full), is_view=False
@@ -140,7 +146,12 @@ class Parts:
     def forget(self, full: Tensor) -> None:
         """Cut the parts of `full` anew at the next call; nothing for a released parameter."""
         if not self.is_released(full):
+            self._forget(full)
             self._parts.pop(full, None)
+
+    def _forget(self, full: Tensor) -> None:
+        for part in self.of(full).values():
+            part.is_forgotten = True
 
     def is_released(self, full: Tensor) -> bool:
         return bool(self.released) and full in self.released
@@ -199,6 +210,7 @@ class LocalInputs:
         self._values = [node.meta["val"] for node in nodes]
         self._indices = [index.tensor(rank, mesh.device_type) for index in plan.index_inputs]
         self._full = example_inputs
+        self._last: dict[int, Callable[[], Part | None]] = dict.fromkeys(self._places, _nothing)
         self._has_run = False
 
     def examples(self) -> list[Any]:
@@ -242,4 +254,12 @@ class LocalInputs:
         if full.requires_grad and torch.is_grad_enabled():
             PARTS.require_memory(full)
             return place.take(full)
-        return PARTS.get(full, place)
+        part = self._last[i]()
+        if part is None or not part.is_of(full) or part.local.requires_grad != full.requires_grad:
+            part = PARTS.get(full, place)
+            self._last[i] = weakref.ref(part)  # a look into `PARTS` takes ten times as long
+        return part.local
+
+
+def _nothing() -> None:
+    """A reference to a part that is gone."""

@@ -67,7 +67,7 @@ def swap(net):
 
 
 def is_up_to_date(net, placement):
-    part = PARTS.get(net.weight, place(placement))
+    part = PARTS.get(net.weight, place(placement)).local
     return torch.equal(part, take_local(net.weight, placement, 1, 2))
 
 
@@ -75,20 +75,20 @@ def is_up_to_date(net, placement):
 @pytest.mark.parametrize("way", NOTICED)
 def test_a_write_reaches_the_part(way, placement):
     net = make()
-    before = PARTS.get(net.weight, place(placement)).clone()
+    before = PARTS.get(net.weight, place(placement)).local.clone()
     NOTICED[way](net)
     assert is_up_to_date(net, placement)
-    assert not torch.equal(PARTS.get(net.weight, place(placement)), before)
+    assert not torch.equal(PARTS.get(net.weight, place(placement)).local, before)
 
 
 @pytest.mark.parametrize("placement", [ROWS, COLUMNS], ids=["rows", "columns"])
 @pytest.mark.parametrize("way", WITHOUT_A_TRACE)
 def test_a_write_without_a_trace_reaches_a_view(way, placement):
     net = make()
-    before = PARTS.get(net.weight, place(placement)).clone()
+    before = PARTS.get(net.weight, place(placement)).local.clone()
     WITHOUT_A_TRACE[way](net)
     assert is_up_to_date(net, placement)
-    assert not torch.equal(PARTS.get(net.weight, place(placement)), before)
+    assert not torch.equal(PARTS.get(net.weight, place(placement)).local, before)
 
 
 @pytest.mark.parametrize("way", WITHOUT_A_TRACE)
@@ -114,7 +114,7 @@ def test_other_memory_at_the_same_address_is_noticed():
 
 def test_parts_that_are_views_are_no_memory_and_keep_no_parameter_alive():
     net = make()
-    weight, part = weakref.ref(net.weight), PARTS.get(net.weight, place(COLUMNS))
+    weight, part = weakref.ref(net.weight), PARTS.get(net.weight, place(COLUMNS)).local
     assert part.untyped_storage().data_ptr() == net.weight.untyped_storage().data_ptr()
     assert part.stride() == net.weight.stride()
     del part, net

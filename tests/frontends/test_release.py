@@ -266,7 +266,7 @@ def a_fused_weight_with_one_key_head():
     placement = Shard(0, (4, 2, 2), whole=(1, 2))
     part = PARTS.get(
         model.weight, Place(placement, mesh().get_group().group_name, dist.get_rank(), 2)
-    )
+    ).local
     freed = release_parameters.free(model)
     release_parameters.refill(model)
     return (model.weight - before).abs().max().item(), list(part.shape), freed
