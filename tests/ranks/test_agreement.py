@@ -265,7 +265,7 @@ def test_an_error_of_one_rank_in_any_lowering_stops_all(two_ranks):
 
 def parallelized(what):
     """Rank 1 does something else."""
-    net, options = make_net(layers=1), {}
+    net, options = make_net(layers=2), {}
     if not is_first() and what == "options":
         options = {"staleness": 2}
     if not is_first() and what == "dtype":
