@@ -287,8 +287,8 @@ PASSES = (
     Mutant(
         "the writes of a packet are not seen",
         "ladderize/graph/writes.py",
-        "for schema in fitting for",
-        "for schema in fitting[1:] for",
+        "for schema in schemas_of(node))",
+        "for schema in schemas_of(node)[1:])",
         "tests/graph/test_dataflow.py::test_what_is_written_into_a_buffer_is_read_stale",
     ),
     Mutant(
