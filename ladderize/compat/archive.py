@@ -57,9 +57,7 @@ def read_program(path: str | Path) -> ExportedProgram:
     try:
         with zipfile.ZipFile(path) as archive:
             blockers = list(_strange(archive))
-    except LadderError as error:
-        raise LadderError(f"{path} is no .pt2 archive, or is cut short: {error}") from None
-    except _NO_ARCHIVE as error:
+    except _NO_ARCHIVE as error:  # a LadderError of its JSON is a ValueError
         raise LadderError(
             f"{path} is no .pt2 archive, or is cut short: {error}",
             cure="write it again with torch.export.save",

@@ -71,13 +71,14 @@ def ladderize(
             after one `LadderWarning`.
     """
     compat.watch_failures(ladderize, _see_failure)
+    groups = _groups_of(gm, (options or {}).get("mesh"))
     try:
-        with heard_by_all(_groups_of(gm, (options or {}).get("mesh")), "refused"):
+        with heard_by_all(groups, "refused"):
             config = LadderConfig.from_options(options, mode)
             is_laddered = isinstance(compat.compiled_module(), ShardedModule)
             if is_laddered:
                 _refuse_options_of_parallelize(config)
-        return _compile(gm, example_inputs, config, is_laddered)
+        return _compile(gm, example_inputs, config, groups, is_laddered)
     except LadderError as error:
         raise compat.as_backend_error(error) from None
 
@@ -126,11 +127,14 @@ compat.watch_failures(ladderize, _see_failure)
 
 
 def _compile(
-    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig, is_laddered: bool
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    config: LadderConfig,
+    groups: Sequence[dist.ProcessGroup],
+    is_laddered: bool,
 ) -> Callable[..., Any]:
     standard = None if config.strict else copy_graph(gm)
     mesh = config.device_mesh
-    groups = _groups_of(gm, mesh)
     with heard_by_all(groups, "failed"):
         laddered = ladder_frame(gm, config, _session.broken_frames, is_laddered=is_laddered)
     verdicts = _verdicts(laddered, groups)

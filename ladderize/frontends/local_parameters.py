@@ -50,7 +50,7 @@ class Place:
         """The part, recorded by autograd."""
         if self.is_view:
             return view_local(full, self.placement, self.rank, self.num_ranks)
-        return take_local(full, self.placement, self.rank, self.num_ranks)
+        return self.copy(full)
 
     def copy(self, full: Tensor) -> Tensor:
         """The part in memory of its own."""

@@ -100,14 +100,17 @@ def rewritten_json(path: Path, rng) -> None:
     path.write_text(json.dumps(with_a_change(json.loads(path.read_text()), rng)))
 
 
-def changed_manifest(folder: Path, rng):
-    """With its own hash made to fit, as somebody would who knows the format."""
-    path = folder / "shards" / "manifest.json"
-    data = with_a_change(json.loads(path.read_text()), rng)
+def write_with_its_hash(path: Path, data) -> None:
+    """A manifest whose own hash fits, as somebody would write it who knows the format."""
     if isinstance(data, dict):
         data.pop("sha256", None)
         data["sha256"] = _hash_of(data)
     path.write_text(json.dumps(data))
+
+
+def changed_manifest(folder: Path, rng):
+    path = folder / "shards" / "manifest.json"
+    write_with_its_hash(path, with_a_change(json.loads(path.read_text()), rng))
     shards = open_shards(folder / "shards")
     shards.tensors(0)
 
@@ -172,9 +175,7 @@ def test_changed_files_are_read_or_refused(written, tmp_path, change):
 def manifest_with(written, tmp_path, **changes):
     shutil.copytree(written / "shards", tmp_path / "shards")
     path = tmp_path / "shards" / "manifest.json"
-    data = json.loads(path.read_text()) | changes
-    del data["sha256"]
-    path.write_text(json.dumps({**data, "sha256": _hash_of(data)}))
+    write_with_its_hash(path, json.loads(path.read_text()) | changes)
     return outcome(lambda: open_shards(tmp_path / "shards"))
 
 
@@ -217,8 +218,7 @@ def test_a_tensor_that_does_not_fit_is_named(written, tmp_path):
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    del said["sha256"]
-    (folder / "manifest.json").write_text(json.dumps({**said, "sha256": _hash_of(said)}))
+    write_with_its_hash(folder / "manifest.json", said)
     text = outcome(lambda: open_shards(folder).tensors(1))
     assert "The checkpoint does not fit the model, in 1 tensors" in text
     assert f"misshapen: {name} is " in text

@@ -71,24 +71,24 @@ def is_up_to_date(net, placement):
     return torch.equal(part, take_local(net.weight, placement, 1, 2))
 
 
+def check_that_it_reaches_the_part(write, placement):
+    net = make()
+    before = PARTS.get(net.weight, place(placement)).local.clone()
+    write(net)
+    assert is_up_to_date(net, placement)
+    assert not torch.equal(PARTS.get(net.weight, place(placement)).local, before)
+
+
 @pytest.mark.parametrize("placement", [ROWS, COLUMNS, FUSED], ids=["rows", "columns", "fused"])
 @pytest.mark.parametrize("way", NOTICED)
 def test_a_write_reaches_the_part(way, placement):
-    net = make()
-    before = PARTS.get(net.weight, place(placement)).local.clone()
-    NOTICED[way](net)
-    assert is_up_to_date(net, placement)
-    assert not torch.equal(PARTS.get(net.weight, place(placement)).local, before)
+    check_that_it_reaches_the_part(NOTICED[way], placement)
 
 
 @pytest.mark.parametrize("placement", [ROWS, COLUMNS], ids=["rows", "columns"])
 @pytest.mark.parametrize("way", WITHOUT_A_TRACE)
 def test_a_write_without_a_trace_reaches_a_view(way, placement):
-    net = make()
-    before = PARTS.get(net.weight, place(placement)).local.clone()
-    WITHOUT_A_TRACE[way](net)
-    assert is_up_to_date(net, placement)
-    assert not torch.equal(PARTS.get(net.weight, place(placement)).local, before)
+    check_that_it_reaches_the_part(WITHOUT_A_TRACE[way], placement)
 
 
 @pytest.mark.parametrize("way", WITHOUT_A_TRACE)
