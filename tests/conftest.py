@@ -2,8 +2,14 @@
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+
+# The packages are installed without bytecode: it is written when they are imported first, or every
+# process would compile torch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from ladderize import LadderError
 from ladderize.tools.cli import app
 from ladderize.tools.demo import blocks_of
+from ladderize.tools.launch import ranks
 from ladderize.tools.launch.progress import Steps, begun_by_all
 
 LADDERIZE = (sys.executable, "-c", "from ladderize.tools.cli import main; main()")
@@ -30,8 +32,24 @@ def demo(*args: str) -> Result:
         return CliRunner().invoke(app, ["demo", *args])
 
 
-def test_shows_map_error_and_order() -> None:
-    done = demo("--layers", "2")
+@pytest.fixture(scope="module")
+def shown() -> tuple[Result, Result]:
+    """The demo as text, and what `--json` makes of the same ranks' results."""
+    results: list[Any] = []
+
+    def launch_once(*args: Any) -> list[Any]:
+        if not results:
+            results.extend(launch(*args))
+        return results
+
+    with pytest.MonkeyPatch.context() as patch:
+        launch = ranks.launch
+        patch.setattr(ranks, "launch", launch_once)
+        return demo("--layers", "2"), demo("--layers", "2", "--json")
+
+
+def test_shows_map_error_and_order(shown: tuple[Result, Result]) -> None:
+    done, _ = shown
     out = done.stdout
     assert done.exit_code == 0, done.output
     assert out.rstrip().endswith("demo OK")
@@ -62,15 +80,15 @@ def test_usage_errors(args: tuple[str, ...]) -> None:
     assert args[0] in done.stderr
 
 
-def test_as_data() -> None:
-    done = demo("--layers", "1", "--json")
+def test_as_data(shown: tuple[Result, Result]) -> None:
+    _, done = shown
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)  # nothing else is on stdout
     assert found["ok"] and found["num_ranks"] == 2
     assert found["error"] <= 1e-4 < found["drift"]
     assert "AR_1" in found["order"]
-    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 2
-    assert "build the model" in done.stderr
+    assert len(found["report"]["graphs"][0]["streams"][0]["blocks"]) == 4
+    assert "load torch" in done.stderr
 
 
 def test_indivisible_heads_are_refused(tmp_path: Path) -> None:

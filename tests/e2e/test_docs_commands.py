@@ -17,7 +17,9 @@ import test_examples
 from helpers.pages import PAGES, ROOT, Block, blocks, commands, of_kind
 from helpers.programs import run_program
 
-INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[{}]'"
+INSTALL = (
+    "python3 -m venv .venv && .venv/bin/pip install --no-compile -c constraints.txt -e '.[{}]'"
+)
 # Small arguments for the measurements that are quick with them; the others show their help, which
 # must have every option that the pages give.
 BENCH = {

@@ -31,8 +31,8 @@ SUBSTITUTIONS = (
     ("--share 0.3,0.6,0.9", "--share 0.6"),
     (
         " bench hf:llama ",
-        " bench hf:llama --lowering eager --repeats 2 --warmup 1 --length 16 "
-        "--variants standard,ladder,bound ",
+        " bench hf:llama --lowering eager --repeats 1 --warmup 1 --length 8 --phase prefill "
+        "--variants standard,ladder ",
     ),
     # A C++ compiler is not the point.
     ("fullgraph=True)", 'fullgraph=True, options={"lowering": "eager"})'),
@@ -180,7 +180,16 @@ def run_fragments(folder: str, fragments: Sequence[tuple[str, str, str]]) -> Non
             exec(compile(text, "fragment.py", "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES)
+EVERY_RUN = {"README.md", "docs/sharding.md"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.deep] if page in {*FRAGMENTS} - EVERY_RUN else [])
+        for page in PAGES
+    ],
+)
 def test_fragments_run(page, request):
     codes = [adapted(block.code) for block in blocks(page) if block.kind == "py"]
     around = FRAGMENTS.get(page, ())

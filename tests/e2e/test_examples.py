@@ -65,7 +65,9 @@ def asked(name: str) -> str:
     return re.search(r"torchrun --standalone \S+ \d \S+", (EXAMPLES / name).read_text())[0]
 
 
-@pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
+@pytest.mark.parametrize(
+    "name", ["train_dtensor.py", pytest.param("train_fsdp_tp.py", marks=pytest.mark.deep)]
+)
 def test_training(name):
     """The command and the last line are those of its docstring."""
     check_training(name, printed(asked(name), "aot_eager"))  # 81 steps of DTensors
@@ -85,6 +87,7 @@ def check_training(name: str, lines: list[str]) -> None:
     assert standard > 1e-1
 
 
+@pytest.mark.deep
 def test_hugging_face_tensor_parallel():
     check_hugging_face(printed(asked("hf_tensor_parallel.py")))
 

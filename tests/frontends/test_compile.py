@@ -97,6 +97,7 @@ def test_sampling_draws_the_eager_ladders_tokens() -> None:
     check("gpt2", pair, length=8, do_sample=True, top_p=0.8, max_new_tokens=2)
 
 
+@pytest.mark.deep
 def test_beams_reorder_the_cache() -> None:
     model, eager = compiled("llama")
     options = {"num_beams": 3, "max_new_tokens": 5}

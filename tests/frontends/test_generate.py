@@ -124,6 +124,7 @@ def test_greedy(name: str, cache: str | None) -> None:
     check(name, cache, {"lowering": "eager"})
 
 
+@pytest.mark.deep
 def test_a_part_of_the_layers_two_blocks_stale() -> None:
     model = tiny_llama(3)
     ladderize.compile(model, lowering="eager", layers="last:2", staleness=2)

@@ -129,6 +129,7 @@ def test_adamw_steps_equal_the_eager_ladders(make: Any, lowering: str) -> None:
     check_training(make, torch.float64, 1e-9, lowering=lowering)
 
 
+@pytest.mark.deep
 def test_adamw_steps_with_dropout_through_inductor() -> None:
     """In float64; but the loss is taken in float32, which Inductor rounds otherwise."""
     options = {"lowering_options": {"fallback_random": True}}  # eager's random numbers

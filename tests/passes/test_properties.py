@@ -124,6 +124,7 @@ def test_any_net_through_aot(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)), lowering="aot_eager")
 
 
+@pytest.mark.deep
 @examples(1)
 @given(data=st.data())
 def test_float32(data: st.DataObject) -> None:
@@ -143,6 +144,7 @@ def test_streams_written_in_place(spec: NetSpec, data: st.DataObject) -> None:
     check(spec, data.draw(conversions(spec.num_blocks)))
 
 
+@pytest.mark.deep
 @examples(2)
 @given(nets(max_layers=2, dtypes=DTYPES), st.data())
 def test_dynamic_shapes(spec: NetSpec, data: st.DataObject) -> None:

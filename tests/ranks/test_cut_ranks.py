@@ -40,7 +40,7 @@ def run_model(name, layers, lengths=(6,)):
 
 
 @pytest.mark.usefixtures("first_of_two")
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("bert", marks=pytest.mark.deep)])
 def test_a_model_over_two_ranks(name):
     """The embedding, 2 L blocks, two sums: L layers are 2 L + 3 islands of 6 or 7 kinds."""
     off, order, kinds = run_model(name, 3)
@@ -110,6 +110,7 @@ def by_inductor(ran, name, body):
     return run
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 def test_islands_compiled_by_inductor():
     run = compiled(MODELS["llama"](layers=1), mesh=mesh())

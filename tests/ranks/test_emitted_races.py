@@ -70,6 +70,7 @@ def seen(two_ranks: Ranks) -> Callable[[Forward, bool], list[Seen]]:
 See = Callable[[Forward, bool], list[Seen]]
 
 
+@pytest.mark.deep
 def test_plain_inductor_races_up_to_2_13_and_is_late_after(seen: See) -> None:
     """2.11 and 2.13 read a buffer in flight; 2.15 waits first, and so for two at once."""
     runs = seen(sharded_ladder, False)

@@ -98,14 +98,8 @@ def gradient_errors(model, whole):
     return errors
 
 
-# The others in every run too, but for inference without gradients or Inductor.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "gpt-neox" else [pytest.mark.deep])
-        for name in FAMILIES
-    ],
-)
+@pytest.mark.deep  # every run: Llama through Inductor, Qwen3's gradients
+@pytest.mark.parametrize("name", FAMILIES)
 def test_inference_equals_the_unsharded_eager_ladder(two_ranks, checkpoints, name):
     for outcome in two_ranks.run(forward, checkpoints, name, False, {"lowering": "aot_eager"}):
         assert outcome["error"] <= 1e-4
@@ -118,7 +112,9 @@ STRIDED = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["qwen3", pytest.param("mixtral", marks=STRIDED)])
+@pytest.mark.parametrize(
+    "name", ["qwen3", pytest.param("mixtral", marks=[STRIDED, pytest.mark.deep])]
+)
 def test_gradients_equal_those_of_the_unsharded_eager_ladder(two_ranks, checkpoints, name):
     for outcome in two_ranks.run(forward, checkpoints, name, True, {"lowering": "aot_eager"}):
         assert outcome["error"] <= 1e-4
@@ -201,8 +197,10 @@ def generated(root, name, cache, options):
     return max(errors), out.sequences.tolist(), standard.tolist()
 
 
-@pytest.mark.deep
-@pytest.mark.parametrize(("name", "cache"), [("llama", "static"), ("mixtral", None)])
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [("llama", "static"), pytest.param("mixtral", None, marks=pytest.mark.deep)],
+)
 def test_generate_prefill_and_decode(two_ranks, checkpoints, name, cache):
     results = two_ranks.run(generated, checkpoints, name, cache, {"lowering": "eager"})
     for error, sequences, standard in results:
@@ -211,6 +209,7 @@ def test_generate_prefill_and_decode(two_ranks, checkpoints, name, cache):
     assert results[0] == results[1]
 
 
+@pytest.mark.deep
 def test_generate_with_a_static_cache_through_inductor(two_ranks, checkpoints):
     (error, sequences, standard), _ = two_ranks.run(
         generated, checkpoints, "llama", "static", {"verify": "code"}

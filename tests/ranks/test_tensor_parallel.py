@@ -133,9 +133,11 @@ def test_inductor_hides_every_wait_but_the_last():
     assert "AR_0" in order_string(program)
 
 
-def trained_by_inductor():
-    """Errors of the values and of two gradients, and the emitted programs."""
-    model, found, sources = emitted(2, 1, True)
+def trained(lowering):
+    """Errors of the values and of two gradients on this rank."""
+    model = MODELS["llama"](layers=2, kv=2)
+    found = compiled(model, mesh=mesh(), lowering=lowering)(input_ids=ids())[0]
+    found.square().mean().backward()
     ours = [model.layers[1].mlp.down_proj.weight.grad, model.layers[0].input_layernorm.weight.grad]
     model.zero_grad()
     expected = whole("llama", model, ids())
@@ -144,19 +146,24 @@ def trained_by_inductor():
     part = theirs[0].shape[1] // dist.get_world_size()
     mine = slice(dist.get_rank() * part, (dist.get_rank() + 1) * part)
     differences = [found - expected, (ours[0] - theirs[0])[:, mine], ours[1] - theirs[1]]
-    return [each.abs().max().item() for each in differences], sources
+    return [each.abs().max().item() for each in differences]
 
 
-def test_inductor_hides_waits_in_the_backward_too(two_ranks):
-    for errors, sources in two_ranks.run(trained_by_inductor):
+@pytest.mark.parametrize("lowering", ["eager", deep("inductor")])
+def test_gradients_equal_the_eager_ladders(two_ranks, lowering):
+    for errors in two_ranks.run(trained, lowering):
         assert max(errors) <= 1e-4
-        forward_source, backward_source = sources
-        assert letters(forward_source) == EMBEDDING + "l" + "lw" * 3 + "w"
-        order = letters(backward_source)
-        assert order.count("l") == order.count("w") == 4
-        assert "lwlw" in order
-        assert order.startswith("llw")
-        assert not find_disorder(read_events(backward_source))
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_inductor_hides_waits_in_the_backward_too():
+    _, _, (forward_source, backward_source) = emitted(2, 1, True)
+    assert letters(forward_source) == EMBEDDING + "l" + "lw" * 3 + "w"
+    order = letters(backward_source)
+    assert order.count("l") == order.count("w") == 4
+    assert "lwlw" in order
+    assert order.startswith("llw")
+    assert not find_disorder(read_events(backward_source))
 
 
 @pytest.mark.usefixtures("first_of_two")
@@ -171,6 +178,7 @@ def test_the_standard_net_waits_at_once():
     assert letters(source) == EMBEDDING + "lw" * 2
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 @pytest.mark.parametrize(
     ("layers", "grad", "dynamic"),

@@ -403,6 +403,7 @@ def test_debug_dir_holds_the_report(model, x, tmp_path):
     )
 
 
+@pytest.mark.deep
 def test_torch_logs_and_trace(tmp_path):
     """TORCH_LOGS=+ladderize prints a line a pass; TORCH_TRACE holds the report for tlparse."""
     code = """

@@ -2,7 +2,6 @@
 
 import io
 import re
-from contextlib import redirect_stdout
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -153,21 +152,6 @@ def test_notebook():
     assert WARNING in text
     assert "graph 1 (&lt;lambda&gt;)" in Report((graph, named))._repr_html_()
     assert '<span class="dim">x1</span> → <span class="moved">x0</span>' in text
-
-
-def test_readme():
-    """The section of the README prints what it says; line numbers and versions apart."""
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("## See what it found")[2].partition("\n## ")[0]
-    code, expected = re.findall(r"```(?:python|text)\n(.*?)```", section, re.DOTALL)
-    printed = io.StringIO()
-    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "100")
-        exec(code, {})
-    found, expected = (
-        re.sub(r":\d+|\d+\.\d+ s .*", "", text).split() for text in (printed.getvalue(), expected)
-    )
-    assert found == expected
 
 
 def test_full_and_short_tables_of_a_model():

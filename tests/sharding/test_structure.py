@@ -303,6 +303,7 @@ def test_rank_enters_by_an_input() -> None:
     assert "aten.index_select.default" in sharder.targets()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "dynamic"),
     [

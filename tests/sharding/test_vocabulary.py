@@ -131,6 +131,7 @@ def test_four_ranks_equal_one(four_ranks, name):
         assert max(errors.values()) <= 1e-4, errors
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "labels"),
     [("llama, tied", True), pytest.param("gpt2", False, marks=pytest.mark.deep)],

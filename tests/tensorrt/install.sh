@@ -14,7 +14,7 @@ torch_tensorrt=2.13.0      # of the same minor version as torch in constraints.t
 tensorrt=1.5.0.114         # TensorRT-RTX, as Torch-TensorRT's own metadata asks for
 
 python3 -m venv --clear "$folder"
-pip="$folder/bin/pip install -q"
+pip="$folder/bin/pip install -q --no-compile"
 $pip -c constraints.txt -e '.[demo]' pytest pytest-timeout packaging psutil dllist
 $pip --no-deps "torch-tensorrt-rtx==$torch_tensorrt" "tensorrt-rtx-cu13==$tensorrt" \
   "tensorrt-rtx-cu13-libs==$tensorrt" "tensorrt-rtx-cu13-bindings==$tensorrt"

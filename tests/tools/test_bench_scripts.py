@@ -153,6 +153,7 @@ def test_what_they_found_are_results_like_others(tmp_path, capsys):
     assert "link: a wire" in said and "1.50x" in said and "40% of a block's compute" in said
 
 
+@pytest.mark.deep
 def test_lowerings_are_held_against_the_first(tmp_path):
     how = ["--device", "cpu", "--dtype", "float32", "--traces", str(tmp_path)]
     how += ["--lowerings", "eager,aot_eager", "--layers", "1", "--length", "8", "--repeats", "1"]

@@ -304,6 +304,7 @@ def test_compiled_ladders(emulated_ranks, lowering):
             assert transfer.entered > following.launched  # the wait is behind the next launch
 
 
+@pytest.mark.deep
 def test_compiled_standard_nets(emulated_ranks):
     for transfers, error in emulated_ranks.run(run_llama, "aot_eager", 0):
         assert error < 1e-4

@@ -246,6 +246,7 @@ def test_without_a_kernel_nothing_lasts():
 # ---- the script
 
 
+@pytest.mark.deep
 def test_a_dry_run(monkeypatch, tmp_path, capsys):
     small = "--layers 2 --hidden 64 --batch 2 --prompt 4 --new 3 --repeats 2 --device cpu"
     how = ["--lowering", "aot_eager", "--dtype", "float32", "--json", str(tmp_path / "a.json")]
