@@ -15,7 +15,7 @@ tensorrt=1.5.0.114         # TensorRT-RTX, as Torch-TensorRT's own metadata asks
 
 python3 -m venv --clear "$folder"
 pip="$folder/bin/pip install -q --no-compile"
-$pip -c constraints.txt -e '.[demo]' pytest pytest-timeout packaging psutil dllist
+$pip -c constraints.txt -e '.[demo]' pytest pytest-timeout pytest-xdist packaging psutil dllist
 $pip --no-deps "torch-tensorrt-rtx==$torch_tensorrt" "tensorrt-rtx-cu13==$tensorrt" \
   "tensorrt-rtx-cu13-libs==$tensorrt" "tensorrt-rtx-cu13-bindings==$tensorrt"
 site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
