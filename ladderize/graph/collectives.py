@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Placement
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
@@ -30,6 +31,8 @@ SCATTERS = frozenset(
 )
 LAUNCHES = ALL_REDUCES | GATHERS | SCATTERS | {"all_to_all_single", "broadcast"}
 """The functional collectives, by name without a trailing `_`: each returns before it is done."""
+HIDDEN = ALL_REDUCES | GATHERS | SCATTERS
+"""Those that `DeferWaits` puts behind compute."""
 WAIT = "wait_tensor"
 
 OWN_LAUNCH, OWN_WAIT = "ladderize::reduce", "ladderize::wait"
@@ -114,3 +117,47 @@ def find_groups(gm: GraphModule) -> list[dist.ProcessGroup]:
     for mesh in meshes:
         found |= {group.group_name: group for group in mesh.get_all_groups()}
     return [found[name] for name in sorted(found) if found[name].size() > 1]
+
+
+def launched_by_own(node: Node) -> Iterator[tuple[str, str]]:
+    """Name and group of each collective that one of ladderize's own ops launches."""
+    yield from ((op, group_name_of(node)) for op in own_launches(node))
+
+
+def launched_by_call(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
+    """Name and group of each collective that a call of the traced model launches.
+
+    Those that its backward pass launches have " (backward)" behind their names.
+    """
+    if op := collective_of(node):
+        if op != WAIT:
+            yield op, group_name_of(node)
+    elif schema_of(node) is not None:
+        yield from launched_by_own(node)  # of a model that uses f and g as ladderize has them
+    elif ops.op_name(node) == "redistribute":
+        yield from _redistributions(node)
+    elif ops.op_name(node) == "autograd_function_apply":
+        forward, backward = bodies(gm, node)
+        for body, suffix in ((forward, ""), (backward, " (backward)")):
+            for inner in body.graph.nodes:
+                yield from ((op + suffix, group) for op, group in launched_by_call(body, inner))
+
+
+def _redistributions(node: Node) -> Iterator[tuple[str, str]]:
+    """What takes a DTensor from its placements to the new ones, for each axis of its mesh."""
+    before = [tensor for source in node.all_input_nodes for tensor in dtensors(source)]
+    after = dtensors(node)
+    if not before or not after:
+        return
+    mesh = after[0].device_mesh
+    for axis, (old, new) in enumerate(zip(before[0].placements, after[0].placements, strict=True)):
+        if op := _transfer(old, new):
+            yield op, mesh.get_group(axis).group_name
+
+
+def _transfer(old: Placement, new: Placement) -> str:
+    if old.is_partial():
+        return "reduce_scatter_tensor" if new.is_shard() else "all_reduce"
+    if old.is_shard() and old != new:
+        return "all_to_all_single" if new.is_shard() else "all_gather_into_tensor"
+    return ""  # the same, or a part of what every rank has

@@ -145,6 +145,9 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
 
     The twin of a module that works in place is still to be added to the graph module.
     """
+    if op_name(node) == "copy_" and (copied := _what_is_copied(node)) is not None:
+        clone = torch.ops.aten.clone.default if isinstance(node.target, OpOverload) else torch.clone
+        return "clone" if node.op == "call_method" else clone, (copied,), {}
     if node.op == "call_module":
         is_in_place = getattr(called_module(node), "inplace", False) is True
         twin: Any = f"{node.target}_out_of_place" if is_in_place else None
@@ -157,6 +160,18 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
     else:
         twin = None
     return None if twin is None else (twin, node.args, dict(node.kwargs))
+
+
+def _what_is_copied(node: Node) -> Node | None:
+    """The source of a `copy_` that is all that its target is then: of one shape and dtype."""
+    written, copied = (*node.args, None, None)[:2]
+    if not isinstance(written, Node) or not isinstance(copied, Node):
+        return None
+    found = [value(written), value(copied)]
+    if not all(isinstance(each, torch.Tensor) for each in found):
+        return None
+    looks = {(tuple(each.shape), each.dtype, each.device) for each in found}
+    return copied if len(looks) == 1 else None
 
 
 def _functional_method(name: str) -> str | None:

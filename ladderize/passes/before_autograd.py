@@ -1,7 +1,8 @@
 """From a traced graph to the rank-local ladder graph: the pipeline before autograd.
 
-    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums ── find_streams
-                 ── RerouteReads ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
+    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums ── ReduceBranches
+                 ── find_streams ── RerouteReads ── OutlineRegions
+                 ── (ranks: plan_sharding, ShardBranches)
 
 `BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
 keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
@@ -20,6 +21,7 @@ from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.graph import ops
+from ladderize.graph.collectives import is_all_reduce
 from ladderize.graph.in_flight import check_in_flight
 from ladderize.graph.to_aten import is_aten, to_aten
 from ladderize.passes import PassResult
@@ -32,6 +34,7 @@ from ladderize.passes.gradient_checks import (
 )
 from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.outline_regions import OutlineRegions
+from ladderize.passes.reduce_branches import ReduceBranches, refuse_reduced_residuals
 from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.runner import Log, Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
@@ -41,6 +44,7 @@ from ladderize.streams.block import Block, Stream
 from ladderize.streams.choose import choose_blocks
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
+from ladderize.streams.gains import keep_reads_that_hide
 from ladderize.streams.recurrence import (
     Recurrence,
     check_recurrence,
@@ -142,6 +146,10 @@ def _is_aten(state: Rewriting) -> bool:
     return is_aten(state.gm)
 
 
+def _has_all_reduces(state: Rewriting) -> bool:
+    return any(map(is_all_reduce, state.gm.graph.nodes))
+
+
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
 
@@ -201,8 +209,11 @@ def _refuse_single_layers(state: Rewriting) -> None:
 
 def _choose_blocks(state: Rewriting) -> None:
     chosen = choose_blocks(state.streams, state.config)  # checks expect_blocks= in any case
-    if not state.is_laddered:
-        state.chosen = chosen
+    if state.is_laddered:
+        return
+    if state.ranks is None:
+        chosen = keep_reads_that_hide(state.analysis, state.streams, chosen, state.config)
+    state.chosen = chosen
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
@@ -240,6 +251,7 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
     apply(DropCasts, _is_aten),
     apply(Functionalize),
     apply(SpellSums),
+    apply(ReduceBranches, _has_all_reduces),
 )
 """Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
 
@@ -255,6 +267,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("refuse_wrong_gradients", lambda s: refuse_wrong_gradients(s.gm), kind="check"),
     Step("refuse_unsaved_states", _refuse_unsaved_states, _has_regions, "check"),
     Step("refuse_single_layers", _refuse_single_layers, kind="check"),
+    Step("refuse_reduced_residuals", lambda s: refuse_reduced_residuals(s.analysis), kind="check"),
     Step("refuse_unfit", lambda s: refuse_unfit(s.analysis, s.streams), kind="check"),
     Step("choose_blocks", _choose_blocks, kind="analysis"),
     Step("RerouteReads", _reroute_reads, _is_standard),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from ladderize.errors import LadderError
+from ladderize.graph.collectives import HIDDEN
 from ladderize.passes.before_autograd import Rewriting
 from ladderize.passes.runner import Log
 from ladderize.report.communication import find_collectives
@@ -25,7 +26,7 @@ from ladderize.report.data import (
     StreamReport,
 )
 from ladderize.report.snapshot import read_branches, snapshot
-from ladderize.streams.block import Block, Stream
+from ladderize.streams.block import Block, Stream, stale_sources
 
 
 @dataclass
@@ -44,6 +45,7 @@ class ReportBuilder:
     _sharding: ShardReport | None = None
     _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
+    _sources: tuple[dict[int, int], ...] = ()
 
     def see(self, step: str, state: object) -> None:
         """Take from `state`, a `Rewriting`, what `step` has found or done."""
@@ -61,15 +63,19 @@ class ReportBuilder:
         self._standard, self._outside = found
         self._rewritten = self._standard
         self._home = {
-            node: name + (f"_{number}" if number else "")
+            node: name
             for number, stream in enumerate(state.streams)
-            for name, block in _named(stream)
+            for name, block in _named(stream, number)
             for node in block.branch
         }
         self._found = find_collectives(state.gm, self._home, is_inserted=False)
 
     def _see_reads(self, state: Rewriting) -> None:
         reads = read_branches(state.rewritten)
+        self._sources = tuple(
+            stale_sources(stream.blocks, chosen, state.config.staleness)
+            for stream, chosen in zip(state.streams, state.chosen, strict=True)
+        )
         self._rewritten = tuple(
             dataclasses.replace(
                 stream,
@@ -114,15 +120,34 @@ class ReportBuilder:
             return dataclasses.replace(
                 graph, streams=self._standard, collectives=self._found, refusal=refusal
             )
+        collectives = (*self._found, *self._inserted)
         return dataclasses.replace(
             graph,
-            streams=self._rewritten,
-            collectives=(*self._found, *self._inserted),
+            streams=tuple(self._with_hidden(stream, collectives) for stream in self._rewritten),
+            collectives=collectives,
             sharding=self._sharding,
         )
 
+    def _with_hidden(
+        self, stream: StreamReport, collectives: tuple[CollectiveReport, ...]
+    ) -> StreamReport:
+        """`stream`, whose blocks know what their stale reads hide."""
+        sources = self._sources[stream.index] if self._sources else {}
 
-def _named(stream: Stream) -> Iterator[tuple[str, Block]]:
+        def hidden_by(index: int) -> tuple[str, ...]:
+            left_out = {_name(i, stream.index) for i in range(sources.get(index, index), index)}
+            return tuple(c.op for c in collectives if c.block in left_out and c.op in HIDDEN)
+
+        blocks = (dataclasses.replace(b, hides=hidden_by(b.index)) for b in stream.blocks)
+        return dataclasses.replace(stream, blocks=tuple(blocks))
+
+
+def _named(stream: Stream, number: int) -> Iterator[tuple[str, Block]]:
     """Its blocks by the names that the reports have for them."""
-    yield from ((f"h{block.index}", block) for block in stream.blocks)
-    yield from ((f"stale{number}", block) for number, block in enumerate(stream.stale_blocks))
+    yield from ((_name(block.index, number), block) for block in stream.blocks)
+    stale = enumerate(stream.stale_blocks)
+    yield from ((_name(index, number, "stale"), block) for index, block in stale)
+
+
+def _name(index: int, stream: int, kind: str = "h") -> str:
+    return f"{kind}{index}_{stream}" if stream else f"{kind}{index}"

@@ -9,24 +9,14 @@ Those that autograd itself will add, as the gradient of a DTensor's, are not the
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed.tensor.placement_types import Placement
 from torch.fx import GraphModule, Node
 
 from ladderize.errors import describe_origin, module_path
-from ladderize.graph import ops
-from ladderize.graph.collectives import (
-    WAIT,
-    collective_of,
-    dtensors,
-    group_name_of,
-    own_launches,
-)
-from ladderize.graph.higher_order import bodies
-from ladderize.graph.schemas import schema_of
+from ladderize.graph.collectives import launched_by_call, launched_by_own
 from ladderize.report.data import CollectiveReport
 
 _DISTRIBUTED = str(Path(dist.__file__).parent)
@@ -48,49 +38,9 @@ def find_collectives(
     found = []
     for node in gm.graph.nodes:
         block = _home_of_inserted(node, home) if is_inserted else home.get(node, "")
-        for op, group in _own_ops(node) if is_inserted else _models_ops(gm, node):
+        for op, group in launched_by_own(node) if is_inserted else launched_by_call(gm, node):
             found.append(CollectiveReport(op, group, block, is_inserted, _origin(node)))
     return tuple(found)
-
-
-def _own_ops(node: Node) -> Iterator[tuple[str, str]]:
-    yield from ((op, group_name_of(node)) for op in own_launches(node))
-
-
-def _models_ops(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
-    """Name and group of each collective that a call of the traced model launches."""
-    if op := collective_of(node):
-        if op != WAIT:
-            yield op, group_name_of(node)
-    elif schema_of(node) is not None:
-        yield from _own_ops(node)  # of a model that uses f and g as ladderize has them
-    elif ops.op_name(node) == "redistribute":
-        yield from _redistributions(node)
-    elif ops.op_name(node) == "autograd_function_apply":
-        forward, backward = bodies(gm, node)
-        for body, suffix in ((forward, ""), (backward, " (backward)")):
-            for inner in body.graph.nodes:
-                yield from ((op + suffix, group) for op, group in _models_ops(body, inner))
-
-
-def _redistributions(node: Node) -> Iterator[tuple[str, str]]:
-    """What takes a DTensor from its placements to the new ones, for each axis of its mesh."""
-    before = [tensor for source in node.all_input_nodes for tensor in dtensors(source)]
-    after = dtensors(node)
-    if not before or not after:
-        return
-    mesh = after[0].device_mesh
-    for axis, (old, new) in enumerate(zip(before[0].placements, after[0].placements, strict=True)):
-        if op := _transfer(old, new):
-            yield op, mesh.get_group(axis).group_name
-
-
-def _transfer(old: Placement, new: Placement) -> str:
-    if old.is_partial():
-        return "reduce_scatter_tensor" if new.is_shard() else "all_reduce"
-    if old.is_shard() and old != new:
-        return "all_to_all_single" if new.is_shard() else "all_gather_into_tensor"
-    return ""  # the same, or a part of what every rank has
 
 
 def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:

@@ -35,6 +35,8 @@ class BlockReport:
         reads_after: what it reads in the rewritten graph; the same where nothing was rewritten.
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
+        hides: the collectives that its stale read gives time to run behind it: those of the blocks
+            that it leaves out. Empty without a stale read, and on one device.
         num_nodes: operations in its branch.
         flops: of its branch in one forward run, as `graph/flops.py` counts them.
         weight_bytes: of the parameters and buffers that its branch reads.
@@ -59,6 +61,7 @@ class BlockReport:
     reads_after: tuple[str, ...]
     is_converted: bool
     num_nodes: int
+    hides: tuple[str, ...] = ()
     flops: int | None = None
     weight_bytes: int | None = None
     reduce_bytes: int | None = None

@@ -80,6 +80,7 @@ def _block(
         reads_after=reads,
         is_converted=False,
         num_nodes=len(block.branch),
+        hides=(),
         **costs,
     )
 

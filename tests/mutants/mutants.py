@@ -842,6 +842,20 @@ FILES = (
         "tests/frontends/test_checkpoint.py::test_a_rank_reads_its_slices",
     ),
     Mutant(
+        "a residual that is added whole is taken out of the all-reduce",
+        "ladderize/passes/reduce_branches.py",
+        "is_whole = is_awaited and parts == _parts_that_add_up(launch)",
+        "is_whole = is_awaited",
+        "tests/ranks/test_reduced_sums.py::test_a_residual_that_the_ranks_do_not_share_is_refused",
+    ),
+    Mutant(
+        "a stale read that hides nothing is kept",
+        "ladderize/streams/gains.py",
+        "if not any(hides[source:index])",
+        "if not any(hides)",
+        "tests/ranks/test_reduced_sums.py::test_blocks_that_hide_nothing_read_fresh",
+    ),
+    Mutant(
         "the waits of a shard are not deferred",
         "ladderize/frontends/sharded/module.py",
         "run_pass(gm, DeferWaits(), log)",

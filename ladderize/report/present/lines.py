@@ -141,14 +141,26 @@ def _refused(refusal: Refusal, prefix: str) -> Section:
 
 
 def _collectives(graph: GraphReport) -> Iterator[str]:
-    counted = Counter(
+    found = Counter(
         (c.op, c.group, "put in by ladderize" if c.is_inserted else "found", bool(c.block))
         for c in graph.collectives
     )
-    for (op, group, origin, is_inside), count in counted.items():
+    for (op, group, origin, is_inside), count in found.items():
         place = "in branches" if is_inside else "outside of branches"
         where = f" on group {group!r}" if group else ""
         yield f"{count} {op}{where}, {origin}, {place}"
+    yield from _hidden(graph)
+
+
+def _hidden(graph: GraphReport) -> Iterator[str]:
+    """What stale reads hide; those that hide nothing by their names."""
+    stale = [block for stream in graph.streams for block in stream.blocks if block.is_rewired]
+    for hides, count in Counter(block.hides for block in stale if block.hides).items():
+        each = " each" if count > 1 else ""
+        ops = ", ".join(f"{number} {op}" for op, number in Counter(hides).items())
+        yield f"{counted(count, 'stale read')} {'hide' if count > 1 else 'hides'} {ops}{each}"
+    if idle := [f"block {block.index}" for block in stale if not block.hides]:
+        yield f"hides nothing: the stale read of {', '.join(_cut(idle))}"
 
 
 def _footer(report: ReportData) -> str:

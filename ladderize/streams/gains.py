@@ -1,0 +1,117 @@
+"""What a stale read hides: the collectives of the blocks that it leaves out.
+
+    x1 = x0 + all_reduce(h0(x0));  x2 = x1 + h1(x0)      h1 runs while h0 is reduced
+    x1 = x0 + h0(x0);              x2 = x1 + h1(x0)      h1 is stale for nothing
+
+A model that communicates by itself gets no stale read that hides nothing. On one device, and where
+ladderize inserts the collectives, the options alone decide.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError, LadderWarning
+from ladderize.graph.collectives import HIDDEN, launched_by_call
+from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.context import AnalysisContext
+
+Chosen = tuple[frozenset[int], ...]
+
+
+def keep_reads_that_hide(
+    context: AnalysisContext, streams: Sequence[Stream], chosen: Chosen, config: LadderConfig
+) -> Chosen:
+    """`chosen` without the blocks whose stale reads would hide nothing, with a warning of those.
+
+    Blocks that the options name are kept, unless `strict`.
+
+    Raises:
+        LadderError: no stale read would hide anything, or, if `strict`, one that the options name.
+    """
+    found = [_launches(context, stream) for stream in streams]
+    if not any(found):
+        return chosen
+    idle = [
+        _idle(context, stream, indices, config.staleness)
+        for stream, indices in zip(streams, chosen, strict=True)
+    ]
+    if not any(idle):
+        return chosen
+    num_stale = sum(
+        len(stale_sources(stream.blocks, indices, config.staleness))
+        for stream, indices in zip(streams, chosen, strict=True)
+    )
+    places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
+    is_named = config.blocks is not None or config.layers != "all"
+    if len(places) == num_stale or (is_named and config.strict):
+        others = [launch for launches in found for launch in launches]
+        raise LadderError(
+            "These stale reads would hide no collective:",
+            [*places, *_never_hidden(context, others)],
+            "choose other blocks with blocks=; or ladder the model before it is sharded",
+        )
+    listed = "".join(f"\n  - {place}" for place in places)
+    if is_named:
+        warning = LadderWarning(
+            f"These stale reads of the chosen blocks hide no collective:{listed}"
+        )
+    else:
+        warning = LadderWarning(
+            f"Blocks whose stale reads would hide no collective read the stream fresh:{listed}"
+        )
+    warnings.warn(warning, stacklevel=2)
+    if is_named:
+        return chosen
+    return tuple(
+        indices - {block.index for block, _ in blocks}
+        for indices, blocks in zip(chosen, idle, strict=True)
+    )
+
+
+def _launches(context: AnalysisContext, stream: Stream) -> list[Node]:
+    """What communicates between the first read of a stream and its last sum, and is in that sum."""
+    if not stream.blocks or stream.stale_blocks:
+        return []
+    first, last = stream.blocks[0], stream.blocks[-1]
+    inside = context.ancestors([last.add], context.position[first.anchor])
+    return [node for node in context.nodes if node in inside and launched(context, node)]
+
+
+def launched(context: AnalysisContext, node: Node) -> list[str]:
+    """The collectives of the forward pass that `node` launches."""
+    found = (op for op, _ in launched_by_call(context.gm, node))
+    return [op for op in found if not op.endswith(" (backward)")]
+
+
+def _idle(
+    context: AnalysisContext, stream: Stream, chosen: frozenset[int], staleness: int
+) -> list[tuple[Block, str]]:
+    """The blocks of `chosen` whose stale reads would hide nothing, and why."""
+    sources = stale_sources(stream.blocks, chosen, staleness)
+    hides = [_is_hidden(context, block) for block in stream.blocks]
+    return [
+        (stream.blocks[index], _left_out(index, source))
+        for index, source in sources.items()
+        if not any(hides[source:index])
+    ]
+
+
+def _left_out(index: int, source: int) -> str:
+    before = f"block {source}" if index - source == 1 else f"blocks {source} to {index - 1}"
+    return f"block {index}: no all-reduce, reduce-scatter or all-gather is in {before}"
+
+
+def _is_hidden(context: AnalysisContext, block: Block) -> bool:
+    return any(op in HIDDEN for node in block.branch for op in launched(context, node))
+
+
+def _never_hidden(context: AnalysisContext, launches: Sequence[Node]) -> list[Blocker]:
+    found = []
+    for node in launches:
+        for op in launched(context, node):
+            what = "changes the stream itself" if op in HIDDEN else "is waited for at once"
+            found.append(Blocker.at(node, f"{op} {what}"))
+    return found
