@@ -55,9 +55,7 @@ def keep_reads_that_hide(
         )
     listed = "".join(f"\n  - {place}" for place in places)
     if is_named:
-        warning = LadderWarning(
-            f"These stale reads of the chosen blocks hide no collective:{listed}"
-        )
+        warning = LadderWarning(f"These stale reads hide no collective:{listed}")
     else:
         warning = LadderWarning(
             f"Blocks whose stale reads would hide no collective read the stream fresh:{listed}"
