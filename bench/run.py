@@ -13,8 +13,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MOST_BYTES = 2**16
+Value = bool | int | float | str
 HERE = Path(__file__).parent
 
 
@@ -27,17 +31,42 @@ def flag(name: str, value: Any) -> list[str]:
     return [f"--{dashed}", text]
 
 
+class Scenario(BaseModel):
+    """What a file holds; the verb checks the options themselves."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str = Field(max_length=4096)
+    about: str = ""
+    options: dict[str, Value | Annotated[list[Value], Field(max_length=100)]] = {}
+
+
+def read(file: Path) -> Scenario:
+    """The scenario in `file`; ends the program with one line about each fault of it."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise SystemExit(f"{file} is no scenario: it has more than {MOST_BYTES >> 10} KiB.")
+        return Scenario.model_validate(tomllib.loads(data.decode()))
+    except OSError as error:
+        raise SystemExit(f"{file} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
+        faults = [str(error) or "it is too deep"]
+    raise SystemExit(
+        f"{file}: a scenario has `model`, a table `options` and may have `about`.\n"
+        + "\n".join(faults[:10])
+    )
+
+
 def command_of(scenario: Path, results: Path) -> list[str]:
     """The command line of a scenario; what it writes is beside the final file until it is whole."""
-    given = tomllib.loads(scenario.read_text("utf-8"))
-    strange = given.keys() - {"about", "model", "options"}
-    if strange or "model" not in given:
-        raise SystemExit(
-            f"{scenario}: a scenario has `model`, a table `options` and may have `about`"
-            + (f", not {', '.join(sorted(strange))}." if strange else ".")
-        )
-    options = given.get("options", {}).items()
-    words = [given["model"], *(word for name, value in options for word in flag(name, value))]
+    given = read(scenario)
+    words = [
+        given.model,
+        *(word for name, value in given.options.items() for word in flag(name, value)),
+    ]
     return ["ladderize", "bench", *words, "--out", str(unfinished(scenario, results))]
 
 

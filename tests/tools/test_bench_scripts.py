@@ -91,10 +91,24 @@ def test_scenarios(scenario, tmp_path):
     assert AutoConfig.from_pretrained(ROOT / given["model"].removeprefix("hf:")).num_hidden_layers
 
 
-def test_a_scenario_with_a_slip(tmp_path):
-    (tmp_path / "a.toml").write_text('modle = "x"')
-    with pytest.raises(SystemExit, match=r"a\.toml: .* not modle"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'modle = "x"', "modle: Extra inputs are not permitted"),
+        (b"model = 3", "model: Input should be a valid string"),
+        (b'model = "m"\nmodel = "n"', "Cannot overwrite a value"),
+        (b'model = "m"\noptions = 7', "options: Input should be a valid dictionary"),
+        (b'model = "m"\n[options]\nlength = [[1]]', "options.length"),
+        (b"model = " + 9999 * b"[", "recursion"),
+        (b"\xff", "decode"),
+        (b"#" * 2**17, "more than 64 KiB"),
+    ],
+)
+def test_a_scenario_with_a_slip(tmp_path, text, says):
+    (tmp_path / "a.toml").write_bytes(text)
+    with pytest.raises(SystemExit) as ended:
         run.command_of(tmp_path / "a.toml", tmp_path)
+    assert "a.toml" in str(ended.value) and says in str(ended.value)
 
 
 def test_results_are_replaced_when_there_are_new_ones(tmp_path, monkeypatch):

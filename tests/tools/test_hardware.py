@@ -50,7 +50,9 @@ def test_one_rank_sends_nothing():
     assert replace(ANY, ranks=1).seconds(1e9) == ANY.latency
 
 
-@pytest.mark.parametrize("wrong", [{"ranks": 0}, {"bandwidth": 0}, {"latency": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"ranks": 0}, {"bandwidth": 0}, {"latency": -1}, {"bandwidth": float("nan")}]
+)
 def test_what_is_no_link(wrong):
     with pytest.raises(LadderError, match="is not a possible link"):
         Link(**(asdict(ANY) | wrong))

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from math import inf
 from typing import Any
 
 from ladderize.errors import LadderError
@@ -35,10 +36,11 @@ class Link:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.ranks < 1 or self.bandwidth <= 0 or self.latency < 0:
+        is_possible = self.ranks >= 1 and 0 < self.bandwidth < inf and 0 <= self.latency < inf
+        if not is_possible:
             raise LadderError(
                 f"{self} is not a possible link: ranks must be at least 1, bandwidth above 0, "
-                "latency 0 or more."
+                "latency 0 or more, all finite."
             )
 
     def seconds(self, num_bytes: float, op: str = "all_reduce") -> float:

@@ -8,6 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 
 from ladderize.errors import Blocker, LadderError
 from ladderize.tools.predict.hardware.calibrated import Calibration, calibrated_links, calibration
@@ -62,11 +63,11 @@ class Hardware:
     capacity: float | None = None
 
     def __post_init__(self) -> None:
-        is_possible = min(self.flops, self.memory) > 0 <= self.launch and 0 <= self.contention < 1
-        if not is_possible:
+        rates = all(0 < rate < inf for rate in (self.flops, self.memory))
+        if not (rates and 0 <= self.launch < inf and 0 <= self.contention < 1):
             raise LadderError(
                 f"{self} is not possible hardware: rates must be above 0, times 0 or more, "
-                "contention below 1."
+                "contention below 1, all finite."
             )
 
     @property
