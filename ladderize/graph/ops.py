@@ -48,6 +48,11 @@ _CHEAP = frozenset(
 )
 
 
+# Of the cheap ops those that keep a value what it is, up to a factor.
+_SCALES = frozenset(
+    """mul div truediv neg to float half bfloat16 double type type_as _to_copy dropout
+    native_dropout convert_element_type""".split()
+)
 _FORM_ONLY = frozenset(
     """zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty
     new_full new_empty_strided""".split()
@@ -78,6 +83,11 @@ def op_name(node: Node) -> str:
 def reads_no_values(node: Node) -> bool:
     """Whether a call takes no more than the shape, dtype and device of its operands."""
     return op_name(node) in _FORM_ONLY
+
+
+def only_scales(node: Node) -> bool:
+    """Whether a call multiplies, casts, drops or lays out the values of an operand."""
+    return kind(node) is Kind.LAYOUT or op_name(node).rstrip("_") in _SCALES
 
 
 def called_module(node: Node) -> nn.Module:

@@ -2,13 +2,14 @@
 
     x1 = add(x0, h0)      h0 reached from x0 through a mixing op   -> block, anchor x0
     x2 = add(norm(x1), h1)                                         -> block, anchor norm(x1)
+    x3 = add(x2, add(u, h2))   u = norm(x2) that h2 reads, a skip of the branch's own -> anchor x2
     s  = add(x0, x2)      its branch holds linked blocks           -> a skip around them, no block
 
 Sums whose partial results have one user are flattened, `x + a + m` in any association, unless that
 would swallow a block: in `x0 + (x1 + h1)` around two blocks, `x1 + h1` is the second of them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -120,23 +121,57 @@ def _as_block(
     context: AnalysisContext, node: Node, leaves: Sequence[Node], flattened: Sequence[Node]
 ) -> Block | None:
     is_difference = ops.kind(node) is not Kind.ADD
-    for skip in leaves[:1] if is_difference else leaves:
-        outputs = [leaf for leaf in leaves if leaf is not skip and leaf not in context.static]
-        if skip in context.static or not outputs:
-            continue
-        for anchor in context.walk_back(skip):
-            if (branch := context.branch(anchor, outputs)) is not None:
-                return Block(
-                    index=0,
-                    anchor=anchor,
-                    skip=skip,
-                    branch=branch,
-                    outputs=tuple(outputs),
-                    add=node,
-                    partial_sums=tuple(flattened),
-                    module=module_path(node),
-                )
+    outputs = {
+        skip: tuple(leaf for leaf in leaves if leaf is not skip and leaf not in context.static)
+        for skip in (leaves[:1] if is_difference else leaves)
+        if skip not in context.static
+    }
+    read = _find_read(context, outputs) or _find_read_of_own_skips(context, outputs)
+    if read is None:
+        return None
+    skip, anchor = read
+    return Block(
+        index=0,
+        anchor=anchor,
+        skip=skip,
+        branch=tuple(n for n in context.reach(anchor, outputs[skip]) if n is not anchor),
+        outputs=outputs[skip],
+        add=node,
+        partial_sums=tuple(flattened),
+        module=module_path(node),
+    )
+
+
+def _find_read(
+    context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]]
+) -> tuple[Node, Node] | None:
+    """The skip, and the value behind it that reaches all other summands through a mixing op."""
+    for skip, others in outputs.items():
+        for anchor in context.walk_back(skip) if others else ():
+            if context.branch(anchor, others) is not None:
+                return skip, anchor
     return None
+
+
+def _find_read_of_own_skips(
+    context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]]
+) -> tuple[Node, Node] | None:
+    """The skip and the anchor where the branch has skips of its own: values a few cheap steps on.
+
+    A value that the mixing ops of the branch read is no skip past it. Of several others the skip
+    is the first that only scales the stream.
+    """
+    found: dict[Node, Node] = {}
+    for skip, others in outputs.items():
+        for anchor in context.walk_back(skip):
+            is_mixed = context.reach(anchor, others)
+            own = [other for other in others if not is_mixed.get(other)]
+            if len(own) < len(others):
+                if anchor not in own and all(anchor in context.walk_back(o) for o in own):
+                    found[skip] = anchor
+                break
+    scaled = (read for read in found.items() if context.is_scaled(*read))
+    return next(scaled if len(found) > 1 else iter(found.items()), None)
 
 
 def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block]:
@@ -148,9 +183,13 @@ def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block
         inside = {by_add[node] for node in block.branch if node in by_add}
         if any(writer[other] in inside for other in inside):
             return True
-        if not inside:
+        return any(_ends_a_run(output, block, inside) for output in block.outputs if inside)
+
+    def _ends_a_run(output: Node, block: Block, inside: Collection[Block]) -> bool:
+        end = find_writer(context, output, by_add)
+        if end is None or end not in inside:
             return False
-        ends = (find_writer(context, output, by_add) for output in block.outputs)
-        return any(end in inside and end.anchor is block.anchor for end in ends if end)
+        others = (other for other in block.outputs if other is not output)
+        return end.skip is block.anchor or any(context.branch(output, [o]) for o in others)
 
     return [block for block in found if is_group(block)]

@@ -111,7 +111,7 @@ class AnalysisContext:
             frontier = [
                 source
                 for step in frontier
-                if ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT) and not self.summands(step)
+                if self._is_cheap(step)
                 for source in self.steps_back(step)
                 if source not in self.static
                 and source not in found
@@ -119,6 +119,11 @@ class AnalysisContext:
             ]
             found.extend(dict.fromkeys(frontier))
         return sorted(set(found), key=self.position.__getitem__, reverse=True)
+
+    def _is_cheap(self, step: Node) -> bool:
+        """Whether `step` neither mixes nor adds up two values: it may add a bias or a position."""
+        is_sum = bool(self.summands(step)) and self.static.isdisjoint(self.summands(step))
+        return ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD) and not is_sum
 
     def ancestors(self, nodes: Iterable[Node], start: int) -> set[Node]:
         """`nodes` and everything they depend on that comes after position `start`."""
@@ -132,17 +137,31 @@ class AnalysisContext:
                 stack.extend(s for s in self.sources[node] if s not in self.static)
         return seen
 
-    def branch(self, anchor: Node, outputs: Sequence[Node]) -> tuple[Node, ...] | None:
-        """The nodes from `anchor` to `outputs`; None unless each is reached through a mixing op."""
+    def reach(self, anchor: Node, outputs: Sequence[Node]) -> dict[Node, bool]:
+        """`anchor` and the nodes from it to `outputs`, and whether each is behind a mixing op."""
         behind = self.ancestors(outputs, self.position[anchor])
         mixed: dict[Node, bool] = {anchor: False}
         for node in sorted(behind, key=self.position.__getitem__):
             sources = [mixed[source] for source in self.sources[node] if source in mixed]
             if sources:
                 mixed[node] = any(sources) or ops.kind(node) is Kind.MIX
+        return mixed
+
+    def branch(self, anchor: Node, outputs: Sequence[Node]) -> tuple[Node, ...] | None:
+        """The nodes from `anchor` to `outputs`; None unless each is reached through a mixing op."""
+        mixed = self.reach(anchor, outputs)
         if not all(mixed.get(output) for output in outputs):
             return None
         return tuple(node for node in mixed if node is not anchor)
+
+    def is_scaled(self, node: Node, value: Node) -> bool:
+        """Whether `node` is `value` itself but for its scale, dtype and layout."""
+        while node is not value:
+            made = [source for source in node.all_input_nodes if self.depends_on([source], value)]
+            if len(made) != 1 or not ops.only_scales(node):
+                return False
+            (node,) = made
+        return True
 
     def depends_on(self, nodes: Iterable[Node], value: Node) -> bool:
         return value in self.ancestors(nodes, self.position[value] - 1)

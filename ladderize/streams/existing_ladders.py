@@ -26,7 +26,7 @@ def find_stale_blocks(
     In graph order, with `index` 0 throughout.
     """
     blocks = {block.add: block for block in candidates.blocks}
-    taken = {node for b in candidates.blocks for node in b.partial_sums} | candidates.group_skips
+    taken = {node for b in candidates.blocks for node in b.partial_sums}
     nested = {chain[0]: {node for block in chain for node in block.branch} for chain in chains}
     home = {block.add: chain[0] for chain in chains for block in chain}
     found: dict[Block, list[Block]] = {}
@@ -61,6 +61,22 @@ def groups_of_stale_blocks(
     return [block for block in candidates.blocks if is_group(block)]
 
 
+def entering_stale_branches(
+    parent: Mapping[Block, Block | None], stale: Mapping[Block, Sequence[Block]]
+) -> list[Block]:
+    """The blocks in a stale branch that are linked to one outside of it: with a skip of its own.
+
+    x2 = x1 + (u + l(u)),  u = norm(x0)
+    """
+    holders = [one for ones in stale.values() for one in ones]
+    return [
+        block
+        for block, before in parent.items()
+        for holder in holders
+        if before and block.add in holder.members and before.add not in holder.members
+    ]
+
+
 def chains_in_stale_branches(
     chains: Sequence[Sequence[Block]], stale: Mapping[Block, Sequence[Block]]
 ) -> list[Sequence[Block]]:
@@ -85,11 +101,17 @@ def _as_stale_block(
         writer = None if skip in context.static else find_writer(context, skip, blocks)
         if writer is None or output in context.static or context.depends_on([output], writer.add):
             continue  # what comes after the writer, a token shift for one, is not stale
+        if any(context.depends_on([skip], value) for value in context.walk_back(output)):
+            continue  # a value of the stream, or of a branch behind it
         behind: Block | None = writer
+        passed: set[Node] = set()
         for _ in range(MAX_STALENESS):
             if behind is None:
                 break
-            if context.branch(behind.anchor, [output]) is not None:
+            passed.add(behind.add)
+            if branch := context.branch(behind.anchor, [output]):
+                if not passed.isdisjoint(branch):
+                    break  # `output` carries the stream, and `skip` is a branch
                 return _stale_block(context, node, skip, output, behind), writer
             behind = find_writer(context, behind.anchor, blocks)
     return None, None

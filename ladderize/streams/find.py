@@ -20,6 +20,7 @@ from ladderize.streams.chains import longest_chains
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.existing_ladders import (
     chains_in_stale_branches,
+    entering_stale_branches,
     find_stale_blocks,
     groups_of_stale_blocks,
 )
@@ -47,6 +48,7 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
         candidates = candidates.without(groups)
     by_add = {block.add: block for block in candidates.blocks}
     parent = {block: find_writer(context, block.anchor, by_add) for block in candidates.blocks}
+    parent |= dict.fromkeys(entering_stale_branches(parent, alone))
     chains = longest_chains(candidates.blocks, parent, context.position)
     stale = find_stale_blocks(context, candidates, chains)
     if nested := chains_in_stale_branches(chains, stale):

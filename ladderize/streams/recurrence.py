@@ -130,7 +130,8 @@ def _follow_reads(
 ) -> dict[Node, frozenset[sympy.Symbol]]:
     """For each node the named values that it is computed from, cut at the named values.
 
-    A value that one branch takes from inside another one is cut as well: it is read as `b<i>`.
+    A value from inside a branch is cut as well, for what is not in that branch: `b<i>`. So what
+    later branches share with an earlier one stays what that one computes, wherever it reads.
     """
     reads: dict[Node, frozenset[sympy.Symbol]] = {}
     for node, sources in find_sources(gm.graph.nodes, writes).items():
@@ -140,7 +141,7 @@ def _follow_reads(
                 continue
             if source in symbols:
                 found.add(symbols[source])
-            elif source in home and node in home and home[source] != home[node]:
+            elif source in home and home[source] != home.get(node):
                 found.add(_symbol("b", *home[source]))
             else:
                 found |= reads[source]

@@ -5,6 +5,7 @@ x1 = (1 - t(x0)) * x0 + t(x0) * h      highway: the skip path mixes
 x2 = x1 + h(x1, x0)                    dense: a branch reads two stream values
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,11 @@ def find_blockers(
     context: AnalysisContext, blocks: Sequence[Block], by_add: Mapping[Node, Block]
 ) -> tuple[Blocker, ...]:
     """Everything about the stream of `blocks` that a rewrite would get wrong."""
-    found = [*_find_gates(context, blocks), *_find_overwrites(context, blocks)]
+    found = [
+        *_find_gates(context, blocks),
+        *_find_overwrites(context, blocks),
+        *_find_reads_behind(context, blocks),
+    ]
     for segment in {block.segment for block in blocks}:
         anchors = {block.anchor: block for block in blocks if block.segment == segment}
         for block in anchors.values():
@@ -42,6 +47,30 @@ def _find_gates(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[B
                 "stream, as in a highway net: it does not carry the stream past the branch"
             )
             yield Blocker.at(block.add, what)
+
+
+def _find_reads_behind(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[Blocker]:
+    """Reads between two blocks of what a branch made of the stream by cheap ops alone.
+
+    Such a value is as stale as its branch; what is between the blocks reads the stream as it is.
+    """
+    inside = {
+        node: block
+        for block in blocks
+        for node, is_mixed in context.reach(block.anchor, block.outputs).items()
+        if node is not block.anchor and not is_mixed
+    }
+    branches = {node for block in blocks for node in (*block.branch, *block.partial_sums)}
+    for block, following in itertools.pairwise(blocks):
+        between = context.ancestors([following.anchor], context.position[block.anchor])
+        for node in sorted(between - branches - {block.add}, key=context.position.__getitem__):
+            for source in context.sources[node]:
+                if source in inside:
+                    what = (
+                        f"what follows block {block.index} reads {source} of the branch of block "
+                        f"{inside[source].index}, which would be stale too; compute it again"
+                    )
+                    yield Blocker.at(node, what)
 
 
 def _find_foreign_reads(

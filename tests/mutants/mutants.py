@@ -107,8 +107,8 @@ STREAMS = (
     Mutant(
         "the subtrahend of a difference is a skip",
         "ladderize/streams/candidates.py",
-        "for skip in leaves[:1] if is_difference else leaves:",
-        "for skip in leaves[1:] if is_difference else leaves:",
+        "for skip in (leaves[:1] if is_difference else leaves)",
+        "for skip in (leaves[1:] if is_difference else leaves)",
         "tests/passes/test_properties.py::test_sums_in_odd_spellings",
     ),
     Mutant(
