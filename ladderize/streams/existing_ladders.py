@@ -83,7 +83,7 @@ def _as_stale_block(
     left, right = context.summands(node)
     for skip, output in ((left, right), (right, left)):
         writer = None if skip in context.static else find_writer(context, skip, blocks)
-        if writer is None or output in context.static or context.depends_on([output], writer.add):
+        if writer is None or context.depends_on([output], writer.add):
             continue  # what comes after the writer, a token shift for one, is not stale
         behind: Block | None = writer
         for _ in range(MAX_STALENESS):

@@ -47,7 +47,7 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
         candidates = candidates.without(groups)
     by_add = {block.add: block for block in candidates.blocks}
     parent = {block: find_writer(context, block.anchor, by_add) for block in candidates.blocks}
-    chains = longest_chains(candidates.blocks, parent, context.position)
+    chains = longest_chains(candidates.blocks, parent, context.position, context.static)
     stale = find_stale_blocks(context, candidates, chains)
     if nested := chains_in_stale_branches(chains, stale):
         chains = [chain for chain in chains if chain not in nested]

@@ -52,7 +52,11 @@ def _find_foreign_reads(
     by_add: Mapping[Node, Block],
 ) -> Iterator[Blocker]:
     other = by_add.get(node)
-    if other is not None and other.anchor not in block.members | {block.anchor}:
+    if (
+        other is not None
+        and other.anchor not in block.members | {block.anchor}
+        and other.anchor not in context.static  # a state that starts from zeros in each branch
+    ):
         what = f"the branch of block {block.index} holds a second residual stream"
         yield Blocker.at(node, what + ", as in a reversible net")
     for source in node.all_input_nodes:

@@ -65,7 +65,7 @@ STREAMS = (
     Mutant(
         "a size counts as a read",
         "ladderize/streams/context.py",
-        "stack.extend(s for s in self.sources[node] if s not in self.static)",
+        "stack.extend(s for s in self.sources[node] if ops.holds_tensor(s))",
         "stack.extend(self.sources[node])",
         "tests/passes/test_properties.py::test_a_size_is_no_read_of_the_stream",
     ),
