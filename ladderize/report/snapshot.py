@@ -80,6 +80,7 @@ def _block(
         reads_after=reads,
         is_converted=False,
         num_nodes=len(block.branch),
+        is_prologue=block.is_prologue,
         **costs,
     )
 

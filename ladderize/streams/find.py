@@ -23,7 +23,7 @@ from ladderize.streams.existing_ladders import (
     find_stale_blocks,
     groups_of_stale_blocks,
 )
-from ladderize.streams.layers import layer_indices
+from ladderize.streams.layers import count_prologue, layer_indices
 from ladderize.streams.refusals import find_blockers
 
 Chain = tuple[Block, ...]
@@ -90,6 +90,16 @@ def _number(chains: Sequence[Chain]) -> Chain:
     """The blocks of a stream's segments with their indices, segments and layers."""
     numbered: list[Block] = []
     for segment, chain in enumerate(chains):
-        for block, layer in zip(chain, layer_indices(chain), strict=True):
-            numbered.append(replace(block, index=len(numbered), layer=layer, segment=segment))
+        layers = layer_indices(chain)
+        ahead = count_prologue(chain, layers)
+        for place, block in enumerate(chain):
+            numbered.append(
+                replace(
+                    block,
+                    index=len(numbered),
+                    layer=layers[place],
+                    segment=segment,
+                    is_prologue=place < ahead,
+                )
+            )
     return tuple(numbered)

@@ -18,6 +18,7 @@ from ladderize.graph.ops import Kind
 from ladderize.graph.writes import written_operands
 from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.candidates import find_candidates, flatten
+from ladderize.streams.choose import by_default
 from ladderize.streams.context import AnalysisContext
 
 
@@ -144,7 +145,7 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(stale_sources(stream.blocks, range(len(stream.blocks)), staleness=1))
+    return bool(stale_sources(stream.blocks, by_default(stream), staleness=1))
 
 
 # ---- a graph without a block -----------------------------------------------------------------

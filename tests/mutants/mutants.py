@@ -135,8 +135,8 @@ STREAMS = (
     Mutant(
         "all segments have the number 0",
         "ladderize/streams/find.py",
-        "layer=layer, segment=segment))",
-        "layer=layer, segment=0))",
+        "segment=segment,",
+        "segment=0,",
         "tests/streams/test_find.py::test_a_stage_with_another_shape_is_another_segment",
     ),
     Mutant(
@@ -233,8 +233,8 @@ STREAMS = (
     Mutant(
         "indices that fall make a layer",
         "ladderize/streams/layers.py",
-        "distinct = len(set(known)) if known == sorted(known) else min(len(known), 1)",
-        "distinct = len(set(known))",
+        "return self.most_of_a_list if known == sorted(known) else min(len(known), 1)",
+        "return self.most_of_a_list",
         "tests/streams/test_find.py::test_layers_of_few_layers_with_more_sublayers",
     ),
     Mutant(
