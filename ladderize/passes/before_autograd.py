@@ -1,7 +1,8 @@
 """From a traced graph to the rank-local ladder graph: the pipeline before autograd.
 
-    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums ── find_streams
-                 ── RerouteReads ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
+    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums ── SplitSums
+                 ── find_streams ── RerouteReads ── OutlineRegions
+                 ── (ranks: plan_sharding, ShardBranches)
 
 `BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
 keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
@@ -36,6 +37,7 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.runner import Log, Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
+from ladderize.passes.split_sums import SplitSums, joined_sums
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.choose import choose_blocks
@@ -142,6 +144,10 @@ def _is_aten(state: Rewriting) -> bool:
     return is_aten(state.gm)
 
 
+def _joins_streams(state: Rewriting) -> bool:
+    return bool(joined_sums(state.gm))
+
+
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
 
@@ -240,6 +246,7 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
     apply(DropCasts, _is_aten),
     apply(Functionalize),
     apply(SpellSums),
+    apply(SplitSums, _joins_streams),
 )
 """Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
 

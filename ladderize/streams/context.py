@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.graph.ops import Kind
+from ladderize.graph.pieces import joined_again
 
 # How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
 # normalisation written out in single ops (8 of them in transformers' RMSNorm) fit.
@@ -104,8 +105,11 @@ class AnalysisContext:
     def carriers(self, step: Node, value: Node) -> list[Node]:
         """The values one step behind `step` that may have carried `value`: those of its size.
 
-        A static one, the parameter that a stream starts from, only when there is no other.
+        A static one, the parameter that a stream starts from, only when there is no other. Of a
+        `cat` of all pieces of one value, that value.
         """
+        if (whole := joined_again(step)) is not None:
+            return [whole]
         sources = [s for s in self.steps_back(step) if self.is_same_size(s, value)]
         return [s for s in sources if s not in self.static] or sources
 
