@@ -26,8 +26,10 @@ class LadderConfig:
     """What to convert and how to lower it. Validated once, here.
 
     Attributes:
-        layers: which layers to convert (indices of the module list that holds the blocks).
-        blocks: the same, counted in blocks; not together with `layers`.
+        layers: which layers to convert (indices of the module list that holds the blocks). Blocks
+            in no list ahead of the first layer stay standard, and it reads what they leave.
+        blocks: the same, counted in blocks, those ahead of the first layer too; not together with
+            `layers`.
         staleness: how many blocks earlier a converted branch reads, 0 to 8; 0 is the standard
             model, 1 the ladder of arXiv 2501.06589, Section 3.
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.

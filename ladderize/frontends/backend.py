@@ -32,6 +32,7 @@ from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
 from ladderize.graph.collectives import find_groups
 from ladderize.passes.before_autograd import RankGroup, Rewriting, dump_folder
 from ladderize.report.publish import as_report, forget, publish
+from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders
 
 
@@ -157,6 +158,7 @@ def _compile(
     state = laddered.state
     if not is_laddered:
         warn_of_ladders(state.streams)
+        warn_of_cut_streams(state.analysis, state.streams, state.chosen)
         if config.staleness > 0:
             warn_of_standard_prefill()
     local = None

@@ -30,6 +30,7 @@ from ladderize.passes.parallel_blocks import ParallelBlocks
 from ladderize.passes.runner import apply_pass, find_step, run_steps
 from ladderize.report.publish import as_report, publish
 from ladderize.report.report import Report
+from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders
 from ladderize.streams.find import find_streams
 
@@ -89,6 +90,7 @@ def _ladder(state: Rewriting) -> tuple[Rewriting, Report]:
     publish(report, dump_folder(state.config))
     rewritten = laddered.result()
     warn_of_ladders(rewritten.streams)
+    warn_of_cut_streams(rewritten.analysis, rewritten.streams, rewritten.chosen)
     return rewritten, report
 
 

@@ -270,7 +270,12 @@ def floating_shape(node: Node) -> tuple[Any, ...] | None:
     found = value(node)
     if not isinstance(found, torch.Tensor) or not found.is_floating_point():
         return None
-    return tuple(_expression(size) for size in found.shape)
+    return expressions(found.shape)
+
+
+def expressions(sizes: Iterable[Any]) -> tuple[Any, ...]:
+    """Sizes as ints and sympy expressions, which compare structurally."""
+    return tuple(_expression(size) for size in sizes)
 
 
 def num_elements(shape: Iterable[Any]) -> Any:

@@ -1,8 +1,8 @@
 """From a traced graph to the rank-local ladder graph: the pipeline before autograd.
 
-    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums ── ReduceBranches
-                 ── find_streams ── RerouteReads ── OutlineRegions
-                 ── (ranks: plan_sharding, ShardBranches)
+    Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums
+                 ── ReduceBranches ── SplitSums ── find_streams ── RerouteReads
+                 ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
 
 `BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
 keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
@@ -39,6 +39,7 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.runner import Log, Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
+from ladderize.passes.split_sums import SplitSums, joined_sums
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.choose import choose_blocks
@@ -150,6 +151,10 @@ def _has_all_reduces(state: Rewriting) -> bool:
     return any(map(is_all_reduce, state.gm.graph.nodes))
 
 
+def _joins_streams(state: Rewriting) -> bool:
+    return bool(joined_sums(state.gm))
+
+
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
 
@@ -252,6 +257,7 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
     apply(Functionalize),
     apply(SpellSums),
     apply(ReduceBranches, _has_all_reduces),
+    apply(SplitSums, _joins_streams),
 )
 """Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
 

@@ -36,7 +36,8 @@ class ParallelBlocks:
 
 
 def _pairs(stream: Stream) -> Iterator[tuple[Block, Block]]:
-    for first, second in zip(stream.blocks[::2], stream.blocks[1::2], strict=False):
+    blocks = [block for block in stream.blocks if not block.is_prologue]
+    for first, second in zip(blocks[::2], blocks[1::2], strict=False):
         between = _between(first.add, second.skip)
         readers = {user for node in between for user in node.users if not _is_assert(user)}
         if (

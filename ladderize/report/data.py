@@ -27,6 +27,8 @@ class BlockReport:
     Attributes:
         graph, stream, segment, index: where it stands; `index` counts from 0 in its stream.
         layer: index in the module list that holds it, None when it is in none.
+        is_prologue: whether it is in none and comes before the first layer: unless the options
+            choose it by `blocks=`, it stays standard and the first layer reads what it leaves.
         module: the module that its branch multiplies in (`model.layers.3.mlp`), "" when unknown.
         kind: of its branch: attention, MLP, MoE, conv, other; several joined by " + " where the
             block sums up parallel branches.
@@ -67,6 +69,7 @@ class BlockReport:
     reduce_bytes: int | None = None
     attention_flops: int | None = 0
     cache_bytes: int | None = 0
+    is_prologue: bool = False
 
     @property
     def is_rewired(self) -> bool:

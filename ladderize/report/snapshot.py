@@ -81,6 +81,7 @@ def _block(
         is_converted=False,
         num_nodes=len(block.branch),
         hides=(),
+        is_prologue=block.is_prologue,
         **costs,
     )
 

@@ -3,7 +3,7 @@
 x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -28,6 +28,8 @@ class Block:
         segment: number of the run of blocks, from 0, in which each reads what the one before it
             wrote: in one shape, with no mixing op in between.
         layer: index in the module list that holds the block, None when it is in none.
+        is_prologue: whether it is in none and comes before the first layer of its segment, as a
+            convolution that makes positions of the stream does.
         module: path of the module that performs the add, "" when unknown.
     """
 
@@ -40,6 +42,7 @@ class Block:
     partial_sums: tuple[Node, ...] = ()
     segment: int = 0
     layer: int | None = None
+    is_prologue: bool = False
     module: str = ""
 
     @cached_property
@@ -72,22 +75,29 @@ class Placed(Protocol):
     @property
     def segment(self) -> int: ...
 
+    @property
+    def is_prologue(self) -> bool: ...
+
 
 def stale_sources(
-    blocks: Iterable[Placed], chosen: Collection[int], staleness: int
+    blocks: Sequence[Placed], chosen: Collection[int], staleness: int
 ) -> dict[int, int]:
     """For each chosen block whose reads move: index of the block whose anchor it reads instead.
 
-    Block i reads anchor i - staleness, but none before the start of its segment.
+    Block i reads anchor i - staleness, but none before the start of its segment, nor before the
+    end of a prologue of which no block is chosen.
 
     Args:
         blocks: of one stream, in order.
         chosen: indices of the blocks to convert.
         staleness: how many blocks earlier they read.
     """
+    joined = {block.segment for block in blocks if block.is_prologue and block.index in chosen}
     first_of_segment: dict[int, int] = {}
     sources = {}
     for block in blocks:
+        if block.is_prologue and block.segment not in joined:
+            continue
         first = first_of_segment.setdefault(block.segment, block.index)
         source = max(block.index - staleness, first)
         if block.index in chosen and source != block.index:

@@ -4,12 +4,13 @@
     x2 = add(norm(x1), h1)                                         -> block, anchor norm(x1)
     x3 = add(x2, add(u, h2))   u = norm(x2) that h2 reads, a skip of the branch's own -> anchor x2
     s  = add(x0, x2)      its branch holds linked blocks           -> a skip around them, no block
+    c1 = add(c0, attn(cat(c0, x)))    c0 a parameter               -> block, anchor c0
 
 Sums whose partial results have one user are flattened, `x + a + m` in any association, unless that
 would swallow a block: in `x0 + (x1 + h1)` around two blocks, `x1 + h1` is the second of them.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -18,7 +19,12 @@ from ladderize.errors import module_path
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block
+from ladderize.streams.chains import starting_at
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.static_starts import carried_values, is_made_of
+
+StartTest = Callable[[Node, Sequence[Node]], bool]
+"""Whether a stream starts at a static anchor, from what a branch made of it."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +77,14 @@ def find_writer(
         if ops.kind(node) is Kind.MIX:
             mixed.append(node)
         if ops.kind(node) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
-            frontier.update(
-                source
-                for source in context.steps_back(node)
-                if source not in seen
-                and source not in context.static
-                and context.is_same_size(source, value)
-            )
+            frontier.update(s for s in context.carriers(node, value) if s not in seen)
     return None
 
 
 def _find_sums(context: AnalysisContext, groups: set[Node]) -> list[Block]:
     inner: set[Node] = set()
-    found = []
+    found: list[Block] = []
+    others: list[Node] = []
     for node in reversed(context.nodes):
         if node in inner or node in groups or not context.summands(node):
             continue
@@ -92,8 +93,47 @@ def _find_sums(context: AnalysisContext, groups: set[Node]) -> list[Block]:
         if block is not None:
             inner.update(flattened)  # else `x + h` may hide in a sum that is none as a whole
             found.append(block)
-    found.reverse()
-    return found
+        elif node not in context.static and not context.static.isdisjoint(leaves):
+            others.append(node)
+    found += _find_starts(context, found, others)
+    return sorted(found, key=lambda block: context.position[block.add])
+
+
+def _find_starts(
+    context: AnalysisContext, found: Sequence[Block], sums: Sequence[Node]
+) -> list[Block]:
+    """The blocks whose skip is static, the first ones of their streams.
+
+    Args:
+        found: the blocks of all other skips.
+        sums: those with a static summand that are no blocks so far.
+    """
+    carried = carried_values(context, found)
+    by_add = {block.add: block for block in found}
+    starts: list[Block] = []
+
+    def starts_stream(anchor: Node, outputs: Sequence[Node]) -> bool:
+        return all(is_made_of(context, output, anchor, by_add, carried) for output in outputs)
+
+    for node in _earliest_first(context, sums):
+        if node in by_add:
+            continue
+        block = _as_block(context, node, *flatten(context, node), starts_stream)
+        while block is not None and block.add not in by_add:
+            starts.append(block)
+            by_add |= dict.fromkeys((block.add, *block.partial_sums), block)
+            block = _static_block_behind(context, block.anchor, starts_stream)
+    return starts
+
+
+def _earliest_first(context: AnalysisContext, sums: Sequence[Node]) -> list[Node]:
+    """In graph order, but each before the partial sums that it flattens."""
+    position = context.position
+
+    def begin(node: Node) -> tuple[int, int]:
+        return min(position[part] for part in (node, *flatten(context, node)[1])), -position[node]
+
+    return sorted(sums, key=begin)
 
 
 def flatten(context: AnalysisContext, node: Node) -> tuple[list[Node], list[Node]]:
@@ -118,15 +158,27 @@ def _as_written(context: AnalysisContext, node: Node) -> list[Node]:
 
 
 def _as_block(
-    context: AnalysisContext, node: Node, leaves: Sequence[Node], flattened: Sequence[Node]
+    context: AnalysisContext,
+    node: Node,
+    leaves: Sequence[Node],
+    flattened: Sequence[Node],
+    starts_stream: StartTest | None = None,
 ) -> Block | None:
+    """`node` as a block; of a static anchor, if `starts_stream` is given and says so."""
     is_difference = ops.kind(node) is not Kind.ADD
+    weights = set() if node in context.static else context.static
     outputs = {
-        skip: tuple(leaf for leaf in leaves if leaf is not skip and leaf not in context.static)
+        skip: tuple(leaf for leaf in leaves if leaf is not skip and leaf not in weights)
         for skip in (leaves[:1] if is_difference else leaves)
-        if skip not in context.static
     }
-    read = _find_read(context, outputs) or _find_read_of_own_skips(context, outputs)
+
+    def is_carried(anchor: Node, others: Sequence[Node]) -> bool:
+        is_static = anchor in context.static
+        return not is_static or bool(starts_stream and starts_stream(anchor, others))
+
+    read = _find_read(context, outputs, is_carried) or _find_read_of_own_skips(
+        context, outputs, is_carried
+    )
     if read is None:
         return None
     skip, anchor = read
@@ -143,18 +195,18 @@ def _as_block(
 
 
 def _find_read(
-    context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]]
+    context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]], is_carried: StartTest
 ) -> tuple[Node, Node] | None:
     """The skip, and the value behind it that reaches all other summands through a mixing op."""
     for skip, others in outputs.items():
         for anchor in context.walk_back(skip) if others else ():
-            if context.branch(anchor, others) is not None:
+            if is_carried(anchor, others) and context.branch(anchor, others) is not None:
                 return skip, anchor
     return None
 
 
 def _find_read_of_own_skips(
-    context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]]
+    context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]], is_carried: StartTest
 ) -> tuple[Node, Node] | None:
     """The skip and the anchor where the branch has skips of its own: values a few cheap steps on.
 
@@ -164,6 +216,8 @@ def _find_read_of_own_skips(
     found: dict[Node, Node] = {}
     for skip, others in outputs.items():
         for anchor in context.walk_back(skip):
+            if not is_carried(anchor, others):
+                continue
             is_mixed = context.reach(anchor, others)
             own = [other for other in others if not is_mixed.get(other)]
             if len(own) < len(others):
@@ -174,13 +228,25 @@ def _find_read_of_own_skips(
     return next(scaled if len(found) > 1 else iter(found.items()), None)
 
 
+def _static_block_behind(
+    context: AnalysisContext, value: Node, starts_stream: StartTest
+) -> Block | None:
+    """The block of parameters alone that left the static `value`, with cheap steps in between."""
+    for node in context.walk_back(value):
+        if context.summands(node):
+            return _as_block(context, node, *flatten(context, node), starts_stream)
+    return None
+
+
 def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block]:
     """Those of `found` whose branch holds two or more linked blocks."""
     by_add = {block.add: block for block in found}
     writer = {block: find_writer(context, block.anchor, by_add) for block in found}
+    # What starts at a static value in a branch does not carry on what the branch reads.
+    apart = starting_at(context.static, found, writer)
 
     def is_group(block: Block) -> bool:
-        inside = {by_add[node] for node in block.branch if node in by_add}
+        inside = {by_add[node] for node in block.branch if node in by_add} - apart
         if any(writer[other] in inside for other in inside):
             return True
         return any(_ends_a_run(output, block, inside) for output in block.outputs if inside)

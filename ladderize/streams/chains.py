@@ -1,9 +1,10 @@
 """Link blocks into chains: the longest first, and none inside the branch of another.
 
 a gate in each of three branches:  [b0 b1 b2], not [g0], [g1], [g2]
+a state of six steps in a branch:  [b0 b1 b2], not [s0 … s5], which start from zeros in each
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch.fx import Node
 
@@ -14,27 +15,48 @@ def longest_chains(
     blocks: Sequence[Block],
     parent: Mapping[Block, Block | None],
     position: Mapping[Node, int],
+    static: Collection[Node],
 ) -> list[tuple[Block, ...]]:
-    """Chains of linked blocks, longest first, without those nested in a longer one's branches."""
+    """Chains of linked blocks, longest first, without those nested in a longer one's branches.
+
+    Those that start at a `static` value come after the others of two blocks or more.
+    """
     free = list(blocks)
+    apart = starting_at(static, blocks, parent)
     accepted: list[tuple[Block, ...]] = []
     while free:
-        chain = _longest_chain(free, parent)
+        chain = _longest_chain(free, parent, apart)
         free = [block for block in free if block not in chain]
         if not _is_nested(chain, accepted):
             accepted.append(chain)
     return sorted(accepted, key=lambda chain: position[chain[0].add])
 
 
+def starting_at(
+    static: Collection[Node], blocks: Sequence[Block], parent: Mapping[Block, Block | None]
+) -> set[Block]:
+    """Those of `blocks`, in graph order, whose chains start at one of the `static` values."""
+    found: set[Block] = set()
+    for block in blocks:
+        before = parent[block]
+        if before in found or (before is None and block.anchor in static):
+            found.add(block)
+    return found
+
+
 def _longest_chain(
-    free: Sequence[Block], parent: Mapping[Block, Block | None]
+    free: Sequence[Block], parent: Mapping[Block, Block | None], apart: Collection[Block]
 ) -> tuple[Block, ...]:
     depth: dict[Block, int] = {}
     for block in free:  # in graph order: a parent comes before its children
         before = parent[block]
         depth[block] = depth.get(before, 0) + 1 if before is not None else 1
-    # Of equally long chains the outermost: its last branch is the largest.
-    last: Block | None = max(free, key=lambda block: (depth[block], len(block.branch)))
+
+    def rank(block: Block) -> tuple[bool, int, int]:
+        # Of equally long chains the outermost: its last branch is the largest.
+        return depth[block] > 1 and block not in apart, depth[block], len(block.branch)
+
+    last: Block | None = max(free, key=rank)
     chain = []
     while last is not None and last in depth:
         chain.append(last)

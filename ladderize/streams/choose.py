@@ -11,8 +11,9 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
     """For each stream the indices of the blocks to convert.
 
     `blocks=` counts through all streams in graph order; `layers=` takes layer indices, the same
-    ones in every stream (an encoder's and a decoder's). A stream that is a ladder already is left
-    alone and not counted, except by `expect_blocks=`.
+    ones in every stream (an encoder's and a decoder's). A prologue, blocks in no list ahead of the
+    first layer, is chosen by `blocks=` alone. A stream that is a ladder already is left alone and
+    not counted, except by `expect_blocks=`.
 
     Raises:
         LadderError: when the number of blocks is not the expected one, the selection is empty or
@@ -23,13 +24,18 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
     _refuse_choice_of_ladders(streams, config)
     convertible = [stream for stream in streams if not stream.stale_blocks]
     if not convertible or (config.blocks is None and config.layers == "all"):
-        found = tuple(frozenset(range(len(stream.blocks))) for stream in convertible)
+        found = tuple(map(by_default, convertible))
     elif config.blocks is not None:
         found = _by_block(convertible, config)
     else:
         found = _by_layer(convertible, config)
     by_stream = dict(zip(convertible, found, strict=True))
     return tuple(by_stream.get(stream, frozenset()) for stream in streams)
+
+
+def by_default(stream: Stream) -> frozenset[int]:
+    """The indices of all blocks behind a prologue."""
+    return frozenset(block.index for block in stream.blocks if not block.is_prologue)
 
 
 def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
@@ -80,7 +86,7 @@ def _by_layer(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozense
         Blocker.at(block.add, f"block {block.index} is in no module list")
         for stream in streams
         for block in stream.blocks
-        if block.layer is None
+        if block.layer is None and not block.is_prologue
     ]
     if homeless:
         raise LadderError(

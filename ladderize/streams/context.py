@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.graph.ops import Kind
+from ladderize.graph.pieces import joined_again
 
 # How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
 # normalisation written out in single ops (8 of them in transformers' RMSNorm) fit.
@@ -101,6 +102,17 @@ class AnalysisContext:
         is_tuple = isinstance(ops.value(node), (tuple, list))
         return is_tuple and ops.kind(node) is Kind.CHEAP
 
+    def carriers(self, step: Node, value: Node) -> list[Node]:
+        """The values one step behind `step` that may have carried `value`: those of its size.
+
+        A static one, the parameter that a stream starts from, only when there is no other. Of a
+        `cat` of all pieces of one value, that value.
+        """
+        if (whole := joined_again(step)) is not None:
+            return [whole]
+        sources = [s for s in self.steps_back(step) if self.is_same_size(s, value)]
+        return [s for s in sources if s not in self.static] or sources
+
     def walk_back(self, node: Node) -> list[Node]:
         """`node` and the values up to `MAX_SKIP_STEPS` cheap steps of its size behind it.
 
@@ -112,10 +124,8 @@ class AnalysisContext:
                 source
                 for step in frontier
                 if self._is_cheap(step)
-                for source in self.steps_back(step)
-                if source not in self.static
-                and source not in found
-                and self.is_same_size(source, node)
+                for source in self.carriers(step, node)
+                if source not in found
             ]
             found.extend(dict.fromkeys(frontier))
         return sorted(set(found), key=self.position.__getitem__, reverse=True)
@@ -134,7 +144,7 @@ class AnalysisContext:
             if node not in seen and self.position[node] > start:
                 seen.add(node)
                 # Not through sizes: `h.reshape(-1, x.shape[-1])` does not read the stream.
-                stack.extend(s for s in self.sources[node] if s not in self.static)
+                stack.extend(s for s in self.sources[node] if ops.holds_tensor(s))
         return seen
 
     def reach(self, anchor: Node, outputs: Sequence[Node]) -> dict[Node, bool]:

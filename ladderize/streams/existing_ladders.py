@@ -99,7 +99,7 @@ def _as_stale_block(
     left, right = context.summands(node)
     for skip, output in ((left, right), (right, left)):
         writer = None if skip in context.static else find_writer(context, skip, blocks)
-        if writer is None or output in context.static or context.depends_on([output], writer.add):
+        if writer is None or context.depends_on([output], writer.add):
             continue  # what comes after the writer, a token shift for one, is not stale
         if any(context.depends_on([skip], value) for value in context.walk_back(output)):
             continue  # a value of the stream, or of a branch behind it

@@ -24,7 +24,7 @@ from ladderize.streams.existing_ladders import (
     find_stale_blocks,
     groups_of_stale_blocks,
 )
-from ladderize.streams.layers import layer_indices
+from ladderize.streams.layers import count_prologue, layer_indices
 from ladderize.streams.refusals import find_blockers
 
 Chain = tuple[Block, ...]
@@ -49,7 +49,7 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
     by_add = {block.add: block for block in candidates.blocks}
     parent = {block: find_writer(context, block.anchor, by_add) for block in candidates.blocks}
     parent |= dict.fromkeys(entering_stale_branches(parent, alone))
-    chains = longest_chains(candidates.blocks, parent, context.position)
+    chains = longest_chains(candidates.blocks, parent, context.position, context.static)
     stale = find_stale_blocks(context, candidates, chains)
     if nested := chains_in_stale_branches(chains, stale):
         chains = [chain for chain in chains if chain not in nested]
@@ -92,6 +92,16 @@ def _number(chains: Sequence[Chain]) -> Chain:
     """The blocks of a stream's segments with their indices, segments and layers."""
     numbered: list[Block] = []
     for segment, chain in enumerate(chains):
-        for block, layer in zip(chain, layer_indices(chain), strict=True):
-            numbered.append(replace(block, index=len(numbered), layer=layer, segment=segment))
+        layers = layer_indices(chain)
+        ahead = count_prologue(chain, layers)
+        for place, block in enumerate(chain):
+            numbered.append(
+                replace(
+                    block,
+                    index=len(numbered),
+                    layer=layers[place],
+                    segment=segment,
+                    is_prologue=place < ahead,
+                )
+            )
     return tuple(numbered)

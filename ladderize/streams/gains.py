@@ -75,6 +75,7 @@ def _launches(context: AnalysisContext, stream: Stream) -> list[Node]:
         return []
     first, last = stream.blocks[0], stream.blocks[-1]
     inside = context.ancestors([last.add], context.position[first.anchor])
+    inside -= context.static  # the parameters that FSDP gathers
     return [node for node in context.nodes if node in inside and launched(context, node)]
 
 

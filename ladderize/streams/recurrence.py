@@ -9,7 +9,7 @@ the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 from torch.fx import GraphModule, Node
@@ -24,10 +24,16 @@ Writes = Mapping[Node, Mapping[Node, Node]]
 
 @dataclass(frozen=True)
 class Recurrence:
-    """For each block the equations of its sum and of its anchor, as sympy equalities."""
+    """For each block the equations of its sum and of its anchor, as sympy equalities.
+
+    Attributes:
+        shared: for each block the anchors of other streams that its branch reads where a branch of
+            those streams reads them too (joint attention): what those read, it reads.
+    """
 
     sums: tuple[sympy.Eq, ...]
     anchors: tuple[sympy.Eq, ...]
+    shared: tuple[frozenset[sympy.Symbol], ...] = ()
 
 
 def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurrence, ...]:
@@ -41,8 +47,16 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
     }
     writes = find_writes(gm.graph.nodes)
     reads = _follow_reads(gm, symbols, home, writes)
+    anchors = {block.anchor: block for stream in streams for block in stream.blocks}
     return tuple(
-        _equations(number, stream, symbols, reads, writes) for number, stream in enumerate(streams)
+        replace(
+            _equations(number, stream, symbols, reads, writes),
+            shared=tuple(
+                _shared_reads(block, anchors, home, (number, block.index), symbols)
+                for block in stream.blocks
+            ),
+        )
+        for number, stream in enumerate(streams)
     )
 
 
@@ -53,12 +67,28 @@ def specify_ladder(
     staleness: int,
 ) -> list[Recurrence]:
     """The recurrence of each stream once its chosen blocks read `staleness` blocks earlier."""
-    return [
-        specify_recurrence(
-            recurrence, stale_sources(stream.blocks, chosen[number], staleness), number
-        )
-        for number, (recurrence, stream) in enumerate(zip(standard, streams, strict=True))
+    sources = [
+        stale_sources(stream.blocks, chosen[number], staleness)
+        for number, stream in enumerate(streams)
     ]
+    moved = {
+        _symbol("x", number, index): _symbol("x", number, source)
+        for number, of_stream in enumerate(sources)
+        for index, source in of_stream.items()
+    }
+    return [
+        _share(specify_recurrence(recurrence, sources[number], number), moved)
+        for number, recurrence in enumerate(standard)
+    ]
+
+
+def _share(own: Recurrence, moved: Mapping[sympy.Symbol, sympy.Symbol]) -> Recurrence:
+    """`own` with the anchors of other streams that those read `moved` too."""
+    sums = [
+        _with_reads(total, {fresh: moved[fresh] for fresh in shared & moved.keys()})
+        for total, shared in zip(own.sums, own.shared, strict=True)
+    ]
+    return replace(own, sums=tuple(sums))
 
 
 def specify_recurrence(
@@ -73,11 +103,16 @@ def specify_recurrence(
     """
     sums = list(standard.sums)
     for index, source in sources.items():
-        branch = next(iter(sums[index].rhs.atoms(sympy.core.function.AppliedUndef)))
         fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
-        moved = branch.func(*_sorted({stale if arg == fresh else arg for arg in branch.args}))
-        sums[index] = sympy.Eq(sums[index].lhs, sums[index].rhs - branch + moved, evaluate=False)
-    return Recurrence(tuple(sums), standard.anchors)
+        sums[index] = _with_reads(sums[index], {fresh: stale})
+    return replace(standard, sums=tuple(sums))
+
+
+def _with_reads(total: sympy.Eq, moved: Mapping[sympy.Symbol, sympy.Symbol]) -> sympy.Eq:
+    """`total` with its branch reading other values."""
+    branch = next(iter(total.rhs.atoms(sympy.core.function.AppliedUndef)))
+    other = branch.func(*_sorted({moved.get(arg, arg) for arg in branch.args}))
+    return sympy.Eq(total.lhs, total.rhs - branch + other, evaluate=False)
 
 
 def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
@@ -147,6 +182,22 @@ def _follow_reads(
                 found |= reads[source]
         reads[node] = frozenset(found)
     return reads
+
+
+def _shared_reads(
+    block: Block,
+    anchors: Mapping[Node, Block],
+    home: Mapping[Node, tuple[int, int]],
+    place: tuple[int, int],
+    symbols: Mapping[Node, sympy.Symbol],
+) -> frozenset[sympy.Symbol]:
+    return frozenset(
+        symbols[source]
+        for node in block.branch
+        if home[node] == place
+        for source in node.all_input_nodes
+        if source in anchors and source is not block.anchor and node in anchors[source].members
+    )
 
 
 def _equations(

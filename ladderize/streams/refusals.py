@@ -19,6 +19,7 @@ from ladderize.graph.ops import Kind
 from ladderize.graph.writes import written_operands
 from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.candidates import find_candidates, flatten
+from ladderize.streams.choose import by_default
 from ladderize.streams.context import AnalysisContext
 
 
@@ -81,7 +82,11 @@ def _find_foreign_reads(
     by_add: Mapping[Node, Block],
 ) -> Iterator[Blocker]:
     other = by_add.get(node)
-    if other is not None and other.anchor not in block.members | {block.anchor}:
+    if (
+        other is not None
+        and other.anchor not in block.members | {block.anchor}
+        and other.anchor not in context.static  # a state that starts from zeros in each branch
+    ):
         what = f"the branch of block {block.index} holds a second residual stream"
         yield Blocker.at(node, what + ", as in a reversible net")
     for source in node.all_input_nodes:
@@ -169,7 +174,7 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(stale_sources(stream.blocks, range(len(stream.blocks)), staleness=1))
+    return bool(stale_sources(stream.blocks, by_default(stream), staleness=1))
 
 
 # ---- a graph without a block -----------------------------------------------------------------

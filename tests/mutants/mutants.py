@@ -65,7 +65,7 @@ STREAMS = (
     Mutant(
         "a size counts as a read",
         "ladderize/streams/context.py",
-        "stack.extend(s for s in self.sources[node] if s not in self.static)",
+        "stack.extend(s for s in self.sources[node] if ops.holds_tensor(s))",
         "stack.extend(self.sources[node])",
         "tests/passes/test_properties.py::test_a_size_is_no_read_of_the_stream",
     ),
@@ -135,8 +135,8 @@ STREAMS = (
     Mutant(
         "all segments have the number 0",
         "ladderize/streams/find.py",
-        "layer=layer, segment=segment))",
-        "layer=layer, segment=0))",
+        "segment=segment,",
+        "segment=0,",
         "tests/streams/test_find.py::test_a_stage_with_another_shape_is_another_segment",
     ),
     Mutant(
@@ -231,10 +231,38 @@ STREAMS = (
         "tests/streams/test_config.py::test_selection",
     ),
     Mutant(
+        "the first layer reads past a prologue",
+        "ladderize/streams/block.py",
+        "if block.is_prologue and block.segment not in joined:",
+        "if False:",
+        "tests/streams/test_prologue.py::test_it_stays_standard_unless_blocks_are_named",
+    ),
+    Mutant(
+        "positions start a stream",
+        "ladderize/streams/static_starts.py",
+        "sources = [by_add[node].skip]",
+        "sources = list(context.sources[node])",
+        "tests/streams/test_static_starts.py::test_positions_and_biases_start_no_stream",
+    ),
+    Mutant(
+        "pieces joined in any order are the whole",
+        "ladderize/graph/pieces.py",
+        "whole in _wholes(part) and piece_of(part, whole) == piece",
+        "whole in _wholes(part)",
+        "tests/streams/test_joined_streams.py::test_parts_that_change_places_are_followed",
+    ),
+    Mutant(
+        "what joint branches share moves in one stream alone",
+        "ladderize/streams/recurrence.py",
+        "fresh: moved[fresh] for fresh in shared & moved.keys()",
+        "fresh: fresh for fresh in shared",
+        "tests/streams/test_joined_streams.py::test_parts_that_change_places_are_followed",
+    ),
+    Mutant(
         "indices that fall make a layer",
         "ladderize/streams/layers.py",
-        "distinct = len(set(known)) if known == sorted(known) else min(len(known), 1)",
-        "distinct = len(set(known))",
+        "return self.most_of_a_list if known == sorted(known) else min(len(known), 1)",
+        "return self.most_of_a_list",
         "tests/streams/test_find.py::test_layers_of_few_layers_with_more_sublayers",
     ),
     Mutant(

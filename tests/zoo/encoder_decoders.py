@@ -141,26 +141,27 @@ ENCODER_DECODERS = [
         {**BART_SIZES, **WHISPER},
         inputs=spectrogram_to_text,
     ),
-    # The convolution that makes positions is added to the stream: a block, by its structure.
+    # The convolution that makes positions is a block in no layer: the first layer reads its sum.
     translator(
         "wav2vec2",
         "Wav2Vec2Model",
-        ["encoder.pos_conv_embed", "encoder.layers.*.attention", "encoder.layers.*.feed_forward"],
+        ["encoder.layers.*.attention", "encoder.layers.*.feed_forward"],
         WAV2VEC2_SIZES,
         inputs=sound,
-        blocks=1 + 2 * LAYERS,
+        blocks=2 * LAYERS,
+        prologue=1,
     ),
     translator(
         "wav2vec2 (pre-norm)",
         "Wav2Vec2Model",
         [
-            "encoder.pos_conv_embed",
             "encoder.layers.*.layer_norm",
             "encoder.layers.*.final_layer_norm",
         ],
         {**WAV2VEC2_SIZES, "do_stable_layer_norm": True, "feat_extract_norm": "layer"},
         inputs=sound,
-        blocks=1 + 2 * LAYERS,
+        blocks=2 * LAYERS,
+        prologue=1,
     ),
     translator(
         "wav2vec2-conformer",

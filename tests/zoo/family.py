@@ -22,7 +22,8 @@ class Family:
         make: a tiny model with random weights of the size that training would give them.
         inputs: the keyword arguments that it is called with.
         reads: the modules whose input is exactly what a block reads, as `eager_ladder` takes them.
-        blocks: how many there are.
+        blocks: how many those modules read for.
+        prologue: how many more come before the first layer, in none, and stay standard.
         trains: whether gradients are compared too.
         dtype: of weights and inputs: float64 where float32's noise would hide a wrong read.
         is_deep: whether staleness 2 and a part of the blocks are tried as well.
@@ -33,9 +34,15 @@ class Family:
     inputs: Callable[[], dict[str, Any]]
     reads: Reads
     blocks: int
+    prologue: int = 0
     trains: bool = True
     dtype: torch.dtype = torch.float32
     is_deep: bool = False
+
+    @property
+    def found(self) -> int:
+        """How many blocks the analysis finds."""
+        return self.prologue + self.blocks
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)

@@ -145,7 +145,7 @@ MODALITIES = [
         blocks=2 * LAYERS,
     ),
     Family(
-        # The learned queries that its stream starts from depend on no input: no skip past a branch.
+        # Its stream starts from a parameter; what reads the input is in no layer.
         "perceiver",
         hugging_face(
             "PerceiverModel",
@@ -160,10 +160,10 @@ MODALITIES = [
         ),
         tensor("inputs", 2, 8, 16),
         [
-            "encoder.cross_attention.layernorm",
             "encoder.self_attends.*.attention.self.layernorm1",
             "encoder.self_attends.*.layernorm",
         ],
-        blocks=1 + 2 * LAYERS,
+        blocks=2 * LAYERS,
+        prologue=2,
     ),
 ]

@@ -79,7 +79,7 @@ class Traced:
     @cached_property
     def ladder(self) -> ExportedProgram:
         """All blocks one block stale."""
-        return rewrite(self.program, expect_blocks=self.family.blocks)
+        return rewrite(self.program, expect_blocks=self.family.found)
 
     @cached_property
     def inputs(self) -> list[dict[str, Any]]:

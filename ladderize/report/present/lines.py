@@ -125,12 +125,24 @@ def title_of(stream: StreamReport) -> str:
 
 
 def _remarks(stream: StreamReport) -> Iterator[str]:
+    yield from _prologues(stream)
     if stream.stale:
         yield (
             f"its reads are left alone: {counted(len(stream.stale), 'block')} of this stream read "
             "stale already, it is a ladder"
         )
         yield from _cut(f"reads stale: {place}" for place in stream.stale)
+
+
+def _prologues(stream: StreamReport) -> Iterator[str]:
+    for segment in stream.segments:
+        blocks = stream.blocks[segment.first : segment.last + 1]
+        ahead = [block.index for block in blocks if block.is_prologue]
+        if ahead and not any(stream.blocks[index].is_converted for index in ahead):
+            yield (
+                f"{_range('block', ahead)}, in no layer, ahead of the first one: standard unless "
+                "chosen by blocks=, and the first layer reads what it leaves"
+            )
 
 
 def _refused(refusal: Refusal, prefix: str) -> Section:

@@ -58,8 +58,8 @@ def verify(
 
     The reference is `original` run with stale values in its branches; no pass that changes or
     shards the model takes part. Shared with the rewriter are the search for the stream, the choice
-    of blocks, `InlineRegions`, `DropCasts`, `Functionalize`, `SpellSums`, `ReduceBranches` and
-    `layout_steps`. All ranks run in this process, on the CPU.
+    of blocks, `InlineRegions`, `DropCasts`, `Functionalize`, `SpellSums`, `ReduceBranches`,
+    `SplitSums` and `layout_steps`. All ranks run in this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.

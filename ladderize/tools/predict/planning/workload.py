@@ -80,6 +80,7 @@ class PlannedBlock:
         reduce_bytes: of one token that its all-reduce sums up; 0: it stays whole and sends nothing.
         is_local: its costs are those of one rank already.
         num_branches: parallel ones count one by one.
+        is_prologue: whether it comes before the first layer, in none.
     """
 
     index: int
@@ -90,6 +91,7 @@ class PlannedBlock:
     reduce_bytes: float
     is_local: bool = False
     num_branches: int = 1
+    is_prologue: bool = False
 
     @property
     def name(self) -> str:
@@ -194,4 +196,5 @@ def _planned(block: BlockReport, traced: Phase, division: Division) -> PlannedBl
         costs,
         sent / traced.tokens if is_reduced else 0.0,
         division.is_local,
+        is_prologue=block.is_prologue,
     )

@@ -1,0 +1,99 @@
+"""Tensors that are joined and cut again: which part of a whole is each, proved by its fake value.
+
+    z = cat([c, x], 1);   y[:, k:];  y.split([k, n], 1)[1];  y.narrow(1, k, n)
+
+A slice, a split and the like are views. Where such a one begins in the memory of its whole and how
+long it is, its fake value says, in ints or in symbols; two sizes are equal if they are written so.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+
+from ladderize.graph import ops
+from ladderize.graph.ops import Kind
+
+CAT = frozenset({"cat", "concat", "concatenate"})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The entries `start` to `start + length` along `dim`; all along dim None for the whole."""
+
+    dim: int | None = None
+    start: Any = 0
+    length: Any = 0
+
+
+def piece_of(view: Node, whole: Node) -> Piece | None:
+    """Which piece of `whole` its view `view` is; None if of no one dim, or if it is unknown."""
+    mine, all_ = ops.value(view), ops.value(whole)
+    if not isinstance(mine, torch.Tensor) or not isinstance(all_, torch.Tensor):
+        return None
+    if ops.storages(view) != ops.storages(whole) or mine.dtype != all_.dtype:
+        return None
+    strides = ops.expressions(all_.stride())
+    sizes, wanted = ops.expressions(mine.shape), ops.expressions(all_.shape)
+    if ops.expressions(mine.stride()) != strides or len(sizes) != len(wanted):
+        return None
+    dims = [dim for dim, size in enumerate(sizes) if size != wanted[dim]]
+    begin, offset = ops.expressions([all_.storage_offset(), mine.storage_offset()])
+    if not dims:
+        return Piece() if begin == offset else None
+    if len(dims) > 1 or strides[dims[0]] == 0:
+        return None
+    start = sympy.sympify(offset - begin) / strides[dims[0]]
+    return Piece(dims[0], start, sizes[dims[0]]) if start.is_integer else None
+
+
+def parts_of(cat: Node) -> dict[Piece, Node] | None:
+    """The operands of a concatenation, by the pieces of it that they make."""
+    operands = cat.args[0] if ops.op_name(cat) in CAT and cat.args else None
+    shape = ops.floating_shape(cat)
+    if shape is None or not isinstance(operands, (tuple, list)):
+        return None
+    dim = _dim(cat) % len(shape)
+    parts: dict[Piece, Node] = {}
+    start: Any = 0
+    for operand in operands:
+        sizes = ops.floating_shape(operand) if isinstance(operand, Node) else None
+        if sizes is None or ops.value(operand).dtype != ops.value(cat).dtype:
+            return None
+        if len(sizes) != len(shape):  # a legacy empty tensor: a cache without entries
+            return None
+        parts[Piece(dim, start, sizes[dim])] = operand
+        start += sizes[dim]
+    return parts
+
+
+def _dim(cat: Node) -> int:
+    dim = cat.kwargs.get("dim", cat.kwargs.get("axis", cat.args[1] if len(cat.args) > 1 else 0))
+    assert isinstance(dim, int)
+    return dim
+
+
+def joined_again(cat: Node) -> Node | None:
+    """The value that `cat` is equal to, where it joins all pieces of one in their order."""
+    parts = parts_of(cat)
+    if not parts:
+        return None
+    first, *_ = parts.values()
+    for whole in _wholes(first):
+        is_equal = ops.floating_shape(whole) == ops.floating_shape(cat) and all(
+            whole in _wholes(part) and piece_of(part, whole) == piece
+            for piece, part in parts.items()
+        )
+        if is_equal and len(parts) > 1:
+            return whole
+    return None
+
+
+def _wholes(view: Node) -> Iterator[Node]:
+    """What `view` may be a view of, nearest first."""
+    while ops.kind(view) is Kind.LAYOUT and ops.op_name(view) not in CAT:
+        view = view.all_input_nodes[0]
+        yield view
