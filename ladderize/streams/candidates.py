@@ -211,7 +211,7 @@ def _find_read_of_own_skips(
     """The skip and the anchor where the branch has skips of its own: values a few cheap steps on.
 
     A value that the mixing ops of the branch read is no skip past it. Of several others the skip
-    is the first that only scales the stream.
+    is the first that only scales the stream; the stream itself is no skip of a branch.
     """
     found: dict[Node, Node] = {}
     for skip, others in outputs.items():
@@ -221,11 +221,12 @@ def _find_read_of_own_skips(
             is_mixed = context.reach(anchor, others)
             own = [other for other in others if not is_mixed.get(other)]
             if len(own) < len(others):
-                if anchor not in own and all(anchor in context.walk_back(o) for o in own):
+                if all(anchor in context.walk_back(other) for other in own):
                     found[skip] = anchor
                 break
     scaled = (read for read in found.items() if context.is_scaled(*read))
-    return next(scaled if len(found) > 1 else iter(found.items()), None)
+    skip, anchor = next(scaled if len(found) > 1 else iter(found.items()), (None, None))
+    return None if skip is None or anchor in outputs[skip] else (skip, anchor)
 
 
 def _static_block_behind(
@@ -255,7 +256,9 @@ def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block
         end = find_writer(context, output, by_add)
         if end is None or end not in inside:
             return False
-        others = (other for other in block.outputs if other is not output)
-        return end.skip is block.anchor or any(context.branch(output, [o]) for o in others)
+        others = [other for other in block.outputs if other is not output]
+        if end.skip is block.anchor or (others and end.anchor is block.anchor):
+            return True
+        return any(context.branch(output, [other]) for other in others)
 
     return [block for block in found if is_group(block)]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers.graphs import Residual, capture
+from torch import nn
 
 from ladderize.compat.frames import parameter_names
 from ladderize.errors import LadderError
@@ -100,5 +101,83 @@ def test_the_recurrence_check_finds_planted_faults(fault):
     check()
     fault(reroute.streams[0])
     gm.graph.lint()
+    with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
+        check()
+
+
+# -- what later branches share with an earlier one
+
+
+class Sharing(nn.Module):
+    """In every second layer a branch picks channels, for itself or not, and for the next layer."""
+
+    def __init__(self, kind, *, picks_for_itself):
+        super().__init__()
+        self.kind, self.picks_for_itself = kind, picks_for_itself
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(4))
+        self.picks, self.ups, self.downs = (
+            nn.ModuleList(nn.Linear(8, 8) for _ in range(4)) for _ in range(3)
+        )
+
+    def branch(self, i, x, shared):
+        u, is_first = self.norms[i](x), i % 2 == 0
+        if is_first:
+            shared = self.picks[i](u)
+            shared = shared.topk(3, -1).indices if self.kind == "indices" else shared
+        h = self.ups[i](u)
+        if self.picks_for_itself or not is_first:
+            mask = torch.zeros_like(h)
+            h = h * (mask.scatter(-1, shared, 1.0) if self.kind == "indices" else mask + shared)
+        return self.downs[i](h), shared
+
+    def ladder(self, x, staleness):
+        states, shared = [x], None
+        for i in range(4):
+            read = states[max(i - staleness, 0)]
+            h, shared = self.branch(i, read, shared)
+            states.append(states[i] + h)
+        return states[-1]
+
+    def forward(self, x):
+        return self.ladder(x, staleness=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "picks_for_itself", "staleness"),
+    [("indices", True, 1), ("indices", False, 2), ("values", True, 2), ("values", False, 1)],
+)
+def test_a_shared_value_stays_what_the_earlier_branch_computes(kind, picks_for_itself, staleness):
+    model, x = Sharing(kind, picks_for_itself=picks_for_itself), torch.randn(2, 8)
+    gm, reroute = _prepare(model, x, staleness=staleness)
+    check = _check_of(gm, reroute)
+    reroute(gm)
+    check()
+    torch.testing.assert_close(_run(gm, model, x), model.ladder(x, staleness))
+
+
+def _share_what_is_fresh(stream):
+    """The third branch reads the stream as it is where it picks, and where it does not."""
+    block = stream.blocks[2]
+    norm = next(node for node in stream.blocks[1].anchor.users if node in block.members)
+    norm.replace_input_with(stream.blocks[1].anchor, block.anchor)
+
+
+def _share_nothing(stream):
+    """The last branch takes for the shared value one that it computes from what it reads."""
+    before, block = stream.blocks[2:]
+    own = next(node for node in block.branch if node.target is torch._C._nn.linear)
+    for value in before.branch:
+        for user in list(value.users):
+            if user not in before.members | {before.add}:
+                user.replace_input_with(value, own)
+
+
+@pytest.mark.parametrize("fault", [_share_what_is_fresh, _share_nothing])
+def test_the_check_of_shared_values_finds_planted_faults(fault):
+    gm, reroute = _prepare(Sharing("values", picks_for_itself=True), torch.randn(2, 8))
+    check = _check_of(gm, reroute)
+    reroute(gm)
+    check()
+    fault(reroute.streams[0])
     with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
         check()
