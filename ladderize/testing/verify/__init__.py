@@ -50,7 +50,7 @@ from ladderize.testing.verify.verdict import TOLERANCES, Check, Verification
 
 __all__ = ["Check", "Verification", "verify"]
 
-Rewritten = ExportedProgram | str | Path | Sequence[str | Path]
+Rewritten = ExportedProgram | Candidate | str | Path | Sequence[str | Path]
 
 
 def verify(
@@ -75,7 +75,8 @@ def verify(
     Args:
         original: the standard program, with its weights.
         rewritten: an exported program, a `.pt2` file, a directory of shards, or the directories
-            of all ranks in their order, where each host has a copy of its own.
+            of all ranks in their order, where each host has a copy of its own; or what these hold,
+            read already.
         dtypes: to compute in. None: the program's own, and float64 if that is float32.
         variants: sets of random inputs in each dtype; with dynamic shapes each has other, small
             sizes. None: 3 where shapes are dynamic, else 2. In the program's own dtype, sizes over
@@ -103,6 +104,8 @@ _CHOICES = ("layers", "blocks", "staleness", "expect_blocks")
 
 
 def _candidate(rewritten: Rewritten) -> Candidate:
+    if isinstance(rewritten, Candidate):
+        return rewritten
     if isinstance(rewritten, ExportedProgram):
         return of_program(rewritten)
     paths = [rewritten] if isinstance(rewritten, str | Path) else rewritten

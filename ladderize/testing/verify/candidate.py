@@ -22,6 +22,7 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of
 from ladderize.frontends.sharded.directory import MANIFEST
+from ladderize.frontends.sharded.localize import LocalProgram
 from ladderize.frontends.sharded.program_files import open_shards, rank_file
 from ladderize.frontends.sharded.state import StateEntry
 from ladderize.testing.verify.precision import bodies, replace_values
@@ -92,6 +93,21 @@ def of_program(program: ExportedProgram, options: Mapping[str, Any] | None = Non
     """A rewritten program in memory, for one rank."""
     tensors = {**program.state_dict, **program.constants}
     return Candidate((RankPart(program, on_cpu(copy_of(program)), tensors),), None, options)
+
+
+def of_local(program: ExportedProgram, local: LocalProgram) -> Candidate:
+    """A sharded program in memory, with its part of the tensors of the original `program`."""
+    full = {**program.state_dict, **program.constants}
+    parts = []
+    for rank in range(local.num_ranks):
+        held = {
+            entry.name: entry.read(full[entry.name].detach(), rank, local.num_ranks, CPU)
+            for entry in local.entries
+            if entry.kind != "index"
+        }
+        tensors = by_every_name(held, local.entries, rank)
+        parts.append(RankPart(local.program, on_cpu(copy_of(local.program)), tensors))
+    return Candidate(tuple(parts), local.entries)
 
 
 def read_candidate(paths: Sequence[Path]) -> Candidate:

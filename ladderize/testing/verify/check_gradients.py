@@ -163,7 +163,9 @@ def _compare(
     wrong = [name for name, (error, _) in off.items() if not error <= _CLOSE[dtype]]
     if not wrong:
         worst = max((error for error, _ in off.values()), default=0.0)
-        return Check(GRADIENTS, "ok", f"{len(wanted)}, worst error {worst:.1e}", error=worst)
+        return Check(
+            GRADIENTS, "ok", f"{len(wanted)} compared, worst error {worst:.1e}", error=worst
+        )
     last = max(wrong, key=_place(original))  # a gradient is wrong all the way back from a fault
     error, rank = off[last]
     on = f" on rank {rank}" if candidate.num_ranks > 1 else ""

@@ -105,10 +105,8 @@ class _State:
 
     def check(self) -> Check:
         if self.wrong is None:
-            found = (
-                f"{len(self.seen)} buffers, constants and inputs are as the original leaves them"
-            )
-            return Check(STATE, "ok", found)
+            number = f"{len(self.seen)} of buffers, constants and inputs"
+            return Check(STATE, "ok", f"{number}, each as the original leaves it")
         error, name, run = self.wrong
         off = "is of another form" if error == float("inf") else f"is off by {error:.1e}"
         found = f"{name} {off} after the call ({run})"
@@ -201,7 +199,10 @@ class _In:
             returned(part.program, of_rank)
             for part, of_rank in zip(self.parts, outputs, strict=True)
         ]
-        return self._judge(name, [*self._errors(wanted, places, seen)], results, expected)
+        errors = [*self._errors(wanted, places, seen)]
+        known = {value.name for _, value in errors}
+        missing = [value for value in wanted if value.must_be and value.name not in known]
+        return self._judge(name, errors, missing, results, expected)
 
     def _compare_state(
         self,
@@ -236,20 +237,23 @@ class _In:
         self,
         name: str,
         errors: Sequence[tuple[float, Wanted]],
+        missing: Sequence[Wanted],
         results: Sequence[Sequence[Any]],
         expected: _Expected,
     ) -> Check:
         allowed = TOLERANCES[self.dtype]
         off = max(_largest_error(of_rank, expected.results) for of_rank in results)
         worst = max(errors, key=lambda e: e[0], default=None)
-        first = next((value for error, value in errors if not error <= allowed), None)
+        wrong = [value for error, value in errors if not error <= allowed]
         largest = max(off, worst[0] if worst else 0.0)
         at = spell_name(worst[1].name) if worst and worst[0] >= off else "an output"
         off_by = f"worst error {largest:.1e} at {at}" if largest else "identical"
         found = f"{off_by}; the standard net's {expected.standard:.1e}"
         if largest <= allowed:
             return Check(name, "ok", found, error=largest)
-        return Check(name, "failed", found, describe_block(first) if first else "", largest)
+        first = next(iter((*wrong, *missing)), None)
+        where = describe_block(first) if first else "what follows the last block"
+        return Check(name, "failed", found, where, largest)
 
 
 def _largest_error(results: Sequence[Any], expected: Sequence[Any]) -> float:

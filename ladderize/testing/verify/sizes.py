@@ -25,7 +25,7 @@ SIZES = "sizes"
 MAX_BYTES = 2**28
 """What all values of one run of the original may take, if no more is asked for."""
 MAX_RUNS = 16
-MAX_CONSTANTS = 6
+MAX_CONSTANTS = 4
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -81,7 +81,7 @@ def plan_sizes(
     least = {symbol: low for symbol, (low, _) in ranges.items()}
     ends = {s: cost.most(base[0], s, high, limit) for s, (_, high) in ranges.items()}
     largest = cost.shrink(ends, least, limit)
-    why = f"take more than {limit >> 20} MiB"
+    why = f"take more than {limit / 2**20:.3g} MiB"
     if reason := fails(largest):
         why = f"fail in the original ({reason})"
         ends = {s: _last_that_runs(base[0], s, end, fails) for s, end in ends.items()}
@@ -89,8 +89,9 @@ def plan_sizes(
     wanted: list[Sizes] = [least, largest, *(base[0] | {s: end} for s, end in ends.items())]
     constants = _constants(graphs)
     for symbol, end in ends.items():
-        past = [c + 1 for c in constants if least[symbol] < c + 1 < end][:MAX_CONSTANTS]
-        wanted += [base[0] | {symbol: n} for n in ((least[symbol] + end) // 2, *past)]
+        inside = [c for c in constants if least[symbol] < c + 1 < end][:MAX_CONSTANTS]
+        around = [(least[symbol] + end) // 2, *(n for c in inside for n in (c + 1, c))]
+        wanted += [{**base[0], symbol: size} for size in around]
     further: list[Sizes] = []
     for sizes in wanted:
         if sizes not in base and sizes not in further:
