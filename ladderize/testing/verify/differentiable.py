@@ -12,7 +12,7 @@ from ladderize.graph import parallel_ops
 from ladderize.testing.verify.lockstep import Call, Join
 
 
-class _Copy(Function):
+class _CopyAll(Function):
     """All ranks' copies at once: the gradient of each is the sum of all."""
 
     @staticmethod
@@ -25,7 +25,7 @@ class _Copy(Function):
         return (total,) * len(grads)
 
 
-class _Reduce(Function):
+class _ReduceAll(Function):
     """All ranks' sums at once: the gradient passes to each."""
 
     @staticmethod
@@ -38,7 +38,7 @@ class _Reduce(Function):
         return grads
 
 
-class _Gather(Function):
+class _GatherAll(Function):
     """All ranks' parts put together: the gradient of each is its own part."""
 
     @staticmethod
@@ -58,15 +58,15 @@ def _apply(function: type[Function], *args: Any) -> Sequence[Tensor]:
 
 
 def _copy(calls: Sequence[Call]) -> Sequence[Tensor]:
-    return _apply(_Copy, *(call.value for call in calls))
+    return _apply(_CopyAll, *(call.value for call in calls))
 
 
 def _reduce(calls: Sequence[Call]) -> Sequence[Tensor]:
-    return _apply(_Reduce, *(call.value for call in calls))
+    return _apply(_ReduceAll, *(call.value for call in calls))
 
 
 def _gather(calls: Sequence[Call]) -> Sequence[Tensor]:
-    return _apply(_Gather, calls[0].args[1], *(call.value for call in calls))
+    return _apply(_GatherAll, calls[0].args[1], *(call.value for call in calls))
 
 
 def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
@@ -76,7 +76,7 @@ def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
     dim = min(1, calls[0].value.dim() - 1)
     return [
         cross_entropy(logits, target, reduction=how, ignore_index=ignore_index)
-        for logits in _apply(_Gather, dim, *(call.value for call in calls))
+        for logits in _apply(_GatherAll, dim, *(call.value for call in calls))
     ]
 
 

@@ -34,7 +34,7 @@ def user_inputs(program: ExportedProgram) -> list[Node]:
 
 
 def is_dynamic(program: ExportedProgram) -> bool:
-    return any(not isinstance(size, int) for n in user_inputs(program) for size in _shape(n))
+    return any(not isinstance(size, int) for n in user_inputs(program) for size in shape_of(n))
 
 
 def sample_inputs(
@@ -56,7 +56,7 @@ def sample_inputs(
     ]
 
 
-def _shape(node: Node) -> tuple[Any, ...]:
+def shape_of(node: Node) -> tuple[Any, ...]:
     value = ops.value(node)
     return tuple(value.shape) if isinstance(value, Tensor) else (value,)
 
@@ -129,7 +129,7 @@ def _choices(user: Node, ids: Node) -> Iterator[int]:
 
 
 def _fixed_size(node: Node, dim: int) -> Iterator[int]:
-    if isinstance(size := _shape(node)[dim], int):
+    if isinstance(size := shape_of(node)[dim], int):
         yield size
 
 

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from ladderize.graph import ops
-from ladderize.testing.verify.inputs import user_inputs
+from ladderize.testing.verify.inputs import shape_of, user_inputs
 from ladderize.testing.verify.verdict import Check
 
 SIZES = "sizes"
@@ -72,7 +72,7 @@ def plan_sizes(
         fails: why the original does not run at some sizes (a table of positions has an end), ""
             where it does.
     """
-    ranges = {symbol: _range(program, symbol) for symbol in program.range_constraints}
+    ranges = {symbol: _range(program, symbol) for symbol in _sizes_of_inputs(program)}
     base = [{s: _small(v, i, *ranges[s]) for i, s in enumerate(ranges)} for v in range(variants)]
     if not ranges:
         return Plan(tuple(base), (), {}, "")
@@ -81,11 +81,12 @@ def plan_sizes(
     least = {symbol: low for symbol, (low, _) in ranges.items()}
     ends = {s: cost.most(base[0], s, high, limit) for s, (_, high) in ranges.items()}
     largest = cost.shrink(ends, least, limit)
-    why = f"take more than {limit / 2**20:.3g} MiB"
+    why = dict.fromkeys(ranges, f"take more than {limit / 2**20:.3g} MiB")
     if reason := fails(largest):
-        why = f"fail in the original ({reason})"
-        ends = {s: _last_that_runs(base[0], s, end, fails) for s, end in ends.items()}
-        largest = cost.shrink(ends, least, limit)
+        last = {s: _last_that_runs(base[0], s, end, fails) for s, end in ends.items()}
+        failing = [symbol for symbol in ends if last[symbol] < ends[symbol]]
+        why |= dict.fromkeys(failing, f"fail in the original ({reason})")
+        ends, largest = last, cost.shrink(last, least, limit)
     wanted: list[Sizes] = [least, largest, *(base[0] | {s: end} for s, end in ends.items())]
     constants = _constants(graphs)
     for symbol, end in ends.items():
@@ -113,12 +114,26 @@ def _last_that_runs(
     return low
 
 
+def _sizes_of_inputs(program: ExportedProgram) -> list[sympy.Symbol]:
+    """The sizes that a caller chooses; others depend on values."""
+    chosen = {
+        symbol
+        for node in user_inputs(program)
+        for size in shape_of(node)
+        if isinstance(size, torch.SymInt)
+        for symbol in size.node.expr.free_symbols
+    }
+    return [symbol for symbol in program.range_constraints if symbol in chosen]
+
+
 def _range(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int | None]:
     """The least size and the greatest, None where there is none. Of nothing nothing is compared."""
     allowed = program.range_constraints[symbol]
-    high = int(allowed.upper) if isinstance(allowed.upper, sympy.Integer) else None
-    low = max(1, int(allowed.lower))
-    return low, high
+    low, high = (
+        int(end) if isinstance(end, sympy.Integer) else None
+        for end in (allowed.lower, allowed.upper)
+    )
+    return max(1, low or 1), high
 
 
 def _small(variant: int, place: int, low: int, high: int | None) -> int:
@@ -132,13 +147,13 @@ def _say(
     ranges: Mapping[sympy.Symbol, tuple[int, int | None]],
     base: Sequence[Sizes],
     further: Sequence[Sizes],
-    why: str,
+    why: Mapping[sympy.Symbol, str],
 ) -> str:
     lines = []
     for symbol, (low, high) in ranges.items():
         tried = sorted({sizes[symbol] for sizes in (*base, *further)})
         listed = ", ".join(map(str, tried))
-        rest = "" if tried[-1] == high else f", the others {why}"
+        rest = "" if tried[-1] == high else f", the others {why[symbol]}"
         lines.append(f"{_place_of(program, symbol)}: {listed} of {low} to {high or 'any'}{rest}")
     return "; ".join(lines)
 
