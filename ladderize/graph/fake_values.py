@@ -17,6 +17,8 @@ from torch.fx.node import map_arg
 
 from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload
+from ladderize.graph import ops
+from ladderize.graph.writes import written_operands
 
 KEYS = ("val", "example_value")
 
@@ -35,8 +37,10 @@ def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
     """Recompute what depends on the `changed` nodes or has no value yet, in one pass.
 
     A call that was run before on values of the same form (another layer's) is not run again: a fake
-    run costs a millisecond, and layers repeat. Such nodes share one fake value.
+    run costs a millisecond, and layers repeat. Such nodes share one fake value, unless it is memory
+    that the graph writes: each layer's cache is its own.
     """
+    own = _on_written_memory(gm)
     stale = set(changed)
     mode = compat.fake_mode_of([node.meta.get("val") for node in gm.graph.nodes])
     known: dict[Any, Any] = {}
@@ -46,7 +50,7 @@ def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
         if "val" in node.meta and node not in stale and stale.isdisjoint(node.all_input_nodes):
             continue
         args, kwargs = map_arg((node.args, node.kwargs), _fake)
-        key = (node.target, signature(args), signature(kwargs))
+        key = (node.target, signature(args), signature(kwargs), node if node in own else None)
         if key not in known:
             # Up to 2.11 aten.linear asks for concrete sizes without the Python dispatcher.
             with mode, torch.no_grad(), compat.python_dispatcher():
@@ -56,6 +60,21 @@ def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
             stale.add(node)
             node.meta.update({key: value for key in KEYS if key in node.meta or key == "val"})
             node.meta.pop("tensor_meta", None)
+
+
+def _on_written_memory(gm: GraphModule) -> set[Node]:
+    """The nodes that write memory, are of it or read it."""
+    writes = [(node, written_operands(node)) for node in gm.graph.nodes]
+    written = {
+        storage
+        for node, operands in writes
+        for touched in (operands and [node, *operands])
+        for storage in ops.storages(touched)
+    }
+    is_of_it = {node for node in gm.graph.nodes if not written.isdisjoint(ops.storages(node))}
+    return {
+        node for node in gm.graph.nodes if not is_of_it.isdisjoint({node, *node.all_input_nodes})
+    }
 
 
 def _fake(source: Node) -> Any:

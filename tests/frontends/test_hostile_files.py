@@ -112,7 +112,7 @@ def changed_manifest(folder: Path, rng):
     path = folder / "shards" / "manifest.json"
     write_with_its_hash(path, with_a_change(json.loads(path.read_text()), rng))
     shards = open_shards(folder / "shards")
-    shards.tensors(0)
+    shards.source(0)
 
 
 def changed_graph(folder: Path, rng):
@@ -136,8 +136,8 @@ def changed_bytes(folder: Path, rng):
         outcome(lambda: (read_note(folder / "ladder.pt2"), read_program(folder / "ladder.pt2")))
         if path.suffix == ".pt2" and path.parent == folder
         else "",
-        outcome(lambda: open_shards(folder / "shards").tensors(0)),
-        outcome(lambda: open_shards(folder / "shards").tensors(1)),
+        outcome(lambda: open_shards(folder / "shards").source(0)),
+        outcome(lambda: open_shards(folder / "shards").source(1)),
         outcome(lambda: open_checkpoint(folder / "checkpoint")),
         outcome(lambda: read_step(folder / "trace.json", "ladder")),
     ]
@@ -209,8 +209,7 @@ def test_a_tensor_that_does_not_fit_is_named(written, tmp_path):
     shards = open_shards(written / "shards")
     name, *_ = (entry.name for entry in shards.local.entries if entry.kind == "parameter")
     folder = shutil.copytree(written / "shards", tmp_path / "shards")
-    stored = {entry.name for entry in shards.local.entries if not entry.rows}
-    tensors = {key: value for key, value in shards.tensors(1).items() if key in stored}
+    tensors = shards.held(1)
     save_file(tensors | {name: tensors[name][..., :-1].clone()}, folder / rank_file(1, 2))
     said = json.loads((folder / "manifest.json").read_text())
     data = (folder / rank_file(1, 2)).read_bytes()
@@ -219,7 +218,7 @@ def test_a_tensor_that_does_not_fit_is_named(written, tmp_path):
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     write_with_its_hash(folder / "manifest.json", said)
-    text = outcome(lambda: open_shards(folder).tensors(1))
+    text = outcome(lambda: open_shards(folder).source(1))
     assert "The checkpoint does not fit the model, in 1 tensors" in text
     assert f"misshapen: {name} is " in text
 

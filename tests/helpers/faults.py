@@ -1,13 +1,15 @@
-"""Ten ways to get a ladder wrong, planted in what `ladderize rewrite` wrote.
+"""Ways to get a ladder wrong, planted in what `ladderize rewrite` made or wrote.
 
-Each changes a program, or the files of a sharded directory, of which nothing else tells: hashes and
-manifests are made to fit.
+Each changes a graph, or the tensors of a rank, of which nothing else tells: hashes and manifests
+are made to fit. `fault_rows.py` says which check names which.
 """
 
 import json
+import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -97,6 +99,208 @@ def final_norm_reads_stale(graph: Graph, stream: Stream) -> int:
     return last.index
 
 
+def read_times_zero(graph: Graph, stream: Stream) -> int:
+    """Block 3 reads `x2 + 0 * x1`: the same values from one stream value more."""
+    blocks = stream.blocks
+    right, other = (node_in(graph, blocks[i].anchor) for i in (2, 1))
+    found = readers(graph, blocks[3])
+    with graph.inserting_before(found[0]):
+        nothing = like(graph.call_function(aten.mul.Tensor, (other, 0.0)), right)
+        both = like(graph.call_function(aten.add.Tensor, (right, nothing)), right)
+    for reader in found:
+        reader.replace_input_with(right, both)
+    return 3
+
+
+def like(node: Node, other: Node) -> Node:
+    node.meta = dict(other.meta)
+    return node
+
+
+def put_behind(graph: Graph, node: Node, target: Any, *rest: Any) -> Node:
+    """Every reader of `node` reads `target(node, *rest)` instead."""
+    with graph.inserting_after(node):
+        new = like(graph.call_function(target, (node, *rest)), node)
+    node.replace_all_uses_with(new, lambda user: user is not new)
+    return new
+
+
+def branch_dropped(graph: Graph, stream: Stream) -> int:
+    add = node_in(graph, stream.blocks[2].add)
+    add.replace_all_uses_with(node_in(graph, stream.blocks[2].skip))
+    return 3  # whose skip is too short
+
+
+def branches_exchanged(graph: Graph, stream: Stream) -> int:
+    """Blocks 1 and 2 add each other's branches: the last sum is right, the one between is not."""
+    first, second = (node_in(graph, stream.blocks[i].add) for i in (1, 2))
+    one, two = first.args[1], second.args[1]
+    moved, stack = [], [two]
+    nodes = list(graph.nodes)
+    while stack:
+        node = stack.pop()
+        if nodes.index(node) > nodes.index(first) and node not in moved:
+            moved.append(node)
+            stack += node.all_input_nodes
+    assert first not in moved
+    for node in sorted(moved, key=nodes.index):
+        first.prepend(node)
+    first.args, second.args = (first.args[0], two), (second.args[0], one)
+    return 1
+
+
+def branch_halved(graph: Graph, stream: Stream) -> int:
+    add = node_in(graph, stream.blocks[1].add)
+    with graph.inserting_before(add):
+        half = like(graph.call_function(aten.mul.Tensor, (add.args[1], 0.5)), add)
+    add.update_arg(1, half)
+    return 1
+
+
+def added_twice(graph: Graph, stream: Stream) -> int:
+    add = node_in(graph, stream.blocks[1].add)
+    put_behind(graph, add, aten.add.Tensor, add.args[1])
+    return 2  # the first to add to it
+
+
+def subtracted(graph: Graph, stream: Stream) -> int:
+    node_in(graph, stream.blocks[2].add).target = aten.sub.Tensor
+    return 2
+
+
+def other_epsilon(graph: Graph, stream: Stream) -> int:
+    (norm,) = readers(graph, stream.blocks[2])
+    norm.update_arg(4, 0.1)
+    return 2
+
+
+def rounded(graph: Graph, stream: Stream) -> int:
+    """A sum that goes through bfloat16."""
+    add = node_in(graph, stream.blocks[1].add)
+    half = put_behind(graph, add, aten.to.dtype, torch.bfloat16)
+    half.meta["val"] = half.meta["val"].to(torch.bfloat16)
+    like(put_behind(graph, half, aten.to.dtype, torch.float32), add)
+    return 2  # the first to add to it
+
+
+def said_otherwise(graph: Graph, stream: Stream) -> int:
+    """The graph says of a value that it has another shape."""
+    node = node_in(graph, stream.blocks[1].outputs[0])
+    node.meta["val"] = node.meta["val"].new_empty(2, 7)
+    return 1
+
+
+def impossible_op(graph: Graph, stream: Stream) -> int:
+    put_behind(graph, node_in(graph, stream.blocks[1].outputs[0]), aten.view.default, [3, 5])
+    return 1
+
+
+def output_permuted(graph: Graph, stream: Stream) -> int:
+    (output,) = graph.find_nodes(op="output")
+    put_behind(graph, output.args[0][0], aten.flip.default, [0])
+    return len(stream.blocks) - 1
+
+
+# ---- faults that show at some sizes only
+
+
+def from_position(first: int) -> Callable[[Graph, Stream], int]:
+    """Block 3 reads fresh from the row `first` on; every sum is computed from what it should be."""
+
+    def fresh_from(graph: Graph, stream: Stream) -> int:
+        stale, fresh = (node_in(graph, stream.blocks[i].anchor) for i in (2, 3))
+        found = readers(graph, stream.blocks[3])
+        with graph.inserting_before(found[0]):
+            head = graph.call_function(aten.slice.Tensor, (stale, 0, 0, first))
+            tail = graph.call_function(aten.slice.Tensor, (fresh, 0, first))
+            both = like(graph.call_function(aten.cat.default, ([head, tail], 0)), stale)
+        for reader in found:
+            reader.replace_input_with(stale, both)
+        return 3
+
+    return fresh_from
+
+
+def at_size(compare: Callable[[int, int], bool], size: int) -> Callable[[Graph, Stream], int]:
+    """A branch is doubled where the number of rows compares with `size`."""
+
+    def doubled(graph: Graph, stream: Stream) -> int:
+        add = node_in(graph, stream.blocks[1].add)
+        with graph.inserting_before(add):
+            rows = graph.call_function(aten.sym_size.int, (add.args[1], 0))
+            is_so = graph.call_function(compare, (rows, size))
+            factor = graph.call_function(operator.add, (is_so, 1))
+            twice = like(graph.call_function(aten.mul.Tensor, (add.args[1], factor)), add)
+        add.update_arg(1, twice)
+        return 1
+
+    return doubled
+
+
+# ---- faults in what a call leaves behind
+
+
+def cache_not_written(graph: Graph, stream: Stream) -> int:  # noqa: ARG001
+    """Attention reads the new keys all the same."""
+    write = next(node for node in graph.nodes if node.target is aten.index_copy_.default)
+    write.target = aten.index_copy.default
+    return 0
+
+
+def changed_in_the_end(name: str, *change: Any) -> Callable[[Graph, Stream], int]:
+    """The input `name` is changed in place, once nothing reads it any more."""
+    target, *rest = change
+
+    def changed(graph: Graph, stream: Stream) -> int:  # noqa: ARG001
+        (output,) = graph.find_nodes(op="output")
+        given = next(node for node in graph.find_nodes(op="placeholder") if node.name == name)
+        with graph.inserting_before(output):
+            like(graph.call_function(target, (given, *rest)), given)
+        return 0
+
+    return changed
+
+
+def caches_exchanged(graph: Graph, stream: Stream) -> int:  # noqa: ARG001
+    """Keys are left where the values should be."""
+    (output,) = graph.find_nodes(op="output")
+    by_name = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    with graph.inserting_before(output):
+        keys = by_name["b_layers_0_keys"]
+        like(graph.call_function(aten.copy_.default, (by_name["b_layers_0_values"], keys)), keys)
+    return 0
+
+
+# ---- faults of gradients: the forward pass is right
+
+
+def copy_dropped(graph: Graph, stream: Stream) -> int:
+    """The backward pass lacks an all-reduce."""
+    copy = of_block(graph, stream, 2, "copy")
+    copy.replace_all_uses_with(copy.args[0])
+    graph.erase_node(copy)
+    return 2
+
+
+def copied_twice(graph: Graph, stream: Stream) -> int:
+    copy = of_block(graph, stream, 2, "copy")
+    put_behind(graph, copy, copy.target, copy.args[1])
+    return 2
+
+
+def branch_detached(graph: Graph, stream: Stream) -> int:
+    put_behind(graph, node_in(graph, stream.blocks[2].outputs[0]), aten.detach.default)
+    return 2
+
+
+def skip_detached(graph: Graph, stream: Stream) -> int:
+    add = node_in(graph, stream.blocks[2].add)
+    with graph.inserting_before(add):
+        skip = like(graph.call_function(aten.detach.default, (add.args[0],)), add)
+    add.update_arg(0, skip)
+    return 2
+
+
 # ---- faults in the graph of a sharded directory
 
 
@@ -113,6 +317,93 @@ def wait_dropped(graph: Graph, stream: Stream) -> int:
     wait.replace_all_uses_with(wait.args[0])
     graph.erase_node(wait)
     return 2
+
+
+def waited_twice(graph: Graph, stream: Stream) -> int:
+    wait = of_block(graph, stream, 2, "wait")
+    (user,) = wait.users
+    with graph.inserting_before(user):
+        again = like(graph.call_function(wait.target, wait.args), wait)
+    user.replace_input_with(wait, again)
+    return 2
+
+
+def read_in_flight(graph: Graph, stream: Stream) -> int:
+    wait = of_block(graph, stream, 2, "wait")
+    (user,) = wait.users
+    user.replace_input_with(wait, wait.args[0])
+    return 2
+
+
+def reduce_dropped(graph: Graph, stream: Stream) -> int:
+    """Each rank adds its own summand."""
+    wait = of_block(graph, stream, 2, "wait")
+    launch = wait.args[0]
+    wait.replace_all_uses_with(launch.args[0])
+    graph.erase_node(wait)
+    graph.erase_node(launch)
+    return 2
+
+
+def reduced_twice(graph: Graph, stream: Stream) -> int:
+    wait = of_block(graph, stream, 2, "wait")
+    again = put_behind(graph, wait, wait.args[0].target, wait.args[0].args[1])
+    put_behind(graph, again, wait.target)
+    return 2
+
+
+def summand_halved(graph: Graph, stream: Stream) -> int:
+    launch = of_block(graph, stream, 2, "reduce")
+    with graph.inserting_before(launch):
+        half = like(graph.call_function(aten.mul.Tensor, (launch.args[0], 0.5)), launch)
+    launch.update_arg(0, half)
+    return 2
+
+
+def other_group(name: str) -> Callable[[Graph, Stream], int]:
+    def over_another(graph: Graph, stream: Stream) -> int:
+        node = of_block(graph, stream, 2, name)
+        node.update_arg(len(node.args) - 1, "another")
+        return 2
+
+    return over_another
+
+
+def gathered_from_more(graph: Graph, stream: Stream) -> int:
+    gather = next(n for n in graph.nodes if n.target is torch.ops.ladderize.gather.default)
+    gather.update_arg(3, 4)
+    return len(stream.blocks) - 1
+
+
+def maximum_taken(graph: Graph, stream: Stream) -> int:
+    """The ranks' maximum in the place of their sum."""
+    launch = of_block(graph, stream, 2, "reduce")
+    functional = torch.ops._c10d_functional
+    wait = next(iter(launch.users))
+    launch.target, launch.args = functional.all_reduce.default, (launch.args[0], "max", "ladderize")
+    wait.target = functional.wait_tensor.default
+    return 2
+
+
+def launch_waits_for_the_one_before(graph: Graph, stream: Stream) -> int:
+    """Block 3 reads `x2 + 0 * y2`, and y2 is what it adds to: no read is wrong, none is hidden."""
+    blocks = stream.blocks
+    stale, fresh = (node_in(graph, blocks[i].anchor) for i in (2, 3))
+    found = readers(graph, blocks[3])
+    with graph.inserting_before(found[0]):
+        nothing = like(graph.call_function(aten.mul.Tensor, (fresh, 0.0)), stale)
+        both = like(graph.call_function(aten.add.Tensor, (stale, nothing)), stale)
+    for reader in found:
+        reader.replace_input_with(stale, both)
+    return 2
+
+
+def bias_forgotten(graph: Graph, stream: Stream) -> int:
+    wait = of_block(graph, stream, 1, "wait")
+    (biased,) = wait.users
+    biased.replace_all_uses_with(wait)
+    graph.erase_node(biased)
+    return 1
 
 
 def collectives_swapped(graph: Graph, stream: Stream) -> int:
@@ -163,6 +454,29 @@ def segments_swapped(tensors: dict[str, torch.Tensor]) -> int:
     queries, keys, values = tensors[name].chunk(3, 1)
     tensors[name] = torch.cat([keys, queries, values], 1).contiguous()
     return 2
+
+
+def of_a_rank(name: str, change: Callable[[torch.Tensor], Any]) -> Callable[[dict], int]:
+    """The tensor `name` is another one; None: it is gone."""
+
+    def changed(tensors: dict[str, torch.Tensor]) -> int:
+        tensors[name] = change(tensors[name])
+        if tensors[name] is None:
+            del tensors[name]
+        return 0
+
+    return changed
+
+
+def with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[3] = float("nan")
+    return tensor
+
+
+def one_too_many(tensors: dict[str, torch.Tensor]) -> int:
+    tensors["layers.9.up.weight"] = torch.zeros(2)
+    return 0
 
 
 # ---- in files

@@ -4,103 +4,30 @@
     rank 1   x ── copy ── linear(x, w[2:]) ──┴─ reduce: their sum ──┴── y
 
 This stands in for N processes: every rank has its own local parameters and index inputs, and what
-a collective does to all of them is one autograd function. The interpreter is that of
-`ladderize.testing.verify`, so a read of a reduce before its wait is NaN. What this cannot show is
+a collective does to all of them is one autograd function. Those and the interpreter are
+`ladderize.testing.verify`'s, so a read of a reduce before its wait is NaN. What this cannot show is
 anything about processes: hangs, memory, time. tests/ranks has real ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule
-from torch.nn.functional import cross_entropy
 
 from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import copy_of, parameter_names
-from ladderize.graph import parallel_ops
 from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.runner import Log, run_pass
 from ladderize.sharding.placement import Replicate, take_local
-from ladderize.testing.verify.lockstep import Call, Join, run_ranks
-
-
-class _Copy(Function):
-    """All ranks' copies at once: the gradient of each is the sum of all."""
-
-    @staticmethod
-    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(value.clone() for value in values)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        total = sum(grads)
-        return (total,) * len(grads)
-
-
-class _Reduce(Function):
-    """All ranks' sums at once: the gradient passes to each."""
-
-    @staticmethod
-    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
-        total = sum(values)
-        return tuple(total.clone() for _ in values)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return grads
-
-
-class _Gather(Function):
-    """All ranks' parts put together: the gradient of each is its own part."""
-
-    @staticmethod
-    def forward(ctx: Any, dim: int, *values: Tensor) -> tuple[Tensor, ...]:
-        ctx.dim = dim
-        return tuple(torch.cat(values, dim) for _ in values)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        parts = [grad.chunk(len(grads), ctx.dim)[r] for r, grad in enumerate(grads)]
-        return (None, *parts)
-
-
-def _copy(calls: Sequence[Call]) -> tuple[Tensor, ...]:
-    return _Copy.apply(*(call.value for call in calls))
-
-
-def _reduce(calls: Sequence[Call]) -> tuple[Tensor, ...]:
-    return _Reduce.apply(*(call.value for call in calls))
-
-
-def _gather(calls: Sequence[Call]) -> tuple[Tensor, ...]:
-    return _Gather.apply(calls[0].args[1], *(call.value for call in calls))
-
-
-def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
-    """Of all classes, which are split along dim 1 (dim 0 of a single row)."""
-    target, _, reduction, ignore_index, _ = calls[0].args
-    how = ("none", "mean", "sum")[reduction]
-    dim = min(1, calls[0].value.dim() - 1)
-    return [
-        cross_entropy(logits, target, reduction=how, ignore_index=ignore_index)
-        for logits in _Gather.apply(dim, *(call.value for call in calls))
-    ]
-
-
-DIFFERENTIABLE: Mapping[Any, Join] = {
-    parallel_ops.copy: _copy,
-    parallel_ops.reduce: _reduce,
-    parallel_ops.gather: _gather,
-    parallel_ops.vocab_cross_entropy: _cross_entropy,
-}
+from ladderize.testing.verify.differentiable import DIFFERENTIABLE
+from ladderize.testing.verify.lockstep import run_ranks
 
 
 def run_in_lockstep(gm: GraphModule, inputs: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:

@@ -70,4 +70,5 @@ def steady(printed: str) -> str:
     printed = "\n".join(line.rstrip() for line in printed.strip().splitlines())
     printed = re.sub(r"\d+\.\d+ s\b", "N s", printed)
     printed = re.sub(r"worst error \S+ at [^;]+; the standard net's \S+", "worst error E", printed)
+    printed = re.sub(r"compared, worst error \S+", "compared, worst error E", printed)
     return re.sub(r"(ladderize|torch) \d\S*", r"\1 V", printed)

@@ -4,14 +4,12 @@ import pytest
 import torch
 from helpers import faults
 from helpers.graphs import Residual
-from torch.export import export
+from torch.export import Dim, export
 
 import ladderize
 
-aten = torch.ops.aten
 
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def program():
     return export(Residual(), (torch.randn(2, 8),), strict=True)
 
@@ -22,27 +20,13 @@ def failed(program, ladder):
     return {check.name.split(",")[0] for check in found.failed}
 
 
-def a_read_times_zero(graph, stream):
-    """Block 3 reads `x2 + 0 * x1`: the same values from one stream value more."""
-    blocks = stream.blocks
-    right, other = (faults.node_in(graph, blocks[i].anchor) for i in (2, 1))
-    found = faults.readers(graph, blocks[3])
-    with graph.inserting_before(found[0]):
-        nothing = graph.call_function(aten.mul.Tensor, (other, 0.0))
-        both = graph.call_function(aten.add.Tensor, (right, nothing))
-    nothing.meta, both.meta = dict(right.meta), dict(right.meta)
-    for reader in found:
-        reader.replace_input_with(right, both)
-    return 3
-
-
 def test_a_right_ladder_passes(program):
     assert failed(program, ladderize.rewrite(program)) == set()
 
 
 def test_a_read_that_changes_no_value(program):
     ladder = ladderize.rewrite(program)
-    faults.plant(ladder, faults.stream_of(program), a_read_times_zero)
+    faults.plant(ladder, faults.stream_of(program), faults.read_times_zero)
     assert failed(program, ladder) == {"recurrence"}
 
 
@@ -59,3 +43,42 @@ def test_a_weight_that_changes_values(program):
         other.layers[2].up.weight.add_(1)
     ladder = ladderize.rewrite(export(other, (torch.randn(2, 8),), strict=True))
     assert failed(program, ladder) == {"weights", "values"}
+
+
+# ---- sizes
+
+
+class Placed(Residual):
+    """With a table of 20 places, whose end no trace knows of."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = torch.nn.Embedding(20, 8)
+
+    def forward(self, x):
+        return super().forward(x + self.places(torch.arange(x.shape[0])))
+
+
+@pytest.fixture(scope="module")
+def placed():
+    program = export(Placed(), (torch.randn(5, 8),), dynamic_shapes=({0: Dim("n")},), strict=False)
+    return program, ladderize.rewrite(program)
+
+
+def sizes_tried(placed, **options):
+    found = ladderize.verify(*placed, **options)
+    assert found.ok, found
+    return next(check.found for check in found.checks if check.name == "sizes")
+
+
+def test_a_range_ends_where_the_original_fails(placed):
+    said = sizes_tried(placed)
+    assert said.startswith("x.size(0): 1, ") and ", 20 of 1 to any" in said
+    assert "the others fail in the original (index out of range in self)" in said
+
+
+def test_what_takes_too_much_memory_is_not_tried(placed):
+    assert ", 20 of " in sizes_tried(placed, max_bytes=2**20, variants=1)
+    said = sizes_tried(placed, max_bytes=2**14, variants=1)
+    assert "the others take more than 0.0156 MiB" in said
+    assert ", 20 of " not in said

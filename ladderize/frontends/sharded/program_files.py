@@ -208,21 +208,19 @@ class Shards:
 
     def source(self, rank: int) -> TensorSource:
         """`rank`'s tensors, not read yet; their file, names, shapes and dtypes are checked."""
-        name = rank_file(rank, self.local.num_ranks)
-        check_files(self.folder, self.files, [name])
-        source = open_checkpoint(self.folder / name)
+        source = self._file(rank)
         match(local_forms(self.local.entries, self.local.num_ranks), source)
         return source
 
-    def tensors(self, rank: int) -> dict[str, Tensor]:
-        """What `rank` holds, by every name it is known by."""
-        source = self.source(rank)
-        parts = {name: part[...] for name, part in source.tensors(list(source.forms()))}
-        found = {}
-        for entry in self.local.entries:
-            part = torch.tensor(entry.rows[rank]) if entry.rows else parts[entry.name]
-            found.update(dict.fromkeys(entry.names, part))
-        return found
+    def held(self, rank: int) -> dict[str, Tensor]:
+        """What is in `rank`'s file, whether or not it is what the graph needs."""
+        source = self._file(rank)
+        return {name: part[...] for name, part in source.tensors(list(source.forms()))}
+
+    def _file(self, rank: int) -> TensorSource:
+        name = rank_file(rank, self.local.num_ranks)
+        check_files(self.folder, self.files, [name])
+        return open_checkpoint(self.folder / name)
 
 
 def open_shards(folder: Path) -> Shards:

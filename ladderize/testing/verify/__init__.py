@@ -3,16 +3,22 @@
     original ── standard form, streams ── reference ladder (substituted.py) ┐
     rewritten ── candidate.py: graph and tensors of each rank               ┴ checks ── verdict.py
 
-check_tensors.py   every weight, or exactly its slices
-structure.py       random weights: which value is computed from which, where ranks meet
-                   (lockstep.py runs them, locate.py finds values, reads.py reads, diagnose.py
-                   explains)
-check_values.py    real weights: errors in several dtypes (precision.py), at several shapes
+check_signature.py     what it takes, returns and writes
+check_tensors.py       every weight, or exactly its slices
+check_collectives.py   waited for, over all ranks, hidden behind compute
+structure.py           random weights: which value is computed from which, where ranks meet
+                       (lockstep.py runs them, locate.py finds values, reads.py reads, diagnose.py
+                       explains)
+check_values.py        real weights: errors in several dtypes (precision.py), at several sizes
+                       (sizes.py), and what calls leave behind (check_state.py)
+check_gradients.py     where it can be trained (differentiable.py: gradients of collectives)
 
-The passes that make ladders take no part in it; finding the blocks in the original does.
+The passes that make ladders take no part in it; finding the blocks in the original does. What is
+shared is in `verdict.SHARED`, and is printed.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +28,7 @@ from torch.export import ExportedProgram
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of, parameter_names
-from ladderize.graph import ops
-from ladderize.graph.in_flight import check_in_flight, is_launch
+from ladderize.graph.in_flight import is_launch
 from ladderize.passes.before_autograd import standardize
 from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.runner import apply_pass
@@ -32,16 +37,20 @@ from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
 from ladderize.streams.refusals import refuse_unfit
 from ladderize.testing.verify.candidate import Candidate, of_program, on_cpu, read_candidate
-from ladderize.testing.verify.check_tensors import check_tensors
-from ladderize.testing.verify.check_values import check_values
-from ladderize.testing.verify.inputs import is_dynamic, user_inputs
-from ladderize.testing.verify.structure import check_structure
+from ladderize.testing.verify.check_collectives import check_groups, check_hidden, check_waits
+from ladderize.testing.verify.check_gradients import GRADIENTS, check_gradients, is_trained
+from ladderize.testing.verify.check_signature import check_signature
+from ladderize.testing.verify.check_tensors import check_tensors, find_unfit
+from ladderize.testing.verify.check_values import check_values, why_it_fails
+from ladderize.testing.verify.inputs import is_dynamic
+from ladderize.testing.verify.sizes import MAX_BYTES, plan_sizes
+from ladderize.testing.verify.structure import RECURRENCE, check_structure
 from ladderize.testing.verify.substituted import Original
 from ladderize.testing.verify.verdict import TOLERANCES, Check, Verification
 
 __all__ = ["Check", "Verification", "verify"]
 
-Rewritten = ExportedProgram | str | Path | Sequence[str | Path]
+Rewritten = ExportedProgram | Candidate | str | Path | Sequence[str | Path]
 
 
 def verify(
@@ -50,6 +59,7 @@ def verify(
     *,
     dtypes: Sequence[torch.dtype] | None = None,
     variants: int | None = None,
+    max_bytes: int = MAX_BYTES,
     **options: Any,
 ) -> Verification:
     """Check that `rewritten` is the ladder of `original` that `options` ask for.
@@ -58,16 +68,21 @@ def verify(
 
     The reference is `original` run with stale values in its branches; no pass that changes or
     shards the model takes part. Shared with the rewriter are the search for the stream, the choice
-    of blocks, `InlineRegions`, `DropCasts`, `Functionalize`, `SpellSums`, `ReduceBranches`,
-    `SplitSums` and `layout_steps`. All ranks run in this process, on the CPU.
+    of blocks, what ops are and write, the reader of files, `InlineRegions`, `DropCasts`,
+    `Functionalize`, `SpellSums`, `ReduceBranches`, `SplitSums`, `layout_steps` and, for the order
+    that runs, `DeferWaits`. All ranks run in this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.
         rewritten: an exported program, a `.pt2` file, a directory of shards, or the directories
-            of all ranks in their order, where each host has a copy of its own.
+            of all ranks in their order, where each host has a copy of its own; or what these hold,
+            read already.
         dtypes: to compute in. None: the program's own, and float64 if that is float32.
-        variants: sets of random inputs; with dynamic shapes each has other sizes. None: 3 where
-            shapes are dynamic, else 2.
+        variants: sets of random inputs in each dtype; with dynamic shapes each has other, small
+            sizes. None: 3 where shapes are dynamic, else 2. In the program's own dtype, sizes over
+            the whole range of each dynamic dim come on top, its ends among them.
+        max_bytes: that the values of one run may take; larger sizes are not tried, and the check
+            `sizes` says so.
         options: `layers`, `blocks`, `staleness` and `expect_blocks`. None given: those noted in
             the files, or else the defaults.
 
@@ -81,7 +96,7 @@ def verify(
     standard = _standard(original, config)
     variants = variants or (3 if is_dynamic(original) else 2)
     with torch.no_grad():
-        checks = _checks(original, standard, candidate, dtypes, variants)
+        checks = _checks(original, standard, candidate, dtypes, variants, max_bytes)
         return Verification(_title(standard, candidate, config), tuple(checks))
 
 
@@ -89,6 +104,8 @@ _CHOICES = ("layers", "blocks", "staleness", "expect_blocks")
 
 
 def _candidate(rewritten: Rewritten) -> Candidate:
+    if isinstance(rewritten, Candidate):
+        return rewritten
     if isinstance(rewritten, ExportedProgram):
         return of_program(rewritten)
     paths = [rewritten] if isinstance(rewritten, str | Path) else rewritten
@@ -124,61 +141,43 @@ def _checks(
     candidate: Candidate,
     dtypes: Sequence[torch.dtype] | None,
     variants: int,
+    max_bytes: int,
 ) -> Iterator[Check]:
-    signature = _check_signature(program, candidate)
+    signature = check_signature(program, candidate)
     yield signature
     if signature.status != "ok":
         return
-    own = _dtype_of(program)
-    wanted = list(dtypes or ([own, torch.float64] if own is torch.float32 else [own]))
-    if own not in wanted:
-        wanted.insert(0, own)
-    wanted.sort(key=lambda dtype: dtype is not own)
     yield check_tensors(program, original, candidate)
-    yield from _check_waits(candidate)
-    structure = check_structure(program, original, candidate, own)
-    yield from structure.checks
-    yield from check_values(program, original, candidate, structure.places, wanted, variants)
-
-
-def _check_signature(program: ExportedProgram, candidate: Candidate) -> Check:
-    """Whether it takes and returns what the original does."""
-    name = "inputs and outputs"
-    wanted = _signature(program)
-    for rank, part in enumerate(candidate.parts):
-        found = _signature(part.program)
-        if found != wanted:
-            on = f" on rank {rank}" if candidate.num_ranks > 1 else ""
-            return Check(name, "failed", f"{found}{on}, the original: {wanted}", "the signature")
-    return Check(name, "ok", wanted)
-
-
-def _signature(program: ExportedProgram) -> str:
-    inputs = ", ".join(_form(ops.value(node)) for node in user_inputs(program))
-    return f"({inputs}) -> {len(program.graph_signature.user_outputs)} outputs"
-
-
-def _form(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    sizes = ", ".join(str(size) if isinstance(size, int) else "*" for size in value.shape)
-    return f"{str(value.dtype).removeprefix('torch.')} [{sizes}]"
-
-
-def _check_waits(candidate: Candidate) -> Iterator[Check]:
-    """Each collective is waited for once, before anything reads its result."""
-    if candidate.num_ranks == 1:
+    if candidate.num_ranks > 1:
+        yield check_waits(candidate)
+    groups = check_groups(candidate)
+    yield groups
+    unfit = find_unfit(candidate) or (groups.found if groups.status != "ok" else "")
+    if unfit:
+        yield Check(RECURRENCE, "not run", unfit)
         return
-    name = "waits"
-    for rank, part in enumerate(candidate.parts):
-        try:
-            check_in_flight(part.gm.graph)
-        except LadderError as error:
-            blocker = error.blockers[0]
-            yield Check(name, "failed", f"on rank {rank}, {blocker.what}", blocker.where)
-            return
-    launches = [node for node in candidate.parts[0].gm.graph.nodes if is_launch(node)]
-    yield Check(name, "ok", f"{len(launches)} launches, each with one wait before any reader")
+    own = _dtype_of(program)
+    graphs = [program.graph, candidate.parts[0].gm.graph]
+    fails = partial(why_it_fails, program, original)
+    plan = plan_sizes(program, graphs, variants, max_bytes, fails)
+    structure = check_structure(program, original, candidate, own, plan.largest)
+    yield from structure.checks
+    if candidate.num_ranks > 1:
+        yield check_hidden(original, candidate, structure.places)
+    wanted = _wanted_dtypes(own, dtypes)
+    yield from check_values(program, original, candidate, structure.places, wanted, plan)
+    if is_trained(program):
+        if any(check.status != "ok" for check in structure.checks):
+            yield Check(GRADIENTS, "not run", "those of another net")
+        else:
+            weights = structure.weights
+            yield check_gradients(program, original, candidate, weights, own, plan.base[0])
+
+
+def _wanted_dtypes(own: torch.dtype, dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:
+    """The program's own comes first."""
+    wanted = dtypes or ([own, torch.float64] if own is torch.float32 else [own])
+    return list(dict.fromkeys((own, *wanted)))
 
 
 def _dtype_of(program: ExportedProgram) -> torch.dtype:

@@ -6,7 +6,8 @@ DIR0 DIR1 …           of rank r what DIRr holds: each host has a copy of its o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of
 from ladderize.frontends.sharded.directory import MANIFEST
-from ladderize.frontends.sharded.program_files import open_shards
+from ladderize.frontends.sharded.localize import LocalProgram
+from ladderize.frontends.sharded.program_files import open_shards, rank_file
 from ladderize.frontends.sharded.state import StateEntry
 from ladderize.testing.verify.precision import bodies, replace_values
 
@@ -34,20 +36,18 @@ class RankPart:
 
     Attributes:
         program: its graph and signature.
-        gm: a copy of the graph that runs here, on the CPU.
-        tensors: what it holds, by name.
+        gm: a copy of the graph that is interpreted here, on the CPU; ranks may share it.
+        tensors: what it holds, by every name it is known by.
+        file: that they are in; "" if they are in memory.
     """
 
     program: ExportedProgram
     gm: GraphModule
     tensors: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, program: ExportedProgram, tensors: Mapping[str, Tensor]) -> "RankPart":
-        return cls(program, on_cpu(copy_of(program)), tensors)
+    file: str = ""
 
     def arguments(self, state: Mapping[str, Tensor], given: Sequence[Any]) -> list[Any]:
-        """The placeholders' values; buffers are copies, for the graph may write them."""
+        """The placeholders' values, which the graph may write."""
         return bind(self.program, state, given)
 
 
@@ -71,18 +71,43 @@ class Candidate:
         """`rank`'s part of the tensors in `full`; of what is not there, what the files hold."""
         if self.entries is None:
             return {**self.parts[rank].tensors, **full}
-        found = dict(self.parts[rank].tensors)
-        for entry in self.entries:
-            for name in entry.names:
-                if name in full and entry.kind != "index":
-                    found[name] = entry.read(full[name], rank, self.num_ranks, CPU)
-        return found
+        own = {name: self.local(name, full[name], rank) for name in self._entry if name in full}
+        return {**self.parts[rank].tensors, **own}
+
+    def local(self, name: str, full: Tensor, rank: int) -> Tensor:
+        """`rank`'s part of what has the form of the tensor `name`: itself, its gradient."""
+        entry = self._entry.get(name)
+        if entry is None:
+            return full
+        own = replace(entry, dtype=full.dtype)
+        return own.read(full.detach(), rank, self.num_ranks, CPU)
+
+    @cached_property
+    def _entry(self) -> dict[str, StateEntry]:
+        """By every name of a tensor, but for indices."""
+        entries = [entry for entry in self.entries or () if entry.kind != "index"]
+        return {name: entry for entry in entries for name in entry.names}
 
 
 def of_program(program: ExportedProgram, options: Mapping[str, Any] | None = None) -> Candidate:
     """A rewritten program in memory, for one rank."""
     tensors = {**program.state_dict, **program.constants}
-    return Candidate((RankPart.of(program, tensors),), None, options)
+    return Candidate((RankPart(program, on_cpu(copy_of(program)), tensors),), None, options)
+
+
+def of_local(program: ExportedProgram, local: LocalProgram) -> Candidate:
+    """A sharded program in memory, with its part of the tensors of the original `program`."""
+    full = {**program.state_dict, **program.constants}
+    parts = []
+    for rank in range(local.num_ranks):
+        held = {
+            entry.name: entry.read(full[entry.name].detach(), rank, local.num_ranks, CPU)
+            for entry in local.entries
+            if entry.kind != "index"
+        }
+        tensors = by_every_name(held, local.entries, rank)
+        parts.append(RankPart(local.program, on_cpu(copy_of(local.program)), tensors))
+    return Candidate(tuple(parts), local.entries)
 
 
 def read_candidate(paths: Sequence[Path]) -> Candidate:
@@ -112,20 +137,45 @@ def read_candidate(paths: Sequence[Path]) -> Candidate:
     others = [s.folder for s in own if s.local.num_ranks != num_ranks]
     if others:
         raise LadderError(f"{others[0]} was not written for {num_ranks} ranks.")
-    parts = [RankPart.of(s.local.program, s.tensors(rank)) for rank, s in enumerate(own)]
-    return Candidate(tuple(parts), shards[0].local.entries, shards[0].options)
+    entries = shards[0].local.entries
+    graphs = {s.folder: on_cpu(copy_of(s.local.program)) for s in shards}
+    parts = [
+        RankPart(
+            program=s.local.program,
+            gm=graphs[s.folder],
+            tensors=by_every_name(s.held(rank), entries, rank),
+            file=rank_file(rank, num_ranks),
+        )
+        for rank, s in enumerate(own)
+    ]
+    return Candidate(tuple(parts), entries, shards[0].options)
+
+
+def by_every_name(
+    held: Mapping[str, Tensor], entries: Sequence[StateEntry], rank: int
+) -> dict[str, Tensor]:
+    """`held`, which has one name for tied tensors, under all of them, and `rank`'s indices."""
+    found = dict(held)
+    for entry in entries:
+        if entry.rows:
+            found[entry.name] = torch.tensor(entry.rows[rank])
+        elif entry.name in held:
+            found.update(dict.fromkeys(entry.names, held[entry.name]))
+    return found
 
 
 def bind(program: ExportedProgram, state: Mapping[str, Tensor], given: Sequence[Any]) -> list[Any]:
-    """The values of the placeholders of `program`'s graph, in order."""
+    """The values of the placeholders of `program`'s graph, in order.
+
+    All but the parameters are copies, for a call may write them.
+    """
     users = iter(given)
     values: list[Any] = []
     for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            values.append(next(users))
-        else:
-            tensor = state[str(spec.target)].detach().to(CPU)
-            values.append(tensor.clone() if spec.kind is InputKind.BUFFER else tensor)
+        is_given = spec.kind is InputKind.USER_INPUT
+        value = next(users) if is_given else state[str(spec.target)].detach().to(CPU)
+        is_copied = isinstance(value, Tensor) and spec.kind is not InputKind.PARAMETER
+        values.append(value.clone() if is_copied else value)
     return values
 
 

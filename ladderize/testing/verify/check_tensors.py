@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from ladderize.report.snapshot import module_of
 from ladderize.streams.block import Stream
-from ladderize.testing.verify.candidate import CPU, Candidate
+from ladderize.testing.verify.candidate import Candidate, RankPart
 from ladderize.testing.verify.substituted import Original
 from ladderize.testing.verify.verdict import Check
 
@@ -28,27 +29,64 @@ def check_tensors(program: ExportedProgram, original: Original, candidate: Candi
         return Check(TENSORS, "ok", f"{number} tensors{each}, bit by bit")
     listed = "; ".join(f"{name} {what}" for name, what in wrong[:MAX_LISTED])
     more = f"; and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
-    return Check(TENSORS, "failed", listed + more, _home(original, wrong[0][0]))
+    return Check(TENSORS, "failed", listed + more, home_of(original, wrong[0][0]))
 
 
 def _wrong(full: Mapping[str, Any], candidate: Candidate) -> Iterator[tuple[str, str]]:
     for rank, part in enumerate(candidate.parts):
         on = f" on rank {rank}" if candidate.num_ranks > 1 else ""
-        for name, expected in _expected(full, candidate, rank):
+        on += f", in {part.file}" if part.file else ""
+        wanted = dict(_expected(full, candidate, rank))
+        for name, expected in wanted.items():
             held = part.tensors.get(name)
-            if held is None:
-                yield name, f"is missing{on}"
-            elif expected is None:
+            if expected is None:
                 yield name, "is not in the original"
+            elif held is None:
+                yield name, f"is missing{on}: it should be {_form(expected)}"
             elif held.shape != expected.shape or held.dtype != expected.dtype:
                 yield name, f"is {_form(held)} instead of {_form(expected)}{on}"
             elif not torch.equal(held.detach(), expected.detach()):
-                yield name, f"has other values{on}"
+                yield from _other_values(name, held.detach(), expected.detach(), on)
+        indices = {entry.name for entry in candidate.entries or () if entry.kind == "index"}
+        for name in part.tensors.keys() - wanted.keys() - indices:
+            yield name, f"is one too many{on}: {_form(part.tensors[name])}"
+
+
+def _other_values(name: str, held: Tensor, expected: Tensor, on: str) -> Iterator[tuple[str, str]]:
+    """How many differ, and how many of those are NaN; none where both have NaN in one place."""
+    differ = (held != expected) & ~(held.isnan() & expected.isnan())
+    if number := int(differ.sum()):
+        nans = int((differ & held.isnan()).sum())
+        of_them = f", {nans} of them NaN" if nans else ""
+        yield name, f"has other values{on}: {number} of {held.numel()}{of_them}"
+
+
+def find_unfit(candidate: Candidate) -> str:
+    """The first tensor that a rank's graph reads and cannot take; "" if there is none."""
+    for rank, part in enumerate(candidate.parts):
+        for name, read in _read_by(part):
+            held = part.tensors.get(name)
+            if held is None:
+                return f"{name}, which the graph reads, is missing on rank {rank}"
+            if held.shape != read.shape or held.dtype != read.dtype:
+                return f"{name} is {_form(held)} on rank {rank}, the graph reads {_form(read)}"
+    return ""
+
+
+def _read_by(part: RankPart) -> Iterator[tuple[str, Tensor]]:
+    """The program's own tensors as its graph takes them to be, by name."""
+    specs = part.program.graph_signature.input_specs
+    placeholders = part.program.graph.find_nodes(op="placeholder")
+    for spec, node in zip(specs, placeholders, strict=True):
+        value = node.meta.get("val")
+        if spec.kind is not InputKind.USER_INPUT and isinstance(value, Tensor):
+            yield str(spec.target), value
 
 
 def _expected(
     full: Mapping[str, Any], candidate: Candidate, rank: int
 ) -> Iterator[tuple[str, Tensor | None]]:
+    """Each tensor that `rank` should hold; None: it should hold none of that name."""
     if candidate.entries is None:
         for name in dict.fromkeys((*full, *candidate.parts[rank].tensors)):
             if isinstance(full.get(name), Tensor | None):
@@ -62,14 +100,14 @@ def _expected(
             if tensor is None or tuple(tensor.shape) != entry.shape:
                 yield name, tensor
             else:
-                yield name, entry.read(tensor.detach(), rank, candidate.num_ranks, CPU)
+                yield name, candidate.local(name, tensor, rank)
 
 
 def _form(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _home(original: Original, name: str) -> str:
+def home_of(original: Original, name: str) -> str:
     """The block that a tensor belongs to, or where it is read."""
     for node, known in original.names.items():
         if known == name:

@@ -20,9 +20,12 @@ from ladderize.testing.verify.substituted import Original, evaluate
 
 
 def describe_block(wanted: Wanted) -> str:
-    """`block 3 (model.layers.1.mlp, modeling_llama.py:312)`."""
-    block = wanted.block
-    stream = f" of stream {wanted.name[0]}" if wanted.name[0] else ""
+    return describe(wanted.block, wanted.name[0])
+
+
+def describe(block: Block, number: int) -> str:
+    """`block 3 (model.layers.1.mlp, modeling_llama.py:312)`, of the stream `number`."""
+    stream = f" of stream {number}" if number else ""
     source = source_line(block.add).rpartition("/")[2]
     place = ", ".join(part for part in (module_of(block), source) if part)
     return f"block {block.index}{stream}" + (f" ({place})" if place else "")

@@ -34,18 +34,20 @@ def user_inputs(program: ExportedProgram) -> list[Node]:
 
 
 def is_dynamic(program: ExportedProgram) -> bool:
-    return any(not isinstance(size, int) for n in user_inputs(program) for size in _shape(n))
+    return any(not isinstance(size, int) for n in user_inputs(program) for size in shape_of(n))
 
 
-def sample_inputs(program: ExportedProgram, variant: int) -> list[Any]:
+def sample_inputs(
+    program: ExportedProgram, sizes: Mapping[sympy.Symbol, int], variant: int
+) -> list[Any]:
     """Values for the user's inputs, in the order of the graph.
 
     Args:
         program: with symbolic sizes, where it has any.
-        variant: chooses the values, and the sizes of the dims that vary.
+        sizes: of the dims that vary.
+        variant: chooses the values.
     """
     generator = torch.Generator().manual_seed(variant)
-    sizes = _choose_sizes(program, variant)
     inputs = user_inputs(program)
     examples = _examples(program, len(inputs))
     return [
@@ -54,22 +56,12 @@ def sample_inputs(program: ExportedProgram, variant: int) -> list[Any]:
     ]
 
 
-def _shape(node: Node) -> tuple[Any, ...]:
+def shape_of(node: Node) -> tuple[Any, ...]:
     value = ops.value(node)
     return tuple(value.shape) if isinstance(value, Tensor) else (value,)
 
 
-def _choose_sizes(program: ExportedProgram, variant: int) -> dict[sympy.Symbol, int]:
-    """A size for each symbol, within its range; a few above the least, where there is room."""
-    chosen = {}
-    for place, (symbol, allowed) in enumerate(program.range_constraints.items()):
-        least = max(2, int(allowed.lower))
-        most = int(allowed.upper) if isinstance(allowed.upper, sympy.Integer) else least + 8
-        chosen[symbol] = min(most, least + 1 + (2 * variant + 3 * place) % 5)
-    return chosen
-
-
-def _at(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
+def size_at(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
     return size if isinstance(size, int) else int(size.node.expr.subs(dict(sizes)))
 
 
@@ -88,13 +80,16 @@ def _sample(
 ) -> Any:
     value = ops.value(node)
     if isinstance(value, torch.SymInt):
-        return _at(value, sizes)
+        return size_at(value, sizes)
     if not isinstance(value, Tensor):
         return example if example is not None else value
-    shape = [_at(size, sizes) for size in value.shape]
+    shape = [size_at(size, sizes) for size in value.shape]
     if value.is_floating_point():
         return torch.randn(shape, generator=generator).to(value.dtype)
     rows = _rows_looked_up(node)
+    if rows is not None and len(shape) == 1 and shape[0] <= rows:  # places, none of them twice
+        places = torch.randperm(rows, generator=generator)[: shape[0]]
+        return places.sort().values.to(value.dtype)
     if rows is not None:
         return torch.randint(rows, shape, generator=generator, dtype=value.dtype)
     if isinstance(example, Tensor) and list(example.shape) == shape:
@@ -116,16 +111,26 @@ def _rows_looked_up(placeholder: Node) -> int | None:
     return min(found, default=None)
 
 
+_BY_INDEX = (aten.index_copy, aten.index_copy_, aten.index_select, aten.index_add)
+"""Ops on a tensor, a dim and the places in it."""
+
+
 def _choices(user: Node, ids: Node) -> Iterator[int]:
     target = getattr(user.target, "overloadpacket", None)
-    if target is aten.embedding and user.args[1] is ids:
-        yield _first_size(user.args[0])
-    elif target in (aten.cross_entropy_loss, aten.nll_loss_forward) and user.args[1] is ids:
-        yield _shape(user.args[0])[-1]  # type: ignore[arg-type]
+    args: Any = user.args
+    if target is aten.embedding and args[1] is ids:
+        yield from _fixed_size(args[0], 0)
+    elif target in _BY_INDEX and args[2] is ids:
+        yield from _fixed_size(args[0], args[1])
+    elif target in (aten.index_put, aten.index_put_) and ids in args[1]:
+        yield from _fixed_size(args[0], args[1].index(ids))
+    elif target in (aten.cross_entropy_loss, aten.nll_loss_forward) and args[1] is ids:
+        yield from _fixed_size(args[0], -1)
 
 
-def _first_size(node: Any) -> int:
-    return int(_shape(node)[0])
+def _fixed_size(node: Node, dim: int) -> Iterator[int]:
+    if isinstance(size := shape_of(node)[dim], int):
+        yield size
 
 
 def random_parameters(program: ExportedProgram, seed: int = 0) -> dict[str, Tensor]:

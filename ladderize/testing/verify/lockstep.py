@@ -36,6 +36,19 @@ class RanksPart(Exception):
         super().__init__(f"the ranks part at collective {number}: {listed}")
 
 
+class NodeFails(Exception):
+    """A node of one rank's graph that cannot run.
+
+    Attributes:
+        rank: that it fails on.
+        node: that fails.
+    """
+
+    def __init__(self, rank: int, node: Node, error: Exception) -> None:
+        self.rank, self.node = rank, node
+        super().__init__(f"{node.name} fails on rank {rank}: {reason_of(error)}")
+
+
 @dataclass(frozen=True)
 class Call:
     """A rank at a collective."""
@@ -90,6 +103,15 @@ JOINED: dict[Any, Join] = {
 """Where the ranks meet. Forward only: what a rank gets back is one tensor for all of them."""
 
 
+OP_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
+"""What ops raise for operands that they cannot take."""
+
+
+def reason_of(error: Exception) -> str:
+    """Its first line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _ignore(_rank: int, _node: Node, _value: Any) -> None:
     pass
 
@@ -110,6 +132,7 @@ def run_ranks(
 
     Raises:
         RanksPart: where their collectives differ.
+        NodeFails: where an op refuses its operands.
     """
     runs = [
         _run(rank, gm, given, see, joined)
@@ -157,10 +180,17 @@ def _run(
             value = flying.get(node.args[0], args[0])
         elif node.target is parallel_ops.copy:
             value = args[0]
-        elif node.op == "call_module":
-            value = gm.get_submodule(str(node.target))(*args, **kwargs)
         else:
-            value = node.target(*args, **kwargs)
+            value = _call(rank, gm, node, args, kwargs)
         values[node] = value
         see(rank, node, value)
     return ()
+
+
+def _call(rank: int, gm: GraphModule, node: Node, args: Any, kwargs: Any) -> Any:
+    is_module = node.op == "call_module"
+    target: Any = gm.get_submodule(str(node.target)) if is_module else node.target
+    try:
+        return target(*args, **kwargs)
+    except OP_ERRORS as error:
+        raise NodeFails(rank, node, error) from error

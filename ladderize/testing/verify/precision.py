@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 
@@ -29,17 +29,19 @@ class Precision:
     @contextmanager
     def of_graphs(self, graphs: Sequence[GraphModule]) -> Iterator[None]:
         """`graphs` compute so inside of the block."""
-        parts = [part for gm in graphs for part in bodies(gm)]
-        before = [(node, node.args, node.kwargs) for part in parts for node in part.graph.nodes]
-        for gm in graphs:
-            replace_values(gm, lambda value: self.wanted if value is self.given else value)
+        before = [
+            replaced
+            for gm in graphs
+            for replaced in replace_values(
+                gm, lambda value: self.wanted if value is self.given else value
+            )
+        ]
         try:
             yield
         finally:
             for node, args, kwargs in before:
                 node.args, node.kwargs = args, kwargs
-            for part in parts:
-                part.recompile()
+            _recompile_bodies(graphs)
 
 
 def bodies(gm: GraphModule) -> list[GraphModule]:
@@ -47,9 +49,33 @@ def bodies(gm: GraphModule) -> list[GraphModule]:
     return [module for module in gm.modules() if isinstance(module, GraphModule)]
 
 
-def replace_values(gm: GraphModule, other: Callable[[Any], Any]) -> None:
-    """Put `other(value)` in the place of each constant argument, in place."""
-    for part in bodies(gm):
-        for node in part.graph.nodes:
-            node.args, node.kwargs = map_aggregate((node.args, node.kwargs), other)
-        part.recompile()
+def replace_values(gm: GraphModule, other: Callable[[Any], Any]) -> list[tuple[Node, Any, Any]]:
+    """Put `other(value)` in the place of each constant argument, in place.
+
+    Returns:
+        Each node that was changed, with its arguments before.
+    """
+    before: list[tuple[Node, Any, Any]] = []
+    for node in (node for part in bodies(gm) for node in part.graph.nodes):
+        changed: list[Any] = []
+
+        def see(value: Any, changed: list[Any] = changed) -> Any:
+            found = other(value)
+            if found is not value:
+                changed.append(found)
+            return found
+
+        args, kwargs = map_aggregate((node.args, node.kwargs), see)
+        if changed:
+            before.append((node, node.args, node.kwargs))
+            node.args, node.kwargs = args, kwargs
+    _recompile_bodies([gm])
+    return before
+
+
+def _recompile_bodies(graphs: Sequence[GraphModule]) -> None:
+    """The graphs themselves are interpreted node by node; what they call runs as a module."""
+    for gm in graphs:
+        for part in bodies(gm):
+            if part is not gm:
+                part.recompile()

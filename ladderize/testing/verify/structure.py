@@ -5,7 +5,7 @@ nothing depends on what the nodes of the candidate are called.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,11 +17,13 @@ from ladderize.errors import describe_origin
 from ladderize.report.snapshot import module_of
 from ladderize.testing.verify import reads as reading
 from ladderize.testing.verify.candidate import Candidate, bind
+from ladderize.testing.verify.check_state import returned
 from ladderize.testing.verify.diagnose import describe_block, diagnose
 from ladderize.testing.verify.inputs import random_parameters, sample_inputs
 from ladderize.testing.verify.locate import Locator, Name, Wanted, relative_error, wanted_values
-from ladderize.testing.verify.lockstep import JOINED, RanksPart, run_ranks
+from ladderize.testing.verify.lockstep import JOINED, NodeFails, RanksPart, run_ranks
 from ladderize.testing.verify.precision import Precision
+from ladderize.testing.verify.sizes import Sizes
 from ladderize.testing.verify.substituted import Original, run_reference
 from ladderize.testing.verify.verdict import TOLERANCES, Check
 
@@ -35,14 +37,20 @@ class Structure:
     """Attributes:
     checks: of the order of collectives, of the recurrence and of shapes.
     places: for each rank the name of the node that computes each value of a stream.
+    weights: the random ones that were used; empty if the program's own were.
     """
 
     checks: tuple[Check, ...]
     places: tuple[Mapping[Name, str], ...]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_structure(
-    program: ExportedProgram, original: Original, candidate: Candidate, dtype: torch.dtype
+    program: ExportedProgram,
+    original: Original,
+    candidate: Candidate,
+    dtype: torch.dtype,
+    sizes: Sizes,
 ) -> Structure:
     """Compare what each stream value is computed from with the specification.
 
@@ -52,18 +60,23 @@ def check_structure(
         candidate: what is verified.
         dtype: of the weights. Half precision is computed in float32: one wrong read of many must
             stand out from rounding.
+        sizes: the largest, so that every position is seen.
     """
     precision = Precision(dtype, torch.float32 if dtype.itemsize < 4 else dtype)
     graphs = [part.gm for part in candidate.parts]
     with precision.of_graphs([original.gm, *graphs]):
-        return _check(program, original, candidate, precision)
+        return _check(program, original, candidate, precision, sizes)
 
 
 def _check(
-    program: ExportedProgram, original: Original, candidate: Candidate, precision: Precision
+    program: ExportedProgram,
+    original: Original,
+    candidate: Candidate,
+    precision: Precision,
+    sizes: Sizes,
 ) -> Structure:
     close = TOLERANCES[precision.wanted]
-    given = [precision.of(value) for value in sample_inputs(program, 0)]
+    given = [precision.of(value) for value in sample_inputs(program, sizes, 0)]
     full, values = _run_reference(program, original, given, precision)
     wanted = wanted_values(original.streams, values, close)
     locators = [Locator(wanted, close) for _ in candidate.parts]
@@ -83,6 +96,9 @@ def _check(
         outputs = run_ranks(graphs, arguments, see)
     except RanksPart as part:
         return _parted(part, wanted, locators)
+    except NodeFails as fault:
+        failed = Check(FORMS, "failed", str(fault), describe_origin(fault.node))
+        return Structure((failed, Check(RECURRENCE, "not run", "")), ({},) * len(graphs))
     forms = _check_forms(misshapen)
     places = tuple({name: n.name for name, n in loc.found.items()} for loc in locators)
     order = Check(COLLECTIVES, "ok", _count(candidate))
@@ -92,11 +108,11 @@ def _check(
             found = diagnose(original, values, first, candidate, arguments, rank, close)
             on = f"on rank {rank}, " if candidate.num_ranks > 1 else ""
             check = Check(RECURRENCE, "failed", f"{on}{found}", describe_block(first))
-            return Structure((order, check, forms), places)
+            return Structure((order, check, forms), places, full)
     check = _compare_reads(original, candidate, wanted, locators)
     if check.status == "ok":
-        check = _compare_outputs(original, outputs, values, close) or check
-    return Structure((order, check, forms), places)
+        check = _compare_outputs(program, original, candidate, outputs, values, close) or check
+    return Structure((order, check, forms), places, full)
 
 
 def _run_reference(
@@ -203,12 +219,19 @@ def _behind(original: Original) -> str:
 
 
 def _compare_outputs(
-    original: Original, outputs: Sequence[Sequence[Any]], values: Mapping[Node, Any], close: float
+    program: ExportedProgram,
+    original: Original,
+    candidate: Candidate,
+    outputs: Sequence[Sequence[Any]],
+    values: Mapping[Node, Any],
+    close: float,
 ) -> Check | None:
     """What comes behind the last block, if it is off."""
     (output,) = original.gm.graph.find_nodes(op="output")
-    for rank, results in enumerate(outputs):
-        for number, (result, expected) in enumerate(zip(results, values[output], strict=True)):
+    wanted = returned(program, values[output])
+    for rank, part in enumerate(candidate.parts):
+        results = returned(part.program, outputs[rank])
+        for number, (result, expected) in enumerate(zip(results, wanted, strict=True)):
             if not isinstance(expected, Tensor):
                 continue
             off = relative_error(result, expected)

@@ -20,6 +20,16 @@ TOLERANCES = {
 }
 
 
+SHARED = (
+    "the search for streams and the choice of blocks (ladderize.streams)",
+    "what ops are, read, write and launch (ladderize.graph)",
+    "InlineRegions, DropCasts, Functionalize, SpellSums, ReduceBranches, SplitSums, layout_steps, "
+    "DeferWaits",
+    "the reader of files and slices (ladderize.frontends)",
+)
+"""The parts of the compiler that `verify` relies on: a fault in these it may share."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the table.
@@ -72,7 +82,12 @@ class Verification:
         return f"{len(self.failed)} of {number} checks failed, the first ({first.name}){where}"
 
     def to_json(self) -> str:
-        data = {"ok": self.ok, "title": self.title, "checks": [asdict(c) for c in self.checks]}
+        data = {
+            "ok": self.ok,
+            "title": self.title,
+            "checks": [asdict(check) for check in self.checks],
+            "shared_with_the_compiler": SHARED,
+        }
         return json.dumps(data, indent=1)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -85,6 +100,7 @@ class Verification:
             lines = [check.found, *([f"at {check.where}"] if check.where else [])]
             table.add_row(check.name, Text(sign, style), Text("\n".join(lines)))
         yield table
+        yield Text(f"shared with the compiler: {'; '.join(SHARED)}", "dim")
         yield Text(self.summary(), "green" if self.ok else "bold red")
 
     def __str__(self) -> str:

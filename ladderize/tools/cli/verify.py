@@ -22,6 +22,10 @@ Dtype = Annotated[
 Variants = Annotated[
     int | None, typer.Option(min=1, help="Sets of random inputs. \\[default: 3 dynamic, 2 static]")
 ]
+Memory = Annotated[
+    int,
+    typer.Option(min=1, help="MiB for the values of one run; larger sizes are not tried."),
+]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -34,6 +38,7 @@ def verify(
     expect_blocks: flags.ExpectBlocks = None,
     dtype: Dtype = None,
     variants: Variants = None,
+    memory: Memory = 256,
     batch: flags.Batch = 2,
     length: flags.Length = 32,
     image_size: flags.ImageSize = 224,
@@ -59,7 +64,14 @@ def verify(
 
         source = open_model(original, InputSizes(batch, length, image_size, dynamic))
         dtypes = [getattr(torch, name) for name in dtype] if dtype else None
-        found = check(source.program(), rewritten, dtypes=dtypes, variants=variants, **options)
+        found = check(
+            source.program(),
+            rewritten,
+            dtypes=dtypes,
+            variants=variants,
+            max_bytes=memory << 20,
+            **options,
+        )
     if json:
         print_json(found.to_json())
     else:

@@ -1,0 +1,151 @@
+"""The collectives of a candidate: waited for, over all ranks, and hidden behind compute.
+
+waits     l1 = reduce(h1)   …   w1 = wait(l1)      one wait each, and no other reader
+groups    reduce(h1, "ladderize")                  the group of all ranks, and of their number
+hidden    l1 | linear … l2 | w1                    compute between, once the waits are deferred
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch.fx import Graph, GraphModule, Node
+
+from ladderize.errors import LadderError, describe_origin
+from ladderize.frontends.sharded.localize import GROUP
+from ladderize.graph import ops, parallel_ops
+from ladderize.graph.collectives import collective_of, every_node, group_name_of, is_wait
+from ladderize.graph.in_flight import check_in_flight, is_launch
+from ladderize.graph.ops import Kind
+from ladderize.graph.schemas import arguments_of, schema_of
+from ladderize.passes.defer_waits import DeferWaits
+from ladderize.testing.verify.candidate import Candidate
+from ladderize.testing.verify.diagnose import describe
+from ladderize.testing.verify.locate import Name
+from ladderize.testing.verify.lockstep import JOINED
+from ladderize.testing.verify.substituted import Original
+from ladderize.testing.verify.verdict import Check
+
+WAITS = "waits"
+GROUPS = "groups"
+HIDDEN = "hidden"
+
+
+def check_waits(candidate: Candidate) -> Check:
+    """Each collective is waited for once, before anything reads its result."""
+    for rank, part in enumerate(candidate.parts):
+        try:
+            check_in_flight(part.gm.graph)
+        except LadderError as error:
+            blocker = error.blockers[0]
+            return Check(WAITS, "failed", f"on rank {rank}, {blocker.what}", blocker.where)
+    launches = [node for node in candidate.parts[0].gm.graph.nodes if is_launch(node)]
+    return Check(WAITS, "ok", f"{len(launches)} launches, each with one wait before any reader")
+
+
+# ---- groups
+
+
+def check_groups(candidate: Candidate) -> Check:
+    """Each collective is over the group of all ranks."""
+    number = 0
+    for rank, part in enumerate(candidate.parts):
+        for node in every_node(part.gm):
+            if wrong := _wrong_group(node, candidate.num_ranks):
+                found = f"{node.name} on rank {rank} {wrong}"
+                return Check(GROUPS, "failed", found, describe_origin(node))
+            number += rank == 0 and bool(group_name_of(node))
+    if candidate.num_ranks == 1:
+        return Check(GROUPS, "ok", "one rank, no collective")
+    return Check(GROUPS, "ok", f"{number} ops, each over all {candidate.num_ranks} ranks")
+
+
+def _wrong_group(node: Node, num_ranks: int) -> str:
+    """What is wrong with the group of a collective; "" for all else."""
+    name, functional = group_name_of(node), collective_of(node)
+    if functional:
+        return f"calls {functional} over the group {name!r}: a sharded ladder has its own ops"
+    if not name:
+        return ""
+    if num_ranks == 1:
+        return f"communicates over the group {name!r}, but there is one rank"
+    if node.target not in (*JOINED, parallel_ops.copy):
+        return f"communicates over the group {name!r} in a way that is not known: {node.target}"
+    if name != GROUP:
+        return f"is over the group {name!r}, not over {GROUP!r}, the group of all ranks"
+    size = arguments_of(node, schema_of(node)).get("group_size", num_ranks)
+    return f"is over {size} ranks, not {num_ranks}" if size != num_ranks else ""
+
+
+# ---- hidden
+
+
+def check_hidden(
+    original: Original, candidate: Candidate, places: Sequence[Mapping[Name, str]]
+) -> Check:
+    """Each block ahead of a stale read has compute between its launches and their waits.
+
+    In the order that runs: `load` defers the waits of the graph with `DeferWaits`. A launch may
+    hide nothing at the end of a stream, where the next branch reads its sum, and where the next
+    block launches nothing itself: a wait is deferred past launches.
+    """
+    hidden, exposed = 0, 0
+    deferred = {part.gm: _deferred(part.gm) for part in candidate.parts}
+    for rank, part in enumerate(candidate.parts):
+        gm = deferred[part.gm]
+        position = {node: i for i, node in enumerate(gm.graph.nodes)}
+        by_name = {node.name: node for node in gm.graph.nodes}
+        named = {name: by_name[place] for name, place in places[rank].items()}
+        waits = {name: list(_waits_of(node, set(named.values()))) for name, node in named.items()}
+        compute = [position[node] for node in gm.graph.nodes if _computes(node)]
+        for stream, block, where in _ahead_of_stale_reads(original):
+            for wait in waits.get((stream, "y", block), ()):
+                (launch,) = wait.all_input_nodes
+                if any(position[launch] < at < position[wait] for at in compute):
+                    hidden += rank == 0
+                elif not waits.get((stream, "y", block + 1)):
+                    exposed += rank == 0
+                else:
+                    found = f"{launch.name} hides nothing: its wait is ahead of all compute"
+                    return Check(HIDDEN, "failed", f"{found} (rank {rank})", where)
+    also = f"; {exposed} hide nothing, ahead of blocks that launch nothing" if exposed else ""
+    return Check(HIDDEN, "ok", f"{hidden} launches, each with compute ahead of its wait{also}")
+
+
+def _deferred(gm: GraphModule) -> GraphModule:
+    """A copy of `gm` in the order that runs, with the same names."""
+    graph = Graph()
+    nodes: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(gm.graph, nodes))
+    for old, new in nodes.items():
+        new.name = old.name
+    copy = GraphModule(gm, graph)
+    DeferWaits()(copy)
+    return copy
+
+
+def _ahead_of_stale_reads(original: Original) -> Iterator[tuple[int, int, str]]:
+    """Stream and index of each block whose sum the next branch does not read; and what it is."""
+    for number, (stream, sources) in enumerate(
+        zip(original.streams, original.sources, strict=True)
+    ):
+        for block in stream.blocks:
+            if block.index + 1 in sources:
+                yield number, block.index, describe(block, number)
+
+
+def _waits_of(sum_: Node, named: set[Node]) -> Iterator[Node]:
+    """The waits whose results come into a sum without further mixing, back to other sums."""
+    stack, seen = [sum_], {sum_}
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source in named or source in seen:
+                continue
+            seen.add(source)
+            if is_wait(source):
+                yield source
+            elif ops.kind(source) is not Kind.MIX:
+                stack.append(source)
+
+
+def _computes(node: Node) -> bool:
+    is_own = is_wait(node) or bool(group_name_of(node))
+    return not is_own and ops.kind(node) is Kind.MIX
