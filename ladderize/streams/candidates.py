@@ -225,8 +225,8 @@ def _find_read_of_own_skips(
                     found[skip] = anchor
                 break
     scaled = (read for read in found.items() if context.is_scaled(*read))
-    skip, anchor = next(scaled if len(found) > 1 else iter(found.items()), (None, None))
-    return None if skip is None or anchor in outputs[skip] else (skip, anchor)
+    read = next(scaled if len(found) > 1 else iter(found.items()), None)
+    return None if read is None or read[1] in outputs[read[0]] else read
 
 
 def _static_block_behind(
