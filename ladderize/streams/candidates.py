@@ -135,7 +135,7 @@ def _as_block(
         anchor=anchor,
         skip=skip,
         branch=tuple(n for n in context.reach(anchor, outputs[skip]) if n is not anchor),
-        outputs=outputs[skip],
+        outputs=tuple(output for output in outputs[skip] if output is not anchor),
         add=node,
         partial_sums=tuple(flattened),
         module=module_path(node),
@@ -171,8 +171,7 @@ def _find_read_of_own_skips(
                     found[skip] = anchor
                 break
     scaled = (read for read in found.items() if context.is_scaled(*read))
-    skip, anchor = next(scaled if len(found) > 1 else iter(found.items()), (None, None))
-    return None if skip is None or anchor in outputs[skip] else (skip, anchor)
+    return next(scaled if len(found) > 1 else iter(found.items()), None)
 
 
 def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block]:
