@@ -187,7 +187,7 @@ def _as_block(
         anchor=anchor,
         skip=skip,
         branch=tuple(n for n in context.reach(anchor, outputs[skip]) if n is not anchor),
-        outputs=outputs[skip],
+        outputs=tuple(output for output in outputs[skip] if output is not anchor),
         add=node,
         partial_sums=tuple(flattened),
         module=module_path(node),
@@ -225,8 +225,7 @@ def _find_read_of_own_skips(
                     found[skip] = anchor
                 break
     scaled = (read for read in found.items() if context.is_scaled(*read))
-    read = next(scaled if len(found) > 1 else iter(found.items()), None)
-    return None if read is None or read[1] in outputs[read[0]] else read
+    return next(scaled if len(found) > 1 else iter(found.items()), None)
 
 
 def _static_block_behind(

@@ -126,13 +126,6 @@ STREAMS = (
         "tests/streams/test_own_skips.py::test_the_own_skip_is_as_stale_as_its_branch",
     ),
     Mutant(
-        "the stream itself is a skip of a branch",
-        "ladderize/streams/candidates.py",
-        "return None if skip is None or anchor in outputs[skip] else (skip, anchor)",
-        "return None if skip is None or anchor is None else (skip, anchor)",
-        "tests/streams/test_own_skips.py::test_a_scaled_skip_beside_the_stream_itself",
-    ),
-    Mutant(
         "the shortest chain is taken first",
         "ladderize/streams/chains.py",
         "last: Block | None = max(free,",
