@@ -92,6 +92,15 @@ def joined_again(cat: Node) -> Node | None:
     return None
 
 
+def part_behind(view: Node) -> Node | None:
+    """The operand of a `cat` that `view` cuts out again."""
+    for whole in _wholes(view):
+        parts, piece = parts_of(whole), piece_of(view, whole)
+        if parts and piece in parts:
+            return parts[piece]
+    return None
+
+
 def _wholes(view: Node) -> Iterator[Node]:
     """What `view` may be a view of, nearest first."""
     while ops.kind(view) is Kind.LAYOUT and ops.op_name(view) not in CAT:

@@ -39,7 +39,7 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.runner import Log, Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
-from ladderize.passes.split_sums import SplitSums, joined_sums
+from ladderize.passes.split_sums import SplitSums, find_cuts
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.choose import choose_blocks
@@ -152,7 +152,7 @@ def _has_all_reduces(state: Rewriting) -> bool:
 
 
 def _joins_streams(state: Rewriting) -> bool:
-    return bool(joined_sums(state.gm))
+    return any(find_cuts(state.gm))
 
 
 def _has_regions(state: Rewriting) -> bool:

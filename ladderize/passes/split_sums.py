@@ -1,7 +1,10 @@
-"""Write a sum of joined streams that is cut again as a sum for each of them.
+"""Write a sum of joined streams that is cut again as a sum for each, and what is cut as itself.
 
     before   z = cat([c, x], 1)   y = add(z, h)              c1 = y[:, :k]            x1 = y[:, k:]
     after                         c1 = add(c, h[:, :k])      x1 = add(x, h[:, k:])
+
+    before   z = cat([c1, x1], 1)   c = z[:, :k]
+    after    z = cat([c1, x1], 1)   c = c1
 
 So a block that text and image share is a block of either stream, as joint attention is, and the
 blocks of their own that follow go on from it. Only where each part is read, and nothing else of the
@@ -19,7 +22,7 @@ from ladderize import compat
 from ladderize.graph import ops
 from ladderize.graph.fake_values import KEYS
 from ladderize.graph.ops import Kind
-from ladderize.graph.pieces import CAT, Piece, joined_again, parts_of, piece_of
+from ladderize.graph.pieces import CAT, Piece, joined_again, part_behind, parts_of, piece_of
 from ladderize.graph.writes import written_operands
 from ladderize.passes import PassResult
 
@@ -34,28 +37,34 @@ class SplitSums:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        found = joined_sums(gm)
+        cut, found = find_cuts(gm)
+        for view, part in cut.items():
+            # What is returned stays memory of its own.
+            view.replace_all_uses_with(part, delete_user_cb=lambda user: user.op != "output")
         for total in found:
             _split(gm, total)
-        return PassResult(len(found))
+        return PassResult(len(cut) + len(found))
 
 
-def joined_sums(gm: GraphModule) -> list[Node]:
-    """The sums of joined streams that are cut again, and not joined again as they are."""
+def find_cuts(gm: GraphModule) -> tuple[dict[Node, Node], list[Node]]:
+    """The views of a cat that are its parts; the sums of joined streams that are cut again.
+
+    Not the sums that are joined again as they are.
+    """
     nodes = list(gm.graph.nodes)
     cats = [node for node in nodes if ops.op_name(node) in CAT]
     if not cats:
-        return []
+        return {}, []
     again = {joined_again(cat) for cat in cats}
     written = {s for node in nodes for base in written_operands(node) for s in ops.storages(base)}
-    return [
-        node
-        for node in nodes
-        if _is_sum(node)
-        and node not in again
-        and written.isdisjoint(ops.storages(node))
-        and _parts_read_of(node)
-    ]
+    kept = {node: None for node in nodes if written.isdisjoint(ops.storages(node))}
+    cut: dict[Node, Node] = {}
+    for view in kept:
+        part = part_behind(view)
+        if part is not None and part in kept:
+            cut[view] = cut.get(part, part)
+    sums = [node for node in kept if _is_sum(node) and node not in again and _parts_read_of(node)]
+    return cut, sums
 
 
 def _parts_read_of(total: Node) -> Parts | None:
