@@ -132,7 +132,7 @@ class AnalysisContext:
 
     def _is_cheap(self, step: Node) -> bool:
         """Whether `step` neither mixes nor adds up two values: it may add a bias or a position."""
-        summands = [self.as_written(step, operand) for operand in self.summands(step)]
+        summands = [self.as_written(step, summand) for summand in self.summands(step)]
         is_sum = bool(summands) and self.static.isdisjoint(summands)
         return ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD) and not is_sum
 
