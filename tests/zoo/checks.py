@@ -48,6 +48,7 @@ AKIN = {
     **dict.fromkeys(["gemma3", "glm4"], "gemma2 (sandwich norms)"),
     "exaone4": "olmo2 (normed branches)",
     "qwen3-moe": "mixtral",
+    "glm-moe-dsa (shared indexer)": "deepseek-v3",
     **dict.fromkeys(["phi", "cohere", "stablelm (parallel)"], "gpt-neox (parallel)"),
     "codegen": "gpt-j",
     **dict.fromkeys(["falcon (sequential)", "gpt-neox (sequential)"], "bloom"),

@@ -39,6 +39,7 @@ DEEPSEEK = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 8,
 }
+INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 3}
 PRE_NORM = HEAD["llama"]
 SANDWICH = HEAD["gemma2"]
 NORMED_BRANCH = ["model.layers.*.self_attn", "model.layers.*.mlp"]
@@ -111,6 +112,18 @@ DECODERS = [
     decoder("exaone4", "Exaone4ForCausalLM", NORMED_BRANCH, {"sliding_window": 4}),
     decoder("qwen3-moe", "Qwen3MoeForCausalLM", PRE_NORM, {**EXPERTS, "num_experts": 4}),
     decoder("deepseek-v3", "DeepseekV3ForCausalLM", PRE_NORM, DEEPSEEK),
+    decoder(
+        "glm-moe-dsa (shared indexer)",
+        "GlmMoeDsaForCausalLM",
+        PRE_NORM,
+        {
+            **DEEPSEEK,
+            **INDEXER,
+            "num_hidden_layers": 2 * LAYERS,
+            "indexer_types": ["full", "shared"] * LAYERS,
+        },
+        blocks=4 * LAYERS,
+    ),
     decoder("gpt-oss", "GptOssForCausalLM", PRE_NORM, {"num_local_experts": 4, "head_dim": 8}),
     decoder("llama4", "Llama4ForCausalLM", PRE_NORM, {"head_dim": 8, "num_local_experts": 2}),
     decoder("phi3 (fused projections)", "Phi3ForCausalLM", PRE_NORM),

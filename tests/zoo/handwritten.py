@@ -176,6 +176,23 @@ def noisy_picture() -> dict[str, Any]:
     return {**picture(), "t": torch.tensor([0.3, 0.8]), "y": torch.tensor([1, 7])}
 
 
+class OwnSkip(nn.Module):
+    """LAuReL beside attention, as in Gemma 3n without its AltUp: both branches read one norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attn = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+        self.laurel = nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH), nn.LayerNorm(WIDTH))
+        self.mlp = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.norm(x)
+        x = x + self.attn(u, u, u, need_weights=False)[0]
+        x = (x + (u + self.laurel(u))) * 2**-0.5
+        return x + self.mlp(self.norm2(x))
+
+
 def torch_encoder(*, norm_first: bool) -> nn.Module:
     layer = nn.TransformerEncoderLayer(
         WIDTH, 4, 48, dropout=0.0, batch_first=True, norm_first=norm_first
@@ -219,6 +236,13 @@ HANDWRITTEN = [
         ["blocks.*.norm1", "blocks.*.norm2"],
         blocks=2 * LAYERS,
         is_deep=True,
+    ),
+    Family(
+        "x + a(u) + (u + l(u))",
+        lambda: Chain(*(OwnSkip() for _ in range(LAYERS))),
+        sequence,
+        ["layers.*.norm", "layers.*.norm2"],
+        blocks=2 * LAYERS,
     ),
     Family(
         "x += f(x)",

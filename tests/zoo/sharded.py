@@ -53,6 +53,7 @@ EXPECTED: dict[str, Row] = {
     "regnet": Row(8),
     "focalnet": Row(12),
     "prophetnet": Row(12),
+    "x + a(u) + (u + l(u))": Row(9),  # the norm of the low-rank branch
 }
 
 
