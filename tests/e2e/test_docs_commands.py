@@ -102,7 +102,17 @@ COMMANDS = {
 LINES = [(block, line) for block in of_kind("sh") for line in commands(block)]
 
 
-@pytest.mark.parametrize(("block", "line"), LINES, ids=[f"{b.page}: {line}" for b, line in LINES])
+# Those that take long: an emulated link in real time, a measurement.
+LONG = ("emulated.py", "bench/sequence_parallel.py")
+
+
+def case(name: str, *values: object) -> object:
+    return pytest.param(*values, id=name, marks=[pytest.mark.deep] * name.endswith(LONG))
+
+
+@pytest.mark.parametrize(
+    ("block", "line"), [case(f"{block.page}: {line}", block, line) for block, line in LINES]
+)
 def test_commands(block, line, tmp_path):
     checks = [check for form, check in COMMANDS.items() if re.fullmatch(form, line)]
     assert len(checks) == 1, "COMMANDS does not say how this line is run"
@@ -116,7 +126,7 @@ def benches() -> set[str]:
     return set(re.findall(r"python (bench/\w+\.py[^`\n]*)", text))
 
 
-@pytest.mark.parametrize("script", sorted(BENCH))
+@pytest.mark.parametrize("script", [case(script, script) for script in sorted(BENCH)])
 def test_measurements(script, tmp_path):
     told = [line for line in benches() if line.split()[0] == script]
     assert told, "a measurement that no page names"

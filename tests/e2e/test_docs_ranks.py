@@ -31,8 +31,8 @@ SUBSTITUTIONS = (
     ("--share 0.3,0.6,0.9", "--share 0.6"),
     (
         " bench hf:llama ",
-        " bench hf:llama --lowering eager --repeats 1 --warmup 1 --length 8 --phase prefill "
-        "--variants standard,ladder ",
+        " bench hf:llama --lowering eager --repeats 2 --warmup 1 --length 8 --phase prefill "
+        "--variants standard,ladder,bound ",
     ),
     # A C++ compiler is not the point.
     ("fullgraph=True)", 'fullgraph=True, options={"lowering": "eager"})'),

@@ -269,6 +269,7 @@ for staleness in %s:
 """
 
 
+@pytest.mark.deep
 def test_a_second_process_hits_the_cache_and_other_options_miss_it(tmp_path, monkeypatch):
     """Processes with different hash seeds."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))

@@ -112,6 +112,7 @@ def test_an_encoder_and_a_static_cache() -> None:
     check("t5", compiled("t5"), cache_implementation="static")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("options", "how"),
     [

@@ -253,6 +253,7 @@ def on_a_part_of_the_world():
     return dp, alike[0], differing[0]
 
 
+@pytest.mark.deep
 def test_only_the_tensor_parallel_group_has_to_agree(four_ranks):
     for dp, alike, differing in four_ranks.run(on_a_part_of_the_world, timeout=60):
         assert alike == "no error"

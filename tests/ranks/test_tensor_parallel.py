@@ -166,6 +166,7 @@ def test_inductor_hides_waits_in_the_backward_too():
     assert not find_disorder(read_events(backward_source))
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 def test_staleness_two_hides_behind_two_blocks():
     _, _, (source,) = emitted(2, 2, False)

@@ -148,6 +148,7 @@ def letters(source):
     return "".join(short.get(event.kind, "") for event in read_events(source).events)
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 def test_inductor_hides_what_it_hid_before():
     """The embedding's reduction at once, the branches' each behind the next, then the head's."""

@@ -139,6 +139,7 @@ def test_without_a_mesh_there_is_nothing_to_send(llama):
     assert all("exposed_s" not in row["values"] for row in rows)
 
 
+@pytest.mark.deep
 def test_inductor_is_watched_while_it_compiles(llama):
     done = run(
         *(llama, "--ranks", 1, "--length", 8, "--repeats", 1, "--variants", "ladder"),

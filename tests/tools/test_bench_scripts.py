@@ -145,6 +145,7 @@ def measured(words):
     return load("slow_link").measure(slow_link.arguments(words))
 
 
+@pytest.mark.deep
 def test_three_programs_over_the_link_of_the_ranks(two_ranks):
     for seconds, error in two_ranks.run(measured, [*SMALL, "--repeat", "4"]):
         assert list(seconds) == ["standard", "ladder", "bound", "one all-reduce"]

@@ -130,6 +130,7 @@ def test_no_tensorrt(here: dict[str, PartStatus]) -> None:
 # ---- broken on purpose
 
 
+@pytest.mark.deep
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     found = doctor._probe("Inductor on CPU", "", "compile", "cpu")

@@ -141,6 +141,7 @@ def events_of(ranks, weights, **net):
     return list(group.events)
 
 
+@pytest.mark.deep
 def test_when_each_net_waits(ranks):
     weights = Weights(ranks[0])
     standard = events_of(ranks, weights, is_parallel=False, staleness=0)
