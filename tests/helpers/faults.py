@@ -101,15 +101,20 @@ def final_norm_reads_stale(graph: Graph, stream: Stream) -> int:
 
 def read_times_zero(graph: Graph, stream: Stream) -> int:
     """Block 3 reads `x2 + 0 * x1`: the same values from one stream value more."""
+    read_nothing_of(graph, stream, 1)
+    return 3
+
+
+def read_nothing_of(graph: Graph, stream: Stream, other: int) -> None:
+    """Block 3 reads, beside the anchor of block 2, that of `other` times zero."""
     blocks = stream.blocks
-    right, other = (node_in(graph, blocks[i].anchor) for i in (2, 1))
+    right, extra = (node_in(graph, blocks[i].anchor) for i in (2, other))
     found = readers(graph, blocks[3])
     with graph.inserting_before(found[0]):
-        nothing = like(graph.call_function(aten.mul.Tensor, (other, 0.0)), right)
+        nothing = like(graph.call_function(aten.mul.Tensor, (extra, 0.0)), right)
         both = like(graph.call_function(aten.add.Tensor, (right, nothing)), right)
     for reader in found:
         reader.replace_input_with(right, both)
-    return 3
 
 
 def like(node: Node, other: Node) -> Node:
@@ -387,14 +392,7 @@ def maximum_taken(graph: Graph, stream: Stream) -> int:
 
 def launch_waits_for_the_one_before(graph: Graph, stream: Stream) -> int:
     """Block 3 reads `x2 + 0 * y2`, and y2 is what it adds to: no read is wrong, none is hidden."""
-    blocks = stream.blocks
-    stale, fresh = (node_in(graph, blocks[i].anchor) for i in (2, 3))
-    found = readers(graph, blocks[3])
-    with graph.inserting_before(found[0]):
-        nothing = like(graph.call_function(aten.mul.Tensor, (fresh, 0.0)), stale)
-        both = like(graph.call_function(aten.add.Tensor, (stale, nothing)), stale)
-    for reader in found:
-        reader.replace_input_with(stale, both)
+    read_nothing_of(graph, stream, 3)
     return 2
 
 
