@@ -134,6 +134,30 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
 
 def _strange_graph(data: Any) -> Iterator[Blocker]:
     """What a serialized graph would call or evaluate besides ops and arithmetic of sizes."""
+    for found in _objects_in(data):
+        target, size = found.get("target"), found.get("expr_str")
+        if isinstance(target, str) and "inputs" in found and not _OPS.fullmatch(target):
+            yield Blocker(f"it calls {target}, which is no op")
+        if isinstance(size, str) and not is_size(size):
+            yield Blocker(f"a size is {size[:60]!r}")
+
+
+def _import_outputs(data: Any) -> None:
+    """Let transformers register the classes of outputs that a program names, if it is installed."""
+    modules = {
+        name.rpartition(".")[0]
+        for found in _objects_in(data)
+        for spec in (found.get("in_spec"), found.get("out_spec"))
+        if isinstance(spec, str)
+        for name in _OUTPUTS.findall(spec)
+    }
+    for module in modules:
+        with suppress(ImportError):
+            import_module(module)
+
+
+def _objects_in(data: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a JSON document, whatever the types of what is around it."""
     stack = [data]
     while stack:
         found = stack.pop()
@@ -141,25 +165,7 @@ def _strange_graph(data: Any) -> Iterator[Blocker]:
             stack += found
         elif isinstance(found, dict):
             stack += found.values()
-            target, size = found.get("target"), found.get("expr_str")
-            if isinstance(target, str) and "inputs" in found and not _OPS.fullmatch(target):
-                yield Blocker(f"it calls {target}, which is no op")
-            if isinstance(size, str) and not is_size(size):
-                yield Blocker(f"a size is {size[:60]!r}")
-
-
-def _import_outputs(graph: Any) -> None:
-    """Let transformers register the classes of outputs that a program names, if it is installed."""
-    modules = {
-        name.rpartition(".")[0]
-        for call in graph["graph_module"]["module_call_graph"]
-        for spec in (call["signature"] or {}).values()
-        if isinstance(spec, str)
-        for name in _OUTPUTS.findall(spec)
-    }
-    for module in modules:
-        with suppress(ImportError):
-            import_module(module)
+            yield found
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Run the steps of a pipeline, and everything around a pass that is not the pass's own business.
 
-    Apply     a pass     dead code out ── lint ── recompile ── invariant ── dump
+    Apply     a pass     dead code out ── lint ── invariant ── dump
     Analyze   an analysis: reads the graph and keeps what it found
     Check     a refusal: reads, and raises where the graph cannot be laddered as asked
 
-Each step has a name. It is timed, logged, and seen by whoever observes the pipeline.
+Each step has a name. It is timed, logged, and seen by whoever observes the pipeline. The graph's
+code is generated once, behind the last step: a pass reads nodes alone.
 """
 
 import logging
@@ -145,6 +146,7 @@ def run_steps(
                 observing += time.perf_counter() - started
         if step is stop_after:
             break
+    state.gm.recompile()
     if observer is not None:
         logger.info("%-20s %6d edits %9.4f s", type(observer).__name__, 0, observing)
 
@@ -170,13 +172,14 @@ def _plain(name: str) -> str:
 def apply_pass(gm: GraphModule, step: Pass, invariant: Invariant | None = None) -> PassResult:
     """Run `step` on `gm` in place, then clean up and check. Linear in the size of the graph.
 
+    `gm.recompile()` is left to the caller.
+
     Raises:
         LadderError: from the pass, or from `invariant` when it does not hold afterwards.
     """
     result = step(gm)
     if _drop_dead_code(gm.graph) or result.changed:
         gm.graph.lint()
-        gm.recompile()
     if invariant is not None:
         invariant(gm)
     return result
@@ -188,6 +191,7 @@ def run_pass(
     """`apply_pass`, timed and logged, for a pass outside of a pipeline."""
     started = time.perf_counter()
     result = apply_pass(gm, step, invariant)
+    gm.recompile()
     log.add(type(step).__name__, "pass", result, time.perf_counter() - started)
     log.dump(gm)
     return result

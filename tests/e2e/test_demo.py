@@ -121,12 +121,10 @@ def test_missing_configuration_is_refused(tmp_path: Path) -> None:
     assert isinstance(shown, LadderError) and "nowhere" in str(shown)
 
 
-def test_missing_transformers_is_named() -> None:
-    script = "import sys; sys.modules['transformers'] = None; " + LADDERIZE[2]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "demo"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
+def test_missing_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    done = demo()
+    assert done.exit_code == 1
     assert done.stderr.splitlines() == [
         "ladderize demo: the demo needs transformers: pip install 'ladderize[demo]'"
     ]

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from helpers.engines_stand_in import engines_in_pytorch
 from helpers.forked_launch import forked_launch
 from helpers.pages import PAGES, Block, blocks, commands, of_kind, steady
+from helpers.traced_once import traced_once
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.tools.cli import main
@@ -40,6 +41,9 @@ SUBSTITUTIONS = (
     ("compile(model, mesh=mesh)", 'compile(model, mesh=mesh, lowering="eager")'),
 )
 TRIED_ELSEWHERE = {"ladderize doctor"}  # tests/tools/test_doctor.py
+# Run under --deep: of the first the suite has tests/tools/test_bench.py, of the second
+# tests/backends/test_tensorrt.py.
+LONG = (" bench ", " --lowering tensorrt ")
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 64}
 
 READER_HAS = """
@@ -137,18 +141,20 @@ def ladderize_lines() -> list[tuple[Block, str]]:
 
 
 @pytest.fixture(scope="module")
-def commanded(workshop: Path) -> dict[Block, str]:
+def commanded(workshop: Path, request: pytest.FixtureRequest) -> dict[Block, str]:
     """What the `ladderize` commands of each block print; they have been run in `workshop`.
 
     The programs that the reader is told to save beside them are there.
     """
     printed: dict[Block, str] = {}
     seen: dict[str, str] = {}  # a line that stands on two pages is run once
+    if not request.config.getoption("--deep"):
+        seen = {line: "" for _, line in ladderize_lines() if any(map(line.__contains__, LONG))}
     for block, _ in ladderize_lines():
         for program in (found for found in blocks(block.page) if found.file):
             (workshop / program.file).write_text(program.code)
             sys.modules.pop(Path(program.file).stem, None)  # another test's of the same name
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, traced_once():
         patch.chdir(workshop)
         for block, line in ladderize_lines():
             if line not in seen:

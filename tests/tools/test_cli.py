@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.traced_once import traced_once
 from torch import nn
 from torch.export import export
 from typer.testing import CliRunner
@@ -50,6 +51,12 @@ def nothing():
 def broken():
     raise RuntimeError("no such weights")
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_are_traced_once():
+    with traced_once():
+        yield
 
 
 def run(*args):
