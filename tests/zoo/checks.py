@@ -63,8 +63,20 @@ AKIN = {
     "dinov3": "dinov2 (gated, registers)",
 }
 
-# Traced under --deep too: a loop over the 64 positions of a chunk takes 7 s.
-LONG = {"qwen3-next (linear attention)"}
+# Traced under --deep too, for it takes 3 to 7 s: loops over positions or windows, large imports, and
+# mixtures of what other rows have one by one.
+LONG = {
+    "qwen3-next (linear attention)",
+    "xlstm",
+    "jetmoe",
+    "prophetnet",
+    "llava",
+    "recurrentgemma",
+    "mamba (associative scan)",
+    "minimax (skip of the normed)",
+    "cvt",
+    "focalnet",
+}
 
 
 def has_an_eager_ladder(family: Family) -> None:

@@ -21,10 +21,8 @@ from zoo.table import FAMILIES
 # Compiled in every run.
 COMPILED = {
     "mixtral",
-    "mamba",
     "rwkv (a scan that fills a buffer)",
     "albert (shared weights)",
-    "t5",
     "nn.TransformerEncoder (post-norm)",
     "torchvision's resnet",
     "x += f(x)",
