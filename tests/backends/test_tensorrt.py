@@ -140,8 +140,8 @@ def test_gradients_are_refused():
 
 def test_a_size_without_bound_is_refused_by_its_name():
     with torch.no_grad(), engines_in_pytorch(), pytest.raises(LadderError) as error:
-        compiled(tiny_llama(1))(input_ids=of_any_length())
-    assert "input_ids[1]" in str(error.value)
+        compiled(make_net(1))(ids=of_any_length())
+    assert "ids[1]" in str(error.value)
     assert '"sizes"' in str(error.value)
 
 

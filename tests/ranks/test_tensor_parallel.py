@@ -125,8 +125,8 @@ EMBEDDING = "lw"  # every block needs its reduction: it is waited for at once
 
 @pytest.mark.usefixtures("first_of_two")
 def test_inductor_hides_every_wait_but_the_last():
-    _, _, (source,) = emitted(2, 1, False)
-    assert letters(source) == EMBEDDING + "l" + "lw" * 3 + "w"
+    _, _, (source,) = emitted(1, 1, False)
+    assert letters(source) == EMBEDDING + "l" + "lw" + "w"
     program = read_events(source)
     assert not find_races(program)
     assert not find_disorder(program)
