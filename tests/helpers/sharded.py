@@ -219,9 +219,17 @@ def embeds(batch: int = 2, length: int = 6, hidden: int = 32) -> torch.Tensor:
     return torch.randn(batch, length, hidden, generator=torch.Generator().manual_seed(1))
 
 
-@cache
 def shard(name: str, num_ranks: int, dynamic: bool = False, **options: Any) -> Sharder:
     """The plan and the sharded graph of a tiny model, which nobody edits; nothing is executed."""
+    return _shard(name, num_ranks, dynamic, tuple(sorted(options.items())))
+
+
+@cache
+def _shard(name: str, num_ranks: int, dynamic: bool, options: tuple[Any, ...]) -> Sharder:
+    return shard_anew(name, num_ranks, dynamic, **dict(options))
+
+
+def shard_anew(name: str, num_ranks: int, dynamic: bool = False, **options: Any) -> Sharder:
     torch._dynamo.reset()
     sharder = Sharder(num_ranks)
     model = MODELS[name](**options)

@@ -17,7 +17,7 @@ from ladderize.frontends.agreement import agree, explain_failed_calls
 from ladderize.frontends.verdicts import Verdict
 from ladderize.passes import before_autograd
 
-SECONDS = 4
+SECONDS = 2
 
 
 def start_impatient(rank: int, num_ranks: int) -> None:
@@ -103,7 +103,7 @@ def test_ranks_that_differ_hear_it_at_once_and_see_the_difference(impatient):
         assert both[0] == "[[]]"
         for text, seconds in (known, unknown):
             assert "do not agree on what to compile" in text
-            assert seconds < SECONDS / 2
+            assert seconds < SECONDS
         assert "rank 0: blocks\n      stale by 1" in known[0]
         assert "rank 1: stale by 2" in unknown[0]
 
@@ -166,7 +166,7 @@ def alone_after(change, way):
     [
         ("reset", "mesh"),
         ("dynamic", "functions"),
-        ("gradients", "mesh"),
+        pytest.param("gradients", "mesh", marks=pytest.mark.deep),
         pytest.param("dynamic", "mesh", marks=pytest.mark.deep),
         pytest.param("uneven batch", "mesh", marks=pytest.mark.deep),
     ],

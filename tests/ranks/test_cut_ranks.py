@@ -39,8 +39,9 @@ def run_model(name, layers, lengths=(6,)):
     return summary(cut)
 
 
+@pytest.mark.deep  # every run: the kinds of a small net
 @pytest.mark.usefixtures("first_of_two")
-@pytest.mark.parametrize("name", ["llama", pytest.param("bert", marks=pytest.mark.deep)])
+@pytest.mark.parametrize("name", ["llama", "bert"])
 def test_a_model_over_two_ranks(name):
     """The embedding, 2 L blocks, two sums: L layers are 2 L + 3 islands of 6 or 7 kinds."""
     off, order, kinds = run_model(name, 3)
@@ -64,21 +65,34 @@ def run_net(way, layers):
     return summary(cut)
 
 
+@pytest.mark.usefixtures("first_of_two")
+def test_equal_layers_are_of_one_kind():
+    """With the embedding over the ranks, and the logits."""
+    off, order, kinds = run_net("mesh", 3)
+    assert off == 0
+    assert order == "slw" + "sl" + "slw" * 5 + "sws" + "gws"
+    assert kinds == [0, 1, 2, 3, 4, 3, 4, 7, 8, 9]
+
+
+@pytest.mark.usefixtures("first_of_two")
 @pytest.mark.parametrize(
     ("way", "order"),
     [
-        # With the embedding over the ranks, and the logits.
-        ("mesh", "slw" + "sl" + "slw" * 3 + "sws" + "gws"),
         ("dtensor", "sl" + "slw" * 3 + "sws" + "gws"),
         ("in_place", "sl" + "slw" * 3 + "sws"),
-        # The embedding's; the gathers of both blocks, which read it; their scatters; the head's.
-        ("sequence", "srw" + "sgsg" + "wsr" + "wsr" + "wsws" + "gwsgws"),
     ],
 )
-def test_ways_to_shard(two_ranks, way, order):
-    for off, found, _ in two_ranks.run(run_net, way, 1 if way == "sequence" else 2):
+def test_ways_to_shard(way, order):
+    off, found, _ = run_net(way, 2)
+    assert off == 0
+    assert found == order
+
+
+def test_scatters_and_gathers_of_real_ranks(two_ranks):
+    """The embedding's; the gathers of both blocks, which read it; their scatters; the head's."""
+    for off, order, _ in two_ranks.run(run_net, "sequence", 1):
         assert off == 0
-        assert found == order
+        assert order == "srw" + "sgsg" + "wsr" + "wsr" + "wsws" + "gwsgws"
 
 
 def run_cached():

@@ -31,6 +31,7 @@ ONE, TWO = {"num_hidden_layers": 1}, {"num_hidden_layers": 2}
 GQA = {"num_key_value_heads": 2}
 FAMILIES = {  # name -> class, configuration, what reads the stream, number of blocks
     "llama": ("Llama", TWO | GQA, HEAD["llama"], 4),
+    "llama, one layer": ("Llama", ONE | GQA, HEAD["llama"], 2),
     "qwen2": ("Qwen2", TWO | GQA, HEAD["llama"], 4),
     "qwen3": ("Qwen3", ONE | GQA | {"head_dim": 8}, HEAD["llama"], 2),
     "mixtral": ("Mixtral", ONE | GQA | {"num_local_experts": 4}, HEAD["llama"], 2),
@@ -121,16 +122,26 @@ def test_gradients_equal_those_of_the_unsharded_eager_ladder(two_ranks, checkpoi
         assert max(outcome["gradients"].values()) <= 1e-4
 
 
-def test_waits_are_deferred_in_the_generated_code(two_ranks, checkpoints):
+@pytest.mark.usefixtures("first_of_two")
+def test_waits_are_deferred_in_the_generated_code(checkpoints):
     """AR_0 is the embedding's, the gather is that of the logits."""
+    check_order(forward(checkpoints, "llama", False, {"verify": "code"}))
+
+
+def check_order(outcome):
+    assert not outcome["problems"]
+    (order,) = outcome["orders"]
+    launches_and_waits = re.findall(r"\b(?:W_)?A[RG]_\d+|\bW_\d+", order)
+    assert " ".join(launches_and_waits) == (
+        "AR_0 W_0 AR_1 AR_2 W_1 AR_3 W_2 AR_4 W_3 W_4 AG_0 W_AG_0"
+    )
+
+
+@pytest.mark.deep
+def test_the_generated_code_computes_the_same(two_ranks, checkpoints):
     for outcome in two_ranks.run(forward, checkpoints, "llama", False, {"verify": "code"}):
         assert outcome["error"] <= 1e-4
-        assert not outcome["problems"]
-        (order,) = outcome["orders"]
-        launches_and_waits = re.findall(r"\b(?:W_)?A[RG]_\d+|\bW_\d+", order)
-        assert " ".join(launches_and_waits) == (
-            "AR_0 W_0 AR_1 AR_2 W_1 AR_3 W_2 AR_4 W_3 W_4 AG_0 W_AG_0"
-        )
+        check_order(outcome)
 
 
 @pytest.mark.deep
@@ -148,7 +159,7 @@ def test_waits_are_deferred_in_the_backward_too(two_ranks, checkpoints):
 def checkpointed(root):
     """Errors of loss and gradients with `gradient_checkpointing_enable`."""
     # torch 2.13 takes the fused attention for random and fails on it, on a CPU.
-    whole, model = load(str(Path(root) / "llama"), attn_implementation="eager")
+    whole, model = load(str(Path(root) / "llama, one layer"), attn_implementation="eager")
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     options = {"lowering": "aot_eager"}
@@ -169,6 +180,7 @@ def test_gradient_checkpointing(two_ranks, checkpoints):
 
 
 NEW_TOKENS = 3
+WHOLE_CACHES = [("llama", "static"), ("mixtral", None)]
 
 
 def generated(root, name, cache, options):
@@ -199,7 +211,10 @@ def generated(root, name, cache, options):
 
 @pytest.mark.parametrize(
     ("name", "cache"),
-    [("llama", "static"), pytest.param("mixtral", None, marks=pytest.mark.deep)],
+    [
+        ("llama, one layer", "static"),
+        *(pytest.param(*case, marks=pytest.mark.deep) for case in WHOLE_CACHES),
+    ],
 )
 def test_generate_prefill_and_decode(two_ranks, checkpoints, name, cache):
     results = two_ranks.run(generated, checkpoints, name, cache, {"lowering": "eager"})

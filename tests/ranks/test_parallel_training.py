@@ -56,8 +56,8 @@ def worst(net, whole):
 
 def learnt(way):
     """Errors of the first gradients, 10 losses and the parameters; how far off the standard is."""
-    net, whole = nets(way)
-    run, ladder, standard = compiled(net), partial(eager_ladder, whole), make_net(2).double()
+    net, whole = nets(way, layers=1)
+    run, ladder, standard = compiled(net), partial(eager_ladder, whole), make_net(1).double()
     for each in (run, ladder):
         loss_of(each, make_batch()).backward()
     gradients = worst(net, whole)
@@ -77,7 +77,7 @@ def test_adamw_steps_equal_the_eager_ladders(two_ranks, way):
 
 def clipped(way):
     """Errors of the norm and of the parameters after three micro-batches, clipped, and a step."""
-    net, whole = nets(way)
+    net, whole = nets(way, layers=1)
     run, ladder = compiled(net), partial(eager_ladder, whole)
     for step in range(3):
         for each in (run, ladder):
@@ -123,15 +123,21 @@ def test_accumulated_and_clipped_gradients(two_ranks, way):
 
 
 def emitted(way):
-    """The largest error of the gradients, the letters of each emitted program, and its faults."""
+    """The gradients' nets, the letters of each emitted program, and its faults."""
     net, whole = nets(way)
     run = compiled(net, lowering="inductor", verify="code")
     with record_emitted_code() as sources:
         loss_of(run, make_batch()).backward()
-    loss_of(partial(eager_ladder, whole), make_batch()).backward()
     programs = [read_events(source) for source in sources]
     faults = [str(found) for p in programs for found in (*find_races(p), *find_disorder(p))]
-    return worst(net, whole), [letters(program) for program in programs], faults
+    return (net, whole), [letters(program) for program in programs], faults
+
+
+def emitted_and_whole(way):
+    """The largest error of the gradients, and what was emitted."""
+    (net, whole), *seen = emitted(way)
+    loss_of(partial(eager_ladder, whole), make_batch()).backward()
+    return worst(net, whole), *seen
 
 
 def letters(program):
@@ -140,19 +146,28 @@ def letters(program):
     return "".join(short.get(event.kind, "") for event in program.events)
 
 
+ORDERS = ["l" + "lw" * 3 + "w"] * 2  # four blocks, each with one in a direction
+
+
 @FLOAT64
-def test_inductor_hides_waits_behind_the_next_block(two_ranks):
-    for error, orders, faults in two_ranks.run(emitted, "functions"):
+@pytest.mark.usefixtures("first_of_two")
+def test_inductor_hides_waits_behind_the_next_block():
+    assert emitted("functions")[1:] == (ORDERS, [])
+
+
+@DEEP
+@FLOAT64
+def test_inductor_trains_as_the_eager_ladder(two_ranks):
+    for error, *seen in two_ranks.run(emitted_and_whole, "functions"):
         assert error <= EXACT
-        assert not faults
-        assert orders == ["l" + "lw" * 3 + "w"] * 2  # four blocks, each with one in a direction
+        assert seen == [ORDERS, []]
 
 
 @DEEP
 @FLOAT64
 def test_inductor_hides_the_three_waits_of_q_k_v(two_ranks):
     """A DTensor sums the gradient of its input in each projection: three times ahead of q, k, v."""
-    for error, (forward, backward), faults in two_ranks.run(emitted, "dtensor"):
+    for error, (forward, backward), faults in two_ranks.run(emitted_and_whole, "dtensor"):
         assert error <= EXACT
         assert not faults
         head = "lw"  # which everything else needs
@@ -171,10 +186,10 @@ def spelled_out_attention(q, k, v, is_causal):
     return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
 
 
-def checkpointed(way, options, backend="ladderize", recompute=True, spell_out=False):
+def checkpointed(way, options, backend="ladderize", spell_out=False):
     """The largest error of the gradients, and the number of all-reduces in a step."""
     net, whole = nets(way, layers=1)
-    for layer in net.layers if recompute else ():
+    for layer in net.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     run = torch.compile(net, backend=backend, fullgraph=True, options=options)
     attention = spelled_out_attention if spell_out else F.scaled_dot_product_attention
@@ -187,25 +202,23 @@ def checkpointed(way, options, backend="ladderize", recompute=True, spell_out=Fa
     return error, [event.name for event in seen.events()].count("_c10d_functional::all_reduce")
 
 
-CHECKPOINTED = [
-    ("functions", "aot_eager", False),
-    pytest.param("dtensor", "aot_eager", True, marks=DEEP),
-    pytest.param("dtensor", "eager", False, marks=DEEP),
+CHECKPOINTED = [  # the last is the number of all-reduces in a step that computes nothing again
+    ("functions", "aot_eager", False, 4),
+    pytest.param("dtensor", "aot_eager", True, 7, marks=DEEP),
+    pytest.param("dtensor", "eager", False, 7, marks=DEEP),
 ]
 
 
-@pytest.mark.parametrize(("way", "lowering", "spell_out"), CHECKPOINTED)
-def test_checkpointed_layers(two_ranks, way, lowering, spell_out):
-    def run(recompute):
-        options = {"lowering": lowering}
-        return two_ranks.run(checkpointed, way, options, "ladderize", recompute, spell_out)
-
-    for (error, count), (_, fewer) in zip(run(True), run(False), strict=True):
+@pytest.mark.parametrize(("way", "lowering", "spell_out", "fewer"), CHECKPOINTED)
+def test_checkpointed_layers(two_ranks, way, lowering, spell_out, fewer):
+    options = {"lowering": lowering}
+    for error, count in two_ranks.run(checkpointed, way, options, "ladderize", spell_out):
         assert error <= EXACT
         # The branches are computed again in the backward; 2.11 keeps what was reduced.
         assert count > fewer or OLD
 
 
+@DEEP  # every run: the refusal, in test_sharded_refusals.py
 def test_checkpointed_dtensors_are_refused_where_torch_fails(two_ranks):
     """torch 2.13, on a CPU: it takes a DeviceMesh that it saves for a tensor."""
     alone = two_ranks.outcomes(checkpointed, "dtensor", None, "aot_eager")

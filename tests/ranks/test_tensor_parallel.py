@@ -74,11 +74,11 @@ def deep(*case):
     ("name", "options", "dynamic"),
     [
         ("llama", {"kv": 2, "layers": 1}, True),
-        ("gpt2", {}, False),
+        ("gpt2", {"layers": 1}, False),
         deep("bert", {}, False),
         *(deep("llama", {"kv": kv}, dynamic) for kv in (4, 1) for dynamic in (False, True)),
         *(deep("llama", {"kv": 2}, dynamic) for dynamic in (False, True)),
-        deep("gpt2", {}, True),
+        *(deep("gpt2", {}, dynamic) for dynamic in (False, True)),
         deep("bert", {}, True),
     ],
 )
@@ -125,8 +125,8 @@ EMBEDDING = "lw"  # every block needs its reduction: it is waited for at once
 
 @pytest.mark.usefixtures("first_of_two")
 def test_inductor_hides_every_wait_but_the_last():
-    _, _, (source,) = emitted(3, 1, False)
-    assert letters(source) == EMBEDDING + "l" + "lw" * 5 + "w"
+    _, _, (source,) = emitted(1, 1, False)
+    assert letters(source) == EMBEDDING + "l" + "lw" + "w"
     program = read_events(source)
     assert not find_races(program)
     assert not find_disorder(program)
@@ -135,14 +135,14 @@ def test_inductor_hides_every_wait_but_the_last():
 
 def trained(lowering):
     """Errors of the values and of two gradients on this rank."""
-    model = MODELS["llama"](layers=2, kv=2)
+    model = MODELS["llama"](layers=1, kv=2)
     found = compiled(model, mesh=mesh(), lowering=lowering)(input_ids=ids())[0]
     found.square().mean().backward()
-    ours = [model.layers[1].mlp.down_proj.weight.grad, model.layers[0].input_layernorm.weight.grad]
+    ours = [model.layers[0].mlp.down_proj.weight.grad, model.layers[0].input_layernorm.weight.grad]
     model.zero_grad()
     expected = whole("llama", model, ids())
     expected.square().mean().backward()
-    theirs = model.layers[1].mlp.down_proj.weight.grad, model.layers[0].input_layernorm.weight.grad
+    theirs = model.layers[0].mlp.down_proj.weight.grad, model.layers[0].input_layernorm.weight.grad
     part = theirs[0].shape[1] // dist.get_world_size()
     mine = slice(dist.get_rank() * part, (dist.get_rank() + 1) * part)
     differences = [found - expected, (ours[0] - theirs[0])[:, mine], ours[1] - theirs[1]]
@@ -173,6 +173,7 @@ def test_staleness_two_hides_behind_two_blocks():
     assert letters(source) == EMBEDDING + "ll" + "lw" * 2 + "ww"
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 def test_the_standard_net_waits_at_once():
     _, _, (source,) = emitted(1, 0, False)
@@ -208,22 +209,6 @@ def test_the_order_survives_without_control_deps(layers, grad, dynamic):
     assert (found - expected).abs().max() <= 1e-4
 
 
-def changed_weights():
-    model = MODELS["llama"](layers=1)
-    run = compiled(model, mesh=mesh(), lowering="eager")
-    with torch.no_grad():
-        before = run(input_ids=ids())[0]
-        model.layers[0].mlp.up_proj.weight.mul_(3)
-        after, expected = run(input_ids=ids())[0], whole("llama", model, ids())
-    return (after - before).abs().max().item(), (after - expected).abs().max().item()
-
-
-def test_weights_written_in_place_reach_the_local_parts(two_ranks):
-    for moved, error in two_ranks.run(changed_weights):
-        assert moved > 1e-3
-        assert error <= 1e-4
-
-
 def two_linears(parts, x):
     first, *branches, last = parts
     x = first(x)
@@ -248,23 +233,22 @@ def refusal(model, *args, **config):
     return "no error"
 
 
-NOTHING_DIVIDES = {"heads": 3, "kv": 3, "hidden_size": 24, "intermediate_size": 33}
+ODD_HEADS = {"heads": 3, "kv": 3, "hidden_size": 24, "layers": 1}
 
 
 @pytest.mark.usefixtures("first_of_two")
 def test_if_nothing_divides_all_is_listed():
-    text = refusal(MODELS["llama"](**NOTHING_DIVIDES), ids())
+    text = refusal(MODELS["llama"](**ODD_HEADS, intermediate_size=33), ids())
     assert "No branch can be sharded over 2 ranks" in text
-    assert text.count("3 heads") == 6
-    assert text.count("33 entries") == 4
+    assert text.count("3 heads") == 3
+    assert text.count("33 entries") == 2
     assert "layers.0.self_attn" in text
-    assert "layers.1.self_attn" in text
     assert "modeling_llama.py:" in text
 
 
 def partly_whole():
     """3 heads do not divide, the MLPs do: the error and what is said."""
-    model = MODELS["llama"](heads=3, kv=3, hidden_size=24)
+    model = MODELS["llama"](**ODD_HEADS)
     run = compiled(model, mesh=mesh(), lowering="eager")
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -277,11 +261,10 @@ def test_heads_that_do_not_divide_stay_whole_and_are_all_listed(two_ranks):
         assert error <= 1e-4
         (text,) = texts
         assert "Not all is divided over 2 ranks" in text
-        assert text.count("3 heads") == 6
-        assert text.count("branch: ") == 2
-        assert text.count("bytes and") == 2
+        assert text.count("3 heads") == 3
+        assert text.count("branch: ") == 1
+        assert text.count("bytes and") == 1
         assert "layers.0.self_attn" in text
-        assert "layers.1.self_attn" in text
         assert "modeling_llama.py:" in text
 
 
