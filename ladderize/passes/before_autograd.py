@@ -41,7 +41,7 @@ from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums, find_cuts
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
-from ladderize.streams.block import Block, Stream
+from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.choose import choose_blocks
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
@@ -103,6 +103,12 @@ class Rewriting:
     standard: tuple[Recurrence, ...] = ()
     rewritten: tuple[Recurrence, ...] = ()
     plan: ShardPlan | None = None
+
+    @property
+    def sources(self) -> tuple[dict[int, int], ...]:
+        """For each stream: of each block that is to read stale, the block whose anchor it reads."""
+        pairs = zip(self.streams, self.chosen, strict=True)
+        return tuple(stale_sources(s.blocks, c, self.config.staleness) for s, c in pairs)
 
     @property
     def num_ranks(self) -> int:
@@ -222,8 +228,7 @@ def _choose_blocks(state: Rewriting) -> None:
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
-    reroute = RerouteReads(state.streams, state.chosen, state.config.staleness)
-    return apply_pass(state.gm, reroute)
+    return apply_pass(state.gm, RerouteReads(state.streams, state.sources))
 
 
 def _read_rewritten(state: Rewriting) -> None:
@@ -231,7 +236,7 @@ def _read_rewritten(state: Rewriting) -> None:
 
 
 def _check_recurrence(state: Rewriting) -> None:
-    specified = specify_ladder(state.standard, state.streams, state.chosen, state.config.staleness)
+    specified = specify_ladder(state.standard, state.sources)
     for found, wanted, stream in zip(state.rewritten, specified, state.streams, strict=True):
         check_recurrence(found, wanted, stream)
 
