@@ -41,8 +41,8 @@ from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums, find_cuts
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
-from ladderize.streams.block import Block, Stream, stale_sources
-from ladderize.streams.choose import choose_blocks
+from ladderize.streams.block import Block, Stream, stale_sources, without
+from ladderize.streams.choose import choose_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
 from ladderize.streams.gains import keep_reads_that_hide
@@ -53,6 +53,7 @@ from ladderize.streams.recurrence import (
     specify_ladder,
 )
 from ladderize.streams.refusals import refuse_unfit, refuse_wrapped
+from ladderize.streams.restore import Restored, restore_standard
 from ladderize.streams.single_layers import refuse_single_layers
 
 
@@ -84,6 +85,7 @@ class Rewriting:
         num_regions: how many checkpointed regions were inlined.
         context: the analysis of the standard graph; made once, by `find_streams`.
         streams: the residual streams of the standard graph.
+        restored: the standard net, where a ladder is extended; None otherwise.
         chosen: for each stream the indices of the converted blocks.
         standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
         plan: how the branches are sharded, None without ranks.
@@ -99,6 +101,7 @@ class Rewriting:
     num_regions: int = 0
     context: AnalysisContext | None = None
     streams: tuple[Stream, ...] = ()
+    restored: Restored | None = None
     chosen: tuple[frozenset[int], ...] = ()
     standard: tuple[Recurrence, ...] = ()
     rewritten: tuple[Recurrence, ...] = ()
@@ -109,6 +112,11 @@ class Rewriting:
         """For each stream: of each block that is to read stale, the block whose anchor it reads."""
         pairs = zip(self.streams, self.chosen, strict=True)
         return tuple(stale_sources(s.blocks, c, self.config.staleness) for s, c in pairs)
+
+    @property
+    def stale(self) -> tuple[dict[int, int], ...]:
+        """The same of each block that reads stale in the graph that was given."""
+        return tuple({} for _ in self.streams) if self.restored is None else self.restored.stale
 
     @property
     def num_ranks(self) -> int:
@@ -133,9 +141,11 @@ class Rewriting:
     def describe(self) -> str:
         """One line: how many blocks were found and converted."""
         found = sum(len(stream.blocks) for stream in self.streams)
+        converted = f"{sum(map(len, self.chosen))} of {found} blocks converted"
+        if kept := sum(map(len, self.stale)):
+            return f"{converted}, of which {kept} read stale already"
         stale = sum(len(stream.stale_blocks) for stream in self.streams)
-        already = f", {stale} more read stale already" if stale else ""
-        return f"{sum(map(len, self.chosen))} of {found} blocks converted{already}"
+        return f"{converted}, {stale} more read stale already" if stale else converted
 
 
 # ---- when a step is due ------------------------------------------------------------------------
@@ -163,6 +173,11 @@ def _joins_streams(state: Rewriting) -> bool:
 
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
+
+
+def _is_extended(state: Rewriting) -> bool:
+    has_stale_blocks = any(stream.stale_blocks for stream in state.streams)
+    return has_stale_blocks and state.config.names_a_ladder and not state.is_laddered
 
 
 def _is_standard(state: Rewriting) -> bool:
@@ -204,8 +219,18 @@ def _find_streams(state: Rewriting) -> None:
     state.chosen = tuple(frozenset[int]() for _ in state.streams)
 
 
+def _restore_standard(state: Rewriting) -> None:
+    state.restored = restore_standard(state.analysis, state.streams)
+    state.streams = state.restored.in_ladder
+    state.chosen = tuple(frozenset[int]() for _ in state.streams)
+
+
 def _read_standard(state: Rewriting) -> None:
-    state.standard = state.rewritten = read_recurrence(state.gm, state.streams)
+    if state.restored is None:
+        state.standard = read_recurrence(state.gm, state.streams)
+    else:
+        state.standard = state.restored.recurrences
+    state.rewritten = state.standard
 
 
 def _refuse_unsaved_states(state: Rewriting) -> None:
@@ -223,12 +248,16 @@ def _choose_blocks(state: Rewriting) -> None:
     if state.is_laddered:
         return
     if state.ranks is None:
-        chosen = keep_reads_that_hide(state.analysis, state.streams, chosen, state.config)
+        chosen = keep_reads_that_hide(
+            state.analysis, state.streams, chosen, state.stale, state.config
+        )
     state.chosen = chosen
+    refuse_other_reads(state.streams, state.stale, state.sources)
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
-    return apply_pass(state.gm, RerouteReads(state.streams, state.sources))
+    moved = tuple(map(without, state.sources, state.stale))
+    return apply_pass(state.gm, RerouteReads(state.streams, moved))
 
 
 def _read_rewritten(state: Rewriting) -> None:
@@ -274,6 +303,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("ToAten", _to_aten, _needs_aten),
     *STANDARDIZE,
     Step("find_streams", _find_streams, kind="analysis"),
+    Step("restore_standard", _restore_standard, _is_extended, "analysis"),
     Step("read_standard", _read_standard, kind="analysis"),
     Step("refuse_wrong_gradients", lambda s: refuse_wrong_gradients(s.gm), kind="check"),
     Step("refuse_unsaved_states", _refuse_unsaved_states, _has_regions, "check"),

@@ -81,6 +81,7 @@ class ReportBuilder:
                         block,
                         reads_after=reads[stream.index][block.index],
                         is_converted=block.index in state.chosen[stream.index],
+                        was_stale=block.index in state.stale[stream.index],
                     )
                     for block in stream.blocks
                 ),

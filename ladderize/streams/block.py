@@ -3,7 +3,7 @@
 x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -103,3 +103,8 @@ def stale_sources(
         if block.index in chosen and source != block.index:
             sources[block.index] = source
     return sources
+
+
+def without(sources: Mapping[int, int], stale: Collection[int]) -> dict[int, int]:
+    """Those of `sources` whose blocks are not `stale` already."""
+    return {index: source for index, source in sources.items() if index not in stale}

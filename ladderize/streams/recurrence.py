@@ -112,7 +112,7 @@ def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -
     """Raise `LadderError` naming each block whose equation is not the specified one."""
     blockers = [
         Blocker.at(block.add, f"block {block.index} computes {is_} instead of {should}")
-        for block, is_, should in _differences(found, specified, stream.blocks)
+        for block, is_, should in find_differences(found, specified, stream.blocks)
     ]
     if blockers:
         raise LadderError(
@@ -122,9 +122,10 @@ def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -
         )
 
 
-def _differences(
+def find_differences(
     found: Recurrence, specified: Recurrence, blocks: Sequence[Block]
 ) -> list[tuple[Block, sympy.Eq, sympy.Eq]]:
+    """The blocks whose equations differ, each with the one found and the one specified."""
     return [
         (block, is_, should)
         for equations in ("sums", "anchors")
