@@ -55,6 +55,7 @@ from ladderize.streams.recurrence import (
 from ladderize.streams.refusals import refuse_unfit, refuse_wrapped
 from ladderize.streams.restore import Restored, restore_standard
 from ladderize.streams.single_layers import refuse_single_layers
+from ladderize.streams.stale_halves import refuse_undecided
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,8 @@ def _choose_blocks(state: Rewriting) -> None:
     chosen = choose_blocks(state.streams, state.config)  # checks expect_blocks= in any case
     if state.is_laddered:
         return
+    if state.config.layers is not None:
+        refuse_undecided(state.analysis, state.streams)
     if state.ranks is None:
         chosen = keep_reads_that_hide(
             state.analysis, state.streams, chosen, state.stale, state.config

@@ -9,12 +9,14 @@ elsewhere in the stream.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from torch.fx import Node
 
-from ladderize.errors import module_path
+from ladderize.errors import Blocker, LadderError, module_path
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.layers import layer_indices
 
 Kind = tuple[str, ...]
 
@@ -46,12 +48,39 @@ def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
     )
 
 
+def refuse_undecided(context: AnalysisContext, streams: Sequence[Stream]) -> None:
+    """Raise `LadderError` naming the blocks that add branches of several layers at once.
+
+    Where every second block is stale and no other, nothing tells which are: none is by itself.
+    """
+    found: list[Blocker] = []
+    for stream in streams:
+        parts = {b: _blocks_of(context, b, _parts(context, b)) or [b] for b in stream.blocks}
+        layers = iter(layer_indices([part for own in parts.values() for part in own]))
+        for block, own in parts.items():
+            those = sorted({layer for layer in islice(layers, len(own)) if layer is not None})
+            if len(those) > 1:
+                what = f"block {block.index} adds what layers {those} made of one value"
+                found.append(Blocker.at(block.add, what))
+    if found:
+        raise LadderError(
+            "These blocks are parallel, or every second one is stale already:",
+            found,
+            "for parallel blocks, choose with blocks=, which counts each as one; for stale ones, "
+            "ladder the standard net",
+        )
+
+
 def _separate(context: AnalysisContext, block: Block, known: set[Kind]) -> list[Block]:
     """The blocks that `block` is the sum of; none if it is one by itself."""
-    parts = _known_parts(_parts(context, block), known)
+    return _blocks_of(context, block, _known_parts(_parts(context, block), known))
+
+
+def _blocks_of(context: AnalysisContext, block: Block, parts: Sequence[_Part]) -> list[Block]:
+    """Each part as a block; none if they share nodes or read the stream without mixing."""
     branches = [context.branch(block.anchor, part.outputs) or () for part in parts]
     if not all(branches) or sum(map(len, branches)) > len(frozenset().union(*branches)):
-        return []  # a skip of the branch's own, or a norm that both read
+        return []
     skips = (block.skip, *(part.sums[-1] for part in parts))
     return [
         replace(
