@@ -41,7 +41,7 @@ from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums, find_cuts
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
-from ladderize.streams.block import Block, Stream, stale_sources, without
+from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.choose import choose_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
@@ -259,8 +259,7 @@ def _choose_blocks(state: Rewriting) -> None:
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
-    moved = tuple(map(without, state.sources, state.stale))
-    return apply_pass(state.gm, RerouteReads(state.streams, moved))
+    return apply_pass(state.gm, RerouteReads(state.streams, state.sources))
 
 
 def _read_rewritten(state: Rewriting) -> None:

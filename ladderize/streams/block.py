@@ -3,7 +3,7 @@
 x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -58,7 +58,7 @@ class Stream:
         blocks: in graph order.
         blockers: why this chain must not be rewritten; empty for a ladder candidate.
         stale_blocks: those behind them whose branch reads the stream before the skip already, as
-            their `anchor`s say; a stream that has any is a ladder, and its reads are left alone.
+            their `anchor`s say; a stream that has any is a ladder.
     """
 
     blocks: tuple[Block, ...]
@@ -103,8 +103,3 @@ def stale_sources(
         if block.index in chosen and source != block.index:
             sources[block.index] = source
     return sources
-
-
-def without(sources: Mapping[int, int], stale: Collection[int]) -> dict[int, int]:
-    """Those of `sources` whose blocks are not `stale` already."""
-    return {index: source for index, source in sources.items() if index not in stale}

@@ -15,7 +15,7 @@ from torch.fx import Node
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph.collectives import HIDDEN, launched_by_call
-from ladderize.streams.block import Block, Stream, stale_sources, without
+from ladderize.streams.block import Block, Stream, stale_sources
 from ladderize.streams.context import AnalysisContext
 
 Chosen = tuple[frozenset[int], ...]
@@ -38,11 +38,15 @@ def keep_reads_that_hide(
     found = [_launches(context, stream) for stream in streams]
     if not any(found):
         return chosen
-    moved = [
-        without(stale_sources(stream.blocks, indices, config.staleness), already)
-        for stream, indices, already in zip(streams, chosen, stale, strict=True)
+    sources = [
+        stale_sources(stream.blocks, indices, config.staleness)
+        for stream, indices in zip(streams, chosen, strict=True)
     ]
-    idle = [_idle(context, stream, sources) for stream, sources in zip(streams, moved, strict=True)]
+    moved = [
+        {index: source for index, source in of_stream.items() if index not in already}
+        for of_stream, already in zip(sources, stale, strict=True)
+    ]
+    idle = [_idle(context, stream, reads) for stream, reads in zip(streams, moved, strict=True)]
     if not any(idle):
         return chosen
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]

@@ -165,6 +165,49 @@ def test_a_tensor_parallel_net_keeps_its_collectives():
     assert "read stale already, and stay as they are: block 2, block 3" in str(report)
 
 
+class Shared(ByHand):
+    """Block 1 reads what block 0 has normed."""
+
+    def forward(self, x):
+        first, second, third, *_ = self.net.layers
+        x = self.net.embed(x)
+        read = first.norm(x)
+        between = x + first.down(torch.relu(first.up(read)))
+        x = between + second.down(torch.relu(second.up(read)))
+        return self.net.head(x + third(between))
+
+
+class Gated(ByHand):
+    """What comes to each sum is gated by a buffer, written behind the branch that reads stale."""
+
+    def __init__(self):
+        super().__init__({1, 2})
+        self.register_buffer("gate", torch.zeros(3, 8))
+
+    def forward(self, given):
+        first, *others = self.net.layers[:3]
+        x = self.net.embed(given)
+        pending = first(x)
+        for layer in others:
+            stale = layer(x)
+            self.gate.index_copy_(0, torch.tensor([0]), given[:1])
+            x, pending = x + pending * self.gate, stale
+        return self.net.head(x + pending)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Shared(()), "what it would read fresh is made of it"),
+        (Gated(), "has to stay behind index_copy_"),
+    ],
+)
+def test_what_cannot_be_restored_is_refused(model, reason):
+    with pytest.raises(LadderError, match="cannot be told from it") as caught:
+        extended(model, layers="all")
+    assert reason in caught.value.blockers[0].what
+
+
 # ---- programs
 
 
