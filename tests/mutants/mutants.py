@@ -249,7 +249,7 @@ STREAMS = (
         "ladderize/streams/stale_halves.py",
         "if start in ends and joined.kind in known:",
         "if start in ends:",
-        "tests/sharding/test_existing_ladders.py::test_as_the_standard_net",
+        "tests/streams/test_extended_ladders.py::test_every_second_block_might_be_half_of_a_parallel_one",
     ),
     Mutant(
         "a stale branch would read what is farthest behind its skip",
