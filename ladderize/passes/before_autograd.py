@@ -248,8 +248,11 @@ def _choose_blocks(state: Rewriting) -> None:
     chosen = choose_blocks(state.streams, state.config)  # checks expect_blocks= in any case
     if state.is_laddered:
         return
-    if state.config.layers is not None:
-        refuse_undecided(state.analysis, state.streams)
+    if state.config.names_a_ladder:
+        restored = state.restored
+        context = state.analysis if restored is None else restored.context
+        streams = state.streams if restored is None else restored.streams
+        refuse_undecided(context, streams, state.config)
     if state.ranks is None:
         chosen = keep_reads_that_hide(
             state.analysis, state.streams, chosen, state.stale, state.config

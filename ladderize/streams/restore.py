@@ -104,15 +104,17 @@ def _edits(context: AnalysisContext, streams: Iterable[Stream]) -> Edits:
     edits: Edits = {}
     unknown: list[Blocker] = []
     for stream in streams:
+        blocks = (*stream.blocks, *stream.stale_blocks)
         steps = {
             value: number
-            for block in (*stream.blocks, *stream.stale_blocks)
+            for block in blocks
             for number, value in enumerate(context.walk_back(block.skip))
         }
+        home = _home(context, blocks)
         for block in stream.stale_blocks:
             own = context.walk_back(block.skip)
             number = steps.get(block.anchor, len(own))
-            reads = list(_reads(block, own[number])) if number < len(own) else []
+            reads = list(_reads(block, home, own[number])) if number < len(own) else []
             for reader, value in reads:
                 edits.setdefault(reader, {})[value] = own[number]
             if not reads:
@@ -123,15 +125,24 @@ def _edits(context: AnalysisContext, streams: Iterable[Stream]) -> Edits:
     return edits
 
 
-def _reads(block: Block, fresh: Node) -> Iterator[tuple[Node, Node]]:
+def _home(context: AnalysisContext, blocks: Iterable[Block]) -> dict[Node, Block]:
+    """The block that each node is in: what several read is the earliest one's."""
+    home: dict[Node, Block] = {}
+    for block in sorted(blocks, key=lambda block: context.position[block.add]):
+        for node in block.branch:
+            home.setdefault(node, block)
+    return home
+
+
+def _reads(block: Block, home: Mapping[Node, Block], fresh: Node) -> Iterator[tuple[Node, Node]]:
     """Each reader in a stale branch with what it reads: the anchor, in the form of `fresh`."""
     value = block.anchor
     while _form(value) != _form(fresh):
-        readers = [user for user in value.users if user in block.members]
+        readers = [user for user in value.users if home.get(user) is block]
         if len(readers) != 1 or not ops.only_scales(readers[0]):
             return
         (value,) = readers
-    yield from ((user, value) for user in value.users if user in block.members)
+    yield from ((user, value) for user in value.users if home.get(user) is block)
 
 
 def _form(node: Node) -> tuple[object, object]:

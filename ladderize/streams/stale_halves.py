@@ -7,12 +7,13 @@ if branches of the same modules, the numbers of layers aside, are each added by 
 elsewhere in the stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch.fx import Node
 
+from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, module_path
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
@@ -35,7 +36,7 @@ def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
     blocks = (*stream.blocks, *stream.stale_blocks)
     if not any(block.partial_sums for block in blocks):
         return stream
-    known = {kind for b in blocks if all(kind := _kind(context, b, b.outputs))}
+    known = _known_kinds(context, blocks)
     parts = {block: _separate(context, block, known) for block in blocks if block.partial_sums}
     halves = {block: found for block, found in parts.items() if len(found) > 1}
     stale = [block for block in stream.stale_blocks if block not in halves]
@@ -48,27 +49,40 @@ def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
     )
 
 
-def refuse_undecided(context: AnalysisContext, streams: Sequence[Stream]) -> None:
-    """Raise `LadderError` naming the blocks that add branches of several layers at once.
+def refuse_undecided(
+    context: AnalysisContext, streams: Sequence[Stream], config: LadderConfig
+) -> None:
+    """Raise `LadderError` naming the parallel blocks that may as well be a block and a stale one.
 
-    Where every second block is stale and no other, nothing tells which are: none is by itself.
+    Those that add at once what is added by itself elsewhere, but not all that they add; where
+    layers are chosen those, too, that add branches of several layers.
     """
     found: list[Blocker] = []
     for stream in streams:
+        if not any(block.partial_sums for block in stream.blocks):
+            continue
+        known = _known_kinds(context, stream.blocks)
         parts = {b: _blocks_of(context, b, _parts(context, b)) or [b] for b in stream.blocks}
         layers = iter(layer_indices([part for own in parts.values() for part in own]))
         for block, own in parts.items():
             those = sorted({layer for layer in islice(layers, len(own)) if layer is not None})
-            if len(those) > 1:
-                what = f"block {block.index} adds what layers {those} made of one value"
-                found.append(Blocker.at(block.add, what))
+            alone = [part for part in own if _kind(context, part, part.outputs) in known]
+            what = f"block {block.index} adds several branches at once, "
+            if len(those) > 1 and config.layers is not None:
+                found.append(Blocker.at(block.add, f"{what}of layers {those}"))
+            elif len(own) > 1 and alone:
+                found.append(Blocker.at(block.add, f"{what}one of which is a block elsewhere"))
     if found:
         raise LadderError(
-            "These blocks are parallel, or every second one is stale already:",
+            "These blocks are parallel, or stale in part already:",
             found,
-            "for parallel blocks, choose with blocks=, which counts each as one; for stale ones, "
+            "for parallel blocks, leave layers=, blocks= and staleness= out; for stale ones, "
             "ladder the standard net",
         )
+
+
+def _known_kinds(context: AnalysisContext, blocks: Iterable[Block]) -> set[Kind]:
+    return {kind for block in blocks if all(kind := _kind(context, block, block.outputs))}
 
 
 def _separate(context: AnalysisContext, block: Block, known: set[Kind]) -> list[Block]:

@@ -37,6 +37,7 @@ from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
 from ladderize.streams.refusals import refuse_unfit
 from ladderize.streams.restore import restore_standard
+from ladderize.streams.stale_halves import refuse_undecided
 from ladderize.testing.verify.candidate import Candidate, of_program, on_cpu, read_candidate
 from ladderize.testing.verify.check_collectives import check_groups, check_hidden, check_waits
 from ladderize.testing.verify.check_gradients import GRADIENTS, check_gradients, is_trained
@@ -131,6 +132,8 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
         context, streams, stale = restored.context, restored.streams, restored.stale
         names = {restored.copies[node]: name for node, name in names.items()}
     refuse_unfit(context, streams)
+    if config.names_a_ladder:
+        refuse_undecided(context, streams, config)
     chosen = choose_blocks(streams, config)
     standard = Original.of(context.gm, streams, chosen, config.staleness, names)
     refuse_other_reads(streams, stale, standard.sources)
