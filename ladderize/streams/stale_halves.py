@@ -91,8 +91,8 @@ def _separate(context: AnalysisContext, block: Block, known: set[Kind]) -> list[
 
 
 def _blocks_of(context: AnalysisContext, block: Block, parts: Sequence[_Part]) -> list[Block]:
-    """Each part as a block; none if they share nodes or read the stream without mixing."""
-    branches = [context.branch(block.anchor, part.outputs) or () for part in parts]
+    """Each part as a block; none if they share nodes."""
+    branches = [_branch(context, block, part.outputs) for part in parts]
     if not all(branches) or sum(map(len, branches)) > len(frozenset().union(*branches)):
         return []
     skips = (block.skip, *(part.sums[-1] for part in parts))
@@ -150,7 +150,12 @@ def _known_parts(parts: Sequence[_Part], known: set[Kind]) -> list[_Part]:
 
 def _kind(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> Kind:
     """The modules that made `outputs`, without numbers: `layers.*.mlp.down_proj`, "" if unknown."""
-    branches = (context.branch(block.anchor, [output]) or () for output in outputs)
+    branches = (_branch(context, block, [output]) for output in outputs)
     paths = [next(filter(None, map(module_path, reversed(nodes))), "") for nodes in branches]
     plain = (["*" if name.isdecimal() else name for name in path.split(".")] for path in paths)
     return tuple(sorted(map(".".join, plain)))
+
+
+def _branch(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes from the anchor to `outputs`, to a skip of the branch's own too."""
+    return tuple(n for n in context.reach(block.anchor, outputs) if n is not block.anchor)
