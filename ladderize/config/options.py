@@ -27,7 +27,10 @@ class LadderConfig:
 
     Attributes:
         layers: which layers to convert (indices of the module list that holds the blocks). Blocks
-            in no list ahead of the first layer stay standard, and it reads what they leave.
+            in no list ahead of the first layer stay standard, and it reads what they leave. None:
+            all of a standard net; a net that is a ladder already, in part or as a whole, is left
+            as it is. Any other value is the ladder to be had: it holds the blocks that read stale
+            already, and what else it holds is converted.
         blocks: the same, counted in blocks, those ahead of the first layer too; not together with
             `layers`.
         staleness: how many blocks earlier a converted branch reads, 0 to 8; 0 is the standard
@@ -50,7 +53,7 @@ class LadderConfig:
         LadderError: listing every unknown name, bad value and contradiction.
     """
 
-    layers: str | int | Sequence[int] = "all"
+    layers: str | int | Sequence[int] | None = None
     blocks: str | int | Sequence[int] | None = None
     staleness: int = 1
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
@@ -88,12 +91,23 @@ class LadderConfig:
     @property
     def selection(self) -> Selection:
         """The parsed `blocks`, or `layers` when `blocks` is not given."""
-        return Selection.parse(self.layers if self.blocks is None else self.blocks)
+        given = self.layers if self.blocks is None else self.blocks
+        return Selection.parse("all" if given is None else given)
+
+    @property
+    def names_blocks(self) -> bool:
+        """Whether the options choose some of the blocks, not all."""
+        return self.blocks is not None or self.layers not in (None, "all")
+
+    @property
+    def names_a_ladder(self) -> bool:
+        """Whether the options say which ladder is wanted, of a net that is one already too."""
+        return self.blocks is not None or self.layers is not None or self.staleness != 1
 
     @property
     def names_a_part(self) -> bool:
         """Whether the options say which blocks a graph holds, or which of them are meant."""
-        return self.expect_blocks is not None or self.blocks is not None or self.layers != "all"
+        return self.expect_blocks is not None or self.names_blocks
 
     @property
     def device_mesh(self) -> DeviceMesh | None:
@@ -115,11 +129,11 @@ class LadderConfig:
 
     def _selection_problems(self) -> list[str]:
         problems = []
-        if self.blocks is not None and self.layers != "all":
+        if self.blocks is not None and self.layers is not None:
             problems.append("layers= and blocks= contradict each other; give one of them")
         for name in ("layers", "blocks"):
             value = getattr(self, name)
-            if name == "blocks" and value is None:
+            if value is None:
                 continue
             try:
                 Selection.parse(value)

@@ -101,7 +101,7 @@ def _groups_of(gm: GraphModule, mesh: Any) -> list[dist.ProcessGroup]:
 
 def _refuse_options_of_parallelize(config: LadderConfig) -> None:
     """What `parallelize` has laddered and sharded is only left to be lowered."""
-    given = {"layers=": config.layers != "all", "blocks=": config.blocks is not None}
+    given = {"layers=": config.layers is not None, "blocks=": config.blocks is not None}
     given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
     surplus = [Blocker(name) for name, is_given in given.items() if is_given]
     if surplus:

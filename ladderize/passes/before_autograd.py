@@ -41,8 +41,8 @@ from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums, find_cuts
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
-from ladderize.streams.block import Block, Stream
-from ladderize.streams.choose import choose_blocks
+from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.choose import choose_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
 from ladderize.streams.gains import keep_reads_that_hide
@@ -53,7 +53,9 @@ from ladderize.streams.recurrence import (
     specify_ladder,
 )
 from ladderize.streams.refusals import refuse_unfit, refuse_wrapped
+from ladderize.streams.restore import Restored, restore_standard
 from ladderize.streams.single_layers import refuse_single_layers
+from ladderize.streams.stale_halves import refuse_undecided
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Rewriting:
         num_regions: how many checkpointed regions were inlined.
         context: the analysis of the standard graph; made once, by `find_streams`.
         streams: the residual streams of the standard graph.
+        restored: the standard net, where a ladder is extended; None otherwise.
         chosen: for each stream the indices of the converted blocks.
         standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
         plan: how the branches are sharded, None without ranks.
@@ -99,10 +102,22 @@ class Rewriting:
     num_regions: int = 0
     context: AnalysisContext | None = None
     streams: tuple[Stream, ...] = ()
+    restored: Restored | None = None
     chosen: tuple[frozenset[int], ...] = ()
     standard: tuple[Recurrence, ...] = ()
     rewritten: tuple[Recurrence, ...] = ()
     plan: ShardPlan | None = None
+
+    @property
+    def sources(self) -> tuple[dict[int, int], ...]:
+        """For each stream: of each block that is to read stale, the block whose anchor it reads."""
+        pairs = zip(self.streams, self.chosen, strict=True)
+        return tuple(stale_sources(s.blocks, c, self.config.staleness) for s, c in pairs)
+
+    @property
+    def stale(self) -> tuple[dict[int, int], ...]:
+        """The same of each block that reads stale in the graph that was given."""
+        return tuple({} for _ in self.streams) if self.restored is None else self.restored.stale
 
     @property
     def num_ranks(self) -> int:
@@ -127,9 +142,11 @@ class Rewriting:
     def describe(self) -> str:
         """One line: how many blocks were found and converted."""
         found = sum(len(stream.blocks) for stream in self.streams)
+        converted = f"{sum(map(len, self.chosen))} of {found} blocks converted"
+        if kept := sum(map(len, self.stale)):
+            return f"{converted}, of which {kept} read stale already"
         stale = sum(len(stream.stale_blocks) for stream in self.streams)
-        already = f", {stale} more read stale already" if stale else ""
-        return f"{sum(map(len, self.chosen))} of {found} blocks converted{already}"
+        return f"{converted}, {stale} more read stale already" if stale else converted
 
 
 # ---- when a step is due ------------------------------------------------------------------------
@@ -157,6 +174,11 @@ def _joins_streams(state: Rewriting) -> bool:
 
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
+
+
+def _is_extended(state: Rewriting) -> bool:
+    has_stale_blocks = any(stream.stale_blocks for stream in state.streams)
+    return has_stale_blocks and state.config.names_a_ladder and not state.is_laddered
 
 
 def _is_standard(state: Rewriting) -> bool:
@@ -198,8 +220,18 @@ def _find_streams(state: Rewriting) -> None:
     state.chosen = tuple(frozenset[int]() for _ in state.streams)
 
 
+def _restore_standard(state: Rewriting) -> None:
+    state.restored = restore_standard(state.analysis, state.streams)
+    state.streams = state.restored.in_ladder
+    state.chosen = tuple(frozenset[int]() for _ in state.streams)
+
+
 def _read_standard(state: Rewriting) -> None:
-    state.standard = state.rewritten = read_recurrence(state.gm, state.streams)
+    if state.restored is None:
+        state.standard = read_recurrence(state.gm, state.streams)
+    else:
+        state.standard = state.restored.recurrences
+    state.rewritten = state.standard
 
 
 def _refuse_unsaved_states(state: Rewriting) -> None:
@@ -216,14 +248,21 @@ def _choose_blocks(state: Rewriting) -> None:
     chosen = choose_blocks(state.streams, state.config)  # checks expect_blocks= in any case
     if state.is_laddered:
         return
+    if state.config.names_a_ladder:
+        restored = state.restored
+        context = state.analysis if restored is None else restored.context
+        streams = state.streams if restored is None else restored.streams
+        refuse_undecided(context, streams, state.config)
     if state.ranks is None:
-        chosen = keep_reads_that_hide(state.analysis, state.streams, chosen, state.config)
+        chosen = keep_reads_that_hide(
+            state.analysis, state.streams, chosen, state.stale, state.config
+        )
     state.chosen = chosen
+    refuse_other_reads(state.streams, state.stale, state.sources)
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
-    reroute = RerouteReads(state.streams, state.chosen, state.config.staleness)
-    return apply_pass(state.gm, reroute)
+    return apply_pass(state.gm, RerouteReads(state.streams, state.sources))
 
 
 def _read_rewritten(state: Rewriting) -> None:
@@ -231,7 +270,7 @@ def _read_rewritten(state: Rewriting) -> None:
 
 
 def _check_recurrence(state: Rewriting) -> None:
-    specified = specify_ladder(state.standard, state.streams, state.chosen, state.config.staleness)
+    specified = specify_ladder(state.standard, state.sources)
     for found, wanted, stream in zip(state.rewritten, specified, state.streams, strict=True):
         check_recurrence(found, wanted, stream)
 
@@ -269,6 +308,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("ToAten", _to_aten, _needs_aten),
     *STANDARDIZE,
     Step("find_streams", _find_streams, kind="analysis"),
+    Step("restore_standard", _restore_standard, _is_extended, "analysis"),
     Step("read_standard", _read_standard, kind="analysis"),
     Step("refuse_wrong_gradients", lambda s: refuse_wrong_gradients(s.gm), kind="check"),
     Step("refuse_unsaved_states", _refuse_unsaved_states, _has_regions, "check"),

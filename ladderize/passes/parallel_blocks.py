@@ -27,8 +27,8 @@ class ParallelBlocks:
 
     def __call__(self, gm: GraphModule) -> PassResult:
         pairs = [list(_pairs(stream)) for stream in self.streams]
-        second = tuple(frozenset(b.index for _, b in found) for found in pairs)
-        RerouteReads(self.streams, second)(gm)
+        sources = tuple({other.index: first.index for first, other in found} for found in pairs)
+        RerouteReads(self.streams, sources)(gm)
         for found in pairs:
             for pair in found:
                 _add_at_once(gm, *pair)

@@ -8,6 +8,7 @@ The skip path is untouched. This is the one pass that changes what the graph com
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,23 +17,22 @@ from torch.fx import GraphModule, Node
 
 from ladderize.graph import ops
 from ladderize.passes import PassResult
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 
 
 @dataclass(frozen=True)
 class RerouteReads:
-    """`chosen` holds, for each stream, the indices of the blocks to convert."""
+    """`sources` holds, for each stream, the block whose anchor each rerouted block is to read."""
 
     streams: tuple[Stream, ...]
-    chosen: tuple[frozenset[int], ...]
-    staleness: int = 1
+    sources: tuple[Mapping[int, int], ...]
     preserves_values: ClassVar[bool] = False
 
     def __call__(self, gm: GraphModule) -> PassResult:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         edits = []
-        for stream, chosen in zip(self.streams, self.chosen, strict=True):
-            for index, source in stale_sources(stream.blocks, chosen, self.staleness).items():
+        for stream, sources in zip(self.streams, self.sources, strict=True):
+            for index, source in sources.items():
                 block = stream.blocks[index]
                 readers = sorted(
                     (user for user in block.anchor.users if user in block.members),

@@ -26,7 +26,7 @@ from ladderize.report.data import (
     StreamReport,
 )
 from ladderize.report.snapshot import read_branches, snapshot
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 
 
 @dataclass
@@ -72,10 +72,7 @@ class ReportBuilder:
 
     def _see_reads(self, state: Rewriting) -> None:
         reads = read_branches(state.rewritten)
-        self._sources = tuple(
-            stale_sources(stream.blocks, chosen, state.config.staleness)
-            for stream, chosen in zip(state.streams, state.chosen, strict=True)
-        )
+        self._sources = state.sources
         self._rewritten = tuple(
             dataclasses.replace(
                 stream,
@@ -84,6 +81,7 @@ class ReportBuilder:
                         block,
                         reads_after=reads[stream.index][block.index],
                         is_converted=block.index in state.chosen[stream.index],
+                        was_stale=block.index in state.stale[stream.index],
                     )
                     for block in stream.blocks
                 ),

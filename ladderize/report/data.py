@@ -37,6 +37,7 @@ class BlockReport:
         reads_after: what it reads in the rewritten graph; the same where nothing was rewritten.
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
+        was_stale: whether it reads stale in the graph that was given already, and stays as it is.
         hides: the collectives that its stale read gives time to run behind it: those of the blocks
             that it leaves out. Empty without a stale read, and on one device.
         num_nodes: operations in its branch.
@@ -70,6 +71,7 @@ class BlockReport:
     attention_flops: int | None = 0
     cache_bytes: int | None = 0
     is_prologue: bool = False
+    was_stale: bool = False
 
     @property
     def is_rewired(self) -> bool:
@@ -93,8 +95,8 @@ class StreamReport:
 
     Attributes:
         index: among the streams of its graph.
-        stale: places (module and line) of the residual sums that read stale already; a stream with
-            any is a ladder and left alone.
+        stale: places (module and line) of the residual sums that read stale already, of a ladder
+            that is left alone. Where one is extended, these are `blocks` like the others.
         blockers: what keeps this stream from being rewritten.
     """
 

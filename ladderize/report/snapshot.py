@@ -82,6 +82,7 @@ def _block(
         num_nodes=len(block.branch),
         hides=(),
         is_prologue=block.is_prologue,
+        was_stale=False,
         **costs,
     )
 

@@ -58,7 +58,7 @@ class Stream:
         blocks: in graph order.
         blockers: why this chain must not be rewritten; empty for a ladder candidate.
         stale_blocks: those behind them whose branch reads the stream before the skip already, as
-            their `anchor`s say; a stream that has any is a ladder, and its reads are left alone.
+            their `anchor`s say; a stream that has any is a ladder.
     """
 
     blocks: tuple[Block, ...]

@@ -1,9 +1,9 @@
 """Which blocks of which stream the options choose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError
+from ladderize.errors import Blocker, LadderError, counted
 from ladderize.streams.block import Stream
 
 
@@ -12,18 +12,16 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
 
     `blocks=` counts through all streams in graph order; `layers=` takes layer indices, the same
     ones in every stream (an encoder's and a decoder's). A prologue, blocks in no list ahead of the
-    first layer, is chosen by `blocks=` alone. A stream that is a ladder already is left alone and
-    not counted, except by `expect_blocks=`.
+    first layer, is chosen by `blocks=` alone. A stream with stale blocks is left alone and not
+    counted, except by `expect_blocks=`.
 
     Raises:
         LadderError: when the number of blocks is not the expected one, the selection is empty or
-            out of range, `layers=` is asked of blocks that are in no module list, or blocks are
-            chosen of a net that is a ladder already.
+            out of range, or `layers=` is asked of blocks that are in no module list.
     """
     _check_count(streams, config.expect_blocks)
-    _refuse_choice_of_ladders(streams, config)
     convertible = [stream for stream in streams if not stream.stale_blocks]
-    if not convertible or (config.blocks is None and config.layers == "all"):
+    if not convertible or not config.names_blocks:
         found = tuple(map(by_default, convertible))
     elif config.blocks is not None:
         found = _by_block(convertible, config)
@@ -31,6 +29,42 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
         found = _by_layer(convertible, config)
     by_stream = dict(zip(convertible, found, strict=True))
     return tuple(by_stream.get(stream, frozenset()) for stream in streams)
+
+
+def refuse_other_reads(
+    streams: Sequence[Stream],
+    stale: Sequence[Mapping[int, int]],
+    sources: Sequence[Mapping[int, int]],
+) -> None:
+    """Raise `LadderError` naming the blocks that read stale already and are to read another value.
+
+    Args:
+        streams: of the standard net.
+        stale: for each of them: of each block that reads stale already, the one whose anchor it
+            reads.
+        sources: what each block is to read.
+    """
+    others = [
+        Blocker.at(stream.blocks[index].add, _other_read(index, source, wanted.get(index, index)))
+        for stream, already, wanted in zip(streams, stale, sources, strict=True)
+        for index, source in already.items()
+        if wanted.get(index, index) != source
+    ]
+    if others:
+        raise LadderError(
+            "These blocks read stale already, and not as the options ask:",
+            others,
+            "choose them too, with the staleness that they have; or ladder the standard net",
+        )
+
+
+def _other_read(index: int, source: int, wanted: int) -> str:
+    asked = "is not chosen" if wanted == index else f"is to read {_earlier(index - wanted)}"
+    return f"block {index} reads {_earlier(index - source)} already and {asked}"
+
+
+def _earlier(count: int) -> str:
+    return f"{counted(count, 'block')} earlier"
 
 
 def by_default(stream: Stream) -> frozenset[int]:
@@ -51,21 +85,6 @@ def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
         [Blocker.at(node, what) for node, what in found],
         "compare with the list; a missing block is one whose add the analysis did not see",
     )
-
-
-def _refuse_choice_of_ladders(streams: Sequence[Stream], config: LadderConfig) -> None:
-    given = {"layers": config.layers, "blocks": config.blocks}
-    chosen = [
-        Blocker(f"{name}={value!r}") for name, value in given.items() if value not in ("all", None)
-    ]
-    stale = [block for stream in streams for block in stream.stale_blocks]
-    if chosen and stale:
-        raise LadderError(
-            "These options choose blocks of a net that is a ladder already, whose reads are left "
-            "as they are:",
-            [*chosen, Blocker.at(stale[0].add, f"the first of {len(stale)} stale blocks")],
-            "leave the options out; or ladder the standard net with them",
-        )
 
 
 def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:

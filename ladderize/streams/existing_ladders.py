@@ -2,8 +2,8 @@
 
     x1 = x0 + h0(x0);  x2 = x1 + h1(x0);  x3 = x2 + h2(x1)      h1 and h2 are stale blocks
 
-The reads of such a stream are left alone: a second rewrite would compute neither net. Its blocks,
-these among them, are sharded as those of any other.
+The reads of such a stream are left alone, unless the options ask for a larger ladder: `restore.py`
+finds the standard net then. Its blocks, these among them, are sharded as those of any other.
 """
 
 import warnings

@@ -26,6 +26,7 @@ from ladderize.streams.existing_ladders import (
 )
 from ladderize.streams.layers import count_prologue, layer_indices
 from ladderize.streams.refusals import find_blockers
+from ladderize.streams.stale_halves import separate_stale_halves
 
 Chain = tuple[Block, ...]
 
@@ -58,7 +59,8 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
     for segments in _join_segments(context, chains):
         blocks = _number(segments)
         behind = tuple(block for chain in segments for block in stale.get(chain[0], ()))
-        streams.append(Stream(blocks, find_blockers(context, blocks, by_add), behind))
+        stream = Stream(blocks, find_blockers(context, blocks, by_add), behind)
+        streams.append(separate_stale_halves(context, stream))
     return tuple(streams)
 
 

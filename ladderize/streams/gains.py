@@ -8,7 +8,7 @@ ladderize inserts the collectives, the options alone decide.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch.fx import Node
 
@@ -22,11 +22,15 @@ Chosen = tuple[frozenset[int], ...]
 
 
 def keep_reads_that_hide(
-    context: AnalysisContext, streams: Sequence[Stream], chosen: Chosen, config: LadderConfig
+    context: AnalysisContext,
+    streams: Sequence[Stream],
+    chosen: Chosen,
+    stale: Sequence[Collection[int]],
+    config: LadderConfig,
 ) -> Chosen:
     """`chosen` without the blocks whose stale reads would hide nothing, with a warning of those.
 
-    Blocks that the options name are kept, unless `strict`.
+    Blocks that the options name are kept, unless `strict`, and those that are `stale` already.
 
     Raises:
         LadderError: no stale read would hide anything, or, if `strict`, one that the options name.
@@ -34,19 +38,20 @@ def keep_reads_that_hide(
     found = [_launches(context, stream) for stream in streams]
     if not any(found):
         return chosen
-    idle = [
-        _idle(context, stream, indices, config.staleness)
+    sources = [
+        stale_sources(stream.blocks, indices, config.staleness)
         for stream, indices in zip(streams, chosen, strict=True)
     ]
+    moved = [
+        {index: source for index, source in of_stream.items() if index not in already}
+        for of_stream, already in zip(sources, stale, strict=True)
+    ]
+    idle = [_idle(context, stream, reads) for stream, reads in zip(streams, moved, strict=True)]
     if not any(idle):
         return chosen
-    num_stale = sum(
-        len(stale_sources(stream.blocks, indices, config.staleness))
-        for stream, indices in zip(streams, chosen, strict=True)
-    )
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
-    is_named = config.blocks is not None or config.layers != "all"
-    if len(places) == num_stale or (is_named and config.strict):
+    is_named = config.names_blocks
+    if len(places) == sum(map(len, moved)) or (is_named and config.strict):
         others = [launch for launches in found for launch in launches]
         raise LadderError(
             "These stale reads would hide no collective:",
@@ -86,10 +91,9 @@ def launched(context: AnalysisContext, node: Node) -> list[str]:
 
 
 def _idle(
-    context: AnalysisContext, stream: Stream, chosen: frozenset[int], staleness: int
+    context: AnalysisContext, stream: Stream, sources: Mapping[int, int]
 ) -> list[tuple[Block, str]]:
-    """The blocks of `chosen` whose stale reads would hide nothing, and why."""
-    sources = stale_sources(stream.blocks, chosen, staleness)
+    """The blocks whose stale reads, those of `sources`, would hide nothing, and why."""
     hides = [_is_hidden(context, block) for block in stream.blocks]
     return [
         (stream.blocks[index], _left_out(index, source))

@@ -8,7 +8,7 @@ The reader knows where the blocks are but not what the ladder pass did: it follo
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 
 Writes = Mapping[Node, Mapping[Node, Node]]
 
@@ -61,16 +61,9 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
 
 
 def specify_ladder(
-    standard: Sequence[Recurrence],
-    streams: Sequence[Stream],
-    chosen: Sequence[Collection[int]],
-    staleness: int,
+    standard: Sequence[Recurrence], sources: Sequence[Mapping[int, int]]
 ) -> list[Recurrence]:
-    """The recurrence of each stream once its chosen blocks read `staleness` blocks earlier."""
-    sources = [
-        stale_sources(stream.blocks, chosen[number], staleness)
-        for number, stream in enumerate(streams)
-    ]
+    """The recurrence of each stream once each block of its `sources` reads that block's anchor."""
     moved = {
         _symbol("x", number, index): _symbol("x", number, source)
         for number, of_stream in enumerate(sources)
@@ -119,7 +112,7 @@ def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -
     """Raise `LadderError` naming each block whose equation is not the specified one."""
     blockers = [
         Blocker.at(block.add, f"block {block.index} computes {is_} instead of {should}")
-        for block, is_, should in _differences(found, specified, stream.blocks)
+        for block, is_, should in find_differences(found, specified, stream.blocks)
     ]
     if blockers:
         raise LadderError(
@@ -129,9 +122,10 @@ def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -
         )
 
 
-def _differences(
+def find_differences(
     found: Recurrence, specified: Recurrence, blocks: Sequence[Block]
 ) -> list[tuple[Block, sympy.Eq, sympy.Eq]]:
+    """The blocks whose equations differ, each with the one found and the one specified."""
     return [
         (block, is_, should)
         for equations in ("sums", "anchors")

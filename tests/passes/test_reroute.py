@@ -17,18 +17,14 @@ def _prepare(model, x, chosen=None, staleness=1):
     Functionalize()(gm)
     streams = find_streams(gm, names)
     everything = frozenset(range(len(streams[0].blocks)))
-    reroute = RerouteReads(
-        streams, (everything if chosen is None else frozenset(chosen),), staleness
-    )
-    return gm, reroute
+    indices = everything if chosen is None else chosen
+    return gm, RerouteReads(streams, (stale_sources(streams[0].blocks, indices, staleness),))
 
 
 def _check_of(gm, reroute):
     """As the pipeline does it."""
     streams = reroute.streams
-    specified = specify_ladder(
-        read_recurrence(gm, streams), streams, reroute.chosen, reroute.staleness
-    )
+    specified = specify_ladder(read_recurrence(gm, streams), reroute.sources)
 
     def check():
         for found, wanted, stream in zip(

@@ -119,7 +119,7 @@ def test_what_does_not_divide_is_told_of_stale_blocks_too():
 def test_a_second_rewrite_says_that_it_changes_nothing():
     ladder = ladderize.rewrite(program_of("llama"))
     with pytest.warns(LadderWarning, match="ladder already, in 5 blocks"):
-        again, _ = ladder_program(ladder, ladderize.LadderConfig(staleness=2))
+        again, _ = ladder_program(ladder, ladderize.LadderConfig())
     assert again.describe() == "0 of 1 blocks converted, 5 more read stale already"
     assert "its reads are left alone: 5 blocks" in str(ladderize.last_report())
 

@@ -36,6 +36,8 @@ TRAINED = {
 }
 # The programs decomposed in every run; the other deep rows under --deep.
 DECOMPOSED = {"opt", "torchvision's resnet"}
+# Ladders in part of these are extended: shared values, skips of their own.
+EXTENDED = {"glm-moe-dsa (shared indexer)", "x + a(u) + (u + l(u))"}
 # Not decomposed: torch 2.13's run_decompositions() fails on a view of strided attention results.
 UNDECOMPOSED = {"gpt2"}
 # Once rewritten their stale blocks are not seen, and the rest is refused; it is not laddered twice.
@@ -121,6 +123,15 @@ def is_rewritten_in_part(family: Family) -> None:
         assert_close(tensors(ladder(**family.feed())), expected)
 
 
+def is_extended(family: Family) -> None:
+    """A ladder of some blocks, one of them between fresh ones, and then of all."""
+    row = traced(family)
+    in_part = rewrite(row.program, blocks=[1, 2, *range(4, family.blocks)])
+    ladder = rewrite(in_part, blocks="all").module()
+    with torch.no_grad():
+        assert_close(tensors(ladder(**family.feed())), row.expected[0])
+
+
 def is_rewritten_decomposed(family: Family) -> None:
     row = traced(family)
     with torch.no_grad():
@@ -200,6 +211,8 @@ def _checks(family: Family) -> Iterator[tuple[str, Check, Any]]:
     if family.name in TRAINED:
         yield "gradients over ranks", has_its_part_of_the_gradients, []
     yield "rewritten twice", is_a_ladder_afterwards, unless_many
+    if family.name in EXTENDED:
+        yield "extended", is_extended, []
     if family.is_deep:
         yield "half, two blocks stale", is_rewritten_in_part, []
         if family.name not in UNDECOMPOSED:

@@ -126,6 +126,8 @@ def title_of(stream: StreamReport) -> str:
 
 def _remarks(stream: StreamReport) -> Iterator[str]:
     yield from _prologues(stream)
+    if kept := [f"block {block.index}" for block in stream.blocks if block.was_stale]:
+        yield f"read stale already, and stay as they are: {', '.join(_cut(kept))}"
     if stream.stale:
         yield (
             f"its reads are left alone: {counted(len(stream.stale), 'block')} of this stream read "

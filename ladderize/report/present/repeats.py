@@ -69,6 +69,7 @@ def _look(layer: Layer) -> Hashable:
             _relative_reads(block, block.reads_before),
             _relative_reads(block, block.reads_after),
             block.is_converted,
+            block.was_stale,
             block.source,
         )
         for block in layer

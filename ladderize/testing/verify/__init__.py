@@ -32,10 +32,12 @@ from ladderize.graph.in_flight import is_launch
 from ladderize.passes.before_autograd import standardize
 from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.runner import apply_pass
-from ladderize.streams.choose import choose_blocks
+from ladderize.streams.choose import choose_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
 from ladderize.streams.refusals import refuse_unfit
+from ladderize.streams.restore import restore_standard
+from ladderize.streams.stale_halves import refuse_undecided
 from ladderize.testing.verify.candidate import Candidate, of_program, on_cpu, read_candidate
 from ladderize.testing.verify.check_collectives import check_groups, check_hidden, check_waits
 from ladderize.testing.verify.check_gradients import GRADIENTS, check_gradients, is_trained
@@ -124,8 +126,18 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
     standardize(gm, names)
     context = AnalysisContext(gm, names)
     streams = streams_in(context)
+    stale: tuple[dict[int, int], ...] = tuple({} for _ in streams)
+    if config.names_a_ladder and any(stream.stale_blocks for stream in streams):
+        restored = restore_standard(context, streams)
+        context, streams, stale = restored.context, restored.streams, restored.stale
+        names = {restored.copies[node]: name for node, name in names.items()}
     refuse_unfit(context, streams)
-    return Original.of(gm, streams, choose_blocks(streams, config), config.staleness, names)
+    if config.names_a_ladder:
+        refuse_undecided(context, streams, config)
+    chosen = choose_blocks(streams, config)
+    standard = Original.of(context.gm, streams, chosen, config.staleness, names)
+    refuse_other_reads(streams, stale, standard.sources)
+    return standard
 
 
 def _title(original: Original, candidate: Candidate, config: LadderConfig) -> str:

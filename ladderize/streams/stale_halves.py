@@ -1,0 +1,161 @@
+"""Tell a stale block from half of a parallel one where the graph is the same: by their modules.
+
+    x1 = x0 + h0(x0);  x2 = x1 + h1(x0)      nobody else reads x1
+
+A parallel block adds `attention(x0) + mlp(x0)` so. These are two blocks, and the second one stale,
+if branches of the same modules, the numbers of layers aside, are each added by themselves
+elsewhere in the stream.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from torch.fx import Node
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError, module_path
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.context import AnalysisContext
+from ladderize.streams.layers import layer_indices
+
+Kind = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run of the sums of a block, from the skip on, and what these add."""
+
+    sums: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    kind: Kind
+
+
+def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
+    """`stream`, in which each parallel block that is none is a block and the stale ones behind."""
+    blocks = (*stream.blocks, *stream.stale_blocks)
+    if not any(block.partial_sums for block in blocks):
+        return stream
+    known = _known_kinds(context, blocks)
+    parts = {block: _separate(context, block, known) for block in blocks if block.partial_sums}
+    halves = {block: found for block, found in parts.items() if len(found) > 1}
+    stale = [block for block in stream.stale_blocks if block not in halves]
+    for block, (first, *behind) in halves.items():
+        stale += behind if block in stream.blocks else [first, *behind]
+    return replace(
+        stream,
+        blocks=tuple(halves[block][0] if block in halves else block for block in stream.blocks),
+        stale_blocks=tuple(sorted(stale, key=lambda block: context.position[block.add])),
+    )
+
+
+def refuse_undecided(
+    context: AnalysisContext, streams: Sequence[Stream], config: LadderConfig
+) -> None:
+    """Raise `LadderError` naming the parallel blocks that may as well be a block and a stale one.
+
+    Those that add at once what is added by itself elsewhere, but not all that they add; where
+    layers are chosen those, too, that add branches of several layers.
+    """
+    found: list[Blocker] = []
+    for stream in streams:
+        if not any(block.partial_sums for block in stream.blocks):
+            continue
+        known = _known_kinds(context, stream.blocks)
+        parts = {b: _blocks_of(context, b, _parts(context, b)) or [b] for b in stream.blocks}
+        layers = iter(layer_indices([part for own in parts.values() for part in own]))
+        for block, own in parts.items():
+            those = sorted({layer for layer in islice(layers, len(own)) if layer is not None})
+            alone = [part for part in own if _kind(context, part, part.outputs) in known]
+            what = f"block {block.index} adds several branches at once, "
+            if len(those) > 1 and config.layers is not None:
+                found.append(Blocker.at(block.add, f"{what}of layers {those}"))
+            elif len(own) > 1 and alone:
+                found.append(Blocker.at(block.add, f"{what}one of which is a block elsewhere"))
+    if found:
+        raise LadderError(
+            "These blocks are parallel, or stale in part already:",
+            found,
+            "for parallel blocks, leave layers=, blocks= and staleness= out; for stale ones, "
+            "ladder the standard net",
+        )
+
+
+def _known_kinds(context: AnalysisContext, blocks: Iterable[Block]) -> set[Kind]:
+    return {kind for block in blocks if all(kind := _kind(context, block, block.outputs))}
+
+
+def _separate(context: AnalysisContext, block: Block, known: set[Kind]) -> list[Block]:
+    """The blocks that `block` is the sum of; none if it is one by itself."""
+    return _blocks_of(context, block, _known_parts(_parts(context, block), known))
+
+
+def _blocks_of(context: AnalysisContext, block: Block, parts: Sequence[_Part]) -> list[Block]:
+    """Each part as a block; none if they share nodes."""
+    branches = [_branch(context, block, part.outputs) for part in parts]
+    if not all(branches) or sum(map(len, branches)) > len(frozenset().union(*branches)):
+        return []
+    skips = (block.skip, *(part.sums[-1] for part in parts))
+    return [
+        replace(
+            block,
+            skip=skip,
+            branch=branch,
+            outputs=part.outputs,
+            add=part.sums[-1],
+            partial_sums=part.sums[:-1],
+            module=module_path(part.sums[-1]),
+        )
+        for part, branch, skip in zip(parts, branches, skips, strict=False)
+    ]
+
+
+def _parts(context: AnalysisContext, block: Block) -> list[_Part]:
+    """One for each sum on the way from the skip to the block's own."""
+
+    def leaves(node: Node) -> list[Node]:
+        if node not in block.partial_sums:
+            return [node]
+        return [leaf for summand in context.summands(node) for leaf in leaves(summand)]
+
+    found: list[_Part] = []
+    value = block.skip
+    while value is not block.add:
+        sums = (*block.partial_sums, block.add)
+        following = next((s for s in sums if value in context.summands(s)), None)
+        if following is None:
+            return []  # the skip as written by an in-place op
+        added = (leaf for s in context.summands(following) if s is not value for leaf in leaves(s))
+        outputs = tuple(leaf for leaf in added if leaf in block.outputs)
+        found.append(_Part((following,), outputs, _kind(context, block, outputs)))
+        value = following
+    return found
+
+
+def _known_parts(parts: Sequence[_Part], known: set[Kind]) -> list[_Part]:
+    """`parts` joined to runs that are of a `known` kind each; the last ones as short as can be."""
+    ends: dict[int, list[_Part]] = {0: []}
+    for end in range(1, len(parts) + 1):
+        for start in range(end - 1, -1, -1):
+            run = parts[start:end]
+            joined = _Part(
+                tuple(s for part in run for s in part.sums),
+                tuple(output for part in run for output in part.outputs),
+                tuple(sorted(path for part in run for path in part.kind)),
+            )
+            if start in ends and joined.kind in known:
+                ends.setdefault(end, [*ends[start], joined])
+    return ends.get(len(parts), [])
+
+
+def _kind(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> Kind:
+    """The modules that made `outputs`, without numbers: `layers.*.mlp.down_proj`, "" if unknown."""
+    branches = (_branch(context, block, [output]) for output in outputs)
+    paths = [next(filter(None, map(module_path, reversed(nodes))), "") for nodes in branches]
+    plain = (["*" if name.isdecimal() else name for name in path.split(".")] for path in paths)
+    return tuple(sorted(map(".".join, plain)))
+
+
+def _branch(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes from the anchor to `outputs`, to a skip of the branch's own too."""
+    return tuple(n for n in context.reach(block.anchor, outputs) if n is not block.anchor)
