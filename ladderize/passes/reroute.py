@@ -15,8 +15,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.graph import ops
+from ladderize.graph.higher_order import REGION
 from ladderize.passes import PassResult
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.joins import JoinedRead, joined_reads, own_sources
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RerouteReads:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         edits = []
         for stream, chosen in zip(self.streams, self.chosen, strict=True):
-            for index, source in stale_sources(stream.blocks, chosen, self.staleness).items():
+            for index, source in own_sources(stream, chosen, self.staleness).items():
                 block = stream.blocks[index]
                 readers = sorted(
                     (user for user in block.anchor.users if user in block.members),
@@ -42,6 +44,10 @@ class RerouteReads:
                     path = stream.blocks[source : index + 1]
                     stale = _in_form_of_anchor(gm, path, before=readers[0])
                     edits += [(reader, block.anchor, stale) for reader in readers]
+            for read in joined_reads(stream, chosen, self.staleness):
+                if readers := sorted(read.readers, key=position.__getitem__):
+                    stale = _joined(gm, read, before=readers[0])
+                    edits += [(reader, read.block.anchor, stale) for reader in readers]
         for reader, fresh, stale in edits:
             reader.replace_input_with(fresh, stale)
         return PassResult(changed=len(edits))
@@ -63,6 +69,15 @@ def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -
         cast.meta = dict(fresh.meta)
         stale = cast
     return stale
+
+
+def _joined(gm: GraphModule, read: JoinedRead, before: Node) -> Node:
+    """The join with the earlier values of what it joins."""
+    instead = read.instead
+    with gm.graph.inserting_before(before):
+        joined = gm.graph.node_copy(read.join, lambda node: instead.get(node, node))
+    joined.meta.pop(REGION, None)  # of the region that reads it
+    return joined
 
 
 def layout_steps(add: Node, anchor: Node) -> list[Node]:

@@ -15,8 +15,9 @@ from torch.fx import Node
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph.collectives import HIDDEN, launched_by_call
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.joins import left_out
 
 Chosen = tuple[frozenset[int], ...]
 
@@ -41,7 +42,7 @@ def keep_reads_that_hide(
     if not any(idle):
         return chosen
     num_stale = sum(
-        len(stale_sources(stream.blocks, indices, config.staleness))
+        len(left_out(stream, indices, config.staleness))
         for stream, indices in zip(streams, chosen, strict=True)
     )
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
@@ -89,18 +90,22 @@ def _idle(
     context: AnalysisContext, stream: Stream, chosen: frozenset[int], staleness: int
 ) -> list[tuple[Block, str]]:
     """The blocks of `chosen` whose stale reads would hide nothing, and why."""
-    sources = stale_sources(stream.blocks, chosen, staleness)
-    hides = [_is_hidden(context, block) for block in stream.blocks]
+    behind = left_out(stream, chosen, staleness)
+    hides = {block for blocks in behind.values() for block in blocks if _is_hidden(context, block)}
     return [
-        (stream.blocks[index], _left_out(index, source))
-        for index, source in sources.items()
-        if not any(hides[source:index])
+        (stream.blocks[index], _without(stream.blocks[index], blocks))
+        for index, blocks in behind.items()
+        if hides.isdisjoint(blocks)
     ]
 
 
-def _left_out(index: int, source: int) -> str:
-    before = f"block {source}" if index - source == 1 else f"blocks {source} to {index - 1}"
-    return f"block {index}: no all-reduce, reduce-scatter or all-gather is in {before}"
+def _without(block: Block, blocks: Sequence[Block]) -> str:
+    first = block.index - len(blocks)
+    if [before.index for before in blocks] != list(range(first, block.index)):
+        before = "the last blocks of the streams joined"
+    else:
+        before = f"block {first}" if len(blocks) == 1 else f"blocks {first} to {block.index - 1}"
+    return f"block {block.index}: no all-reduce, reduce-scatter or all-gather is in {before}"
 
 
 def _is_hidden(context: AnalysisContext, block: Block) -> bool:

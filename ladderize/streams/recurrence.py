@@ -17,9 +17,12 @@ from torch.fx import GraphModule, Node
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.joins import JoinedRead, joined_reads, own_sources
 
 Writes = Mapping[Node, Mapping[Node, Node]]
+Moved = Mapping[sympy.Symbol, Collection[sympy.Symbol]]
+"""What a branch reads in the place of each value that it no longer reads."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,48 @@ def specify_ladder(
 ) -> list[Recurrence]:
     """The recurrence of each stream once its chosen blocks read `staleness` blocks earlier."""
     sources = [
-        stale_sources(stream.blocks, chosen[number], staleness)
+        own_sources(stream, chosen[number], staleness)
         for number, stream in enumerate(streams)
     ]
-    moved = {
-        _symbol("x", number, index): _symbol("x", number, source)
+    moved: dict[sympy.Symbol, Collection[sympy.Symbol]] = {
+        _symbol("x", number, index): {_symbol("x", number, source)}
         for number, of_stream in enumerate(sources)
         for index, source in of_stream.items()
     }
-    return [
-        _share(specify_recurrence(recurrence, sources[number], number), moved)
+    own = [
+        specify_recurrence(recurrence, sources[number], number)
         for number, recurrence in enumerate(standard)
     ]
+    symbols = _name_values(streams)
+    for number, stream in enumerate(streams):
+        for read in joined_reads(stream, chosen[number], staleness):
+            joined = {symbols[read.block.anchor]: _joined(read, stream, standard[number], symbols)}
+            own[number] = _move(own[number], read.block.index, joined)
+            moved |= joined
+    return [_share(recurrence, moved) for recurrence in own]
 
 
-def _share(own: Recurrence, moved: Mapping[sympy.Symbol, sympy.Symbol]) -> Recurrence:
+def _joined(
+    read: JoinedRead, stream: Stream, standard: Recurrence, symbols: Mapping[Node, sympy.Symbol]
+) -> set[sympy.Symbol]:
+    """What a branch reads from before a join."""
+    last = {end.value: end.blocks[-1].add for end in read.ends if end.blocks}
+    written = {symbols.get(value, symbols[add]) for value, add in last.items()}
+    begin = next(i for i, block in enumerate(stream.blocks) if block.anchor is read.join)
+    unwritten = set(standard.anchors[begin].rhs.args) - written
+    return unwritten | {symbols[read.instead[value]] for value in last}
+
+
+def _share(own: Recurrence, moved: Moved) -> Recurrence:
     """`own` with the anchors of other streams that those read `moved` too."""
-    sums = [
-        _with_reads(total, {fresh: moved[fresh] for fresh in shared & moved.keys()})
-        for total, shared in zip(own.sums, own.shared, strict=True)
-    ]
+    for index, shared in enumerate(own.shared):
+        own = _move(own, index, {fresh: moved[fresh] for fresh in shared & moved.keys()})
+    return own
+
+
+def _move(own: Recurrence, index: int, moved: Moved) -> Recurrence:
+    sums = list(own.sums)
+    sums[index] = _with_reads(sums[index], moved)
     return replace(own, sums=tuple(sums))
 
 
@@ -101,17 +126,16 @@ def specify_recurrence(
         sources: for each rerouted block the block whose anchor it is to read.
         number: the place of the stream among the streams of the graph.
     """
-    sums = list(standard.sums)
     for index, source in sources.items():
         fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
-        sums[index] = _with_reads(sums[index], {fresh: stale})
-    return replace(standard, sums=tuple(sums))
+        standard = _move(standard, index, {fresh: {stale}})
+    return standard
 
 
-def _with_reads(total: sympy.Eq, moved: Mapping[sympy.Symbol, sympy.Symbol]) -> sympy.Eq:
+def _with_reads(total: sympy.Eq, moved: Moved) -> sympy.Eq:
     """`total` with its branch reading other values."""
     branch = next(iter(total.rhs.atoms(sympy.core.function.AppliedUndef)))
-    other = branch.func(*_sorted({moved.get(arg, arg) for arg in branch.args}))
+    other = branch.func(*_sorted(_union(frozenset(moved.get(arg, {arg})) for arg in branch.args)))
     return sympy.Eq(total.lhs, total.rhs - branch + other, evaluate=False)
 
 

@@ -17,10 +17,11 @@ from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 from ladderize.graph.ops import Kind
 from ladderize.graph.writes import written_operands
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import find_candidates, flatten
 from ladderize.streams.choose import by_default
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.joins import left_out
 
 
 def find_blockers(
@@ -174,7 +175,7 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(stale_sources(stream.blocks, by_default(stream), staleness=1))
+    return bool(left_out(stream, by_default(stream), staleness=1))
 
 
 # ---- a graph without a block -----------------------------------------------------------------

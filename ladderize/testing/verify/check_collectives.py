@@ -5,6 +5,7 @@ groups    reduce(h1, "ladderize")                  the group of all ranks, and o
 hidden    l1 | linear … l2 | w1                    compute between, once the waits are deferred
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch.fx import Graph, GraphModule, Node
@@ -124,11 +125,20 @@ def _deferred(gm: GraphModule) -> GraphModule:
 
 def _ahead_of_stale_reads(original: Original) -> Iterator[tuple[int, int, str]]:
     """Stream and index of each block whose sum the next branch does not read; and what it is."""
+    later = {read.block for read in original.joined if read.block.anchor is not read.join}
+    left_out = {
+        block
+        for read in original.joined
+        for end in read.ends
+        if read.block.anchor is read.join
+        for block in end.left_out(1)
+    }
     for number, (stream, sources) in enumerate(
         zip(original.streams, original.sources, strict=True)
     ):
-        for block in stream.blocks:
-            if block.index + 1 in sources:
+        for block, after in itertools.zip_longest(stream.blocks, stream.blocks[1:]):
+            is_left_out = after is not None and (after.index in sources or after in later)
+            if block in left_out or is_left_out:
                 yield number, block.index, describe(block, number)
 
 

@@ -18,7 +18,8 @@ from torch.fx.node import map_arg
 
 from ladderize.graph import ops
 from ladderize.passes.reroute import layout_steps
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.joins import JoinedRead, joined_reads, own_sources
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Original:
         gm: functionalized.
         streams: its streams.
         sources: for each stream: of each rerouted block, the block whose anchor it reads.
+        joined: the reads from before a join of streams.
         names: its inputs that hold parameters, buffers and constants.
     """
 
     gm: GraphModule
     streams: tuple[Stream, ...]
     sources: tuple[Mapping[int, int], ...]
+    joined: tuple[JoinedRead, ...]
     names: Mapping[Node, str]
 
     @classmethod
@@ -46,9 +49,15 @@ class Original:
         staleness: int,
         names: Mapping[Node, str],
     ) -> "Original":
-        pairs = zip(streams, chosen, strict=True)
-        sources = tuple(stale_sources(stream.blocks, which, staleness) for stream, which in pairs)
-        return cls(gm, streams, sources, names)
+        pairs = list(zip(streams, chosen, strict=True))
+        sources = tuple(own_sources(stream, which, staleness) for stream, which in pairs)
+        joined = [read for pair in pairs for read in joined_reads(*pair, staleness)]
+        return cls(gm, streams, sources, tuple(joined), names)
+
+    @property
+    def num_stale(self) -> int:
+        """How many blocks read something else than in the standard net."""
+        return sum(map(len, self.sources)) + len(self.joined)
 
     def stale_reads(self) -> dict[Node, dict[Node, tuple[Block, ...]]]:
         """For each reader in a rerouted branch: its anchor, and the blocks back to the stale one.
@@ -66,12 +75,21 @@ class Original:
         return reads
 
 
+    def joined_reads(self) -> dict[Node, dict[Node, JoinedRead]]:
+        """For each reader in a branch that reads from before a join: its anchor, and the read."""
+        reads: dict[Node, dict[Node, JoinedRead]] = {}
+        for read in self.joined:
+            for node in read.readers:
+                reads.setdefault(node, {})[read.block.anchor] = read
+        return reads
+
+
 def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
     """The value of every node of the reference ladder; of the output a tuple.
 
     Written memory is copied where it is kept, so that each value is what it was when computed.
     """
-    stale = original.stale_reads()
+    stale, joined = original.stale_reads(), original.joined_reads()
     kept = {node for s in original.streams for b in s.blocks for node in (b.add, b.anchor)}
     values: dict[Node, Any] = {}
     given = iter(inputs)
@@ -82,6 +100,9 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
             moved = {
                 anchor: _in_form_of(path, values) for anchor, path in stale.get(node, {}).items()
             }
+            for anchor, read in joined.get(node, {}).items():
+                earlier = {end: values[source] for end, source in read.instead.items()}
+                moved[anchor] = evaluate(original.gm, read.join, {**values, **earlier})
             value = evaluate(original.gm, node, {**values, **moved} if moved else values)
         is_kept = node in kept and isinstance(value, Tensor)
         values[node] = value.clone() if is_kept else value
