@@ -91,9 +91,14 @@ class LadderConfig:
         return Selection.parse(self.layers if self.blocks is None else self.blocks)
 
     @property
+    def names_blocks(self) -> bool:
+        """Whether the options say which blocks are meant."""
+        return self.blocks is not None or self.layers != "all"
+
+    @property
     def names_a_part(self) -> bool:
         """Whether the options say which blocks a graph holds, or which of them are meant."""
-        return self.expect_blocks is not None or self.blocks is not None or self.layers != "all"
+        return self.expect_blocks is not None or self.names_blocks
 
     @property
     def device_mesh(self) -> DeviceMesh | None:

@@ -158,7 +158,7 @@ def _compile(
     state = laddered.state
     if not is_laddered:
         warn_of_ladders(state.streams)
-        warn_of_cut_streams(state.analysis, state.streams, state.chosen)
+        warn_of_cut_streams(state.analysis, state.streams, state.chosen, config)
         if config.staleness > 0:
             warn_of_standard_prefill()
     local = None

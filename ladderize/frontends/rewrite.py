@@ -90,7 +90,7 @@ def _ladder(state: Rewriting) -> tuple[Rewriting, Report]:
     publish(report, dump_folder(state.config))
     rewritten = laddered.result()
     warn_of_ladders(rewritten.streams)
-    warn_of_cut_streams(rewritten.analysis, rewritten.streams, rewritten.chosen)
+    warn_of_cut_streams(rewritten.analysis, rewritten.streams, rewritten.chosen, state.config)
     return rewritten, report
 
 

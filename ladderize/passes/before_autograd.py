@@ -44,6 +44,7 @@ from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.choose import choose_blocks
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.cut_streams import refuse_cut_streams
 from ladderize.streams.find import streams_in
 from ladderize.streams.gains import keep_reads_that_hide
 from ladderize.streams.recurrence import (
@@ -218,6 +219,7 @@ def _choose_blocks(state: Rewriting) -> None:
         return
     if state.ranks is None:
         chosen = keep_reads_that_hide(state.analysis, state.streams, chosen, state.config)
+    refuse_cut_streams(state.analysis, state.streams, chosen, state.config)
     state.chosen = chosen
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError, LadderWarning
+from ladderize.errors import Blocker, LadderError, LadderWarning, listed
 from ladderize.graph.collectives import HIDDEN, launched_by_call
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
@@ -46,23 +46,20 @@ def keep_reads_that_hide(
         for stream, indices in zip(streams, chosen, strict=True)
     )
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
-    is_named = config.blocks is not None or config.layers != "all"
-    if len(places) == num_stale or (is_named and config.strict):
+    if len(places) == num_stale or (config.names_blocks and config.strict):
         others = [launch for launches in found for launch in launches]
         raise LadderError(
             "These stale reads would hide no collective:",
             [*places, *_never_hidden(context, others)],
             "choose other blocks with blocks=; or ladder the model before it is sharded",
         )
-    listed = "".join(f"\n  - {place}" for place in places)
-    if is_named:
-        warning = LadderWarning(f"These stale reads hide no collective:{listed}")
-    else:
-        warning = LadderWarning(
-            f"Blocks whose stale reads would hide no collective read the stream fresh:{listed}"
-        )
-    warnings.warn(warning, stacklevel=2)
-    if is_named:
+    said = (
+        "These stale reads hide no collective:"
+        if config.names_blocks
+        else "Blocks whose stale reads would hide no collective read the stream fresh:"
+    )
+    warnings.warn(LadderWarning(listed(said, places)), stacklevel=2)
+    if config.names_blocks:
         return chosen
     return tuple(
         indices - {block.index for block, _ in blocks}

@@ -71,8 +71,7 @@ def specify_ladder(
 ) -> list[Recurrence]:
     """The recurrence of each stream once its chosen blocks read `staleness` blocks earlier."""
     sources = [
-        own_sources(stream, chosen[number], staleness)
-        for number, stream in enumerate(streams)
+        own_sources(stream, chosen[number], staleness) for number, stream in enumerate(streams)
     ]
     moved: dict[sympy.Symbol, Collection[sympy.Symbol]] = {
         _symbol("x", number, index): {_symbol("x", number, source)}

@@ -74,7 +74,6 @@ class Original:
                         reads.setdefault(node, {})[block.anchor] = path
         return reads
 
-
     def joined_reads(self) -> dict[Node, dict[Node, JoinedRead]]:
         """For each reader in a branch that reads from before a join: its anchor, and the read."""
         reads: dict[Node, dict[Node, JoinedRead]] = {}
