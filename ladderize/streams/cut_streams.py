@@ -2,9 +2,9 @@
 
     z = cat([prompt, x4[:, 3:]], 1);  z = add(z, h5(z))       h5 reads z: what is stale of it?
 
-A `cat` of all pieces of one value is that value (`graph/pieces.py`), a sum of joined streams that is
-cut again is a sum for each of them (`passes/split_sums.py`), and a `cat` of what streams end in has
-been one of what they were before (`joins.py`). Elsewhere another segment begins, or another stream,
+A `cat` of all pieces of one value is that value (`graph/pieces.py`), a sum of joined streams that
+is cut again is a sum for each of them (`passes/split_sums.py`), and a block behind streams joined
+reads them as they were before (`joins.py`). Elsewhere another segment begins, or another stream,
 whose first block stays standard.
 """
 

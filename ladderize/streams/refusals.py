@@ -62,10 +62,12 @@ def _find_reads_behind(context: AnalysisContext, blocks: Sequence[Block]) -> Ite
         for node, is_mixed in context.reach(block.anchor, block.outputs).items()
         if node is not block.anchor and not is_mixed
     }
-    branches = {node for block in blocks for node in (*block.branch, *block.partial_sums)}
+    branches = {node for block in blocks for node in block.branch}
+    sums = {node for block in blocks for node in (*block.partial_sums, block.add)}
     for block, following in itertools.pairwise(blocks):
-        between = context.ancestors([following.anchor], context.position[block.anchor])
-        for node in sorted(between - branches - {block.add}, key=context.position.__getitem__):
+        start = context.position[block.anchor]
+        between = context.ancestors([following.anchor], start, stop=branches)
+        for node in sorted(between - sums, key=context.position.__getitem__):
             for source in context.sources[node]:
                 if source in inside:
                     what = (

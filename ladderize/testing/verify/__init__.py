@@ -131,7 +131,8 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
 def _title(original: Original, candidate: Candidate, config: LadderConfig) -> str:
     blocks = sum(len(stream.blocks) for stream in original.streams)
     ranks = f", {candidate.num_ranks} ranks" if candidate.num_ranks > 1 else ""
-    return f"{blocks} blocks, {original.num_stale} to be read stale (staleness {config.staleness}){ranks}"
+    stale = f"{original.num_stale} to be read stale (staleness {config.staleness})"
+    return f"{blocks} blocks, {stale}{ranks}"
 
 
 def _checks(

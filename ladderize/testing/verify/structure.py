@@ -203,7 +203,8 @@ def _compare_reads(
     return Check(
         RECURRENCE,
         "ok",
-        f"{blocks} blocks in {streams} {plural}, {original.num_stale} read stale, each exactly what it should",
+        f"{blocks} blocks in {streams} {plural}, {original.num_stale} read stale, "
+        "each exactly what it should",
     )
 
 
