@@ -30,7 +30,7 @@ class Blocker:
         return f"{self.what} ({self.where})" if self.where else self.what
 
 
-def listed(summary: str, blockers: Iterable[Blocker]) -> str:
+def _listed(summary: str, blockers: Iterable[Blocker]) -> str:
     """A message: `summary`, and each of `blockers` on a line of its own."""
     return "\n".join([summary, *(f"  - {blocker}" for blocker in blockers)])
 
@@ -46,7 +46,7 @@ class LadderError(ValueError):
         self.summary = summary
         self.blockers = tuple(dict.fromkeys(blockers))
         self.cure = cure
-        text = listed(summary, self.blockers)
+        text = _listed(summary, self.blockers)
         super().__init__(f"{text}\nWhat to do: {cure}" if cure else text)
 
     def with_blockers(self, more: Iterable[Blocker]) -> "LadderError":
@@ -62,8 +62,11 @@ class LadderWarning(UserWarning):
     """What was compiled is not all that was asked for.
 
     The standard graph instead of the ladder, a net that is a ladder already, or a sharded graph in
-    which each rank keeps some branches or parameters whole.
+    which each rank keeps some branches or parameters whole. It lists every place, as errors do.
     """
+
+    def __init__(self, summary: str, blockers: Iterable[Blocker] = ()) -> None:
+        super().__init__(_listed(summary, blockers))
 
 
 def module_path(node: Node) -> str:

@@ -46,8 +46,8 @@ class RerouteReads:
                     edits += [(reader, block.anchor, stale) for reader in readers]
             for read in joined_reads(stream, chosen, self.staleness):
                 if readers := sorted(read.readers, key=position.__getitem__):
-                    stale = _joined(gm, read, before=readers[0])
-                    edits += [(reader, read.block.anchor, stale) for reader in readers]
+                    joined = _joined(gm, read, before=readers[0])
+                    edits += [(reader, read.block.anchor, joined) for reader in readers]
         for reader, fresh, stale in edits:
             reader.replace_input_with(fresh, stale)
         return PassResult(changed=len(edits))

@@ -6,9 +6,13 @@
     before   z = cat([c1, x1], 1)   c = z[:, :k]
     after    z = cat([c1, x1], 1)   c = c1
 
+    before   c = z[:, :k]        h = linear(z)
+    after    c = z[:, :k]        h = linear(cat([c, z[:, k:]], 1))          z a graph input
+
 So a block that text and image share is a block of either stream, as joint attention is, and the
-blocks of their own that follow go on from it. Only where each part is read, and nothing else of the
-sum; and where the parts are not joined again as they are, for then the sum carries one stream.
+blocks of their own that follow go on from it. Only where each part is read, or runs of parts as
+one; and where the parts are not joined again as they are, for then the sum carries one stream.
+Whoever reads all of the sum, the output for one, reads the parts joined.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError, LadderWarning, listed
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
 from ladderize.graph.pieces import CAT, piece_of
@@ -59,11 +59,12 @@ def warn_of_cut_streams(
     """Name each of the `chosen` blocks that has nothing earlier to read because of that."""
     found = [Blocker.at(block.add, why) for block, _, why in _cut_off(context, streams, chosen)]
     if found and config.staleness:
-        summary = (
+        warning = LadderWarning(
             "These blocks stay standard, for a stream is joined or cut ahead of them in a way "
-            "that is not followed:"
+            "that is not followed:",
+            found,
         )
-        warnings.warn(LadderWarning(listed(summary, found)), stacklevel=3)
+        warnings.warn(warning, stacklevel=3)
 
 
 def _cut_off(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torch.fx import Node
 
-from ladderize.errors import Blocker, LadderWarning, listed
+from ladderize.errors import Blocker, LadderWarning
 from ladderize.graph import ops
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
@@ -26,8 +26,10 @@ Place = tuple[int, Block]
 def warn_of_fresh_reads(found: Sequence[Blocker]) -> None:
     """Name each block with such a read."""
     if found:
-        summary = "These reads stay standard, for they are of no block's own anchor:"
-        warnings.warn(LadderWarning(listed(summary, found)), stacklevel=3)
+        warning = LadderWarning(
+            "These reads stay standard, for they are of no block's own anchor:", found
+        )
+        warnings.warn(warning, stacklevel=3)
 
 
 def find_fresh_reads(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError, LadderWarning, listed
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph.collectives import HIDDEN, launched_by_call
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
@@ -53,14 +53,14 @@ def keep_reads_that_hide(
             [*places, *_never_hidden(context, others)],
             "choose other blocks with blocks=; or ladder the model before it is sharded",
         )
-    said = (
-        "These stale reads hide no collective:"
-        if config.names_blocks
-        else "Blocks whose stale reads would hide no collective read the stream fresh:"
-    )
-    warnings.warn(LadderWarning(listed(said, places)), stacklevel=2)
     if config.names_blocks:
+        warning = LadderWarning("These stale reads hide no collective:", places)
+        warnings.warn(warning, stacklevel=2)
         return chosen
+    warning = LadderWarning(
+        "Blocks whose stale reads would hide no collective read the stream fresh:", places
+    )
+    warnings.warn(warning, stacklevel=2)
     return tuple(
         indices - {block.index for block, _ in blocks}
         for indices, blocks in zip(chosen, idle, strict=True)
