@@ -1,14 +1,19 @@
 """Streams joined where they end (Flux), attended to where they end (SD3), and read on the side."""
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
 from helpers.graphs import Mlp
+from helpers.lockstep import ShardedProgram
 from torch import nn
 from torch.export import export
 
 from ladderize import LadderError, LadderWarning, last_report, rewrite, verify
+from ladderize.config.options import LadderConfig
+from ladderize.frontends.rewrite import explain_program
+from ladderize.passes.before_autograd import RankGroup
 from ladderize.testing import assert_close
 
 WIDTH, TEXT, IMAGE = 8, 4, 6
@@ -96,9 +101,14 @@ class Flux(nn.Module):
         return z[-1][:, TEXT:]
 
 
-def test_single_blocks_go_on_from_joint_blocks(inputs):
+@cache
+def flux():
     net = Flux()
-    program = export(net, inputs)
+    return net, export(net, (torch.randn(2, TEXT, WIDTH), torch.randn(2, IMAGE, WIDTH)))
+
+
+def test_single_blocks_go_on_from_joint_blocks(inputs):
+    net, program = flux()
     for staleness in (1, 2, 8):
         ladder, said = warned(program, staleness=staleness, expect_blocks=7)
         assert_close(ladder.module()(*inputs), net.ladder(*inputs, staleness=staleness))
@@ -111,6 +121,18 @@ def test_single_blocks_go_on_from_joint_blocks(inputs):
         blocks = [*range(4), *(4 + index for index in chosen)]
         found = rewrite(program, staleness=2, blocks=blocks).module()(*inputs)
         assert_close(found, net.ladder(*inputs, 2, chosen), what=str(chosen))
+
+
+def test_over_two_ranks(inputs):
+    net, program = flux()
+    with pytest.warns(LadderWarning, match="Not all is divided"):
+        sharded = ShardedProgram(program, 2)
+    for (found,) in sharded(*inputs):
+        assert_close(found, net.ladder(*inputs), tolerance=1e-5)
+    with pytest.warns(LadderWarning, match="Not all is divided"):
+        report = explain_program(program, LadderConfig(), RankGroup(2, "group"))
+    _, stream = report.graphs[0].streams
+    assert [len(block.hides) for block in stream.blocks[2:]] == [2, 1, 1]
 
 
 def test_single_blocks_that_cut_and_join_go_on_too(inputs):
