@@ -100,7 +100,8 @@ def find_cuts(gm: GraphModule) -> Cuts:
             views[view] = views.get(part, part)
     whole = [node for node in kept if node not in again and node not in views]
     sums = [node for node in whole if _is_sum(node) and _parts_read_of(node)]
-    return Cuts(views, sums, [n for n in whole if n not in sums and _is_read_beside_parts(n)])
+    others = [node for node in whole if not _is_sum(node) and _is_read_beside_parts(node)]
+    return Cuts(views, sums, others)
 
 
 def _is_read_beside_parts(whole: Node) -> bool:
@@ -108,10 +109,11 @@ def _is_read_beside_parts(whole: Node) -> bool:
     if ops.op_name(whole) in CAT or len(whole.users) < 2 or ops.floating_shape(whole) is None:
         return False
     views, readers = _views_of(whole)
-    if not readers or not _in_order(whole, views) or not _can_be_made(whole, views, readers):
+    if not readers or not _in_order(whole, views):
         return False
     sums = {user: view for view in views for user in view.users if _is_sum(user)}
-    return any(_is_mixed_from(total, view, whole) for total, view in sums.items())
+    is_mixed = any(_is_mixed_from(total, view, whole) for total, view in sums.items())
+    return is_mixed and _can_be_made(whole, views, readers)
 
 
 def _is_mixed_from(total: Node, part: Node, whole: Node) -> bool:

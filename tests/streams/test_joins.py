@@ -202,7 +202,7 @@ def test_what_no_block_wrote_is_joined_as_it_is(after, inputs):
 
 NOT_FOLLOWED = {
     "normed once more": lambda net, c, x: torch.cat([c, net.norm(x)], 1),
-    "a part of it": lambda _, c, x: torch.cat([c, x[:, 1:]], 1),
+    "a part of it": lambda _, c, x: torch.cat([c, x[:, 1:], x], 1),
     "normed when joined": lambda net, c, x: net.norm(torch.cat([c, x], 1)),
 }
 
@@ -240,7 +240,7 @@ def test_what_thins_a_stream_out_begins_a_segment(inputs):
 class SD3(nn.Module):
     """In the last layer the text is read, and not written any more."""
 
-    def __init__(self, layers=3):
+    def __init__(self, layers=2):
         super().__init__()
         self.layers = nn.ModuleList(Joint(i == layers - 1) for i in range(layers))
 
@@ -254,9 +254,9 @@ def test_a_read_of_where_a_joint_stream_ends_is_said(inputs):
     program = export(SD3(), inputs)
     _, (said,) = warned(program)
     assert said.startswith("These reads stay standard")
-    assert "block 4 of stream 0 also reads stream 1 where it ends" in said
+    assert "block 2 of stream 0 also reads stream 1 where it ends" in said
     assert len(said.splitlines()) == 2
-    assert not warned(program, blocks=[1, 2, 3])[1]
+    assert not warned(program, blocks=[1, 3, 4])[1]
 
 
 class OnTheSide(nn.Module):
@@ -264,7 +264,7 @@ class OnTheSide(nn.Module):
 
     def __init__(self, at=1, is_used=False):
         super().__init__()
-        self.layers = nn.ModuleList(Mlp() for _ in range(4))
+        self.layers = nn.ModuleList(Mlp() for _ in range(3))
         self.norm, self.gate = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
         self.at, self.is_used = at, is_used
 
@@ -280,9 +280,8 @@ class OnTheSide(nn.Module):
 
 def test_reads_on_the_side_are_said(inputs):
     _, (said,) = warned(export(OnTheSide(), inputs))
-    lines = [f"block {index} of stream 0 also reads the stream before block 1" for index in (2, 3)]
-    assert [line in said for line in lines] == [True, True]
-    assert len(said.splitlines()) == 3
+    assert "block 2 of stream 0 also reads the stream before block 1" in said
+    assert len(said.splitlines()) == 2
     for net in (OnTheSide(at=0), OnTheSide(is_used=True)):  # x0 is never stale; block 1 reads u
         assert not warned(export(net, inputs))[1]
 
