@@ -17,8 +17,8 @@ from torch.fx import GraphModule, Node
 from ladderize.graph import ops
 from ladderize.graph.higher_order import REGION
 from ladderize.passes import PassResult
-from ladderize.streams.block import Block, Stream
-from ladderize.streams.joins import JoinedRead, joined_reads, own_sources
+from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.joins import JoinedRead, joined_reads
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,23 @@ class RerouteReads:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         edits = []
         for stream, chosen in zip(self.streams, self.chosen, strict=True):
-            for index, source in own_sources(stream, chosen, self.staleness).items():
+            sources = stale_sources(stream.blocks, chosen, self.staleness)
+            reads = joined_reads(stream, chosen, self.staleness)
+            joined = {read.block.index: read for read in reads}
+            for index in {**sources, **joined}:
                 block = stream.blocks[index]
                 readers = sorted(
                     (user for user in block.anchor.users if user in block.members),
                     key=position.__getitem__,
                 )
-                if readers:  # none: the anchor is read through a side input of the branch only
-                    path = stream.blocks[source : index + 1]
+                if not readers:  # the anchor is read through a side input of the branch only
+                    continue
+                if index in joined:
+                    stale = _joined(gm, joined[index], before=readers[0])
+                else:
+                    path = stream.blocks[sources[index] : index + 1]
                     stale = _in_form_of_anchor(gm, path, before=readers[0])
-                    edits += [(reader, block.anchor, stale) for reader in readers]
-            for read in joined_reads(stream, chosen, self.staleness):
-                if readers := sorted(read.readers, key=position.__getitem__):
-                    joined = _joined(gm, read, before=readers[0])
-                    edits += [(reader, read.block.anchor, joined) for reader in readers]
+                edits += [(reader, block.anchor, stale) for reader in readers]
         for reader, fresh, stale in edits:
             reader.replace_input_with(fresh, stale)
         return PassResult(changed=len(edits))

@@ -462,8 +462,8 @@ PASSES = (
     Mutant(
         "reads move one block too little",
         "ladderize/passes/reroute.py",
-        "path = stream.blocks[source : index + 1]",
-        "path = stream.blocks[source + 1 : index + 1]",
+        "path = stream.blocks[sources[index] : index + 1]",
+        "path = stream.blocks[sources[index] + 1 : index + 1]",
         "tests/passes/test_reroute.py::test_values_are_those_of_the_eager_ladder",
     ),
     Mutant(
