@@ -30,6 +30,11 @@ class Blocker:
         return f"{self.what} ({self.where})" if self.where else self.what
 
 
+def _listed(summary: str, blockers: Iterable[Blocker]) -> str:
+    """A message: `summary`, and each of `blockers` on a line of its own."""
+    return "\n".join([summary, *(f"  - {blocker}" for blocker in blockers)])
+
+
 class LadderError(ValueError):
     """What was asked for cannot be done. Lists every blocker, not only the first.
 
@@ -41,10 +46,8 @@ class LadderError(ValueError):
         self.summary = summary
         self.blockers = tuple(dict.fromkeys(blockers))
         self.cure = cure
-        lines = [summary, *(f"  - {blocker}" for blocker in self.blockers)]
-        if cure:
-            lines.append(f"What to do: {cure}")
-        super().__init__("\n".join(lines))
+        text = _listed(summary, self.blockers)
+        super().__init__(f"{text}\nWhat to do: {cure}" if cure else text)
 
     def with_blockers(self, more: Iterable[Blocker]) -> "LadderError":
         """The same error with further reasons."""
@@ -59,8 +62,11 @@ class LadderWarning(UserWarning):
     """What was compiled is not all that was asked for.
 
     The standard graph instead of the ladder, a net that is a ladder already, or a sharded graph in
-    which each rank keeps some branches or parameters whole.
+    which each rank keeps some branches or parameters whole. It lists every place, as errors do.
     """
+
+    def __init__(self, summary: str, blockers: Iterable[Blocker] = ()) -> None:
+        super().__init__(_listed(summary, blockers))
 
 
 def module_path(node: Node) -> str:

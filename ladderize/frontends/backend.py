@@ -34,6 +34,7 @@ from ladderize.passes.before_autograd import RankGroup, Rewriting, dump_folder
 from ladderize.report.publish import as_report, forget, publish
 from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders
+from ladderize.streams.fresh_reads import warn_of_fresh_reads
 
 
 @dataclass
@@ -158,7 +159,8 @@ def _compile(
     state = laddered.state
     if not is_laddered:
         warn_of_ladders(state.streams)
-        warn_of_cut_streams(state.analysis, state.streams, state.chosen)
+        warn_of_cut_streams(state.analysis, state.streams, state.chosen, config)
+        warn_of_fresh_reads(state.fresh_reads)
         if config.staleness > 0:
             warn_of_standard_prefill()
     local = None

@@ -33,6 +33,7 @@ from ladderize.report.report import Report
 from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders
 from ladderize.streams.find import find_streams
+from ladderize.streams.fresh_reads import warn_of_fresh_reads
 
 
 @overload
@@ -90,7 +91,8 @@ def _ladder(state: Rewriting) -> tuple[Rewriting, Report]:
     publish(report, dump_folder(state.config))
     rewritten = laddered.result()
     warn_of_ladders(rewritten.streams)
-    warn_of_cut_streams(rewritten.analysis, rewritten.streams, rewritten.chosen)
+    warn_of_cut_streams(rewritten.analysis, rewritten.streams, rewritten.chosen, state.config)
+    warn_of_fresh_reads(rewritten.fresh_reads)
     return rewritten, report
 
 

@@ -6,7 +6,7 @@ A slice, a split and the like are views. Where such a one begins in the memory o
 long it is, its fake value says, in ints or in symbols; two sizes are equal if they are written so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,21 @@ def parts_of(cat: Node) -> dict[Piece, Node] | None:
         parts[Piece(dim, start, sizes[dim])] = operand
         start += sizes[dim]
     return parts
+
+
+def run_of(piece: Piece, parts: Mapping[Piece, Node]) -> list[Node]:
+    """Those of the `parts` of a whole that make up `piece` of it, in order; none if they do not."""
+    found: list[Node] = []
+    at, end = piece.start, piece.start + piece.length
+    while at != end:
+        part = next(
+            (other for other in parts if other.dim == piece.dim and other.start == at), None
+        )
+        if part is None or part.length == 0 or len(found) == len(parts):
+            return []
+        found.append(parts[part])
+        at += part.length
+    return found
 
 
 def _dim(cat: Node) -> int:

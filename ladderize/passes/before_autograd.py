@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
-from ladderize.errors import LadderError
+from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.collectives import is_all_reduce
 from ladderize.graph.in_flight import check_in_flight
@@ -39,13 +39,16 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.runner import Log, Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
 from ladderize.passes.spell_sums import SpellSums
-from ladderize.passes.split_sums import SplitSums, find_cuts
+from ladderize.passes.split_sums import Cuts, SplitSums, find_cuts
 from ladderize.sharding.plan import ShardPlan, plan_sharding, refuse_undivided
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 from ladderize.streams.choose import choose_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.cut_streams import refuse_cut_streams
 from ladderize.streams.find import streams_in
+from ladderize.streams.fresh_reads import find_fresh_reads
 from ladderize.streams.gains import keep_reads_that_hide
+from ladderize.streams.joins import StaleReads
 from ladderize.streams.recurrence import (
     Recurrence,
     check_recurrence,
@@ -84,10 +87,12 @@ class Rewriting:
             nothing is rerouted.
         log: the steps that ran.
         num_regions: how many checkpointed regions were inlined.
+        cuts: what joins streams and cuts them apart in a way that can be written otherwise.
         context: the analysis of the standard graph; made once, by `find_streams`.
         streams: the residual streams of the standard graph.
         restored: the standard net, where a ladder is extended; None otherwise.
         chosen: for each stream the indices of the converted blocks.
+        fresh_reads: those of the converted blocks that stay standard.
         standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
         plan: how the branches are sharded, None without ranks.
     """
@@ -100,24 +105,33 @@ class Rewriting:
     is_laddered: bool = False
     log: Log = field(default_factory=Log)
     num_regions: int = 0
+    cuts: Cuts = field(default_factory=Cuts)
     context: AnalysisContext | None = None
     streams: tuple[Stream, ...] = ()
     restored: Restored | None = None
     chosen: tuple[frozenset[int], ...] = ()
+    fresh_reads: tuple[Blocker, ...] = ()
     standard: tuple[Recurrence, ...] = ()
     rewritten: tuple[Recurrence, ...] = ()
     plan: ShardPlan | None = None
 
     @property
-    def sources(self) -> tuple[dict[int, int], ...]:
-        """For each stream: of each block that is to read stale, the block whose anchor it reads."""
+    def reads(self) -> tuple[StaleReads, ...]:
+        """For each stream what its blocks are to read stale."""
         pairs = zip(self.streams, self.chosen, strict=True)
-        return tuple(stale_sources(s.blocks, c, self.config.staleness) for s, c in pairs)
+        return tuple(StaleReads.of(*pair, self.config.staleness) for pair in pairs)
 
     @property
     def stale(self) -> tuple[dict[int, int], ...]:
         """The same of each block that reads stale in the graph that was given."""
         return tuple({} for _ in self.streams) if self.restored is None else self.restored.stale
+
+    @property
+    def standard_graph(self) -> tuple[AnalysisContext, tuple[Stream, ...]]:
+        """The standard net and its streams: a copy, where a ladder is extended."""
+        if self.restored is None:
+            return self.analysis, self.streams
+        return self.restored.context, self.restored.streams
 
     @property
     def num_ranks(self) -> int:
@@ -168,8 +182,8 @@ def _has_all_reduces(state: Rewriting) -> bool:
     return any(map(is_all_reduce, state.gm.graph.nodes))
 
 
-def _joins_streams(state: Rewriting) -> bool:
-    return any(find_cuts(state.gm))
+def _cuts_streams(state: Rewriting) -> bool:
+    return bool(state.cuts)
 
 
 def _has_regions(state: Rewriting) -> bool:
@@ -214,6 +228,14 @@ def _to_aten(state: Rewriting) -> None:
     state.gm, state.names = to_aten(state.gm, state.names)
 
 
+def _find_cuts(state: Rewriting) -> None:
+    state.cuts = find_cuts(state.gm)
+
+
+def _split_sums(state: Rewriting) -> PassResult:
+    return apply_pass(state.gm, SplitSums(state.cuts))
+
+
 def _find_streams(state: Rewriting) -> None:
     state.context = AnalysisContext(state.gm, state.names)
     state.streams = streams_in(state.context)
@@ -248,21 +270,25 @@ def _choose_blocks(state: Rewriting) -> None:
     chosen = choose_blocks(state.streams, state.config)  # checks expect_blocks= in any case
     if state.is_laddered:
         return
+    context, streams = state.standard_graph
     if state.config.names_a_ladder:
-        restored = state.restored
-        context = state.analysis if restored is None else restored.context
-        streams = state.streams if restored is None else restored.streams
         refuse_undecided(context, streams, state.config)
     if state.ranks is None:
         chosen = keep_reads_that_hide(
             state.analysis, state.streams, chosen, state.stale, state.config
         )
+    refuse_cut_streams(context, streams, chosen, state.config)
     state.chosen = chosen
-    refuse_other_reads(state.streams, state.stale, state.sources)
+    refuse_other_reads(state.reads, state.stale)
+
+
+def _find_fresh_reads(state: Rewriting) -> None:
+    if state.config.staleness:
+        state.fresh_reads = tuple(find_fresh_reads(*state.standard_graph, state.chosen))
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
-    return apply_pass(state.gm, RerouteReads(state.streams, state.sources))
+    return apply_pass(state.gm, RerouteReads(state.reads))
 
 
 def _read_rewritten(state: Rewriting) -> None:
@@ -270,7 +296,7 @@ def _read_rewritten(state: Rewriting) -> None:
 
 
 def _check_recurrence(state: Rewriting) -> None:
-    specified = specify_ladder(state.standard, state.sources)
+    specified = specify_ladder(state.standard, state.reads)
     for found, wanted, stream in zip(state.rewritten, specified, state.streams, strict=True):
         check_recurrence(found, wanted, stream)
 
@@ -296,7 +322,8 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
     apply(Functionalize),
     apply(SpellSums),
     apply(ReduceBranches, _has_all_reduces),
-    apply(SplitSums, _joins_streams),
+    Step("find_cuts", _find_cuts, kind="analysis"),
+    Step("SplitSums", _split_sums, _cuts_streams),
 )
 """Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
 
@@ -316,6 +343,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("refuse_reduced_residuals", lambda s: refuse_reduced_residuals(s.analysis), kind="check"),
     Step("refuse_unfit", lambda s: refuse_unfit(s.analysis, s.streams), kind="check"),
     Step("choose_blocks", _choose_blocks, kind="analysis"),
+    Step("find_fresh_reads", _find_fresh_reads, _is_standard, "analysis"),
     Step("RerouteReads", _reroute_reads, _is_standard),
     Step("read_rewritten", _read_rewritten, _is_standard, "analysis"),
     Step("check_recurrence", _check_recurrence, _is_verified, "check"),

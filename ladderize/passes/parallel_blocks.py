@@ -18,6 +18,7 @@ from ladderize.graph import ops
 from ladderize.passes import PassResult
 from ladderize.passes.reroute import RerouteReads
 from ladderize.streams.block import Block, Stream
+from ladderize.streams.joins import StaleReads
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class ParallelBlocks:
 
     def __call__(self, gm: GraphModule) -> PassResult:
         pairs = [list(_pairs(stream)) for stream in self.streams]
-        sources = tuple({other.index: first.index for first, other in found} for found in pairs)
-        RerouteReads(self.streams, sources)(gm)
+        sources = [{other.index: first.index for first, other in found} for found in pairs]
+        RerouteReads(tuple(map(StaleReads, self.streams, sources)))(gm)
         for found in pairs:
             for pair in found:
                 _add_at_once(gm, *pair)

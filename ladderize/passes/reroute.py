@@ -8,7 +8,6 @@ The skip path is untouched. This is the one pass that changes what the graph com
 """
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,32 +15,38 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.graph import ops
+from ladderize.graph.higher_order import REGION
 from ladderize.passes import PassResult
-from ladderize.streams.block import Block, Stream
+from ladderize.streams.block import Block
+from ladderize.streams.joins import JoinedRead, StaleReads
 
 
 @dataclass(frozen=True)
 class RerouteReads:
-    """`sources` holds, for each stream, the block whose anchor each rerouted block is to read."""
+    """`reads` holds, for each stream, what its rerouted blocks are to read."""
 
-    streams: tuple[Stream, ...]
-    sources: tuple[Mapping[int, int], ...]
+    reads: tuple[StaleReads, ...]
     preserves_values: ClassVar[bool] = False
 
     def __call__(self, gm: GraphModule) -> PassResult:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         edits = []
-        for stream, sources in zip(self.streams, self.sources, strict=True):
-            for index, source in sources.items():
-                block = stream.blocks[index]
+        for reads in self.reads:
+            joined = {read.block.index: read for read in reads.joined}
+            for index in {**reads.sources, **joined}:
+                block = reads.stream.blocks[index]
                 readers = sorted(
                     (user for user in block.anchor.users if user in block.members),
                     key=position.__getitem__,
                 )
-                if readers:  # none: the anchor is read through a side input of the branch only
-                    path = stream.blocks[source : index + 1]
+                if not readers:  # the anchor is read through a side input of the branch only
+                    continue
+                if index in joined:
+                    stale = _joined(gm, joined[index], before=readers[0])
+                else:
+                    path = reads.stream.blocks[reads.sources[index] : index + 1]
                     stale = _in_form_of_anchor(gm, path, before=readers[0])
-                    edits += [(reader, block.anchor, stale) for reader in readers]
+                edits += [(reader, block.anchor, stale) for reader in readers]
         for reader, fresh, stale in edits:
             reader.replace_input_with(fresh, stale)
         return PassResult(changed=len(edits))
@@ -63,6 +68,15 @@ def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -
         cast.meta = dict(fresh.meta)
         stale = cast
     return stale
+
+
+def _joined(gm: GraphModule, read: JoinedRead, before: Node) -> Node:
+    """The join with the earlier values of what it joins."""
+    instead = read.instead
+    with gm.graph.inserting_before(before):
+        joined = gm.graph.node_copy(read.join, lambda node: instead.get(node, node))
+    joined.meta.pop(REGION, None)  # of the region that reads it
+    return joined
 
 
 def layout_steps(add: Node, anchor: Node) -> list[Node]:

@@ -45,7 +45,7 @@ class ReportBuilder:
     _sharding: ShardReport | None = None
     _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
-    _sources: tuple[dict[int, int], ...] = ()
+    _left_out: tuple[dict[int, set[str]], ...] = ()
 
     def see(self, step: str, state: object) -> None:
         """Take from `state`, a `Rewriting`, what `step` has found or done."""
@@ -72,7 +72,15 @@ class ReportBuilder:
 
     def _see_reads(self, state: Rewriting) -> None:
         reads = read_branches(state.rewritten)
-        self._sources = state.sources
+        name_of = {
+            block: name
+            for number, stream in enumerate(state.streams)
+            for name, block in _named(stream, number)
+        }
+        self._left_out = tuple(
+            {index: {name_of[block] for block in left} for index, left in found.left_out().items()}
+            for found in state.reads
+        )
         self._rewritten = tuple(
             dataclasses.replace(
                 stream,
@@ -130,11 +138,11 @@ class ReportBuilder:
         self, stream: StreamReport, collectives: tuple[CollectiveReport, ...]
     ) -> StreamReport:
         """`stream`, whose blocks know what their stale reads hide."""
-        sources = self._sources[stream.index] if self._sources else {}
+        names = self._left_out[stream.index] if self._left_out else {}
 
         def hidden_by(index: int) -> tuple[str, ...]:
-            left_out = {_name(i, stream.index) for i in range(sources.get(index, index), index)}
-            return tuple(c.op for c in collectives if c.block in left_out and c.op in HIDDEN)
+            behind = names.get(index, set())
+            return tuple(c.op for c in collectives if c.block in behind and c.op in HIDDEN)
 
         blocks = (dataclasses.replace(b, hides=hidden_by(b.index)) for b in stream.blocks)
         return dataclasses.replace(stream, blocks=tuple(blocks))

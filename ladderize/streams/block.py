@@ -3,8 +3,8 @@
 x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -51,6 +51,29 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
+class End:
+    """What the last block of a run left, or a value that no block wrote.
+
+    Attributes:
+        value: the end.
+        blocks: the last ones of the run, whose anchors are in the form of `value`; none if no
+            block wrote it.
+    """
+
+    value: Node
+    blocks: tuple[Block, ...] = ()
+
+    def earlier(self, staleness: int) -> Node:
+        """What the run had left that many blocks earlier."""
+        left_out = self.left_out(staleness)
+        return left_out[0].anchor if left_out else self.value
+
+    def left_out(self, staleness: int) -> tuple[Block, ...]:
+        """The blocks between that and the end."""
+        return self.blocks[-staleness:] if staleness else ()
+
+
+@dataclass(frozen=True, eq=False)
 class Stream:
     """A chain of blocks, each reading what the one before it wrote.
 
@@ -59,11 +82,13 @@ class Stream:
         blockers: why this chain must not be rewritten; empty for a ladder candidate.
         stale_blocks: those behind them whose branch reads the stream before the skip already, as
             their `anchor`s say; a stream that has any is a ladder.
+        joins: of each block, by its index, whose anchor joins the ends of streams: these ends.
     """
 
     blocks: tuple[Block, ...]
     blockers: tuple[Blocker, ...] = ()
     stale_blocks: tuple[Block, ...] = ()
+    joins: Mapping[int, tuple[End, ...]] = field(default_factory=dict)
 
 
 class Placed(Protocol):

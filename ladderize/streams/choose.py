@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, counted
 from ladderize.streams.block import Stream
+from ladderize.streams.joins import StaleReads
 
 
 def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
@@ -31,24 +32,21 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
     return tuple(by_stream.get(stream, frozenset()) for stream in streams)
 
 
-def refuse_other_reads(
-    streams: Sequence[Stream],
-    stale: Sequence[Mapping[int, int]],
-    sources: Sequence[Mapping[int, int]],
-) -> None:
+def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int, int]]) -> None:
     """Raise `LadderError` naming the blocks that read stale already and are to read another value.
 
     Args:
-        streams: of the standard net.
-        stale: for each of them: of each block that reads stale already, the one whose anchor it
-            reads.
-        sources: what each block is to read.
+        reads: of each stream of the standard net, what its blocks are to read.
+        stale: of each block that reads stale already, the one whose anchor it reads.
     """
     others = [
-        Blocker.at(stream.blocks[index].add, _other_read(index, source, wanted.get(index, index)))
-        for stream, already, wanted in zip(streams, stale, sources, strict=True)
+        Blocker.at(
+            wanted.stream.blocks[index].add,
+            _other_read(index, source, wanted.sources.get(index, index)),
+        )
+        for wanted, already in zip(reads, stale, strict=True)
         for index, source in already.items()
-        if wanted.get(index, index) != source
+        if wanted.sources.get(index, index) != source
     ]
     if others:
         raise LadderError(

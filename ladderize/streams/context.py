@@ -8,7 +8,7 @@
 Pure questions; no notion of a stream yet. Words of the ops as in `ops.py`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch.fx import GraphModule, Node
 
@@ -136,13 +136,18 @@ class AnalysisContext:
         is_sum = bool(summands) and self.static.isdisjoint(summands)
         return ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD) and not is_sum
 
-    def ancestors(self, nodes: Iterable[Node], start: int) -> set[Node]:
-        """`nodes` and everything they depend on that comes after position `start`."""
+    def ancestors(
+        self, nodes: Iterable[Node], start: int, stop: Collection[Node] = ()
+    ) -> set[Node]:
+        """`nodes` and everything they depend on that comes after position `start`.
+
+        Without `stop` and what only these depend on.
+        """
         seen: set[Node] = set()
         stack = list(nodes)
         while stack:
             node = stack.pop()
-            if node not in seen and self.position[node] > start:
+            if node not in seen and node not in stop and self.position[node] > start:
                 seen.add(node)
                 # Not through sizes: `h.reshape(-1, x.shape[-1])` does not read the stream.
                 stack.extend(s for s in self.sources[node] if ops.holds_tensor(s))

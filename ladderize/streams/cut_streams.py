@@ -2,61 +2,96 @@
 
     z = cat([prompt, x4[:, 3:]], 1);  z = add(z, h5(z))       h5 reads z: what is stale of it?
 
-A `cat` of all pieces of one value is that value (`graph/pieces.py`), and a sum of joined streams
-that is cut again is a sum for each of them (`passes/split_sums.py`). Elsewhere another segment
-begins, or another stream, whose first block stays standard.
+A `cat` of all pieces of one value is that value (`graph/pieces.py`), a sum of joined streams that
+is cut again is a sum for each of them (`passes/split_sums.py`), and a block behind streams joined
+reads them as they were before (`joins.py`). Elsewhere another segment begins, or another stream,
+whose first block stays standard.
 """
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 
+import torch
 from torch.fx import Node
 
-from ladderize.errors import Blocker, LadderWarning
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
-from ladderize.graph.pieces import CAT
+from ladderize.graph.pieces import CAT, piece_of
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
 
 
-def warn_of_cut_streams(
-    context: AnalysisContext, streams: Sequence[Stream], chosen: Sequence[Collection[int]]
+def refuse_cut_streams(
+    context: AnalysisContext,
+    streams: Sequence[Stream],
+    chosen: Sequence[Collection[int]],
+    config: LadderConfig,
 ) -> None:
-    """Name each of the `chosen` blocks that has nothing earlier to read because of that."""
+    """Raise `LadderError` for blocks that the options name and that stay standard, if `strict`.
+
+    Not for those behind what thins the stream out, `x[:, ::2]`: a segment begins there.
+    """
+    if not (config.names_blocks and config.strict and config.staleness):
+        return
     found = [
-        Blocker.at(block.add, f"block {block.index} of stream {number} {why}")
-        for number, (stream, indices) in enumerate(zip(streams, chosen, strict=True))
-        for block, why in find_cut_off(context, stream, streams)
-        if block.index in indices
+        Blocker.at(block.add, why)
+        for block, step, why in _cut_off(context, streams, chosen)
+        if not _thins_out(step)
     ]
     if found:
-        listed = "".join(f"\n  - {blocker}" for blocker in found)
-        warnings.warn(
-            LadderWarning(
-                "These blocks stay standard, for a stream is joined or cut ahead of them in a way "
-                f"that is not followed:{listed}"
-            ),
-            stacklevel=3,
+        raise LadderError(
+            "These blocks are to be converted, and can only stay standard, for a stream is joined "
+            "or cut ahead of them in a way that is not followed:",
+            found,
+            "leave them out, with blocks=; or write the net so that what is joined are the parts "
+            "that were cut",
         )
 
 
-def find_cut_off(
-    context: AnalysisContext, stream: Stream, streams: Sequence[Stream]
-) -> Iterator[tuple[Block, str]]:
-    """The first blocks of segments that read joined or cut values of `streams`, and what they read.
+def warn_of_cut_streams(
+    context: AnalysisContext,
+    streams: Sequence[Stream],
+    chosen: Sequence[Collection[int]],
+    config: LadderConfig,
+) -> None:
+    """Name each of the `chosen` blocks that has nothing earlier to read because of that."""
+    found = [Blocker.at(block.add, why) for block, _, why in _cut_off(context, streams, chosen)]
+    if found and config.staleness:
+        warning = LadderWarning(
+            "These blocks stay standard, for a stream is joined or cut ahead of them in a way "
+            "that is not followed:",
+            found,
+        )
+        warnings.warn(warning, stacklevel=3)
 
-    Args:
-        stream: that of the blocks.
-        streams: all of the graph.
+
+def _cut_off(
+    context: AnalysisContext, streams: Sequence[Stream], chosen: Sequence[Collection[int]]
+) -> Iterator[tuple[Block, Node, str]]:
+    """The chosen first blocks of segments that read joined or cut values of `streams`.
+
+    With the op that joins or cuts.
     """
-    writers = {block.add for other in streams for block in other.blocks}
-    begun: set[int] = set()
-    for block in stream.blocks:
-        if block.segment not in begun:
+    writers = {block.add for stream in streams for block in stream.blocks}
+    for number, (stream, indices) in enumerate(zip(streams, chosen, strict=True)):
+        begun: set[int] = set()
+        for block in stream.blocks:
+            if block.segment in begun:
+                continue
             begun.add(block.segment)
+            if block.index not in indices or block.index in stream.joins:
+                continue
             if (step := _joining_step(context, block.anchor, writers)) is not None:
-                yield block, f"reads the {ops.op_name(step)} of what other blocks wrote"
+                why = f"reads the {ops.op_name(step)} of what other blocks wrote"
+                yield block, step, f"block {block.index} of stream {number} {why}"
+
+
+def _thins_out(step: Node) -> bool:
+    """Whether `step` takes of a value what is no run of entries along one dim."""
+    is_view = ops.op_name(step) not in CAT and isinstance(ops.value(step), torch.Tensor)
+    return is_view and piece_of(step, step.all_input_nodes[0]) is None
 
 
 def _joining_step(context: AnalysisContext, anchor: Node, writers: Collection[Node]) -> Node | None:

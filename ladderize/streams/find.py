@@ -24,6 +24,7 @@ from ladderize.streams.existing_ladders import (
     find_stale_blocks,
     groups_of_stale_blocks,
 )
+from ladderize.streams.joins import with_joins
 from ladderize.streams.layers import count_prologue, layer_indices
 from ladderize.streams.refusals import find_blockers
 from ladderize.streams.stale_halves import separate_stale_halves
@@ -61,7 +62,7 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
         behind = tuple(block for chain in segments for block in stale.get(chain[0], ()))
         stream = Stream(blocks, find_blockers(context, blocks, by_add), behind)
         streams.append(separate_stale_halves(context, stream))
-    return tuple(streams)
+    return with_joins(context, streams)
 
 
 def _join_segments(context: AnalysisContext, chains: Sequence[Chain]) -> list[list[Chain]]:

@@ -15,8 +15,9 @@ from torch.fx import Node
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph.collectives import HIDDEN, launched_by_call
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.joins import StaleReads
 
 Chosen = tuple[frozenset[int], ...]
 
@@ -38,36 +39,29 @@ def keep_reads_that_hide(
     found = [_launches(context, stream) for stream in streams]
     if not any(found):
         return chosen
-    sources = [
-        stale_sources(stream.blocks, indices, config.staleness)
-        for stream, indices in zip(streams, chosen, strict=True)
-    ]
     moved = [
-        {index: source for index, source in of_stream.items() if index not in already}
-        for of_stream, already in zip(sources, stale, strict=True)
+        _left_out(StaleReads.of(stream, indices, config.staleness), already)
+        for stream, indices, already in zip(streams, chosen, stale, strict=True)
     ]
-    idle = [_idle(context, stream, reads) for stream, reads in zip(streams, moved, strict=True)]
+    idle = [_idle(context, *pair) for pair in zip(streams, moved, strict=True)]
     if not any(idle):
         return chosen
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
-    is_named = config.names_blocks
-    if len(places) == sum(map(len, moved)) or (is_named and config.strict):
+    if len(places) == sum(map(len, moved)) or (config.names_blocks and config.strict):
         others = [launch for launches in found for launch in launches]
         raise LadderError(
             "These stale reads would hide no collective:",
             [*places, *_never_hidden(context, others)],
             "choose other blocks with blocks=; or ladder the model before it is sharded",
         )
-    listed = "".join(f"\n  - {place}" for place in places)
-    if is_named:
-        warning = LadderWarning(f"These stale reads hide no collective:{listed}")
-    else:
-        warning = LadderWarning(
-            f"Blocks whose stale reads would hide no collective read the stream fresh:{listed}"
-        )
-    warnings.warn(warning, stacklevel=2)
-    if is_named:
+    if config.names_blocks:
+        warning = LadderWarning("These stale reads hide no collective:", places)
+        warnings.warn(warning, stacklevel=2)
         return chosen
+    warning = LadderWarning(
+        "Blocks whose stale reads would hide no collective read the stream fresh:", places
+    )
+    warnings.warn(warning, stacklevel=2)
     return tuple(
         indices - {block.index for block, _ in blocks}
         for indices, blocks in zip(chosen, idle, strict=True)
@@ -90,21 +84,36 @@ def launched(context: AnalysisContext, node: Node) -> list[str]:
     return [op for op in found if not op.endswith(" (backward)")]
 
 
+def _left_out(reads: StaleReads, already: Collection[int]) -> dict[int, tuple[Block, ...]]:
+    """What the blocks leave out that do not read stale `already`."""
+    found = reads.left_out()
+    return {index: blocks for index, blocks in found.items() if index not in already}
+
+
 def _idle(
-    context: AnalysisContext, stream: Stream, sources: Mapping[int, int]
+    context: AnalysisContext, stream: Stream, left_out: Mapping[int, tuple[Block, ...]]
 ) -> list[tuple[Block, str]]:
-    """The blocks whose stale reads, those of `sources`, would hide nothing, and why."""
-    hides = [_is_hidden(context, block) for block in stream.blocks]
+    """The blocks whose stale reads would hide nothing, and why.
+
+    Args:
+        left_out: for each of them, by its index, the blocks that it no longer reads.
+    """
+    behind = {block for blocks in left_out.values() for block in blocks}
+    hides = {block for block in behind if _is_hidden(context, block)}
     return [
-        (stream.blocks[index], _left_out(index, source))
-        for index, source in sources.items()
-        if not any(hides[source:index])
+        (stream.blocks[index], _without(stream.blocks[index], blocks))
+        for index, blocks in left_out.items()
+        if hides.isdisjoint(blocks)
     ]
 
 
-def _left_out(index: int, source: int) -> str:
-    before = f"block {source}" if index - source == 1 else f"blocks {source} to {index - 1}"
-    return f"block {index}: no all-reduce, reduce-scatter or all-gather is in {before}"
+def _without(block: Block, blocks: Sequence[Block]) -> str:
+    first = block.index - len(blocks)
+    if [before.index for before in blocks] != list(range(first, block.index)):
+        before = "the last blocks of the streams joined"
+    else:
+        before = f"block {first}" if len(blocks) == 1 else f"blocks {first} to {block.index - 1}"
+    return f"block {block.index}: no all-reduce, reduce-scatter or all-gather is in {before}"
 
 
 def _is_hidden(context: AnalysisContext, block: Block) -> bool:

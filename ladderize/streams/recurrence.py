@@ -8,7 +8,7 @@ The reader knows where the blocks are but not what the ladder pass did: it follo
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
@@ -18,8 +18,11 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.streams.block import Block, Stream
+from ladderize.streams.joins import JoinedRead, StaleReads
 
 Writes = Mapping[Node, Mapping[Node, Node]]
+Moved = Mapping[sympy.Symbol, Collection[sympy.Symbol]]
+"""What a branch reads in the place of each value that it no longer reads."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +63,51 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
     )
 
 
-def specify_ladder(
-    standard: Sequence[Recurrence], sources: Sequence[Mapping[int, int]]
-) -> list[Recurrence]:
-    """The recurrence of each stream once each block of its `sources` reads that block's anchor."""
-    moved = {
-        _symbol("x", number, index): _symbol("x", number, source)
-        for number, of_stream in enumerate(sources)
-        for index, source in of_stream.items()
+def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) -> list[Recurrence]:
+    """The recurrence of each stream once its blocks read what `reads` says.
+
+    Args:
+        standard: what `read_recurrence` found before the rewrite.
+        reads: of each stream.
+    """
+    moved: dict[sympy.Symbol, Collection[sympy.Symbol]] = {
+        _symbol("x", number, index): {_symbol("x", number, source)}
+        for number, of_stream in enumerate(reads)
+        for index, source in of_stream.sources.items()
     }
-    return [
-        _share(specify_recurrence(recurrence, sources[number], number), moved)
+    own = [
+        specify_recurrence(recurrence, reads[number].sources, number)
         for number, recurrence in enumerate(standard)
     ]
+    symbols = _name_values([of_stream.stream for of_stream in reads])
+    for number, of_stream in enumerate(reads):
+        for read in of_stream.joined:
+            joined = {symbols[read.block.anchor]: _joined(read, standard[number], symbols)}
+            own[number] = _move(own[number], read.block.index, joined)
+            moved |= joined
+    return [_share(recurrence, moved) for recurrence in own]
 
 
-def _share(own: Recurrence, moved: Mapping[sympy.Symbol, sympy.Symbol]) -> Recurrence:
+def _joined(
+    read: JoinedRead, standard: Recurrence, symbols: Mapping[Node, sympy.Symbol]
+) -> set[sympy.Symbol]:
+    """What a branch reads from before a join."""
+    last = {end.value: end.blocks[-1].add for end in read.ends if end.blocks}
+    written = {symbols.get(value, symbols[add]) for value, add in last.items()}
+    unwritten = set(standard.anchors[read.first].rhs.args) - written
+    return unwritten | {symbols[read.instead[value]] for value in last}
+
+
+def _share(own: Recurrence, moved: Moved) -> Recurrence:
     """`own` with the anchors of other streams that those read `moved` too."""
-    sums = [
-        _with_reads(total, {fresh: moved[fresh] for fresh in shared & moved.keys()})
-        for total, shared in zip(own.sums, own.shared, strict=True)
-    ]
+    for index, shared in enumerate(own.shared):
+        own = _move(own, index, {fresh: moved[fresh] for fresh in shared & moved.keys()})
+    return own
+
+
+def _move(own: Recurrence, index: int, moved: Moved) -> Recurrence:
+    sums = list(own.sums)
+    sums[index] = _with_reads(sums[index], moved)
     return replace(own, sums=tuple(sums))
 
 
@@ -94,17 +121,16 @@ def specify_recurrence(
         sources: for each rerouted block the block whose anchor it is to read.
         number: the place of the stream among the streams of the graph.
     """
-    sums = list(standard.sums)
     for index, source in sources.items():
         fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
-        sums[index] = _with_reads(sums[index], {fresh: stale})
-    return replace(standard, sums=tuple(sums))
+        standard = _move(standard, index, {fresh: {stale}})
+    return standard
 
 
-def _with_reads(total: sympy.Eq, moved: Mapping[sympy.Symbol, sympy.Symbol]) -> sympy.Eq:
+def _with_reads(total: sympy.Eq, moved: Moved) -> sympy.Eq:
     """`total` with its branch reading other values."""
     branch = next(iter(total.rhs.atoms(sympy.core.function.AppliedUndef)))
-    other = branch.func(*_sorted({moved.get(arg, arg) for arg in branch.args}))
+    other = branch.func(*_sorted(_union(frozenset(moved.get(arg, {arg})) for arg in branch.args)))
     return sympy.Eq(total.lhs, total.rhs - branch + other, evaluate=False)
 
 

@@ -17,10 +17,11 @@ from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 from ladderize.graph.ops import Kind
 from ladderize.graph.writes import written_operands
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import find_candidates, flatten
 from ladderize.streams.choose import by_default
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.joins import StaleReads
 
 
 def find_blockers(
@@ -61,10 +62,12 @@ def _find_reads_behind(context: AnalysisContext, blocks: Sequence[Block]) -> Ite
         for node, is_mixed in context.reach(block.anchor, block.outputs).items()
         if node is not block.anchor and not is_mixed
     }
-    branches = {node for block in blocks for node in (*block.branch, *block.partial_sums)}
+    branches = {node for block in blocks for node in block.branch}
+    sums = {node for block in blocks for node in (*block.partial_sums, block.add)}
     for block, following in itertools.pairwise(blocks):
-        between = context.ancestors([following.anchor], context.position[block.anchor])
-        for node in sorted(between - branches - {block.add}, key=context.position.__getitem__):
+        start = context.position[block.anchor]
+        between = context.ancestors([following.anchor], start, stop=branches)
+        for node in sorted(between - sums, key=context.position.__getitem__):
             for source in context.sources[node]:
                 if source in inside:
                     what = (
@@ -174,7 +177,7 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(stale_sources(stream.blocks, by_default(stream), staleness=1))
+    return bool(StaleReads.of(stream, by_default(stream), staleness=1).left_out())
 
 
 # ---- a graph without a block -----------------------------------------------------------------

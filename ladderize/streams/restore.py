@@ -16,9 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_memory_order
-from ladderize.streams.block import Block, Stream
+from ladderize.streams.block import Block, End, Stream
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.find import streams_in
+from ladderize.streams.joins import StaleReads
 from ladderize.streams.recurrence import (
     Recurrence,
     find_differences,
@@ -72,10 +73,10 @@ def restore_standard(context: AnalysisContext, streams: Sequence[Stream]) -> Res
         gm = GraphModule(context.gm, next(iter(given)).graph)
         context = AnalysisContext(gm, [copies[node] for node in context.parameters])
         streams = streams_in(context)
-    in_ladder = tuple(_in_names(stream, given) for stream in streams)
+    in_ladder = _in_names(streams, given)
     sources = _sources(in_ladder, reads)
     standard = read_recurrence(context.gm, streams)
-    specified = specify_ladder(standard, sources)
+    specified = specify_ladder(standard, list(map(StaleReads, in_ladder, sources)))
     found = read_recurrence(ladder.gm, in_ladder)
     wrong = [
         Blocker.at(block.add, f"block {block.index} computes {is_} instead of {should}")
@@ -194,10 +195,10 @@ def _check_memory(nodes: Sequence[Node], copies: Mapping[Node, Node]) -> None:
 # ---- the standard net in the ladder ------------------------------------------------------------
 
 
-def _in_names(stream: Stream, names: Mapping[Node, Node]) -> Stream:
-    """`stream` as the nodes of another graph."""
-    blocks = tuple(
-        replace(
+def _in_names(streams: Sequence[Stream], names: Mapping[Node, Node]) -> tuple[Stream, ...]:
+    """`streams` as the nodes of another graph."""
+    blocks = {
+        block: replace(
             block,
             anchor=names[block.anchor],
             skip=names[block.skip],
@@ -206,9 +207,21 @@ def _in_names(stream: Stream, names: Mapping[Node, Node]) -> Stream:
             add=names[block.add],
             partial_sums=tuple(names[node] for node in block.partial_sums),
         )
+        for stream in streams
         for block in stream.blocks
+    }
+
+    def renamed(end: End) -> End:
+        return End(names[end.value], tuple(blocks[block] for block in end.blocks))
+
+    return tuple(
+        replace(
+            stream,
+            blocks=tuple(blocks[block] for block in stream.blocks),
+            joins={index: tuple(map(renamed, ends)) for index, ends in stream.joins.items()},
+        )
+        for stream in streams
     )
-    return replace(stream, blocks=blocks)
 
 
 def _sources(streams: Sequence[Stream], reads: Mapping[Node, Node]) -> tuple[dict[int, int], ...]:

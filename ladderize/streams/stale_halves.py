@@ -3,7 +3,7 @@
     x1 = x0 + h0(x0);  x2 = x1 + h1(x0)      nobody else reads x1
 
 A parallel block adds `attention(x0) + mlp(x0)` so. These are two blocks, and the second one stale,
-if branches of the same modules, the numbers of layers aside, are each added by themselves
+if branches of the same modules, the number of the layer aside, are each added by themselves
 elsewhere in the stream.
 """
 
@@ -15,11 +15,13 @@ from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, module_path
+from ladderize.graph import ops
+from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.layers import layer_indices
 
-Kind = tuple[str, ...]
+BranchKind = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class _Part:
 
     sums: tuple[Node, ...]
     outputs: tuple[Node, ...]
-    kind: Kind
+    kind: BranchKind
 
 
 def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
@@ -54,8 +56,9 @@ def refuse_undecided(
 ) -> None:
     """Raise `LadderError` naming the parallel blocks that may as well be a block and a stale one.
 
-    Those that add at once what is added by itself elsewhere, but not all that they add; where
-    layers are chosen those, too, that add branches of several layers.
+    Those that add at once what is added by itself elsewhere, but not all that they add, unless
+    `expect_blocks=` counts each as one; where layers are chosen those, too, that add branches of
+    several layers.
     """
     found: list[Blocker] = []
     for stream in streams:
@@ -70,22 +73,22 @@ def refuse_undecided(
             what = f"block {block.index} adds several branches at once, "
             if len(those) > 1 and config.layers is not None:
                 found.append(Blocker.at(block.add, f"{what}of layers {those}"))
-            elif len(own) > 1 and alone:
+            elif len(own) > 1 and alone and config.expect_blocks is None:
                 found.append(Blocker.at(block.add, f"{what}one of which is a block elsewhere"))
     if found:
         raise LadderError(
             "These blocks are parallel, or stale in part already:",
             found,
-            "for parallel blocks, leave layers=, blocks= and staleness= out; for stale ones, "
-            "ladder the standard net",
+            "for parallel blocks, count each as one with expect_blocks= and choose with blocks=; "
+            "for stale ones, ladder the standard net",
         )
 
 
-def _known_kinds(context: AnalysisContext, blocks: Iterable[Block]) -> set[Kind]:
+def _known_kinds(context: AnalysisContext, blocks: Iterable[Block]) -> set[BranchKind]:
     return {kind for block in blocks if all(kind := _kind(context, block, block.outputs))}
 
 
-def _separate(context: AnalysisContext, block: Block, known: set[Kind]) -> list[Block]:
+def _separate(context: AnalysisContext, block: Block, known: set[BranchKind]) -> list[Block]:
     """The blocks that `block` is the sum of; none if it is one by itself."""
     return _blocks_of(context, block, _known_parts(_parts(context, block), known))
 
@@ -129,10 +132,11 @@ def _parts(context: AnalysisContext, block: Block) -> list[_Part]:
         outputs = tuple(leaf for leaf in added if leaf in block.outputs)
         found.append(_Part((following,), outputs, _kind(context, block, outputs)))
         value = following
-    return found
+    makers = [tuple(_makers(context, block, part.outputs)) for part in found]
+    return found if len(set(makers)) == len(makers) else []  # nothing tells them apart
 
 
-def _known_parts(parts: Sequence[_Part], known: set[Kind]) -> list[_Part]:
+def _known_parts(parts: Sequence[_Part], known: set[BranchKind]) -> list[_Part]:
     """`parts` joined to runs that are of a `known` kind each; the last ones as short as can be."""
     ends: dict[int, list[_Part]] = {0: []}
     for end in range(1, len(parts) + 1):
@@ -148,12 +152,23 @@ def _known_parts(parts: Sequence[_Part], known: set[Kind]) -> list[_Part]:
     return ends.get(len(parts), [])
 
 
-def _kind(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> Kind:
-    """The modules that made `outputs`, without numbers: `layers.*.mlp.down_proj`, "" if unknown."""
+def _kind(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> BranchKind:
+    """The modules that made `outputs`, of any layer: `layers.*.mlp.down_proj`, "" if unknown."""
+    return tuple(sorted(map(_of_any_layer, _makers(context, block, outputs))))
+
+
+def _makers(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> list[str]:
+    """The path of the module that made each of `outputs`: of the last op in it that mixes."""
     branches = (_branch(context, block, [output]) for output in outputs)
-    paths = [next(filter(None, map(module_path, reversed(nodes))), "") for nodes in branches]
-    plain = (["*" if name.isdecimal() else name for name in path.split(".")] for path in paths)
-    return tuple(sorted(map(".".join, plain)))
+    mixing = ((n for n in reversed(nodes) if ops.kind(n) is Kind.MIX) for nodes in branches)
+    return [next(filter(None, map(module_path, nodes)), "") for nodes in mixing]
+
+
+def _of_any_layer(path: str) -> str:
+    """`path` without its first number; later ones, as in `branches.1`, tell branches apart."""
+    names = path.split(".")
+    layer = next((i for i, name in enumerate(names) if name.isdecimal()), None)
+    return ".".join("*" if i == layer else name for i, name in enumerate(names))
 
 
 def _branch(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> tuple[Node, ...]:

@@ -24,6 +24,8 @@ class BranchSpec:
         out_norm: of the result, as in a sandwich norm: a key of `NORMS`.
         mask: of attention: "none", "causal" (added), "fused" (`scaled_dot_product_attention`).
         rotary: whether queries and keys are rotated, `q * cos + rotate_half(q) * sin`.
+        own_skip: whether it ends in `u + h(u)`, of what it reads, as LAuReL in Gemma 3n; `u` must
+            not be the stream itself.
     """
 
     kind: str = "mlp"
@@ -32,6 +34,7 @@ class BranchSpec:
     rotary: bool = False
     layer_scale: bool = False
     out_norm: str = "none"
+    own_skip: bool = False
 
 
 class UpcastRmsNorm(nn.Module):
@@ -169,6 +172,18 @@ class Scaled(nn.Module):
         return result if self.gain is None else self.gain * result
 
 
+class OwnSkip(nn.Module):
+    """`u + h(u)` around another branch: a skip of the branch, no block."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.inner(x)
+        return result
+
+
 KINDS: Mapping[str, Callable[[BranchSpec, int], nn.Module]] = {
     "mlp": lambda _, width: Mlp(width),
     "gated_mlp": lambda _, width: GatedMlp(width),
@@ -182,6 +197,8 @@ def make_branch(spec: BranchSpec, width: int) -> nn.Module:
     branch = KINDS[spec.kind](spec, width)
     if spec.gated:
         branch = Gated(branch, width)
+    if spec.own_skip:
+        branch = OwnSkip(branch)
     if spec.layer_scale or spec.out_norm != "none":
         branch = Scaled(branch, width, spec.out_norm, has_gain=spec.layer_scale)
     return branch

@@ -35,7 +35,8 @@ class Conversion:
     staleness: int = 1
 
 
-def branches() -> st.SearchStrategy[BranchSpec]:
+def branches(own_skips: bool = False) -> st.SearchStrategy[BranchSpec]:
+    """A branch; with a skip of its own or without, if `own_skips`."""
     return st.builds(
         BranchSpec,
         kind=st.sampled_from(sorted(KINDS, key="mlp".__ne__)),
@@ -44,6 +45,7 @@ def branches() -> st.SearchStrategy[BranchSpec]:
         rotary=st.booleans(),
         layer_scale=st.booleans(),
         out_norm=st.sampled_from(list(NORMS)),
+        own_skip=st.booleans() if own_skips else st.just(False),
     )
 
 
@@ -60,10 +62,13 @@ def blocks(
         associations.pop()  # the second branch would read what the first sum has overwritten
     if spelling in WRAPS_THE_SUM:
         del associations[1:]  # a cast or a view between the two sums: not one block any more
+    norm, placement = draw(st.sampled_from(list(NORMS))), draw(st.sampled_from(placements))
+    # Else a branch reads the stream itself, or what it ends in and the skip are not of one form.
+    has_own = norm != "none" and placement == "pre" and spelling not in WRAPS_THE_SUM
     return BlockSpec(
-        branches=tuple(draw(st.lists(branches(), min_size=1, max_size=2))),
-        norm=draw(st.sampled_from(list(NORMS))),
-        placement=draw(st.sampled_from(placements)),
+        branches=tuple(draw(st.lists(branches(own_skips=has_own), min_size=1, max_size=2))),
+        norm=norm,
+        placement=placement,
         separate_norms=draw(st.booleans()),
         spelling=spelling,
         association=draw(st.sampled_from(associations)),

@@ -240,8 +240,8 @@ STREAMS = (
     Mutant(
         "another staleness than that of a block that is stale already is fine",
         "ladderize/streams/choose.py",
-        "if wanted.get(index, index) != source",
-        "if index not in wanted",
+        "if wanted.sources.get(index, index) != source",
+        "if index not in wanted.sources",
         "tests/streams/test_extended_ladders.py::test_what_takes_or_changes_stale_reads_is_an_error",
     ),
     Mutant(
@@ -320,6 +320,48 @@ STREAMS = (
         "whole in _wholes(part) and piece_of(part, whole) == piece",
         "whole in _wholes(part)",
         "tests/streams/test_joined_streams.py::test_parts_that_change_places_are_followed",
+    ),
+    Mutant(
+        "of streams joined the blocks behind read as far back as the first one",
+        "ladderize/streams/joins.py",
+        "behind = staleness - (block.index - index)",
+        "behind = staleness",
+        "tests/streams/test_joins.py::test_single_blocks_go_on_from_joint_blocks",
+    ),
+    Mutant(
+        "an end in any form is joined as it was earlier",
+        "ladderize/streams/joins.py",
+        "if self._steps(value, writer.add) not in forms:",
+        "if self._steps(value, writer.add) is None:",
+        "tests/streams/test_joins.py::test_what_is_joined_in_another_form_is_said",
+    ),
+    Mutant(
+        "a part of what a block wrote is joined as if none had",
+        "ladderize/streams/joins.py",
+        "return None if self._is_written(value) else End(value)",
+        "return End(value)",
+        "tests/streams/test_joins.py::test_what_is_joined_in_another_form_is_said",
+    ),
+    Mutant(
+        "a sum that is returned loses what was added to its parts",
+        "ladderize/passes/split_sums.py",
+        'elif user.op == "output" or ops.holds_tensor(user):',
+        "elif ops.holds_tensor(user):",
+        "tests/streams/test_joined_streams.py::test_sums_that_are_returned_as_well",
+    ),
+    Mutant(
+        "a named block that can only stay standard does",
+        "ladderize/streams/cut_streams.py",
+        "if not (config.names_blocks and config.strict and config.staleness):",
+        "if not (config.blocks == [] and config.strict and config.staleness):",
+        "tests/streams/test_joins.py::test_what_is_joined_in_another_form_is_said",
+    ),
+    Mutant(
+        "what an earlier branch computed is a read on the side",
+        "ladderize/streams/fresh_reads.py",
+        "elif node in homes or node in context.static:",
+        "elif node in context.static:",
+        "tests/streams/test_joins.py::test_reads_on_the_side_are_said",
     ),
     Mutant(
         "what joint branches share moves in one stream alone",
@@ -448,8 +490,8 @@ PASSES = (
     Mutant(
         "reads move one block too little",
         "ladderize/passes/reroute.py",
-        "path = stream.blocks[source : index + 1]",
-        "path = stream.blocks[source + 1 : index + 1]",
+        "path = reads.stream.blocks[reads.sources[index] : index + 1]",
+        "path = reads.stream.blocks[reads.sources[index] + 1 : index + 1]",
         "tests/passes/test_reroute.py::test_values_are_those_of_the_eager_ladder",
     ),
     Mutant(
@@ -949,8 +991,8 @@ FILES = (
     Mutant(
         "a stale read that hides nothing is kept",
         "ladderize/streams/gains.py",
-        "if not any(hides[source:index])",
-        "if not any(hides)",
+        "if hides.isdisjoint(blocks)",
+        "if not hides",
         "tests/ranks/test_reduced_sums.py::test_blocks_that_hide_nothing_read_fresh",
     ),
     Mutant(

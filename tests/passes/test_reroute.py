@@ -9,6 +9,7 @@ from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.reroute import RerouteReads
 from ladderize.streams.block import stale_sources
 from ladderize.streams.find import find_streams
+from ladderize.streams.joins import StaleReads
 from ladderize.streams.recurrence import check_recurrence, read_recurrence, specify_ladder
 
 
@@ -18,13 +19,13 @@ def _prepare(model, x, chosen=None, staleness=1):
     streams = find_streams(gm, names)
     everything = frozenset(range(len(streams[0].blocks)))
     indices = everything if chosen is None else chosen
-    return gm, RerouteReads(streams, (stale_sources(streams[0].blocks, indices, staleness),))
+    return gm, RerouteReads((StaleReads.of(streams[0], indices, staleness),))
 
 
 def _check_of(gm, reroute):
     """As the pipeline does it."""
-    streams = reroute.streams
-    specified = specify_ladder(read_recurrence(gm, streams), reroute.sources)
+    streams = [reads.stream for reads in reroute.reads]
+    specified = specify_ladder(read_recurrence(gm, streams), reroute.reads)
 
     def check():
         for found, wanted, stream in zip(
@@ -56,7 +57,7 @@ def test_values_are_those_of_the_eager_ladder(chosen, staleness):
 
 def test_sources_stay_inside_the_stream():
     _, reroute = _prepare(Residual(), torch.randn(2, 8))
-    (stream,) = reroute.streams
+    (stream,) = (reads.stream for reads in reroute.reads)
     assert stale_sources(stream.blocks, frozenset(range(4)), 1) == {1: 0, 2: 1, 3: 2}
     assert stale_sources(stream.blocks, frozenset(range(4)), 3) == {1: 0, 2: 0, 3: 0}
     assert stale_sources(stream.blocks, frozenset({2}), 1) == {2: 1}
@@ -95,7 +96,7 @@ def test_the_recurrence_check_finds_planted_faults(fault):
     check = _check_of(gm, reroute)
     reroute(gm)
     check()
-    fault(reroute.streams[0])
+    fault(reroute.reads[0].stream)
     gm.graph.lint()
     with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
         check()
@@ -174,6 +175,6 @@ def test_the_check_of_shared_values_finds_planted_faults(fault):
     check = _check_of(gm, reroute)
     reroute(gm)
     check()
-    fault(reroute.streams[0])
+    fault(reroute.reads[0].stream)
     with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
         check()

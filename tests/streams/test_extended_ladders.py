@@ -129,7 +129,7 @@ def test_half_of_what_a_block_adds_is_a_block_elsewhere():
     with pytest.raises(LadderError, match="parallel, or stale in part already") as caught:
         extended(Other({}), blocks="all")
     assert "block 1 adds several branches at once, one of which" in str(caught.value)
-    extended(Other({}), expect_blocks=2)
+    extended(Other({}), blocks="all", expect_blocks=2)
 
 
 class Laid(nn.Module):

@@ -156,6 +156,86 @@ def test_parts_that_travel_joined_are_streams(inputs):
     assert_close(ladder_of(net, inputs, 2 + 2 * 2)(*inputs), net.ladder(*inputs))
 
 
+class Entered(Carried):
+    """The same, of what was joined outside: a graph input that is cut, and read whole."""
+
+    def __init__(self, is_cut_late=False):
+        super().__init__()
+        self.is_cut_late = is_cut_late
+
+    def forward(self, z):
+        for both, image in zip(self.both, self.image, strict=True):
+            if self.is_cut_late:
+                h = both(z).split([TEXT, IMAGE], 1)
+                c, x = z.split([TEXT, IMAGE], 1)
+            else:
+                c, x = z[:, :TEXT], z[:, TEXT:]
+                h = both(z).split([TEXT, IMAGE], 1)
+            c, x = c + h[0], x + h[1]
+            z = torch.cat([c, x + image(x)], 1)
+        return z
+
+
+@pytest.mark.parametrize("is_cut_late", [False, True])
+def test_parts_that_enter_joined_are_streams(is_cut_late, inputs):
+    net, z = Entered(is_cut_late), torch.cat(inputs, 1)
+    assert_close(ladder_of(net, (z,), 2 + 2 * 2)(z), net.ladder(*inputs))
+
+
+class Kept(Hybrid):
+    """Every sum of both is returned beside its parts."""
+
+    def forward(self, c, x):
+        sums = []
+        for both, beside, text, image in self.layers():
+            z = torch.cat([c, x], 1)
+            sums.append((z + both(z)) + beside(z))
+            c, x = sums[-1].split([TEXT, IMAGE], 1)
+            c, x = c + text(c), x + image(x)
+        return c, x, *sums
+
+
+def test_sums_that_are_returned_as_well(inputs):
+    net = Kept()
+    program = export(net, inputs)
+    c, x, *sums = rewrite(program, expect_blocks=2 * 2 * 2).module()(*inputs)
+    assert_close((c, x), net.ladder(*inputs))
+    z = torch.cat(inputs, 1)
+    assert_close(sums[0], z + net.both[0](z) + net.beside[0](z))
+    standard = rewrite(program, staleness=0).module()(*inputs)
+    assert_close(standard, net(*inputs), tolerance=0.0)
+
+
+class Grouped(nn.Module):
+    """Of three parts two are cut out as one, which has blocks of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.two = (nn.ModuleList(Mlp() for _ in range(2)) for _ in "ab")
+
+    def forward(self, a, b, c):
+        for both, two in zip(self.all, self.two, strict=True):
+            z = torch.cat([a, b, c], 1)
+            z = z + both(z)
+            pair, c = z[:, : 2 * TEXT], z[:, 2 * TEXT :]
+            pair = pair + two(pair)
+            a, b = pair.chunk(2, 1)
+        return a, b, c
+
+    def ladder(self, a, b, c):
+        old_pair, old_c = pair, c = torch.cat([a, b], 1), c
+        for both, two in zip(self.all, self.two, strict=True):
+            h = both(torch.cat([old_pair, old_c], 1))
+            old_pair, old_c, pair, c = pair, c, pair + h[:, : 2 * TEXT], c + h[:, 2 * TEXT :]
+            old_pair, pair = pair, pair + two(old_pair)
+        return *pair.chunk(2, 1), c
+
+
+def test_parts_that_are_cut_out_as_one(inputs):
+    net, parts = Grouped(), (inputs[0], inputs[0] + 1, inputs[1])
+    assert_close(ladder_of(net, parts, 2 * 3)(*parts), net.ladder(*parts))
+
+
 class Turned(nn.Module):
     """Text and image change places from block to block."""
 

@@ -65,8 +65,8 @@ AKIN = {
     "dinov3": "dinov2 (gated, registers)",
 }
 
-# Traced under --deep too, for it takes 3 to 7 s: loops over positions or windows, large imports, and
-# mixtures of what other rows have one by one.
+# Traced under --deep too, for it takes 3 to 7 s: loops over positions or windows, large imports,
+# and mixtures of what other rows have one by one.
 LONG = {
     "qwen3-next (linear attention)",
     "xlstm",

@@ -71,8 +71,8 @@ def verify(
     The reference is `original` run with stale values in its branches; no pass that changes or
     shards the model takes part. Shared with the rewriter are the search for the stream, the choice
     of blocks, what ops are and write, the reader of files, `InlineRegions`, `DropCasts`,
-    `Functionalize`, `SpellSums`, `ReduceBranches`, `SplitSums`, `layout_steps` and, for the order
-    that runs, `DeferWaits`. All ranks run in this process, on the CPU.
+    `Functionalize`, `SpellSums`, `ReduceBranches`, `find_cuts`, `SplitSums`, `layout_steps` and,
+    for the order that runs, `DeferWaits`. All ranks run in this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.
@@ -136,15 +136,15 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
         refuse_undecided(context, streams, config)
     chosen = choose_blocks(streams, config)
     standard = Original.of(context.gm, streams, chosen, config.staleness, names)
-    refuse_other_reads(streams, stale, standard.sources)
+    refuse_other_reads(standard.reads, stale)
     return standard
 
 
 def _title(original: Original, candidate: Candidate, config: LadderConfig) -> str:
     blocks = sum(len(stream.blocks) for stream in original.streams)
-    stale = sum(map(len, original.sources))
     ranks = f", {candidate.num_ranks} ranks" if candidate.num_ranks > 1 else ""
-    return f"{blocks} blocks, {stale} to be read stale (staleness {config.staleness}){ranks}"
+    stale = f"{original.num_stale} to be read stale (staleness {config.staleness})"
+    return f"{blocks} blocks, {stale}{ranks}"
 
 
 def _checks(

@@ -5,6 +5,7 @@ groups    reduce(h1, "ladderize")                  the group of all ranks, and o
 hidden    l1 | linear … l2 | w1                    compute between, once the waits are deferred
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch.fx import Graph, GraphModule, Node
@@ -124,11 +125,19 @@ def _deferred(gm: GraphModule) -> GraphModule:
 
 def _ahead_of_stale_reads(original: Original) -> Iterator[tuple[int, int, str]]:
     """Stream and index of each block whose sum the next branch does not read; and what it is."""
-    for number, (stream, sources) in enumerate(
-        zip(original.streams, original.sources, strict=True)
-    ):
-        for block in stream.blocks:
-            if block.index + 1 in sources:
+    left_out = {
+        block
+        for of_stream in original.reads
+        for read in of_stream.joined
+        if read.block.index == read.first
+        for end in read.ends
+        for block in end.left_out(1)
+    }
+    for number, of_stream in enumerate(original.reads):
+        blocks, stale = of_stream.stream.blocks, of_stream.left_out()
+        for block, after in itertools.zip_longest(blocks, blocks[1:]):
+            is_left_out = after is not None and block in stale.get(after.index, ())
+            if block in left_out or is_left_out:
                 yield number, block.index, describe(block, number)
 
 

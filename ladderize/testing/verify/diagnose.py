@@ -82,7 +82,7 @@ def _guesses(
     number, _, index = missing.name
     stream = original.streams[number]
     block = missing.block
-    source = original.sources[number].get(index, index)
+    source = original.reads[number].sources.get(index, index)
     right = values[stream.blocks[source].anchor]
     for other in stream.blocks:
         if other.index == source:

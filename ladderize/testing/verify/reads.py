@@ -21,20 +21,20 @@ Reads = frozenset[Name]
 def follow(
     gm: GraphModule,
     named: Mapping[Node, Name],
-    instead: Callable[[Node, Node], Node] = lambda _, source: source,
+    instead: Callable[[Node, Node], Iterable[Node]] = lambda _, source: (source,),
 ) -> dict[Node, Reads]:
     """For each node the named values that it is computed from, cut at the named values.
 
     Args:
         gm: any graph.
         named: the nodes that compute named values.
-        instead: what a node reads in the place of one of its sources.
+        instead: the nodes that one reads in the place of one of its sources.
     """
     reads: dict[Node, Reads] = {}
     sources = find_sources(gm.graph.nodes, find_writes(gm.graph.nodes))
     for node, before in sources.items():
         found: set[Name] = set()
-        for source in (instead(node, s) for s in before if ops.holds_tensor(s)):
+        for source in (other for s in before if ops.holds_tensor(s) for other in instead(node, s)):
             found |= {named[source]} if source in named else reads[source]
         reads[node] = frozenset(found)
     return reads
@@ -42,11 +42,13 @@ def follow(
 
 def specified(original: Original, named: Mapping[Node, Name]) -> dict[Node, Reads]:
     """`follow` of the reference ladder of `original`."""
-    stale = original.stale_reads()
+    stale, joined = original.stale_reads(), original.joined_reads()
 
-    def instead(node: Node, source: Node) -> Node:
+    def instead(node: Node, source: Node) -> Iterable[Node]:
+        if (read := joined.get(node, {}).get(source)) is not None:
+            return read.instead.values()
         path = stale.get(node, {}).get(source)
-        return source if path is None else path[0].anchor
+        return (source,) if path is None else (path[0].anchor,)
 
     return follow(original.gm, named, instead)
 

@@ -198,13 +198,13 @@ def _compare_reads(
             if is_ != wanted_reads:
                 return _misread(f"output {number}", is_, wanted_reads, _behind(original))
     blocks = sum(len(stream.blocks) for stream in original.streams)
-    stale = sum(map(len, original.sources))
     streams = len(original.streams)
     plural = "stream" if streams == 1 else "streams"
     return Check(
         RECURRENCE,
         "ok",
-        f"{blocks} blocks in {streams} {plural}, {stale} read stale, each exactly what it should",
+        f"{blocks} blocks in {streams} {plural}, {original.num_stale} read stale, "
+        "each exactly what it should",
     )
 
 

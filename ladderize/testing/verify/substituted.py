@@ -18,7 +18,8 @@ from torch.fx.node import map_arg
 
 from ladderize.graph import ops
 from ladderize.passes.reroute import layout_steps
-from ladderize.streams.block import Block, Stream, stale_sources
+from ladderize.streams.block import Block, Stream
+from ladderize.streams.joins import JoinedRead, StaleReads
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class Original:
     Attributes:
         gm: functionalized.
         streams: its streams.
-        sources: for each stream: of each rerouted block, the block whose anchor it reads.
+        reads: what its rerouted blocks read.
         names: its inputs that hold parameters, buffers and constants.
     """
 
     gm: GraphModule
     streams: tuple[Stream, ...]
-    sources: tuple[Mapping[int, int], ...]
+    reads: tuple[StaleReads, ...]
     names: Mapping[Node, str]
 
     @classmethod
@@ -47,8 +48,12 @@ class Original:
         names: Mapping[Node, str],
     ) -> "Original":
         pairs = zip(streams, chosen, strict=True)
-        sources = tuple(stale_sources(stream.blocks, which, staleness) for stream, which in pairs)
-        return cls(gm, streams, sources, names)
+        return cls(gm, streams, tuple(StaleReads.of(*p, staleness) for p in pairs), names)
+
+    @property
+    def num_stale(self) -> int:
+        """How many blocks read something else than in the standard net."""
+        return sum(len(reads.left_out()) for reads in self.reads)
 
     def stale_reads(self) -> dict[Node, dict[Node, tuple[Block, ...]]]:
         """For each reader in a rerouted branch: its anchor, and the blocks back to the stale one.
@@ -56,13 +61,21 @@ class Original:
         The last block of the path is the reader's own.
         """
         reads: dict[Node, dict[Node, tuple[Block, ...]]] = {}
-        for stream, sources in zip(self.streams, self.sources, strict=True):
-            for index, source in sources.items():
-                block = stream.blocks[index]
+        for of_stream in self.reads:
+            for index, source in of_stream.sources.items():
+                path = of_stream.stream.blocks[source : index + 1]
+                block = path[-1]
                 for node in block.branch:
                     if block.anchor in node.all_input_nodes:
-                        path = stream.blocks[source : index + 1]
                         reads.setdefault(node, {})[block.anchor] = path
+        return reads
+
+    def joined_reads(self) -> dict[Node, dict[Node, JoinedRead]]:
+        """For each reader in a branch that reads from before a join: its anchor, and the read."""
+        reads: dict[Node, dict[Node, JoinedRead]] = {}
+        for read in (read for of_stream in self.reads for read in of_stream.joined):
+            for node in read.readers:
+                reads.setdefault(node, {})[read.block.anchor] = read
         return reads
 
 
@@ -71,7 +84,7 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
 
     Written memory is copied where it is kept, so that each value is what it was when computed.
     """
-    stale = original.stale_reads()
+    stale, joined = original.stale_reads(), original.joined_reads()
     kept = {node for s in original.streams for b in s.blocks for node in (b.add, b.anchor)}
     values: dict[Node, Any] = {}
     given = iter(inputs)
@@ -82,6 +95,9 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
             moved = {
                 anchor: _in_form_of(path, values) for anchor, path in stale.get(node, {}).items()
             }
+            for anchor, read in joined.get(node, {}).items():
+                earlier = {end: values[source] for end, source in read.instead.items()}
+                moved[anchor] = evaluate(original.gm, read.join, {**values, **earlier})
             value = evaluate(original.gm, node, {**values, **moved} if moved else values)
         is_kept = node in kept and isinstance(value, Tensor)
         values[node] = value.clone() if is_kept else value

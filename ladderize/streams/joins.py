@@ -1,0 +1,181 @@
+"""Find the blocks that go on from streams joined, and what they read from before the join.
+
+    c2 = add(c1, f(c1));  x2 = add(x1, g(x1));  z = cat([c2, x2]);  y = add(z, h(z))
+    h one block stale reads                     cat([c1, x1])
+
+Text and image behind their last blocks of their own (Flux). Each of them is as stale as its own
+blocks would read it; a prompt or a class token, which no block wrote, has nothing earlier.
+"""
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch.fx import Node
+
+from ladderize.graph import ops
+from ladderize.graph.ops import Kind
+from ladderize.graph.pieces import parts_of
+from ladderize.streams.block import Block, End, Stream, stale_sources
+from ladderize.streams.candidates import find_writer
+from ladderize.streams.context import AnalysisContext
+
+Steps = tuple[str, ...]
+"""The names of the cheap ops from a sum to a value made of it, the last one first."""
+
+
+# ---- what is read, once blocks are chosen ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JoinedRead:
+    """What a converted branch reads from before a join: the streams joined as they were then.
+
+    Attributes:
+        block: that of the branch, the first one behind the join or soon after.
+        join: the concatenation that the segment begins with.
+        ends: what it joins.
+        staleness: how many blocks before the ends the streams are read.
+        first: the index of the first block behind the join.
+    """
+
+    block: Block
+    join: Node
+    ends: tuple[End, ...]
+    staleness: int
+    first: int
+
+    @property
+    def instead(self) -> dict[Node, Node]:
+        """What is joined, by the ends."""
+        return {end.value: end.earlier(self.staleness) for end in self.ends}
+
+    @property
+    def readers(self) -> list[Node]:
+        """The nodes of the branch that read the stream."""
+        return [user for user in self.block.anchor.users if user in self.block.members]
+
+
+@dataclass(frozen=True)
+class StaleReads:
+    """What the branches of a stream read in the place of their anchors.
+
+    Attributes:
+        stream: of the standard net.
+        sources: of each block, by its index, the block whose anchor it reads.
+        joined: the reads from before a join.
+    """
+
+    stream: Stream
+    sources: Mapping[int, int]
+    joined: tuple[JoinedRead, ...] = ()
+
+    @classmethod
+    def of(cls, stream: Stream, chosen: Collection[int], staleness: int) -> "StaleReads":
+        """Those of the `chosen` blocks of a ladder."""
+        joined = tuple(_joined_reads(stream, chosen, staleness))
+        sources = stale_sources(stream.blocks, chosen, staleness)
+        for read in joined:
+            sources.pop(read.block.index, None)
+        return cls(stream, sources, joined)
+
+    def left_out(self) -> dict[int, tuple[Block, ...]]:
+        """For each block that reads stale, by its index, the blocks that it no longer reads."""
+        blocks = self.stream.blocks
+        found = {index: blocks[source:index] for index, source in self.sources.items()}
+        for read in self.joined:
+            index = read.block.index
+            behind = (block for end in read.ends for block in end.left_out(read.staleness))
+            found[index] = (*behind, *blocks[read.first : index])
+        return found
+
+
+def _joined_reads(stream: Stream, chosen: Collection[int], staleness: int) -> Iterator[JoinedRead]:
+    for index, ends in stream.joins.items():
+        first = stream.blocks[index]
+        for block in stream.blocks[index : index + staleness]:
+            if block.segment == first.segment and block.index in chosen:
+                behind = staleness - (block.index - index)
+                yield JoinedRead(block, first.anchor, ends, behind, index)
+
+
+# ---- where streams are joined ------------------------------------------------------------------
+
+
+def with_joins(context: AnalysisContext, streams: Sequence[Stream]) -> tuple[Stream, ...]:
+    """`streams` that know where their segments begin with the ends of streams."""
+    ends = _Ends(context, streams)
+    found = []
+    for stream in streams:
+        firsts = ((block.index, ends.joined_in(block.anchor)) for block in _first_blocks(stream))
+        joins = {index: joined for index, joined in firsts if joined}
+        found.append(replace(stream, joins=joins) if joins else stream)
+    return tuple(found)
+
+
+def _first_blocks(stream: Stream) -> Iterator[Block]:
+    """Those of segments without a prologue."""
+    begun = {block.segment for block in stream.blocks if block.is_prologue}
+    for block in stream.blocks:
+        if block.segment not in begun:
+            begun.add(block.segment)
+            yield block
+
+
+class _Ends:
+    """What the blocks of some streams leave."""
+
+    def __init__(self, context: AnalysisContext, streams: Sequence[Stream]) -> None:
+        self.context = context
+        self.by_add = {block.add: block for stream in streams for block in stream.blocks}
+        self.stream_of = {block: stream for stream in streams for block in stream.blocks}
+
+    def joined_in(self, value: Node) -> tuple[End, ...]:
+        """What `value` joins, if each part is an end and one of them at least is of a block."""
+        ends = [self._end(part) for part in (parts_of(value) or {}).values()]
+        known = tuple(end for end in ends if end is not None)
+        return known if len(known) == len(ends) and any(end.blocks for end in known) else ()
+
+    def _end(self, value: Node) -> End | None:
+        """`value` as what a block left, in the form that the next one of its run would read."""
+        writer = find_writer(self.context, value, self.by_add)
+        if writer is None:
+            return None if self._is_written(value) else End(value)
+        blocks = self.stream_of[writer].blocks[: writer.index + 1]
+        run = [b for b in blocks if b.segment == writer.segment and not b.is_prologue]
+        pairs = itertools.pairwise(run)
+        forms = {self._steps(after.anchor, before.add) for before, after in pairs} or {()}
+        if self._steps(value, writer.add) not in forms:
+            return None
+        alike = itertools.takewhile(lambda b: _form(b.anchor) == _form(value), reversed(run))
+        found = tuple(alike)[::-1]
+        return End(value, found) if found else None
+
+    def _steps(self, value: Node, add: Node) -> Steps | None:
+        """From `add` to `value`; None if other ops lie between."""
+        names = []
+        node: Node | None = value
+        while node is not None and node is not add:
+            if ops.kind(node) not in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
+                return None
+            names.append(ops.op_name(node))
+            sources = self.context.carriers(node, value)
+            node = next((s for s in sources if self.context.depends_on([s], add)), None)
+        return None if node is None else tuple(names)
+
+    def _is_written(self, value: Node) -> bool:
+        """Whether cheap steps alone, of any size, lead to `value` from the sum of a block."""
+        seen: set[Node] = set()
+        stack = [value]
+        while stack:
+            node = stack.pop()
+            if node in self.by_add:
+                return True
+            if node not in seen and ops.kind(node) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD):
+                stack.extend(node.all_input_nodes)
+            seen.add(node)
+        return False
+
+
+def _form(node: Node) -> tuple[object, ...]:
+    return getattr(ops.value(node), "dtype", None), ops.floating_shape(node)
