@@ -30,7 +30,8 @@ from ladderize.frontends.local_parameters import PARTS, LocalInputs
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
 from ladderize.graph.collectives import find_groups
-from ladderize.passes.before_autograd import RankGroup, Rewriting, dump_folder
+from ladderize.passes.before_autograd import dump_folder
+from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.report.publish import as_report, forget, publish
 from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders

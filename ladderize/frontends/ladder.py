@@ -8,7 +8,8 @@ gm = laddered.result().gm                           raises what the pipeline ref
 from dataclasses import dataclass
 
 from ladderize.errors import LadderError
-from ladderize.passes.before_autograd import Rewriting, rewrite_graph
+from ladderize.passes.before_autograd import rewrite_graph
+from ladderize.passes.rewriting_state import Rewriting
 from ladderize.report.builder import ReportBuilder
 from ladderize.report.data import GraphReport
 

@@ -19,14 +19,9 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.ladder import ladder
 from ladderize.graph import ops
 from ladderize.passes.after_autograd import AFTER_AUTOGRAD, Deferring
-from ladderize.passes.before_autograd import (
-    BEFORE_AUTOGRAD,
-    RankGroup,
-    Rewriting,
-    dump_folder,
-    standardize,
-)
+from ladderize.passes.before_autograd import BEFORE_AUTOGRAD, dump_folder, standardize
 from ladderize.passes.parallel_blocks import ParallelBlocks
+from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.passes.runner import apply_pass, find_step, run_steps
 from ladderize.report.publish import as_report, publish
 from ladderize.report.report import Report

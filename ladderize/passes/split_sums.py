@@ -24,46 +24,19 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.graph import ops
+from ladderize.graph.cuts import (
+    Cuts,
+    Path,
+    in_order,
+    is_sum,
+    joined_operand,
+    parts_read_of,
+    views_of,
+)
 from ladderize.graph.fake_values import KEYS
 from ladderize.graph.higher_order import REGION
-from ladderize.graph.ops import Kind
-from ladderize.graph.pieces import (
-    CAT,
-    Piece,
-    joined_again,
-    part_behind,
-    parts_of,
-    piece_of,
-    run_of,
-)
-from ladderize.graph.writes import written_operands
+from ladderize.graph.pieces import CAT, joined_again
 from ladderize.passes import PassResult
-
-Path = tuple[Node, ...]
-"""The views that lead to a piece: a slice; a split and its getitem."""
-Parts = Mapping[Path, Sequence[Node]]
-"""The operands of a cat that a piece of its sum is to be made of."""
-Readers = Sequence[tuple[Node, Node]]
-"""What reads a value, and by way of which view."""
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """What there is to write otherwise in a graph.
-
-    Attributes:
-        views: of a cat, with the part of it that each is.
-        sums: of joined streams, cut again.
-        wholes: other values that are cut into what streams start from, and read whole by branches
-            of these.
-    """
-
-    views: Mapping[Node, Node] = field(default_factory=dict)
-    sums: Sequence[Node] = ()
-    wholes: Sequence[Node] = ()
-
-    def __len__(self) -> int:
-        return len(self.views) + len(self.wholes) + len(self.sums)
 
 
 @dataclass(frozen=True)
@@ -84,100 +57,11 @@ class SplitSums:
         return PassResult(len(self.cuts))
 
 
-def find_cuts(gm: GraphModule) -> Cuts:
-    """Not of sums that are joined again as they are."""
-    nodes = list(gm.graph.nodes)
-    cats = [node for node in nodes if ops.op_name(node) in CAT]
-    if not cats:
-        return Cuts()
-    again = {joined_again(cat) for cat in cats}
-    written = {s for node in nodes for base in written_operands(node) for s in ops.storages(base)}
-    kept = {node: None for node in nodes if written.isdisjoint(ops.storages(node))}
-    views: dict[Node, Node] = {}
-    for view in kept:
-        part = part_behind(view)
-        if part is not None and part in kept:
-            views[view] = views.get(part, part)
-    whole = [node for node in kept if node not in again and node not in views]
-    sums = [node for node in whole if _is_sum(node) and _parts_read_of(node)]
-    others = [node for node in whole if not _is_sum(node) and _is_read_beside_parts(node)]
-    return Cuts(views, sums, others)
-
-
-def _is_read_beside_parts(whole: Node) -> bool:
-    """Whether `whole` is cut into all its parts, and branches that are added to these read it."""
-    if ops.op_name(whole) in CAT or len(whole.users) < 2 or ops.floating_shape(whole) is None:
-        return False
-    views, readers = _views_of(whole)
-    if not readers or not _in_order(whole, views):
-        return False
-    sums = {user: view for view in views for user in view.users if _is_sum(user)}
-    is_mixed = any(_is_mixed_from(total, view, whole) for total, view in sums.items())
-    return is_mixed and _can_be_made(whole, views, readers)
-
-
-def _is_mixed_from(total: Node, part: Node, whole: Node) -> bool:
-    """Whether `total` adds to `part` what mixing ops made of `whole`."""
-    seen: set[tuple[Node, bool]] = set()
-    stack = [(operand, False) for operand in total.all_input_nodes if operand is not part]
-    while stack:
-        node, mixed = stack.pop()
-        if node is whole and mixed:
-            return True
-        if (node, mixed) not in seen and node is not whole and ops.holds_tensor(node):
-            seen.add((node, mixed))
-            mixed = mixed or ops.kind(node) is Kind.MIX
-            stack.extend((source, mixed) for source in node.all_input_nodes)
-    return False
-
-
-def _can_be_made(whole: Node, views: Mapping[Node, Path], readers: Readers) -> bool:
-    """Whether what the `views` need, sizes for one, is there before the first of `readers`."""
-    position = {node: i for i, node in enumerate(whole.graph.nodes)}
-    first = min(position[reader] for reader, _ in readers)
-    steps = {step for path in views.values() for step in path}
-    needed = {source for step in steps for source in step.all_input_nodes} - steps
-    return all(position[source] < first for source in needed)
-
-
-def _in_order(whole: Node, views: Mapping[Node, Path]) -> list[Node]:
-    """One view of each part of `whole`; none unless they make it up, each once."""
-    parts = {piece: view for view in views if (piece := piece_of(view, whole)) is not None}
-    shape, dims = ops.floating_shape(whole), {piece.dim for piece in parts}
-    if shape is None or len(dims) != 1:
-        return []
-    (dim,) = dims
-    assert dim is not None
-    run = run_of(Piece(dim, 0, shape[dim]), parts)
-    return run if len(run) == len(parts) else []
-
-
-def _parts_read_of(total: Node) -> Parts | None:
-    """What is read of `total`; None unless it is each part of a cat that it adds, or a run of them.
-
-    It may be returned as well, and read whole by branches that are added to its parts.
-    """
-    joined = _joined_operand(total)
-    parts = parts_of(joined) if joined is not None else None
-    views, readers = _views_of(total) if parts else ({}, [])
-    if not parts or not _in_order(total, views):
-        return None
-    is_returned = all(reader.op == "output" for reader, _ in readers)
-    if not is_returned and not _is_read_beside_parts(total):
-        return None
-    pieces = {view: piece_of(view, total) for view in views}
-    are_alike = len(set(parts.values())) < len(parts)
-    runs = {view: run_of(piece, parts) for view, piece in pieces.items() if piece is not None}
-    if not all(runs.values()) or (are_alike and any(len(run) > 1 for run in runs.values())):
-        return None
-    return {views[view]: run for view, run in runs.items()}
-
-
 def _split(gm: GraphModule, total: Node) -> None:
-    joined, parts = _joined_operand(total), _parts_read_of(total)
+    joined, parts = joined_operand(total), parts_read_of(total)
     if joined is None or parts is None:  # its cat was grouped for another sum
         return
-    if _views_of(total)[1]:
+    if views_of(total)[1]:
         _join(gm, total)
     cutter = _Cutter(gm, total, joined)
     made = {tuple(run): cutter.grouped(run) for run in parts.values()}
@@ -190,7 +74,7 @@ def _split(gm: GraphModule, total: Node) -> None:
 
 def _join(gm: GraphModule, whole: Node) -> None:
     """Have the readers of `whole` read a cat of its parts, all cut ahead of the first of them."""
-    views, readers = _views_of(whole)
+    views, readers = views_of(whole)
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     first = min((reader for reader, _ in readers), key=position.__getitem__)
     cutter = _Cutter(gm, whole, whole)
@@ -199,58 +83,9 @@ def _join(gm: GraphModule, whole: Node) -> None:
         if position[view] > position[first]:
             parts[view] = cutter.cut(whole, path, before=first)
             view.replace_all_uses_with(parts[view])
-    joined = cutter.join([parts[view] for view in _in_order(whole, views)], before=first)
+    joined = cutter.join([parts[view] for view in in_order(whole, views)], before=first)
     for reader, source in readers:
         reader.replace_input_with(source, joined)
-
-
-def _is_sum(node: Node) -> bool:
-    """A plain sum of two tensors of its shape and dtype."""
-    if ops.kind(node) is not Kind.ADD or node.kwargs or len(node.all_input_nodes) != 2:
-        return False
-    form = _form(node)
-    return form is not None and all(_form(operand) == form for operand in node.all_input_nodes)
-
-
-def _form(node: Node) -> tuple[Any, ...] | None:
-    value, shape = ops.value(node), ops.floating_shape(node)
-    return None if shape is None else (value.dtype, *shape)
-
-
-def _joined_operand(total: Node) -> Node | None:
-    """The cat among the summands of `total`, through partial sums that nobody else reads."""
-    for operand in total.all_input_nodes:
-        if ops.op_name(operand) in CAT:
-            return operand
-        is_partial = _is_sum(operand) and len(operand.users) == 1
-        if is_partial and (found := _joined_operand(operand)) is not None:
-            return found
-    return None
-
-
-def _views_of(whole: Node) -> tuple[dict[Node, Path], Readers]:
-    """The pieces of `whole` that are cut out of it; who else reads it, and by way of what view."""
-    found: dict[Node, Path] = {}
-    others: list[tuple[Node, Node]] = []
-    stack: list[tuple[Node, Path]] = [(user, ()) for user in whole.users]
-    while stack:
-        user, path = stack.pop()
-        piece = piece_of(user, whole) if _is_view(user) else None
-        if piece is not None and piece != Piece():
-            found[user] = (*path, user)
-        elif piece is not None or (_is_view(user) and isinstance(ops.value(user), (tuple, list))):
-            stack += [(after, (*path, user)) for after in user.users]
-        elif user.op == "output" or ops.holds_tensor(user):
-            others.append((user, path[-1] if path else whole))
-    return found, others
-
-
-def _is_view(node: Node) -> bool:
-    return ops.kind(node) is Kind.LAYOUT and _is_of_one_tensor(node)
-
-
-def _is_of_one_tensor(view: Node) -> bool:
-    return sum(map(ops.holds_tensor, view.all_input_nodes)) == 1
 
 
 @dataclass(frozen=True)
@@ -275,8 +110,8 @@ class _Cutter:
         return self._copy(node, operands, before=path[-1])
 
     def _is_partial(self, operand: Node) -> bool:
-        is_alone = _is_sum(operand) and len(operand.users) == 1
-        return is_alone and _joined_operand(operand) is self.joined
+        is_alone = is_sum(operand) and len(operand.users) == 1
+        return is_alone and joined_operand(operand) is self.joined
 
     def cut(self, summand: Node, path: Path, before: Node | None = None) -> Node:
         """What the views of `path` see of `summand`, where they are of `total`.

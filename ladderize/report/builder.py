@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from ladderize.errors import LadderError
 from ladderize.graph.collectives import HIDDEN
-from ladderize.passes.before_autograd import Rewriting
+from ladderize.passes.rewriting_state import Rewriting
 from ladderize.passes.runner import Log
 from ladderize.report.communication import find_collectives
 from ladderize.report.data import (

@@ -22,8 +22,9 @@ from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import copy_of, parameter_names
-from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
+from ladderize.passes.before_autograd import rewrite_graph
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.passes.runner import Log, run_pass
 from ladderize.sharding.placement import Replicate, take_local
 from ladderize.testing.verify.differentiable import DIFFERENTIABLE

@@ -344,7 +344,7 @@ STREAMS = (
     ),
     Mutant(
         "a sum that is returned loses what was added to its parts",
-        "ladderize/passes/split_sums.py",
+        "ladderize/graph/cuts.py",
         'elif user.op == "output" or ops.holds_tensor(user):',
         "elif ops.holds_tensor(user):",
         "tests/streams/test_joined_streams.py::test_sums_that_are_returned_as_well",

@@ -15,7 +15,8 @@ from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import graph_after
 from ladderize.passes import before_autograd
 from ladderize.passes.after_autograd import AFTER_AUTOGRAD
-from ladderize.passes.before_autograd import BEFORE_AUTOGRAD, RankGroup, Rewriting, rewrite_graph
+from ladderize.passes.before_autograd import BEFORE_AUTOGRAD, rewrite_graph
+from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.passes.runner import find_step
 from ladderize.streams import context, recurrence
 

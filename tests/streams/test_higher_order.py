@@ -240,7 +240,8 @@ def test_layers_inside_of_a_loop_are_refused():
 
 def test_sharding_over_regions_is_refused():
     from ladderize.config.options import LadderConfig
-    from ladderize.passes.before_autograd import RankGroup, Rewriting, rewrite_graph
+    from ladderize.passes.before_autograd import rewrite_graph
+    from ladderize.passes.rewriting_state import RankGroup, Rewriting
 
     gm, names = capture(Net(plain), torch.randn(3, WIDTH))
     with pytest.raises(LadderError, match="3 checkpointed regions cannot be sharded"):

@@ -13,7 +13,7 @@ from torch.export import export
 from ladderize import LadderError, LadderWarning, last_report, rewrite, verify
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.rewrite import explain_program
-from ladderize.passes.before_autograd import RankGroup
+from ladderize.passes.rewriting_state import RankGroup
 from ladderize.testing import assert_close
 
 WIDTH, TEXT, IMAGE = 8, 4, 6

@@ -23,7 +23,7 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import explain_program, ladder_program, renamed_outputs
 from ladderize.frontends.sharded.state import StateEntry, total_bytes
-from ladderize.passes.before_autograd import RankGroup
+from ladderize.passes.rewriting_state import RankGroup
 from ladderize.report import Report
 from ladderize.sharding.placement import Replicate
 from ladderize.sharding.plan import ShardPlan

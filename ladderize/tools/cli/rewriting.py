@@ -19,7 +19,7 @@ from ladderize.frontends.sharded.directory import refuse_existing
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram, localize
 from ladderize.frontends.sharded.parallelize import aot_config
 from ladderize.frontends.sharded.program_files import write_program, write_shards
-from ladderize.passes.before_autograd import RankGroup
+from ladderize.passes.rewriting_state import RankGroup
 from ladderize.report import Report
 from ladderize.tools.sources import InputSizes, open_model
 
