@@ -186,7 +186,7 @@ def run_fragments(folder: str, fragments: Sequence[tuple[str, str, str]]) -> Non
             exec(compile(text, "fragment.py", "exec"), names)
 
 
-EVERY_RUN = {"README.md", "docs/sharding.md"}
+EVERY_RUN = {"README.md"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from ladderize import LadderError, LadderWarning
 from ladderize.backends.inductor import DeferInInductor
+from ladderize.passes import before_autograd
+from ladderize.passes.reroute import RerouteReads
 
 
 def compiled(model, dynamic=None, fullgraph=True, **options):
@@ -244,7 +247,10 @@ def test_debug_dir_has_every_stage(model, x, tmp_path):
 
 
 def test_verify_graph_stops_a_wrong_rewrite(model, x, monkeypatch):
-    monkeypatch.setattr("ladderize.passes.reroute.stale_sources", lambda *_: {3: 1})
+    def wrong(reads):
+        return RerouteReads((replace(reads[0], sources={3: 1}),))
+
+    monkeypatch.setattr(before_autograd, "RerouteReads", wrong)
     with pytest.raises(LadderError, match="does not compute the ladder recurrence"):
         compiled(model)(x)
     torch._dynamo.reset()
