@@ -81,6 +81,7 @@ def test_bad_values_are_named(options, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.deep
 def test_nothing_of_tensorrt_is_imported():
     code = (
         "import sys, ladderize.backends.tensorrt.engines; "

@@ -91,6 +91,7 @@ def test_as_data(shown: tuple[Result, Result]) -> None:
     assert "load torch" in done.stderr
 
 
+@pytest.mark.deep
 def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
     config = {
         "model_type": "llama",

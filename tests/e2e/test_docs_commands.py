@@ -103,7 +103,7 @@ LINES = [(block, line) for block in of_kind("sh") for line in commands(block)]
 
 
 # Those that take long: an emulated link in real time, a measurement.
-LONG = ("emulated.py", "bench/sequence_parallel.py")
+LONG = ("emulated.py", "shard.py", "bench/sequence_parallel.py")
 
 
 def case(name: str, *values: object) -> object:

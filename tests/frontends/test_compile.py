@@ -91,6 +91,7 @@ def check(family: str, pair: tuple[Any, Any], how: Any = None, **options: Any) -
 # -- generate
 
 
+@pytest.mark.deep
 def test_sampling_draws_the_eager_ladders_tokens() -> None:
     pair = compiled("gpt2", dynamic=True)
     check("gpt2", pair, do_sample=True, temperature=0.7)

@@ -113,7 +113,7 @@ def check(name: str, cache: str | None, options: dict[str, Any], **how: Any) -> 
     ("name", "cache"),
     [
         ("llama", None),
-        ("gemma2", "static"),
+        pytest.param("gemma2", "static", marks=pytest.mark.deep),
         pytest.param("llama", "static", marks=pytest.mark.deep),
         pytest.param("gemma2", None, marks=pytest.mark.deep),
         pytest.param("gpt2", None, marks=pytest.mark.deep),

@@ -162,6 +162,7 @@ def written_then_released():
         ).abs().max().item()
 
 
+@pytest.mark.deep
 def test_what_was_written_before_is_not_lost(two_ranks):
     for moved, error in two_ranks.run(written_then_released):
         assert moved > 1e-3

@@ -181,6 +181,7 @@ def test_train_and_eval_are_two_compilations() -> None:
 # -- autocast
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_autocast(lowering: str) -> None:
     """Values and gradients, as near as bfloat16 has them."""

@@ -118,6 +118,7 @@ def test_a_traced_norm_that_casts_twice() -> None:
     check_traced(spec, Conversion("all", frozenset(range(3))))
 
 
+@pytest.mark.deep
 @examples(2)
 @given(nets(max_layers=2, dtypes=DTYPES), st.data())
 def test_any_net_through_aot(spec: NetSpec, data: st.DataObject) -> None:

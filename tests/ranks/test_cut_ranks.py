@@ -50,6 +50,7 @@ def test_a_model_over_two_ranks(name):
     assert kinds == [0, 1, 2, 3, 4, 3, 4, 7, 7 if name == "bert" else 8]
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 def test_dynamic_shapes():
     off, order, _ = run_model("llama", 1, (6, 9))

@@ -174,6 +174,7 @@ def test_a_program_is_measured_with_its_own_inputs(tmp_path):
     assert {row["key"]["phase"] for row in json.loads(done.stdout)["rows"]} == {"forward"}
 
 
+@pytest.mark.deep
 def test_a_net_without_parallel_blocks_is_measured_without(tmp_path):
     """Post-norm: its blocks cannot be put beside each other."""
     config = transformers.BertConfig(

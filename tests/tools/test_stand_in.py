@@ -157,6 +157,7 @@ def test_when_each_net_waits(ranks):
     assert all(weights.made[key] is tensor for key, tensor in made.items())  # shared
 
 
+@pytest.mark.deep
 def test_weights_are_those_of_one_rank(ranks):
     weights = Weights(ranks[0])
     events_of(ranks, weights, is_parallel=False, staleness=0)
