@@ -51,13 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _fresh_torch() -> Iterator[None]:
-    """No test sees what another one left behind in torch."""
+    """No test sees what another one left behind in torch, or in the environment."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     fused_layers = torch.backends.mha.get_fastpath_enabled()
+    environment = dict(os.environ)
     yield
     torch.backends.mha.set_fastpath_enabled(fused_layers)
+    if os.environ != environment:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @pytest.fixture(scope="module")
