@@ -145,6 +145,7 @@ def test_a_size_without_bound_is_refused_by_its_name():
     assert '"sizes"' in str(error.value)
 
 
+@pytest.mark.deep
 def test_one_program_for_all_lengths():
     model = tiny_llama(1)
     with torch.no_grad(), engines_in_pytorch() as made:

@@ -72,9 +72,8 @@ def asked(name: str) -> str:
     return re.search(r"torchrun --standalone \S+ \d \S+", (EXAMPLES / name).read_text())[0]
 
 
-@pytest.mark.parametrize(
-    "name", ["train_dtensor.py", pytest.param("train_fsdp_tp.py", marks=pytest.mark.deep)]
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["train_dtensor.py", "train_fsdp_tp.py"])
 def test_training(name):
     """The command and the last line are those of its docstring."""
     check_training(name, printed(asked(name), "aot_eager"))  # 81 steps of DTensors

@@ -293,9 +293,8 @@ def run_llama(lowering, staleness):
     return group.transfers, (found - expected).abs().max().item()
 
 
-@pytest.mark.parametrize(
-    "lowering", ["aot_eager", pytest.param("inductor", marks=pytest.mark.deep)]
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("lowering", ["aot_eager", "inductor"])
 def test_compiled_ladders(emulated_ranks, lowering):
     for transfers, error in emulated_ranks.run(run_llama, lowering, 1):
         assert error < 1e-4
