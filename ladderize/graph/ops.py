@@ -180,7 +180,7 @@ def _what_is_copied(node: Node) -> Node | None:
     found = [value(written), value(copied)]
     if not all(isinstance(each, torch.Tensor) for each in found):
         return None
-    looks = {(tuple(each.shape), each.dtype, each.device) for each in found}
+    looks = {(expressions(each.shape), each.dtype, each.device) for each in found}
     return copied if len(looks) == 1 else None
 
 

@@ -40,3 +40,16 @@ def test_values_and_dtypes_stay(net):
     for value, wanted in zip(found, expected, strict=True):
         assert value.dtype is wanted.dtype
         assert torch.equal(value, wanted)
+
+
+def own_copy(x):
+    y = x + 1
+    return y.copy_(x.sin()) + y
+
+
+def test_a_copy_of_any_size_is_functional():
+    """All of a tensor of one's own, as an all-reduce in place ends in."""
+    gm, _ = capture(own_copy, torch.randn(3, 5), dynamic=True)
+    assert gm.graph.find_nodes(op="call_method", target="copy_")
+    assert Functionalize()(gm).changed == 1
+    assert not gm.graph.find_nodes(op="call_method", target="copy_")
