@@ -6,6 +6,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
+from ladderize.errors import counted
 from ladderize.graph import ops
 from ladderize.testing.verify.candidate import Candidate
 from ladderize.testing.verify.inputs import user_inputs
@@ -51,7 +52,8 @@ def _signature(program: ExportedProgram) -> str:
     inputs = ", ".join(_form(ops.value(node)) for node in user_inputs(program))
     written = len(_targets(program)) - len(program.graph_signature.user_outputs)
     also = f", {written} written" if written else ""
-    return f"({inputs}) -> {len(program.graph_signature.user_outputs)} outputs{also}"
+    outputs = counted(len(program.graph_signature.user_outputs), "output")
+    return f"({inputs}) -> {outputs}{also}"
 
 
 def _form(value: Any) -> str:
