@@ -35,10 +35,7 @@ class RerouteReads:
             joined = {read.block.index: read for read in reads.joined}
             for index in {**reads.sources, **joined}:
                 block = reads.stream.blocks[index]
-                readers = sorted(
-                    (user for user in block.anchor.users if user in block.members),
-                    key=position.__getitem__,
-                )
+                readers = sorted(block.readers, key=position.__getitem__)
                 if not readers:  # the anchor is read through a side input of the branch only
                     continue
                 if index in joined:

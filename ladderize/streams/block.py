@@ -49,6 +49,11 @@ class Block:
     def members(self) -> frozenset[Node]:
         return frozenset(self.branch)
 
+    @property
+    def readers(self) -> list[Node]:
+        """The nodes of the branch that read the anchor itself."""
+        return [user for user in self.anchor.users if user in self.members]
+
 
 @dataclass(frozen=True, eq=False)
 class End:

@@ -50,11 +50,6 @@ class JoinedRead:
         """What is joined, by the ends."""
         return {end.value: end.earlier(self.staleness) for end in self.ends}
 
-    @property
-    def readers(self) -> list[Node]:
-        """The nodes of the branch that read the stream."""
-        return [user for user in self.block.anchor.users if user in self.block.members]
-
 
 @dataclass(frozen=True)
 class StaleReads:

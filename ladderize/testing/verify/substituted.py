@@ -64,17 +64,15 @@ class Original:
         for of_stream in self.reads:
             for index, source in of_stream.sources.items():
                 path = of_stream.stream.blocks[source : index + 1]
-                block = path[-1]
-                for node in block.branch:
-                    if block.anchor in node.all_input_nodes:
-                        reads.setdefault(node, {})[block.anchor] = path
+                for node in path[-1].readers:
+                    reads.setdefault(node, {})[path[-1].anchor] = path
         return reads
 
     def joined_reads(self) -> dict[Node, dict[Node, JoinedRead]]:
         """For each reader in a branch that reads from before a join: its anchor, and the read."""
         reads: dict[Node, dict[Node, JoinedRead]] = {}
         for read in (read for of_stream in self.reads for read in of_stream.joined):
-            for node in read.readers:
+            for node in read.block.readers:
                 reads.setdefault(node, {})[read.block.anchor] = read
         return reads
 
