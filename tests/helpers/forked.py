@@ -1,23 +1,27 @@
 """Fresh processes that have imported torch and transformers: forked from one that did only that.
 
-    server = Server()
-    pid = server.fork(function, (1, 2), pipe)   # runs function(1, 2, pipe) and ends
+    pid = fork(0, function, (1, 2), pipe)   # a process runs function(1, 2, pipe) and ends
 
-Importing takes each process 5 s, and a server does it once. It runs nothing else, so that what it
-forks is as fresh as a spawned process; environment and `sys.path` are the caller's. Forks of one
-server share its hash seed: processes that are to differ in the order of sets need one each.
+Importing takes each process 5 s, and a server does it once for all workers of a run. It runs
+nothing else, so that what it forks is as fresh as a spawned process; environment and `sys.path` are
+the caller's. Forks of one server share its hash seed: processes that are to differ in the order of
+sets come from one server each.
 """
 
+import fcntl
 import gc
 import importlib
-import multiprocessing
 import os
+import select
+import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client, Connection
 from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
 from typing import Any, NoReturn
 
 IMPORTED = [
@@ -29,44 +33,80 @@ IMPORTED = [
     "ladderize.frontends.backend",
     "ladderize.testing",
 ]
+NUM_SERVERS = 2
+FOLDER = "LADDERIZE_TEST_SERVERS"
+"""Environment variable: where the servers of this run listen. Workers inherit it."""
 
 
-class Server:
-    """A process that forks; it ends with this one."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve_forks, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def fork(self, function: Callable[..., None], args: tuple[Any, ...], pipe: Connection) -> int:
-        """The id of a process that runs `function(*args, pipe)`; `pipe` is the child's from now."""
-        self._pipe.send((function, args, dict(os.environ), sys.path))
-        send_handle(self._pipe, pipe.fileno(), self._process.pid)
+def fork(
+    server: int, function: Callable[..., None], args: tuple[Any, ...], pipe: Connection
+) -> int:
+    """The id of a process that runs `function(*args, pipe)`; `pipe` is the child's from now."""
+    with Client(_address_of(server), "AF_UNIX") as requests:
+        requests.send((function, args, dict(os.environ), sys.path))
+        send_handle(requests, pipe.fileno(), None)
         pipe.close()
-        pid: int = self._pipe.recv()
-        return pid
+        pid: int = requests.recv()
+    return pid
 
 
-def _serve_forks(requests: Connection) -> None:
+def _address_of(server: int) -> str:
+    """Who asks first starts all servers: they import at one time."""
+    folder = Path(os.environ[FOLDER])
+    with (folder / "servers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        addresses = [folder / f"server-{number}" for number in range(NUM_SERVERS)]
+        if not addresses[-1].exists():
+            for address in addresses:
+                _start(str(address))
+    return str(addresses[server])
+
+
+def _start(address: str) -> None:
+    run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        subprocess.Popen(
+            [sys.executable, "-m", "helpers.forked", str(listener.fileno()), str(run)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            pass_fds=[listener.fileno()],
+        )
+
+
+def _serve_forks(listener: socket.socket, run: int) -> None:
+    """Until the process `run` has ended."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # no fork goes through what was imported
-    with suppress(EOFError):  # the caller has ended
-        while True:
-            function, args, environment, path = requests.recv()
-            with Connection(recv_handle(requests)) as pipe:
-                pid = os.fork()
-                if pid == 0:
-                    requests.close()
-                    os.environ.clear()
-                    os.environ.update(environment)
-                    sys.path[:] = path
-                    _run(function, (*args, pipe))
-            # Not waited for: until this process ends, its id is given to no other.
-            requests.send(pid)
+    while _is_alive(run):
+        if select.select([listener], [], [], 1)[0]:
+            with suppress(EOFError, ConnectionError):  # the caller has ended
+                _fork_for_next(listener)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _fork_for_next(listener: socket.socket) -> None:
+    with Connection(listener.accept()[0].detach()) as requests:
+        function, args, environment, path = requests.recv()
+        with Connection(recv_handle(requests)) as pipe:
+            pid = os.fork()
+            if pid == 0:
+                listener.close()
+                requests.close()
+                os.environ.clear()
+                os.environ.update(environment)
+                sys.path[:] = path
+                _run(function, (*args, pipe))
+        # Not waited for: until this process ends, its id is given to no other.
+        requests.send(pid)
 
 
 def _run(function: Callable[..., None], args: tuple[Any, ...]) -> NoReturn:
@@ -81,3 +121,7 @@ def _run(function: Callable[..., None], args: tuple[Any, ...]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve_forks(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from helpers.forked import fork
 from helpers.inductor import prepare_inductor
-from helpers.ranks import _server as server_of
 
 
 def run_program(
@@ -52,7 +52,7 @@ def run_program(
             environment = _environment(rank, ranks, store.port) if store else {}
             ours, theirs = multiprocessing.Pipe()
             task = (str(path), list(arguments), str(folder or Path.cwd()), lowering)
-            pids.append(server_of(server).fork(_run, (*task, environment, str(output)), theirs))
+            pids.append(fork(server, _run, (*task, environment, str(output)), theirs))
             pipes.append(ours)
         try:
             errors = [_receive(pipe, timeout) for pipe in pipes]

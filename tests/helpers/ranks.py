@@ -21,15 +21,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from helpers.forked import Server
+from helpers.forked import NUM_SERVERS, fork
 from helpers.inductor import prepare_inductor
 
 SECONDS_TO_END = 20
-
-
-@cache
-def _server(_number: int) -> Server:
-    return Server()
 
 
 Start = Callable[[int, int], object]
@@ -83,11 +78,10 @@ class Ranks:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._pipes: list[Connection] = []
         self._pids: list[int] = []
-        for server in [_server(rank % 2) for rank in range(num_ranks)]:  # both import at one time
+        for rank in range(num_ranks):
             ours, theirs = multiprocessing.Pipe()
-            self._pids.append(
-                server.fork(_serve, (len(self._pids), num_ranks, self._store.port, start), theirs)
-            )
+            args = rank, num_ranks, self._store.port, start
+            self._pids.append(fork(rank % NUM_SERVERS, _serve, args, theirs))
             self._pipes.append(ours)
 
     def run(self, fn: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:

@@ -1,0 +1,55 @@
+"""What all tests have in common: fresh torch, ranks. A plugin of the processes that run tests."""
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from helpers.fake_group import fake_group
+from helpers.inductor import prepare_inductor
+from helpers.ranks import Ranks
+
+prepare_inductor()
+# Tracing makes objects by the million: by default, looking for cycles takes a tenth of the time.
+gc.set_threshold(20_000, 20, 40)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # no search for cycles goes through what was imported
+
+
+@pytest.fixture(autouse=True)
+def _fresh_torch() -> Iterator[None]:
+    """No test sees what another one left behind in torch, or in the environment."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    fused_layers = torch.backends.mha.get_fastpath_enabled()
+    environment = dict(os.environ)
+    yield
+    torch.backends.mha.set_fastpath_enabled(fused_layers)
+    if os.environ != environment:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Ranks]:
+    with Ranks(4) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def first_of_two() -> Iterator[None]:
+    """This process is rank 0 of two; the other one is not there."""
+    with fake_group():
+        yield
