@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from helpers.fake_group import fake_group
+from helpers.forked import GC_THRESHOLD
 from helpers.inductor import prepare_inductor
 from helpers.ranks import Ranks
 
 prepare_inductor()
-# Tracing makes objects by the million: by default, looking for cycles takes a tenth of the time.
-gc.set_threshold(20_000, 20, 40)
+gc.set_threshold(*GC_THRESHOLD)
 
 
 def pytest_collection_finish() -> None:
