@@ -28,7 +28,7 @@ HAVE_LENGTH = {
     *("states", "actions", "returns_to_go", "timesteps", "attention_mask"),
     "inputs",
 }
-# Where torch itself makes a size that was to be symbolic a constant: dim, and why.
+# Where torch itself makes a size that was to be symbolic a constant, or bounds it: dim, and why.
 LOOP = "a Python loop over positions"
 CONSTANT = {
     "mamba": (LENGTH, LOOP),

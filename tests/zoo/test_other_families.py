@@ -9,7 +9,7 @@ from zoo.encoders import ENCODERS
 from zoo.family import Family
 from zoo.handwritten import HANDWRITTEN
 from zoo.modalities import MODALITIES
-from zoo.programs import CONSTANT, trace_symbolic
+from zoo.programs import CONSTANT, resized, trace_symbolic
 from zoo.table import FAMILIES
 from zoo.vision import VISION
 
@@ -29,5 +29,11 @@ def test_family(family: Family, check: Check) -> None:
 def test_what_torch_makes_a_constant(name: str) -> None:
     """A row that torch no longer needs is to be taken out of the table."""
     (family,) = (family for family in FAMILIES if family.name == name)
-    with pytest.raises(torch._dynamo.exc.UserError, match="specialized it to be a constant"):
-        trace_symbolic(family, family.build(), constant=None)
+    dim, _ = CONSTANT[name]
+    try:
+        program = trace_symbolic(family, family.build(), constant=None)
+    except torch._dynamo.exc.UserError as error:
+        assert "specialized it to be a constant" in str(error)
+    else:  # it holds a loop's length to the number of steps that it has traced
+        with pytest.raises(AssertionError, match="Guard failed"):
+            program.module()(**resized(family.feed(), {dim: -2}))
