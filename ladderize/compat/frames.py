@@ -29,6 +29,32 @@ def copy_source(old: Node, new: Node) -> None:
         new._dynamo_source = old._dynamo_source
 
 
+def carry_inputs(old: GraphModule, new: GraphModule) -> None:
+    """Let the inputs of `new`, as many as those of `old`, stand for the same: which are weights.
+
+    Inductor asks the graph. The others are copied at every replay of a CUDA graph.
+    """
+    if _COMPILE_ID in old.meta:
+        new.meta[_COMPILE_ID] = old.meta[_COMPILE_ID]
+    if hasattr(old, "_param_name_to_source"):
+        new._param_name_to_source = old._param_name_to_source
+    inputs = (gm.graph.find_nodes(op="placeholder") for gm in (old, new))
+    for before, after in zip(*inputs, strict=True):
+        copy_source(before, after)
+        if _TENSOR_DICT in before.meta:
+            after.meta[_TENSOR_DICT] = before.meta[_TENSOR_DICT]
+
+
+def mark_static(node: Node) -> None:
+    """Of an input that Dynamo does not know: every call gives it the same tensor."""
+    node._dynamo_source = None
+    node.meta[_TENSOR_DICT] = {"_dynamo_static_input_type": "unguarded"}
+
+
+_COMPILE_ID = "dynamo_compile_id"
+_TENSOR_DICT = "tensor_dict"
+
+
 def _qualified_name(source: str) -> str:
     owned = re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", source)
     attribute = re.sub(r".*_(?:modules|parameters|buffers)\['[^']+'\]", "", source)

@@ -169,7 +169,12 @@ def _compile(
         assert mesh is not None
         with heard_by_all(groups, "not lowered", absent):
             local = LocalInputs(
-                state.gm, state.plan, mesh, example_inputs, is_released=_is_released()
+                state.gm,
+                state.plan,
+                mesh,
+                example_inputs,
+                slices=config.lowering != "tensorrt",  # an engine holds its own part of a weight
+                is_released=_is_released(),
             )
             example_inputs = local.examples()
     lowered = _lower_together(state.gm, example_inputs, config, absent)

@@ -1,28 +1,31 @@
-"""What one rank feeds its sharded graph: local parts of the parameters, and its index inputs.
+"""What one rank feeds its sharded graph: its parameters or parts of them, and its index inputs.
 
-full parameters of the user's model ── Parts ── arguments of the compiled local graphs
+full parameters of the user's model ── arguments of the compiled local graphs
 
-    w  64 x 32, sharded on dim 0   rows 0 to 31           a view: it holds whatever w holds
-    w  64 x 32, sharded on dim 1   columns 0 to 15        a view too, with the strides of w
-    w  [q|k|v]                     stretches of each      a copy, made anew when w is seen to change
+    w  64 x 32, sharded on dim 0   w itself: the graph slices it (`passes/slice_parameters.py`)
+    w  64 x 32, sharded on dim 1   the same
+    w  [q|k|v]                     a copy of stretches of each, made anew when w is seen to change
 
-The parts are kept beside the user's full parameters, for all graphs that divide them alike (prefill
-and decode share one set). `release_parameters.py` frees the full ones; then all parts are copies.
+Where a graph cannot slice, one stretch is a view that is kept (TensorRT's engines hold weights), or
+a copy (after `release_parameters.py` has freed the full ones). What is kept is kept beside the full
+parameters, for all graphs that divide them alike (prefill and decode share one set).
 """
 
 import weakref
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ladderize.errors import LadderError
+from ladderize.graph.writes import written_values
+from ladderize.passes.slice_parameters import SliceParameters
 from ladderize.sharding.placement import Shard, take_local, view_local
 from ladderize.sharding.plan import ShardPlan
 
@@ -104,7 +107,7 @@ def _memory(full: Tensor) -> StorageWeakRef:
 
 
 class Parts:
-    """The local parts of full parameters, kept while these live.
+    """How full parameters are divided, and the parts that are kept of them, while these live.
 
     Attributes:
         read_whole: parameters that a compiled graph reads whole.
@@ -112,17 +115,25 @@ class Parts:
     """
 
     def __init__(self) -> None:
-        self._parts: MutableMapping[Tensor, dict[Place, Part]] = WeakTensorKeyDictionary()
+        self._parts: MutableMapping[Tensor, dict[Place, Part | None]] = WeakTensorKeyDictionary()
         self.read_whole: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self.released: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
 
+    def places(self, full: Tensor) -> Collection[Place]:
+        """In which ways `full` is divided, by graphs themselves or by parts that are kept."""
+        return self._parts.get(full, {}).keys()
+
+    def note(self, full: Tensor, place: Place) -> None:
+        """A graph cuts `full` itself."""
+        self._parts.setdefault(full, {}).setdefault(place, None)
+
     def of(self, full: Tensor) -> dict[Place, Part]:
         """The parts that are kept of `full`."""
-        return self._parts.get(full, {})
+        return {place: part for place, part in self._parts.get(full, {}).items() if part}
 
     def get(self, full: Tensor, place: Place) -> Part:
         """The part of `full` at `place`, up to date."""
-        part = self.of(full).get(place)
+        part = self._parts.get(full, {}).get(place)
         if not self.is_released(full) and (part is None or not part.is_of(full)):
             part = Part.of(full, place)
             self._parts.setdefault(full, {})[place] = part
@@ -134,24 +145,26 @@ class Parts:
         return part
 
     def own(self, full: Tensor) -> None:
-        """Make all parts of `full` copies, up to date. Graphs that read strided ones are lost."""
+        """Keep all parts of `full` as copies. Graphs that cut it or read strided ones are lost."""
+        places = self.places(full)
         self._forget(full)
         self._parts[full] = {
             replace(place, is_view=place.is_view and place.is_dense): Part(
                 full, place.copy(full), is_view=False
             )
-            for place in self.of(full)
+            for place in places
         }
 
     def forget(self, full: Tensor) -> None:
         """Cut the parts of `full` anew at the next call; nothing for a released parameter."""
         if not self.is_released(full):
             self._forget(full)
-            self._parts.pop(full, None)
 
     def _forget(self, full: Tensor) -> None:
         for part in self.of(full).values():
             part.is_forgotten = True
+        if full in self._parts:
+            self._parts[full] = dict.fromkeys(self.places(full))
 
     def is_released(self, full: Tensor) -> bool:
         return bool(self.released) and full in self.released
@@ -171,10 +184,10 @@ PARTS = Parts()
 
 
 class LocalInputs:
-    """The local arguments of a sharded graph, in the place of the full ones that Dynamo passes.
+    """The arguments of a sharded graph, in the place of those that Dynamo passes.
 
-    While gradients are recorded parts are not kept but cut out anew at every call: each rank's
-    parameters then receive the gradient of its own part.
+    Each parameter gets the gradient of this rank's part: through the slices of the graph, or since
+    its part is cut anew at every call while gradients are recorded.
     """
 
     def __init__(
@@ -183,18 +196,21 @@ class LocalInputs:
         plan: ShardPlan,
         mesh: DeviceMesh,
         example_inputs: Sequence[Any],
+        *,
+        slices: bool = True,
         is_released: bool = False,
     ) -> None:
         """
         Args:
-            gm: the sharded graph.
+            gm: the sharded graph; it gains the slices of its parameters.
             example_inputs: of the graph before it was sharded.
+            slices: whether the graph may slice.
             is_released: whether parameters of the model are without memory, so that their parts
-                are dense.
+                are dense copies.
         """
         nodes = gm.graph.find_nodes(op="placeholder")
         rank, group = mesh.get_local_rank(), mesh.get_group().group_name
-        self._places = {
+        places = {
             i: Place(
                 placement,
                 group,
@@ -207,11 +223,30 @@ class LocalInputs:
             for i, node in enumerate(nodes)
             if isinstance(placement := plan.parameter_nodes.get(node), Shard)
         }
+        written = written_values(gm.graph)
+        self._sliced = {
+            i: place
+            for i, place in places.items()
+            if slices and not is_released and place.is_view and nodes[i] not in written
+        }
+        self._places = {i: place for i, place in places.items() if i not in self._sliced}
+        self._first = next(iter(places), None)
         self._values = [node.meta["val"] for node in nodes]
         self._indices = [index.tensor(rank, mesh.device_type) for index in plan.index_inputs]
         self._full = example_inputs
         self._last: dict[int, Callable[[], Part | None]] = dict.fromkeys(self._places, _nothing)
-        self._has_run = False
+        self._slice(gm, nodes)
+
+    def _slice(self, gm: GraphModule, nodes: Sequence[Node]) -> None:
+        if self._sliced:
+            place = next(iter(self._sliced.values()))
+            SliceParameters(
+                {nodes[i]: place.placement for i, place in self._sliced.items()},
+                {nodes[i]: self._full[i] for i in self._sliced},
+                place.rank,
+                place.num_ranks,
+            )(gm)
+            gm.recompile()
 
     def examples(self) -> list[Any]:
         """Fake inputs of the local graph, from those of the full one."""
@@ -222,14 +257,37 @@ class LocalInputs:
         ]
 
     def feed(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """A callable that takes the full inputs and gives the local ones to `compiled`."""
+        """A callable that takes the full inputs and gives the local ones to `compiled`.
+
+        Its work grows with the parts that are kept, not with the parameters. Those it looks at when
+        it is called for another model than before (one graph may serve several), and while memory
+        of any parameter is freed.
+        """
+        seen: Callable[[], Any] = _nothing
 
         def call(*full: Any) -> Any:
-            local = [self._local(i, value) for i, value in enumerate(full)]
-            self._has_run = True
-            return compiled(*local, *self._indices)
+            nonlocal seen
+            if PARTS.released or self._first is None or seen() is not full[self._first]:
+                self._look_at(full)
+                seen = _nothing if self._first is None else weakref.ref(full[self._first])
+            if not self._places:
+                return compiled(*full, *self._indices)
+            local = [*full, *self._indices]
+            for i, place in self._places.items():
+                local[i] = self._local(i, full[i], place)
+            return compiled(*local)
 
         return call
+
+    def _look_at(self, full: Sequence[Any]) -> None:
+        """Note what of a model is divided by the graph or read whole: its memory is needed."""
+        for i, value in enumerate(full):
+            if i not in self._places:
+                PARTS.require_memory(value)
+            if i in self._sliced:
+                PARTS.note(value, self._sliced[i])
+            elif i not in self._places and isinstance(value, torch.nn.Parameter):
+                PARTS.read_whole[value] = True
 
     def _example(self, i: int, full: Any) -> Any:
         place = self._places.get(i)
@@ -244,13 +302,7 @@ class LocalInputs:
                 return torch.nn.Parameter(part, full.requires_grad)
             return part.requires_grad_(full.requires_grad)
 
-    def _local(self, i: int, full: Any) -> Any:
-        place = self._places.get(i)
-        if place is None:
-            PARTS.require_memory(full)
-            if not self._has_run and isinstance(full, torch.nn.Parameter):
-                PARTS.read_whole[full] = True
-            return full
+    def _local(self, i: int, full: Tensor, place: Place) -> Tensor:
         if full.requires_grad and torch.is_grad_enabled():
             PARTS.require_memory(full)
             return place.take(full)

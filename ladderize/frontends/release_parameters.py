@@ -2,8 +2,8 @@
 
 before   w 64 x 32 (full)     w_local 32 x 32          after   w of no bytes     w_local 32 x 32
 
-Dynamo's guards look at no memory, so the compiled graphs go on. Everything else that touches a
-released parameter would read freed memory: saving and copying it raise instead.
+The next call compiles graphs that take the parts. Everything else that touches a released parameter
+would read freed memory: saving and copying it raise instead.
 """
 
 from typing import Any, NoReturn
@@ -33,7 +33,7 @@ def free(model: nn.Module) -> int:
     Raises:
         LadderError: listing every parameter that is still needed whole.
     """
-    divided = {name: p for name, p in model.named_parameters() if PARTS.of(p)}
+    divided = {name: p for name, p in model.named_parameters() if PARTS.places(p)}
     if not divided:
         raise LadderError(
             "Nothing of this model is divided: no graph of it has run on a mesh yet.",
@@ -42,8 +42,7 @@ def free(model: nn.Module) -> int:
     if blockers := [Blocker(f"{n}: {why}") for n, p in divided.items() if (why := _why_needed(p))]:
         raise LadderError("These parameters are still needed whole:", blockers)
     before = sum(PARTS.released.values())
-    if any(not place.is_dense for p in divided.values() for place in PARTS.of(p)):
-        compat.drop_graphs()  # compiled for the strides of the full parameters
+    compat.drop_graphs()  # they slice the full parameters, or were compiled for their strides
     for parameter in divided.values():
         if _owns_its_memory(parameter):
             _free(parameter)

@@ -17,6 +17,7 @@ from torch.fx.traceback import preserve_node_meta
 
 from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload
+from ladderize.compat.frames import carry_inputs
 from ladderize.graph import ops
 
 
@@ -36,6 +37,7 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
 
     with preserve_node_meta(), compat.fake_mode_of(values) or contextlib.nullcontext():
         aten = make_fx(interpret, pre_dispatch=True, tracing_mode="real")(*values)
+    carry_inputs(gm, aten)
     traced = aten.graph.find_nodes(op="placeholder")
     carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
     return aten, carried

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ladderize.compat.dispatcher import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -45,6 +45,17 @@ def written_operands(node: Node) -> list[Node]:
     if is_in_place or ops.functional_form(node) is not None:
         return [first, *written]
     return written
+
+
+def written_values(graph: Graph) -> set[Node]:
+    """The values whose memory some node of `graph` writes."""
+    memory = {
+        storage
+        for node in graph.nodes
+        for operand in written_operands(node)
+        for storage in ops.storages(operand)
+    }
+    return {node for node in graph.nodes if memory and not memory.isdisjoint(ops.storages(node))}
 
 
 def is_impure(node: Node) -> bool:

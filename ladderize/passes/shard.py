@@ -14,10 +14,11 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
-from ladderize.graph import ops, parallel_ops
+from ladderize.compat.frames import mark_static
+from ladderize.graph import parallel_ops
 from ladderize.graph.fake_values import propagate_fakes, replace_fake
 from ladderize.graph.insert import insert_after, like
-from ladderize.graph.writes import written_operands
+from ladderize.graph.writes import written_values
 from ladderize.passes import PassResult
 from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
@@ -52,7 +53,7 @@ class ShardBranches:
         for weight in plan.mixed:
             self._mix(gm.graph, weight)
         copies: dict[Node, Node] = {}
-        written = _written_later(gm.graph)
+        written = written_values(gm.graph)
         for entry in plan.entries:
             self._enter(gm.graph, entry, copies, indices, written)
         for reduction in plan.reductions:
@@ -83,6 +84,7 @@ class ShardBranches:
             last = graph.find_nodes(op="placeholder")[-1]
             with graph.inserting_after(last):
                 node = nodes[index.name] = graph.placeholder(index.name)
+            mark_static(node)
             like = selected[index.name]
             with compat.fake_mode_of([like]):
                 node.meta["val"] = like.new_empty(len(index.rows[0]), dtype=torch.int64)
@@ -164,17 +166,6 @@ class ShardBranches:
             for other in reduction.others:
                 total = like(graph.call_function(aten.add.Tensor, (total, other)), last)
         reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
-
-
-def _written_later(graph: Graph) -> set[Node]:
-    """Values whose memory some node writes: what is taken out of them is taken at the reader."""
-    memory = {
-        storage
-        for node in graph.nodes
-        for operand in written_operands(node)
-        for storage in ops.storages(operand)
-    }
-    return {node for node in graph.nodes if memory and not memory.isdisjoint(ops.storages(node))}
 
 
 def _selection(entry: BranchEntry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:

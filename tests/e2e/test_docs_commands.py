@@ -24,6 +24,7 @@ INSTALL = (
 # must have every option that the pages give.
 BENCH = {
     "bench/calibrate.py": "--help",
+    "bench/call_time.py": "--help",
     "bench/compare.py": "--help",
     "bench/compile_time.py": "--help",
     "bench/explain_time.py": "--here --layers 2",

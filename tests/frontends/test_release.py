@@ -50,37 +50,27 @@ def full_bytes(model):
 
 
 def kept_parts(model):
-    """How many local parts there are, their bytes, and those in memory of their own."""
-    found = [(part.local, p) for p in model.parameters() for part in PARTS.of(p).values()]
-    own = [local for local, p in found if not shares_memory(local, p)]
-    return len(found), sum(part.nbytes for part, _ in found), sum(part.nbytes for part in own)
-
-
-def shares_memory(part, full):
-    return part.untyped_storage().data_ptr() == full.untyped_storage().data_ptr()
+    """How many local parts there are, and their bytes."""
+    parts = [part.local for p in model.parameters() for part in PARTS.of(p).values()]
+    return len(parts), sum(part.nbytes for part in parts)
 
 
 def divided(model):
-    return [p for p in model.parameters() if PARTS.of(p)]
-
-
-def two_graphs():
-    model = make()
-    with torch.no_grad():
-        logits(model)
-        once = kept_parts(model)
-        logits(model, 9)  # another graph
-    return once, kept_parts(model), sum(p.nbytes for p in divided(model))
+    return [p for p in model.parameters() if PARTS.places(p)]
 
 
 @pytest.mark.usefixtures("first_of_two")
-def test_all_graphs_of_a_model_share_one_set_of_parts():
-    once, twice, full = two_graphs()
-    num_parts, in_all, in_own_memory = once
-    assert once == twice
-    assert num_parts == 8  # seven of the layer, and the tied vocabulary
-    assert in_all == full // 2
-    assert in_own_memory == 0
+def test_graphs_cut_their_parts_themselves_and_share_those_that_a_release_leaves():
+    model = make()
+    with torch.no_grad():
+        logits(model)
+        logits(model, 9)  # another graph
+        assert kept_parts(model) == (0, 0)
+        full = sum(p.nbytes for p in divided(model))
+        ladderize.release_full_parameters(model)
+        for length in (6, 9):
+            logits(model, length)
+            assert kept_parts(model) == (8, full // 2)  # seven of the layer, the tied vocabulary
 
 
 def run_once():

@@ -872,6 +872,27 @@ COLLECTIVES = (
         "tests/frontends/test_delegates.py",
     ),
     Mutant(
+        "with a mesh no weight is static",
+        "ladderize/compat/frames.py",
+        "            after.meta[_TENSOR_DICT] = before.meta[_TENSOR_DICT]",
+        "            pass",
+        "tests/ranks/test_call_costs.py",
+    ),
+    Mutant(
+        "every rank slices the first part",
+        "ladderize/passes/slice_parameters.py",
+        "bounds = (placement.dim, entries.start, entries.stop)",
+        "bounds = (placement.dim, 0, len(entries))",
+        "tests/ranks/test_tensor_parallel.py::test_gradients_equal_the_eager_ladders",
+    ),
+    Mutant(
+        "every call looks at all weights",
+        "ladderize/frontends/local_parameters.py",
+        "if PARTS.released or self._first is None or",
+        "if True or",
+        "tests/ranks/test_call_costs.py",
+    ),
+    Mutant(
         "a weight in other memory is not noticed",
         "ladderize/frontends/local_parameters.py",
         "or self.pointer != full.data_ptr():",
