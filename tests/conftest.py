@@ -12,8 +12,8 @@ sys.dont_write_bytecode = False
 import pytest
 from helpers.forked import FOLDER
 
-# They need an environment of their own, which tests/tensorrt/install.sh makes.
-collect_ignore = ["tensorrt"]
+# They need more than the environment of the others: see the install.sh of each.
+collect_ignore = ["tensorrt", "cuda"]
 # A cache of this run's own: a run killed while it wrote leaves a broken library behind. Its workers
 # share it, with the servers that fork ranks, and it goes when the run ends.
 if "PYTEST_XDIST_WORKER" not in os.environ:

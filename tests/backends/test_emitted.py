@@ -3,7 +3,13 @@
 import pytest
 from helpers.wrappers import FLIGHT, GATHER, call, races
 
-from ladderize.backends.emitted import EventKind, find_races, foreign_waits, read_events
+from ladderize.backends.emitted import (
+    EventKind,
+    find_races,
+    foreign_waits,
+    order_string,
+    read_events,
+)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +260,63 @@ runner = Runner(partitions=[partition_0,])
     assert find_races(read_events(source.format("arg9"))) == ()
     (found,) = find_races(read_events(source.format("buf7")))
     assert "compute of buf0, in flight" in found.what
+
+
+def test_a_flight_across_cuda_graphs_is_found() -> None:
+    """One that no graph captures may go on while a graph runs."""
+    source = """
+def partition_0(args):
+    arg0_1, = args
+    args.clear()
+    buf0 = empty_strided_cuda((4, 4), (4, 1), torch.float32)
+    extern_kernels.mm(arg0_1, arg0_1, out=buf0)
+    torch.ops._c10d_functional.all_reduce_.default(buf0, 'sum', '0')
+{}
+    return (buf0, )
+
+def partition_1(args):
+    buf0, = args
+    args.clear()
+{}
+    return (buf0, )
+
+class Runner:
+    def call(self, args):
+        arg0_1, = args
+        args.clear()
+        (buf0,) = self.partitions[0]([arg0_1])
+        (buf0,) = self.partitions[1]([buf0])
+{}
+        return (buf0, )
+"""
+    wait = "torch.ops._c10d_functional.wait_tensor.default(buf0)"
+    within, across, outside = (
+        [f"{' ' * (8 if i == 2 else 4)}{wait}" if i == place else "" for i in range(3)]
+        for place in range(3)
+    )
+    assert find_races(read_events(source.format(*within))) == ()
+    (found,) = find_races(read_events(source.format(*across)))
+    assert "across CUDA graphs (partition_0 to partition_1)" in found.what
+    (found,) = find_races(read_events(source.format(*outside)))
+    assert "(partition_0 to outside of them)" in found.what
+
+
+def test_an_input_that_is_aligned_is_read_and_stays_what_it_is() -> None:
+    source = """
+def call(args):
+    arg0_1, = args
+    args.clear()
+    torch.ops._c10d_functional.all_reduce_.default(arg0_1, 'sum', '0')
+    {}
+    arg0_1 = copy_if_misaligned(arg0_1)
+    {}
+    return (arg0_1, )
+"""
+    wait = "torch.ops._c10d_functional.wait_tensor.default(arg0_1)"
+    program = read_events(source.format(wait, ""))
+    assert find_races(program) == ()
+    assert order_string(program) == "AR_0 W_0"
+    assert "align of arg0_1, in flight" in find_races(read_events(source.format("", wait)))[0].what
 
 
 def test_module_level_call_is_read() -> None:

@@ -872,6 +872,20 @@ COLLECTIVES = (
         "tests/frontends/test_delegates.py",
     ),
     Mutant(
+        "a flight across CUDA graphs is fine",
+        "ladderize/backends/emitted/checks.py",
+        "if launch.partition != wait.partition:",
+        "if False:",
+        "tests/backends/test_emitted.py",
+    ),
+    Mutant(
+        "an input is not read where it is aligned",
+        "ladderize/backends/emitted/events.py",
+        "self.record.add(EventKind.ALIGN, op, call, touched)",
+        "pass",
+        "tests/backends/test_emitted.py",
+    ),
+    Mutant(
         "with a mesh no weight is static",
         "ladderize/compat/frames.py",
         "            after.meta[_TENSOR_DICT] = before.meta[_TENSOR_DICT]",

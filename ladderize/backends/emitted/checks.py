@@ -90,6 +90,7 @@ def _pair(program: Program) -> tuple[tuple[Flight, ...], list[Finding]]:
 def find_races(program: Program) -> tuple[Finding, ...]:
     """Every event that touches a buffer in flight, and every launch or wait without the other."""
     flights, findings = _pair(program)
+    findings += _across_partitions(program, flights)
     for flight in flights:
         launch = program.events[flight.launch] if flight.launch >= 0 else None
         operands = launch.reads - launch.pending if launch else NOTHING
@@ -104,6 +105,17 @@ def find_races(program: Program) -> tuple[Finding, ...]:
                 if event.kind is not EventKind.FREE
             )
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.event.line))
+
+
+def _across_partitions(program: Program, flights: Sequence[Flight]) -> Iterator[Finding]:
+    """A CUDA graph captures no wait for what another one launches (pytorch#192000)."""
+    for flight in flights:
+        if flight.launch >= 0 and flight.wait < len(program.events):
+            launch, wait = program.events[flight.launch], program.events[flight.wait]
+            if launch.partition != wait.partition:
+                ends = [event.partition or "outside of them" for event in (launch, wait)]
+                what = f"wait for {flight.storage} across CUDA graphs ({' to '.join(ends)})"
+                yield Finding(what, wait)
 
 
 def find_disorder(program: Program) -> tuple[Finding, ...]:
@@ -207,8 +219,8 @@ def check_emitted(source: str) -> None:
         summary + ":",
         [Blocker(f"{f.what}: {f.event.text}", f"line {f.event.line}") for f in (*races, *disorder)],
         "races make its results wrong: do not use it. Compile with backend='ladderize' and no "
-        "Inductor pass of your own that moves collectives or waits, or with lowering='aot_eager'; "
-        "and please report this model.",
+        "Inductor pass of your own that moves collectives or waits, across CUDA graphs in a mode "
+        "without them, or with lowering='aot_eager'; and please report this model.",
     )
 
 

@@ -26,6 +26,7 @@ from ladderize.backends.emitted.names import (
 )
 from ladderize.backends.emitted.program import EventKind, Program, Recorder
 from ladderize.backends.emitted.syntax import (
+    ALIGN,
     COLLECTIVES,
     FUNCTIONAL,
     METADATA,
@@ -202,7 +203,11 @@ class _WrapperReader:
         inner = function.replace("self.partitions[", "partition_").removesuffix("]")
         if inner in self.functions and inner != "call":
             with self.names.call(args=self._value(call.args[0]) if call.args else NOTHING):
-                return self.read_function(self.functions[inner])
+                before = self.record.partition
+                self.record.partition = inner if inner != function else before
+                result = self.read_function(self.functions[inner])
+                self.record.partition = before
+                return result
         kernel = function.removesuffix(".run")
         if kernel in self.kernels:
             return self._kernel(call, kernel, self.kernels[kernel])
@@ -243,6 +248,9 @@ class _WrapperReader:
             return self._collective(call, op, args, out)
         if function.startswith(PINNED_WAITS):
             return self._pinned_wait(call, op, args)
+        if op == ALIGN:
+            self.record.add(EventKind.ALIGN, op, call, touched)
+            return args[0]
         if op in VIEWS:
             return receiver or (storages_of(args[0]) if args else NOTHING)
         if not function.startswith(FUNCTIONAL) and not (receiver and op.endswith("_")):

@@ -16,6 +16,7 @@ class EventKind(Enum):
     REUSE = "reuse"
     FREE = "free"
     UNPACK = "unpack"
+    ALIGN = "align"
     RETURN = "return"
 
 
@@ -30,6 +31,7 @@ class Event:
         writes: each storage written -> the storages that its content now comes from.
         pending: of a launch, the storages in flight until waited for; of a wait, those waited for.
         group: of a launch, the process group as the source writes it.
+        partition: which partition's CUDA graph it is captured in, "" for none.
     """
 
     kind: EventKind
@@ -40,6 +42,7 @@ class Event:
     writes: Mapping[Storage, Storages] = field(default_factory=dict)
     pending: Storages = NOTHING
     group: str = ""
+    partition: str = ""
 
     @property
     def touches(self) -> Storages:
@@ -65,11 +68,13 @@ class Recorder:
     Attributes:
         lines: the source.
         stale: memory that was reused, and not touched since.
+        partition: the one that is being read.
     """
 
     lines: Sequence[str]
     events: list[Event] = field(default_factory=list)
     stale: set[Storage] = field(default_factory=set)
+    partition: str = ""
 
     def add(
         self,
@@ -83,7 +88,7 @@ class Recorder:
     ) -> None:
         line: int = getattr(node, "lineno", 0)
         text = self.lines[line - 1].strip()
-        event = Event(kind, name, line, text, reads, writes or {}, pending, group)
+        event = Event(kind, name, line, text, reads, writes or {}, pending, group, self.partition)
         self.events.append(event)
         self.stale -= event.touches
 

@@ -17,6 +17,8 @@ VIEWS = frozenset({
     "transpose", "unbind", "unfold", "unsqueeze", "view", "view_as_complex", "view_as_real",
     "_reshape_alias", "_unsafe_view",
 })
+ALIGN = "copy_if_misaligned"
+"""Of a graph input: the tensor itself, or a copy in memory that vector instructions can read."""
 PERHAPS_VIEWS = frozenset({"contiguous", "reshape", "to"})
 METADATA = frozenset({
     "assert_alignment", "assert_size_stride", "assert_size_stride_grouped",

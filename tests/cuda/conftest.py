@@ -1,0 +1,23 @@
+"""Inductor's CUDA code where there is no GPU. `tests/cuda/install.sh` fetches Triton."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import library
+
+_caches = tempfile.TemporaryDirectory(prefix="ladderize-cuda-", ignore_cleanup_errors=True)
+library.load(Path(_caches.name))
+
+import pytest
+import stand_in_gpu
+import torch.distributed as dist
+
+stand_in_gpu.install(_caches.name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_group_is_left() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

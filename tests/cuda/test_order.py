@@ -1,0 +1,147 @@
+"""The code that Inductor emits for CUDA: launches and waits in order, and nothing races."""
+
+from collections.abc import Callable
+from typing import Any
+
+import nets
+import pytest
+import torch
+from helpers import handwritten
+from helpers.parallel_nets import make_net, shard
+from stand_in_gpu import Emitted, emitted, on_gpu
+
+from ladderize.backends.emitted import find_disorder, find_races, order_string, read_events
+
+EMBEDDING, LOGITS = "AR_0 W_0", "AG_0 W_AG_0"
+
+
+def collectives(source: str) -> str:
+    return " ".join(word for word in order_string(read_events(source)).split() if "_" in word)
+
+
+def ladder(first: int, blocks: int) -> str:
+    """`AR_1 AR_2 W_1 AR_3 W_2 W_3`: each wait but the last is behind the next block's launch."""
+    words = [f"AR_{first}"]
+    for i in range(first + 1, first + blocks):
+        words += [f"AR_{i}", f"W_{i - 1}"]
+    return " ".join([*words, f"W_{first + blocks - 1}"])
+
+
+def check(code: Emitted, *orders: str) -> None:
+    assert [collectives(source) for source in code.sources] == [*orders]
+    for source in code.sources:
+        program = read_events(source)
+        assert not find_races(program)
+        assert not find_disorder(program)
+        assert "cuda" in source
+
+
+def call(model: Callable[..., Any], gradients: bool = False) -> Emitted:
+    ids = nets.ids()
+    with torch.set_grad_enabled(gradients):
+        return emitted(lambda: model(input_ids=ids))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ranks"), [(torch.float32, 2), (torch.bfloat16, 8)], ids=["f32-2", "bf16-8"]
+)
+def test_a_llama_on_a_mesh(dtype: torch.dtype, ranks: int) -> None:
+    mesh = nets.mesh_of(ranks)
+    check(call(nets.laddered(nets.llama(dtype), mesh=mesh)), f"{EMBEDDING} {ladder(1, 4)} {LOGITS}")
+
+
+def test_a_bert_on_a_mesh() -> None:
+    mesh = nets.mesh_of(2)
+    code = call(nets.laddered(nets.bert(torch.bfloat16), mesh=mesh))
+    check(code, f"{EMBEDDING} {ladder(1, 4)}")
+
+
+def test_dynamic_sizes() -> None:
+    model = nets.laddered(nets.llama(num_hidden_layers=1), True, mesh=nets.mesh_of(2))
+    check(call(model), f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
+
+
+def test_cuda_graphs() -> None:
+    model = nets.llama(num_hidden_layers=1)
+    laddered = nets.laddered(model, mesh=nets.mesh_of(2), mode="reduce-overhead")
+    check(call(laddered), f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
+
+
+def test_training() -> None:
+    """The backward hides the all-reduce of an entry behind the branch before it."""
+    model = nets.llama(num_hidden_layers=1).requires_grad_()
+    code = call(nets.laddered(model, mesh=nets.mesh_of(2)), gradients=True)
+    check(code, f"{EMBEDDING} {ladder(1, 2)} {LOGITS}", "AR_0 W_0 AR_1 AR_2 W_1 W_2")
+
+
+@pytest.mark.parametrize("way", ["in_place", "functional"])
+def test_a_model_that_is_sharded_already(way: str) -> None:
+    mesh = nets.mesh_of(2)
+    with on_gpu():
+        net = shard(way, make_net(layers=2), mesh)
+        ids = torch.zeros(2, 8, dtype=torch.int64)
+    with torch.no_grad():
+        check(emitted(lambda: nets.laddered(net)(ids)), ladder(0, 4))
+
+
+# ---- a ladder written by hand
+
+
+def by_hand(compile_it: Callable[..., Any]) -> Emitted:
+    nets.mesh_of(2)
+    width, inner = handwritten.HIDDEN, handwritten.INNER // 2
+    with on_gpu():
+        x = torch.empty(handwritten.BATCH, width)
+        weights = [(torch.empty(inner, width), torch.empty(width, inner)) for _ in range(4)]
+    run = compile_it(handwritten.sharded_ladder)
+    with torch.no_grad():
+        return emitted(lambda: run(x, weights, handwritten.group_name()))
+
+
+def test_plain_inductor_waits_for_two_at_once() -> None:
+    code = by_hand(lambda f: torch.compile(f, fullgraph=True))
+    (source,) = code.sources
+    assert collectives(source) == "AR_0 AR_1 W_0 W_1 AR_2 AR_3 W_2 W_3"
+    assert find_disorder(read_events(source))
+
+
+def test_ladderize_defers_the_waits_of_the_same_program() -> None:
+    check(by_hand(nets.laddered), ladder(0, 4))
+
+
+# ---- planted faults
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    (source,) = by_hand(nets.laddered).sources
+    return source.splitlines()
+
+
+def find(lines: list[str], call: str) -> list[int]:
+    return [i for i, line in enumerate(lines) if f"{call}.default(" in line]
+
+
+def moved(lines: list[str], line: int, before: int) -> str:
+    rest = [*lines[:line], "", *lines[line + 1 :]]
+    return "\n".join([*rest[:before], lines[line], *rest[before:]])
+
+
+def test_a_removed_wait_is_found(lines: list[str]) -> None:
+    for wait in find(lines, "wait_tensor"):
+        program = read_events("\n".join([*lines[:wait], *lines[wait + 1 :]]))
+        assert any("launch without a wait" in found.what for found in find_races(program))
+
+
+def test_a_late_wait_is_found(lines: list[str]) -> None:
+    waits, launches = find(lines, "wait_tensor"), find(lines, "all_reduce_")
+    for wait, launch in zip(waits, launches[2:], strict=False):
+        program = read_events(moved(lines, wait, launch + 1))
+        assert find_races(program) and not find_disorder(program)
+
+
+def test_an_early_wait_is_found(lines: list[str]) -> None:
+    waits, launches = find(lines, "wait_tensor"), find(lines, "all_reduce_")
+    for wait, launch in zip(waits[:-1], launches, strict=False):
+        program = read_events(moved(lines, wait, launch + 1))
+        assert find_disorder(program) and not find_races(program)
