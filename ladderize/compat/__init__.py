@@ -17,6 +17,7 @@ from ladderize.compat.autograd import (
 from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
     default_store,
+    device_types,
     find_process_group,
     group_timeout,
     is_bucket,
@@ -78,6 +79,7 @@ __all__ = [
     "current_code",
     "current_compile_id",
     "default_store",
+    "device_types",
     "drop_compiled",
     "drop_graphs",
     "dynamo_errors",

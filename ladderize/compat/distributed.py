@@ -39,6 +39,11 @@ def group_timeout(group: Any) -> timedelta:
     return shortest
 
 
+def device_types(group: Any) -> set[str]:
+    """The types of device that `group` has a backend for."""
+    return {device.type for device in group._device_types}
+
+
 def pass_on(group: Any, backend: Any) -> None:
     """What `group`, of a Python class, does not do itself goes to `backend`, its name too."""
     import torch.distributed as dist

@@ -24,6 +24,11 @@ from ladderize.graph.cuts import find_cuts
 from ladderize.graph.in_flight import check_in_flight
 from ladderize.graph.to_aten import is_aten, to_aten
 from ladderize.passes import PassResult
+from ladderize.passes.device_checks import (
+    refuse_other_devices,
+    refuse_unserved_collectives,
+    refuse_unserved_mesh,
+)
 from ladderize.passes.drop_casts import DropCasts
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.gradient_checks import (
@@ -58,6 +63,10 @@ from ladderize.streams.stale_halves import refuse_undecided
 
 def _has_ranks(state: Rewriting) -> bool:
     return state.ranks is not None
+
+
+def _has_mesh(state: Rewriting) -> bool:
+    return state.ranks is not None and bool(state.ranks.device_type)
 
 
 def _needs_aten(state: Rewriting) -> bool:
@@ -100,6 +109,12 @@ def _inline_regions(state: Rewriting) -> PassResult:
     result = apply_pass(state.gm, InlineRegions())
     state.num_regions = result.changed
     return result
+
+
+def _refuse_other_devices(state: Rewriting) -> None:
+    assert state.ranks is not None
+    refuse_unserved_mesh(state.ranks.name, state.ranks.device_type)
+    refuse_other_devices(state.names, state.ranks.device_type)
 
 
 def _refuse_sharded_regions(state: Rewriting) -> None:
@@ -219,6 +234,8 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
 
 BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("InlineRegions", _inline_regions),
+    Step("refuse_other_devices", _refuse_other_devices, _has_mesh, "check"),
+    Step("refuse_unserved_collectives", lambda s: refuse_unserved_collectives(s.gm), kind="check"),
     Step("refuse_sharded_regions", _refuse_sharded_regions, _has_ranks, "check"),
     Step("refuse_wrapped", _refuse_wrapped, _has_ranks, "check"),
     Step("refuse_lost_gradients", lambda s: refuse_lost_gradients(s.gm), _has_ranks, "check"),

@@ -20,14 +20,21 @@ from ladderize.streams.restore import Restored
 
 @dataclass(frozen=True)
 class RankGroup:
-    """The ranks that a graph is sharded over: how many, and the name of their process group."""
+    """The ranks that a graph is sharded over: how many, and the name of their process group.
+
+    Attributes:
+        device_type: where they communicate, "" where no mesh says so.
+    """
 
     size: int
     name: str
+    device_type: str = ""
 
     @classmethod
     def of(cls, mesh: DeviceMesh | None) -> "RankGroup | None":
-        return None if mesh is None else cls(mesh.size(), mesh.get_group().group_name)
+        if mesh is None:
+            return None
+        return cls(mesh.size(), mesh.get_group().group_name, mesh.device_type)
 
 
 @dataclass

@@ -173,6 +173,7 @@ def checkpointed(root):
     return abs(found - expected).item(), gradient_errors(model, whole)
 
 
+@pytest.mark.deep
 def test_gradient_checkpointing(two_ranks, checkpoints):
     for error, gradients in two_ranks.run(checkpointed, checkpoints):
         assert error <= 1e-5

@@ -75,6 +75,7 @@ def check_whole(outcomes, kv):
         assert cached <= 1e-6
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("first_of_two")
 def test_compiled():
     """By Inductor: as in eager mode, the caches too."""

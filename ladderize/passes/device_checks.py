@@ -1,0 +1,86 @@
+"""What is not where the ranks communicate: found before anything is sharded or lowered.
+
+    mesh on cuda, 290 parameters on cuda:0, 1 on cpu     refused, by name
+    a group of "cpu:gloo", a sum of cuda:0               refused: nothing of it sends from there
+
+Inputs on another device than the parameters never come here: Dynamo refuses them as it traces.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize import compat
+from ladderize.errors import Blocker, LadderError
+from ladderize.graph import ops
+from ladderize.graph.collectives import collective_of, group_name_of
+
+_SHOWN = 3
+
+
+def refuse_other_devices(names: Mapping[Node, str], device_type: str) -> None:
+    """Raise unless all parameters and buffers are where the mesh is. Meta tensors are nowhere.
+
+    Args:
+        names: the inputs that hold them.
+        device_type: of the mesh.
+
+    Raises:
+        LadderError: naming the first of each device.
+    """
+    elsewhere: dict[str, list[str]] = defaultdict(list)
+    for node, name in names.items():
+        value = ops.value(node)
+        if not isinstance(value, torch.Tensor) or not value.dim():  # a number may stay on the CPU
+            continue
+        if value.device.type not in (device_type, "meta"):
+            elsewhere[str(value.device)].append(name)
+    if elsewhere:
+        raise LadderError(
+            f"The ranks communicate on {device_type}, and not all of the model is there:",
+            [Blocker(f"on {device}: {_list(found)}") for device, found in elsewhere.items()],
+            f'model.to("{device_type}"), or a mesh of where the model is',
+        )
+
+
+def refuse_unserved_collectives(gm: GraphModule) -> None:
+    """Raise for collectives of `gm` on a device that their group has no backend for.
+
+    Raises:
+        LadderError: naming the line of each.
+    """
+    blockers = []
+    for node in gm.graph.nodes:
+        group = compat.find_process_group(group_name_of(node)) if collective_of(node) else None
+        devices = {tensor.device.type for tensor in ops.tensors(node)} - {"meta"}
+        if group is not None:
+            missing = devices - compat.device_types(group)
+            blockers += [Blocker.at(node, f"{ops.op_name(node)} on {each}") for each in missing]
+    if blockers:
+        raise LadderError(
+            "These collectives are on a device that their group has no backend for:",
+            blockers,
+            'init_process_group("nccl") for CUDA, or "cpu:gloo,cuda:nccl" for both',
+        )
+
+
+def refuse_unserved_mesh(group_name: str, device_type: str) -> None:
+    """Raise if nothing sends from where the mesh says that its ranks are.
+
+    Raises:
+        LadderError: with the devices that the group can send from.
+    """
+    group = compat.find_process_group(group_name)
+    if group is not None and device_type not in (known := compat.device_types(group)):
+        devices = ", ".join(sorted(known))
+        raise LadderError(
+            f"The mesh is on {device_type}, and its group sends from {devices} only.",
+            cure='init_process_group("nccl") for CUDA, or "cpu:gloo,cuda:nccl" for both',
+        )
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,73 @@
+"""A model, a mesh and a group on different devices. Of CUDA there are fake tensors alone."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule, symbolic_trace
+
+from ladderize import LadderError
+from ladderize.passes.device_checks import (
+    refuse_other_devices,
+    refuse_unserved_collectives,
+    refuse_unserved_mesh,
+)
+
+
+@pytest.fixture
+def group_of_cpu() -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group("cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+class Sum(nn.Module):
+    def __init__(self, group: str) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x, weight, scale):
+        reduced = torch.ops._c10d_functional.all_reduce(x @ weight, "sum", self.group)
+        return scale * torch.ops._c10d_functional.wait_tensor(reduced)
+
+
+def graph_on(x: str, weight: str, group: str = "") -> GraphModule:
+    gm = symbolic_trace(Sum(group))
+    values = {"x": (x, (2, 4)), "weight": (weight, (4, 4)), "scale": ("cpu", ())}
+    with FakeTensorMode():
+        for node in gm.graph.nodes:
+            device, shape = values.get(node.target, (x, (2, 4)))
+            node.meta["val"] = torch.empty(shape, device=device)
+    return gm
+
+
+def weights(gm: GraphModule) -> dict:
+    return {node: f"layer.{node.target}" for node in gm.graph.find_nodes(op="placeholder")[1:]}
+
+
+def test_parameters_that_are_not_where_the_mesh_is_are_named() -> None:
+    gm = graph_on("cpu", "cuda:0")
+    with pytest.raises(LadderError, match="communicate on cpu") as caught:
+        refuse_other_devices(weights(gm), "cpu")
+    (blocker,) = caught.value.blockers
+    assert blocker.what == "on cuda:0: layer.weight"  # not the scale, a number
+    refuse_other_devices(weights(gm), "cuda")
+    refuse_other_devices(weights(graph_on("cpu", "meta")), "cpu")
+
+
+def test_a_mesh_that_its_group_cannot_serve(group_of_cpu: dist.ProcessGroup) -> None:
+    refuse_unserved_mesh(group_of_cpu.group_name, "cpu")
+    with pytest.raises(LadderError, match="mesh is on cuda, and its group sends from cpu only"):
+        refuse_unserved_mesh(group_of_cpu.group_name, "cuda")
+
+
+def test_a_collective_that_its_group_cannot_serve(group_of_cpu: dist.ProcessGroup) -> None:
+    name = group_of_cpu.group_name
+    refuse_unserved_collectives(graph_on("cpu", "cpu", name))
+    gm = graph_on("cuda:0", "cuda:0", name)
+    with pytest.raises(LadderError, match="no backend for") as caught:
+        refuse_unserved_collectives(gm)
+    assert [blocker.what for blocker in caught.value.blockers] == ["all_reduce on cuda"]
