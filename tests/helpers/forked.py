@@ -8,17 +8,21 @@ the caller's. Forks of one server share its hash seed: processes that are to dif
 sets come from one server each.
 """
 
+import atexit
 import fcntl
 import gc
 import importlib
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import Client, Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -37,7 +41,8 @@ IMPORTED = [
 GC_THRESHOLD = 20_000, 20, 40
 NUM_SERVERS = 2
 FOLDER = "LADDERIZE_TEST_SERVERS"
-"""Environment variable: where the servers of this run listen. Workers inherit it."""
+"""Environment variable: where the servers of this run listen. Workers inherit it; without it each
+process has servers of its own."""
 
 
 def fork(
@@ -54,7 +59,7 @@ def fork(
 
 def _address_of(server: int) -> str:
     """Who asks first starts all servers: they import at one time."""
-    folder = Path(os.environ[FOLDER])
+    folder = Path(os.environ.get(FOLDER) or _own_folder())
     with (folder / "servers.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         addresses = [folder / f"server-{number}" for number in range(NUM_SERVERS)]
@@ -64,8 +69,16 @@ def _address_of(server: int) -> str:
     return str(addresses[server])
 
 
+@cache
+def _own_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="ladderize-servers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _start(address: str) -> None:
-    run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    is_worker = FOLDER in os.environ and "PYTEST_XDIST_WORKER" in os.environ
+    run = os.getppid() if is_worker else os.getpid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
