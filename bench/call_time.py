@@ -20,15 +20,15 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
+from tiny_llama import VOCABULARY, tiny_llama
 from torch.distributed.device_mesh import init_device_mesh
 from torch.fx import GraphModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.backends import LOWERINGS
 from ladderize.backends.lowered import Lowered
 
-BATCH, LENGTH, VOCABULARY = 2, 8, 64
+BATCH, LENGTH = 2, 8
 VARIANTS = ("torch.compile", "ladderize", "ladderize, mesh=")
 
 
@@ -37,18 +37,6 @@ def run_nothing(gm: GraphModule, _examples: Sequence[Any]) -> Callable[..., Any]
     (output,) = gm.graph.find_nodes(op="output")
     results = [torch.zeros(BATCH, LENGTH, VOCABULARY) for _ in output.args[0]]
     return lambda *_: results
-
-
-def make_model(num_layers: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def measure(num_layers: int, num_ranks: int, repeats: int) -> dict[str, Any]:
@@ -61,8 +49,8 @@ def measure(num_layers: int, num_ranks: int, repeats: int) -> dict[str, Any]:
         {"backend": "ladderize", "options": {"lowering": "eager"}},
         {"backend": "ladderize", "options": {"lowering": "eager", "mesh": mesh}},
     ]
-    model = make_model(num_layers)
-    compiled = [make_model(num_layers) for _ in backends]
+    model = tiny_llama(num_layers)
+    compiled = [tiny_llama(num_layers) for _ in backends]
     for each, how in zip(compiled, backends, strict=True):
         each.compile(fullgraph=True, dynamic=False, **how)
     seconds: list[list[float]] = [[] for _ in compiled]

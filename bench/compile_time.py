@@ -36,9 +36,9 @@ class PassTimes(logging.Handler):
 def measure(num_layers: int, num_ranks: int) -> dict[str, object]:
     """Compile once and time it. Expects to be the only thing its process does."""
     import torch.distributed as dist
+    from tiny_llama import tiny_llama
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     times = PassTimes()
     logger = logging.getLogger("ladderize")
@@ -49,15 +49,7 @@ def measure(num_layers: int, num_ranks: int) -> dict[str, object]:
     if num_ranks > 1:
         dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
         options["mesh"] = init_device_mesh("cpu", (num_ranks,))
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama(num_layers)
     ids = torch.zeros(2, 8, dtype=torch.int64)
     compiled = torch.compile(model, backend="ladderize", fullgraph=True, options=options)
     started = time.perf_counter()

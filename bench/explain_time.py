@@ -19,22 +19,14 @@ from typing import Any
 def measure(num_layers: int) -> dict[str, object]:
     """Explain once and time it. Expects to be the only thing its process does."""
     import torch
+    from tiny_llama import tiny_llama
     from torch.fx import GraphModule
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     import ladderize
     from ladderize.frontends import explain
 
     torch.set_num_threads(1)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama(num_layers)
     ids = torch.zeros(2, 8, dtype=torch.int64)
     traced: list[float] = []
     see = explain._Explainer.see_first

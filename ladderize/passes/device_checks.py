@@ -18,6 +18,7 @@ from ladderize.graph import ops
 from ladderize.graph.collectives import collective_of, group_name_of
 
 _SHOWN = 3
+_CURE = 'init_process_group("nccl") for CUDA, or "cpu:gloo,cuda:nccl" for both'
 
 
 def refuse_other_devices(names: Mapping[Node, str], device_type: str) -> None:
@@ -54,15 +55,15 @@ def refuse_unserved_collectives(gm: GraphModule) -> None:
     blockers = []
     for node in gm.graph.nodes:
         group = compat.find_process_group(group_name_of(node)) if collective_of(node) else None
-        devices = {tensor.device.type for tensor in ops.tensors(node)} - {"meta"}
         if group is not None:
+            devices = {tensor.device.type for tensor in ops.tensors(node)} - {"meta"}
             missing = devices - compat.device_types(group)
             blockers += [Blocker.at(node, f"{ops.op_name(node)} on {each}") for each in missing]
     if blockers:
         raise LadderError(
             "These collectives are on a device that their group has no backend for:",
             blockers,
-            'init_process_group("nccl") for CUDA, or "cpu:gloo,cuda:nccl" for both',
+            _CURE,
         )
 
 
@@ -77,7 +78,7 @@ def refuse_unserved_mesh(group_name: str, device_type: str) -> None:
         devices = ", ".join(sorted(known))
         raise LadderError(
             f"The mesh is on {device_type}, and its group sends from {devices} only.",
-            cure='init_process_group("nccl") for CUDA, or "cpu:gloo,cuda:nccl" for both',
+            cure=_CURE,
         )
 
 

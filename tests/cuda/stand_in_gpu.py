@@ -14,18 +14,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch._functorch.config
 from torch._dynamo import device_interface
 from torch._inductor import config
 from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.codecache import PyCodeCache
 from torch._subclasses import FakeTensorMode, fake_tensor
 
+from ladderize.compat import watch_loaded_code
 from ladderize.sharding.placement import IndexInput
 
 COUNT = 8
@@ -212,16 +211,13 @@ def emitted(work: Callable[[], Any]) -> Emitted:
     torch._dynamo.reset()
     _kernels.clear()
     sources: list[str] = []
-    load = PyCodeCache.load_by_key_path
 
-    def see(key: str, path: str, *args: Any, **kwargs: Any) -> Any:
-        module = load(key, path, *args, **kwargs)
+    def see(module: ModuleType, path: str) -> None:
         if hasattr(module, "call"):
             sources.append(Path(path).read_text())
             module.call = _stop
-        return module
 
-    with patch.object(PyCodeCache, "load_by_key_path", see), contextlib.suppress(_CompiledError):
+    with watch_loaded_code(see), contextlib.suppress(_CompiledError):
         work()
     return Emitted(sources, dict(_kernels))
 

@@ -7,16 +7,13 @@ import nets
 import pytest
 import torch
 from helpers import handwritten
+from helpers.emitted_orders import collectives, moved
 from helpers.parallel_nets import make_net, shard
 from stand_in_gpu import Emitted, emitted, on_gpu
 
-from ladderize.backends.emitted import find_disorder, find_races, order_string, read_events
+from ladderize.backends.emitted import find_disorder, find_races, read_events
 
 EMBEDDING, LOGITS = "AR_0 W_0", "AG_0 W_AG_0"
-
-
-def collectives(source: str) -> str:
-    return " ".join(word for word in order_string(read_events(source)).split() if "_" in word)
 
 
 def ladder(first: int, blocks: int) -> str:
@@ -120,11 +117,6 @@ def lines() -> list[str]:
 
 def find(lines: list[str], call: str) -> list[int]:
     return [i for i, line in enumerate(lines) if f"{call}.default(" in line]
-
-
-def moved(lines: list[str], line: int, before: int) -> str:
-    rest = [*lines[:line], "", *lines[line + 1 :]]
-    return "\n".join([*rest[:before], lines[line], *rest[before:]])
 
 
 def test_a_removed_wait_is_found(lines: list[str]) -> None:

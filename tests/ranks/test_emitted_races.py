@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers.emitted_orders import collectives, moved
 from helpers.handwritten import Forward, run_rank, sharded_ladder, sharded_standard
 from helpers.inductor import cpp_kernels
 from helpers.ranks import Ranks
@@ -49,10 +50,6 @@ def with_cpp_kernels(forward: Forward, deferred: bool) -> Seen:
 
 def order(source: str) -> str:
     return order_string(read_events(source))
-
-
-def collectives(source: str) -> str:
-    return " ".join(word for word in order(source).split() if "_" in word)
 
 
 @pytest.fixture(scope="module")
@@ -123,17 +120,13 @@ def test_faults_planted_in_real_code_are_found(seen: See) -> None:
     waits = [i for i, line in enumerate(lines) if "wait_tensor.default(" in line]
     launches = [i for i, line in enumerate(lines) if "all_reduce_.default(" in line]
 
-    def moved(line: int, before: int) -> str:
-        rest = [*lines[:line], "", *lines[line + 1 :]]
-        return "\n".join([*rest[:before], lines[line], *rest[before:]])
-
     program = read_events("\n".join(lines[: waits[1]] + lines[waits[1] + 1 :]))
     found = [finding.what for finding in find_races(program)]
     assert any("launch without a wait" in what for what in found)
     assert any("in flight" in what for what in found)
-    later = read_events(moved(waits[1], launches[3] + 1))
+    later = read_events(moved(lines, waits[1], launches[3] + 1))
     assert find_races(later) and not find_disorder(later)
-    earlier = read_events(moved(waits[1], launches[1] + 1))
+    earlier = read_events(moved(lines, waits[1], launches[1] + 1))
     assert find_disorder(earlier) and not find_races(earlier)
 
 

@@ -1,0 +1,17 @@
+"""A Llama of tiny width: what is timed in it is not its products."""
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCABULARY = 64
+
+
+def tiny_llama(num_layers: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+    )
+    return LlamaForCausalLM(config).eval()

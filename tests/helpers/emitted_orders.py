@@ -1,0 +1,14 @@
+"""Collectives of emitted code in their order, and lines of it moved to plant a fault."""
+
+from ladderize.backends.emitted import order_string, read_events
+
+
+def collectives(source: str) -> str:
+    """`AR_0 AR_1 W_0 W_1`: launches and waits alone."""
+    return " ".join(word for word in order_string(read_events(source)).split() if "_" in word)
+
+
+def moved(lines: list[str], line: int, before: int) -> str:
+    """The code with one line ahead of another; all others keep their numbers."""
+    rest = [*lines[:line], "", *lines[line + 1 :]]
+    return "\n".join([*rest[:before], lines[line], *rest[before:]])
