@@ -52,16 +52,9 @@ QUICKSTART = "torchrun --standalone --nproc-per-node 2 examples/quickstart.py"
 
 @pytest.mark.deep
 def test_quickstart_as_it_stands(tmp_path):
-    """Started by torchrun, compiled by Inductor."""
-    check_quickstart(printed_by_torchrun(QUICKSTART, tmp_path))
-
-
-def test_quickstart():
+    """Started by torchrun, compiled by Inductor: a leg of `.ci/run`."""
     assert f".venv/bin/{QUICKSTART}" in (ROOT / "README.md").read_text()
-    check_quickstart(printed(QUICKSTART))
-
-
-def check_quickstart(lines: list[str]) -> None:
+    lines = printed_by_torchrun(QUICKSTART, tmp_path)
     sharded, standard = (float(text.split(":")[1].split()[0]) for text in lines)
     assert sharded <= 1e-4
     assert standard > 1e-3

@@ -99,16 +99,18 @@ def release_and_restore(name, lowering, dynamic):
         bytes_before, shared = full_bytes(model), sum(p.nbytes for p in divided(model))
         freed = ladderize.release_full_parameters(model)
         left = full_bytes(model)
-        errors = [(logits(model) - first).abs().max().item()]
         other = logits(model, 9)  # a new shape, perhaps compiled anew
         ladderize.restore_full_parameters(model)
         same = all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-        errors.append((logits(model, 9) - other).abs().max().item())
-    gradient = torch.autograd.grad(logits(model).square().mean(), divided(model)[-1:])
+    restored = logits(model, 9)
+    gradient = torch.autograd.grad(restored.square().mean(), divided(model)[-1:])
     whole = net(name)
     with torch.no_grad():
-        errors.append((first - whole_logits(name, whole)).abs().max().item())
-        errors.append((other - whole_logits(name, whole, 9)).abs().max().item())
+        errors = [
+            (first - whole_logits(name, whole)).abs().max().item(),
+            (other - whole_logits(name, whole, 9)).abs().max().item(),
+            (restored - other).abs().max().item(),
+        ]
     return {
         "errors": errors,
         "freed": freed,

@@ -105,7 +105,7 @@ def test_any_net(placement: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@examples(4)
+@examples(3)
 @given(data=st.data())
 def test_any_traced_net(placement: str, data: st.DataObject) -> None:
     spec = data.draw(nets(max_layers=2, dtypes=DTYPES, placements=[placement]))

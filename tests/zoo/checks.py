@@ -78,6 +78,8 @@ LONG = {
     "minimax (skip of the normed)",
     "cvt",
     "focalnet",
+    "rwkv (a scan that fills a buffer)",
+    "canine (three encoders)",
 }
 
 
@@ -212,7 +214,7 @@ def _checks(family: Family) -> Iterator[tuple[str, Check, Any]]:
         yield "gradients over ranks", has_its_part_of_the_gradients, []
     yield "rewritten twice", is_a_ladder_afterwards, unless_many
     if family.name in EXTENDED:
-        yield "extended", is_extended, []
+        yield "extended", is_extended, unless_akin
     if family.is_deep:
         yield "half, two blocks stale", is_rewritten_in_part, []
         if family.name not in UNDECOMPOSED:
