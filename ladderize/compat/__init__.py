@@ -16,6 +16,8 @@ from ladderize.compat.autograd import (
 )
 from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
+    backend_name,
+    current_device,
     default_store,
     device_types,
     find_process_group,
@@ -72,12 +74,14 @@ __all__ = [
     "SizeSymbol",
     "aot_compile",
     "as_backend_error",
+    "backend_name",
     "boxed",
     "break_of",
     "compile_kernel",
     "compiled_module",
     "current_code",
     "current_compile_id",
+    "current_device",
     "default_store",
     "device_types",
     "drop_compiled",

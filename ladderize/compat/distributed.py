@@ -44,6 +44,25 @@ def device_types(group: Any) -> set[str]:
     return {device.type for device in group._device_types}
 
 
+def backend_name(group: Any, device_type: str) -> str:
+    """What sends tensors of that type of device ("nccl", "gloo"); "" where a Python class does."""
+    try:
+        name: str = group._get_backend(torch.device(device_type)).name()
+    except (AttributeError, RuntimeError):
+        return ""
+    return name
+
+
+def current_device(device_type: str) -> torch.device:
+    """The device of that type that new tensors of this process are on, by its number.
+
+    "cuda" and "cuda:0" are different devices to what asserts where a tensor is.
+    """
+    if device_type in ("cpu", "meta"):
+        return torch.device(device_type)
+    return torch.device(device_type, torch.get_device_module(device_type).current_device())
+
+
 def pass_on(group: Any, backend: Any) -> None:
     """What `group`, of a Python class, does not do itself goes to `backend`, its name too."""
     import torch.distributed as dist

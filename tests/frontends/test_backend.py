@@ -53,6 +53,12 @@ def test_inductor_with_mode_and_checked_code(model, x):
     torch.testing.assert_close(run(x), model.ladder(x))
 
 
+def test_code_that_cannot_be_read_is_refused_before_it_is_compiled(model, x):
+    options = {"lowering_options": {"cpp_wrapper": True}, "verify": "code"}
+    with pytest.raises(LadderError, match="has Inductor write C\\+\\+"):
+        compiled(model, lowering="inductor", **options)(x)
+
+
 def test_mode_alone_reaches_inductor(model, x):
     run = torch.compile(model, backend="ladderize", mode="max-autotune-no-cudagraphs")
     torch.testing.assert_close(run(x), model.ladder(x))

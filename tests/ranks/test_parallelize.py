@@ -37,8 +37,10 @@ def make(name, layers=1):
 
 
 def sharded(name, checkpoint=None, layers=1, **options) -> ShardedModule:
-    factory = partial(make, name, layers)
-    return ladderize.parallelize(factory, mesh(), (), inputs(), checkpoint=checkpoint, **options)
+    """Traced with inputs that are nowhere: every device in the graph, and in its regions, is set."""
+    factory, like = partial(make, name, layers), inputs()["input_ids"].to("meta")
+    how = {"kwargs": {"input_ids": like}, "checkpoint": checkpoint, **options}
+    return ladderize.parallelize(factory, mesh(), **how)
 
 
 def expect(name, model, batch=2, length=6):

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from ladderize import compat
 from ladderize.frontends.sharded.checkpoint import TensorSource, match
 from ladderize.frontends.sharded.state import StateEntry
 from ladderize.sharding.placement import Replicate
@@ -62,7 +63,7 @@ def read_slices(
         mesh: this rank's place.
     """
     rank, num_ranks = mesh.get_local_rank(), mesh.size()
-    device = torch.device(mesh.device_type)
+    device = compat.current_device(mesh.device_type)
     entries = [entry for entry in entries if entry.kind != "index"]
     names = match(entries, source)
     tensors = read_entries(entries, source, names, rank, num_ranks, device, rank == 0)
@@ -77,7 +78,7 @@ def read_parts(
 ) -> dict[str, Tensor]:
     """This rank's tensors, from a file that holds just them."""
     parts = local_forms(entries, mesh.size())
-    rank, device = mesh.get_local_rank(), torch.device(mesh.device_type)
+    rank, device = mesh.get_local_rank(), compat.current_device(mesh.device_type)
     return read_entries(parts, source, match(parts, source), 0, 1, device, rank == 0)
 
 

@@ -3,6 +3,7 @@
 LocalProgram + this rank's tensors + mesh ── ShardedModule ── module(*args, **kwargs)
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from ladderize.graph.schemas import schema_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.drop_grad_regions import DropGradRegions
 from ladderize.passes.runner import Log, run_pass
+from ladderize.sharding.placement import IndexInput
 
 Lower = Callable[[GraphModule], Callable[..., Any]]
 """What makes a bound graph run in engines."""
@@ -171,8 +173,8 @@ def _check_types(paths: list[Any], placeholders: list[Node]) -> Iterator[Blocker
 
 def _owned(entry: StateEntry, tensors: Mapping[str, Tensor], mesh: DeviceMesh) -> Tensor:
     if entry.kind == "index":
-        rows = entry.rows[mesh.get_local_rank()]
-        return torch.tensor(rows, dtype=torch.int64, device=mesh.device_type)
+        index = IndexInput(entry.name, entry.rows)
+        return index.tensor(mesh.get_local_rank(), mesh.device_type)
     if entry.kind == "parameter":
         return nn.Parameter(tensors[entry.name], requires_grad=entry.requires_grad)
     return tensors[entry.name]
@@ -188,11 +190,20 @@ def _locate(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 def _bind(program: ExportedProgram, mesh: DeviceMesh) -> GraphModule:
     """A copy of the local graph over the group and on the device of `mesh`, waits deferred."""
+    here = compat.current_device(mesh.device_type)
+    gm = _copy_over(program.graph_module, mesh.get_group().group_name, here)
+    log = Log()
+    run_pass(gm, DropGradRegions(_trained(program)), log)
+    run_pass(gm, DeferWaits(), log)
+    return gm
+
+
+def _copy_over(gm: GraphModule, group: str, here: torch.device) -> GraphModule:
+    """Copy `gm` and the graphs that it calls: over the group of that name, on the device `here`."""
     graph = Graph()
     nodes: dict[Node, Node] = {}
-    output = graph.graph_copy(program.graph, nodes)
+    output = graph.graph_copy(gm.graph, nodes)
     graph.output(output)
-    group, here = mesh.get_group().group_name, torch.device(mesh.device_type)
 
     def on_device(value: Any) -> Any:
         return here if isinstance(value, torch.device) else value
@@ -205,11 +216,12 @@ def _bind(program: ExportedProgram, mesh: DeviceMesh) -> GraphModule:
             assert node.args[at] == GROUP
             node.update_arg(at, group)
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), on_device)
-    gm = GraphModule(program.graph_module, graph, "LocalGraph")
-    log = Log()
-    run_pass(gm, DropGradRegions(_trained(program)), log)
-    run_pass(gm, DeferWaits(), log)
-    return gm
+    copied = GraphModule(gm, graph, "LocalGraph")
+    for node in graph.find_nodes(op="get_attr"):
+        region = operator.attrgetter(str(node.target))(gm)
+        if isinstance(region, GraphModule):
+            copied.set_submodule(str(node.target), _copy_over(region, group, here))
+    return copied
 
 
 def _trained(program: ExportedProgram) -> frozenset[str]:
