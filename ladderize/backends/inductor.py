@@ -1,7 +1,8 @@
 """Compile with Inductor, with the deferred order pinned in its forward and backward graphs."""
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ladderize.backends.lowered import Lowered
 from ladderize.backends.source_digest import digest_of_sources
 from ladderize.compat.graph_pass import CustomGraphPass
 from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError, LadderWarning
 from ladderize.graph.collectives import find_groups
 from ladderize.passes import pin_order
 from ladderize.passes.after_autograd import AFTER_AUTOGRAD, defer
@@ -28,16 +30,39 @@ def lower_to_inductor(
     The user's own post-grad pass (from `lowering_options` or Inductor's configuration) runs first.
 
     Raises:
-        LadderError: when the emitted code touches a buffer in flight or waits too early.
+        LadderError: when the emitted code touches a buffer in flight or waits too early, or is not
+            Python, and so cannot be checked.
     """
     settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
+    if config.verify == "code" and _setting(settings, "cpp_wrapper"):
+        raise LadderError(
+            'verify="code" reads wrappers in Python, and cpp_wrapper=True has Inductor write C++.',
+            cure='leave one of the two out; verify="graph" checks the graph that Inductor is given',
+        )
     if find_groups(gm):
-        # It would move matmuls out of the window that a collective was given to hide behind.
-        settings.setdefault("reorder_for_peak_memory", False)
-    users_own = settings.get(_HOOK, compat.inductor_setting(_HOOK))
+        _keep_windows(settings)
+    users_own = _setting(settings, _HOOK)
     settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
     check = check_emitted if config.verify == "code" else None
     return Lowered(compat.inductor_compile(gm, example_inputs, settings, on_source=check))
+
+
+def _keep_windows(settings: dict[str, Any]) -> None:
+    """Inductor saves memory by moving products out of the window that hides a collective."""
+    if not _setting(settings, "combo_kernels"):
+        settings.setdefault("reorder_for_peak_memory", False)
+    elif "reorder_for_peak_memory" not in settings:  # without it combo kernels end in a KeyError
+        warnings.warn(
+            LadderWarning(
+                "With combo_kernels=True Inductor reorders ops to save memory: products may leave "
+                "the window that hides a collective. Waits stay where they are."
+            ),
+            stacklevel=2,
+        )
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
+    return settings.get(name, compat.inductor_setting(name))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ladderize.graph.in_flight import check_in_flight
 from ladderize.graph.to_aten import is_aten, to_aten
 from ladderize.passes import PassResult
 from ladderize.passes.device_checks import (
+    check_host_transfers,
     refuse_other_devices,
     refuse_unserved_collectives,
     refuse_unserved_mesh,
@@ -115,6 +116,14 @@ def _refuse_other_devices(state: Rewriting) -> None:
     assert state.ranks is not None
     refuse_unserved_mesh(state.ranks.name, state.ranks.device_type)
     refuse_other_devices(state.names, state.ranks.device_type)
+
+
+def _check_host_transfers(state: Rewriting) -> None:
+    ranks, config = state.ranks, state.config
+    settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
+    is_captured = config.lowering == "inductor" and bool(settings.get("triton.cudagraphs"))
+    group = ranks.name if ranks is not None and ranks.device_type == "cuda" else ""
+    check_host_transfers(state.gm, group, is_captured)
 
 
 def _refuse_sharded_regions(state: Rewriting) -> None:
@@ -236,6 +245,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("InlineRegions", _inline_regions),
     Step("refuse_other_devices", _refuse_other_devices, _has_mesh, "check"),
     Step("refuse_unserved_collectives", lambda s: refuse_unserved_collectives(s.gm), kind="check"),
+    Step("check_host_transfers", _check_host_transfers, kind="check"),
     Step("refuse_sharded_regions", _refuse_sharded_regions, _has_ranks, "check"),
     Step("refuse_wrapped", _refuse_wrapped, _has_ranks, "check"),
     Step("refuse_lost_gradients", lambda s: refuse_lost_gradients(s.gm), _has_ranks, "check"),

@@ -2,10 +2,12 @@
 
     mesh on cuda, 290 parameters on cuda:0, 1 on cpu     refused, by name
     a group of "cpu:gloo", a sum of cuda:0               refused: nothing of it sends from there
+    a group of "gloo", a sum of cuda:0                   warned of; with CUDA graphs refused
 
 Inputs on another device than the parameters never come here: Dynamo refuses them as it traces.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -13,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.errors import Blocker, LadderError
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph import ops
 from ladderize.graph.collectives import collective_of, group_name_of
 
@@ -80,6 +82,38 @@ def refuse_unserved_mesh(group_name: str, device_type: str) -> None:
             f"The mesh is on {device_type}, and its group sends from {devices} only.",
             cure=_CURE,
         )
+
+
+def check_host_transfers(gm: GraphModule, mesh_group: str, is_captured: bool) -> None:
+    """Warn of collectives on CUDA that go through the memory of the host: gloo's.
+
+    Args:
+        gm: what communicates by itself is found in it.
+        mesh_group: the name of the group of a mesh on CUDA, "" for none.
+        is_captured: whether CUDA graphs will capture the collectives.
+
+    Raises:
+        LadderError: they cannot, for the host takes part in each.
+    """
+    names = {mesh_group} - {""}
+    for node in gm.graph.nodes:
+        if collective_of(node) and any(t.device.type == "cuda" for t in ops.tensors(node)):
+            names.add(group_name_of(node))
+    groups = map(compat.find_process_group, sorted(names))
+    if not any(group and compat.backend_name(group, "cuda") == "gloo" for group in groups):
+        return
+    if is_captured:
+        raise LadderError(
+            "No CUDA graph captures gloo's collectives: they go through the memory of the host.",
+            cure=f"{_CURE}; or leave mode= out",
+        )
+    warnings.warn(
+        LadderWarning(
+            "Stale reads hide little of gloo's collectives on CUDA, which go through the memory of "
+            "the host."
+        ),
+        stacklevel=2,
+    )
 
 
 def _list(names: list[str]) -> str:

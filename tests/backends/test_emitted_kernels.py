@@ -157,6 +157,102 @@ def test_triton_statements() -> None:
     ) == {"in_out_ptr0": {"in_out_ptr0", "in_ptr0"}, "out_ptr0": {"in_ptr1"}}
 
 
+SCAN = """
+add_0 = async_compile.triton('add_0', '''
+@triton.jit
+def helper_fn_add0(arg0_0, arg1_0):
+    tmp0 = arg0_0 + arg1_0
+    return tmp0
+
+@triton.jit
+def add_0(in_ptr0, in_ptr1, out_ptr0, out_ptr1, xnumel, XBLOCK : tl.constexpr):
+    tmp0 = tl.load(in_ptr0 + (x0), xmask)
+    tmp1, = tl.associative_scan((tmp0,), 1, helper_fn_add0)
+    tl.store(out_ptr0 + (x0), tmp1, xmask)
+    tmp2 = tl.load(in_ptr1 + (x0), xmask)
+    tl.atomic_add(out_ptr1 + (x0), tmp2, xmask, sem='relaxed')
+''', device_str='cuda')
+"""
+
+
+def test_a_kernel_behind_a_function_that_it_calls() -> None:
+    """An atomic addition keeps what was there; its keyword makes it no assignment."""
+    assert flow(SCAN) == {"out_ptr0": {"in_ptr0"}, "out_ptr1": {"in_ptr1", "out_ptr1"}}
+
+
+def test_one_launch_of_several_small_kernels() -> None:
+    assert triton(
+        "in_ptr0, in_ptr1, out_ptr0, out_ptr1, xnumel_0, XBLOCK_0 : tl.constexpr",
+        "pid = tl.program_id(0)",
+        "if pid < num_xblocks_0:",
+        "    tmp0 = tl.load(in_ptr0 + (x0), xmask)",
+        "    tl.store(out_ptr0 + (x0), tmp0, xmask)",
+        "elif pid < num_xblocks_1:",
+        "    tmp0 = tl.load(in_ptr1 + (x0), xmask)",
+        "    tl.store(out_ptr1 + (x0), tmp0, xmask)",
+    ) == {"out_ptr0": {"in_ptr0"}, "out_ptr1": {"in_ptr1"}}
+
+
+def test_a_template_with_an_epilogue() -> None:
+    assert triton(
+        "arg_A, arg_B, in_ptr2, out_ptr1",
+        "BLOCK_M : tl.constexpr = 32",
+        "A = arg_A",
+        "B = arg_B",
+        "a = tl.load(A + (xindex))",
+        "b = tl.load(B + (xindex))",
+        "acc += tl.dot(a, b, allow_tf32=ALLOW_TF32, out_dtype=ACC_TYPE)",
+        "tmp0 = tl.load(in_ptr2 + (xindex), mask)",
+        "tmp1 = acc * tmp0",
+        "tl.store(out_ptr1 + (tl.broadcast_to(xindex, [BLOCK_M])), tmp1, mask)",
+    ) == {"out_ptr1": {"arg_A", "arg_B", "in_ptr2"}}
+
+
+def test_scratch_memory_of_a_reduction_by_several_programs() -> None:
+    assert triton(
+        "in_ptr0, out_ptr0, ws_ptr, sem_ptr, xnumel, RSPLIT : tl.constexpr",
+        "tmp0 = tl.load(in_ptr0 + (x0), xmask)",
+        "tl.store(ws_ptr + (x0), tmp0, xmask)",
+        "triton_helpers.x_grid_barrier(sem_ptr + tl.program_id(1))",
+        "tmp1 = tl.load(ws_ptr + (x0), xmask)",
+        "tl.store(out_ptr0 + (x0), tmp1, xmask)",
+    ) == {"out_ptr0": {"in_ptr0"}, "ws_ptr": {"in_ptr0"}, "sem_ptr": {"sem_ptr"}}
+
+
+@pytest.mark.parametrize(
+    "maker", ["multi_kernel('m', [a, b]", "size_hint_multi_kernel('m', {1: a, 2: b}"]
+)
+def test_a_multi_kernel_is_any_of_its_kernels(maker: str) -> None:
+    def named(name: str, operand: str) -> str:
+        body = f"    tmp0 = tl.load({operand} + (x0))\n    tl.store(out_ptr0 + (x0), tmp0)"
+        source = TRITON.format(signature="in_ptr0, in_ptr1, out_ptr0, xnumel", body=body)
+        return source.replace("kernel_0", name)
+
+    source = "\n".join(
+        [named("a", "in_ptr0"), named("b", "in_ptr1"), f"m = async_compile.{maker}, arg_index=x)"]
+    )
+    found = read_kernels(ast.parse(source))["m"]
+    assert found is not None and found.sources == {"out_ptr0": {"in_ptr0", "in_ptr1"}}
+    assert (
+        read_kernels(ast.parse(source.replace("in_ptr1, out_ptr0, x", "in_ptr2, out_ptr0, x", 1)))[
+            "m"
+        ]
+        is None
+    )
+
+
+def test_a_kernel_whose_store_is_not_recognized_is_not_read() -> None:
+    """A tensor descriptor: nothing in the statement is a pointer."""
+    assert (
+        triton(
+            "arg_A, out_ptr0",
+            "desc = tl.make_tensor_descriptor(base=out_ptr0, shape=[8], strides=[1])",
+            "desc.store([8], tl.load(arg_A))",
+        )
+        is None
+    )
+
+
 def test_parameters_keep_their_places() -> None:
     source = CPP.format(signature=f"{IN}, float* out_ptr3", body="out_ptr3[0L] = in_ptr1[0L];")
     assert read_kernels(ast.parse(source)) == {

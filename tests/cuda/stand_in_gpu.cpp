@@ -1,6 +1,9 @@
 // What C++ asks of CUDA wherever it touches a (fake) CUDA tensor: a device guard that does nothing,
-// and hooks that say that there are devices. torch's CPU build has neither.
+// hooks that say that there are devices, and which attention they have. torch's CPU build has none.
+#include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/native/transformers/sdp_utils_cpp.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace {
@@ -22,7 +25,27 @@ struct NoOpGuard : c10::impl::NoOpDeviceGuardImpl<CUDA> {
 
 c10::impl::DeviceGuardImplRegistrar registrar(CUDA, new NoOpGuard());
 
+// As sdp_utils.cpp of the CUDA build decides for an H100, for the shapes that the tests have.
+int64_t choose_attention(
+    const at::Tensor& query, const at::Tensor&, const at::Tensor&,
+    const std::optional<at::Tensor>& mask, double, bool, std::optional<double>, bool) {
+  const bool is_half = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
+  auto chosen = sdp::SDPBackend::math;
+  if (is_half && !mask && query.sym_size(-1) <= 256 && at::globalContext().userEnabledFlashSDP()) {
+    chosen = sdp::SDPBackend::flash_attention;
+  } else if (at::globalContext().userEnabledMemEfficientSDP()) {
+    chosen = sdp::SDPBackend::efficient_attention;
+  }
+  return static_cast<int64_t>(chosen);
+}
+
 }  // namespace
+
+namespace at::native {
+
+REGISTER_CUDA_DISPATCH(_fused_sdp_choice_stub, &choose_attention);
+
+}  // namespace at::native
 
 namespace at {
 

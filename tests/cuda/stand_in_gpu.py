@@ -11,6 +11,7 @@ kernel is its source. Triton compiles these to cubins without a GPU (`test_kerne
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ import torch._functorch.config
 from torch._dynamo import device_interface
 from torch._inductor import config
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.select_algorithm import AlgorithmSelectorCache, TritonTemplateCaller
 from torch._subclasses import FakeTensorMode, fake_tensor
 
+from ladderize import parallelize
 from ladderize.compat import watch_loaded_code
 from ladderize.sharding.placement import IndexInput
 
@@ -46,7 +49,7 @@ H100 = SimpleNamespace(
     L2_cache_size=50 << 20,
     is_integrated=False,
 )
-FAKES = FakeTensorMode()
+FAKES = FakeTensorMode(allow_non_fake_inputs=True)  # parts of real buffers go to the device
 _kernels: dict[str, str] = {}
 
 
@@ -68,14 +71,15 @@ def install(folder: str) -> None:
     _describe_to_dynamo()
     _describe_to_triton()
     _keep_kernels_as_sources()
+    _choose_templates()
     config.compile_threads = 1
     config.use_static_cuda_launcher = False  # what it launches keeps no PTX
     config.force_disable_caches = True
     config.joint_graph_constant_folding = False  # it makes constants on the device
     config.shape_padding = False  # decided by timing products on it
     torch._functorch.config.force_non_lazy_backward_lowering = True  # no forward is run
-    create = IndexInput.tensor
-    IndexInput.tensor = lambda *args: _fake(create, *args)
+    _make_fakes(IndexInput, "tensor")
+    _make_fakes(sys.modules[parallelize.__module__], "read_slices")
 
 
 def _describe_devices() -> None:
@@ -168,6 +172,10 @@ def _describe_to_triton() -> None:
 
 
 class _Kernel:
+    # Of these a multi-kernel makes the name of its cache.
+    fn = SimpleNamespace(cache_key="")
+    size_hints = triton_meta = inductor_meta = None
+
     def run(self, *_: Any, **__: Any) -> None:
         pass
 
@@ -182,6 +190,17 @@ def _keep_kernels_as_sources() -> None:
     AsyncCompile.triton = triton
 
 
+def _choose_templates() -> None:
+    """Autotuning finds each Triton template faster than any library's kernel."""
+
+    def time(choices: list[Any]) -> dict[Any, float]:
+        return {one: 1.0 if isinstance(one, TritonTemplateCaller) else 2.0 for one in choices}
+
+    AlgorithmSelectorCache.make_benchmark_fn = classmethod(lambda *_, **__: time)
+    AlgorithmSelectorCache.make_precompile_fn = classmethod(lambda *_, **__: lambda: None)
+    config.benchmark_epilogue_fusion = False
+
+
 @contextlib.contextmanager
 def on_gpu() -> Iterator[None]:
     """Tensors that are made here are fake and on the first device."""
@@ -189,9 +208,15 @@ def on_gpu() -> Iterator[None]:
         yield
 
 
-def _fake(make: Callable[..., Any], *args: Any) -> Any:
-    with FAKES:
-        return make(*args)
+def _make_fakes(owner: Any, name: str) -> None:
+    """What the function of that name makes on the device is fake."""
+    make = getattr(owner, name)
+
+    def made(*args: Any) -> Any:
+        with FAKES:
+            return make(*args)
+
+    setattr(owner, name, made)
 
 
 class _CompiledError(Exception):

@@ -1,5 +1,7 @@
 """The code that Inductor emits for CUDA: launches and waits in order, and nothing races."""
 
+import ast
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from helpers.parallel_nets import make_net, shard
 from stand_in_gpu import Emitted, emitted, on_gpu
 
 from ladderize.backends.emitted import find_disorder, find_races, read_events
+from ladderize.backends.emitted.kernels import read_kernels
 
 EMBEDDING, LOGITS = "AR_0 W_0", "AG_0 W_AG_0"
 
@@ -25,18 +28,25 @@ def ladder(first: int, blocks: int) -> str:
 
 
 def check(code: Emitted, *orders: str) -> None:
+    """The order of each wrapper; nothing races, no wait is early, and every kernel is read."""
     assert [collectives(source) for source in code.sources] == [*orders]
     for source in code.sources:
+        assert None not in read_kernels(ast.parse(source)).values()
         program = read_events(source)
         assert not find_races(program)
         assert not find_disorder(program)
         assert "cuda" in source
 
 
-def call(model: Callable[..., Any], gradients: bool = False) -> Emitted:
-    ids = nets.ids()
+def call(model: Callable[..., Any], gradients: bool = False, **inputs: Any) -> Emitted:
+    inputs = inputs or {"input_ids": nets.ids()}
     with torch.set_grad_enabled(gradients):
-        return emitted(lambda: model(input_ids=ids))
+        return emitted(lambda: model(**inputs))
+
+
+def attention(code: Emitted) -> set[str]:
+    """The fused kernels of attention: "flash", "efficient"."""
+    return set(re.findall(r"aten\._scaled_dot_product_(\w+)_attention", code.sources[0]))
 
 
 @pytest.mark.parametrize(
@@ -44,13 +54,56 @@ def call(model: Callable[..., Any], gradients: bool = False) -> Emitted:
 )
 def test_a_llama_on_a_mesh(dtype: torch.dtype, ranks: int) -> None:
     mesh = nets.mesh_of(ranks)
-    check(call(nets.laddered(nets.llama(dtype), mesh=mesh)), f"{EMBEDDING} {ladder(1, 4)} {LOGITS}")
+    code = call(nets.laddered(nets.llama(dtype), mesh=mesh))
+    check(code, f"{EMBEDDING} {ladder(1, 4)} {LOGITS}")
+    assert attention(code) == {"efficient"}  # transformers gives a mask while torch 2.13 compiles
 
 
-def test_a_bert_on_a_mesh() -> None:
-    mesh = nets.mesh_of(2)
-    code = call(nets.laddered(nets.bert(torch.bfloat16), mesh=mesh))
+@pytest.mark.parametrize(
+    ("dtype", "ranks", "kernel"),
+    [(torch.bfloat16, 2, "flash"), (torch.float32, 8, "efficient")],
+    ids=["bf16-2", "f32-8"],
+)
+def test_a_bert_on_a_mesh(dtype: torch.dtype, ranks: int, kernel: str) -> None:
+    mesh = nets.mesh_of(ranks)
+    code = call(nets.laddered(nets.bert(dtype), mesh=mesh))
     check(code, f"{EMBEDDING} {ladder(1, 4)}")
+    assert attention(code) == {kernel}
+
+
+def test_a_shard_from_a_checkpoint() -> None:
+    shard = nets.llama_from_checkpoint(nets.mesh_of(2))
+    assert {str(parameter.device) for parameter in shard.parameters()} == {"cuda:0"}
+    check(call(nets.laddered(shard)), f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
+
+
+@pytest.mark.filterwarnings("ignore:Not all is divided")
+def test_a_step_of_decoding() -> None:
+    model = nets.llama(num_hidden_layers=1, use_cache=True)
+    code = call(nets.laddered(model, mesh=nets.mesh_of(2)), **nets.cached(model))
+    check(code, f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
+
+
+def test_templates_that_autotuning_chose() -> None:
+    model = nets.llama(torch.bfloat16, num_hidden_layers=1)
+    mode = "max-autotune-no-cudagraphs"
+    code = call(nets.laddered(model, mesh=nets.mesh_of(2), mode=mode))
+    check(code, f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
+    assert sum("triton_tem_fused" in name for name in code.kernels) >= 5
+    assert "extern_kernels.mm" not in code.sources[0]
+
+
+@pytest.mark.filterwarnings("ignore:With combo_kernels=True")
+@pytest.mark.parametrize(
+    ("option", "shows"),
+    [("triton.multi_kernel", "multi_kernel_0.run("), ("combo_kernels", "num_xblocks_1")],
+)
+def test_kernels_of_several_kernels(option: str, shows: str) -> None:
+    """A multi-kernel is one of two, chosen by timing; a combo kernel is several in one launch."""
+    model = nets.llama(num_hidden_layers=1)
+    code = call(nets.laddered(model, mesh=nets.mesh_of(2), lowering_options={option: True}))
+    check(code, f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
+    assert shows in code.sources[0]
 
 
 def test_dynamic_sizes() -> None:

@@ -1,11 +1,14 @@
 """Collectives of emitted code in their order, and lines of it moved to plant a fault."""
 
+import re
+
 from ladderize.backends.emitted import order_string, read_events
 
 
 def collectives(source: str) -> str:
     """`AR_0 AR_1 W_0 W_1`: launches and waits alone."""
-    return " ".join(word for word in order_string(read_events(source)).split() if "_" in word)
+    words = order_string(read_events(source)).split()
+    return " ".join(word for word in words if re.match(r"(AR|RS|AG|A2A|W)_", word))
 
 
 def moved(lines: list[str], line: int, before: int) -> str:

@@ -1,5 +1,6 @@
 """A model, a mesh and a group on different devices. Of CUDA there are fake tensors alone."""
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +10,9 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, symbolic_trace
 
-from ladderize import LadderError
+from ladderize import LadderError, LadderWarning
 from ladderize.passes.device_checks import (
+    check_host_transfers,
     refuse_other_devices,
     refuse_unserved_collectives,
     refuse_unserved_mesh,
@@ -19,7 +21,16 @@ from ladderize.passes.device_checks import (
 
 @pytest.fixture
 def group_of_cpu() -> Iterator[dist.ProcessGroup]:
-    dist.init_process_group("cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield from group_of("cpu:gloo")
+
+
+@pytest.fixture
+def group_for_all() -> Iterator[dist.ProcessGroup]:
+    yield from group_of("gloo")
+
+
+def group_of(backend: str) -> Iterator[dist.ProcessGroup]:
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
 
@@ -62,6 +73,20 @@ def test_a_mesh_that_its_group_cannot_serve(group_of_cpu: dist.ProcessGroup) -> 
     refuse_unserved_mesh(group_of_cpu.group_name, "cpu")
     with pytest.raises(LadderError, match="mesh is on cuda, and its group sends from cpu only"):
         refuse_unserved_mesh(group_of_cpu.group_name, "cuda")
+
+
+def test_gloo_on_cuda_is_warned_of_and_no_cuda_graph_captures_it(
+    group_for_all: dist.ProcessGroup,
+) -> None:
+    name = group_for_all.group_name
+    on_cuda, on_cpu = graph_on("cuda:0", "cuda:0", name), graph_on("cpu", "cpu", name)
+    for gm, mesh_group in ((on_cuda, ""), (on_cpu, name)):
+        with pytest.warns(LadderWarning, match="Stale reads hide little of gloo"):
+            check_host_transfers(gm, mesh_group, is_captured=False)
+        with pytest.raises(LadderError, match="No CUDA graph captures gloo"):
+            check_host_transfers(gm, mesh_group, is_captured=True)
+    with warnings.catch_warnings(action="error"):
+        check_host_transfers(on_cpu, "", is_captured=True)
 
 
 def test_a_collective_that_its_group_cannot_serve(group_of_cpu: dist.ProcessGroup) -> None:

@@ -220,16 +220,13 @@ class _WrapperReader:
             param: storages_of(self._value(arg))
             for param, arg in zip(flow.params, call.args, strict=False)
         }
-        reads = {param for param in given if param.startswith("in_ptr")}.union(
-            *flow.sources.values()
-        )
         writes: dict[Storage, Storages] = {}
         for param, sources in flow.sources.items():
             content = union(given.get(source, NOTHING) for source in sources)
             for storage in given.get(param, NOTHING):
                 writes[storage] = writes.get(storage, NOTHING) | content | self.record.kept(storage)
         self.record.add(
-            EventKind.COMPUTE, name, call, union(given.get(p, NOTHING) for p in reads), writes
+            EventKind.COMPUTE, name, call, union(given.get(p, NOTHING) for p in flow.reads), writes
         )
         return NOTHING
 

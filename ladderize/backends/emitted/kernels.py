@@ -10,27 +10,40 @@
 Inductor merges two residual adds into one kernel, which then waits for two all-reduces although the
 next one needs the first alone (DESIGN §6.1 b). Whether a wait came too early can therefore only be
 told inside kernels. The reading is textual and by statement: it follows variables, not control
-flow. A kernel that does not follow Inductor's naming of pointers (templates, user kernels) is not
-read; callers take each of its outputs to depend on all of its arguments.
+flow. Functions that a kernel calls (`_triton_helper_fn_add0`) stand beside it and are not read:
+what they return depends on what they are given. A multi-kernel is any of its kernels.
+
+A kernel that is not Inductor's own (it names its parameters otherwise), or whose stores are not all
+recognized, is not read; callers take it to read and to write all of its arguments.
 """
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-_POINTER = re.compile(r"(in_out_ptr|in_ptr|out_ptr)\d+$")
-_SCALAR = re.compile(r"(ks\d+|\w*numel|[XYZR]\d?_?BLOCK|[RX]SPLIT\w*|load_seed\w*)$")
-_CPP_SIGNATURE = re.compile(r"\bvoid\s+\w+\(([^)]*)\)\s*\{")
-_TRITON_SIGNATURE = re.compile(r"^def \w+\(([^)]*)\):$", re.MULTILINE)
+# `arg_A` is an operand of a template, `ws_ptr` scratch memory and `sem_ptr` semaphores of a kernel.
+_POINTER = re.compile(r"((in_out_ptr|in_ptr|out_ptr)\d+|arg_\w+|ws_ptr(_\d+)?|sem_ptr)$")
+_STORED = re.compile(r"(in_out_ptr|out_ptr)\d+$")
+_READ_ONLY = re.compile(r"in_ptr\d+$")
+_SCALAR = re.compile(
+    r"(ks\d+|\w*numel(_\d+)?|[XYZR]\d?_?BLOCK(_\d+)?|[RX]SPLIT\w*|\w*seed\w*|_grid_\d)$"
+)
+_CPP_SIGNATURE = re.compile(r"\bvoid\s+(\w+)\(([^)]*)\)\s*\{")
+_TRITON_SIGNATURE = re.compile(r"^def (\w+)\(([^)]*)\):$", re.MULTILINE)
+_MUTATED = re.compile(r"'mutated_arg_names': \[([^\]]*)\]")
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_TUPLE = re.compile(r"\w+(\s*,\s*\w+)+$")
+_TUPLE = re.compile(r"(\w+\s*,\s*)+(\w+)?$")
 _ADDRESS = re.compile(r"(?<=[(,\s])&(\w+)")
-_ASSIGN = re.compile(r"(?P<target>[^=]*?[\w\]])\s*(?P<op>[-+*/|&]?)=(?!=)(?P<value>.*)$", re.DOTALL)
+_ASSIGN = re.compile(
+    r"(?P<target>[^=]*?[\w\],])\s*(?P<op>[-+*/|&]?)=(?!=)(?P<value>.*)$", re.DOTALL
+)
 _STORE = re.compile(
     r"(?:(?P<value>.+?)\.store|tl\.store)\((?P<address>.*)\)$",  # C++: value.store(address)
     re.DOTALL,
 )
+# tl.atomic_add(out_ptr0 + (x0), tmp3, xmask, sem='relaxed'): no assignment
+_TRITON_CALL = re.compile(r"(tl|triton_helpers)\.\w+\(")
 _ARRAY = re.compile(r"[\w\s:<>,()]*\s(?P<name>\w+)\[[^\]]*\]$")
 
 
@@ -45,17 +58,41 @@ class KernelFlow:
     params: tuple[str, ...]
     sources: Mapping[str, frozenset[str]]
 
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        return tuple(param for param in self.params if _POINTER.match(param))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The pointers whose memory the kernel reads, or may read."""
+        given = (param for param in self.pointers if not _STORED.match(param))
+        return frozenset(given).union(*self.sources.values())
+
 
 def read_kernels(module: ast.Module) -> dict[str, KernelFlow | None]:
     """The flow of each kernel that the emitted module defines; None where it cannot be read."""
-    return {
-        statement.targets[0].id: _read_kernel(statement.value)
-        for statement in module.body
-        if isinstance(statement, ast.Assign)
-        and isinstance(statement.targets[0], ast.Name)
-        and isinstance(statement.value, ast.Call)
-        and ast.unparse(statement.value.func).startswith("async_compile.")
-    }
+    kernels: dict[str, KernelFlow | None] = {}
+    for statement in module.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
+                maker = ast.unparse(call.func)
+                if maker.startswith("async_compile.") and maker.endswith("multi_kernel"):
+                    members = [n.id for n in ast.walk(call.args[-1]) if isinstance(n, ast.Name)]
+                    kernels[name] = _any_of([kernels.get(member) for member in members])
+                elif maker.startswith("async_compile."):
+                    kernels[name] = _read_kernel(call)
+    return kernels
+
+
+def _any_of(flows: Sequence[KernelFlow | None]) -> KernelFlow | None:
+    """Of kernels that are given the same pointers, and perhaps numbers of their own behind them."""
+    known = [flow for flow in flows if flow is not None]
+    if not known or len(known) < len(flows) or len({flow.pointers for flow in known}) > 1:
+        return None
+    stored = frozenset[str]().union(*(flow.sources for flow in known))
+    none = frozenset[str]()
+    sources = {p: none.union(*(flow.sources.get(p, none) for flow in known)) for p in stored}
+    return KernelFlow(known[0].params, sources)
 
 
 def _read_kernel(call: ast.Call) -> KernelFlow | None:
@@ -69,18 +106,30 @@ def _read_kernel(call: ast.Call) -> KernelFlow | None:
             (_TRITON_SIGNATURE, _triton_statements),
             (_CPP_SIGNATURE, _cpp_statements),
         ):
-            if match := signature.search(text):
-                return _flow(match[1], split(text[match.end() :]))
+            functions = list(signature.finditer(text))
+            kernels = [function for function in functions if function[1] in (*texts, "kernel")]
+            for kernel in kernels or functions[:1]:
+                return _flow(kernel[2], split(text[kernel.end() :]), _mutated_operands(text))
     return None
 
 
-def _flow(signature: str, statements: Iterator[str]) -> KernelFlow | None:
+def _mutated_operands(text: str) -> frozenset[str]:
+    """Of a template. (A mutated `in_ptr0` is given once more, as the pointer that is stored to.)"""
+    listed = _NAME.findall(" ".join(_MUTATED.findall(text)))
+    return frozenset(name for name in listed if name.startswith("arg_"))
+
+
+def _flow(signature: str, statements: Iterator[str], mutated: frozenset[str]) -> KernelFlow | None:
     params = tuple(_param_name(chunk) for chunk in signature.split(",") if chunk.strip())
     if any(not _POINTER.match(param) and not _SCALAR.match(param) for param in params):
         return None
     reader = _KernelReader({param for param in params if _POINTER.match(param)})
     for statement in statements:
         reader.read(statement)
+    # An `in_out_ptr` whose buffer was optimized away is not stored to.
+    outputs = {param for param in params if param.startswith("out_ptr")}
+    if not outputs | mutated <= reader.stored:
+        return None
     return KernelFlow(
         params, {p: frozenset(reader.values[p]) for p in reader.stored if p in params}
     )
@@ -135,6 +184,8 @@ class _KernelReader:
             self._add(self.last_target, statement)
         elif match := _STORE.match(statement):
             self._store_at(match["address"], match["value"])
+        elif _TRITON_CALL.match(statement):
+            self._call(statement)
         elif match := _ARRAY.match(statement):
             self.arrays.add(match["name"])
         elif match := _ASSIGN.match(statement):
@@ -161,7 +212,7 @@ class _KernelReader:
         by_address = set(_ADDRESS.findall(statement))
         for name in _NAME.findall(statement):
             pointer = self._resolve(name)
-            writable = pointer in self.pointers and not pointer.startswith("in_ptr")
+            writable = pointer in self.pointers and not _READ_ONLY.match(pointer)
             if writable or name in by_address or name in self.arrays:
                 self._store(name, statement)
 
