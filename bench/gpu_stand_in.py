@@ -39,12 +39,14 @@ class Variant:
 
     is_parallel: bool = False
     staleness: int = 0
+    is_ours: bool = False
     is_silent: bool = False
 
 
 VARIANTS = {
     "standard": Variant(),
-    "ladder": Variant(staleness=1),
+    "written": Variant(staleness=1),  # waits where a person would write them, compiled as it is
+    "ladder": Variant(staleness=1, is_ours=True),
     "parallel": Variant(is_parallel=True),
     "bound": Variant(is_silent=True),
 }
@@ -96,13 +98,22 @@ def measure(
     timed: dict[str, Timed] = {}
     for name in options.variants:
         variant = VARIANTS[name]
-        net = {"is_parallel": variant.is_parallel, "staleness": variant.staleness}
+        net = {
+            "is_parallel": variant.is_parallel,
+            "staleness": variant.staleness,
+            "is_ours": variant.is_ours,
+        }
         how = {"lowering": options.lowering, "shard_vocabulary": options.shard_vocabulary}
         made = tuple(net.values())
         if made not in steps:
             print(f"{phase.name}, batch {phase.batch}: compiling {name}", file=sys.stderr)
             steps[made] = make_step(config, phase, weights, **net, **how)
         timed[name] = time_it(*steps[made], group, variant.is_silent)
+    if options.traces:
+        for name, one in timed.items():
+            write_trace(
+                one, options.traces, f"{options.model.stem}-{phase.name}-{phase.batch}-{name}"
+            )
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(options.repeats):
         for name, one in timed.items():
@@ -113,6 +124,14 @@ def measure(
         {name: one.communication for name, one in timed.items()},
         {"peak_bytes": float(torch.cuda.max_memory_allocated())} if on_cuda else {},
     )
+
+
+def write_trace(one: Timed, folder: Path, name: str) -> None:
+    """A step as torch.profiler sees it, for chrome://tracing or `ladderize plot`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile() as profile:
+        one.seconds()
+    profile.export_chrome_trace(str(folder / f"{name}.json.gz"))
 
 
 def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[ResultRow]:
@@ -214,7 +233,8 @@ def arguments() -> argparse.Namespace:
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--lowering", choices=("inductor", "aot_eager"), default="inductor")
-    add("--json", type=Path, help="write the results there")
+    add("--json", type=Path, help="write the results there, after each batch")
+    add("--traces", type=Path, help="a folder for a trace of torch.profiler of each step")
     return parser.parse_args()
 
 
@@ -226,13 +246,17 @@ def link_from(options: argparse.Namespace) -> Link:
     return Link(known.name if is_known else "given", known.ranks, latency, bandwidth)
 
 
-def run(options: argparse.Namespace) -> Results:
+def run(options: argparse.Namespace) -> Iterator[Results]:
+    """After each batch, what has been measured so far."""
     config, link = config_of(options), link_from(options)
     device = torch.device(options.device)
     on_cuda = device.type == "cuda"
     lane = KernelLane(device, options.sms) if on_cuda else LaneWithoutKernel()
     rows: list[ResultRow] = list(check_kernel(lane, options.repeats)) if on_cuda else []
     room = options.prompt + options.new
+    model = f"{options.model.stem}, {config.num_hidden_layers} layers of {config.hidden_size}"
+    same = {"model": model, "link": str(link), "sms": options.sms, "device": options.device}
+    command = " ".join(["python", "bench/gpu_stand_in.py", *sys.argv[1:]])
     with stand_in(link, lane, device.type) as (mesh, group), torch.no_grad():
         weights = Weights(mesh)
         for batch in options.batch:
@@ -248,10 +272,7 @@ def run(options: argparse.Namespace) -> Results:
             rows += (row for each in turns.values() for row in each.rows())
             if len(turns) == len(phases):
                 rows += generation(turns["prefill"], turns["decode"], options.new)
-    model = f"{options.model.stem}, {config.num_hidden_layers} layers of {config.hidden_size}"
-    same = {"model": model, "link": str(link), "sms": options.sms, "device": options.device}
-    command = " ".join(["python", "bench/gpu_stand_in.py", *sys.argv[1:]])
-    return Results(command, tuple(ResultRow({**r.key, **same}, r.values) for r in rows))
+            yield Results(command, tuple(ResultRow({**r.key, **same}, r.values) for r in rows))
 
 
 def main() -> None:
@@ -262,7 +283,9 @@ def main() -> None:
         )
     if options.json:
         refuse_file(options.json, force=True)  # before an hour of measuring, not after it
-    results = run(options)
+    for results in run(options):
+        if options.json:
+            results.write(options.json, force=True)
     is_70b = options.model.stem == "llama-70b" and not (options.layers or options.hidden)
     for row in results.rows:
         if "asked_us" in row.key:
@@ -270,8 +293,6 @@ def main() -> None:
             print(f"a transfer of {row.key['asked_us']:g} µs alone lasts {found}")
     title = "one device in place of 8" if options.device == "cuda" else "dry run, no transfers"
     Console(width=140).print(table_of(results.rows, title, paper_rows() if is_70b else {}))
-    if options.json:
-        results.write(options.json, force=True)
 
 
 if __name__ == "__main__":

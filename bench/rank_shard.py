@@ -73,12 +73,13 @@ def make_step(
     *,
     is_parallel: bool,
     staleness: int,
+    is_ours: bool,
     lowering: str,
     shard_vocabulary: bool,
 ) -> tuple[Callable[[], Tensor], Callable[[], None]]:
     """A compiled step of rank 0's shard, and what puts the caches back to how they were before.
 
-    A ladder is compiled by ladderize, everything else by `lowering` alone, as it would be today.
+    `is_ours`: compiled by ladderize; else by `lowering` alone, as it would be today.
     """
 
     def factory() -> CachedLM:
@@ -90,11 +91,8 @@ def make_step(
             torch.set_default_dtype(default)
         return CachedLM(model, phase.batch, phase.room, logits_to_keep=1).eval()
 
-    device = torch.device(weights.mesh.device_type)
-    ids = torch.zeros(phase.batch, phase.new, dtype=torch.int64, device=device)
-    positions = torch.arange(phase.cached, phase.cached + phase.new, device=device)
     model, _ = build(factory)
-    program = trace(model, (ids, positions), {})
+    program = trace(model, step_inputs(phase, torch.device("meta")), {})
     if is_parallel:  # attention and MLP share one all-reduce
         program = parallel_program(program)
     options = LadderConfig(staleness=staleness, shard_vocabulary=shard_vocabulary)
@@ -102,7 +100,14 @@ def make_step(
     shard = ShardedModule(local, weights.of(local, dict(model.named_buffers())), weights.mesh)
     plain = {"backend": lowering}
     ours = {"backend": "ladderize", "options": {"lowering": lowering}}
-    how = ours if staleness else plain
+    how = ours if is_ours else plain
     compiled = torch.compile(shard, fullgraph=True, dynamic=False, **how)
 
-    return lambda: compiled(ids, positions), lambda: set_cached(shard, phase.cached)
+    inputs = step_inputs(phase, torch.device(weights.mesh.device_type))
+    return lambda: compiled(*inputs), lambda: set_cached(shard, phase.cached)
+
+
+def step_inputs(phase: Phase, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens, `[batch, new]`, and where they stand, `[new]`."""
+    ids = torch.zeros(phase.batch, phase.new, dtype=torch.int64, device=device)
+    return ids, torch.arange(phase.cached, phase.cached + phase.new, device=device)

@@ -78,8 +78,8 @@ def install(folder: str) -> None:
     config.joint_graph_constant_folding = False  # it makes constants on the device
     config.shape_padding = False  # decided by timing products on it
     torch._functorch.config.force_non_lazy_backward_lowering = True  # no forward is run
-    _make_fakes(IndexInput, "tensor")
-    _make_fakes(sys.modules[parallelize.__module__], "read_slices")
+    make_fakes(IndexInput, "tensor")
+    make_fakes(sys.modules[parallelize.__module__], "read_slices")
 
 
 def _describe_devices() -> None:
@@ -208,7 +208,7 @@ def on_gpu() -> Iterator[None]:
         yield
 
 
-def _make_fakes(owner: Any, name: str) -> None:
+def make_fakes(owner: Any, name: str) -> None:
     """What the function of that name makes on the device is fake."""
     make = getattr(owner, name)
 

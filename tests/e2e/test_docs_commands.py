@@ -29,6 +29,7 @@ BENCH = {
     "bench/compile_time.py": "--help",
     "bench/explain_time.py": "--here --layers 2",
     "bench/gpu_stand_in.py": "--help",
+    "bench/gpu_values.py": "--help",
     "bench/load_memory.py": "--help",
     "bench/plan_70b.py": "--help",
     "bench/run.py": "--help",
@@ -36,7 +37,10 @@ BENCH = {
     "bench/slow_link.py": "--help",
 }
 # Shell scripts that the pages name, and why the suite does not run them.
-NOT_RUN = {"bench/netns.sh": "makes network namespaces: needs root and iproute2"}
+NOT_RUN = {
+    "bench/gpu_first.sh": "tests/tools/test_gpu_first.py does",
+    "bench/netns.sh": "makes network namespaces: needs root and iproute2",
+}
 
 
 def installs(_: Block, line: str, __: Path) -> None:

@@ -1141,6 +1141,36 @@ CHECKS = (
         "tests/testing/test_faults.py::test_what_the_faults_are_planted_in_is_right",
     ),
     Mutant(
+        "of a kernel's functions the first is read",
+        "ladderize/backends/emitted/kernels.py",
+        "for kernel in kernels or functions[:1]:",
+        "for kernel in functions[:1]:",
+        "tests/backends/test_emitted_kernels.py::test_a_kernel_behind_a_function_that_it_calls",
+    ),
+    Mutant(
+        "a store that is not recognized is none",
+        "ladderize/backends/emitted/kernels.py",
+        "if not outputs | mutated <= reader.stored:",
+        "if False:",
+        "tests/backends/test_emitted_kernels.py"
+        "::test_a_kernel_whose_store_is_not_recognized_is_not_read",
+    ),
+    Mutant(
+        "devices in regions stay as they were traced",
+        "ladderize/frontends/sharded/module.py",
+        "if isinstance(region, GraphModule):",
+        "if False:",
+        "tests/ranks/test_parallelize.py::test_inductor_emits_the_same_order",
+    ),
+    Mutant(
+        "gloo on CUDA is not told",
+        "ladderize/passes/device_checks.py",
+        'compat.backend_name(group, "cuda") == "gloo"',
+        'compat.backend_name(group, "cuda") == "mpi"',
+        "tests/passes/test_device_checks.py"
+        "::test_gloo_on_cuda_is_warned_of_and_no_cuda_graph_captures_it",
+    ),
+    Mutant(
         "a block is not shown",
         "ladderize/report/present/lines.py",
         "yield from map(row_of, run.shown)",

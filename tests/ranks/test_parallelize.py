@@ -37,7 +37,7 @@ def make(name, layers=1):
 
 
 def sharded(name, checkpoint=None, layers=1, **options) -> ShardedModule:
-    """Traced with inputs that are nowhere: every device in the graph, and in its regions, is set."""
+    """Traced with inputs that are nowhere: every device in the graph and its regions is set."""
     factory, like = partial(make, name, layers), inputs()["input_ids"].to("meta")
     how = {"kwargs": {"input_ids": like}, "checkpoint": checkpoint, **options}
     return ladderize.parallelize(factory, mesh(), **how)

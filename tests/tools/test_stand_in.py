@@ -132,7 +132,7 @@ DECODE = Phase("decode", batch=2, new=1, cached=4, room=8)
 def events_of(ranks, weights, **net):
     _, group = ranks
     torch._dynamo.reset()
-    how = {"lowering": "aot_eager", "shard_vocabulary": False}
+    how = {"lowering": "aot_eager", "shard_vocabulary": False, "is_ours": bool(net["staleness"])}
     step, reset = make_step(CONFIG, DECODE, weights, **net, **how)
     reset()
     assert step().shape == (2, 64)
