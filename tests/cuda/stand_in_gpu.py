@@ -6,7 +6,7 @@
     code = stand_in_gpu.emitted(lambda: torch.compile(model)(x))
 
 Seen with torch 2.13.0 (its CPU build) and triton 3.7.1. Nothing runs: tensors are fake, and a
-kernel is its source. Triton compiles these to cubins without a GPU (`test_kernels.py`).
+kernel is its source. Triton compiles these to cubins without a GPU (`cubins.py`).
 """
 
 import contextlib

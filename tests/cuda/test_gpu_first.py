@@ -7,6 +7,7 @@ import stand_in_gpu
 import torch
 import torch.distributed as dist
 import transformers
+from cubins import compile_new
 from helpers.emitted_orders import collectives
 from rank_shard import Phase, Weights, make_step
 from stand_in import LaneWithoutKernel, stand_in
@@ -48,6 +49,8 @@ def test_a_step_of_decoding(variant: str) -> None:
     decode = Phase("decode", batch=2, new=1, cached=16, room=32)
     with stand_in(link_of("nvlink-8"), LaneWithoutKernel(), "cuda") as (mesh, _), torch.no_grad():
         step, _ = make_step(config, decode, Weights(mesh), **net, **how)
-        (source,) = stand_in_gpu.emitted(step).sources
+        code = stand_in_gpu.emitted(step)
+    (source,) = code.sources
+    compile_new(code.kernels)
     assert collectives(source) == ORDERS[variant]
     assert not find_races(read_events(source))

@@ -8,6 +8,7 @@ from typing import Any
 import nets
 import pytest
 import torch
+from cubins import compile_new
 from helpers import handwritten
 from helpers.emitted_orders import collectives, moved
 from helpers.parallel_nets import make_net, shard
@@ -28,7 +29,8 @@ def ladder(first: int, blocks: int) -> str:
 
 
 def check(code: Emitted, *orders: str) -> None:
-    """The order of each wrapper; nothing races, no wait is early, and every kernel is read."""
+    """The order of each wrapper; nothing races, no wait is early, kernels are read and compile."""
+    compile_new(code.kernels)
     assert [collectives(source) for source in code.sources] == [*orders]
     for source in code.sources:
         assert None not in read_kernels(ast.parse(source)).values()
@@ -119,7 +121,7 @@ def test_cuda_graphs() -> None:
 
 def test_training() -> None:
     """The backward hides the all-reduce of an entry behind the branch before it."""
-    model = nets.llama(num_hidden_layers=1).requires_grad_()
+    model = nets.llama(torch.bfloat16, num_hidden_layers=1).requires_grad_()
     code = call(nets.laddered(model, mesh=nets.mesh_of(2)), gradients=True)
     check(code, f"{EMBEDDING} {ladder(1, 2)} {LOGITS}", "AR_0 W_0 AR_1 AR_2 W_1 W_2")
 
@@ -190,3 +192,33 @@ def test_an_early_wait_is_found(lines: list[str]) -> None:
     for wait, launch in zip(waits[:-1], launches, strict=False):
         program = read_events(moved(lines, wait, launch + 1))
         assert find_disorder(program) and not find_races(program)
+
+
+def test_a_flight_from_one_cuda_graph_to_another_is_found() -> None:
+    model = nets.llama(num_hidden_layers=1)
+    laddered = nets.laddered(model, mesh=nets.mesh_of(2), mode="reduce-overhead")
+    lines = call(laddered).sources[0].splitlines()
+    first, *_, last = find(lines, "wait_tensor")
+    program = read_events(cut_in_two(lines, last))
+    assert any("across CUDA graphs" in found.what for found in find_races(program))
+    program = read_events(cut_in_two(lines, first + 1))  # nothing is in flight
+    assert not find_races(program) and not find_disorder(program)
+
+
+def cut_in_two(lines: list[str], at: int) -> str:
+    """Its one partition ends ahead of a line, and another one begins there."""
+    begin, call = (
+        next(i for i, line in enumerate(lines) if text in line)
+        for text in ("def partition_0(", "self.partitions[0](")
+    )
+    before, after = lines[begin:at], lines[at:]
+    made = set(re.findall(r"\b(?:buf|arg)\d+\w*", "\n".join(before)))
+    dropped = set(re.findall(r"del (\w+)", "\n".join(before)))
+    handed = ", ".join(sorted(made - dropped))
+    indent = re.match(r" *", lines[at])[0]
+    guard = f"    with torch.cuda._DeviceGuard(0):\n{indent}{handed}, = args"
+    second = [f"{indent}return ({handed},)", "def partition_1(args):", guard]
+    run = lines[call].replace("partitions[0]", "partitions[1]").replace("partition0_args", "handed")
+    lines = [*lines[:begin], *before, *second, *after[: call - at]]
+    handing = re.sub(r"\S.* = ", "handed = ", after[call - at])
+    return "\n".join([*lines, handing, run, *after[call - at + 1 :]])
