@@ -17,17 +17,22 @@ from ladderize.graph.writes import written_operands
 def find_writes(nodes: Iterable[Node]) -> dict[Node, dict[Node, Node]]:
     """For each reader of written memory, the last write before it by operand. Linear.
 
-    Of several writes to one memory the last is enough: it reads those before.
+    Of several writes to one memory the last is enough: it reads those before. An operand that was
+    made behind the write has read it itself: a view, or what an in-place op became that was
+    replaced by a functional one, whose fake value still is of that memory.
     """
     last_write: dict[int, Node] = {}
     writes: dict[Node, dict[Node, Node]] = {}
-    for node in nodes:
+    position: dict[Node, int] = {}
+    for index, node in enumerate(nodes):
+        position[node] = index
         if last_write:
             found = {
                 operand: last_write[storage]
                 for operand in node.all_input_nodes
                 for storage in ops.storages(operand)
                 if storage in last_write
+                and position.get(operand, -1) < position[last_write[storage]]
             }
             if found:
                 writes[node] = found

@@ -33,6 +33,16 @@ def replace_fake(node: Node, shape: Sequence[Any]) -> None:
     node.meta.pop("tensor_meta", None)
 
 
+def new_fake(node: Node, alike: Node) -> None:
+    """Give a new node the fake value of a result of the form of `alike`, in memory of its own."""
+    for key in KEYS:
+        value = alike.meta.get(key)
+        if isinstance(value, torch.Tensor):
+            with torch.no_grad(), compat.fake_mode_of([value]):
+                made = torch.empty_like(value)
+            node.meta[key] = made.requires_grad_(value.requires_grad)
+
+
 def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
     """Recompute what depends on the `changed` nodes or has no value yet, in one pass.
 

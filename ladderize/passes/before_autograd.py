@@ -44,6 +44,7 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.rewriting_state import Rewriting
 from ladderize.passes.runner import Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
+from ladderize.passes.spell_engine_ops import SpellEngineOps, refuse_unspelled
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums
 from ladderize.sharding.plan import plan_sharding, refuse_undivided
@@ -232,6 +233,8 @@ def _shard_branches(state: Rewriting) -> PassResult:
 
 
 STANDARDIZE: tuple[Step[Rewriting], ...] = (
+    apply(SpellEngineOps),
+    Step("refuse_unspelled", lambda s: refuse_unspelled(s.gm), kind="check"),
     apply(DropCasts, _is_aten),
     apply(Functionalize),
     apply(SpellSums),

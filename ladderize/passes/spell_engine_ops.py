@@ -1,0 +1,158 @@
+"""Spell ops of serving engines out in torch's words: the analysis then sees sums and collectives.
+
+    before   y, x1 = fused_add_rms_norm(h, x0, w, eps)     r = vllm.all_reduce(p, "tp:0")
+    after    x1 = add(h, x0);  y = rms_norm(x1, w, eps)    r = wait(all_reduce(p, "sum", "3"))
+
+An op that writes its operands becomes functional: what reads these later reads the new values.
+What the ops mean stands in `graph/engine_ops.py`. Values stay up to rounding: an engine may take
+the norm of the sum before it is rounded to the dtype of the stream.
+"""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ladderize.errors import Blocker, LadderError
+from ladderize.graph import ops
+from ladderize.graph.engine_ops import BlockingReduce, Meaning, NormedSum, meaning_of
+from ladderize.graph.fake_values import new_fake
+from ladderize.graph.insert import like
+from ladderize.graph.schemas import arguments_of, schema_of
+from ladderize.graph.to_aten import is_aten
+from ladderize.passes import PassResult
+from ladderize.passes.functionalize import find_aliases, find_hazards
+
+aten = torch.ops.aten
+ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+
+
+@dataclass(frozen=True)
+class SpellEngineOps:
+    preserves_values: ClassVar[bool] = True
+
+    def __call__(self, gm: GraphModule) -> PassResult:
+        changed = 0
+        for op in _engine_ops(gm):
+            if op.obstacle():
+                continue
+            op.spell_out()
+            changed += 1
+        return PassResult(changed)
+
+
+def refuse_unspelled(gm: GraphModule) -> None:
+    """Raise for ops of engines that are known and could not be spelled out.
+
+    Raises:
+        LadderError: with each and the reason.
+    """
+    blockers = [Blocker.at(op.node, op.obstacle()) for op in _engine_ops(gm)]
+    if blockers:
+        raise LadderError(
+            "These ops of an engine cannot be written in torch's words:",
+            blockers,
+            "run the model inside of its engine; ladderize/graph/engine_ops.py says what ops mean",
+        )
+
+
+def _engine_ops(gm: GraphModule) -> "Iterator[_EngineOp]":
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    aliases = find_aliases(position)
+    words = (aten.add.Tensor, aten.rms_norm.default) if is_aten(gm) else _DYNAMO
+    for node in list(gm.graph.nodes):
+        schema = schema_of(node)
+        meaning = None if schema is None else meaning_of(schema)
+        if meaning is not None:
+            given = arguments_of(node, schema)
+            values = [given.get(a.name, a.default_value) for a in schema.arguments]
+            results = bool(schema.returns)
+            yield _EngineOp(node, schema.name, meaning, values, results, position, aliases, words)
+
+
+_DYNAMO = (torch.add, torch.nn.functional.rms_norm)
+
+
+@dataclass(frozen=True)
+class _EngineOp:
+    """One call, what it means, and the value of each of its arguments, by place.
+
+    Attributes:
+        returns: whether it has results; else it writes them into its operands.
+        words: a sum and an RMS norm in the dialect of the graph.
+    """
+
+    node: Node
+    name: str
+    meaning: Meaning
+    values: Sequence[Any]
+    returns: bool
+    position: dict[Node, int]
+    aliases: Mapping[int, list[Node]]
+    words: tuple[Any, Any]
+
+    def obstacle(self) -> str:
+        """Why the call has to stay as it is; "" if nothing is in the way."""
+        meaning = self.meaning
+        if isinstance(meaning, BlockingReduce):
+            asked = self.values[meaning.group] if meaning.group is not None else "tensor parallel"
+            if self._group(meaning) is None:
+                return f"{self.name}: c10d has no group {asked!r} of its engine in this process"
+        else:
+            surplus = self.values[len(NormedSum.PLACES) :]
+            if any(value is not None for value in surplus):
+                return f"{self.name}: its last arguments, {surplus}, are not understood"
+            if self.returns and any(u.target is not operator.getitem for u in self.node.users):
+                return f"{self.name}: its two results are used as one"
+        written = [] if self.returns else self._operands()
+        if any(find_hazards(self.node, each, self.aliases, self.position) for each in written):
+            return f"{self.name}: it writes memory that is used by another name too"
+        return ""
+
+    def spell_out(self) -> None:
+        meaning, graph = self.meaning, self.node.graph
+        with graph.inserting_before(self.node):
+            if isinstance(meaning, NormedSum):
+                results = self._norm_of_sum()
+            else:
+                (tensor,) = self._operands()
+                launch = self._call(ALL_REDUCE, (tensor, "sum", self._group(meaning)), tensor)
+                results = [self._call(WAIT, (launch,), tensor)]
+        if not self.returns:
+            for written, new in zip(self._operands(), results, strict=True):
+                later = [u for u in written.users if self.position[u] > self.position[self.node]]
+                for user in later:
+                    user.replace_input_with(written, new)
+        elif isinstance(meaning, NormedSum):
+            for item in list(self.node.users):
+                item.replace_all_uses_with(results[int(str(item.args[1]))])
+                graph.erase_node(item)
+        else:
+            self.node.replace_all_uses_with(results[0])
+        graph.erase_node(self.node)
+
+    def _norm_of_sum(self) -> list[Node]:
+        branch, skip, weight, epsilon = self.values[: len(NormedSum.PLACES)]
+        add, norm = self.words
+        total = self._call(add, (branch, skip), skip)
+        width = ops.tensors(skip)[0].shape[-1]
+        return [self._call(norm, (total, [width], weight, epsilon), branch), total]
+
+    def _operands(self) -> list[Node]:
+        """What the call writes, if it returns nothing: in the order of the results."""
+        if isinstance(self.meaning, BlockingReduce):
+            return [self.values[self.meaning.tensor]]
+        return list(self.values[:2])
+
+    def _group(self, meaning: BlockingReduce) -> str | None:
+        return meaning.group_of("" if meaning.group is None else self.values[meaning.group])
+
+    def _call(self, target: Any, args: Any, alike: Node) -> Node:
+        new = like(self.node.graph.call_function(target, args), self.node)
+        new_fake(new, alike)
+        self.position[new] = self.position[self.node]
+        return new
