@@ -13,7 +13,7 @@ import pytest
 from helpers.forked import FOLDER
 
 # They need more than the environment of the others: see the install.sh of each.
-collect_ignore = ["tensorrt", "cuda"]
+collect_ignore = ["tensorrt", "cuda", "integrations"]
 # A cache of this run's own: a run killed while it wrote leaves a broken library behind. Its workers
 # share it, with the servers that fork ranks, and it goes when the run ends.
 if "PYTEST_XDIST_WORKER" not in os.environ:

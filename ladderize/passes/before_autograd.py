@@ -44,7 +44,11 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.passes.rewriting_state import Rewriting
 from ladderize.passes.runner import Observer, Step, apply, apply_pass, run_steps
 from ladderize.passes.shard import ShardBranches
-from ladderize.passes.spell_engine_ops import SpellEngineOps, refuse_unspelled
+from ladderize.passes.spell_engine_ops import (
+    SpellEngineOps,
+    has_engine_ops,
+    refuse_unspelled,
+)
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums
 from ladderize.sharding.plan import plan_sharding, refuse_undivided
@@ -77,6 +81,10 @@ def _needs_aten(state: Rewriting) -> bool:
 
 def _is_aten(state: Rewriting) -> bool:
     return is_aten(state.gm)
+
+
+def _has_engine_ops(state: Rewriting) -> bool:
+    return has_engine_ops(state.gm)
 
 
 def _has_all_reduces(state: Rewriting) -> bool:
@@ -233,8 +241,8 @@ def _shard_branches(state: Rewriting) -> PassResult:
 
 
 STANDARDIZE: tuple[Step[Rewriting], ...] = (
-    apply(SpellEngineOps),
-    Step("refuse_unspelled", lambda s: refuse_unspelled(s.gm), kind="check"),
+    apply(SpellEngineOps, _has_engine_ops),
+    Step("refuse_unspelled", lambda s: refuse_unspelled(s.gm), _has_engine_ops, "check"),
     apply(DropCasts, _is_aten),
     apply(Functionalize),
     apply(SpellSums),

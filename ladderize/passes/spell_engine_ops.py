@@ -45,6 +45,11 @@ class SpellEngineOps:
         return PassResult(changed)
 
 
+def has_engine_ops(gm: GraphModule) -> bool:
+    schemas = filter(None, map(schema_of, gm.graph.nodes))
+    return any(meaning_of(schema) is not None for schema in schemas)
+
+
 def refuse_unspelled(gm: GraphModule) -> None:
     """Raise for ops of engines that are known and could not be spelled out.
 

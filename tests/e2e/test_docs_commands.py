@@ -4,6 +4,7 @@ COMMANDS says how, by what a line looks like; a line that looks like none of the
 `ladderize …` lines are run by `test_docs_ranks.py`.
 """
 
+import json
 import re
 import shlex
 import subprocess
@@ -95,6 +96,19 @@ def is_run_with_the_fragments(block: Block, line: str, _: Path) -> None:
     assert line in elsewhere or (block, line) in test_docs_ranks.ladderize_lines()
 
 
+def serves(_: Block, line: str, __: Path) -> None:
+    """With these very options; in an environment of its own, where vLLM is."""
+    tested = (ROOT / "tests" / "integrations" / "vllm" / "test_vllm.py").read_text()
+    words = shlex.split(line)
+    assert words[:3] == ["vllm", "serve", "DIR"]
+    assert {word for word in words if word.startswith("--")} <= set(
+        re.findall(r'"(--[\w-]+)"', tested)
+    )
+    assert json.loads(words[words.index("--compilation-config") + 1]) == json.loads(
+        re.search(r"^LADDER = (.*)$", tested, re.MULTILINE)[1]
+    )
+
+
 OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments)
 COMMANDS = {
     r"python3 -m venv .*": installs,
@@ -103,6 +117,7 @@ COMMANDS = {
     r"\.venv/bin/python tests/\S+": is_a_test,
     r"\.venv/bin/pre-commit install": sets_hooks,
     r"ladderize .*": is_run_with_the_fragments,
+    r"vllm serve .*": serves,
 }
 LINES = [(block, line) for block in of_kind("sh") for line in commands(block)]
 

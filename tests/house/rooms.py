@@ -20,6 +20,7 @@ PACKAGE = ROOT / "ladderize"
 PAGE = ROOT / "docs" / "design.md"
 LAYERS = (
     ("tools",),
+    ("integrations",),
     ("testing",),
     ("frontends",),
     ("report",),

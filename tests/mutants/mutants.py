@@ -1171,6 +1171,21 @@ CHECKS = (
         "::test_gloo_on_cuda_is_warned_of_and_no_cuda_graph_captures_it",
     ),
     Mutant(
+        "a value behind a write is what was written",
+        "ladderize/graph/dataflow.py",
+        "and position.get(operand, -1) < position[last_write[storage]]",
+        "",
+        "tests/passes/test_spell_engine_ops.py"
+        "::test_an_all_reduce_that_waits_becomes_a_launch_and_a_late_wait",
+    ),
+    Mutant(
+        "an engine's norm is of the branch alone",
+        "ladderize/passes/spell_engine_ops.py",
+        "return [self._call(norm, (total, [width], weight, epsilon), branch), total]",
+        "return [self._call(norm, (branch, [width], weight, epsilon), branch), total]",
+        "tests/passes/test_spell_engine_ops.py::test_a_norm_of_the_sum",
+    ),
+    Mutant(
         "a block is not shown",
         "ladderize/report/present/lines.py",
         "yield from map(row_of, run.shown)",

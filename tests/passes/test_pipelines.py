@@ -105,9 +105,14 @@ def test_the_graph_stands_as_the_named_step_left_it(step, stale, sharded, deferr
 
 
 def test_last_report_is_for_users_alone():
-    """Nothing inside of the package reads it: what a front end needs is returned to it."""
+    """Nothing inside of the package reads it: what a front end needs is returned to it.
+
+    An integration is outside: it shows the users of an engine what their model became.
+    """
     readers = []
     for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "integrations":
+            continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("last_report"):
                 readers.append(str(path.relative_to(PACKAGE)))
