@@ -242,7 +242,6 @@ def _shard_branches(state: Rewriting) -> PassResult:
 
 STANDARDIZE: tuple[Step[Rewriting], ...] = (
     apply(SpellEngineOps, _has_engine_ops),
-    Step("refuse_unspelled", lambda s: refuse_unspelled(s.gm), _has_engine_ops, "check"),
     apply(DropCasts, _is_aten),
     apply(Functionalize),
     apply(SpellSums),
@@ -262,6 +261,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("refuse_lost_gradients", lambda s: refuse_lost_gradients(s.gm), _has_ranks, "check"),
     Step("ToAten", _to_aten, _needs_aten),
     *STANDARDIZE,
+    Step("refuse_unspelled", lambda s: refuse_unspelled(s.gm), _has_engine_ops, "check"),
     Step("find_streams", _find_streams, kind="analysis"),
     Step("restore_standard", _restore_standard, _is_extended, "analysis"),
     Step("read_standard", _read_standard, kind="analysis"),

@@ -98,7 +98,9 @@ def check_hugging_face(lines: list[str]) -> None:
     assert float(number) <= 1e-4
 
 
+@pytest.mark.deep
 def test_serving():
+    """A leg of `.ci/run` too."""
     line = asked("serve_llama.py")
     assert line in (ROOT / "docs" / "parallelize.md").read_text()
     check_serving(printed(line))

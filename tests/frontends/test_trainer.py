@@ -1,7 +1,9 @@
 """transformers' Trainer on a model that was made a ladder: it trains, and evaluates afterwards."""
 
 import copy
+from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -36,6 +38,20 @@ def losses(model, folder, checkpointed, steps=2):
         return before, before
     trainer.train()
     return before, trainer.evaluate()["eval_loss"]
+
+
+def test_the_error_of_a_list_that_does_not_have_us_is_on_the_page(tmp_path):
+    said = "'LADDERIZE' is not a valid DynamoBackend"
+    with pytest.raises(ValueError, match=said):
+        accelerate.Accelerator(dynamo_backend="ladderize", cpu=True)
+    settings = {"torch_compile_backend": "ladderize", "report_to": [], "use_cpu": True}
+    with pytest.raises(ValueError, match=said):
+        transformers.Trainer(
+            language_model("llama"),
+            transformers.TrainingArguments(output_dir=str(tmp_path), **settings),
+        )
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    assert f"`ValueError: {said}`" in page.read_text()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -23,8 +23,8 @@ TOLERANCES = {
 SHARED = (
     "the search for streams and the choice of blocks (ladderize.streams)",
     "what ops are, read, write and launch (ladderize.graph)",
-    "InlineRegions, DropCasts, Functionalize, SpellSums, ReduceBranches, find_cuts, SplitSums, "
-    "layout_steps, DeferWaits",
+    "InlineRegions, SpellEngineOps, DropCasts, Functionalize, SpellSums, ReduceBranches, "
+    "find_cuts, SplitSums, layout_steps, DeferWaits",
     "the reader of files and slices (ladderize.frontends)",
 )
 """The parts of the compiler that `verify` relies on: a fault in these it may share."""
