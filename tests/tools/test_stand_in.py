@@ -257,7 +257,7 @@ def test_a_dry_run(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "dry run" in printed and "generation" in printed
     rows = {(r.key["phase"], r.key["variant"]): r for r in read(tmp_path / "a.json").rows}
-    assert len(rows) == len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 12
+    assert len(rows) == len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 15
     whole = rows["generation", "ladder"]
     seconds = [rows[phase, "ladder"].values["median_s"] for phase in ("prefill", "decode")]
     assert whole.values["median_s"] == pytest.approx(seconds[0] + 2 * seconds[1])
