@@ -40,15 +40,19 @@ def lower_to_inductor(
             cure='leave one of the two out; verify="graph" checks the graph that Inductor is given',
         )
     if find_groups(gm):
-        _keep_windows(settings)
+        keep_windows(settings)
     users_own = _setting(settings, _HOOK)
     settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
     check = check_emitted if config.verify == "code" else None
     return Lowered(compat.inductor_compile(gm, example_inputs, settings, on_source=check))
 
 
-def _keep_windows(settings: dict[str, Any]) -> None:
-    """Inductor saves memory by moving products out of the window that hides a collective."""
+def keep_windows(settings: dict[str, Any]) -> None:
+    """Keep products where they hide a collective: Inductor moves them to save memory.
+
+    Args:
+        settings: entries of Inductor's configuration; one is added.
+    """
     if not _setting(settings, "combo_kernels"):
         settings.setdefault("reorder_for_peak_memory", False)
     elif "reorder_for_peak_memory" not in settings:  # without it combo kernels end in a KeyError

@@ -55,6 +55,7 @@ from ladderize.compat.inductor import (
     inductor_modes,
     inductor_options,
     inductor_setting,
+    keep_waits_of_readers,
     preserve_node_ordering,
     watch_loaded_code,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "is_compiled_wrapper",
     "is_module_source",
     "is_wrapper_subclass",
+    "keep_waits_of_readers",
     "load_archive",
     "most_shared_memory",
     "new_fake_mode",

@@ -58,7 +58,8 @@ def inductor_compile(
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     def inner(*args: Any, **kwargs: Any) -> Any:
-        output = compile_fx_inner(*args, **kwargs)
+        with keep_waits_of_readers():
+            output = compile_fx_inner(*args, **kwargs)
         source = getattr(output, "source_code", None)
         if on_source is not None and source:
             on_source(source)
@@ -68,6 +69,30 @@ def inductor_compile(
         gm, list(example_inputs), inner_compile=inner, config_patches=dict(settings)
     )
     return cast(Callable[..., Any], compiled)
+
+
+@contextmanager
+def keep_waits_of_readers() -> Iterator[None]:
+    """Keep an op that reads a reduced tensor behind its wait, whatever it is fused with.
+
+    Inductor's C++ code generation fits the loops of two ops to each other before it fuses them, and
+    computes anew what they read: the buffer, no longer its state after the wait. The fused kernel
+    may then run ahead of the wait. Seen in torch 2.11 and 2.13 (`recompute_size_and_body` renames
+    only where an op has control dependencies); to go when it always renames.
+    """
+    from torch._inductor.scheduler import SchedulerNode
+
+    original = SchedulerNode.recompute_size_and_body
+
+    def recompute(node: Any, *args: Any, **kwargs: Any) -> None:
+        original(node, *args, **kwargs)
+        node.set_read_writes(node.read_writes.rename(node.mutation_renames))
+
+    setattr(SchedulerNode, "recompute_size_and_body", recompute)  # noqa: B010 mypy
+    try:
+        yield
+    finally:
+        setattr(SchedulerNode, "recompute_size_and_body", original)  # noqa: B010 mypy
 
 
 def has_control_deps() -> bool:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
-from ladderize.backends import LOWERINGS
+from ladderize.backends import LOWERINGS, Lower
 from ladderize.backends.lowered import Lowered
 from ladderize.compat.frames import copy_source, current_frame, parameter_names
 from ladderize.config.options import LadderConfig
@@ -73,6 +73,22 @@ def ladderize(
             mistaken options and ranks that disagree raise; else the standard graph is compiled
             after one `LadderWarning`.
     """
+    return compile_graph(gm, example_inputs, mode=mode, options=options)
+
+
+def compile_graph(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    lower: Lower | None = None,
+) -> Callable[..., Any]:
+    """As `ladderize`, the backend; an engine may lower the rewritten graph by itself.
+
+    Args:
+        lower: takes the place of the lowering that `options` name; the engine's own.
+    """
     compat.watch_failures(ladderize, _see_failure)
     groups = _groups_of(gm, (options or {}).get("mesh"))
     try:
@@ -81,7 +97,8 @@ def ladderize(
             is_laddered = isinstance(compat.compiled_module(), ShardedModule)
             if is_laddered:
                 _refuse_options_of_parallelize(config)
-        return _compile(gm, example_inputs, config, groups, is_laddered)
+        lower = lower or LOWERINGS[config.lowering]
+        return _compile(gm, example_inputs, config, groups, lower, is_laddered=is_laddered)
     except LadderError as error:
         raise compat.as_backend_error(error) from None
 
@@ -134,6 +151,8 @@ def _compile(
     example_inputs: Sequence[Any],
     config: LadderConfig,
     groups: Sequence[dist.ProcessGroup],
+    lower: Lower,
+    *,
     is_laddered: bool,
 ) -> Callable[..., Any]:
     standard = None if config.strict else copy_graph(gm)
@@ -156,7 +175,7 @@ def _compile(
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
         gm.graph = standard
         gm.recompile()
-        return _lower_together(gm, example_inputs, config, absent).run
+        return _lower_together(gm, example_inputs, config, lower, absent).run
     state = laddered.state
     if not is_laddered:
         warn_of_ladders(state.streams)
@@ -177,7 +196,7 @@ def _compile(
                 is_released=_is_released(),
             )
             example_inputs = local.examples()
-    lowered = _lower_together(state.gm, example_inputs, config, absent)
+    lowered = _lower_together(state.gm, example_inputs, config, lower, absent)
     if lowered.engines is not None:
         graph = dataclasses.replace(graph, engines=lowered.engines)
         publish(as_report(graph, config), dump_folder(config))
@@ -194,14 +213,17 @@ def _is_released() -> bool:
 
 
 def _lower_together(
-    gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig, absent: Absent
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    config: LadderConfig,
+    lower: Lower,
+    absent: Absent,
 ) -> Lowered:
     """Lower on all ranks or on none: any lowering may fail on one of them alone.
 
     Args:
         absent: the ranks that have lowered the graph before.
     """
-    lower = LOWERINGS[config.lowering]
     groups = find_groups(gm)
     with heard_by_all(groups, "not lowered", absent):
         lowered = lower(gm, example_inputs, config)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
-from ladderize.graph.collectives import GATHERS, SCATTERS
+from ladderize.graph.collectives import GATHERS
 from ladderize.graph.flops import work_of
 from ladderize.graph.in_flight import find_in_flight
 from ladderize.passes import PassResult
@@ -77,8 +77,8 @@ class PinOrder:
 def _find_pins(gm: GraphModule) -> dict[Node, Node]:
     """For each wait that was put off, what it has to come after.
 
-    That is the latest launch of its channel; of a reduce-scatter that no other has followed yet,
-    the latest op that computes.
+    That is the latest launch of its channel; where no other has followed yet, the latest op that
+    computes.
     """
     pairs = find_in_flight(gm.graph)
     channel = {pair.launch: pair.channel for pair in pairs}
@@ -96,8 +96,8 @@ def _find_pins(gm: GraphModule) -> dict[Node, Node]:
                 pins[node] = before
             elif own[node].channel in computed:
                 pins[node] = computed[own[node].channel]
-        elif (scatters := [key for key in latest if key[0] in SCATTERS]) and work_of(node):
-            computed |= dict.fromkeys(scatters, node)
+        elif (keys := [key for key in latest if key[0] not in GATHERS]) and work_of(node):
+            computed |= dict.fromkeys(keys, node)
     return pins
 
 

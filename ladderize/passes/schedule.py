@@ -5,7 +5,8 @@
     reduce-scatter    r0 w0 | g1 v1 h1 r1 w1 | g2 v2 h2 r2       g2 gathers x1 = x0 + w0
     and all-gather    r0 | v1 h1 w0 g2 h1 r1 | v2 h2 w1 g3 h2 r2
 
-A wait is put off past the next launch of the same kind that does not depend on it. That would
+A wait is put off past the next launch of the same kind that does not depend on it, and the last
+wait of its kind past all that computes without it. That would
 leave the all-gather of a sequence-parallel net (Korthikanti et al., arXiv 2205.05198, Section
 4.2.2) no time: it needs what was waited for, and the next block needs it. So the wait of a
 reduce-scatter that an all-gather reads stands in the middle of the work between the two blocks'
@@ -57,7 +58,7 @@ def find_schedule(graph: Graph) -> Schedule:
         if pair in gathers:
             after = timeline.middle_of_the_work(pair, gathers[pair][0])
         else:
-            after = timeline.last_independent_launch(pair)
+            after = timeline.last_independent_launch(pair) or timeline.last_independent_work(pair)
         if after is not None:
             found.waits[pair.wait] = after
         for gather in gathers.get(pair, ()):
@@ -103,6 +104,19 @@ class _Timeline:
             if node in dependent or passed == MAX_LAUNCHES_AHEAD:
                 break
             last, passed = node, passed + 1
+        return last
+
+    def last_independent_work(self, pair: InFlight) -> Node | None:
+        """Of the last collective of its channel: the last op that computes without its result."""
+        dependent = {pair.wait}
+        last = None
+        for node in self.after(pair.wait):
+            if node in self.launched and self.launched[node].channel == pair.channel:
+                return None
+            if not dependent.isdisjoint(node.all_input_nodes):
+                dependent.add(node)
+            elif work_of(node):
+                last = node
         return last
 
     def gathers_of_scatters(self) -> dict[InFlight, list[InFlight]]:

@@ -21,6 +21,7 @@ from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import find_candidates, flatten
 from ladderize.streams.choose import by_default
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.hidden_sums import find_hidden_sums
 from ladderize.streams.joins import StaleReads
 
 
@@ -155,6 +156,14 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
             "These calls hold blocks that a ladder cannot reach into:",
             hidden,
             "call the layers themselves instead of the higher-order op around them",
+        )
+    inside = {node for s in streams for block in s.blocks for node in block.branch}
+    if hidden := list(find_hidden_sums(context, inside)):
+        raise LadderError(
+            "These ops may add to the residual stream, and what they mean is not known:",
+            hidden,
+            "describe them with `understand` of ladderize.graph.engine_ops, whose table says what "
+            "ops of engines mean; or switch them off in the engine",
         )
     if not any(stream.blocks for stream in streams):
         raise LadderError(

@@ -132,6 +132,21 @@ def test_waits_and_early_gathers_are_pinned():
     assert named["w1"].args[0] == (named["r2"],)
 
 
+def test_the_last_wait_is_put_off_past_what_computes_without_it():
+    """The end of a piece: `q = mm(x1)` and `x2` are its results; only x2 needs the last wait."""
+    net = SequenceParallel(2, staleness=1)
+    output = net.graph.output_node()
+    x1, w1 = (next(n for n in net.graph.nodes if n.name == name) for name in ("x1", "w1"))
+    with net.graph.inserting_before(output):
+        q = net.call(aten.mm.default, x1, x1, name="q")
+    output.args = ((output.args[0][0], q),)
+    assert find_schedule(net.graph).waits[w1] is q
+    assert net.order().endswith("r1 w0 x1 q w1 x2")
+    PinOrder(use_control_deps=True)(net.gm)
+    pinned = next(n for n in net.graph.nodes if n.name == "w1")
+    assert [before.name for before in pinned.args[0]] == ["q"]
+
+
 def test_linear_in_depth():
     def looks(num_blocks: int) -> int:
         counted = 0
@@ -147,6 +162,7 @@ def test_linear_in_depth():
         gathers = timeline.gathers_of_scatters()
         for pair in timeline.pairs:
             timeline.last_independent_launch(pair)
+            timeline.last_independent_work(pair)
             if pair in gathers:
                 timeline.middle_of_the_work(pair, gathers[pair][0])
         return counted

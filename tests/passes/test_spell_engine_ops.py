@@ -1,6 +1,6 @@
 """Ops of serving engines, as stand-ins of their schemas: the ladder is that of torch's words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +46,14 @@ def norm_in_place(x: Tensor, skip: Tensor, weight: Tensor, eps: float) -> None:
     skip.copy_(total)
 
 
+def norm_and_scale(
+    out: Tensor, x: Tensor, skip: Tensor, weight: Tensor, scale: Tensor, eps: float
+) -> None:
+    normed, total = norm_of_sum(x, skip, weight, eps)
+    out.copy_(normed * scale)
+    skip.copy_(total)
+
+
 def product(out: Tensor, x: Tensor, weight: Tensor) -> None:
     out.copy_(x @ weight)
 
@@ -58,6 +66,13 @@ define(
     norm_of_sum,
 )
 define(f"engine_c::{NORM}(Tensor(a!) x, Tensor(b!) s, Tensor w, float e) -> ()", norm_in_place)
+define("engine::normed(Tensor x, Tensor s, Tensor w, float e) -> (Tensor, Tensor)", norm_of_sum)
+define(
+    "engine_c::normed_fp8(Tensor(a!) out, Tensor x, Tensor(b!) s, Tensor w, Tensor c, float e)"
+    " -> ()",
+    norm_and_scale,
+)
+define("engine::scan(Tensor x, Tensor gates) -> Tensor", lambda x, gates: x * gates.sigmoid())
 define("engine_c::product(Tensor(a!) out, Tensor x, Tensor w) -> ()", product)
 define("engine::all_reduce(Tensor x, str group) -> Tensor", lambda x, _: x.clone())
 define("engine_c::all_reduce_(int handle, Tensor(a!) x) -> ()", lambda *_: None)
@@ -184,6 +199,45 @@ def test_a_group_that_its_engine_does_not_have() -> None:
     assert len(blockers) == LAYERS
     assert "engine::all_reduce: c10d has no group 'tp:0'" in blockers[0].what
     assert "test_spell_engine_ops.py" in blockers[0].where
+
+
+def unknown(x: Tensor, skip: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.engine.normed(x, skip, weight, 1e-5)
+
+
+def unknown_in_place(x: Tensor, skip: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x)
+    torch.ops.engine_c.normed_fp8(out, x, skip, weight, torch.ones(1), 1e-5)
+    return out, skip
+
+
+@pytest.mark.parametrize("norm", [unknown, unknown_in_place])
+@pytest.mark.parametrize("layers", [range(LAYERS), [1], [LAYERS - 1]])
+def test_an_unknown_op_that_may_hide_a_sum_is_named(norm: Norm, layers: Sequence[int]) -> None:
+    """However few of the sums it hides, the blocks around it would stay standard."""
+    net = Net(in_torch)
+    for i in layers:
+        net.layers[i].norm = norm
+    with pytest.raises(LadderError, match="what they mean is not known") as caught:
+        compiled(net, torch.randn(4, WIDTH))
+    first = caught.value.blockers[0]
+    assert "engine" in first.what and "::normed" in first.what
+    assert "test_spell_engine_ops.py" in first.where
+
+
+def test_an_unknown_op_inside_a_branch_is_the_branchs_own() -> None:
+    """A state-space scan: it takes a value of the branch, and gates that were made of it."""
+
+    class Scanning(Layer):
+        def forward(self, branch: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+            normed, skip = self.norm(branch, skip, self.weight)
+            inner = self.up(normed)
+            return torch.ops.engine.scan(inner, inner @ self.down), skip
+
+    net = Net(in_torch)
+    net.layers = nn.ModuleList(Scanning(in_torch, on_one) for _ in range(LAYERS))
+    compiled(net, torch.randn(4, WIDTH))
+    assert "3 blocks in 1 stream, 2 read stale" in str(ladderize.last_report())
 
 
 def test_what_is_known_of_an_op_that_is_used_otherwise() -> None:

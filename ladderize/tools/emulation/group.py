@@ -155,6 +155,16 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
         return work
 
 
+def register_backend() -> None:
+    """Make `BACKEND` known to `torch.distributed`; `init_emulated` does.
+
+    A default group of it takes its `Link` as `pg_options`, groups made later take that of the
+    default one.
+    """
+    if BACKEND not in dist.Backend.backend_list:
+        dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu"])
+
+
 def init_emulated(
     link: Link,
     *,
@@ -179,8 +189,7 @@ def init_emulated(
     Returns:
         The default group, also `torch.distributed.group.WORLD`.
     """
-    if BACKEND not in dist.Backend.backend_list:
-        dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu"])
+    register_backend()
     dist.init_process_group(
         BACKEND,
         init_method=init_method,

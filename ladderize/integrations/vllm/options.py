@@ -1,0 +1,96 @@
+"""Who asks vLLM for a ladder, and with which options.
+
+    --additional-config '{"ladderize": {…}}'     the options, and the request
+    --compilation-config '{"backend": "ladderize"}'    the request alone
+    config.json of the checkpoint: "ladderize": {…}    it was trained as this ladder
+
+In the end each request stands in `additional_config`, which is part of the key of vLLM's cache of
+compiled graphs: a ladder and the standard model never share an entry.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+
+NAME = "ladderize"
+"""The backend, and the key in `additional_config` and in config.json."""
+VLLMS_OWN = "inductor"
+"""The backend that vLLM splits a graph for."""
+PIECEWISE = 3
+"""The mode of compilation in which vLLM splits the graph at each attention."""
+WHOLE = 2
+"""The mode in which vLLM hands a backend the whole graph."""
+
+
+def mode_of(config: Any) -> int:
+    """The mode of compilation, 0 while it is open."""
+    return int(config.compilation_config.mode or 0)
+
+
+def is_asked_for(config: Any) -> bool:
+    """Whether anybody asks for a ladder."""
+    own = NAME in _additional(config) or getattr(_model_config(config), NAME, None) is not None
+    return own or config.compilation_config.backend == NAME
+
+
+def note_request(config: Any) -> None:
+    """Before vLLM completes `config`: keep a request by `backend`, for vLLM may overwrite it.
+
+    Where vLLM has yet to choose the mode, it must see its own backend: other settings follow it.
+    """
+    compilation = config.compilation_config
+    if compilation.backend != NAME:
+        return
+    config.additional_config = {NAME: {}, **_additional(config)}
+    if compilation.mode is None or mode_of(config) == PIECEWISE:
+        compilation.backend = VLLMS_OWN
+
+
+def settle(config: Any) -> None:
+    """After vLLM has completed `config`: write the options into `additional_config`.
+
+    Raises:
+        LadderError: as `options_of` does.
+    """
+    if is_asked_for(config):
+        config.additional_config = {**_additional(config), NAME: options_of(config)}
+
+
+def options_of(config: Any) -> dict[str, Any]:
+    """Those of the checkpoint, if it says that it is a ladder; and those of `--additional-config`.
+
+    Args:
+        config: vLLM's.
+
+    Raises:
+        LadderError: the two contradict each other, or one of them is not an option.
+    """
+    given = dict(_additional(config).get(NAME) or {})
+    own = dict(getattr(_model_config(config), NAME, None) or {})
+    differing = [
+        Blocker(f"{name}={given[name]!r} is asked for, and the checkpoint is of {own[name]!r}")
+        for name in own
+        if name in given and given[name] != own[name]
+    ]
+    if differing:
+        raise LadderError(
+            "vLLM is asked for another ladder than the checkpoint is:",
+            differing,
+            "leave these out of --additional-config: config.json says them",
+        )
+    options = own | given
+    LadderConfig.from_options(options)
+    return options
+
+
+def _additional(config: Any) -> Mapping[str, Any]:
+    additional = config.additional_config
+    return additional if isinstance(additional, Mapping) else {}
+
+
+def _model_config(config: Any) -> Any:
+    """The Hugging Face configuration of the model; None where vLLM makes a configuration alone."""
+    model = config.model_config
+    return None if model is None else model.hf_config
