@@ -18,6 +18,8 @@ import test_examples
 from helpers.pages import PAGES, ROOT, Block, blocks, commands, of_kind
 from helpers.programs import run_program
 
+from ladderize.config.options import LadderConfig
+
 INSTALL = (
     "python3 -m venv .venv && .venv/bin/pip install --no-compile -c constraints.txt -e '.[{}]'"
 )
@@ -36,6 +38,7 @@ BENCH = {
     "bench/run.py": "--help",
     "bench/sequence_parallel.py": "--layers 1 --ranks 2",
     "bench/slow_link.py": "--help",
+    "bench/vllm_speed.py": "--help",
 }
 # Shell scripts that the pages name, and why the suite does not run them.
 NOT_RUN = {
@@ -97,16 +100,17 @@ def is_run_with_the_fragments(block: Block, line: str, _: Path) -> None:
 
 
 def serves(_: Block, line: str, __: Path) -> None:
-    """With these very options; in an environment of its own, where vLLM is."""
+    """With such options; in an environment of its own, where vLLM is, by the example's script."""
     tested = (ROOT / "tests" / "integrations" / "vllm" / "test_vllm.py").read_text()
-    words = shlex.split(line)
-    assert words[:3] == ["vllm", "serve", "DIR"]
-    assert {word for word in words if word.startswith("--")} <= set(
-        re.findall(r'"(--[\w-]+)"', tested)
-    )
-    assert json.loads(words[words.index("--compilation-config") + 1]) == json.loads(
-        re.search(r"^LADDER = (.*)$", tested, re.MULTILINE)[1]
-    )
+    command, model, folder, *rest = shlex.split(line)
+    given = dict(zip(rest[::2], map(json.loads, rest[1::2]), strict=True))
+    assert (command, model, folder) == ("vllm", "serve", "DIR")
+    assert "vllm serve" in (ROOT / "examples" / "vllm_serve.sh").read_text()
+    assert "vllm_serve.sh" in tested
+    assert given.keys() <= {"--additional-config", "--compilation-config"}
+    LadderConfig.from_options(given.get("--additional-config", {}).get("ladderize"))
+    compilation = json.loads(re.search(r"^LADDER = (.*)$", tested, re.MULTILINE)[1])
+    assert given.get("--compilation-config", compilation) == compilation
 
 
 OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments)

@@ -4,7 +4,7 @@
     vllm serve DIR --compilation-config '{"mode": 2, "backend": "ladderize"}'
 
     register ── in each process of vLLM
-      ├── VllmConfig is made        ── options.note_request, check_configuration: an engine that
+      ├── VllmConfig is made        ── request.note_request, check_configuration: an engine that
       │                                would ignore the ladder does not start
       └── a model is compiled       ── backends.backend_for: the mode's backend, with the options
 
@@ -21,7 +21,7 @@ from typing import Any
 from ladderize.errors import LadderWarning
 from ladderize.integrations.vllm.backends import backend_for
 from ladderize.integrations.vllm.obstacles import check_configuration
-from ladderize.integrations.vllm.options import note_request, settle
+from ladderize.integrations.vllm.request import note_request, settle
 
 TRIED = ("0.32",)
 """Versions of vLLM, by their beginning."""

@@ -26,7 +26,7 @@ from ladderize.backends.source_digest import files_behind
 from ladderize.config.options import LadderConfig
 from ladderize.frontends.backend import compile_graph
 from ladderize.graph.collectives import find_groups
-from ladderize.integrations.vllm.options import PIECEWISE, is_asked_for, mode_of, options_of
+from ladderize.integrations.vllm.request import PIECEWISE, is_asked_for, mode_of, options_of
 from ladderize.report import last_report
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ladderize.errors import Blocker, LadderError
-from ladderize.integrations.vllm.options import (
+from ladderize.integrations.vllm.request import (
     NAME,
     PIECEWISE,
     VLLMS_OWN,

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -132,6 +133,7 @@ class Carrier:
         if self._is_under_way:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._gloo))
 
+    @torch.inference_mode()  # what is staged may have been made in that mode
     def _run(self) -> None:
         while (given := self._queue.get()) is not None and not self._is_abandoned:
             work, start = given

@@ -18,6 +18,7 @@ from checkpoints import FAMILIES, Checkpoint
 from helpers.emitted_orders import collectives
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 LADDER = {"mode": 2, "backend": "ladderize"}
 PIECEWISE = {"mode": 3}  # vLLM's default on GPUs; a plugin of the tests keeps it on CPU
 # Of several lengths; the last ones begin alike, and are longer than a chunk of a prefill.
@@ -180,17 +181,18 @@ def test_families_a_healed_checkpoint_and_the_standard_net(
 
 @pytest.fixture
 def server(llama: Checkpoint, tmp_path: Path) -> Iterator[str]:
-    """The address of `vllm serve`, as the page starts it."""
+    """The address of `vllm serve`, as the example starts it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
-        *(Path(sys.executable).with_name("vllm"), "serve", llama.folder),
+        *(ROOT / "examples" / "vllm_serve.sh", llama.folder),
         *("--host", "127.0.0.1", "--port", port),
         *("--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "128"),
-        *("--additional-config", json.dumps({"ladderize": {"lowering": "eager"}})),
     ]
     log = tmp_path / "log"
-    environment = {**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(tmp_path)}
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(tmp_path), "PATH": programs}
+    environment["LADDER"] = '{"lowering": "eager"}'
     with log.open("w") as out:
         process = subprocess.Popen(
             [*map(str, command)], env=environment, stdout=out, stderr=subprocess.STDOUT
