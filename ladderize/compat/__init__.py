@@ -45,7 +45,7 @@ from ladderize.compat.dynamo import (
     undo_caching,
     watch_failures,
 )
-from ladderize.compat.engines import vllm_group
+from ladderize.compat.engines import vllm_group, warn_if_untried
 from ladderize.compat.exported import find_wrong_input, load_archive, reorder_kwargs
 from ladderize.compat.inductor import (
     has_control_deps,
@@ -129,6 +129,7 @@ __all__ = [
     "uncompiled",
     "undo_caching",
     "vllm_group",
+    "warn_if_untried",
     "watch_failures",
     "watch_loaded_code",
     "without_functorch",

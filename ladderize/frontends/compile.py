@@ -18,6 +18,10 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends import release_parameters
 from ladderize.frontends.backend import ladderize
+from ladderize.frontends.continuous_batching import (
+    lead_continuous_batching,
+    restore_continuous_batching,
+)
 from ladderize.frontends.delegates import (
     find_delegates,
     lead_forward_through_call,
@@ -83,6 +87,7 @@ def compile(  # as torch.compile
     for module in _entry_points(model):
         module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
         lead_forward_through_call(module)
+        lead_continuous_batching(module)
     disabled = tuple(set_compile_by_generate(m, disabled=True) for m in _entry_points(model))
     _compiled[model] = _Compiled(config, fullgraph, disabled)
     return model
@@ -109,6 +114,7 @@ def restore(model: Model) -> Model:
     for module, disabled in reversed(list(zip(parts, disabled_before, strict=False))):
         compat.drop_compiled(module)
         restore_forward(module)
+        restore_continuous_batching(module)
         set_compile_by_generate(module, disabled=disabled)
     return model
 

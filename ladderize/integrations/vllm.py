@@ -13,12 +13,12 @@ spelled in torch's words by `passes/spell_engine_ops.py`.
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ladderize import compat
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError, LadderWarning
+from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.backend import ladderize
 from ladderize.report import last_report
 
@@ -36,12 +36,7 @@ def register() -> None:
     import vllm
     from vllm.config import CompilationConfig, VllmConfig
 
-    if not vllm.__version__.startswith(TRIED):
-        tried = ", ".join(TRIED)
-        warnings.warn(
-            LadderWarning(f"vLLM {vllm.__version__} was not tried with ladderize; {tried} was."),
-            stacklevel=2,
-        )
+    compat.warn_if_untried("vLLM", vllm.__version__, TRIED)
     _wrap(VllmConfig, "__post_init__", _check_after)
     _wrap(CompilationConfig, "init_backend", _backend_instead)
 
