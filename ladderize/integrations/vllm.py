@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ladderize import compat
-from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.backend import ladderize
+from ladderize.integrations.checkpoints import KEY, merged_options, own_options
 from ladderize.report import last_report
 
 NAME = "ladderize"
+"""The backend's, for torch.compile."""
 TRIED = ("0.32",)
 """Versions of vLLM, by their beginning."""
 DYNAMO_TRACE_ONCE = 2
@@ -99,22 +100,8 @@ def options_of(config: Any) -> dict[str, Any]:
     Raises:
         LadderError: the two contradict each other, or are no options of a graph that is sharded.
     """
-    given = dict(_additional(config).get(NAME) or {})
-    own = dict(getattr(_model_config(config), NAME, None) or {})
-    differing = [
-        Blocker(f"{name}={given[name]!r} is asked for, and the checkpoint is of {own[name]!r}")
-        for name in own
-        if name in given and given[name] != own[name]
-    ]
-    if differing:
-        raise LadderError(
-            "vLLM is asked for another ladder than the checkpoint is:",
-            differing,
-            "leave these out of --additional-config: config.json says them",
-        )
-    options = own | given
-    LadderConfig.from_options(options)
-    return options
+    given = _additional(config).get(KEY) or {}
+    return merged_options("vLLM", own_options(_model_config(config)), given, "--additional-config")
 
 
 def check(config: Any) -> None:
@@ -127,7 +114,8 @@ def check(config: Any) -> None:
         LadderError: with all that is in the way. Without a word of ladderize in the configuration
             nothing is.
     """
-    asks = NAME in _additional(config) or getattr(_model_config(config), NAME, None)
+    own = own_options(_model_config(config))
+    asks = KEY in _additional(config) or own is not None
     if config.compilation_config.backend == NAME:
         options_of(config)
     elif not asks:
@@ -143,7 +131,7 @@ def check(config: Any) -> None:
 def _obstacles(config: Any) -> Iterator[Blocker]:
     compilation = config.compilation_config
     if compilation.backend != NAME:
-        asked = "the checkpoint" if NAME not in _additional(config) else "--additional-config"
+        asked = "the checkpoint" if KEY not in _additional(config) else "--additional-config"
         yield Blocker(f"{asked} asks for a ladder, and the backend is {compilation.backend!r}")
     mode = int(compilation.mode or 0)
     if mode != DYNAMO_TRACE_ONCE:
