@@ -7,9 +7,11 @@ import io
 import peft
 import pytest
 import torch
+from helpers.graphs import Residual
 from helpers.language_models import language_model
 from helpers.reads import HEAD
 from torch import nn
+from torch._dynamo.utils import counters
 
 import ladderize
 from ladderize import LadderError
@@ -69,6 +71,14 @@ def test_modules_that_wrap_a_single_one():
 def test_a_wrapper_of_torch_compile_inside_of_another_is_refused():
     with pytest.raises(LadderError, match=r"wrapper of torch\.compile"):
         ladderize.compile(nn.Sequential(torch.compile(language_model("llama"))))
+
+
+def test_models_do_not_share_the_number_of_graphs_that_a_model_may_have():
+    """Eight, by torch's default."""
+    counters.clear()
+    for staleness in range(9):
+        ladderize.compile(Residual(), lowering="eager", staleness=staleness)(torch.randn(3, 8))
+    assert counters["stats"]["unique_graphs"] == 9 > torch._dynamo.config.recompile_limit
 
 
 def test_forward_stays_what_it_was_for_whoever_inspects_or_copies_it():
