@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
@@ -94,8 +95,12 @@ def compile(  # as torch.compile
 
 
 def _entry_points(model: nn.Module) -> list[nn.Module]:
-    """What is called by itself: the model, what it wraps, and their encoders."""
-    wrapped = [model, *find_delegates(model)]
+    """What is called by itself: the model, what it wraps, and their encoders.
+
+    Not DistributedDataParallel: its forward counts and logs, which Dynamo does not trace.
+    """
+    around = [model, *find_delegates(model)]
+    wrapped = [each for each in around if not isinstance(each, DistributedDataParallel)]
     encoders = [encoder for each in wrapped if (encoder := find_encoder(each)) is not None]
     return list(dict.fromkeys([*wrapped, *encoders]))
 

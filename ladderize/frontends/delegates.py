@@ -46,7 +46,6 @@ def lead_forward_through_call(module: nn.Module) -> None:
         return
     standard = type(module).forward
 
-    @functools.wraps(standard)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or compat.is_called_by_module():
             return standard(self, *args, **kwargs)
@@ -54,6 +53,7 @@ def lead_forward_through_call(module: nn.Module) -> None:
 
     # Dynamo counts the graphs of a code object, and raises at the ninth: each module has its own.
     forward.__code__ = forward.__code__.replace()
+    forward = functools.wraps(standard)(forward)
     forward.leads_to_call = True  # type: ignore[attr-defined]
     module.forward = types.MethodType(forward, module)
 
