@@ -11,6 +11,7 @@ from helpers.graphs import Residual
 from helpers.language_models import language_model
 from helpers.reads import HEAD
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 import ladderize
@@ -79,6 +80,14 @@ def test_models_do_not_share_the_number_of_graphs_that_a_model_may_have():
     for staleness in range(9):
         ladderize.compile(Residual(), lowering="eager", staleness=staleness)(torch.randn(3, 8))
     assert counters["stats"]["unique_graphs"] == 9 > torch._dynamo.config.recompile_limit
+
+
+def test_more_graphs_than_that_are_an_error():
+    model = ladderize.compile(Residual(), lowering="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        model(torch.randn(3, 8))
+        with pytest.raises(FailOnRecompileLimitHit, match="Hard failure due to fullgraph=True"):
+            model(torch.randn(8))
 
 
 def test_forward_stays_what_it_was_for_whoever_inspects_or_copies_it():
