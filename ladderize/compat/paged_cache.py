@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.integrations.eager_paged import eager_paged_attention_forward
@@ -110,6 +110,11 @@ class LadderManager(ContinuousBatchingManager):
             _mark_sizes(processor.inputs_and_outputs)
         return processor
 
+    def _generation_step(self) -> None:
+        # Else sizes that are equal by chance in the batch that is compiled have to be so in others.
+        with torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            super()._generation_step()
+
     def stop(
         self,
         block: bool = True,
@@ -130,11 +135,24 @@ def _mark_sizes(batches: Any) -> None:
     """Mark the sizes of every batch as varying, or the first graph would fit its batch alone."""
     get = batches.get_model_kwargs
 
-    def get_model_kwargs(use_padding: bool = False) -> Any:
-        batch = get(use_padding)
-        for tensor in tree_leaves(batch):
-            if isinstance(tensor, Tensor):
-                torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
-        return batch
+    def marked(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        tensor = _without_gaps_in_ones(leaf)
+        torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+        return tensor
 
-    batches.get_model_kwargs = get_model_kwargs
+    batches.get_model_kwargs = lambda use_padding=False: tree_map(marked, get(use_padding))
+
+
+def _without_gaps_in_ones(tensor: Tensor) -> Tensor:
+    """The same view, where the stride of a dim of size 1 says nothing of the buffer around it.
+
+    The masks of a batch are [1, 1, tokens, keys] of a larger buffer. A graph for a batch that fills
+    the buffer would otherwise be for such batches alone.
+    """
+    strides = list(tensor.stride())
+    for dim in reversed(range(tensor.ndim - 1)):
+        if tensor.shape[dim] == 1:
+            strides[dim] = tensor.shape[dim + 1] * strides[dim + 1]
+    return tensor.as_strided(tensor.shape, strides)

@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from helpers.language_models import language_model
@@ -26,7 +27,7 @@ def prompts(lengths=LENGTHS):
     return [shared[: n // 2] + ids[n // 2 :] for n, ids in zip(lengths, own, strict=True)]
 
 
-def serve(model, texts=None, **config):
+def serve(model, texts=None, persistent_manager=False, **config):
     sizes = {"num_blocks": 24, "max_batch_tokens": 16, "page_size": 4} | config
     found = model.generate_batch(
         texts or prompts(),
@@ -34,6 +35,7 @@ def serve(model, texts=None, **config):
             max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
         ),
         continuous_batching_config=ContinuousBatchingConfig(**sizes),
+        persistent_manager=persistent_manager,
     )
     assert all(answer.error is None for answer in found.values())
     return [answer.generated_tokens for answer in found.values()]
@@ -79,8 +81,8 @@ def test_the_tokens_are_the_eager_ladders(make, reads, lowering):
     assert expected != standard
     counters.clear()
     ladderize.compile(model, lowering=lowering)
+    assert serve(model, num_blocks=40, max_batch_tokens=64) == expected
     assert serve(model) == expected
-    assert serve(model, num_blocks=40, max_batch_tokens=8) == expected
     assert serve(model, prompts()[:1]) == alone
     assert counters["stats"]["unique_graphs"] <= MOST_GRAPHS
     assert ladderize.last_report().diff()
@@ -108,3 +110,15 @@ def test_a_version_that_was_not_tried_is_warned_of(monkeypatch):
     monkeypatch.setattr("transformers.__version__", "6.0")
     with pytest.warns(ladderize.LadderWarning, match=r"transformers 6\.0 was not tried.*5\.23 was"):
         model.init_continuous_batching()
+
+
+@pytest.mark.deep
+def test_adapters_and_a_manager_that_is_kept():
+    adapters = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(language_model("llama"), adapters).eval()
+    whole = copy.deepcopy(model).get_base_model()
+    with eager_ladder(whole, HEAD["llama"]):
+        expected = greedy(whole)
+    ladderize.compile(model, lowering="eager")
+    for _ in range(2):
+        assert serve(model, persistent_manager=True) == expected

@@ -11,6 +11,7 @@ import pytest
 from transformers_serve import BATCHES, LADDER, ask, ladder_in_eager_mode, server, write_checkpoint
 
 ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "transformers.md"
 EAGER = '{"lowering": "eager"}'  # C++ kernels take a minute, and are tested elsewhere
 
 
@@ -19,6 +20,7 @@ def test_the_example():
     command = [sys.executable, "examples/transformers_serve.py", "--options", EAGER]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
+    assert ran.stdout in PAGE.read_text()
     found = dict(re.findall(r"^(.*?) +(w\d.*)$", ran.stdout, re.MULTILINE))
     assert found["ladder"] == found["eager ladder"] != found["standard"]
 
