@@ -29,6 +29,7 @@ from ladderize.compat.distributed import (
 )
 from ladderize.compat.dynamo import (
     as_backend_error,
+    backend_under_way,
     break_of,
     compiled_module,
     current_code,
@@ -76,6 +77,7 @@ __all__ = [
     "aot_compile",
     "as_backend_error",
     "backend_name",
+    "backend_under_way",
     "boxed",
     "break_of",
     "compile_kernel",
