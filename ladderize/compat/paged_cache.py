@@ -93,12 +93,6 @@ class LadderManager(ContinuousBatchingManager):
         assert isinstance(manager, cls)
         return manager
 
-    def own_compilations(self) -> list[str]:
-        """What it would compile around the model: the options that ask for it."""
-        config = self.continuous_batching_config
-        names = ("varlen_compile_config", "decode_compile_config")
-        return [f"{name}={found}" for name in names if (found := getattr(config, name)) is not None]
-
     def _create_batch_processor(self) -> Any:
         processor = super()._create_batch_processor()
         cache: Any = processor.cache

@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from ladderize import compat
-from ladderize.errors import Blocker, LadderError
 
 TRIED = ("5.23",)
 """Versions of transformers, by their beginning."""
@@ -48,13 +47,4 @@ def _prepared(manager: Any) -> Any:
     from ladderize.compat.paged_cache import LadderManager
 
     compat.warn_if_untried("transformers", transformers.__version__, TRIED)
-    prepared = LadderManager.take(manager)
-    if own := prepared.own_compilations():
-        prepared.destroy()
-        raise LadderError(
-            "Continuous batching would compile the standard net of this model by itself:",
-            map(Blocker, own),
-            "leave these out of ContinuousBatchingConfig and of the model's config: the model is "
-            "compiled",
-        )
-    return prepared
+    return LadderManager.take(manager)

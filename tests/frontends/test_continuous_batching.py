@@ -96,13 +96,14 @@ def test_an_error_of_the_compilation_is_raised():
         serve(model)
 
 
-def test_what_it_would_compile_around_the_model_is_refused():
-    model = ladderize.compile(language_model("llama"), lowering="eager")
-    with pytest.raises(LadderError, match="compile the standard net") as caught:
-        serve(model, varlen_compile_config=CompileConfig())
-    assert "varlen_compile_config" in str(caught.value.blockers)
-    restored = ladderize.restore(model)
-    assert "init_continuous_batching" not in vars(restored)
+def test_what_transformers_compiles_around_the_model_calls_the_ladder():
+    model = language_model("llama")
+    with eager_ladder(model, HEAD["llama"]):
+        expected = greedy(model, prompts()[:1])
+    ladderize.compile(model, lowering="eager")
+    around = CompileConfig(backend="eager", mode=None)
+    assert serve(model, prompts()[:1], varlen_compile_config=around) == expected
+    assert "init_continuous_batching" not in vars(ladderize.restore(model))
 
 
 def test_a_version_that_was_not_tried_is_warned_of(monkeypatch):
