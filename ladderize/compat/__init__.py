@@ -29,6 +29,7 @@ from ladderize.compat.distributed import (
 )
 from ladderize.compat.dynamo import (
     as_backend_error,
+    backend_under_way,
     break_of,
     compiled_module,
     current_code,
@@ -45,7 +46,7 @@ from ladderize.compat.dynamo import (
     undo_caching,
     watch_failures,
 )
-from ladderize.compat.engines import vllm_group
+from ladderize.compat.engines import vllm_group, warn_if_untried
 from ladderize.compat.exported import find_wrong_input, load_archive, reorder_kwargs
 from ladderize.compat.inductor import (
     has_control_deps,
@@ -77,6 +78,7 @@ __all__ = [
     "aot_compile",
     "as_backend_error",
     "backend_name",
+    "backend_under_way",
     "boxed",
     "break_of",
     "compile_kernel",
@@ -131,6 +133,7 @@ __all__ = [
     "uncompiled",
     "undo_caching",
     "vllm_group",
+    "warn_if_untried",
     "watch_failures",
     "watch_loaded_code",
     "without_functorch",

@@ -215,13 +215,22 @@ def watch_failures(backend: Callable[..., Any], see: Callable[[BaseException], N
 
 def _compiles_with(backend: Callable[..., Any]) -> bool:
     """Whether the compilation under way, further up on the stack, is for `backend`."""
+    return backend in _backends_under_way()
+
+
+def backend_under_way() -> Any:
+    """That of the innermost compilation further up on the stack; None outside of one."""
+    return next(_backends_under_way(), None)
+
+
+def _backends_under_way() -> Iterator[Any]:
+    """From the inside out, each as it was given to `torch.compile`."""
     for frame, _ in traceback.walk_stack(None):
         found: Any = frame.f_locals.get("self")
-        while hasattr(found, "_torchdynamo_orig_backend"):
-            found = found._torchdynamo_orig_backend
-            if getattr(found, "compiler_fn", found) is backend:
-                return True
-    return False
+        if hasattr(found, "_torchdynamo_orig_backend"):
+            while hasattr(found, "_torchdynamo_orig_backend"):
+                found = found._torchdynamo_orig_backend
+            yield getattr(found, "compiler_fn", found)
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:

@@ -1,7 +1,20 @@
-"""What only a serving engine that runs in this process knows."""
+"""What only an engine that runs in this process knows, and which versions of it were tried."""
 
 import sys
+import warnings
 from typing import Any
+
+from ladderize.errors import LadderWarning
+
+
+def warn_if_untried(engine: str, version: str, tried: tuple[str, ...]) -> None:
+    """Warn of a version that begins like none of `tried`; then the checks decide."""
+    if not version.startswith(tried):
+        known = ", ".join(tried)
+        warnings.warn(
+            LadderWarning(f"{engine} {version} was not tried with ladderize; {known} was."),
+            stacklevel=2,
+        )
 
 
 def vllm_group(name: str) -> str | None:

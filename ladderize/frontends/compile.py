@@ -12,12 +12,17 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends import release_parameters
 from ladderize.frontends.backend import ladderize
+from ladderize.frontends.continuous_batching import (
+    lead_continuous_batching,
+    restore_continuous_batching,
+)
 from ladderize.frontends.delegates import (
     find_delegates,
     lead_forward_through_call,
@@ -83,14 +88,19 @@ def compile(  # as torch.compile
     for module in _entry_points(model):
         module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
         lead_forward_through_call(module)
+        lead_continuous_batching(module)
     disabled = tuple(set_compile_by_generate(m, disabled=True) for m in _entry_points(model))
     _compiled[model] = _Compiled(config, fullgraph, disabled)
     return model
 
 
 def _entry_points(model: nn.Module) -> list[nn.Module]:
-    """What is called by itself: the model, what it wraps, and their encoders."""
-    wrapped = [model, *find_delegates(model)]
+    """What is called by itself: the model, what it wraps, and their encoders.
+
+    Not DistributedDataParallel: its forward counts and logs, which Dynamo does not trace.
+    """
+    around = [model, *find_delegates(model)]
+    wrapped = [each for each in around if not isinstance(each, DistributedDataParallel)]
     encoders = [encoder for each in wrapped if (encoder := find_encoder(each)) is not None]
     return list(dict.fromkeys([*wrapped, *encoders]))
 
@@ -109,6 +119,7 @@ def restore(model: Model) -> Model:
     for module, disabled in reversed(list(zip(parts, disabled_before, strict=False))):
         compat.drop_compiled(module)
         restore_forward(module)
+        restore_continuous_batching(module)
         set_compile_by_generate(module, disabled=disabled)
     return model
 

@@ -3,6 +3,7 @@
 PeftModel ── LoraModel ── LlamaForCausalLM      peft.generate(ids) calls the innermost
 DistributedDataParallel ── model                ddp.module(x)
 model.forward(x)                                goes through model(x), which is compiled
+torch.compile(step)(x)                          where step calls the model: breaks its graph there
 """
 
 import functools
@@ -46,14 +47,33 @@ def lead_forward_through_call(module: nn.Module) -> None:
         return
     standard = type(module).forward
 
-    @functools.wraps(standard)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or compat.is_called_by_module():
+        is_traced = torch.compiler.is_compiling()
+        if is_traced and self._compiled_call_impl is not None and _is_traced_by_another():
+            return _call(self, *args, **kwargs)
+        if is_traced or compat.is_called_by_module():
             return standard(self, *args, **kwargs)
         return self(*args, **kwargs)
 
+    # Dynamo counts the graphs of a code object, and raises at the ninth: each module has its own.
+    forward.__code__ = forward.__code__.replace()
+    forward = functools.wraps(standard)(forward)
     forward.leads_to_call = True  # type: ignore[attr-defined]
     module.forward = types.MethodType(forward, module)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_traced_by_another() -> bool:
+    """Whether Dynamo traces for another backend, which would compile the standard net."""
+    backend = compat.backend_under_way()
+    return backend is not None and not str(backend.__module__).startswith("ladderize.")
+
+
+@torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
+    reason="ladderize: this model is a ladder, which is compiled by itself: leave out fullgraph"
+)
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
 
 
 def restore_forward(module: nn.Module) -> None:

@@ -42,8 +42,8 @@ def runnable(page: str) -> list[Block]:
 def test_the_code_of_a_page_runs(page, capsys, monkeypatch):
     """All blocks of a page in one module, in order, as if they stood in one file."""
     name = page.removeprefix("docs/").removesuffix(".md")
-    module = types.ModuleType(name)
-    monkeypatch.setitem(sys.modules, name, module)
+    module = types.ModuleType(f"page_{name}")  # a page has the name of a package
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setenv("COLUMNS", "100")  # of the reader's terminal
     line = 0
     for block in runnable(page):

@@ -113,7 +113,24 @@ def serves(_: Block, line: str, __: Path) -> None:
     assert given.get("--compilation-config", compilation) == compilation
 
 
-OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments)
+def serves_by_transformers(_: Block, line: str, __: Path) -> None:
+    """With these very options; where the packages of its server are."""
+    words = shlex.split(line)
+    options = {word for word in words if word.startswith("--")}
+    assert words[2:5] == ["ladderize.integrations.transformers", "serve", "DIR"]
+    assert options <= set(re.findall(r'"(--[\w-]+)"', SERVER.read_text() + SERVER_TEST.read_text()))
+
+
+def is_run_with_the_server(block: Block, line: str, _: Path) -> None:
+    """Its output too is compared there."""
+    assert "ran.stdout in PAGE.read_text()" in SERVER_TEST.read_text()
+    assert line.split()[1] in SERVER_TEST.read_text()
+    assert block.page == "docs/transformers.md"
+
+
+SERVER = ROOT / "examples" / "transformers_serve.py"
+SERVER_TEST = ROOT / "tests" / "integrations" / "transformers" / "test_serve.py"
+OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments, is_run_with_the_server)
 COMMANDS = {
     r"python3 -m venv .*": installs,
     r"(\.venv/bin/)?torchrun .*": is_an_example,
@@ -122,6 +139,8 @@ COMMANDS = {
     r"\.venv/bin/pre-commit install": sets_hooks,
     r"ladderize .*": is_run_with_the_fragments,
     r"vllm serve .*": serves,
+    r"python -m ladderize\.integrations\.transformers serve .*": serves_by_transformers,
+    r"python examples/transformers_serve\.py": is_run_with_the_server,
 }
 LINES = [(block, line) for block in of_kind("sh") for line in commands(block)]
 

@@ -7,9 +7,12 @@ import io
 import peft
 import pytest
 import torch
+from helpers.graphs import Residual
 from helpers.language_models import language_model
 from helpers.reads import HEAD
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
+from torch._dynamo.utils import counters
 
 import ladderize
 from ladderize import LadderError
@@ -69,6 +72,43 @@ def test_modules_that_wrap_a_single_one():
 def test_a_wrapper_of_torch_compile_inside_of_another_is_refused():
     with pytest.raises(LadderError, match=r"wrapper of torch\.compile"):
         ladderize.compile(nn.Sequential(torch.compile(language_model("llama"))))
+
+
+def test_a_function_that_another_backend_compiles_calls_the_ladder():
+    """Dynamo would trace through the model's standard forward."""
+    model = language_model("llama")
+    standard, kept = model(input_ids=IDS).logits, copy.deepcopy(model)
+    ladderize.compile(model, lowering="eager")
+    ladder, copied = model(input_ids=IDS).logits, copy.deepcopy(model)
+    assert not torch.equal(ladder, standard)
+
+    def run(net, backend="eager", **how):
+        torch._dynamo.reset()
+        return torch.compile(lambda ids: net(input_ids=ids).logits, backend=backend, **how)(IDS)
+
+    assert torch.equal(run(model), ladder)
+    whole = {"fullgraph": True, "options": {"lowering": "eager"}}
+    assert torch.equal(run(model, "ladderize", **whole), ladder)
+    with pytest.raises(Unsupported, match="this model is a ladder, which is compiled by itself"):
+        run(model, fullgraph=True)
+    for other in (kept, copied, ladderize.restore(model)):
+        assert torch.equal(run(other, fullgraph=True), standard)
+
+
+def test_models_do_not_share_the_number_of_graphs_that_a_model_may_have():
+    """Eight, by torch's default."""
+    counters.clear()
+    for staleness in range(9):
+        ladderize.compile(Residual(), lowering="eager", staleness=staleness)(torch.randn(3, 8))
+    assert counters["stats"]["unique_graphs"] == 9 > torch._dynamo.config.recompile_limit
+
+
+def test_more_graphs_than_that_are_an_error():
+    model = ladderize.compile(Residual(), lowering="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        model(torch.randn(3, 8))
+        with pytest.raises(FailOnRecompileLimitHit, match="Hard failure due to fullgraph=True"):
+            model(torch.randn(8))
 
 
 def test_forward_stays_what_it_was_for_whoever_inspects_or_copies_it():

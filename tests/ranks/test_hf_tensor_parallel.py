@@ -11,11 +11,13 @@ import transformers
 from helpers.eager_ladders import _enlarge, tokens
 from helpers.reads import HEAD
 from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
 from torch.torch_version import TorchVersion
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.distributed import DistributedConfig
 
 import ladderize
+from ladderize import LadderError, LadderWarning
 from ladderize.backends.emitted import find_disorder, find_races, order_string, read_events
 from ladderize.testing import eager_ladder
 from ladderize.testing.emitted_code import record_emitted_code
@@ -181,6 +183,7 @@ def test_gradient_checkpointing(two_ranks, checkpoints):
 
 
 NEW_TOKENS = 3
+PROMPTS = [[5, 9, 33, 17, 4], [7, 3]]
 WHOLE_CACHES = [("llama", "static"), ("mixtral", None)]
 
 
@@ -232,3 +235,67 @@ def test_generate_with_a_static_cache_through_inductor(two_ranks, checkpoints):
     )
     assert error <= 1e-4
     assert sequences != standard
+
+
+def served(root, name):
+    """Tokens of the ladder, of an eager one, and of the standard net; the report; an error."""
+    _, _, reads, blocks = FAMILIES[name]
+    whole, model = load(str(Path(root) / name))
+    standard = greedy(whole)
+    with eager_ladder(whole, reads):
+        expected = greedy(whole)
+    ladderize.compile(model, lowering="eager", expect_blocks=blocks)
+    found = serve(model)
+    report = str(ladderize.last_report())
+    with pytest.raises(LadderError) as caught:
+        serve(ladderize.compile(model, lowering="eager", expect_blocks=blocks + 1))
+    return found, expected, standard, report, str(caught.value)
+
+
+def served_by_mesh(root, name):
+    """Tokens of a model that ladderize shards, and of an eager ladder."""
+    whole, _ = load(str(Path(root) / name))
+    with eager_ladder(whole, FAMILIES[name][2]):
+        expected = greedy(whole)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    with pytest.warns(LadderWarning, match=r"k_proj.*no sharding rule for ladderize\.paged_update"):
+        return serve(ladderize.compile(whole, lowering="eager", mesh=mesh)), expected
+
+
+def serve(model):
+    answers = model.generate_batch(
+        PROMPTS,
+        GenerationConfig(
+            max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
+        ),
+        ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=16, page_size=4),
+    )
+    return [answer.generated_tokens for answer in answers.values()]
+
+
+@torch.no_grad()
+def greedy(model):
+    answers = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        for _ in range(NEW_TOKENS):
+            last = model(input_ids=ids, use_cache=False).logits[:, -1:]
+            ids = torch.cat([ids, last.argmax(-1)], 1)
+        answers.append(ids[0, len(prompt) :].tolist())
+    return answers
+
+
+def test_continuous_batching(two_ranks, checkpoints):
+    """The first rank takes requests; the other one follows, and has the same answers."""
+    results = two_ranks.run(served, checkpoints, "llama, one layer")
+    for found, expected, standard, report, error in results:
+        assert found == expected != standard
+        assert "1 stale read hides 1 all_reduce" in report
+        assert "3 blocks were expected, 2 were found" in error
+
+
+@pytest.mark.deep
+def test_continuous_batching_over_a_mesh_of_our_own(two_ranks, checkpoints):
+    """Its cache is not divided: each rank keeps all keys and values."""
+    for found, expected in two_ranks.run(served_by_mesh, checkpoints, "llama, one layer"):
+        assert found == expected

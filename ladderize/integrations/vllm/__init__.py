@@ -14,11 +14,10 @@ graph before vLLM splits it, and vLLM compiles the pieces.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-from ladderize.errors import LadderWarning
+from ladderize import compat
 from ladderize.integrations.vllm.backends import backend_for
 from ladderize.integrations.vllm.obstacles import check_configuration
 from ladderize.integrations.vllm.request import note_request, settle
@@ -33,12 +32,7 @@ def register() -> None:
     import vllm
     from vllm.config import CompilationConfig, VllmConfig
 
-    if not vllm.__version__.startswith(TRIED):
-        tried = ", ".join(TRIED)
-        warnings.warn(
-            LadderWarning(f"vLLM {vllm.__version__} was not tried with ladderize; {tried} was."),
-            stacklevel=2,
-        )
+    compat.warn_if_untried("vLLM", vllm.__version__, TRIED)
     _wrap(VllmConfig, "__post_init__", _configure)
     _wrap(CompilationConfig, "init_backend", _backend_instead)
 

@@ -11,11 +11,10 @@ compiled graphs: a ladder and the standard model never share an entry.
 from collections.abc import Mapping
 from typing import Any
 
-from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError
+from ladderize.integrations.checkpoints import KEY, merged_options, own_options
 
 NAME = "ladderize"
-"""The backend, and the key in `additional_config` and in config.json."""
+"""The backend."""
 VLLMS_OWN = "inductor"
 """The backend that vLLM splits a graph for."""
 PIECEWISE = 3
@@ -31,8 +30,8 @@ def mode_of(config: Any) -> int:
 
 def is_asked_for(config: Any) -> bool:
     """Whether anybody asks for a ladder."""
-    own = NAME in _additional(config) or getattr(_model_config(config), NAME, None) is not None
-    return own or config.compilation_config.backend == NAME
+    own = own_options(_model_config(config))
+    return own is not None or KEY in _additional(config) or _asks_by_backend(config)
 
 
 def note_request(config: Any) -> None:
@@ -40,10 +39,10 @@ def note_request(config: Any) -> None:
 
     Where vLLM has yet to choose the mode, it must see its own backend: other settings follow it.
     """
-    compilation = config.compilation_config
-    if compilation.backend != NAME:
+    if not _asks_by_backend(config):
         return
-    config.additional_config = {NAME: {}, **_additional(config)}
+    compilation = config.compilation_config
+    config.additional_config = {KEY: {}, **_additional(config)}
     if compilation.mode is None or mode_of(config) == PIECEWISE:
         compilation.backend = VLLMS_OWN
 
@@ -55,7 +54,7 @@ def settle(config: Any) -> None:
         LadderError: as `options_of` does.
     """
     if is_asked_for(config):
-        config.additional_config = {**_additional(config), NAME: options_of(config)}
+        config.additional_config = {**_additional(config), KEY: options_of(config)}
 
 
 def options_of(config: Any) -> dict[str, Any]:
@@ -67,22 +66,12 @@ def options_of(config: Any) -> dict[str, Any]:
     Raises:
         LadderError: the two contradict each other, or one of them is not an option.
     """
-    given = dict(_additional(config).get(NAME) or {})
-    own = dict(getattr(_model_config(config), NAME, None) or {})
-    differing = [
-        Blocker(f"{name}={given[name]!r} is asked for, and the checkpoint is of {own[name]!r}")
-        for name in own
-        if name in given and given[name] != own[name]
-    ]
-    if differing:
-        raise LadderError(
-            "vLLM is asked for another ladder than the checkpoint is:",
-            differing,
-            "leave these out of --additional-config: config.json says them",
-        )
-    options = own | given
-    LadderConfig.from_options(options)
-    return options
+    given = _additional(config).get(KEY) or {}
+    return merged_options("vLLM", own_options(_model_config(config)), given, "--additional-config")
+
+
+def _asks_by_backend(config: Any) -> bool:
+    return bool(config.compilation_config.backend == NAME)
 
 
 def _additional(config: Any) -> Mapping[str, Any]:

@@ -1,0 +1,21 @@
+"""Where `transformers serve` loads a model. Seen in transformers 5.23.
+
+It can go when the server takes a model that is loaded already.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from transformers.cli.serving.model_manager import ModelManager
+
+
+def change_loaded_models(change: Callable[[Any], Any]) -> None:
+    """Let every server of this process serve `change(model)` instead of the model it loads."""
+    load = ModelManager._load_model
+
+    @functools.wraps(load)
+    def load_and_change(*args: Any, **kwargs: Any) -> Any:
+        return change(load(*args, **kwargs))
+
+    ModelManager._load_model = load_and_change  # type: ignore[method-assign]

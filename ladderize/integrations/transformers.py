@@ -1,0 +1,66 @@
+"""`transformers serve`, whose models are ladders.
+
+    transformers serve DIR --continuous-batching                                     standard
+    python -m ladderize.integrations.transformers serve DIR --continuous-batching    ladder
+                                                  --ladderize '{"layers": "last:50%"}'
+
+The command line is that of transformers, and one option more. A model is made a ladder where the
+server loads it; what its continuous batching needs is in `frontends/continuous_batching.py`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ladderize import compat
+from ladderize.config.options import LadderConfig
+from ladderize.frontends.compile import compile
+from ladderize.frontends.continuous_batching import TRIED
+from ladderize.integrations.checkpoints import merged_options, own_options
+
+OPTION = "--ladderize"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line of transformers; the models that it serves are ladders.
+
+    Args:
+        arguments: those of `transformers`, and perhaps `--ladderize` with the options of
+            `ladderize.compile` as JSON.
+
+    Raises:
+        LadderError: for mistaken options, and for those that a checkpoint contradicts.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(OPTION, type=json.loads, default={})
+    ours, theirs = parser.parse_known_args(arguments)
+    LadderConfig.from_options(ours.ladderize)
+    import transformers
+    from transformers.cli.transformers import app
+
+    from ladderize.compat.serving import change_loaded_models
+
+    compat.warn_if_untried("transformers", transformers.__version__, TRIED)
+    change_loaded_models(lambda model: as_ladder(model, ours.ladderize))
+    app(theirs, prog_name="transformers")
+
+
+def as_ladder(model: Any, given: Mapping[str, Any]) -> Any:
+    """`model` as the ladder that its checkpoint says it is, or that was asked for; the log says so.
+
+    Raises:
+        LadderError: the two contradict each other.
+    """
+    from transformers.utils import logging
+
+    options = merged_options("transformers", own_options(model.config), given, OPTION)
+    logging.get_logger("transformers.ladderize").warning(
+        "%s is served as a ladder: %s", model.name_or_path, options or "all of its blocks"
+    )
+    return compile(model, **options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
