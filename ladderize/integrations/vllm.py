@@ -13,14 +13,12 @@ spelled in torch's words by `passes/spell_engine_ops.py`.
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ladderize.config.options import LadderConfig
-from ladderize.errors import Blocker, LadderError, LadderWarning
-from ladderize.frontends.backend import ladderize
-from ladderize.report import last_report
+from ladderize.errors import Blocker, LadderError
+from ladderize.integrations.engines import reporting_backend, warn_of_untried
 
 NAME = "ladderize"
 TRIED = ("0.32",)
@@ -36,12 +34,7 @@ def register() -> None:
     import vllm
     from vllm.config import CompilationConfig, VllmConfig
 
-    if not vllm.__version__.startswith(TRIED):
-        tried = ", ".join(TRIED)
-        warnings.warn(
-            LadderWarning(f"vLLM {vllm.__version__} was not tried with ladderize; {tried} was."),
-            stacklevel=2,
-        )
+    warn_of_untried("vLLM", vllm.__version__, TRIED)
     _wrap(VllmConfig, "__post_init__", _check_after)
     _wrap(CompilationConfig, "init_backend", _backend_instead)
 
@@ -85,14 +78,7 @@ def backend_of(options: Mapping[str, Any]) -> Callable[..., Any]:
     """The backend with `options`, which vLLM cannot hand over; it logs what became of the model."""
     from vllm.logger import init_logger
 
-    logger = init_logger("vllm.ladderize")
-
-    def compile_ladder(gm: Any, example_inputs: Any, **_: Any) -> Any:
-        compiled = ladderize(gm, example_inputs, options=options)
-        logger.info("%s", last_report())
-        return compiled
-
-    return compile_ladder
+    return reporting_backend(options, functools.partial(init_logger("vllm.ladderize").info, "%s"))
 
 
 def options_of(config: Any) -> dict[str, Any]:
