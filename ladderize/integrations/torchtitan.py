@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ladderize.compat.fsdp import drop_hooks, parts_with_hooks
+from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.integrations.engines import reporting_backend, warn_of_untried
@@ -148,9 +148,9 @@ def gather_around(model: nn.Module) -> None:
     FSDP2's hooks on a part cut the graph. Their parameters stay gathered until the end of the
     backward pass, where FSDP2 reduces all gradients.
     """
-    parts = parts_with_hooks(model)
+    parts = compat.parts_with_hooks(model)
     for part in parts.values():
-        drop_hooks(part)
+        compat.drop_part_hooks(part)
 
     def gather(*_: Any) -> None:
         for handle in [part.unshard(async_op=True) for part in parts.values()]:

@@ -248,6 +248,17 @@ def test_a_second_wait_is_joined_to_the_first():
     assert JoinWaits()(ladder.gm).changed == 0
 
 
+def test_a_launch_that_is_handed_out_is_handed_out_waited_for():
+    """Selective checkpointing saves the launch itself where its policy names the collective."""
+    ladder = Ladder(2, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    output = ladder.graph.output_node()
+    output.args = ((by_name["x2"], by_name["l0"]),)
+    assert JoinWaits()(ladder.gm).changed == 1
+    assert output.args == ((by_name["x2"], by_name["w0"]),)
+    check_in_flight(ladder.graph)
+
+
 # ---- coalesced collectives
 
 
