@@ -3,24 +3,57 @@
 The models are torchtitan's own debug flavors with fewer layers and experts. Tokens are bytes.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
-from torchtitan.components.optimizer import default_adamw
+from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import TrainingConfig
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
 from torchtitan.models import llama3 as llama3_flavors
 from torchtitan.models import qwen3 as qwen3_flavors
-from torchtitan.models.common.attention import ScaledDotProductAttention
 from torchtitan.protocols.model_spec import ModelSpec
+from torchtitan.protocols.module import Module
 from torchtitan.trainer import Trainer
 
 HERE = Path(__file__).parent
 LAYERS, EXPERTS, EXPERTS_PER_TOKEN = 3, 4, 2
+
+
+class PlainAttention(Module):
+    """Attention in ops that CPUs differentiate in checkpointed layers too, of tensors `[B, L, N, H]`.
+
+    torchtitan's own is FlexAttention, which has no backward pass on CPU.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Module.Config):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+
+    def forward(  # torchtitan shards the arguments by their names
+        self,
+        q_BLNH: Tensor,  # noqa: N803
+        k_BLNH: Tensor,  # noqa: N803
+        v_BLNH: Tensor,  # noqa: N803
+        *,
+        scale: float | None = None,
+        **_: Any,
+    ) -> Tensor:
+        q, groups = q_BLNH, q_BLNH.shape[2] // k_BLNH.shape[2]
+        k, v = (part.repeat_interleave(groups, 2) for part in (k_BLNH, v_BLNH))
+        scores = torch.einsum("blnh,bmnh->bnlm", q, k) * (scale or q.shape[-1] ** -0.5)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(later, float("-inf")).softmax(-1)
+        return torch.einsum("bnlm,bmnh->blnh", weights, v)
 
 
 class Bytes(BaseTokenizer):
@@ -65,8 +98,10 @@ def training(spec: ModelSpec) -> Trainer.Config:
     """Ten steps of 4 × 32 bytes."""
     model: Any = spec.model
     model.layers = model.layers[:LAYERS]
-    for layer in model.layers:  # FlexAttention, torchtitan's own, has no backward pass on CPU
-        layer.attention.inner_attention = ScaledDotProductAttention.Config()
+    # Small embeddings: what the blocks add to the stream counts from the first step on.
+    model.tok_embeddings.param_init = {"weight": functools.partial(nn.init.normal_, std=0.02)}
+    for layer in model.layers:
+        layer.attention.inner_attention = PlainAttention.Config()
     return Trainer.Config(
         loss=CrossEntropyLoss.Config(global_vocab_size=model.vocab_size),
         model_spec=spec,
@@ -76,6 +111,7 @@ def training(spec: ModelSpec) -> Trainer.Config:
             dataset="c4_test", dataset_path=str(HERE / "text")
         ),
         optimizer=default_adamw(lr=1e-3),
+        lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2),
         training=TrainingConfig(
             local_batch_size=4, seq_len=32, steps=10, mixed_precision_param="float32"
         ),
