@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchtitan.components.loss import CrossEntropyLoss
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -103,7 +103,9 @@ def training(spec: ModelSpec) -> Trainer.Config:
     for layer in model.layers:
         layer.attention.inner_attention = PlainAttention.Config()
     return Trainer.Config(
-        loss=CrossEntropyLoss.Config(global_vocab_size=model.vocab_size),
+        loss=ChunkedLossWrapper.Config(
+            loss_fn=CrossEntropyLoss.Config(global_vocab_size=model.vocab_size)
+        ),
         model_spec=spec,
         tokenizer=Bytes.Config(),
         hf_assets_path=str(HERE),

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
@@ -145,8 +146,8 @@ class Parallelize:
 def gather_around(model: nn.Module) -> None:
     """Gather the parameters of all parts ahead of the forward pass, not each part's by itself.
 
-    FSDP2's hooks on a part cut the graph. Their parameters stay gathered until the end of the
-    backward pass, where FSDP2 reduces all gradients.
+    FSDP2's hooks on a part cut the graph. Parameters stay gathered until the end of the backward
+    pass, where FSDP2 reduces all gradients.
     """
     parts = compat.parts_with_hooks(model)
     for part in parts.values():
@@ -156,13 +157,17 @@ def gather_around(model: nn.Module) -> None:
         for handle in [part.unshard(async_op=True) for part in parts.values()]:
             handle.wait()
 
-    def free(*_: Any) -> None:
-        if not torch.is_grad_enabled():  # else a backward pass needs them, and frees them
+    def prepare_backward(_: nn.Module, __: Any, result: Any) -> None:
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if reached := [x for x in results if isinstance(x, Tensor) and x.requires_grad]:
+            # A loss in chunks has freed the head, and the norm with it.
+            register_multi_grad_hook(reached, gather, mode="any")
+        else:
             for part in parts.values():
                 part.reshard()
 
     model.register_forward_pre_hook(gather)
-    model.register_forward_hook(free)
+    model.register_forward_hook(prepare_backward)
 
 
 def check(config: Any) -> None:

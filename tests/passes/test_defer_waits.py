@@ -259,6 +259,15 @@ def test_a_launch_that_is_handed_out_is_handed_out_waited_for():
     check_in_flight(ladder.graph)
 
 
+def test_the_size_of_what_is_in_flight_may_be_read():
+    """A mixture of experts asks how many tokens an all-to-all brings."""
+    ladder = Ladder(2, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    with ladder.graph.inserting_after(by_name["l0"]):
+        ladder.call(aten.sym_size.int, by_name["l0"], 0, name="size")
+    check_in_flight(ladder.graph)
+
+
 # ---- coalesced collectives
 
 
