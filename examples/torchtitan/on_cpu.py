@@ -44,14 +44,19 @@ cpu = types.SimpleNamespace(
     empty_cache=nothing,
 )
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def use_cpu() -> None:
+    """Call it before anything else of torchtitan is imported: its modules copy the device."""
     utils.device_type, utils.device_module = "cpu", cpu
     if not hasattr(dist, "set_timeout"):  # torch 2.13: the timeout of the first step stays
         dist.set_timeout = nothing
-    from torchtitan.distributed import fsdp  # takes the device when it is imported
+    from torchtitan.distributed import fsdp
 
     fsdp.disable_fsdp_gradient_division = sum_gradients
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    use_cpu()
     from torchtitan.train import main
 
     main()

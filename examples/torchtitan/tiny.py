@@ -23,7 +23,7 @@ from torchtitan.protocols.module import Module
 from torchtitan.trainer import Trainer
 
 HERE = Path(__file__).parent
-LAYERS, EXPERTS, EXPERTS_PER_TOKEN = 3, 4, 2
+LAYERS, EXPERTS, EXPERTS_PER_TOKEN = 2, 4, 2
 
 
 class PlainAttention(Module):
