@@ -14,6 +14,7 @@ from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.components.validate import Validator
 from torchtitan.config import TrainingConfig
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
 from torchtitan.models import llama3 as llama3_flavors
@@ -102,6 +103,9 @@ def training(spec: ModelSpec) -> Trainer.Config:
     model.tok_embeddings.param_init = {"weight": functools.partial(nn.init.normal_, std=0.02)}
     for layer in model.layers:
         layer.attention.inner_attention = PlainAttention.Config()
+    text = HuggingFaceTextDataLoader.Config(
+        dataset="c4_test", dataset_path=str(HERE / "text")  # in the form of that data set
+    )
     return Trainer.Config(
         loss=ChunkedLossWrapper.Config(
             loss_fn=CrossEntropyLoss.Config(global_vocab_size=model.vocab_size)
@@ -109,9 +113,8 @@ def training(spec: ModelSpec) -> Trainer.Config:
         model_spec=spec,
         tokenizer=Bytes.Config(),
         hf_assets_path=str(HERE),
-        dataloader=HuggingFaceTextDataLoader.Config(
-            dataset="c4_test", dataset_path=str(HERE / "text")
-        ),
+        dataloader=text,
+        validator=Validator.Config(freq=5, steps=1, dataloader=text),  # with --validator.enable
         optimizer=default_adamw(lr=1e-3),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2),
         training=TrainingConfig(

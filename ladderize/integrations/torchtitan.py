@@ -131,6 +131,8 @@ class Parallelize:
         from torchtitan.tools.logging import logger
 
         model = self.original(model, **how)
+        if how["parallel_dims"].tp_enabled:
+            model.register_forward_pre_hook(refuse_lost_collectives)
         gather_around(model)
         # As torchtitan's own compilation sets them: the sizes of a mixture of experts depend on
         # data; what a checkpointed layer notes in Python is not noted again in the backward pass.
@@ -170,6 +172,22 @@ def gather_around(model: nn.Module) -> None:
     model.register_forward_hook(prepare_backward)
 
 
+def refuse_lost_collectives(*_: Any) -> None:
+    """Torchtitan's modules of plain local tensors leave their collectives out where no mesh is set.
+
+    Raises:
+        LadderError: none is.
+    """
+    from torchtitan.distributed.spmd_types import current_spmd_mesh
+    from torchtitan.distributed.utils import get_spmd_backend
+
+    if get_spmd_backend() == "spmd_types" and current_spmd_mesh() is None:
+        raise LadderError(
+            "torchtitan's model is called with no mesh set: all its collectives would be left out.",
+            cure="call it inside of the trainer's train_context()",
+        )
+
+
 def check(config: Any) -> None:
     """Raise where the ladder cannot be trained as configured.
 
@@ -207,6 +225,8 @@ def _obstacles(config: Any) -> Iterator[Blocker]:
             "fsdp_reshard_after_forward='always': parameters stay gathered until the end of the "
             "backward pass"
         )
+    if config.training.enable_cpu_offload:
+        yield Blocker("offloading parameters to the CPU was not tried")
     if config.debug.spmd_typechecking:
         yield Blocker("debug.spmd_typechecking: it looks at eager calls, of which there are none")
     if has_quantization(config.model_spec.model):

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from helpers.emitted_orders import collectives
 
+from ladderize import LadderError, LadderWarning
+from ladderize.integrations.torchtitan import ladder
+
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[2] / "examples" / "torchtitan"
 # float32; a mixture's experts compute in bfloat16, where a last bit of the router's moves a token.
@@ -19,6 +22,13 @@ LADDER = "ladderize.integrations.torchtitan"
 DTENSORS = ("--parallelism.spmd_backend", "partial_dtensor")
 PAIRS = (*DTENSORS, "--parallelism.tensor_parallel_degree", "2")
 EXPERTS = ("--parallelism.expert_parallel_degree", "2", "--training.disable_cuda_graphs")
+# Of the embedding, and for the head: nothing hides them.
+AROUND = {("reduce_scatter_tensor", False): 1, ("all_gather_into_tensor", False): 1}
+# In the middle of a block the last reduce-scatter is waited for, and what it brings is gathered for
+# the block after. Backward, W_? wait for what the forward pass has waited for: policies of selective
+# checkpointing save a collective, and wait for it again.
+FORWARD = "RS_0 W_RS_0 AG_0 W_AG_0 RS_1 AG_1 W_AG_1 W_RS_1 AG_2 RS_2 W_AG_2 W_RS_2 AG_3 RS_3 W_AG_3 RS_4 W_RS_3 W_RS_4 AG_4 W_AG_4"
+BACKWARD = ""
 TWICE = ("--training.global_batch_size", "8")  # of 4 samples each
 
 
@@ -66,21 +76,21 @@ def found(answer: dict[str, Any]) -> Counter[tuple[str, bool]]:
 def stale(answer: dict[str, Any]) -> list[int]:
     (graph,) = answer["report"]["graphs"]
     (stream,) = graph["streams"]
-    return [block["index"] for block in stream["blocks"] if block["is_converted"]]
+    return [b["index"] for b in stream["blocks"] if b["reads_before"] != b["reads_after"]]
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    """Tensor and sequence parallelism."""
+    """Tensor and sequence parallelism; a part of the layers, checkpointed whole, accumulates."""
     answers, orders = train(
         tmp_path,
         2,
         standard=run("tiny", "llama3", *PAIRS),
         wanted=run("variants", "llama3", *PAIRS),
         ladder=run(LADDER, "tiny.llama3", *PAIRS, "--ladderize.verify", "code"),
-        wanted_last=run("variants", "llama3", *PAIRS, *TWICE, READ_STALE="4,5"),
+        wanted_last=run("variants", "llama3", *PAIRS, *TWICE, READ_STALE="2,3"),
         last=run(
-            *(LADDER, "tiny.llama3", *PAIRS, *TWICE),
-            *("--ladderize.layers", "last:1", "--ladderize.lowering", "eager"),
+            *(LADDER, "tiny.llama3", *PAIRS, *TWICE, "--validator.enable"),
+            *("--ladderize.layers", "last:1", "--ladderize.lowering", "aot_eager"),
             "activation-checkpoint:full",
         ),
     )
@@ -90,12 +100,172 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert losses["last"] == pytest.approx(losses["wanted_last"], rel=CLOSE)
     for other in ("standard", "wanted_last"):
         assert losses["wanted"] != pytest.approx(losses[other], rel=1e-2)
-    assert stale(answers["ladder"]) == [0, 1, 2, 3, 4, 5]
-    assert stale(answers["last"]) == [4, 5]
-    assert found(answers["ladder"]) == {
-        ("reduce_scatter_tensor", False): 1,  # the embedding's
-        ("all_gather_into_tensor", True): 6,
-        ("reduce_scatter_tensor", True): 6,
-        ("all_gather_into_tensor", False): 1,  # for the head
+    assert stale(answers["ladder"]) == [1, 2, 3]
+    assert stale(answers["last"]) == [2, 3]
+    assert found(answers["ladder"]) == AROUND | {
+        ("all_gather_into_tensor", True): 4,
+        ("reduce_scatter_tensor", True): 4,
     }
-    assert orders == []
+    assert orders == [FORWARD, BACKWARD]
+
+
+def test_experts_and_local_tensors(tmp_path: Path) -> None:
+    """A mixture of experts, whole and with its experts on different ranks; and spmd_types."""
+    eager = ("--ladderize.lowering", "aot_eager")
+    local = ("--parallelism.tensor_parallel_degree", "2")
+    apart = (*PAIRS, *EXPERTS)
+    answers, _ = train(
+        tmp_path,
+        2,
+        wanted=run("variants", "qwen3_moe", *PAIRS),
+        ladder=run(LADDER, "tiny.qwen3_moe", *PAIRS, *eager),
+        wanted_apart=run("variants", "qwen3_moe", *apart, READ_STALE="1,3"),
+        ladder_apart=run(LADDER, "tiny.qwen3_moe", *apart, *eager),
+        wanted_local=run("variants", "llama3_spmd", *local),
+        ladder_local=run(LADDER, "variants.standard_llama3_spmd", *local, *eager, BARE="1"),
+    )
+    losses = {name: answer["losses"] for name, answer in answers.items()}
+    for kind, tolerance in (("", CLOSE_EXPERTS), ("_apart", CLOSE_EXPERTS), ("_local", CLOSE)):
+        assert losses[f"ladder{kind}"] == pytest.approx(losses[f"wanted{kind}"], rel=tolerance)
+    assert losses["wanted"] != pytest.approx(losses["wanted_apart"], rel=5e-4)
+    in_branches = {("all_gather_into_tensor", True): 4, ("reduce_scatter_tensor", True): 4}
+    assert found(answers["ladder"]) == AROUND | in_branches
+    assert found(answers["ladder_apart"]) == AROUND | {
+        ("all_to_all_single", True): 6,  # sizes, tokens, and back
+        ("all_gather_into_tensor", True): 2,
+        ("reduce_scatter_tensor", True): 2,
+    }
+    assert stale(answers["ladder_apart"]) == [1, 3]  # behind what an attention reduces
+    # Their autograd functions show what the backward pass launches.
+    gathered, scattered = "all_gather_into_tensor", "reduce_scatter_tensor"
+    backward = {(f"{op} (backward)", True): 4 for op in (gathered, scattered)}
+    backward |= {(f"{op} (backward)", False): 1 for op in (gathered, scattered)}
+    assert found(answers["ladder_local"]) == AROUND | in_branches | backward
+    assert "no mesh set: all its collectives would be left out" in answers["ladder_local"]["bare"]
+
+
+def test_four_ranks(tmp_path: Path) -> None:
+    """FSDP2 over two pairs, selective checkpointing; gloo as the page says."""
+    answers, orders = train(
+        tmp_path,
+        4,
+        wanted=run("variants", "llama3", *PAIRS),
+        ladder=run(LADDER, "tiny.llama3", *PAIRS),
+    )
+    wanted, ladder = (answers[name]["losses"] for name in ("wanted", "ladder"))
+    assert len(ladder) == 10
+    assert ladder == pytest.approx(wanted, rel=CLOSE)
+    assert found(answers["ladder"])[("reduce_scatter_tensor", True)] == 4
+    assert orders == [FORWARD, BACKWARD]
+
+
+# ---- the configuration
+
+
+@pytest.fixture(scope="module")
+def parse() -> Any:
+    """torchtitan's own reading of the command line, in this process."""
+    import on_cpu
+
+    on_cpu.use_cpu()
+    from torchtitan.config import ConfigManager
+
+    def parse_args(*arguments: str) -> Any:
+        return ConfigManager().parse_args(list(arguments))
+
+    return parse_args
+
+
+CHOSEN = ("--module", LADDER, "--config", "tiny.llama3")
+REFUSED = {
+    "--compile.enable": "torchtitan compiles each layer by itself",
+    "--parallelism.pipeline_parallel_degree=2": "pipeline parallelism",
+    "--parallelism.context_parallel_degree=2": "context parallelism was not tried",
+    "--parallelism.fsdp_reshard_after_forward=always": "stay gathered until the end",
+    "--training.enable_cpu_offload": "offloading parameters",
+    "--debug.spmd_typechecking": "it looks at eager calls",
+}
+ALLOWED = (
+    (("--compile.enable", "--compile.components", "loss"), {}),
+    (("--parallelism.fsdp_reshard_after_forward", "never"), {}),
+    (
+        ("--ladderize.blocks", "last:50%", "--ladderize.staleness", "2"),
+        {"blocks": "last:50%", "staleness": 2},
+    ),
+)
+
+
+@pytest.fixture
+def refusal(parse: Any, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What torchtitan prints instead of starting, in a frame that is taken off again."""
+
+    def refusal_of(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            parse(*arguments)
+        return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+    return refusal_of
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_what_would_train_something_else_does_not_start(refusal: Any, flag: str) -> None:
+    said = refusal(*CHOSEN, flag, "--training.disable_cuda_graphs")
+    assert "torchtitan cannot train this ladder:" in said
+    assert [words for words in REFUSED.values() if words in said] == [REFUSED[flag]]
+
+
+def test_all_that_is_in_the_way_is_said_at_once(refusal: Any) -> None:
+    together = list(REFUSED)[:-1]  # torchtitan itself types no pipelines
+    said = refusal(*CHOSEN, *together, "--training.disable_cuda_graphs")
+    assert all(REFUSED[flag] in said for flag in together)
+
+
+@pytest.mark.usefixtures("parse")
+def test_quantized_models_are_refused() -> None:
+    """Already where the configuration is made; torchtitan's converter of float8 needs a GPU."""
+    import tiny
+    from torchtitan.components.quantization.float8 import Float8Linear
+    from torchtitan.models.common.linear import Linear
+
+    config = tiny.llama3()
+    for _, linear, parent, name in config.model_spec.model.traverse(Linear.Config):
+        sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
+        setattr(parent, name, Float8Linear.Config(**sizes))
+    with pytest.raises(LadderError, match="quantized training was not tried"):
+        ladder(config)
+
+
+def test_options_are_checked_when_the_configuration_is_made(refusal: Any) -> None:
+    assert "lowering='fast' is not one of" in refusal(*CHOSEN, "--ladderize.lowering", "fast")
+
+
+@pytest.mark.parametrize(("flags", "options"), ALLOWED)
+def test_flags_reach_the_backend(
+    parse: Any, flags: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    found = parse(*CHOSEN, *flags).model_spec.parallelize_fn
+    standard = parse("--module", "tiny", "--config", "llama3").model_spec.parallelize_fn
+    assert found.original is standard
+    assert found.options == {"staleness": 1, "lowering": "inductor", "verify": "graph"} | options
+
+
+@pytest.mark.usefixtures("parse")
+def test_a_configuration_of_ones_own() -> None:
+    import tiny
+
+    config = ladder(tiny.llama3(), layers="0")
+    assert type(config).__mro__[1] is type(tiny.llama3())
+    assert config.ladderize.layers == config.model_spec.parallelize_fn.options["layers"] == "0"
+
+
+def test_another_version_is_warned_of(monkeypatch: pytest.MonkeyPatch, parse: Any) -> None:
+    import torchtitan
+
+    monkeypatch.setattr(torchtitan, "__version__", "0.4.0")
+    with pytest.warns(LadderWarning, match=r"torchtitan 0\.4\.0 was not tried.*0\.3 was"):
+        parse(*CHOSEN)
+
+
+def test_what_is_no_configuration_is_said(parse: Any) -> None:
+    with pytest.raises(ValueError, match="Config function 'llama3' not found"):
+        parse("--module", LADDER, "--config", "llama3")

@@ -3,7 +3,8 @@
 torchrun … train.py RUNS.json FOLDER
 
 RUNS     [{"arguments": [those of torchtitan.train], "environment": {name: value}}]
-FOLDER   answers.json: [{"losses": [of each step], "report": ladderize's, as a dict; or null}]
+FOLDER   answers.json: [{"losses": [of each step], "report": ladderize's, as a dict, or null,
+                         "bare": what the model says when it is called by itself, with BARE set}]
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 import ladderize
+from ladderize import LadderError
 
 
 def train(arguments: list[str]) -> dict[str, Any]:
@@ -33,10 +35,23 @@ def train(arguments: list[str]) -> dict[str, Any]:
         log(step, loss, *others, **more)
 
     trainer.metrics_processor.log = note
+    bare = refusal(trainer) if "BARE" in os.environ else ""
     trainer.train()
     trainer.close()
     report = ladderize.last_report()
-    return {"losses": losses, "report": report and json.loads(report.to_json())}
+    return {"losses": losses, "report": report and json.loads(report.to_json()), "bare": bare}
+
+
+def refusal(trainer: Any) -> str:
+    """What a call of the model says that the trainer does not make."""
+    (model,) = trainer.model_parts
+    ids = torch.zeros(4, 32, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            model(ids, positions=torch.arange(32).expand(4, -1))
+    except LadderError as error:
+        return str(error)
+    return ""
 
 
 def main() -> None:
