@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/torchtitan/on_cpu.py --module tiny --config llama3
 
-torchtitan takes CUDA for the device where there is no accelerator. Here the device is the CPU, and its
-memory statistics are empty.
+torchtitan takes CUDA for the device where there is no accelerator. Here the device is the CPU, and
+its memory statistics are empty.
 """
 
 import types
@@ -43,6 +43,7 @@ cpu = types.SimpleNamespace(
     reset_peak_memory_stats=nothing,
     empty_cache=nothing,
 )
+
 
 def use_cpu() -> None:
     """Call it before anything else of torchtitan is imported: its modules copy the device."""

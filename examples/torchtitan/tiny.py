@@ -28,7 +28,7 @@ LAYERS, EXPERTS, EXPERTS_PER_TOKEN = 2, 4, 2
 
 
 class PlainAttention(Module):
-    """Attention in ops that CPUs differentiate in checkpointed layers too, of tensors `[B, L, N, H]`.
+    """Attention of `[B, L, N, H]`, in ops that CPUs differentiate in checkpointed layers too.
 
     torchtitan's own is FlexAttention, which has no backward pass on CPU.
     """
@@ -37,14 +37,14 @@ class PlainAttention(Module):
     class Config(Module.Config):
         pass
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config) -> None:  # noqa: ARG002
         super().__init__()
 
     def forward(  # torchtitan shards the arguments by their names
         self,
-        q_BLNH: Tensor,  # noqa: N803
-        k_BLNH: Tensor,  # noqa: N803
-        v_BLNH: Tensor,  # noqa: N803
+        q_BLNH: Tensor,
+        k_BLNH: Tensor,
+        v_BLNH: Tensor,
         *,
         scale: float | None = None,
         **_: Any,
@@ -64,7 +64,7 @@ class Bytes(BaseTokenizer):
     class Config(BaseTokenizer.Config):
         pass
 
-    def __init__(self, config: Config, *, tokenizer_path: str) -> None:
+    def __init__(self, config: Config, *, tokenizer_path: str) -> None:  # noqa: ARG002
         super().__init__()
         self.eos_id = 257
 
@@ -96,7 +96,7 @@ def qwen3_moe() -> Trainer.Config:
 
 
 def training(spec: ModelSpec) -> Trainer.Config:
-    """Ten steps of 4 × 32 bytes."""
+    """Ten steps of four times 32 bytes."""
     model: Any = spec.model
     model.layers = model.layers[:LAYERS]
     # Small embeddings: what the blocks add to the stream counts from the first step on.
@@ -104,7 +104,8 @@ def training(spec: ModelSpec) -> Trainer.Config:
     for layer in model.layers:
         layer.attention.inner_attention = PlainAttention.Config()
     text = HuggingFaceTextDataLoader.Config(
-        dataset="c4_test", dataset_path=str(HERE / "text")  # in the form of that data set
+        dataset="c4_test",
+        dataset_path=str(HERE / "text"),  # in the form of that data set
     )
     return Trainer.Config(
         loss=ChunkedLossWrapper.Config(

@@ -93,8 +93,8 @@ def parts_with_hooks(model: nn.Module) -> dict[str, Any]:
     """The modules below `model` that FSDP2 has hooks on, by their names."""
     from torch.distributed.fsdp import FSDPModule
 
-    parts = {n: part for n, part in model.named_modules() if n and isinstance(part, FSDPModule)}
-    return {name: part for name, part in parts.items() if part._forward_pre_hooks}
+    hooked = {n: part for n, part in model.named_modules() if n and part._forward_pre_hooks}
+    return {name: part for name, part in hooked.items() if isinstance(part, FSDPModule)}
 
 
 def drop_part_hooks(part: Any) -> None:

@@ -16,7 +16,6 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.collectives import group_name_of, is_wait, launched_by
 
-
 _SIZES = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset"})
 
 

@@ -20,9 +20,7 @@ def warn_of_untried(engine: str, version: str, tried: Sequence[str]) -> None:
         )
 
 
-def reporting_backend(
-    options: Mapping[str, Any], log: Callable[[Any], None]
-) -> Callable[..., Any]:
+def reporting_backend(options: Mapping[str, Any], log: Callable[[Any], None]) -> Callable[..., Any]:
     """The backend with `options`, for an engine that hands none over.
 
     Args:

@@ -1,12 +1,12 @@
 """torchtitan trains a ladder: chosen by its `--module` and `--config`, configured by its flags.
 
-    torchrun … -m torchtitan.train --module ladderize.integrations.torchtitan
-                                   --config llama3.llama3_8b --ladderize.layers 16:32
+torchrun … -m torchtitan.train --module ladderize.integrations.torchtitan
+                               --config llama3.llama3_8b --ladderize.layers 16:32
 
-    --config MODULE.CONFIG          ── torchtitan's own configuration, with a section `ladderize`
-      ├── the configuration is made ── check: what would train something else does not start
-      └── the model is parallelized ── by torchtitan's own function (tensor parallelism, activation
-                                       checkpointing, FSDP2), and then compiled as a whole
+--config MODULE.CONFIG          ── torchtitan's own configuration, with a section `ladderize`
+  ├── the configuration is made ── check: what would train something else does not start
+  └── the model is parallelized ── by torchtitan's own function (tensor parallelism, activation
+                                   checkpointing, FSDP2), and then compiled as a whole
 """
 
 import dataclasses
@@ -82,7 +82,8 @@ def ladder(config: Any, **options: Any) -> Any:
 
     warn_of_untried("torchtitan", torchtitan.__version__, TRIED)
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return _config_class(type(config))(**given, ladderize=Options(**options))
+    made = _config_class(type(config))  # type: ignore[arg-type]  # classes hash
+    return made(**given, ladderize=Options(**options))
 
 
 @functools.cache
@@ -202,7 +203,7 @@ def check(config: Any) -> None:
         raise LadderError(
             "torchtitan cannot train this ladder:",
             blockers,
-            "leave these out, or train the standard network: --module and --config without ladderize",
+            "leave these out; --module and --config without ladderize train the standard network",
         )
 
 

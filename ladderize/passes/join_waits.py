@@ -3,9 +3,9 @@
     before   l0;  w0 = wait(l0);  y = f(w0);  w1 = wait(l0);  z = g(w1);  return z, l0
     after    l0;  w0 = wait(l0);  y = f(w0);  z = g(w0);                  return z, w0
 
-Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits. What
-selective checkpointing saves for the backward pass is the launch, if its policy names the collective
-and not the wait (torchtitan's does): the graph hands it out, and there is waited for it again.
+Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits. If
+a policy of selective checkpointing names a collective but not its wait, as torchtitan's do, the
+forward graph hands out the launch, and the backward graph waits for it again.
 """
 
 from dataclasses import dataclass

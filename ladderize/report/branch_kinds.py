@@ -123,9 +123,9 @@ def is_fused_attention(node: Node) -> bool:
 
 
 def _joins_chunks(node: Node) -> bool:
-    """Whether it concatenates all chunks of one value in order: how a dim but the first is gathered.
+    """Whether it concatenates all chunks of one value in order.
 
-    Ranks gather the first dim; `cat(gathered.chunk(ranks), dim)` makes it another one.
+    Ranks gather along the first dim; `cat(gathered.chunk(ranks), dim)` makes it another one.
     """
     parts = node.args[0] if _name(node) in ("cat", "concat", "concatenate") and node.args else ()
     if not isinstance(parts, (tuple, list)) or not parts:

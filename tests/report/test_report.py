@@ -103,7 +103,7 @@ def test_cross_attention_reads_the_end_of_the_other_stream():
 
 
 def test_modules_behind_wrappers_have_their_own_names(x):
-    """A checkpointed layer that is wrapped, and a forward that is wrapped: as torchtitan has them."""
+    """A checkpointed layer is wrapped, and so is its forward: as torchtitan has them."""
     model = Residual()
     names = [block.module for block in ladderize.explain(model, x).blocks]
     assert len(names) == len(set(names)) > 1

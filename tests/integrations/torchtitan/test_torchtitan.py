@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -10,9 +12,10 @@ from typing import Any
 
 import pytest
 from helpers.emitted_orders import collectives
+from helpers.pages import blocks, commands
 
 from ladderize import LadderError, LadderWarning
-from ladderize.integrations.torchtitan import ladder
+from ladderize.integrations.torchtitan import Parallelize, ladder
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[2] / "examples" / "torchtitan"
@@ -25,9 +28,12 @@ EXPERTS = ("--parallelism.expert_parallel_degree", "2", "--training.disable_cuda
 # Of the embedding, and for the head: nothing hides them.
 AROUND = {("reduce_scatter_tensor", False): 1, ("all_gather_into_tensor", False): 1}
 # In the middle of a block the last reduce-scatter is waited for, and what it brings is gathered for
-# the block after. Backward, W_? wait for what the forward pass has waited for: policies of selective
-# checkpointing save a collective, and wait for it again.
-FORWARD = "RS_0 W_RS_0 AG_0 W_AG_0 RS_1 AG_1 W_AG_1 W_RS_1 AG_2 RS_2 W_AG_2 W_RS_2 AG_3 RS_3 W_AG_3 RS_4 W_RS_3 W_RS_4 AG_4 W_AG_4"
+# the block after. Backward, W_? wait for what the forward pass has waited for: torchtitan's policy
+# of selective checkpointing saves a collective, and recomputes its wait.
+FORWARD = (
+    "RS_0 W_RS_0 AG_0 W_AG_0 RS_1 AG_1 W_AG_1 W_RS_1 AG_2 RS_2 W_AG_2 W_RS_2 AG_3 RS_3 W_AG_3 "
+    "RS_4 W_RS_3 W_RS_4 AG_4 W_AG_4"
+)
 BACKWARD = ""
 TWICE = ("--training.global_batch_size", "8")  # of 4 samples each
 
@@ -41,11 +47,19 @@ def train(folder: Path, ranks: int, **runs: dict[str, Any]) -> tuple[dict[str, A
     """What each run answers (`train.py`), and the orders of collectives in the emitted code."""
     listed = folder / "runs.json"
     listed.write_text(json.dumps([*runs.values()]))
+    torchrun(folder, ranks, str(HERE / "train.py"), str(listed), str(folder))
+    answers = json.loads((folder / "answers.json").read_text())
+    wrappers = [path.read_text() for path in (folder / "inductor").rglob("*.py")]
+    orders = {collectives(text) for text in wrappers if "wait_tensor" in text}
+    return dict(zip(runs, answers, strict=True)), sorted(orders)
+
+
+def torchrun(folder: Path, ranks: int, *program: str) -> str:
+    """What the program prints in `ranks` processes."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run"),
-            *("--standalone", "--nproc-per-node", str(ranks)),
-            *(HERE / "train.py", listed, folder),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(ranks), *program),
         ],
         cwd=folder,
         env={
@@ -60,11 +74,9 @@ def train(folder: Path, ranks: int, **runs: dict[str, Any]) -> tuple[dict[str, A
         text=True,
         timeout=380,
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    answers = json.loads((folder / "answers.json").read_text())
-    wrappers = [path.read_text() for path in (folder / "inductor").rglob("*.py")]
-    orders = {collectives(text) for text in wrappers if "wait_tensor" in text}
-    return dict(zip(runs, answers, strict=True)), sorted(orders)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    return said
 
 
 def found(answer: dict[str, Any]) -> Counter[tuple[str, bool]]:
@@ -157,6 +169,38 @@ def test_four_ranks(tmp_path: Path) -> None:
     assert ladder == pytest.approx(wanted, rel=CLOSE)
     assert found(answers["ladder"])[("reduce_scatter_tensor", True)] == 4
     assert orders == [FORWARD, BACKWARD]
+
+
+# ---- the page
+
+
+PAGE = "docs/torchtitan.md"
+COMMANDS = [
+    pytest.param(block.printed, shlex.split(line), id=f"command{number}")
+    for number, (block, line) in enumerate(
+        (block, line) for block in blocks(PAGE) if block.kind == "sh" for line in commands(block)
+    )
+]
+
+
+@pytest.mark.parametrize(("printed", "words"), COMMANDS)
+def test_the_commands_of_the_page(
+    parse: Any, printed: str, words: list[str], tmp_path: Path
+) -> None:
+    """What runs on CPU prints what the page says; of what needs GPUs the flags are taken."""
+    launcher, ranks, number, *rest = words
+    assert (launcher, ranks) == ("torchrun", "--nproc-per-node")
+    if rest[:2] == ["-m", "torchtitan.train"]:
+        config = parse(*rest[2:])
+        assert isinstance(config.model_spec.parallelize_fn, Parallelize)
+        assert not printed
+        return
+    said = torchrun(tmp_path, int(number), str(HERE.parents[2] / rest[0]), *rest[1:])
+    *shown, last = printed.splitlines()
+    assert [line for line in shown if line.strip() not in said] == []
+    (wanted,) = re.findall(r"^step: 10  loss:  (\S+)$", last)
+    losses = dict(re.findall(r"step: +(\d+)  loss: +(\S+)", said))
+    assert float(losses["10"]) == pytest.approx(float(wanted), rel=1e-3)
 
 
 # ---- the configuration
