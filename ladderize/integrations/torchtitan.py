@@ -22,7 +22,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.integrations.engines import reporting_backend, warn_of_untried
+from ladderize.integrations.engine_backend import reporting_backend, warn_of_untried
 
 TRIED = ("0.3",)
 """Versions of torchtitan, by their beginning."""

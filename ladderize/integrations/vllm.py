@@ -18,7 +18,7 @@ from typing import Any
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.integrations.engines import reporting_backend, warn_of_untried
+from ladderize.integrations.engine_backend import reporting_backend, warn_of_untried
 
 NAME = "ladderize"
 TRIED = ("0.32",)
