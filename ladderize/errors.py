@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-_TORCH = str(Path(torch.__file__).parent)
-_STANDARD_LIBRARY = str(Path(os.__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # and not torchtitan beside it
+_STANDARD_LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +20,12 @@ from torch import nn
 from torch.distributed._functional_collectives import all_gather_tensor, all_reduce
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import ladderize
 from ladderize import LadderError, LadderWarning
+from ladderize.errors import source_line
 
 
 @pytest.fixture
@@ -112,6 +114,14 @@ def test_modules_behind_wrappers_have_their_own_names(x):
     for index, layer in enumerate(model.layers):
         model.layers[index] = checkpoint_wrapper(layer)
     assert [block.module for block in ladderize.explain(model, x).blocks] == names
+
+
+def test_a_package_named_almost_like_torch_is_the_users():
+    beside = f"{Path(torch.__file__).parent}titan/model.py"
+    frames = [("/user/train.py", 1), (beside, 7), (torch.nn.functional.__file__, 9)]
+    node = Graph().placeholder("x")
+    node.meta["stack_trace"] = "\n".join(f'File "{path}", line {n}, in f' for path, n in frames)
+    assert source_line(node) == f"{beside}:7"
 
 
 def around(forward):

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.emitted_orders import collectives
 from helpers.pages import blocks, commands
 
+import ladderize
 from ladderize import LadderError, LadderWarning
 from ladderize.integrations.torchtitan import Parallelize, ladder
+from ladderize.testing import eager_ladder
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[2] / "examples" / "torchtitan"
@@ -37,6 +40,7 @@ BACKWARD = (
     "W_? W_? AG_0 W_AG_0 AG_1 W_AG_1 RS_0 AG_2 W_AG_2 W_RS_0 AG_3 RS_1 W_AG_3 AG_4 W_AG_4 "
     "W_RS_1 AG_5 RS_2 W_AG_5 AG_6 W_AG_6 RS_3 W_RS_2 W_RS_3 AG_7 W_AG_7"
 )
+READS = ["layers.*.attention_norm", "layers.*.ffn_norm"]
 TWICE = ("--training.global_batch_size", "8")  # of 4 samples each
 
 
@@ -91,6 +95,20 @@ def stale(answer: dict[str, Any]) -> list[int]:
     (graph,) = answer["report"]["graphs"]
     (stream,) = graph["streams"]
     return [b["index"] for b in stream["blocks"] if b["reads_before"] != b["reads_after"]]
+
+
+@pytest.fixture(scope="module")
+def parse() -> Any:
+    """torchtitan's own reading of the command line, in this process."""
+    import on_cpu
+
+    on_cpu.use_cpu()
+    from torchtitan.config import ConfigManager
+
+    def parse_args(*arguments: str) -> Any:
+        return ConfigManager().parse_args(list(arguments))
+
+    return parse_args
 
 
 def test_two_ranks(tmp_path: Path) -> None:
@@ -173,6 +191,32 @@ def test_four_ranks(tmp_path: Path) -> None:
     assert orders == [f"{BEGIN_FOUR} {FORWARD}", BACKWARD]
 
 
+@pytest.mark.usefixtures("parse")
+def test_torchtitans_own_attention() -> None:
+    """FlexAttention, which computes on CPU where no gradient is asked for; two documents a row."""
+    import tiny
+    from torchtitan.models.common.attention import FlexAttention
+
+    config = tiny.llama3()
+    described = config.model_spec.model
+    for layer in described.layers:
+        layer.attention.inner_attention = FlexAttention.Config()
+    described.update_from_config(config=config)
+    model = described.build()
+    torch.manual_seed(0)
+    ids, positions = torch.randint(256, (2, 32)), torch.arange(16).repeat(2).expand(2, -1)
+    with torch.no_grad():
+        model.init_weights(buffer_device=torch.device("cpu"))
+        inputs = {"attention_masks": model.get_attention_masks(positions), "positions": positions}
+        standard = model(ids, **inputs)
+        with eager_ladder(model, READS):
+            wanted = model(ids, **inputs)
+        found = ladderize.compile(model, lowering="eager")(ids, **inputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert (standard - wanted).abs().max() > 0.1
+    assert [block.kind for block in ladderize.last_report().blocks] == ["attention", "MLP"] * 2
+
+
 # ---- the page
 
 
@@ -206,20 +250,6 @@ def test_the_commands_of_the_page(
 
 
 # ---- the configuration
-
-
-@pytest.fixture(scope="module")
-def parse() -> Any:
-    """torchtitan's own reading of the command line, in this process."""
-    import on_cpu
-
-    on_cpu.use_cpu()
-    from torchtitan.config import ConfigManager
-
-    def parse_args(*arguments: str) -> Any:
-        return ConfigManager().parse_args(list(arguments))
-
-    return parse_args
 
 
 CHOSEN = ("--module", LADDER, "--config", "tiny.llama3")
