@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-_TORCH = str(Path(torch.__file__).parent)
-_STANDARD_LIBRARY = str(Path(os.__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # and not torchtitan beside it
+_STANDARD_LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,23 @@ class LadderWarning(UserWarning):
         super().__init__(_listed(summary, blockers))
 
 
+# How Dynamo spells a module that Python reaches by other ways than attributes: the module in a
+# wrapper that forwards attributes to it, one whose `forward` is a function around its own; and the
+# wrapper of activation checkpointing, which parameters are named without.
+_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]")
+_METHOD = re.compile(r"\.\w+\.__closure__\[\d+\]\.cell_contents\.__self__")
+_WRAPPER = re.compile(r"\._checkpoint_wrapped_module")
+
+
 def module_path(node: Node) -> str:
     """The path of the innermost module that ran `node` (`model.layers.3.mlp`), "" if unknown."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    name = next(reversed(stack.values()))[0]
-    return str(name).removeprefix("L['self']").removeprefix(".")
+    name = str(next(reversed(stack.values()))[0])
+    if "__" in name:
+        name = _WRAPPER.sub("", _METHOD.sub("", _ITEM.sub(r".\1", name)))
+    return name.removeprefix("L['self']").removeprefix(".")
 
 
 def source_line(node: Node) -> str:

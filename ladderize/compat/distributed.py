@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch import nn
 
 from ladderize.compat.dynamo import running_modules
 
@@ -81,10 +82,27 @@ def is_bucket() -> bool:
 
 def sharded_parts() -> list[str]:
     """The names of the modules below the one on the Python stack that FSDP2 has hooks on."""
-    from torch.distributed.fsdp import FSDPModule
-
     running = list(running_modules())
     if not running:
         return []
     root = getattr(running[-1], "_orig_mod", running[-1])
-    return [name for name, part in root.named_modules() if name and isinstance(part, FSDPModule)]
+    return list(parts_with_hooks(root))
+
+
+def parts_with_hooks(model: nn.Module) -> dict[str, Any]:
+    """The modules below `model` that FSDP2 has hooks on, by their names."""
+    from torch.distributed.fsdp import FSDPModule
+
+    hooked = {n: part for n, part in model.named_modules() if n and part._forward_pre_hooks}
+    return {name: part for name, part in hooked.items() if isinstance(part, FSDPModule)}
+
+
+def drop_part_hooks(part: Any) -> None:
+    """Leave it to the caller to gather `part`'s parameters ahead of its forward pass. Seen in 2.13.
+
+    Dynamo does not trace FSDP2's hooks, and PyTorch has no switch for them. At the end of the
+    backward pass FSDP2's root does for every part what its hooks would have done.
+    """
+    state = part._get_fsdp_state()
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()

@@ -1,6 +1,7 @@
 """Dynamo: what it is translating, where it gave up, and errors that it lets through."""
 
 import copy
+import os
 import sys
 import traceback
 import types
@@ -69,7 +70,7 @@ def frames_left_to_python(code: types.CodeType | None) -> list[traceback.FrameSu
     There are none where Dynamo takes up a model as a whole. Where a graph break makes it give up a
     frame (a break inside a loop), that frame runs in Python and its callees are compiled alone.
     """
-    torch_folder = str(Path(torch.__file__).parent)
+    torch_folder = f"{Path(torch.__file__).parent}{os.sep}"
     stack = traceback.extract_stack()
     wrapper = max((i for i, f in enumerate(stack) if f.name == "compile_wrapper"), default=0)
     between: list[traceback.FrameSummary] = []

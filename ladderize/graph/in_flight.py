@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from ladderize.errors import Blocker, LadderError
+from ladderize.graph import ops
 from ladderize.graph.collectives import group_name_of, is_wait, launched_by
+
+_SIZES = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,8 @@ def find_in_flight(graph: Graph) -> list[InFlight]:
 def check_in_flight(graph: Graph) -> None:
     """The stage invariant: each launch has exactly one wait, and nothing else reads its value.
 
+    Its sizes may be read: they are known ahead of the value.
+
     Raises:
         LadderError: naming each launch that breaks it.
     """
@@ -81,7 +86,7 @@ def check_in_flight(graph: Graph) -> None:
         blockers += [
             Blocker.at(reader, f"{reader.name} reads {launch.name} while it is in flight")
             for reader in readers
-            if not is_wait(reader)
+            if not is_wait(reader) and ops.op_name(reader) not in _SIZES
         ]
     if blockers:
         raise LadderError("Collectives are launched but not properly waited for:", blockers)

@@ -1,9 +1,11 @@
-"""Let each launch have one wait: of several the first is kept, and read instead of the others.
+"""Let each launch have one wait, which the outputs read too: of several the first is kept.
 
-    before   l0;  w0 = wait(l0);  y = f(w0);  w1 = wait(l0);  z = g(w1)
-    after    l0;  w0 = wait(l0);  y = f(w0);  z = g(w0)
+    before   l0;  w0 = wait(l0);  y = f(w0);  w1 = wait(l0);  z = g(w1);  return z, l0
+    after    l0;  w0 = wait(l0);  y = f(w0);  z = g(w0);                  return z, w0
 
-Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits.
+Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits. If
+a policy of selective checkpointing names a collective but not its wait, as torchtitan's do, the
+forward graph hands out the launch, and the backward graph waits for it again.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ class JoinWaits:
 
     def __call__(self, gm: GraphModule) -> PassResult:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
+        outputs = gm.graph.output_node()
         changed = 0
         for launch in filter(is_launch, gm.graph.nodes):
             for tensor in tensors_in_flight(launch):
@@ -29,5 +32,8 @@ class JoinWaits:
                 for wait in waits[1:]:
                     wait.replace_all_uses_with(waits[0])
                     gm.graph.erase_node(wait)
+                    changed += 1
+                if waits and outputs in tensor.users:
+                    outputs.replace_input_with(tensor, waits[0])
                     changed += 1
         return PassResult(changed)

@@ -7,6 +7,7 @@ linear(gelu(linear(x)))                                      MLP
 a recurrence over positions, a Fourier transform, …          other
 """
 
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +54,7 @@ class _Branch:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        return frozenset(map(_name, self.nodes))
+        return frozenset(_name(node) for node in self.nodes if not _joins_chunks(node))
 
     @cached_property
     def mixing(self) -> list[Node]:
@@ -119,6 +120,22 @@ def _meets_product(branch: _Branch, start: Node, step: Callable[[Node], Iterable
 
 def is_fused_attention(node: Node) -> bool:
     return any(part in _name(node) for part in _ATTENTIONS)
+
+
+def _joins_chunks(node: Node) -> bool:
+    """Whether it concatenates all chunks of one value in order.
+
+    Ranks gather along the first dim; `cat(gathered.chunk(ranks), dim)` makes it another one.
+    """
+    parts = node.args[0] if _name(node) in ("cat", "concat", "concatenate") and node.args else ()
+    if not isinstance(parts, (tuple, list)) or not parts:
+        return False
+    if not all(isinstance(part, Node) and part.target is operator.getitem for part in parts):
+        return False
+    whole = {part.args[0] for part in parts}
+    (first, *others) = whole
+    in_order = [part.args[1] for part in parts] == list(range(len(parts)))
+    return not others and in_order and ops.op_name(first) == "chunk"
 
 
 def multiplies_values(node: Node, static: Collection[Node]) -> bool:

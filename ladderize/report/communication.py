@@ -8,6 +8,7 @@
 Those that autograd itself will add, as the gradient of a DTensor's, are not there yet.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from ladderize.errors import describe_origin, module_path
 from ladderize.graph.collectives import launched_by_call, launched_by_own
 from ladderize.report.data import CollectiveReport
 
-_DISTRIBUTED = str(Path(dist.__file__).parent)
+_DISTRIBUTED = f"{Path(dist.__file__).parent}{os.sep}"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # A reduction follows the sum of at most that many partial values of parallel branches.
 _STEPS_TO_BRANCH = 4

@@ -130,10 +130,18 @@ def is_run_with_the_server(block: Block, line: str, _: Path) -> None:
 
 SERVER = ROOT / "examples" / "transformers_serve.py"
 SERVER_TEST = ROOT / "tests" / "integrations" / "transformers" / "test_serve.py"
-OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments, is_run_with_the_server)
+def trains(block: Block, line: str, _: Path) -> None:
+    """In an environment of its own, where torchtitan is; its output too is compared there."""
+    tested = ROOT / "tests" / "integrations" / "torchtitan" / "test_torchtitan.py"
+    assert f'PAGE = "{block.page}"' in tested.read_text()
+    assert "torchtitan" in line
+
+
+OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments, is_run_with_the_server, trains)
 COMMANDS = {
     r"python3 -m venv .*": installs,
-    r"(\.venv/bin/)?torchrun .*": is_an_example,
+    r"(\.venv/bin/)?torchrun (?!.*torchtitan).*": is_an_example,
+    r"torchrun .*torchtitan.*": trains,
     r"\.venv/bin/pytest( .*)?": is_a_test,
     r"\.venv/bin/python tests/\S+": is_a_test,
     r"\.venv/bin/pre-commit install": sets_hooks,

@@ -248,6 +248,26 @@ def test_a_second_wait_is_joined_to_the_first():
     assert JoinWaits()(ladder.gm).changed == 0
 
 
+def test_a_launch_that_is_handed_out_is_handed_out_waited_for():
+    """Selective checkpointing saves the launch itself where its policy names the collective."""
+    ladder = Ladder(2, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    output = ladder.graph.output_node()
+    output.args = ((by_name["x2"], by_name["l0"]),)
+    assert JoinWaits()(ladder.gm).changed == 1
+    assert output.args == ((by_name["x2"], by_name["w0"]),)
+    check_in_flight(ladder.graph)
+
+
+def test_the_size_of_what_is_in_flight_may_be_read():
+    """A mixture of experts asks how many tokens an all-to-all brings."""
+    ladder = Ladder(2, staleness=1)
+    by_name = {node.name: node for node in ladder.graph.nodes}
+    with ladder.graph.inserting_after(by_name["l0"]):
+        ladder.call(aten.sym_size.int, by_name["l0"], 0, name="size")
+    check_in_flight(ladder.graph)
+
+
 # ---- coalesced collectives
 
 

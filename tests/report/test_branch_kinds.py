@@ -46,6 +46,16 @@ def checkpointed_mlp(p: Parts, x: Tensor) -> Tensor:
     return checkpoint(lambda x: mlp(p, x), x, use_reentrant=False)
 
 
+def gathered_mlp(p: Parts, x: Tensor) -> Tensor:
+    """As sequence parallelism gathers it: ranks gather the first dim, and make it the second."""
+    return mlp(p, torch.cat(x.chunk(2, 0), 1).reshape(x.shape))
+
+
+def swapped_mlp(p: Parts, x: Tensor) -> Tensor:
+    first, second = x.chunk(2, 0)
+    return mlp(p, torch.cat((second, first), 0))
+
+
 def fused_attention(p: Parts, x: Tensor) -> Tensor:
     return p.d(scaled_dot_product_attention(*p.c(x).chunk(3, -1)))
 
@@ -129,6 +139,8 @@ class Net(nn.Module):
         (mlp, "MLP"),
         (gated_mlp, "MLP"),
         (checkpointed_mlp, "MLP"),
+        (gathered_mlp, "MLP"),
+        (swapped_mlp, "other"),
         (fused_attention, "attention"),
         (written_attention, "attention"),
         (experts, "MoE"),

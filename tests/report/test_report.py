@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from helpers.eager_ladders import tiny_llama, tokens
 from helpers.graphs import Broken, Mlp, Residual, Wrapped, highway
 from torch import nn
 from torch.distributed._functional_collectives import all_gather_tensor, all_reduce
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import ladderize
 from ladderize import LadderError, LadderWarning
+from ladderize.errors import source_line
 
 
 @pytest.fixture
@@ -99,6 +102,33 @@ def test_cross_attention_reads_the_end_of_the_other_stream():
     net = report.to_networkx()
     assert net.edges["x2", "h1_1"]["staleness"] == 0, "the end of stream 0, no stale read"
     assert net.edges["x0_1", "h1_1"]["staleness"] == 1
+
+
+def test_modules_behind_wrappers_have_their_own_names(x):
+    """A checkpointed layer is wrapped, and so is its forward: as torchtitan has them."""
+    model = Residual()
+    names = [block.module for block in ladderize.explain(model, x).blocks]
+    assert len(names) == len(set(names)) > 1
+    for layer in model.layers:
+        layer.forward = around(layer.forward)
+    for index, layer in enumerate(model.layers):
+        model.layers[index] = checkpoint_wrapper(layer)
+    assert [block.module for block in ladderize.explain(model, x).blocks] == names
+
+
+def test_a_package_named_almost_like_torch_is_the_users():
+    beside = f"{Path(torch.__file__).parent}titan/model.py"
+    frames = [("/user/train.py", 1), (beside, 7), (torch.nn.functional.__file__, 9)]
+    node = Graph().placeholder("x")
+    node.meta["stack_trace"] = "\n".join(f'File "{path}", line {n}, in f' for path, n in frames)
+    assert source_line(node) == f"{beside}:7"
+
+
+def around(forward):
+    def call(*args):
+        return forward(*args)
+
+    return call
 
 
 def test_segments():

@@ -9,8 +9,9 @@ attention runs while the MLP computes; the one behind an MLP runs only while the
 projections compute, up to the cut.
 """
 
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +25,9 @@ from ladderize.backends.inductor import DeferInInductor, keep_windows
 from ladderize.backends.lowered import Lowered
 from ladderize.backends.source_digest import files_behind
 from ladderize.config.options import LadderConfig
-from ladderize.frontends.backend import compile_graph
 from ladderize.graph.collectives import find_groups
+from ladderize.integrations.engine_backend import reporting_backend
 from ladderize.integrations.vllm.request import PIECEWISE, is_asked_for, mode_of, options_of
-from ladderize.report import last_report
 
 
 def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any:
@@ -43,28 +43,15 @@ def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any
     is_piecewise = mode_of(config) == PIECEWISE
     if is_encoder:
         return own() if is_piecewise else "eager"
+    from vllm.logger import init_logger
+
     # What vLLM would keep for its next start is the compiled call, without ladderize's checks.
     os.environ["VLLM_USE_AOT_COMPILE"] = "0"
     options = options_of(config)
-    if is_piecewise:
-        return _logged(options, VllmLowering(own()))
     if config.compilation_config.backend == "eager":
         options = {"lowering": "eager"} | options
-    return _logged(options, None)
-
-
-def _logged(options: Mapping[str, Any], lower: "VllmLowering | None") -> Callable[..., Any]:
-    """The backend with its options, which vLLM cannot hand over; it logs the report."""
-    from vllm.logger import init_logger
-
-    logger = init_logger("vllm.ladderize")
-
-    def compile_ladder(gm: Any, example_inputs: Any, **_: Any) -> Any:
-        compiled = compile_graph(gm, example_inputs, options=options, lower=lower)
-        logger.info("%s", last_report())
-        return compiled
-
-    return compile_ladder
+    log = functools.partial(init_logger("vllm.ladderize").info, "%s")
+    return reporting_backend(options, log, VllmLowering(own()) if is_piecewise else None)
 
 
 class VllmLowering:

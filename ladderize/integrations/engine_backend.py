@@ -1,0 +1,29 @@
+"""A backend that logs its report, for engines that hand no options to a backend."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ladderize.backends import Lower
+from ladderize.frontends.backend import compile_graph, ladderize
+from ladderize.report import last_report
+
+
+def reporting_backend(
+    options: Mapping[str, Any], log: Callable[[Any], None], lower: Lower | None = None
+) -> Callable[..., Any]:
+    """The backend with `options`.
+
+    Args:
+        options: the fields of `LadderConfig`.
+        log: receives the report of each graph that is compiled.
+        lower: the engine's own lowering, if it has one.
+    """
+
+    @functools.wraps(ladderize)
+    def compile_ladder(gm: Any, example_inputs: Any, **_: Any) -> Any:
+        compiled = compile_graph(gm, example_inputs, options=options, lower=lower)
+        log(last_report())
+        return compiled
+
+    return compile_ladder
