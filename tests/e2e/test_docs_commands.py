@@ -130,6 +130,8 @@ def is_run_with_the_server(block: Block, line: str, _: Path) -> None:
 
 SERVER = ROOT / "examples" / "transformers_serve.py"
 SERVER_TEST = ROOT / "tests" / "integrations" / "transformers" / "test_serve.py"
+
+
 def trains(block: Block, line: str, _: Path) -> None:
     """In an environment of its own, where torchtitan is; its output too is compared there."""
     tested = ROOT / "tests" / "integrations" / "torchtitan" / "test_torchtitan.py"
