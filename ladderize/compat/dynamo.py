@@ -229,9 +229,17 @@ def _backends_under_way() -> Iterator[Any]:
     for frame, _ in traceback.walk_stack(None):
         found: Any = frame.f_locals.get("self")
         if hasattr(found, "_torchdynamo_orig_backend"):
-            while hasattr(found, "_torchdynamo_orig_backend"):
-                found = found._torchdynamo_orig_backend
-            yield getattr(found, "compiler_fn", found)
+            yield _given_backend(found)
+
+
+def _given_backend(found: Any) -> Any:
+    """Without what Dynamo puts around it: its converters, the options, the buckets of DDP."""
+    found = getattr(found, "_torchdynamo_orig_backend", found)
+    found = getattr(found, "compiler_fn", found)
+    buckets: Any = getattr(found, "__self__", None)
+    if hasattr(buckets, "backend_compile_fn"):
+        return _given_backend(buckets.backend_compile_fn)
+    return _given_backend(found) if hasattr(found, "_torchdynamo_orig_backend") else found
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
