@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,15 @@ def lower_to_inductor(
         LadderError: when the emitted code touches a buffer in flight or waits too early, or is not
             Python, and so cannot be checked.
     """
-    settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
-    if config.verify == "code" and _setting(settings, "cpp_wrapper"):
+    settings = compat.inductor_settings(config.mode, config.lowering_options)
+    if config.verify == "code" and compat.inductor_setting(settings, "cpp_wrapper"):
         raise LadderError(
             'verify="code" reads wrappers in Python, and cpp_wrapper=True has Inductor write C++.',
             cure='leave one of the two out; verify="graph" checks the graph that Inductor is given',
         )
     if find_groups(gm):
         keep_windows(settings)
-    users_own = _setting(settings, _HOOK)
+    users_own = compat.inductor_setting(settings, _HOOK)
     settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
     check = check_emitted if config.verify == "code" else None
     return Lowered(compat.inductor_compile(gm, example_inputs, settings, on_source=check))
@@ -53,7 +53,7 @@ def keep_windows(settings: dict[str, Any]) -> None:
     Args:
         settings: entries of Inductor's configuration; one is added.
     """
-    if not _setting(settings, "combo_kernels"):
+    if not compat.inductor_setting(settings, "combo_kernels"):
         settings.setdefault("reorder_for_peak_memory", False)
     elif "reorder_for_peak_memory" not in settings:  # without it combo kernels end in a KeyError
         warnings.warn(
@@ -63,10 +63,6 @@ def keep_windows(settings: dict[str, Any]) -> None:
             ),
             stacklevel=2,
         )
-
-
-def _setting(settings: Mapping[str, Any], name: str) -> Any:
-    return settings.get(name, compat.inductor_setting(name))
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,20 @@ def inductor_modes() -> list[str]:
     return list(list_mode_options())
 
 
-def inductor_mode_options(mode: str | None) -> dict[str, Any]:
-    """Inductor's configuration entries behind `torch.compile(mode=mode)`."""
+def inductor_settings(mode: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries for Inductor's configuration: those of `torch.compile(mode=mode)`, then `options`."""
     if mode is None or mode == "default":
-        return {}
+        return dict(options)
     from torch._inductor import list_mode_options
 
-    return dict(list_mode_options(mode))
+    return {**list_mode_options(mode), **options}
 
 
-def inductor_setting(name: str) -> Any:
+def inductor_setting(settings: Mapping[str, Any], name: str) -> Any:
+    """What the entry `name` is under `settings`: theirs, or Inductor's own configuration."""
     from torch._inductor import config
 
-    return config.get_config_copy()[name]
+    return settings[name] if name in settings else config.get_config_copy()[name]
 
 
 def inductor_cache_dir() -> str:

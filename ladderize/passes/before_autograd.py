@@ -26,6 +26,7 @@ from ladderize.graph.to_aten import is_aten, to_aten
 from ladderize.passes import PassResult
 from ladderize.passes.device_checks import (
     check_host_transfers,
+    is_captured,
     refuse_other_devices,
     refuse_unserved_collectives,
     refuse_unserved_mesh,
@@ -128,11 +129,9 @@ def _refuse_other_devices(state: Rewriting) -> None:
 
 
 def _check_host_transfers(state: Rewriting) -> None:
-    ranks, config = state.ranks, state.config
-    settings = compat.inductor_mode_options(config.mode) | dict(config.lowering_options)
-    is_captured = config.lowering == "inductor" and bool(settings.get("triton.cudagraphs"))
+    ranks = state.ranks
     group = ranks.name if ranks is not None and ranks.device_type == "cuda" else ""
-    check_host_transfers(state.gm, group, is_captured)
+    check_host_transfers(state.gm, group, is_captured(state.config))
 
 
 def _refuse_sharded_regions(state: Rewriting) -> None:

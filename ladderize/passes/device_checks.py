@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
+from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph import ops
 from ladderize.graph.collectives import collective_of, group_name_of
@@ -82,6 +83,13 @@ def refuse_unserved_mesh(group_name: str, device_type: str) -> None:
             f"The mesh is on {device_type}, and its group sends from {devices} only.",
             cure=_CURE,
         )
+
+
+def is_captured(config: LadderConfig) -> bool:
+    """Whether Inductor will capture CUDA graphs, by an option, a mode or its own configuration."""
+    settings = compat.inductor_settings(config.mode, config.lowering_options)
+    captures = bool(compat.inductor_setting(settings, "triton.cudagraphs"))
+    return config.lowering == "inductor" and captures
 
 
 def check_host_transfers(gm: GraphModule, mesh_group: str, is_captured: bool) -> None:

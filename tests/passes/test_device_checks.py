@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._inductor import config as inductor_config
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, symbolic_trace
 
-from ladderize import LadderError, LadderWarning
+from ladderize import LadderConfig, LadderError, LadderWarning
 from ladderize.passes.device_checks import (
     check_host_transfers,
+    is_captured,
     refuse_other_devices,
     refuse_unserved_collectives,
     refuse_unserved_mesh,
@@ -87,6 +89,17 @@ def test_gloo_on_cuda_is_warned_of_and_no_cuda_graph_captures_it(
             check_host_transfers(gm, mesh_group, is_captured=True)
     with warnings.catch_warnings(action="error"):
         check_host_transfers(on_cpu, "", is_captured=True)
+
+
+def test_cuda_graphs_are_asked_for_in_three_places() -> None:
+    name = "triton.cudagraphs"
+    assert is_captured(LadderConfig(mode="reduce-overhead"))
+    assert is_captured(LadderConfig(lowering_options={name: True}))
+    assert not is_captured(LadderConfig())
+    with inductor_config.patch({name: True}):
+        assert is_captured(LadderConfig())
+        assert not is_captured(LadderConfig(lowering="aot_eager"))
+        assert not is_captured(LadderConfig(lowering_options={name: False}))
 
 
 def test_a_collective_that_its_group_cannot_serve(group_of_cpu: dist.ProcessGroup) -> None:
