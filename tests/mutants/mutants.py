@@ -1214,6 +1214,36 @@ CHECKS = (
         "tests/passes/test_spell_engine_ops.py::test_a_norm_of_the_sum",
     ),
     Mutant(
+        "the last wait of a graph is not put off",
+        "ladderize/passes/schedule.py",
+        "timeline.last_independent_launch(pair) or timeline.last_independent_work(pair)",
+        "timeline.last_independent_launch(pair)",
+        "tests/passes/test_schedule.py"
+        "::test_the_last_wait_is_put_off_past_what_computes_without_it",
+    ),
+    Mutant(
+        "the last wait of a graph is not pinned",
+        "ladderize/passes/pin_order.py",
+        "computed |= dict.fromkeys(keys, node)",
+        "computed |= dict.fromkeys(keys[1:], node)",
+        "tests/passes/test_schedule.py"
+        "::test_the_last_wait_is_put_off_past_what_computes_without_it",
+    ),
+    Mutant(
+        "only the first result of an unknown op is a stream",
+        "ladderize/streams/hidden_sums.py",
+        "if value.target is operator.getitem)",
+        "if value.target is operator.add)",
+        "tests/passes/test_spell_engine_ops.py::test_an_unknown_op_that_may_hide_a_sum_is_named",
+    ),
+    Mutant(
+        "what an unknown op writes is no result of it",
+        "ladderize/streams/hidden_sums.py",
+        "for operand in written_operands(node)}",
+        "for operand in ()}",
+        "tests/passes/test_spell_engine_ops.py::test_an_unknown_op_that_may_hide_a_sum_is_named",
+    ),
+    Mutant(
         "a block is not shown",
         "ladderize/report/present/lines.py",
         "yield from map(row_of, run.shown)",
