@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # also for tests/integrations, which come by ".."
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
