@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,22 @@ def train(folder: Path, ranks: int, **runs: dict[str, Any]) -> tuple[dict[str, A
 
 
 def torchrun(folder: Path, ranks: int, *program: str) -> str:
-    """What the program prints in `ranks` processes."""
-    done = subprocess.run(
+    """What the program prints in `ranks` processes.
+
+    Once more where a rank died of a signal: its heap was corrupt in 2 of about 30 runs, never where
+    it was looked for (docs/torchtitan.md). The summary of warnings then says so.
+    """
+    done = started(folder, ranks, *program)
+    if done.returncode and "(SIGABRT)" in done.stdout + done.stderr:
+        warnings.warn("a rank of torchtitan died of SIGABRT; it is run again", stacklevel=2)
+        done = started(folder, ranks, *program)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    return said
+
+
+def started(folder: Path, ranks: int, *program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(ranks), *program),
@@ -82,9 +97,6 @@ def torchrun(folder: Path, ranks: int, *program: str) -> str:
         text=True,
         timeout=380,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-6000:]
-    return said
 
 
 def found(answer: dict[str, Any]) -> Counter[tuple[str, bool]]:
