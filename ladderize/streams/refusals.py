@@ -6,7 +6,7 @@ x2 = x1 + h(x1, x0)                    dense: a branch reads two stream values
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -124,9 +124,12 @@ FUSED_LAYERS: Mapping[str, str] = {
 }
 
 
-def find_hidden(context: AnalysisContext, blocks: Sequence[Block]) -> list[Blocker]:
-    """Calls outside of all branches that hold blocks: in graphs of their own, or fused."""
-    inside = {node for block in blocks for node in block.branch}
+def find_hidden(context: AnalysisContext, inside: Collection[Node]) -> list[Blocker]:
+    """Calls outside of all branches that hold blocks: in graphs of their own, or fused.
+
+    Args:
+        inside: the nodes of all branches.
+    """
     found = []
     for node in context.nodes:
         if ops.op_name(node) in FUSED_LAYERS:
@@ -151,13 +154,13 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
 
     A stream that is a ladder already is not refused: it is left as it is.
     """
-    if hidden := find_hidden(context, [block for s in streams for block in s.blocks]):
+    inside = {node for s in streams for block in s.blocks for node in block.branch}
+    if hidden := find_hidden(context, inside):
         raise LadderError(
             "These calls hold blocks that a ladder cannot reach into:",
             hidden,
             "call the layers themselves instead of the higher-order op around them",
         )
-    inside = {node for s in streams for block in s.blocks for node in block.branch}
     if hidden := list(find_hidden_sums(context, inside)):
         raise LadderError(
             "These ops may add to the residual stream, and what they mean is not known:",
