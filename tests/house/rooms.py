@@ -20,7 +20,7 @@ PACKAGE = ROOT / "ladderize"
 PAGE = ROOT / "docs" / "design.md"
 LAYERS = (
     ("tools",),
-    ("integrations",),
+    ("quality", "integrations"),
     ("testing",),
     ("frontends",),
     ("report",),

@@ -1,0 +1,19 @@
+"""What a ladder costs in quality, and how it is healed.
+
+    standard model ── HealingTrainer ── the same model, whose ladder computes nearly the same
+
+`HealingTrainer` trains a model that you hold; `heal` is a whole run, from a folder to a folder.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["read_tokens"]
+
+_MODULES = {"read_tokens": "texts"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
