@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from ladderize.config.ladder_entry import FOR_ANOTHER_LADDER, ContradictionError, LadderEntry
 from ladderize.config.options import LadderConfig
+from ladderize.config.selection import ranges_of
 from ladderize.errors import Blocker, LadderError, counted
 from ladderize.streams.block import Stream
 from ladderize.streams.joins import StaleReads
@@ -18,18 +20,66 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
 
     Raises:
         LadderError: when the number of blocks is not the expected one, the selection is empty or
-            out of range, or `layers=` is asked of blocks that are in no module list.
+            out of range, `layers=` is asked of blocks that are in no module list, or the checkpoint
+            is a ladder of other blocks.
     """
     _check_count(streams, config.expect_blocks)
-    convertible = [stream for stream in streams if not stream.stale_blocks]
-    if not convertible or not config.names_blocks:
-        found = tuple(map(by_default, convertible))
-    elif config.blocks is not None:
-        found = _by_block(convertible, config)
-    else:
-        found = _by_layer(convertible, config)
+    convertible = _convertible(streams)
+    found = _chosen_by(convertible, config)
+    if config.checkpoint is not None:
+        _refuse_another_ladder(convertible, found, config, config.checkpoint)
     by_stream = dict(zip(convertible, found, strict=True))
     return tuple(by_stream.get(stream, frozenset()) for stream in streams)
+
+
+def chosen_numbers(streams: Sequence[Stream], chosen: Sequence[frozenset[int]]) -> tuple[int, ...]:
+    """The chosen blocks as `blocks=` counts them: through all streams that can be converted."""
+    of_stream = dict(zip(streams, chosen, strict=True))
+    convertible = _convertible(streams)
+    return _numbers(convertible, [of_stream[stream] for stream in convertible])
+
+
+def _convertible(streams: Sequence[Stream]) -> list[Stream]:
+    return [stream for stream in streams if not stream.stale_blocks]
+
+
+def _numbers(convertible: Sequence[Stream], chosen: Sequence[frozenset[int]]) -> tuple[int, ...]:
+    pairs = zip(_offsets(convertible), chosen, strict=True)
+    return tuple(offset + index for offset, indices in pairs for index in sorted(indices))
+
+
+def _offsets(streams: Sequence[Stream]) -> list[int]:
+    """How many blocks come ahead of each stream."""
+    return [sum(len(s.blocks) for s in streams[:i]) for i in range(len(streams))]
+
+
+def _chosen_by(convertible: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
+    if not convertible or not config.names_blocks:
+        return tuple(map(by_default, convertible))
+    if config.blocks is not None:
+        return _by_block(convertible, config)
+    return _by_layer(convertible, config)
+
+
+def _refuse_another_ladder(
+    convertible: Sequence[Stream],
+    found: Sequence[frozenset[int]],
+    config: LadderConfig,
+    entry: LadderEntry,
+) -> None:
+    """Raise `ContradictionError` unless `found` is the ladder that the checkpoint is."""
+    said = _chosen_by(convertible, LadderConfig(**entry.selection))
+    if list(said) != list(found):
+        name = "layers" if config.blocks is None else "blocks"
+        asked, own = (ranges_of(_numbers(convertible, chosen)) for chosen in (found, said))
+        raise ContradictionError(
+            "The options choose other blocks than the checkpoint is a ladder of:",
+            [
+                Blocker(f"{name}={getattr(config, name)!r} chooses blocks {asked}"),
+                Blocker(f"config.json has {entry}: blocks {own}"),
+            ],
+            FOR_ANOTHER_LADDER,
+        )
 
 
 def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int, int]]) -> None:
@@ -91,10 +141,9 @@ def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozense
         chosen = config.selection.resolve(total)
     except ValueError as error:
         raise LadderError(f"blocks={error}") from None
-    offsets = [sum(len(s.blocks) for s in streams[:i]) for i in range(len(streams))]
     return tuple(
         frozenset(i for i in range(len(stream.blocks)) if i + offset in chosen)
-        for stream, offset in zip(streams, offsets, strict=True)
+        for stream, offset in zip(streams, _offsets(streams), strict=True)
     )
 
 

@@ -96,7 +96,12 @@ def bench(
             from ladderize.tools.bench.chart import draw, refuse_plot
             from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
+            from ladderize.tools.sources import entry_called
 
+        ladder = flags.given(layers=layers, staleness=staleness)
+        entry = entry_called(model)
+        if entry is not None:
+            ladder = entry.fill(ladder)
         if plot is not None:
             refuse_plot(plot, force)
         if out is not None:
@@ -122,8 +127,8 @@ def bench(
             graphs=graphs,
             threads=threads,
             device=device or default_device(ranks),
-            staleness=1 if staleness is None else staleness,
-            layers=layers or "all",
+            ladder={"layers": "all", **ladder} if "blocks" not in ladder else ladder,
+            checkpoint=entry,
             shard_vocabulary=shard_vocabulary,
         )
         command = shlex.join(["ladderize", *sys.argv[1:]])
