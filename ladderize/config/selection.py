@@ -59,6 +59,8 @@ class Selection:
         """Whether both choose the same items; None if the number of items decides."""
         if self == other:
             return True
+        if self.last and other.last:
+            return False
         here, there = self._fixed(), other._fixed()
         return None if here is None or there is None else here == there
 

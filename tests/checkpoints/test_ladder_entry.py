@@ -100,7 +100,8 @@ def test_it_is_not_an_option():
         ("0:2", [1, 0], True),
         ("0:2", [0], False),
         ("last:2", [0, 1], None),
-        ("last:2", "last:2.0%", None),
+        ("last:2", "last:3", False),
+        ("last:2", "last:2%", None),
         ("last:50%", "last:50.0%", True),
     ],
 )
