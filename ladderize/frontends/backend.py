@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from ladderize import compat
 from ladderize.backends import LOWERINGS, Lower
 from ladderize.backends.lowered import Lowered
-from ladderize.compat.frames import copy_source, current_frame, parameter_names
+from ladderize.compat.frames import carry_inputs, copy_source, current_frame, parameter_names
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.frontends.agreement import (
@@ -29,8 +29,10 @@ from ladderize.frontends.ladder import Laddered, ladder
 from ladderize.frontends.local_parameters import PARTS, LocalInputs
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
+from ladderize.graph import ops
 from ladderize.graph.collectives import find_groups
 from ladderize.passes.before_autograd import dump_folder
+from ladderize.passes.blend_reads import Blends, blend_inputs
 from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.report.publish import as_report, forget, publish
 from ladderize.streams.cut_streams import warn_of_cut_streams
@@ -83,11 +85,13 @@ def compile_graph(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
     lower: Lower | None = None,
+    blends: Blends | None = None,
 ) -> Callable[..., Any]:
     """As `ladderize`, the backend; an engine may lower the rewritten graph by itself.
 
     Args:
         lower: takes the place of the lowering that `options` name; the engine's own.
+        blends: decide at each call how stale the converted blocks read; None: as stale as can be.
     """
     compat.watch_failures(ladderize, _see_failure)
     groups = _groups_of(gm, (options or {}).get("mesh"))
@@ -98,7 +102,7 @@ def compile_graph(
             if is_laddered:
                 _refuse_options_of_parallelize(config)
         lower = lower or LOWERINGS[config.lowering]
-        return _compile(gm, example_inputs, config, groups, lower, is_laddered=is_laddered)
+        return _compile(gm, example_inputs, config, groups, lower, blends, is_laddered=is_laddered)
     except LadderError as error:
         raise compat.as_backend_error(error) from None
 
@@ -152,13 +156,20 @@ def _compile(
     config: LadderConfig,
     groups: Sequence[dist.ProcessGroup],
     lower: Lower,
+    blends: Blends | None,
     *,
     is_laddered: bool,
 ) -> Callable[..., Any]:
     standard = None if config.strict else copy_graph(gm)
     mesh = config.device_mesh
     with heard_by_all(groups, "failed"):
-        laddered = ladder_frame(gm, config, _session.broken_frames, is_laddered=is_laddered)
+        laddered = ladder_frame(
+            gm,
+            config,
+            _session.broken_frames,
+            is_laddered=is_laddered,
+            is_blended=blends is not None,
+        )
     verdicts = _verdicts(laddered, groups)
     absent: Absent = {}
     try:
@@ -183,6 +194,8 @@ def _compile(
         warn_of_fresh_reads(state.fresh_reads)
         if config.staleness > 0:
             warn_of_standard_prefill()
+    inputs = blend_inputs(state.gm)
+    example_inputs = [*example_inputs, *(ops.value(node) for node in inputs)]
     local = None
     if state.plan is not None:
         assert mesh is not None
@@ -201,6 +214,7 @@ def _compile(
         graph = dataclasses.replace(graph, engines=lowered.engines)
         publish(as_report(graph, config), dump_folder(config))
     run = lowered.run if local is None else local.feed(lowered.run)
+    run = run if blends is None else blends.feed(run, list(inputs.values()))
     return explain_failed_calls(run, verdicts)
 
 
@@ -259,6 +273,7 @@ def ladder_frame(
     *,
     index: int = 0,
     is_laddered: bool = False,
+    is_blended: bool = False,
 ) -> Laddered:
     """Ladder the graph that Dynamo has just traced; the ranks do not hear of it.
 
@@ -269,8 +284,16 @@ def ladder_frame(
     ranks = RankGroup.of(config.device_mesh)
     # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
     may_be_a_layer = not frame.left_to_python
+    if is_blended:
+        gm = _apart_from_dynamo(gm)
     state = Rewriting(
-        gm, parameter_names(gm), config, ranks, may_be_a_layer, is_laddered=is_laddered
+        gm,
+        parameter_names(gm),
+        config,
+        ranks,
+        may_be_a_layer,
+        is_laddered=is_laddered,
+        is_blended=is_blended,
     )
     laddered = ladder(state, frame.piece, index=index)
     if compat.is_bucket():
@@ -288,6 +311,13 @@ def ladder_frame(
         except LadderError as error:
             laddered.error = error
     return laddered
+
+
+def _apart_from_dynamo(gm: GraphModule) -> GraphModule:
+    """A copy that may gain inputs: Dynamo asks the graph that it made what to call it with."""
+    copied = GraphModule(gm, copy_graph(gm))
+    carry_inputs(gm, copied)
+    return copied
 
 
 def copy_graph(gm: GraphModule) -> Graph:

@@ -7,18 +7,20 @@ In: a module and the options of `LadderConfig`. Out: the same module, with the s
 the same names; `restore` takes it back.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends import release_parameters
-from ladderize.frontends.backend import ladderize
+from ladderize.frontends.backend import compile_graph, ladderize
 from ladderize.frontends.continuous_batching import (
     lead_continuous_batching,
     restore_continuous_batching,
@@ -34,6 +36,7 @@ from ladderize.frontends.generation import (
     set_compile_by_generate,
 )
 from ladderize.frontends.local_parameters import PARTS
+from ladderize.passes.blend_reads import Blends
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -76,6 +79,32 @@ def compile(  # as torch.compile
         LadderError: for mistaken options, and for a wrapper that `torch.compile` returned. What
             keeps the graph from being converted is raised by the first call.
     """
+    return _compile(model, ladderize, dynamic, fullgraph, options)
+
+
+def compile_blended(
+    model: Model,
+    blends: Blends,
+    *,
+    dynamic: bool | None = None,
+    fullgraph: bool = True,
+    **options: Any,
+) -> Model:
+    """As `compile`; how stale the blocks read is decided by `blends`, at each call."""
+
+    def backend(gm: GraphModule, examples: Sequence[Any], **given: Any) -> Callable[..., Any]:
+        return compile_graph(gm, examples, blends=blends, **given)
+
+    return _compile(model, backend, dynamic, fullgraph, options)
+
+
+def _compile(
+    model: Model,
+    backend: Callable[..., Any],
+    dynamic: bool | None,
+    fullgraph: bool,
+    options: Mapping[str, Any],
+) -> Model:
     if not isinstance(model, nn.Module):
         raise LadderError(f"ladderize.compile takes a module, not a {type(model).__name__}.")
     wrapped: list[nn.Module] = [model, *find_delegates(model)]
@@ -86,7 +115,7 @@ def compile(  # as torch.compile
         refuse_relative_counts(config)
     restore(model)
     for module in _entry_points(model):
-        module.compile(backend=ladderize, dynamic=dynamic, fullgraph=fullgraph, options=options)
+        module.compile(backend=backend, dynamic=dynamic, fullgraph=fullgraph, options=options)
         lead_forward_through_call(module)
         lead_continuous_batching(module)
     disabled = tuple(set_compile_by_generate(m, disabled=True) for m in _entry_points(model))

@@ -2,7 +2,7 @@
 
     Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums
                  ── ReduceBranches ── SplitSums ── find_streams ── RerouteReads
-                 ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
+                 ── (BlendReads) ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
 
 `BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
 keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
@@ -24,6 +24,7 @@ from ladderize.graph.cuts import find_cuts
 from ladderize.graph.in_flight import check_in_flight
 from ladderize.graph.to_aten import is_aten, to_aten
 from ladderize.passes import PassResult
+from ladderize.passes.blend_reads import BlendReads
 from ladderize.passes.device_checks import (
     check_host_transfers,
     is_captured,
@@ -53,7 +54,7 @@ from ladderize.passes.spell_engine_ops import (
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums
 from ladderize.sharding.plan import plan_sharding, refuse_undivided
-from ladderize.streams.choose import choose_blocks, refuse_other_reads
+from ladderize.streams.choose import choose_blocks, number_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.cut_streams import refuse_cut_streams
 from ladderize.streams.find import streams_in
@@ -98,6 +99,10 @@ def _cuts_streams(state: Rewriting) -> bool:
 
 def _has_regions(state: Rewriting) -> bool:
     return bool(state.num_regions)
+
+
+def _is_blended(state: Rewriting) -> bool:
+    return state.is_blended
 
 
 def _is_extended(state: Rewriting) -> bool:
@@ -210,7 +215,10 @@ def _find_fresh_reads(state: Rewriting) -> None:
 
 
 def _reroute_reads(state: Rewriting) -> PassResult:
-    return apply_pass(state.gm, RerouteReads(state.reads))
+    reroute = RerouteReads(state.reads)
+    result = apply_pass(state.gm, reroute)
+    state.moved = tuple(reroute.moved)
+    return result
 
 
 def _read_rewritten(state: Rewriting) -> None:
@@ -221,6 +229,11 @@ def _check_recurrence(state: Rewriting) -> None:
     specified = specify_ladder(state.standard, state.reads)
     for found, wanted, stream in zip(state.rewritten, specified, state.streams, strict=True):
         check_recurrence(found, wanted, stream)
+
+
+def _blend_reads(state: Rewriting) -> PassResult:
+    numbers = number_blocks(state.streams)
+    return apply_pass(state.gm, BlendReads([(numbers[m.block], m) for m in state.moved]))
 
 
 def _plan_sharding(state: Rewriting) -> None:
@@ -274,6 +287,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("RerouteReads", _reroute_reads, _is_standard),
     Step("read_rewritten", _read_rewritten, _is_standard, "analysis"),
     Step("check_recurrence", _check_recurrence, _is_verified, "check"),
+    Step("BlendReads", _blend_reads, _is_blended),
     Step("OutlineRegions", lambda s: apply_pass(s.gm, OutlineRegions()), _has_regions),
     Step("plan_sharding", _plan_sharding, _has_ranks, "analysis"),
     Step("refuse_undivided", lambda s: refuse_undivided(s.shard_plan), _has_ranks, "check"),

@@ -8,7 +8,7 @@ The skip path is untouched. This is the one pass that changes what the graph com
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,15 +22,37 @@ from ladderize.streams.joins import JoinedRead, StaleReads
 
 
 @dataclass(frozen=True)
+class MovedRead:
+    """What one block reads now.
+
+    Attributes:
+        block: the block, of the standard graph.
+        readers: the nodes of its branch that read the anchor, in graph order.
+        fresh: the anchor.
+        stale: the earlier stream value that they read instead, of the same shape and dtype.
+    """
+
+    block: Block
+    readers: tuple[Node, ...]
+    fresh: Node
+    stale: Node
+
+
+@dataclass(frozen=True)
 class RerouteReads:
-    """`reads` holds, for each stream, what its rerouted blocks are to read."""
+    """Let the blocks of each stream read what `reads` says.
+
+    Attributes:
+        reads: for each stream, what its rerouted blocks are to read.
+        moved: the reads that were rerouted, in graph order; a result.
+    """
 
     reads: tuple[StaleReads, ...]
+    moved: list[MovedRead] = field(default_factory=list, compare=False)
     preserves_values: ClassVar[bool] = False
 
     def __call__(self, gm: GraphModule) -> PassResult:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
-        edits = []
         for reads in self.reads:
             joined = {read.block.index: read for read in reads.joined}
             for index in {**reads.sources, **joined}:
@@ -43,10 +65,11 @@ class RerouteReads:
                 else:
                     path = reads.stream.blocks[reads.sources[index] : index + 1]
                     stale = _in_form_of_anchor(gm, path, before=readers[0])
-                edits += [(reader, block.anchor, stale) for reader in readers]
-        for reader, fresh, stale in edits:
-            reader.replace_input_with(fresh, stale)
-        return PassResult(changed=len(edits))
+                self.moved.append(MovedRead(block, tuple(readers), block.anchor, stale))
+        for move in self.moved:
+            for reader in move.readers:
+                reader.replace_input_with(move.fresh, move.stale)
+        return PassResult(changed=sum(len(move.readers) for move in self.moved))
 
 
 def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -> Node:

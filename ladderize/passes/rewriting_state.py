@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker
 from ladderize.graph.cuts import Cuts
+from ladderize.passes.reroute import MovedRead
 from ladderize.passes.runner import Log
 from ladderize.sharding.plan import ShardPlan
 from ladderize.streams.block import Block, Stream
@@ -49,6 +50,7 @@ class Rewriting:
         may_be_a_layer: whether to refuse `gm` when it looks like one layer compiled by itself.
         is_laddered: whether the graph was laddered and sharded before (`parallelize`), so that
             nothing is rerouted.
+        is_blended: whether each read stays a choice, made when the graph is run.
         log: the steps that ran.
         num_regions: how many checkpointed regions were inlined.
         cuts: what joins streams and cuts them apart in a way that can be written otherwise.
@@ -57,6 +59,7 @@ class Rewriting:
         restored: the standard net, where a ladder is extended; None otherwise.
         chosen: for each stream the indices of the converted blocks.
         fresh_reads: those of the converted blocks that stay standard.
+        moved: the reads that `RerouteReads` rerouted.
         standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
         plan: how the branches are sharded, None without ranks.
     """
@@ -67,6 +70,7 @@ class Rewriting:
     ranks: RankGroup | None = None
     may_be_a_layer: bool = True
     is_laddered: bool = False
+    is_blended: bool = False
     log: Log = field(default_factory=Log)
     num_regions: int = 0
     cuts: Cuts = field(default_factory=Cuts)
@@ -75,6 +79,7 @@ class Rewriting:
     restored: Restored | None = None
     chosen: tuple[frozenset[int], ...] = ()
     fresh_reads: tuple[Blocker, ...] = ()
+    moved: tuple[MovedRead, ...] = ()
     standard: tuple[Recurrence, ...] = ()
     rewritten: tuple[Recurrence, ...] = ()
     plan: ShardPlan | None = None

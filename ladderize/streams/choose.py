@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, counted
-from ladderize.streams.block import Stream
+from ladderize.streams.block import Block, Stream
 from ladderize.streams.joins import StaleReads
 
 
@@ -91,11 +91,17 @@ def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozense
         chosen = config.selection.resolve(total)
     except ValueError as error:
         raise LadderError(f"blocks={error}") from None
-    offsets = [sum(len(s.blocks) for s in streams[:i]) for i in range(len(streams))]
+    numbers = number_blocks(streams)
     return tuple(
-        frozenset(i for i in range(len(stream.blocks)) if i + offset in chosen)
-        for stream, offset in zip(streams, offsets, strict=True)
+        frozenset(block.index for block in stream.blocks if numbers[block] in chosen)
+        for stream in streams
     )
+
+
+def number_blocks(streams: Sequence[Stream]) -> dict[Block, int]:
+    """The number of each block as `blocks=` counts them: through all streams, in graph order."""
+    counted = (block for stream in streams if not stream.stale_blocks for block in stream.blocks)
+    return {block: number for number, block in enumerate(counted)}
 
 
 def _by_layer(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
