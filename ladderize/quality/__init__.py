@@ -8,9 +8,9 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["read_tokens"]
+__all__ = ["HealingArguments", "HealingTrainer", "read_tokens"]
 
-_MODULES = {"read_tokens": "texts"}
+_MODULES = {"HealingArguments": "healing", "HealingTrainer": "healing", "read_tokens": "texts"}
 
 
 def __getattr__(name: str) -> Any:

@@ -126,7 +126,7 @@ def counted_positions(labels: Tensor, mask: Tensor | None = None) -> Tensor:
 def stream_distance(
     student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor
 ) -> Tensor:
-    """The mean over layers of `‖s - t‖² / ‖t‖²`, sums over the counted positions.
+    """The mean over layers and counted positions of `‖s - t‖² / ‖t‖²`.
 
     Args:
         student, teacher: `hidden_states` of transformers: the embedding, which is left out, and the
@@ -134,14 +134,12 @@ def stream_distance(
         counted: bool `[batch, length]`.
     """
     layers = zip(student[1:], teacher[1:], strict=True)
-    each = [
-        _squares(s.float() - t.float(), counted) / _squares(t.float(), counted) for s, t in layers
-    ]
-    return torch.stack(each).mean()
+    distances = [_squares(s.float() - t.float()) / _squares(t.float()) for s, t in layers]
+    return torch.stack([_mean(each, counted) for each in distances]).mean()
 
 
-def _squares(values: Tensor, counted: Tensor) -> Tensor:
-    return (values.square().sum(-1) * counted).sum().clamp_min(torch.finfo(torch.float32).tiny)
+def _squares(values: Tensor) -> Tensor:
+    return values.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
@@ -190,28 +188,3 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     mine = F.log_softmax(student.float() / temperature, dim=-1)
     other = F.log_softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(mine, other, log_target=True, reduction="none").sum(-1) * temperature**2
-
-
-@torch.no_grad()
-def compare_rows(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    """What an evaluation adds up of each position: `[batch, length, 4]`, float32.
-
-    KL to the teacher in nats, cross entropy of the student, cross entropy of the teacher, and 1
-    where both prefer the same word.
-
-    Args:
-        student, teacher: logits, `[batch, length, words]`.
-        targets: the words to be predicted, `[batch, length]`; -100: all four are 0.
-    """
-    chunks = _chunks(student, teacher, targets)
-    return torch.cat([_compare_chunk(*chunk) for chunk in chunks]).view(*targets.shape, 4)
-
-
-def _compare_chunk(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    losses = [
-        F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
-        for logits in (student, teacher)
-    ]
-    agrees = (student.argmax(-1) == teacher.argmax(-1)).float()
-    columns = torch.stack([divergence(student, teacher), *losses, agrees], dim=-1)
-    return columns * (targets != IGNORED).unsqueeze(-1)
