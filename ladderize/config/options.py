@@ -32,7 +32,8 @@ class LadderConfig:
             as it is. Any other value is the ladder to be had: it holds the blocks that read stale
             already, and what else it holds is converted.
         blocks: the same, counted in blocks, those ahead of the first layer too; not together with
-            `layers`.
+            `layers`. Both take a file of `ladderize sensitivity` and a share of communication to
+            hide, `"plan.json:50%"`.
         staleness: how many blocks earlier a converted branch reads, 0 to 8; 0 is the standard
             model, 1 the ladder of arXiv 2501.06589, Section 3.
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
@@ -136,9 +137,14 @@ class LadderConfig:
             if value is None:
                 continue
             try:
-                Selection.parse(value)
+                plan = Selection.parse(value).plan
             except ValueError as error:
                 problems.append(f"{name}={error}")
+                continue
+            if plan is not None and plan.staleness != self.staleness:
+                problems.append(
+                    f"{name}={value!r} is of staleness {plan.staleness}, not {self.staleness}"
+                )
         return problems
 
     def _mesh_problems(self) -> list[str]:

@@ -1,18 +1,26 @@
 """`layers=` and `blocks=`: which part of a stream is converted.
 
-"all"   "16:32"   "last:16"   "last:50%"   [0, 3, 4]
+"all"   "16:32"   "last:16"   "last:50%"   [0, 3, 4]   "plan.json:50%"
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-FORMS = '"all", "16:32", "last:16", "last:50%" or a list of indices'
+from ladderize.config.block_plan import BlockPlan, read_block_plan
+from ladderize.errors import LadderError
+
+FORMS = '"all", "16:32", "last:16", "last:50%", a list of indices, or "plan.json:50%"'
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A parsed selection; `resolve` turns it into indices once the number of items is known."""
+    """A parsed selection; `resolve` turns it into indices once the number of items is known.
+
+    Attributes:
+        plan: of the file that it names. It counts blocks, for `layers=` too.
+    """
 
     text: str
     start: int | None = None
@@ -20,10 +28,11 @@ class Selection:
     last: int | None = None
     last_percent: float | None = None
     indices: tuple[int, ...] | None = None
+    plan: BlockPlan | None = None
 
     @classmethod
     def parse(cls, value: str | int | Sequence[int]) -> "Selection":
-        """Parse one of the five forms. Raises `ValueError` naming the forms otherwise."""
+        """Parse one of the six forms. Raises `ValueError` naming the forms otherwise."""
         if isinstance(value, int) and not isinstance(value, bool):
             value = [value]
         if isinstance(value, str):
@@ -45,7 +54,19 @@ class Selection:
             return cls(text, last_percent=float(match[1]))
         if match := re.fullmatch(r"\[?\s*(\d+(?:\s*,\s*\d+)*)\s*\]?", text):  # a list, as text
             return cls.parse([int(part) for part in match[1].split(",")])
+        if (match := re.fullmatch(r"(.+\.json):(\d+(?:\.\d+)?)%", text)) and float(match[2]) <= 100:
+            return cls._of_plan(text, Path(match[1]), float(match[2]) / 100)
         raise ValueError(f"{text!r} is not {FORMS}")
+
+    @classmethod
+    def _of_plan(cls, text: str, path: Path, share: float) -> "Selection":
+        try:
+            plan = read_block_plan(path)
+            return cls(text, indices=tuple(sorted(plan.best(share).blocks)), plan=plan)
+        except LadderError as error:
+            raise ValueError(" ".join(f"{text!r}: {error}".split())) from None
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}") from None
 
     @property
     def counts_from_the_end(self) -> bool:
@@ -58,6 +79,11 @@ class Selection:
         A percentage is rounded to the nearest whole item, halves up. Raises `ValueError` when the
         selection is empty or reaches outside the range.
         """
+        if self.plan is not None and count != len(self.plan.blocks):
+            raise ValueError(
+                f"{self.text!r} is of a model with {len(self.plan.blocks)} blocks "
+                f"({self.plan.model}); this one has {count}"
+            )
         chosen = self._candidates(count)
         if not chosen:
             raise ValueError(f"{self.text!r} selects none of {count}")

@@ -24,7 +24,7 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
     convertible = [stream for stream in streams if not stream.stale_blocks]
     if not convertible or not config.names_blocks:
         found = tuple(map(by_default, convertible))
-    elif config.blocks is not None:
+    elif config.blocks is not None or config.selection.plan is not None:
         found = _by_block(convertible, config)
     else:
         found = _by_layer(convertible, config)
@@ -86,12 +86,18 @@ def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
 
 
 def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
-    total = sum(len(stream.blocks) for stream in streams)
+    numbers, plan = number_blocks(streams), config.selection.plan
+    option = "blocks" if config.layers is None else "layers"
     try:
-        chosen = config.selection.resolve(total)
+        chosen = config.selection.resolve(len(numbers))
     except ValueError as error:
-        raise LadderError(f"blocks={error}") from None
-    numbers = number_blocks(streams)
+        raise LadderError(f"{option}={error}") from None
+    if plan is not None and plan.layers != [block.layer for block in numbers]:
+        raise LadderError(
+            f"{option}={config.selection.text!r} is of another model ({plan.model}): its blocks "
+            "stand in other layers.",
+            cure="measure this model: ladderize sensitivity",
+        )
     return tuple(
         frozenset(block.index for block in stream.blocks if numbers[block] in chosen)
         for stream in streams

@@ -7,21 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, model_validator
 
-from ladderize.errors import Blocker, LadderError
+from ladderize.config.records import StrictRecord, parse_record
 from ladderize.frontends.sharded.state import KINDS, StateEntry
 from ladderize.sharding.placement import Replicate, Shard
 
 MOST_RANKS = 4096
-_MOST_PROBLEMS = 20
 _DTYPES = {
     str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)
 }
@@ -33,18 +25,14 @@ Index = Annotated[int, Field(ge=0, le=2**31)]
 Row = Annotated[int, Field(ge=-(2**40), le=2**40)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class FileRecord(_Strict):
+class FileRecord(StrictRecord):
     """Size and hash of a file of the directory."""
 
     bytes: Annotated[int, Field(ge=0, le=2**50)]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ShardRecord(_Strict):
+class ShardRecord(StrictRecord):
     """A `Shard` of a whole tensor."""
 
     dim: Annotated[int, Field(ge=0, lt=64)]
@@ -52,7 +40,7 @@ class ShardRecord(_Strict):
     whole: Annotated[list[Index], Field(max_length=65_536)]
 
 
-class EntryRecord(_Strict):
+class EntryRecord(StrictRecord):
     """A `StateEntry`."""
 
     name: Name
@@ -116,13 +104,13 @@ class EntryRecord(_Strict):
         )
 
 
-class PlanRecord(_Strict):
+class PlanRecord(StrictRecord):
     """What was done, for people."""
 
     lines: Annotated[list[Text], Field(min_length=1, max_length=1_000_000)]
 
 
-class Manifest(_Strict):
+class Manifest(StrictRecord):
     """All that a manifest holds beside its format and its own hash."""
 
     versions: dict[Literal["ladderize", "torch"], Text]
@@ -166,16 +154,4 @@ def parse_manifest(data: Any, path: Path) -> Manifest:
     Raises:
         LadderError: listing every field that is missing, unknown, of another type or out of bounds.
     """
-    try:
-        return Manifest.model_validate(data)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        blockers = [
-            Blocker(f"{'.'.join(map(str, each['loc']))[:200] or 'as a whole'}: {each['msg']}")
-            for each in found[:_MOST_PROBLEMS]
-        ]
-        if more := len(found) - len(blockers):
-            blockers.append(Blocker(f"and {more} more"))
-        raise LadderError(
-            f"{path} does not say what it must:", blockers, "write the directory again"
-        ) from None
+    return parse_record(Manifest, data, path, "write the directory again")

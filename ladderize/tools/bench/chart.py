@@ -5,17 +5,13 @@ speedup over the link's latency │ speedup over the batch │ communication: ex
 
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ladderize.errors import LadderError
-from ladderize.report.files import refuse_file, write_file
 from ladderize.tools.bench.record import ResultRow, Results
+from ladderize.tools.pictures import refuse_picture, save_picture
 
 STYLES = ("-", "--", ":", "-.")
-KINDS = (".png", ".svg", ".pdf")
 COLORS = {
     "standard": "#8a8f98",
     "written": "#d9892b",
@@ -26,22 +22,13 @@ COLORS = {
 }
 
 
-def refuse_plot(path: Path, force: bool) -> None:
-    """Raise `LadderError` where no picture can be drawn to `path`."""
-    if path.suffix not in KINDS:
-        raise LadderError(f"{path} is not a picture.", cure=f"use a suffix of {', '.join(KINDS)}")
-    if find_spec("matplotlib") is None:
-        raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
-    refuse_file(path, force)
-
-
 def draw(results: Results, path: Path, force: bool = False) -> None:
     """Draw `results` to `path`.
 
     Raises:
         LadderError: matplotlib is missing, or `path` is of no known kind, or there already.
     """
-    refuse_plot(path, force)
+    refuse_picture(path, force)
     from matplotlib.figure import Figure
 
     views = [view for view in (_over_latency, _over_batch, _communication) if view(results, None)]
@@ -51,9 +38,7 @@ def draw(results: Results, path: Path, force: bool = False) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         view(results, axes)
     figure.suptitle(_origin(results), fontsize=8, color="#666666")
-    made = BytesIO()
-    figure.savefig(made, format=path.suffix[1:], dpi=144)
-    write_file(path, made.getvalue(), force)
+    save_picture(figure, path, force)
 
 
 def _origin(results: Results) -> str:

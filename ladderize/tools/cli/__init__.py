@@ -16,6 +16,7 @@ from ladderize.tools.cli.explain import explain
 from ladderize.tools.cli.plan import plan
 from ladderize.tools.cli.plot import plot
 from ladderize.tools.cli.rewrite import rewrite
+from ladderize.tools.cli.sensitivity import sensitivity
 from ladderize.tools.cli.verify import verify
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (explain, rewrite, verify, plot, plan, bench, demo, doctor):
+for verb in (explain, rewrite, verify, plot, plan, bench, sensitivity, demo, doctor):
     app.command()(verb)
 
 

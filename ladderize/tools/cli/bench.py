@@ -93,12 +93,13 @@ def bench(
                 choose_links,
                 default_device,
             )
-            from ladderize.tools.bench.chart import draw, refuse_plot
+            from ladderize.tools.bench.chart import draw
             from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
+            from ladderize.tools.pictures import refuse_picture
 
         if plot is not None:
-            refuse_plot(plot, force)
+            refuse_picture(plot, force)
         if out is not None:
             refuse_file(out, force)
         settings = Settings(

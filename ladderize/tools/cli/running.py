@@ -1,4 +1,4 @@
-"""What happens around a verb: a progress line on stderr, refusals, warnings, exit codes.
+"""What happens around a verb: a progress line or bar on stderr, refusals, warnings, exit codes.
 
 stdout    the result: tables, or JSON with --json
 stderr    progress (on a terminal), warnings, the reason of a refusal
@@ -6,12 +6,13 @@ stderr    progress (on a terminal), warnings, the reason of a refusal
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 WIDTH = 100
 
@@ -51,6 +52,31 @@ def working(text: str) -> Iterator[None]:
     """A spinner on stderr while the body runs, where that is a terminal."""
     with Console(stderr=True).status(text):
         yield
+
+
+@contextmanager
+def counting(text: str) -> Iterator[Callable[[int, int], None]]:
+    """What comes back is told (done, total): a bar on stderr, or a line for each tenth."""
+    told = Console(stderr=True)
+    if not told.is_terminal:
+        yield _tell_tenths(text)
+        return
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=told, transient=True) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _tell_tenths(text: str) -> Callable[[int, int], None]:
+    told = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if (tenth := 10 * done // max(total, 1)) > told:
+            told = tenth
+            typer.echo(f"{text}: {done} of {total}", err=True)
+
+    return tell
 
 
 def print_json(text: str) -> None:

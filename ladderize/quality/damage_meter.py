@@ -1,0 +1,158 @@
+"""Measure what sets of converted blocks cost: one traced graph, run with its reads exchanged.
+
+    model, batches ── one graph with a weight for each read ── sets ── KL(standard ‖ ladder), loss
+
+A set that differs little from the one before it is run from the first block that differs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ladderize.frontends.backend import compile_graph
+from ladderize.passes.blend_reads import Blends
+from ladderize.quality.measures import Measures, logits_of, measure, positions_of
+from ladderize.quality.reusing_run import ReusingRun, reusing_lowering
+from ladderize.quality.set_search import Blocks
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a set costs.
+
+    Attributes:
+        kl: KL(standard ‖ ladder), nats per token.
+        loss: nats per token; None without targets.
+    """
+
+    kl: float
+    loss: float | None
+
+
+class DamageMeter:
+    """Measures sets of blocks of one model.
+
+    Attributes:
+        blocks: the numbers of the blocks that can be converted.
+        standard_loss: nats per token; None without targets.
+        tokens: the number of predictions that are compared.
+        num_nodes: the number of nodes that were run so far, of all runs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        options: Mapping[str, Any],
+        sets_at_once: int = 1,
+    ) -> None:
+        """
+        Args:
+            model: in eval mode; it stays as it is.
+            batches: keyword arguments of calls of one shape, their tensors batch first.
+            options: those of `LadderConfig`, but `blocks` and `layers`.
+            sets_at_once: sets that are measured in one run, on a batch as many times as large.
+
+        Raises:
+            LadderError: the model cannot be converted, or returns no logits.
+        """
+        self._blends = Blends(0.0)
+        self._runs: list[ReusingRun] = []
+        self._sets_at_once = sets_at_once
+        self._predicts_next = bool(getattr(model, "can_generate", lambda: False)())
+        self._model = torch.compile(
+            model, backend=self._backend, fullgraph=True, dynamic=False, options=dict(options)
+        )
+        self._batches = list(batches)
+        self._repeated = [_repeated(batch, sets_at_once) for batch in batches]
+        self._standard: list[Tensor] = []
+        for batch in self._repeated:
+            logits = self._logits(batch, [frozenset()])
+            self._standard.append(logits[: len(logits) // sets_at_once].clone())
+        self.blocks = sorted(self._blends.values)
+        found = [self._compare(number, logits) for number, logits in enumerate(self._standard)]
+        joined = Measures.joined(found)
+        self.standard_loss, self.tokens = joined.mean_standard_loss, int(joined.tokens.sum())
+
+    @property
+    def num_nodes(self) -> int:
+        return sum(run.num_nodes for run in self._runs)
+
+    def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[Damage]:
+        """The damage of each of `sets`, which share the runs of `base` as far as they are alike.
+
+        All ranks of a process group call this with the same sets, and get the first rank's results.
+        """
+        order = sorted(range(len(sets)), key=lambda i: min(sets[i] ^ base, default=-1))
+        parts: list[list[Measures]] = [[] for _ in sets]
+        for number, batch in enumerate(self._repeated):
+            self._keep(batch, base)
+            for begin in range(0, len(order), self._sets_at_once):
+                together = order[begin : begin + self._sets_at_once]
+                logits = self._logits(batch, [sets[i] for i in together])
+                for i, part in zip(together, logits.chunk(self._sets_at_once), strict=False):
+                    parts[i].append(self._compare(number, part))
+        for run in self._runs:
+            run.forget()
+        joined = map(Measures.joined, parts)
+        return _of_first_rank([Damage(each.mean_kl, each.mean_loss) for each in joined])
+
+    def _backend(
+        self,
+        gm: GraphModule,
+        examples: Sequence[Any],
+        options: Mapping[str, Any] | None = None,
+    ) -> Callable[..., Any]:
+        lower = reusing_lowering(self._runs)
+        return compile_graph(gm, examples, options=options, lower=lower, blends=self._blends)
+
+    def _keep(self, batch: Batch, base: Blocks) -> None:
+        """Run `base`, and keep what the next runs begin with."""
+        for run in self._runs:
+            run.keeps = True
+        self._logits(batch, [base])
+        for run in self._runs:
+            run.keeps = False
+
+    def _logits(self, batch: Batch, sets: Sequence[Blocks]) -> Tensor:
+        """Of a repeated batch, an equal part of it for each set; the last set fills it up."""
+        missing = self._sets_at_once - len(sets)
+        self._blends.choose(*sets, *[sets[-1]] * missing)
+        with torch.no_grad():
+            return logits_of(self._model(**batch))
+
+    def _compare(self, number: int, logits: Tensor) -> Measures:
+        standard = self._standard[number]
+        targets, compared = positions_of(
+            self._batches[number], standard, predicts_next=self._predicts_next
+        )
+        return measure(standard, logits, targets, compared)
+
+
+def _repeated(batch: Batch, times: int) -> Batch:
+    """A batch with its rows as many times, one copy behind the other."""
+    rows = {value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()}
+    if times == 1 or not rows:
+        return batch
+    most = max(rows)
+    return {
+        name: value.repeat(times, *[1] * (value.dim() - 1))
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == most
+        else value
+        for name, value in batch.items()
+    }
+
+
+def _of_first_rank(found: list[Damage]) -> list[Damage]:
+    """Ranks may differ in the last bits, and must not choose differently."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return found
+    dist.broadcast_object_list(found)
+    return found

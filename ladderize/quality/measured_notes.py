@@ -1,0 +1,78 @@
+"""What was measured so far, in a file of JSON lines: an interrupted search goes on from there.
+
+{"of": "LlamaForCausalLM …", …}         what was measured; another one begins the file anew
+{"blocks": [3, 5], "kl": 0.1, "loss": 3.2}
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ladderize.errors import LadderError
+from ladderize.quality.damage_meter import Damage
+from ladderize.quality.set_search import Blocks
+
+
+class MeasuredNotes:
+    """The damage of sets, in memory and, with a path, in a file."""
+
+    def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
+        """
+        Args:
+            path: of the file; None: nothing is written.
+            of: what is measured, as JSON data.
+
+        Raises:
+            LadderError: the file cannot be written.
+        """
+        self._path = path
+        self._found: dict[Blocks, Damage] = {}
+        if path is None:
+            return
+        header = json.dumps({"of": of})
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+        if lines[:1] == [header]:
+            self._found = dict(map(_parse, filter(_is_whole, lines[1:])))
+        self._write("w", [header, *(_line(*item) for item in self._found.items())])
+
+    def get(self, blocks: Blocks) -> Damage | None:
+        return self._found.get(blocks)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, sets: Sequence[Blocks], found: Sequence[Damage]) -> None:
+        new = dict(zip(sets, found, strict=True))
+        self._found |= new
+        self._write("a", [_line(*item) for item in new.items()])
+
+    def remove_file(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _write(self, mode: str, lines: Sequence[str]) -> None:
+        if self._path is None:
+            return
+        try:
+            with self._path.open(mode, encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise LadderError(
+                f"{self._path} cannot be written: {error.strerror}.",
+                cure="make room; the same command then goes on from what the file holds",
+            ) from None
+
+
+def _line(blocks: Blocks, damage: Damage) -> str:
+    return json.dumps({"blocks": sorted(blocks), "kl": damage.kl, "loss": damage.loss})
+
+
+def _is_whole(line: str) -> bool:
+    """Not the last line of a process that was killed."""
+    return line.endswith("}")
+
+
+def _parse(line: str) -> tuple[Blocks, Damage]:
+    data = json.loads(line)
+    return frozenset(data["blocks"]), Damage(data["kl"], data["loss"])

@@ -1,0 +1,252 @@
+"""`ladderize.sensitivity`: which blocks to convert, for each share of hidden communication.
+
+    model, batches ── each block alone ── sets that grow, sets that shrink ── BlockPlan
+                   └─ for comparison: all, the last ones, attention alone, MLPs alone
+
+The file of notes holds every measurement; a run that was interrupted goes on from it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.explain import explain_call
+from ladderize.quality.damage_meter import Batch, Damage, DamageMeter
+from ladderize.quality.measured_notes import MeasuredNotes
+from ladderize.quality.set_search import Blocks, grow, shrink
+from ladderize.report.data import BlockReport
+from ladderize.report.publish import versions
+
+Progress = Callable[[int, int], None]
+"""Called with the number of sets measured so far, and of those that will be."""
+
+_AT_ONCE = 16
+"""Sets between two notes."""
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+def sensitivity(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    shares: Sequence[float] = SHARES,
+    width: int = 8,
+    sets_at_once: int = 1,
+    notes: Path | None = None,
+    on_progress: Progress | None = None,
+    **options: Any,
+) -> BlockPlan:
+    """Measure what converting its blocks costs a model, alone and together. Nothing is compiled.
+
+    >>> plan = ladderize.sensitivity(model, [{"input_ids": ids}])
+    >>> plan.best(0.5).blocks, plan.best(0.5).kl          # hides half of the communication
+    >>> ladderize.compile(model, blocks=plan.best(0.5).blocks)
+
+    Sets are grown from no block and shrunk from all, a block at a time, each with the block that
+    costs least of the `width` most promising ones. The best set of each size is kept. One graph is
+    traced; a set is run op by op, from the first block that differs from a set run before.
+
+    Args:
+        model: a standard model. It is run in eval mode and stays as it is.
+        batches: keyword arguments of its calls, tensors with the batch first, all of one shape. A
+            few hundred tokens rank blocks well; the divergence of a set should be measured again
+            on other text.
+        shares: of hidden communication, 0 to 1, for which the last blocks are measured too.
+        width: candidates that are measured for each step of a set.
+        sets_at_once: sets that are measured in one run, each on its own copy of the batch; more
+            than 1 pays where a batch does not fill the device.
+        notes: a file that holds what was measured, for a run that is interrupted. It is removed
+            at the end.
+        on_progress: is told how many sets are measured.
+        options: those of `LadderConfig`: `staleness`, `mesh`. All ranks of a mesh call this.
+
+    Returns:
+        The plan, which `write_file(path, plan.model_dump_json())` makes a file for `blocks=`.
+
+    Raises:
+        LadderError: the model cannot be converted as asked, is a ladder already, or returns no
+            logits; a share is not between 0 and 1.
+    """
+    _refuse_arguments(batches, shares, options)
+    was_training = model.training
+    model.eval()
+    try:
+        return _Search(model, batches, options, width, sets_at_once, notes, on_progress).run(shares)
+    finally:
+        model.train(was_training)
+
+
+def _refuse_arguments(
+    batches: Sequence[Batch], shares: Sequence[float], options: Mapping[str, Any]
+) -> None:
+    blockers = [Blocker(f"a share of {share:g}") for share in shares if not 0 < share <= 1]
+    blockers += [
+        Blocker(f"{name}= is what is to be found")
+        for name in ("blocks", "layers")
+        if options.get(name) is not None
+    ]
+    blockers += [] if batches else [Blocker("no batch")]
+    if blockers:
+        raise LadderError("Sensitivity cannot be measured with these arguments:", blockers)
+
+
+class _Search:
+    """Measurements of one model, and what they are about."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        options: Mapping[str, Any],
+        width: int,
+        sets_at_once: int,
+        notes: Path | None,
+        on_progress: Progress | None,
+    ) -> None:
+        self.staleness = LadderConfig.from_options(options).staleness
+        self.name = _name_of(model)
+        self.reports = _blocks_of(model, batches[0], options)
+        self.shares = _shares(self.reports)
+        self.meter = DamageMeter(model, batches, options, sets_at_once)
+        assert self.meter.blocks == sorted(self.shares), "the report and the graph disagree"
+        self.width = width
+        self.on_progress = on_progress or _tell_nobody
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        self.notes = MeasuredNotes(notes if is_first else None, self._identity(batches))
+
+    def run(self, shares: Sequence[float]) -> BlockPlan:
+        everything = frozenset(self.shares)
+        references = {name: self.set_of(s) for name, s in self._references(shares).items()}
+        grown = grow(self.measure, self.shares, self.width)
+        shrunk = shrink(self.measure, everything, references["all"].kl, self.width)
+        best: dict[int, MeasuredSet] = {}
+        for blocks, _ in chain(grown, [(everything, 0.0)], shrunk):
+            found = self.set_of(blocks)
+            best[len(blocks)] = min(best.get(len(blocks), found), found, key=lambda each: each.kl)
+        plan = BlockPlan(
+            model=self.name,
+            staleness=self.staleness,
+            tokens=self.meter.tokens,
+            standard_loss=self.meter.standard_loss,
+            blocks=[self._block(number) for number in range(len(self.reports))],
+            sets=[best[size] for size in sorted(best)],
+            references=references,
+            versions=dict(versions()),
+        )
+        self.notes.remove_file()
+        return plan
+
+    def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[float]:
+        """The divergence of each set; what is in the notes is not measured again."""
+        new = [each for each in dict.fromkeys(sets) if self.notes.get(each) is None]
+        new.sort(key=lambda each: min(each ^ base, default=-1))  # alike as far as can be
+        for begin in range(0, len(new), _AT_ONCE):
+            part = new[begin : begin + _AT_ONCE]
+            self.notes.add(part, self.meter.measure(base, part))
+            self.on_progress(len(self.notes), self._expected())
+        return [self._damage(each).kl for each in sets]
+
+    def set_of(self, blocks: Blocks) -> MeasuredSet:
+        self.measure(frozenset(), [blocks])
+        damage = self._damage(blocks)
+        share = min(sum(self.shares[block] for block in blocks), 1.0)
+        return MeasuredSet(blocks=sorted(blocks), share=share, kl=damage.kl, loss=damage.loss)
+
+    def _damage(self, blocks: Blocks) -> Damage:
+        found = self.notes.get(blocks)
+        assert found is not None, "measured before"
+        return found
+
+    def _references(self, shares: Sequence[float]) -> dict[str, Blocks]:
+        count = len(self.reports)
+        named = {"all": frozenset(self.shares)}
+        for share in shares:
+            last = range(count - int(count * share + 0.5), count)
+            named[f"last:{100 * share:g}%"] = frozenset(last) & named["all"]
+        for kind in dict.fromkeys(report.kind for report in self.reports):
+            named[f"{kind} only"] = frozenset(
+                b for b in self.shares if self.reports[b].kind == kind
+            )
+        return {name: blocks for name, blocks in named.items() if blocks}
+
+    def _block(self, number: int) -> MeasuredBlock:
+        report = self.reports[number]
+        damage = self.notes.get(frozenset({number}))
+        return MeasuredBlock(
+            module=report.module,
+            kind=report.kind,
+            layer=report.layer,
+            share=self.shares.get(number, 0.0),
+            kl=None if damage is None else damage.kl,
+            loss=None if damage is None else damage.loss,
+        )
+
+    def _identity(self, batches: Sequence[Batch]) -> dict[str, Any]:
+        """What the notes are about: the loss and the tokens tell weights and text apart."""
+        sums = [
+            float(v.double().sum()) for b in batches for v in b.values() if isinstance(v, Tensor)
+        ]
+        return {
+            "model": self.name,
+            "staleness": self.staleness,
+            "blocks": len(self.reports),
+            "tokens": self.meter.tokens,
+            "standard_loss": self.meter.standard_loss,
+            "inputs": math.fsum(sums),
+        }
+
+    def _expected(self) -> int:
+        count = len(self.shares)
+        return 2 * count + 2 * max(count - 2, 0) * min(self.width, count) + len(SHARES)
+
+
+def _tell_nobody(_done: int, _total: int) -> None:
+    pass
+
+
+def _name_of(model: nn.Module) -> str:
+    path = getattr(getattr(model, "config", None), "name_or_path", "") or ""
+    return " ".join(filter(None, [type(model).__name__, str(path)]))
+
+
+def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> list[BlockReport]:
+    """The blocks in the order of their numbers.
+
+    Raises:
+        LadderError: the model is refused, or is a ladder.
+    """
+    report = explain_call(model, (), batch, LadderConfig.from_options(options))
+    if report.refused:
+        refusal = report.refused[0]
+        raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
+    stale = [
+        Blocker("a branch that reads stale already", s) for t in report.streams for s in t.stale
+    ]
+    if stale:
+        raise LadderError("Sensitivity is that of a standard model; this one is a ladder:", stale)
+    return list(report.blocks)
+
+
+def _shares(reports: Sequence[BlockReport]) -> dict[int, float]:
+    """For each block that can read stale the fraction of the communication that this hides.
+
+    It hides the all-reduce of the block before it.
+    """
+    sent = dict(_hidden_bytes(reports))
+    total = sum(sent.values())
+    return {number: sent[number] / total for number in sent}
+
+
+def _hidden_bytes(reports: Sequence[BlockReport]) -> Iterator[tuple[int, float]]:
+    for number, report in enumerate(reports):
+        if report.is_rewired:
+            yield number, float(reports[max(number - 1, 0)].reduce_bytes or 1)

@@ -1,0 +1,69 @@
+"""Search for the sets of blocks that cost least, by growing and shrinking sets and measuring them.
+
+    {} ── with the cheapest of `width` candidates, each measured ── … ── all
+    all ── without the costliest of `width` blocks, each measured ── … ── {}
+
+Damage does not add up: one block can carry a set. So a candidate is ranked by what it cost in its
+latest measurement, and measured again, with the set that it would join, before it is taken.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+Blocks = frozenset[int]
+Measure = Callable[[Blocks, Sequence[Blocks]], Sequence[float]]
+"""The damage of each of some sets, which differ little from the first argument."""
+
+
+def grow(measure: Measure, blocks: Collection[int], width: int) -> Iterator[tuple[Blocks, float]]:
+    """Sets of 1, 2, … blocks, each with one block more than the one before, and their damage.
+
+    All blocks are measured alone first.
+
+    Args:
+        measure: measures sets.
+        blocks: those that can be converted.
+        width: candidates that are measured for each step.
+    """
+    order = sorted(blocks)
+    alone = measure(frozenset(), [frozenset({block}) for block in order])
+    added = dict(zip(order, alone, strict=True))
+    chosen: Blocks = frozenset()
+    damage = 0.0
+    while len(chosen) < len(order):
+        candidates = sorted(added, key=lambda block: (added[block], block))[:width]
+        if chosen:
+            found = measure(chosen, [chosen | {block} for block in candidates])
+        else:
+            found = [added[block] for block in candidates]
+        for block, total in zip(candidates, found, strict=True):
+            added[block] = total - damage
+        best = min(candidates, key=lambda block: (added[block], block))
+        damage += added.pop(best)
+        chosen |= {best}
+        yield chosen, damage
+
+
+def shrink(
+    measure: Measure, start: Blocks, damage: float, width: int, least: int = 1
+) -> Iterator[tuple[Blocks, float]]:
+    """Sets with one block less each, from `start` down to `least` blocks, and their damage.
+
+    Args:
+        measure: measures sets.
+        start: where to begin.
+        damage: that of `start`.
+        width: candidates that are measured for each step, but for the first one: there all are.
+        least: the number of blocks to stop at.
+    """
+    saved = dict.fromkeys(sorted(start), 0.0)
+    chosen = start
+    candidates = list(saved)
+    while len(chosen) > least:
+        found = measure(chosen, [chosen - {block} for block in candidates])
+        for block, total in zip(candidates, found, strict=True):
+            saved[block] = damage - total
+        best = max(candidates, key=lambda block: (saved[block], -block))
+        damage -= saved.pop(best)
+        chosen -= {best}
+        yield chosen, damage
+        candidates = sorted(saved, key=lambda block: (-saved[block], block))[:width]

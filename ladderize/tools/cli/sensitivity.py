@@ -1,0 +1,95 @@
+"""`ladderize sensitivity MODEL --text FILES`: which blocks to convert, and what that costs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ladderize.tools.cli import arguments as flags
+from ladderize.tools.cli.running import console, counting, print_json, running, working
+
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text to measure on: .txt, .jsonl, or a folder of datasets; repeatable."),
+]
+Shares = Annotated[
+    str, typer.Option("--share", help="Shares of hidden communication to report, 0 to 1.")
+]
+Tokens = Annotated[int, typer.Option(min=1, help="Number of tokens to measure each set on.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens per sequence.")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences per run.")]
+Width = Annotated[
+    int, typer.Option(min=1, help="Candidates that are measured for each step of a set.")
+]
+SetsAtOnce = Annotated[
+    int, typer.Option(min=1, help="Sets per run, each on its own copy of the batch.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help='Write the sets to this file, for --blocks "plan.json:50%".'),
+]
+Plot = Annotated[
+    Path | None, typer.Option(help="Draw the results to this file: .png, .svg or .pdf.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. \\[default: cuda if there is one]")]
+
+
+def sensitivity(
+    model: flags.Model,
+    text: Texts = None,
+    share: Shares = "0.25,0.5,0.75,1",
+    tokens: Tokens = 1024,
+    length: Length = 128,
+    batch: Batch = 4,
+    width: Width = 8,
+    sets_at_once: SetsAtOnce = 1,
+    staleness: flags.Staleness = None,
+    out: Out = None,
+    plot: Plot = None,
+    device: Device = None,
+    force: flags.Force = False,
+    json: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Measure what converting each block costs, alone and in sets that grow.
+
+    The result is the best set of blocks found for each share of hidden communication. With --out, an
+    interrupted run continues where it stopped.
+    """
+    with running("sensitivity", debug, json):
+        with working("loading torch"):
+            from ladderize.quality.sensitivity import sensitivity as measure
+            from ladderize.report.files import refuse_file, write_file
+            from ladderize.tools.pictures import refuse_picture
+            from ladderize.tools.quality.sensitivity_chart import draw
+            from ladderize.tools.quality.sensitivity_tables import show
+            from ladderize.tools.quality.texts_of_model import model_with_batches
+
+        shares = flags.numbers(share, "--share", float)
+        if out is not None:
+            refuse_file(out, force)
+        if plot is not None:
+            refuse_picture(plot, force)
+        with working(f"loading {model}"):
+            net, batches = model_with_batches(
+                model, text or [], tokens=tokens, length=length, batch=batch, device=device
+            )
+        with counting("measuring sets of blocks") as on_progress:
+            found = measure(
+                net,
+                batches,
+                shares=shares,
+                width=width,
+                sets_at_once=sets_at_once,
+                notes=None if out is None else out.with_name(f"{out.name}.notes"),
+                on_progress=on_progress,
+                **flags.given(staleness=staleness),
+            )
+        if out is not None:
+            write_file(out, found.model_dump_json(indent=1) + "\n", force)
+        if plot is not None:
+            draw(found, plot, force)
+    if json:
+        print_json(found.model_dump_json(indent=1))
+    else:
+        show(found, shares, console(), out)

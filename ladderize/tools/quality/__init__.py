@@ -1,0 +1,1 @@
+"""What `sensitivity` and `evaluate` do around the measurements: models, texts, tables, pictures."""

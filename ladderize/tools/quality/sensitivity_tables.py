@@ -1,0 +1,85 @@
+"""A `BlockPlan` as tables for a terminal."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
+from ladderize.config.selection import ranges_of
+
+_BAR = 24
+
+
+def show(plan: BlockPlan, shares: Sequence[float], console: Console, out: Path | None) -> None:
+    """Print what each block costs, the sets for `shares`, and how to use them."""
+    loss = "" if plan.standard_loss is None else f", loss of the standard model {_loss(plan)}"
+    console.print(
+        f"{plan.model}: {plan.tokens} tokens{loss}; staleness {plan.staleness}\n", highlight=False
+    )
+    for table in (_blocks(plan), _sets(plan, shares)):
+        console.print(table, "", highlight=False)
+    for line in _advice(plan, shares, out):
+        console.print(line, highlight=False, markup=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if 0 < number < 3 else "left", no_wrap=True)
+    return table
+
+
+def _blocks(plan: BlockPlan) -> Table:
+    """A row for each block that can be converted."""
+    rows = [(i, b) for i, b in enumerate(plan.blocks) if b.kl is not None]
+    most = max((b.kl or 0.0 for _, b in rows), default=0.0)
+    table = _table("each block alone", "block", "KL", "")
+    for number, block in rows:
+        table.add_row(_name(block), str(number), _nats(block.kl), _bar(block.kl or 0.0, most))
+    return table
+
+
+def _name(block: MeasuredBlock) -> str:
+    return f"{block.module or 'block'} ({block.kind})"
+
+
+def _bar(value: float, most: float) -> str:
+    return "█" * round(_BAR * max(value, 0.0) / most) if most > 0 else ""
+
+
+def _sets(plan: BlockPlan, shares: Sequence[float]) -> Table:
+    """The best set for each share, and other sets next to it."""
+    table = _table("sets of blocks", "hidden", "KL", "loss", "blocks")
+    for share in shares:
+        _add_set(table, f"best for {100 * share:g} %", plan.best(share))
+    table.add_section()
+    for name, found in plan.references.items():
+        _add_set(table, name, found)
+    return table
+
+
+def _add_set(table: Table, name: str, found: MeasuredSet) -> None:
+    loss = "" if found.loss is None else f"{found.loss:.2f}"
+    blocks = ranges_of(found.blocks)
+    table.add_row(name, f"{100 * found.share:.0f} %", _nats(found.kl), loss, blocks)
+
+
+def _advice(plan: BlockPlan, shares: Sequence[float], out: Path | None) -> Iterator[str]:
+    yield (
+        "hidden: the share of the all-reduces that run while the next block computes. KL: of the "
+        "ladder from"
+    )
+    yield "the standard model, in nats per token, before healing. Measure a set again on other text."
+    if out is not None:
+        yield f'\nwritten to {out}; use it as --blocks "{out}:{100 * shares[0]:g}%"'
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _loss(plan: BlockPlan) -> str:
+    return f"{plan.standard_loss:.2f}"
