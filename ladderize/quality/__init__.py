@@ -10,7 +10,11 @@ from typing import Any
 
 __all__ = ["HealingArguments", "HealingTrainer", "read_tokens"]
 
-_MODULES = {"HealingArguments": "healing", "HealingTrainer": "healing", "read_tokens": "texts"}
+_MODULES = {
+    "HealingArguments": "healing.healing_arguments",
+    "HealingTrainer": "healing.trainer",
+    "read_tokens": "texts",
+}
 
 
 def __getattr__(name: str) -> Any:

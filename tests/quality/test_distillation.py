@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ladderize import LadderError
-from ladderize.quality import distillation
-from ladderize.quality.distillation import DistillationLoss
+from ladderize.quality.healing import distillation
+from ladderize.quality.healing.distillation import DistillationLoss
 
 T = 2.0
 

@@ -15,7 +15,7 @@ from helpers.reads import HEAD
 import ladderize
 from ladderize import LadderError
 from ladderize.quality import HealingTrainer
-from ladderize.quality.stop_signals import StopSignals
+from ladderize.quality.healing.stop_signals import StopSignals
 from ladderize.testing import eager_ladder
 
 

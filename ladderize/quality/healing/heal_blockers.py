@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ladderize.errors import Blocker, LadderError
-from ladderize.quality.teacher import find_changed_adapters
+from ladderize.quality.healing.teacher import find_changed_adapters
 
 
 def refuse_unhealable(model: Any, args: Any) -> None:

@@ -5,7 +5,6 @@ batch ─┬─ ladder, trained ────────── logits, stream �
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +13,20 @@ import transformers
 from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from ladderize.errors import Blocker, LadderError
-from ladderize.quality.blended_start import BlendedStart
-from ladderize.quality.distillation import (
-    DistillationLoss,
+from ladderize.errors import LadderError
+from ladderize.quality.healing.blended_start import BlendedStart
+from ladderize.quality.healing.distillation import (
     DistillationParts,
     counted_positions,
     next_tokens,
 )
-from ladderize.quality.heal_blockers import refuse_unhealable
+from ladderize.quality.healing.heal_blockers import refuse_unhealable
+from ladderize.quality.healing.healing_arguments import HealingArguments
+from ladderize.quality.healing.healing_steps import HealingSteps
+from ladderize.quality.healing.saved_steps import last_checkpoint, told_last, whole_checkpoint
+from ladderize.quality.healing.stop_signals import StopSignals
+from ladderize.quality.healing.teacher import standard_copy
 from ladderize.quality.measures import Measures, measure
-from ladderize.quality.saved_steps import told_last, whole_checkpoint
-from ladderize.quality.stop_signals import StopSignals
-from ladderize.quality.teacher import standard_copy
-
-
-@dataclass
-class HealingArguments(transformers.TrainingArguments):
-    """Those of transformers, and the weights of the losses.
-
-    Attributes:
-        temperature: of the logits of both models, above 0.
-        kl_weight: of the KL divergence from the standard model.
-        label_weight: of the cross entropy with the labels.
-        stream_weight: of the distance of the residual streams, after each layer.
-        blend_steps: steps at the start whose reads are a blend of fresh and stale.
-    """
-
-    temperature: float = 1.0
-    kl_weight: float = 1.0
-    label_weight: float = 0.0
-    stream_weight: float = 0.0
-    blend_steps: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.blend_steps < 0:
-            raise LadderError(
-                "These options cannot be used:",
-                [Blocker(f"blend_steps={self.blend_steps} is below 0")],
-            )
-        self.loss()
-
-    def loss(self) -> DistillationLoss:
-        return DistillationLoss(
-            self.temperature, self.kl_weight, self.label_weight, self.stream_weight
-        )
 
 
 class HealingTrainer(transformers.Trainer):
@@ -101,11 +68,11 @@ class HealingTrainer(transformers.Trainer):
         self.teacher: Any = standard_copy(model)
         if args.stream_weight:
             _prepare_hidden_states(model)
-        self._reads = BlendedStart(model, ladder or {}, args.blend_steps)
+        self.reads = BlendedStart(model, ladder or {}, args.blend_steps)
         super().__init__(model, args, **options)
         self.model_accepts_loss_kwargs = False  # the loss is a mean, which Trainer divides by the
         self.loss_is_scaled_for_ga = False  # number of accumulated batches
-        self.add_callback(_HealingCallback(self))
+        self.add_callback(HealingSteps(self))
         self.teacher.to(args.device)
         if hasattr(self.teacher, "config"):
             self.teacher.config.use_cache = False  # as Trainer does for its model
@@ -120,20 +87,25 @@ class HealingTrainer(transformers.Trainer):
     ) -> Any:
         """Train, from the start or from a checkpoint, as `transformers.Trainer.train`.
 
+        Args:
+            resume_from_checkpoint: the folder of one, or True: the last one that is whole.
+            trial, ignore_keys_for_eval: as there.
+
         Raises:
             LadderError: the loss or a gradient is not finite, a checkpoint cannot be written, or
                 the run was stopped by a signal, after it saved a checkpoint.
         """
-        # DDP would have Dynamo cut the model into a graph for each bucket of gradients.
+        if resume_from_checkpoint is True and (last := last_checkpoint(self.run)):
+            resume_from_checkpoint = str(last)
         self.is_stopped = False
+        # DDP would have Dynamo cut the model into a graph for each bucket of gradients.
         with torch._dynamo.config.patch(optimize_ddp=False), StopSignals() as self.signals:
             done = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.state.global_step < self.state.max_steps and self.is_stopped:
             name = self.signals.received.name if self.signals.received else "another rank's signal"
             raise LadderError(
-                f"The run was stopped by {name} after step "
-                f"{self.state.global_step} of {self.state.max_steps}. "
-                f"{told_last(self.run)}",
+                f"The run was stopped by {name} after step {self.state.global_step} of "
+                f"{self.state.max_steps}. {told_last(self.run)}",
                 cure="the same command resumes",
             )
         return done
@@ -211,16 +183,18 @@ class HealingTrainer(transformers.Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """KL to the standard model, the losses of both and how often they prefer the same token."""
-        with self._reads.as_ladder(), torch.no_grad():
+        with self.reads.as_ladder(), torch.no_grad():
             parts = [self._measured(self._prepare_inputs(inputs)) for inputs in dataloader]
         found = Measures.joined(parts)
-        metrics = {
+        values = {
             "kl": found.mean_kl,
             "loss": found.mean_loss,
             "standard_loss": found.mean_standard_loss,
             "agreement": found.agreement,
         }
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        named = {
+            f"{metric_key_prefix}_{n}": each for n, each in metrics.items() if each is not None
+        }
         return EvalLoopOutput(None, None, named, len(found.kl))  # type: ignore[arg-type]
 
     def _measured(self, inputs: dict[str, Any]) -> Measures:
@@ -244,28 +218,6 @@ def _prepare_hidden_states(model: Any) -> None:
     one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     model.eval()(input_ids=one, output_hidden_states=True)
     model.train(is_training)
-
-
-class _HealingCallback(transformers.TrainerCallback):
-    """What a trainer does at certain points of a step."""
-
-    def __init__(self, trainer: HealingTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._trainer._reads.begin_step(state.global_step)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        """Gradients that are not finite would go into the weights, and into the next checkpoint."""
-        if self._trainer.accelerator.scaler is not None:
-            return  # float16: it leaves out such steps itself
-        gradients = [each.grad for each in given["model"].parameters() if each.grad is not None]
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            raise self._trainer.not_finite("A gradient")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        if self._trainer.on_any_rank(self._trainer.signals.received is not None):
-            control.should_save = control.should_training_stop = self._trainer.is_stopped = True
 
 
 def _without_labels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor]:
