@@ -192,10 +192,8 @@ class HealingTrainer(transformers.Trainer):
             "standard_loss": found.mean_standard_loss,
             "agreement": found.agreement,
         }
-        named = {
-            f"{metric_key_prefix}_{n}": each for n, each in metrics.items() if each is not None
-        }
-        return EvalLoopOutput(None, None, named, len(found.kl))  # type: ignore[arg-type]
+        metrics = {f"{metric_key_prefix}_{n}": v for n, v in values.items() if v is not None}
+        return EvalLoopOutput(None, None, metrics, len(found.kl))  # type: ignore[arg-type]
 
     def _measured(self, inputs: dict[str, Any]) -> Measures:
         """Of the sequences of all ranks."""
