@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ladderize import testing
     from ladderize.config.options import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
+    from ladderize.frontends.checkpoints.saving import save_pretrained
     from ladderize.frontends.compile import (
         compile,
         refresh,
@@ -46,6 +47,7 @@ __all__ = [
     "restore",
     "restore_full_parameters",
     "rewrite",
+    "save_pretrained",
     "testing",
     "verify",
 ]
@@ -68,6 +70,7 @@ _HOMES = {
     "restore": "frontends.compile",
     "restore_full_parameters": "frontends.compile",
     "rewrite": "frontends.rewrite",
+    "save_pretrained": "frontends.checkpoints.saving",
     "verify": "testing.verify",
 }
 

@@ -13,6 +13,7 @@ from ladderize.compat.autograd import (
     is_compiled_in_place,
     is_compiled_wrapper,
     saves_random_states_behind_meshes,
+    without_wrapper,
 )
 from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
@@ -48,7 +49,12 @@ from ladderize.compat.dynamo import (
     undo_caching,
     watch_failures,
 )
-from ladderize.compat.engines import vllm_group, warn_if_untried
+from ladderize.compat.engines import (
+    is_model_configuration,
+    is_pretrained_model,
+    vllm_group,
+    warn_if_untried,
+)
 from ladderize.compat.exported import find_wrong_input, load_archive, reorder_kwargs
 from ladderize.compat.inductor import (
     has_control_deps,
@@ -114,7 +120,9 @@ __all__ = [
     "is_called_by_module",
     "is_compiled_in_place",
     "is_compiled_wrapper",
+    "is_model_configuration",
     "is_module_source",
+    "is_pretrained_model",
     "is_wrapper_subclass",
     "keep_waits_of_readers",
     "load_archive",
@@ -141,4 +149,5 @@ __all__ = [
     "watch_failures",
     "watch_loaded_code",
     "without_functorch",
+    "without_wrapper",
 ]

@@ -38,6 +38,12 @@ def is_compiled_wrapper(module: nn.Module) -> bool:
     return isinstance(module, OptimizedModule)
 
 
+def without_wrapper(module: nn.Module) -> nn.Module:
+    """The model in what `torch.compile(model)` returned; any other module is itself."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 Compiler = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
 

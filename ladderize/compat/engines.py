@@ -17,6 +17,18 @@ def warn_if_untried(engine: str, version: str, tried: tuple[str, ...]) -> None:
         )
 
 
+def is_model_configuration(value: object) -> bool:
+    """Whether it is a configuration of transformers, which nobody imports to find out."""
+    module: Any = sys.modules.get("transformers.configuration_utils")
+    return module is not None and isinstance(value, module.PreTrainedConfig)
+
+
+def is_pretrained_model(value: object) -> bool:
+    """Whether it is a model of transformers, which nobody imports to find out."""
+    module: Any = sys.modules.get("transformers.modeling_utils")
+    return module is not None and isinstance(value, module.PreTrainedModel)
+
+
 def vllm_group(name: str) -> str | None:
     """The name in c10d of vLLM's group `name` ("tp:0"); of its tensor-parallel group if it is "".
 

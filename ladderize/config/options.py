@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
+from ladderize.config.ladder_entry import MAX_STALENESS, LadderEntry
 from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, nearest
@@ -17,8 +18,6 @@ Lowering = Literal["inductor", "tensorrt", "aot_eager", "eager"]
 LOWERING_OPTIONS = ("lowering", "lowering_options", "mode")
 """What does not matter before a graph is lowered."""
 VERIFY_LEVELS = ("graph", "code", "off")
-MAX_STALENESS = 8
-"""The largest staleness: how far waits are deferred and existing ladders are recognized."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class LadderConfig:
         verify: "graph" reads the recurrence back from the rewritten graph, "code" also checks
             the code that Inductor emitted, "off" checks neither.
         debug_dir: write every stage's graph there, in a folder for each rank.
+        checkpoint: what the model's config.json says of the ladder; read by the front ends, not an
+            option. The blocks that are chosen must be the same.
 
     Raises:
         LadderError: listing every unknown name, bad value and contradiction.
@@ -66,6 +67,7 @@ class LadderConfig:
     expect_blocks: int | None = None
     verify: str = "graph"
     debug_dir: str | Path | None = None
+    checkpoint: LadderEntry | None = None
 
     def __post_init__(self) -> None:
         blockers = [Blocker(what) for what in self._problems()]
@@ -77,17 +79,27 @@ class LadderConfig:
 
     @classmethod
     def from_options(
-        cls, options: Mapping[str, Any] | None, mode: str | None = None
+        cls,
+        options: Mapping[str, Any] | None,
+        mode: str | None = None,
+        checkpoint: LadderEntry | None = None,
     ) -> "LadderConfig":
-        """The configuration behind `torch.compile(..., options=options, mode=mode)`."""
+        """The configuration behind `torch.compile(..., options=options, mode=mode)`.
+
+        Args:
+            options: the fields, without `checkpoint`.
+            mode: an option of `torch.compile` itself.
+            checkpoint: what the model's config.json says; the options need not repeat it.
+        """
         given = dict(options or {})
         if mode is not None:
             given["mode"] = mode
-        names = [option.name for option in dataclasses.fields(cls)]
+        names = [each.name for each in dataclasses.fields(cls) if each.name != "checkpoint"]
         unknown = [Blocker(_describe_unknown(name, names)) for name in given if name not in names]
         if unknown:
             raise LadderError("These options are not known:", unknown)
-        return cls(**given)
+        filled = given if checkpoint is None else checkpoint.fill(given)
+        return cls(**filled, checkpoint=checkpoint)
 
     @property
     def selection(self) -> Selection:

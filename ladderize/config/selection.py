@@ -4,8 +4,8 @@
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ladderize.config.block_plan import BlockPlan, read_block_plan
@@ -18,17 +18,19 @@ FORMS = '"all", "16:32", "last:16", "last:50%", a list of indices, or "plan.json
 class Selection:
     """A parsed selection; `resolve` turns it into indices once the number of items is known.
 
+    Two of them are equal if they choose the same items of any number of them.
+
     Attributes:
         plan: of the file that it names. It counts blocks, for `layers=` too.
     """
 
-    text: str
+    text: str = field(compare=False)
     start: int | None = None
     stop: int | None = None
     last: int | None = None
     last_percent: float | None = None
     indices: tuple[int, ...] | None = None
-    plan: BlockPlan | None = None
+    plan: BlockPlan | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, value: str | int | Sequence[int]) -> "Selection":
@@ -73,6 +75,21 @@ class Selection:
         """Whether the number of items decides where the selection begins."""
         return self.last is not None or self.last_percent is not None
 
+    def is_same(self, other: "Selection") -> bool | None:
+        """Whether both choose the same items; None if the number of items decides."""
+        if self == other:
+            return True
+        if self.last and other.last:
+            return False
+        here, there = self._fixed(), other._fixed()
+        return None if here is None or there is None else here == there
+
+    def _fixed(self) -> frozenset[int] | None:
+        """The chosen indices, if the number of items does not decide on them."""
+        if self.indices is not None:
+            return frozenset(self.indices)
+        return None if self.stop is None else frozenset(range(self.start or 0, self.stop))
+
     def resolve(self, count: int) -> frozenset[int]:
         """The chosen indices out of `range(count)`.
 
@@ -101,6 +118,17 @@ class Selection:
         if self.last_percent is not None:
             return list(range(count - int(count * self.last_percent / 100 + 0.5), count))
         return list(range(self.start or 0, count if self.stop is None else self.stop))
+
+
+def ranges_of(indices: Iterable[int]) -> str:
+    """ "0, 4-7": ascending indices, runs of them by their ends."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{run[0]}-{run[-1]}" if run[1:] else str(run[0]) for run in runs)
 
 
 def _is_index(value: object) -> bool:

@@ -13,6 +13,7 @@ from ladderize import compat
 from ladderize.backends import LOWERINGS, Lower
 from ladderize.backends.lowered import Lowered
 from ladderize.compat.frames import carry_inputs, copy_source, current_frame, parameter_names
+from ladderize.config.ladder_entry import ContradictionError, LadderEntry
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.frontends.agreement import (
@@ -24,6 +25,8 @@ from ladderize.frontends.agreement import (
 )
 from ladderize.frontends.break_hints import Adviser
 from ladderize.frontends.broken_frames import BrokenFrames
+from ladderize.frontends.checkpoints.conversions import note_compilation
+from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.generation import warn_of_standard_prefill
 from ladderize.frontends.ladder import Laddered, ladder
 from ladderize.frontends.local_parameters import PARTS, LocalInputs
@@ -35,6 +38,7 @@ from ladderize.passes.before_autograd import dump_folder
 from ladderize.passes.blend_reads import Blends, blend_inputs
 from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.report.publish import as_report, forget, publish
+from ladderize.streams.choose import chosen_numbers
 from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders
 from ladderize.streams.fresh_reads import warn_of_fresh_reads
@@ -49,6 +53,10 @@ class _Session:
 
 
 _session = _Session()
+
+
+_NEVER_STANDARD = (DisagreementError, ContradictionError)
+"""What is raised with `strict=False` too."""
 
 
 def _see_failure(error: BaseException) -> None:
@@ -72,8 +80,8 @@ def ladderize(
 
     Raises:
         LadderError: listing everything that cannot be done as asked. With `strict=False` only
-            mistaken options and ranks that disagree raise; else the standard graph is compiled
-            after one `LadderWarning`.
+            mistaken options, those that config.json contradicts, and ranks that disagree raise;
+            else the standard graph is compiled after one `LadderWarning`.
     """
     return compile_graph(gm, example_inputs, mode=mode, options=options)
 
@@ -86,19 +94,22 @@ def compile_graph(
     options: Mapping[str, Any] | None = None,
     lower: Lower | None = None,
     blends: Blends | None = None,
+    checkpoint: LadderEntry | None = None,
 ) -> Callable[..., Any]:
     """As `ladderize`, the backend; an engine may lower the rewritten graph by itself.
 
     Args:
         lower: takes the place of the lowering that `options` name; the engine's own.
         blends: decide at each call how stale the converted blocks read; None: as stale as can be.
+        checkpoint: what config.json says, of a model that does not hold its configuration.
     """
     compat.watch_failures(ladderize, _see_failure)
     groups = _groups_of(gm, (options or {}).get("mesh"))
     try:
         with heard_by_all(groups, "refused"):
-            config = LadderConfig.from_options(options, mode)
-            is_laddered = isinstance(compat.compiled_module(), ShardedModule)
+            module = compat.compiled_module()
+            config = LadderConfig.from_options(options, mode, checkpoint or own_entry(module))
+            is_laddered = isinstance(module, ShardedModule)
             if is_laddered:
                 _refuse_options_of_parallelize(config)
         lower = lower or LOWERINGS[config.lowering]
@@ -177,18 +188,21 @@ def _compile(
     except DisagreementError as disagreement:
         laddered.error = disagreement
     error = laddered.error
-    falls_back = standard is not None and not isinstance(error, DisagreementError)
+    falls_back = standard is not None and not isinstance(error, _NEVER_STANDARD)
     graph = laddered.report("rewritten", refused="standard" if falls_back else "refused")
     publish(as_report(graph, config), dump_folder(config))
     if error is not None:
         if standard is None or not falls_back:
             raise error
         warnings.warn(LadderWarning(f"The standard graph is compiled. {error}"), stacklevel=2)
+        note_compilation(compat.compiled_module(), config, ())
         gm.graph = standard
         gm.recompile()
         return _lower_together(gm, example_inputs, config, lower, absent).run
     state = laddered.state
     if not is_laddered:
+        blocks = chosen_numbers(state.streams, state.chosen)
+        note_compilation(compat.compiled_module(), config, blocks)
         warn_of_ladders(state.streams)
         warn_of_cut_streams(state.analysis, state.streams, state.chosen, config)
         warn_of_fresh_reads(state.fresh_reads)

@@ -21,6 +21,9 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends import release_parameters
 from ladderize.frontends.backend import compile_graph, ladderize
+from ladderize.frontends.checkpoints.conversions import forget_conversion, note_request
+from ladderize.frontends.checkpoints.own_entry import own_entry
+from ladderize.frontends.checkpoints.saving import lead_saving, restore_saving
 from ladderize.frontends.continuous_batching import (
     lead_continuous_batching,
     restore_continuous_batching,
@@ -68,6 +71,9 @@ def compile(  # as torch.compile
     `state_dict` and hooks stay as they are; copies (`copy.deepcopy`, `torch.save`) are standard
     nets. Applied again, the latest options hold.
 
+    A checkpoint whose config.json says which ladder it is needs no options. `save_pretrained` of a
+    model of transformers writes that down, see `ladderize.save_pretrained`.
+
     Args:
         model: any module. What it wraps (PEFT's models, DistributedDataParallel) is compiled too,
             and of a transformers encoder-decoder the encoder: `generate` calls these by themselves.
@@ -76,8 +82,9 @@ def compile(  # as torch.compile
         options: those of `LadderConfig`.
 
     Raises:
-        LadderError: for mistaken options, and for a wrapper that `torch.compile` returned. What
-            keeps the graph from being converted is raised by the first call.
+        LadderError: for mistaken options, for those that config.json contradicts, and for a
+            wrapper that `torch.compile` returned. What keeps the graph from being converted is
+            raised by the first call.
     """
     return _compile(model, ladderize, dynamic, fullgraph, options)
 
@@ -110,7 +117,7 @@ def _compile(
     wrapped: list[nn.Module] = [model, *find_delegates(model)]
     if any(compat.is_compiled_wrapper(module) for module in wrapped):
         raise LadderError("This is a wrapper of torch.compile.", cure="pass the model in it")
-    config = LadderConfig.from_options(options)
+    config = LadderConfig.from_options(options, checkpoint=own_entry(model))
     if any(find_encoder(module) is not None for module in wrapped):
         refuse_relative_counts(config)
     restore(model)
@@ -118,6 +125,8 @@ def _compile(
         module.compile(backend=backend, dynamic=dynamic, fullgraph=fullgraph, options=options)
         lead_forward_through_call(module)
         lead_continuous_batching(module)
+        lead_saving(module)
+        note_request(module, config)
     disabled = tuple(set_compile_by_generate(m, disabled=True) for m in _entry_points(model))
     _compiled[model] = _Compiled(config, fullgraph, disabled)
     return model
@@ -149,6 +158,8 @@ def restore(model: Model) -> Model:
         compat.drop_compiled(module)
         restore_forward(module)
         restore_continuous_batching(module)
+        restore_saving(module)
+        forget_conversion(module)
         set_compile_by_generate(module, disabled=disabled)
     return model
 

@@ -20,10 +20,11 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker
 from ladderize.frontends.backend import copy_graph, ladder_frame
 from ladderize.frontends.broken_frames import BrokenFrames
+from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.rewrite import explain_program
 from ladderize.passes.before_autograd import dump_folder
 from ladderize.report.data import GraphReport, Refusal
-from ladderize.report.publish import as_report, changed_options, versions, write
+from ladderize.report.publish import as_report, shown_options, versions, write
 from ladderize.report.report import Report
 
 
@@ -56,7 +57,7 @@ def explain(
         >>> report = ladderize.explain(model, input_ids, options={"layers": "last:50%"})
         >>> print(report)
     """
-    config = LadderConfig.from_options(options)
+    config = LadderConfig.from_options(options, checkpoint=own_entry(model))
     if isinstance(model, ExportedProgram):
         return explain_program(model, config)
     return explain_call(model, args, kwargs, config)
@@ -121,7 +122,7 @@ class _Explainer:
         return Report(
             graphs=tuple(self.graphs) or (_NO_GRAPH,),
             breaks=tuple(dict.fromkeys(self.breaks)),
-            options=changed_options(self.config),
+            options=shown_options(self.config),
             versions=versions(),
         )
 

@@ -7,6 +7,7 @@ ladder = ladderize.rewrite(torch.fx.symbolic_trace(model), args)
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 from torch.export import ExportedProgram
@@ -16,6 +17,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.checkpoints.own_entry import entry_of_folder
 from ladderize.frontends.ladder import ladder
 from ladderize.graph import ops
 from ladderize.passes.after_autograd import AFTER_AUTOGRAD, Deferring
@@ -32,7 +34,9 @@ from ladderize.streams.fresh_reads import warn_of_fresh_reads
 
 
 @overload
-def rewrite(program: ExportedProgram, **options: Any) -> ExportedProgram: ...
+def rewrite(
+    program: ExportedProgram, *, checkpoint: str | Path | None = None, **options: Any
+) -> ExportedProgram: ...
 
 
 @overload
@@ -40,6 +44,8 @@ def rewrite(
     program: GraphModule,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
+    *,
+    checkpoint: str | Path | None = None,
     **options: Any,
 ) -> GraphModule: ...
 
@@ -48,6 +54,8 @@ def rewrite(
     program: ExportedProgram | GraphModule,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
+    *,
+    checkpoint: str | Path | None = None,
     **options: Any,
 ) -> ExportedProgram | GraphModule:
     """The ladder form of `program`, which stays as it is; weights are shared.
@@ -57,6 +65,8 @@ def rewrite(
             `torch.fx.symbolic_trace`.
         args, kwargs: example inputs of a symbolically traced module, which knows no shapes by
             itself; not needed where the graph holds fake values.
+        checkpoint: the folder that the weights come from, whose config.json may say which ladder
+            they are. A program does not know it.
         options: those of `LadderConfig`, without the ones for sharding and lowering.
 
     Raises:
@@ -69,7 +79,8 @@ def rewrite(
     ]
     if surplus:
         raise LadderError("A rewrite neither shards nor compiles:", surplus)
-    config = LadderConfig.from_options(options)
+    entry = None if checkpoint is None else entry_of_folder(Path(checkpoint))
+    config = LadderConfig.from_options(options, checkpoint=entry)
     if isinstance(program, ExportedProgram):
         return rewrite_program(program, config)[0]
     gm = copy.copy(program)

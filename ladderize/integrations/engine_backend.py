@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ladderize.backends import Lower
+from ladderize.config.ladder_entry import LadderEntry
 from ladderize.frontends.backend import compile_graph, ladderize
 from ladderize.report import last_report
 
 
 def reporting_backend(
-    options: Mapping[str, Any], log: Callable[[Any], None], lower: Lower | None = None
+    options: Mapping[str, Any],
+    log: Callable[[Any], None],
+    lower: Lower | None = None,
+    checkpoint: LadderEntry | None = None,
 ) -> Callable[..., Any]:
     """The backend with `options`.
 
@@ -18,11 +22,14 @@ def reporting_backend(
         options: the fields of `LadderConfig`.
         log: receives the report of each graph that is compiled.
         lower: the engine's own lowering, if it has one.
+        checkpoint: what the model's config.json says of the ladder.
     """
 
     @functools.wraps(ladderize)
     def compile_ladder(gm: Any, example_inputs: Any, **_: Any) -> Any:
-        compiled = compile_graph(gm, example_inputs, options=options, lower=lower)
+        compiled = compile_graph(
+            gm, example_inputs, options=options, lower=lower, checkpoint=checkpoint
+        )
         log(last_report())
         return compiled
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
+from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.compile import compile
 from ladderize.frontends.continuous_batching import TRIED
-from ladderize.integrations.checkpoints import merged_options, own_options
 
 OPTION = "--ladderize"
 
@@ -55,11 +55,12 @@ def as_ladder(model: Any, given: Mapping[str, Any]) -> Any:
     """
     from transformers.utils import logging
 
-    options = merged_options("transformers", own_options(model.config), given, OPTION)
+    entry = own_entry(model)
+    options = dict(given) if entry is None else entry.fill(given)
     logging.get_logger("transformers.ladderize").warning(
         "%s is served as a ladder: %s", model.name_or_path, options or "all of its blocks"
     )
-    return compile(model, **options)
+    return compile(model, **given)
 
 
 if __name__ == "__main__":

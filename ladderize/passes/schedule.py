@@ -22,7 +22,7 @@ from functools import cached_property
 
 from torch.fx import Graph, Node
 
-from ladderize.config.options import MAX_STALENESS
+from ladderize.config.ladder_entry import MAX_STALENESS
 from ladderize.graph import ops
 from ladderize.graph.collectives import GATHERS, SCATTERS
 from ladderize.graph.flops import work_of

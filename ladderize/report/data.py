@@ -18,6 +18,8 @@ from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 from ladderize.errors import Blocker
 
 WARNING = "A ladder computes another function: converted weights must be trained or healed."
+SAID = "config.json"
+"""The name among the options of what the model's config.json says of the ladder."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ class ReportData:
     Attributes:
         graphs: the captured graphs; one for each compilation, several where a call broke up.
         breaks: where Dynamo cut the call, and why.
-        options: those that differ from the defaults of `LadderConfig`, as text.
+        options: those that differ from the defaults of `LadderConfig`, as text, behind what the
+            model's config.json says of the ladder, if it does (`SAID`).
         versions: of ladderize and torch.
     """
 

@@ -11,7 +11,7 @@ import torch
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
-from ladderize.report.data import GraphReport
+from ladderize.report.data import SAID, GraphReport
 from ladderize.report.files import write_file
 from ladderize.report.report import Report
 
@@ -57,7 +57,7 @@ def forget() -> None:
 
 def as_report(graph: GraphReport, config: LadderConfig) -> Report:
     """A report of one graph."""
-    return Report((graph,), options=changed_options(config), versions=versions())
+    return Report((graph,), options=shown_options(config), versions=versions())
 
 
 def publish(report: Report, folder: Path | None) -> None:
@@ -82,10 +82,16 @@ def write(report: Report, folder: Path | None) -> None:
 
 def changed_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
     """The options that differ from their defaults, as text."""
-    default = vars(LadderConfig())
+    default = vars(LadderConfig(checkpoint=config.checkpoint))
     return tuple(
         (name, str(value)) for name, value in vars(config).items() if value != default[name]
     )
+
+
+def shown_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
+    """The same, and what the model's config.json says of the ladder."""
+    said = () if config.checkpoint is None else ((SAID, str(config.checkpoint)),)
+    return (*said, *changed_options(config))
 
 
 def versions() -> tuple[tuple[str, str], ...]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from ladderize.config.ladder_entry import FOR_ANOTHER_LADDER, ContradictionError, LadderEntry
 from ladderize.config.options import LadderConfig
+from ladderize.config.selection import ranges_of
 from ladderize.errors import Blocker, LadderError, counted
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.joins import StaleReads
@@ -18,18 +20,70 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
 
     Raises:
         LadderError: when the number of blocks is not the expected one, the selection is empty or
-            out of range, or `layers=` is asked of blocks that are in no module list.
+            out of range, `layers=` is asked of blocks that are in no module list, or the checkpoint
+            is a ladder of other blocks.
     """
     _check_count(streams, config.expect_blocks)
-    convertible = [stream for stream in streams if not stream.stale_blocks]
-    if not convertible or not config.names_blocks:
-        found = tuple(map(by_default, convertible))
-    elif config.blocks is not None or config.selection.plan is not None:
-        found = _by_block(convertible, config)
-    else:
-        found = _by_layer(convertible, config)
+    convertible = _convertible(streams)
+    found = _chosen_by(convertible, config)
+    if config.checkpoint is not None:
+        _refuse_another_ladder(convertible, found, config, config.checkpoint)
     by_stream = dict(zip(convertible, found, strict=True))
     return tuple(by_stream.get(stream, frozenset()) for stream in streams)
+
+
+def number_blocks(streams: Sequence[Stream]) -> dict[Block, int]:
+    """The number of each block as `blocks=` counts them, through all streams that can be converted.
+
+    In graph order.
+    """
+    counted = (block for stream in _convertible(streams) for block in stream.blocks)
+    return {block: number for number, block in enumerate(counted)}
+
+
+def chosen_numbers(streams: Sequence[Stream], chosen: Sequence[frozenset[int]]) -> tuple[int, ...]:
+    """The numbers of the chosen blocks.
+
+    Args:
+        streams: with the indices in `chosen` of each.
+    """
+    pairs = list(zip(streams, chosen, strict=True))
+    of_block = {block: indices for stream, indices in pairs for block in stream.blocks}
+    numbers = number_blocks(streams)
+    return tuple(number for block, number in numbers.items() if block.index in of_block[block])
+
+
+def _convertible(streams: Sequence[Stream]) -> list[Stream]:
+    return [stream for stream in streams if not stream.stale_blocks]
+
+
+def _chosen_by(convertible: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
+    if not convertible or not config.names_blocks:
+        return tuple(map(by_default, convertible))
+    if config.blocks is not None or config.selection.plan is not None:
+        return _by_block(convertible, config)
+    return _by_layer(convertible, config)
+
+
+def _refuse_another_ladder(
+    convertible: Sequence[Stream],
+    found: Sequence[frozenset[int]],
+    config: LadderConfig,
+    entry: LadderEntry,
+) -> None:
+    """Raise `ContradictionError` unless `found` is the ladder that the checkpoint is."""
+    said = _chosen_by(convertible, LadderConfig(**entry.selection))
+    if list(said) != list(found):
+        name = "layers" if config.blocks is None else "blocks"
+        asked, own = (ranges_of(chosen_numbers(convertible, each)) for each in (found, said))
+        raise ContradictionError(
+            "The options choose other blocks than the checkpoint is a ladder of:",
+            [
+                Blocker(f"{name}={getattr(config, name)!r} chooses blocks {asked}"),
+                Blocker(f"config.json has {entry}: blocks {own}"),
+            ],
+            FOR_ANOTHER_LADDER,
+        )
 
 
 def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int, int]]) -> None:
@@ -102,12 +156,6 @@ def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozense
         frozenset(block.index for block in stream.blocks if numbers[block] in chosen)
         for stream in streams
     )
-
-
-def number_blocks(streams: Sequence[Stream]) -> dict[Block, int]:
-    """The number of each block as `blocks=` counts them: through all streams, in graph order."""
-    counted = (block for stream in streams if not stream.stale_blocks for block in stream.blocks)
-    return {block: number for number, block in enumerate(counted)}
 
 
 def _by_layer(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
-from ladderize.config.options import MAX_STALENESS
+from ladderize.config.ladder_entry import MAX_STALENESS
 from ladderize.errors import LadderWarning, describe_origin, module_path
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import Candidates, find_writer

@@ -81,12 +81,14 @@ def test_a_run_that_is_resumed_goes_on_as_it_did(tmp_path):
         assert mine != pytest.approx(other, abs=2e-3)
     resumed = ladderize.compile(make(), lowering="eager")
     assert run(resumed, tmp_path, resume=True) == found
-    saved = type(model).from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    whole = type(model).from_pretrained(tmp_path / "checkpoint-4")
+    assert whole.config.ladder["blocks"] == [0, 1, 2, 3]
+    saved = whole.state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(saved.pop(name), value)
         assert torch.equal(resumed.state_dict()[name], value)
     assert not saved
-    assert run(make(), tmp_path, resume=True) != found  # it does not say that it is a ladder's
+    assert run(make(), tmp_path, resume=True) != found  # made of no config.json: a standard net
 
 
 def test_the_error_of_a_list_that_does_not_have_us(tmp_path):

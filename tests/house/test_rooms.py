@@ -99,6 +99,7 @@ STATE = {
     "frontends/backend.py _session",
     "report/publish.py _last",
     "frontends/compile.py _compiled",
+    "frontends/checkpoints/conversions.py _conversions",
     "frontends/release_parameters.py _hooks",
     "frontends/local_parameters.py PARTS",
     "compat/paged_cache.py _caches",

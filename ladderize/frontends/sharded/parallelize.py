@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 
+from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import agree, heard_by_all
+from ladderize.frontends.checkpoints.own_entry import entry_of_folder, own_entry, the_one_of
 from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram, localize
 from ladderize.frontends.sharded.materialize import read_slices
@@ -55,7 +57,8 @@ def parallelize(
         dynamic_shapes: which dims of them vary, as `torch.export.export` takes them.
         checkpoint: a directory of safetensors files (an index file is respected), one such file, or
             a state dict with full tensors. None: the weights of the model itself.
-        options: of `LadderConfig`, without those for lowering.
+        options: of `LadderConfig`, without those for lowering. A checkpoint whose config.json says
+            which ladder it is needs none but `mesh`.
 
     Returns:
         A module that owns this rank's slices under the names of the full model. It runs eagerly
@@ -66,11 +69,11 @@ def parallelize(
             as asked, tensors of the checkpoint are missing, surplus or misshapen (all are listed),
             or there are no weights. Nothing has been loaded then.
     """
-    config = aot_config(mesh=mesh, **options)
-    ranks = config.device_mesh
+    options["mesh"] = mesh
+    ranks = aot_config(**options).device_mesh
     assert ranks is not None
     inputs = (args, kwargs or {}, dynamic_shapes)
-    return together(ranks, lambda: _prepare(model_or_factory, config, ranks, inputs, checkpoint))
+    return together(ranks, lambda: _prepare(model_or_factory, options, ranks, inputs, checkpoint))
 
 
 def plan_parallel(
@@ -90,17 +93,32 @@ def plan_parallel(
     Raises:
         LadderError: as `parallelize`.
     """
-    program, _, _ = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
-    return localize(program, num_ranks, aot_config(**options))
+    traced = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
+    return localize(traced.program, num_ranks, aot_config(traced.entry, **options))
 
 
-def aot_config(**options: Any) -> LadderConfig:
-    """The configuration of what is sharded ahead of time: the options of lowering come later."""
+def aot_config(checkpoint: LadderEntry | None = None, /, **options: Any) -> LadderConfig:
+    """The configuration of what is sharded ahead of time: the options of lowering come later.
+
+    Args:
+        checkpoint: what the model's config.json says.
+        options: of `LadderConfig`.
+    """
     surplus = [Blocker(f"{name}=") for name in LOWERING_OPTIONS if name in options]
     if surplus:
         cure = 'torch.compile(shard, backend="ladderize", options={…}) takes them'
         raise LadderError("Nothing is lowered ahead of time:", surplus, cure)
-    return LadderConfig.from_options(options)
+    return LadderConfig.from_options(options, checkpoint=checkpoint)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A program, its tensors by name, whether weights are among them, and the model's own entry."""
+
+    program: ExportedProgram
+    state: Mapping[str, Tensor]
+    has_weights: bool
+    entry: LadderEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -131,15 +149,18 @@ def _verdict(local: LocalProgram) -> Verdict:
 
 def _prepare(
     model_or_factory: ModelOrFactory | ExportedProgram,
-    config: LadderConfig,
+    options: Mapping[str, Any],
     mesh: DeviceMesh,
     inputs: tuple[Sequence[Any], Mapping[str, Any], Any],
     checkpoint: str | Path | Mapping[str, Tensor] | None,
 ) -> Prepared:
-    program, state, has_weights = _program(model_or_factory, *inputs)
-    local = localize(program, mesh.size(), config)
+    traced = _program(model_or_factory, *inputs)
+    state, files = traced.state, checkpoint if isinstance(checkpoint, str | Path) else None
+    said = None if files is None else entry_of_folder(Path(files))
+    config = aot_config(the_one_of(traced.entry, said), **options)
+    local = localize(traced.program, mesh.size(), config)
     if checkpoint is None:
-        if not has_weights:
+        if not traced.has_weights:
             raise LadderError(
                 "A factory's model has shapes, but no weights.",
                 cure="pass checkpoint=, or a model instead of the factory",
@@ -159,14 +180,13 @@ def _program(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     dynamic_shapes: Any,
-) -> tuple[ExportedProgram, Mapping[str, Tensor], bool]:
-    """The traced program, what tensors there are by name, and whether weights are among them."""
+) -> _Traced:
     if isinstance(model_or_factory, ExportedProgram):
         program = model_or_factory
-        return program, {**program.state_dict, **program.constants}, True
+        return _Traced(program, {**program.state_dict, **program.constants}, has_weights=True)
     model, has_weights = build(model_or_factory)
     program = trace(model, args, kwargs, dynamic_shapes)
     own = dict(model.named_buffers(remove_duplicate=False))
     if has_weights:
         own |= dict(model.named_parameters(remove_duplicate=False))
-    return program, {**program.constants, **own}, has_weights
+    return _Traced(program, {**program.constants, **own}, has_weights, own_entry(model))

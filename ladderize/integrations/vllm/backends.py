@@ -27,7 +27,13 @@ from ladderize.backends.source_digest import files_behind
 from ladderize.config.options import LadderConfig
 from ladderize.graph.collectives import find_groups
 from ladderize.integrations.engine_backend import reporting_backend
-from ladderize.integrations.vllm.request import PIECEWISE, is_asked_for, mode_of, options_of
+from ladderize.integrations.vllm.request import (
+    PIECEWISE,
+    entry_of,
+    is_asked_for,
+    mode_of,
+    options_of,
+)
 
 
 def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any:
@@ -51,7 +57,8 @@ def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any
     if config.compilation_config.backend == "eager":
         options = {"lowering": "eager"} | options
     log = functools.partial(init_logger("vllm.ladderize").info, "%s")
-    return reporting_backend(options, log, VllmLowering(own()) if is_piecewise else None)
+    lower = VllmLowering(own()) if is_piecewise else None
+    return reporting_backend(options, log, lower, entry_of(config))
 
 
 class VllmLowering:

@@ -2,7 +2,7 @@
 
     --additional-config '{"ladderize": {…}}'     the options, and the request
     --compilation-config '{"backend": "ladderize"}'    the request alone
-    config.json of the checkpoint: "ladderize": {…}    it was trained as this ladder
+    config.json of the checkpoint: "ladder": {…}       it was trained as this ladder
 
 In the end each request stands in `additional_config`, which is part of the key of vLLM's cache of
 compiled graphs: a ladder and the standard model never share an entry.
@@ -11,10 +11,12 @@ compiled graphs: a ladder and the standard model never share an entry.
 from collections.abc import Mapping
 from typing import Any
 
-from ladderize.integrations.checkpoints import KEY, merged_options, own_options
+from ladderize.config.ladder_entry import LadderEntry
+from ladderize.config.options import LadderConfig
+from ladderize.frontends.checkpoints.own_entry import entry_of_configuration
 
 NAME = "ladderize"
-"""The backend."""
+"""The backend; the key of the options in `additional_config`."""
 VLLMS_OWN = "inductor"
 """The backend that vLLM splits a graph for."""
 PIECEWISE = 3
@@ -30,8 +32,7 @@ def mode_of(config: Any) -> int:
 
 def is_asked_for(config: Any) -> bool:
     """Whether anybody asks for a ladder."""
-    own = own_options(_model_config(config))
-    return own is not None or KEY in _additional(config) or _asks_by_backend(config)
+    return entry_of(config) is not None or NAME in _additional(config) or _asks_by_backend(config)
 
 
 def note_request(config: Any) -> None:
@@ -42,7 +43,7 @@ def note_request(config: Any) -> None:
     if not _asks_by_backend(config):
         return
     compilation = config.compilation_config
-    config.additional_config = {KEY: {}, **_additional(config)}
+    config.additional_config = {NAME: {}, **_additional(config)}
     if compilation.mode is None or mode_of(config) == PIECEWISE:
         compilation.backend = VLLMS_OWN
 
@@ -54,7 +55,7 @@ def settle(config: Any) -> None:
         LadderError: as `options_of` does.
     """
     if is_asked_for(config):
-        config.additional_config = {**_additional(config), KEY: options_of(config)}
+        config.additional_config = {**_additional(config), NAME: options_of(config)}
 
 
 def options_of(config: Any) -> dict[str, Any]:
@@ -66,8 +67,18 @@ def options_of(config: Any) -> dict[str, Any]:
     Raises:
         LadderError: the two contradict each other, or one of them is not an option.
     """
-    given = _additional(config).get(KEY) or {}
-    return merged_options("vLLM", own_options(_model_config(config)), given, "--additional-config")
+    given, entry = _additional(config).get(NAME) or {}, entry_of(config)
+    LadderConfig.from_options(given, checkpoint=entry)
+    return dict(given) if entry is None else entry.fill(given)
+
+
+def entry_of(config: Any) -> LadderEntry | None:
+    """What the config.json of the checkpoint says of the ladder; None if nothing.
+
+    Raises:
+        LadderError: it cannot be used.
+    """
+    return entry_of_configuration(_model_config(config))
 
 
 def _asks_by_backend(config: Any) -> bool:

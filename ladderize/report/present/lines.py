@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ladderize.errors import counted
 from ladderize.report.data import (
+    SAID,
     WARNING,
     BlockReport,
     GraphReport,
@@ -33,6 +34,7 @@ OUTCOMES = {
     "refused": "nothing is compiled",
 }
 HEADER = ("block", "layer", "kind", "reads", "module", "add at")
+STANDARD_ENGINES = "Engines that do not read it run these weights as a standard model."
 # Of lines of one sort, as many are shown.
 MAX_LINES = 8
 
@@ -82,7 +84,7 @@ def page_of(report: ReportData, full: bool = False) -> Page:
     if report.breaks:
         title = "graph breaks: Dynamo could not take the call up as one graph"
         parts.append(Section(title, lines=_cut(map(str, report.breaks)), is_bad=True))
-    return Page(_headline(report), tuple(parts), _footer(report))
+    return Page(_headline(report), tuple(parts), _footer(report), _warning(report))
 
 
 def _headline(report: ReportData) -> str:
@@ -91,6 +93,12 @@ def _headline(report: ReportData) -> str:
     found = f"{counted(len(blocks), 'block')} in {counted(len(report.streams), 'stream')}"
     outcomes = dict.fromkeys(OUTCOMES[graph.outcome] for graph in report.graphs)
     return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
+
+
+def _warning(report: ReportData) -> str:
+    """A checkpoint that says what it is was trained for it."""
+    said = dict(report.options).get(SAID)
+    return WARNING if said is None else f"{SAID}: {said}. {STANDARD_ENGINES}"
 
 
 def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Section]:
@@ -182,7 +190,7 @@ def _footer(report: ReportData) -> str:
     passes = counted(len(report.passes), "pass", "passes")
     edits = counted(sum(step.edits for step in report.passes), "edit")
     parts = [f"{passes}, {edits}, {seconds:.2f} s"]
-    parts += [f"{name}={value}" for name, value in report.options]
+    parts += [f"{name}={value}" for name, value in report.options if name != SAID]
     parts += [f"{name} {number}" for name, number in report.versions if name != "python"]
     return " · ".join(parts)
 

@@ -4,12 +4,14 @@ Settings ── cases    prefill and decode, each batch with each length
          └─ links    named ones, or ones whose latency is a share of a block's compute
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import torch
 
+from ladderize.config.ladder_entry import LadderEntry
 from ladderize.errors import Blocker, LadderError
 from ladderize.tools.predict.hardware import Link, link_of
 from ladderize.tools.sources import HUGGING_FACE
@@ -68,6 +70,8 @@ class Settings:
         model: its name, as on the command line.
         links: each is measured; a `Share` is worked out from the bound.
         new: tokens that a cache has room for behind `length`.
+        ladder: which one, as options of `ladderize.LadderConfig`.
+        checkpoint: what the config.json of the model says of it.
         shard_vocabulary: divide embedding and head by words too; that takes a collective each.
         lowering: of `ladderize.LadderConfig`; the other variants get torch's own of that name.
         graphs: CUDA graphs (`mode="reduce-overhead"`), on CUDA.
@@ -88,8 +92,8 @@ class Settings:
     variants: tuple[str, ...] = tuple(VARIANTS)
     repeats: int = 15
     warmup: int = 3
-    staleness: int = 1
-    layers: str = "all"
+    ladder: Mapping[str, Any] = field(default_factory=lambda: {"layers": "all"})
+    checkpoint: LadderEntry | None = None
     shard_vocabulary: bool = True
     lowering: str = "inductor"
     graphs: bool = True

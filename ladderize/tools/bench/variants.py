@@ -22,8 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends.rewrite import parallel_program, rewrite
+from ladderize.frontends.rewrite import parallel_program, rewrite_program
 from ladderize.frontends.sharded.parallelize import parallelize
 from ladderize.graph.collectives import every_node, group_name_of
 from ladderize.tools.bench.bench_settings import VARIANTS, Settings
@@ -83,7 +84,7 @@ def _shard(
 ) -> nn.Module:
     options: dict[str, Any] = {"shard_vocabulary": settings.shard_vocabulary}
     if name in ("written", "ladder"):
-        options |= {"staleness": settings.staleness, "layers": settings.layers}
+        options |= settings.ladder
         return parallelize(program, mesh, **options)
     shard = parallelize(ours, mesh, staleness=0, **options)
     if name == "bound":
@@ -93,7 +94,8 @@ def _shard(
 
 def _programs(program: ExportedProgram, settings: Settings) -> dict[str, ExportedProgram]:
     """What each variant computes, unsharded, by its name."""
-    ladder = rewrite(program, staleness=settings.staleness, layers=settings.layers)
+    config = LadderConfig.from_options(settings.ladder, checkpoint=settings.checkpoint)
+    ladder, _ = rewrite_program(program, config)
     made = {"standard": program, "bound": program, "written": ladder, "ladder": ladder}
     if "parallel" in settings.variants:
         # An error only where it was asked for by name.
@@ -114,7 +116,7 @@ def _compile(
     if mode is not None:
         options["mode"] = mode
     if mesh is None:
-        options |= {"staleness": settings.staleness, "layers": settings.layers}
+        options |= settings.ladder
     return torch.compile(
         module, backend="ladderize", fullgraph=True, dynamic=False, options=options
     )

@@ -97,7 +97,12 @@ def bench(
             from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
             from ladderize.tools.pictures import refuse_picture
+            from ladderize.tools.sources import entry_called
 
+        ladder = flags.given(layers=layers, staleness=staleness)
+        entry = entry_called(model)
+        if entry is not None:
+            ladder = entry.fill(ladder)
         if plot is not None:
             refuse_picture(plot, force)
         if out is not None:
@@ -123,8 +128,8 @@ def bench(
             graphs=graphs,
             threads=threads,
             device=device or default_device(ranks),
-            staleness=1 if staleness is None else staleness,
-            layers=layers or "all",
+            ladder={"layers": "all", **ladder} if "blocks" not in ladder else ladder,
+            checkpoint=entry,
             shard_vocabulary=shard_vocabulary,
         )
         command = shlex.join(["ladderize", *sys.argv[1:]])

@@ -35,8 +35,9 @@ def explain(
         from ladderize.frontends.sharded.parallelize import aot_config
         from ladderize.tools.sources import InputSizes, open_model
 
-        config = aot_config(**options)
+        aot_config(**options)  # mistaken ones need no model
         source = open_model(model, InputSizes(batch, length, image_size), has_weights=False)
+        config = aot_config(source.entry, **options)
         if tp is None:
             report = source.explain(config)
         else:

@@ -47,7 +47,7 @@ def plan(
         machine = hardware_of(hardware)
         with working(f"tracing {model}"):
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
-            report = source.explain(aot_config(**options))
+            report = source.explain(aot_config(source.entry, **options))
         with working("planning"):
             found = predict(report, machine, batches, prompt, new)
     if json:

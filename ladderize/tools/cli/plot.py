@@ -61,7 +61,7 @@ def plot(
         machine = hardware_of(hardware)
         with working(f"tracing {model}"):
             source = open_model(model, InputSizes(batch, length, image_size), has_weights=False)
-            report = source.explain(aot_config(**options))
+            report = source.explain(aot_config(source.entry, **options))
         if trace_standard is None and trace_ladder is None:
             timeline = predict(report, machine)
         else:

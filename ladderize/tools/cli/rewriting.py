@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import graph_after, rewrite_program
@@ -85,7 +86,8 @@ def rewrite_model(
     Raises:
         LadderError: whatever keeps this from being done; `out` is what it was then.
     """
-    config = _config(options, is_written=out is not None and num_ranks is not None)
+    is_written = out is not None and num_ranks is not None
+    _config(None, options, is_written)  # mistaken options need no model
     if out is not None:
         refuse_existing(out, force)
     told = Console(stderr=True)
@@ -94,7 +96,9 @@ def rewrite_model(
         Progress(console=told, transient=True, disable=not told.is_terminal) as progress,
     ):
         task = progress.add_task(f"tracing {name}", total=None)
-        program = open_model(name, sizes).program()
+        source = open_model(name, sizes)
+        config = _config(source.entry, options, is_written)
+        program = source.program()
         progress.update(task, description="rewriting")
         if num_ranks is None:
             rewritten, report = rewrite_program(program, config)
@@ -134,18 +138,22 @@ def graph_of_model(
     Raises:
         LadderError: from a step up to that one, or because there is none of that name.
     """
-    config = aot_config(**options)
+    aot_config(**options)  # mistaken options need no model
+    source = open_model(name, sizes)
+    config = aot_config(source.entry, **options)
     ranks = None if num_ranks is None else RankGroup(num_ranks, GROUP)
-    gm = graph_after(open_model(name, sizes).program(), config, ranks, stop_after)
+    gm = graph_after(source.program(), config, ranks, stop_after)
     return gm.print_readable(print_output=False, include_stride=False)
 
 
-def _config(options: Mapping[str, Any], is_written: bool) -> LadderConfig:
+def _config(
+    entry: LadderEntry | None, options: Mapping[str, Any], is_written: bool
+) -> LadderConfig:
     """The configuration; of a lowering only engines can be written, into a sharded directory."""
     if options.get("lowering") != "tensorrt":
-        return aot_config(**options)
+        return aot_config(entry, **options)
     if not is_written:
         raise LadderError(
             "Engines are written into a directory of shards.", cure="give --tp and --out"
         )
-    return LadderConfig.from_options(options)
+    return LadderConfig.from_options(options, checkpoint=entry)

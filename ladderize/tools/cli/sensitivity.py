@@ -53,8 +53,8 @@ def sensitivity(
 ) -> None:
     """Measure what converting each block costs, alone and in sets that grow.
 
-    The result is the best set of blocks found for each share of hidden communication. With --out, an
-    interrupted run continues where it stopped.
+    The result is the best set of blocks found for each share of hidden communication. With --out,
+    an interrupted run continues where it stopped.
     """
     with running("sensitivity", debug, json):
         with working("loading torch"):

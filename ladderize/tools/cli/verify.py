@@ -48,7 +48,8 @@ def verify(
 ) -> None:
     """Check a rewritten model against a reference ladder that is built from the original.
 
-    Without --layers, --blocks and --staleness it is held to what its files say was asked for.
+    Without --layers, --blocks and --staleness it is held to what the config.json of an hf: model
+    says, or else to what its files say was asked for.
     """
     unknown = [name for name in dtype or () if name not in DTYPES]
     if unknown:
@@ -63,6 +64,8 @@ def verify(
         from ladderize.tools.sources import InputSizes, open_model
 
         source = open_model(original, InputSizes(batch, length, image_size, dynamic))
+        if source.entry is not None:
+            options = source.entry.fill(options)
         dtypes = [getattr(torch, name) for name in dtype] if dtype else None
         found = check(
             source.program(),

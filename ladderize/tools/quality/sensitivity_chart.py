@@ -32,7 +32,9 @@ def draw(plan: BlockPlan, path: Path, force: bool = False) -> None:
 
 def _draw_sets(plan: BlockPlan, axes: Any) -> None:
     shares = [100 * each.share for each in plan.sets]
-    axes.plot(shares, [each.kl for each in plan.sets], color=LIGHT["stale"], label="best sets found")
+    axes.plot(
+        shares, [each.kl for each in plan.sets], color=LIGHT["stale"], label="best sets found"
+    )
     last = [each for name, each in plan.references.items() if name.startswith("last:")]
     if last:
         places = [100 * each.share for each in last]

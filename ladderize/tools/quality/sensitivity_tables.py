@@ -21,7 +21,7 @@ def show(plan: BlockPlan, shares: Sequence[float], console: Console, out: Path |
     )
     for table in (_blocks(plan), _sets(plan, shares)):
         console.print(table, "", highlight=False)
-    for line in _advice(plan, shares, out):
+    for line in _advice(shares, out):
         console.print(line, highlight=False, markup=False)
 
 
@@ -67,12 +67,10 @@ def _add_set(table: Table, name: str, found: MeasuredSet) -> None:
     table.add_row(name, f"{100 * found.share:.0f} %", _nats(found.kl), loss, blocks)
 
 
-def _advice(plan: BlockPlan, shares: Sequence[float], out: Path | None) -> Iterator[str]:
-    yield (
-        "hidden: the share of the all-reduces that run while the next block computes. KL: of the "
-        "ladder from"
-    )
-    yield "the standard model, in nats per token, before healing. Measure a set again on other text."
+def _advice(shares: Sequence[float], out: Path | None) -> Iterator[str]:
+    yield "hidden: the share of the all-reduces that run while the next block computes."
+    yield "KL: divergence of the ladder from the standard model before healing, nats per token."
+    yield "Measure a set again on other text before you take it: ladderize evaluate."
     if out is not None:
         yield f'\nwritten to {out}; use it as --blocks "{out}:{100 * shares[0]:g}%"'
 

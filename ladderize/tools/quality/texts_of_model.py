@@ -1,7 +1,7 @@
 """A model with weights by its name, and text as batches for it.
 
-    hf:DIR, files ── model, tokenizer of DIR ── [{"input_ids": [batch, length]}, …]
-    module:factory ── model, and the inputs that the function returns
+hf:DIR, files ── model, tokenizer of DIR ── [{"input_ids": [batch, length]}, …]
+module:factory ── model, and the inputs that the function returns
 """
 
 import inspect
@@ -87,7 +87,7 @@ def _batches_of(
     rows = read_tokens(texts, tokenizer_of(folder), length, model=model, at_least=count * batch)
     # Spread over the text: its first pages may be all of one kind.
     chosen = torch.linspace(0, len(rows) - 1, count * batch).round().long()
-    return [{"input_ids": part} for part in rows[chosen].split(batch)]
+    return [{"input_ids": part} for part in rows[chosen].view(count, batch, length)]
 
 
 def _as_keywords(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

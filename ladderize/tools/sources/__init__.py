@@ -11,15 +11,17 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from ladderize.compat.archive import read_program
+from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.checkpoints.own_entry import entry_of_configuration, own_entry
 from ladderize.frontends.rewrite import explain_program
 from ladderize.frontends.sharded.tracing import export_program, trace
 from ladderize.report.report import Report
@@ -27,10 +29,11 @@ from ladderize.tools.sources.hugging_face import (
     HUGGING_FACE,
     InputSizes,
     open_configuration,
+    read_config,
     seeded,
 )
 
-__all__ = ["HUGGING_FACE", "InputSizes", "open_model"]
+__all__ = ["HUGGING_FACE", "InputSizes", "entry_called", "open_model"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class File:
     """A `.pt2` file."""
 
     path: str
+
+    entry: ClassVar[LadderEntry | None] = None
+    """A program has no configuration that could say which ladder it is."""
 
     def program(self) -> ExportedProgram:
         """As an exported program with its weights."""
@@ -61,6 +67,11 @@ class Module:
     kwargs: dict[str, Any] = field(default_factory=dict)
     is_dynamic: bool = False
     has_weights: bool = True
+
+    @property
+    def entry(self) -> LadderEntry | None:
+        """What the model's config.json says of the ladder that it is."""
+        return own_entry(self.model)
 
     def program(self) -> ExportedProgram:
         how = export_program if self.has_weights else trace
@@ -110,6 +121,17 @@ def open_model(
             cure="pass a .pt2 file, hf:DIR_OR_CONFIG, or module:factory",
         )
     return File(text)
+
+
+def entry_called(text: str) -> LadderEntry | None:
+    """What the config.json of the `hf:` model called `text` says of the ladder that it is.
+
+    Raises:
+        LadderError: there is no such model, or what it says cannot be used.
+    """
+    if not text.startswith(HUGGING_FACE):
+        return None
+    return entry_of_configuration(read_config(Path(text.removeprefix(HUGGING_FACE))))
 
 
 def _is_factory(text: str) -> bool:

@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
+from ladderize.compat.json_files import read_json
 from ladderize.errors import LadderError
 from ladderize.frontends.sharded.tracing import shapes_only
 
 HUGGING_FACE = "hf:"
 """How the name of a transformers configuration begins."""
+
+PAPERS_MODEL = "llamaLadder"
+"""The `model_type` of the published models of arXiv 2501.06589."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +80,29 @@ def read_config(path: Path) -> Any:
         )
     if not path.exists():
         raise LadderError(f"{path}: no such file or folder.", cure="nothing is fetched from a hub")
-    from transformers import AutoConfig
+    from transformers import AutoConfig, LlamaConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        kind = LlamaConfig if _is_papers(path) else AutoConfig
+        return kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise LadderError(
             f"transformers does not know the configuration {path}: {reason}"
         ) from error
+
+
+def _is_papers(path: Path) -> bool:
+    """Whether it is of the class that the paper's authors published, `LlamaLadderForCausalLM`.
+
+    It is Llama, with Llama's names of weights and `ladder_layers`. transformers does not know it.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    data = read_json(file, "configuration") if file.is_file() else None
+    return isinstance(data, dict) and data.get("model_type") == PAPERS_MODEL
 
 
 def build(config: Any, path: Path | None = None, *, has_weights: bool = True) -> Any:

@@ -29,7 +29,7 @@ def test_the_example():
 def half(tmp_path_factory):
     """A checkpoint that says which ladder it is."""
     folder = str(tmp_path_factory.mktemp("half"))
-    write_checkpoint(folder, ladderize={"layers": "last:1"})
+    write_checkpoint(folder, ladder={"layers": "last:1"})
     return folder
 
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_that_says_that_it_is_a_ladder(half):
 def test_another_ladder_than_that_of_the_checkpoint_is_refused(half):
     options = json.dumps({"layers": "last:2"})
     with (
-        pytest.raises(RuntimeError, match="is asked for another ladder than the checkpoint is"),
+        pytest.raises(RuntimeError, match="ask for another ladder than the checkpoint is"),
         server(LADDER, half, "--ladderize", options),
     ):
         pass

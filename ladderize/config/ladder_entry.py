@@ -1,0 +1,181 @@
+"""The `ladder` entry of a Hugging Face config.json: which ladder the weights were trained as.
+
+{"ladder": {"blocks": [4, 5, 6, 7], "staleness": 1, "version": 1}}
+{"ladder_layers": [2, 3]}   {"ladder_layers": 2}      the same of a Llama of four layers, as the
+                                                      paper's own class has it; 2: the last two
+    │
+LadderEntry ── fill(options)   the options of `LadderConfig`, with what config.json says
+            └─ as_data()       what is written
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ladderize.config.selection import Selection, ranges_of
+from ladderize.errors import Blocker, LadderError, nearest
+
+KEY = "ladder"
+PAPERS_KEY = "ladder_layers"
+"""That of `LlamaLadderConfig`, which the authors of arXiv 2501.06589 published."""
+VERSION = 1
+"""The latest version of the entry."""
+MAX_STALENESS = 8
+"""The largest staleness: how far waits are deferred and existing ladders are recognized."""
+SELECTIONS = ("layers", "blocks")
+FOR_ANOTHER_LADDER = (
+    "leave them out: config.json says which ladder it is. For another ladder of the same weights, "
+    f"delete `{KEY}` (or `{PAPERS_KEY}`) from config.json, or from model.config"
+)
+
+
+class ContradictionError(LadderError):
+    """The options ask for another ladder than the checkpoint is; `strict=False` does not help."""
+
+
+@dataclass(frozen=True)
+class LadderEntry:
+    """Which ladder a checkpoint is.
+
+    Attributes:
+        layers, blocks: one of them, in any form that `LadderConfig` takes. None: all layers.
+        staleness: how many blocks earlier a converted block reads, 1 to 8.
+    """
+
+    layers: Any = None
+    blocks: Any = None
+    staleness: int = 1
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "LadderEntry | None":
+        """The entry in the data of a config.json; None if it does not say that it is a ladder.
+
+        Raises:
+            LadderError: for unknown fields, mistaken values, a newer version, and for a
+                `ladder_layers` that says something else.
+        """
+        said, papers = config.get(KEY), config.get(PAPERS_KEY)
+        problems = [*_problems(said), *_papers_problems(papers)]
+        entry = by_paper = None
+        if not problems:
+            entry, by_paper = _entry_of(said), _entry_of_paper(papers)
+            if entry and by_paper and not entry.agrees_with("layers", by_paper.layers):
+                problems = [f"{KEY} has {entry}, {PAPERS_KEY} has {papers!r}"]
+        if problems:
+            raise LadderError(
+                "What config.json says of the ladder cannot be used:",
+                map(Blocker, problems),
+                f'write "{KEY}": {{"blocks": [4, 5], "staleness": 1, "version": {VERSION}}}',
+            )
+        return entry or by_paper
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """`layers` or `blocks`, as an option; all layers if there is neither."""
+        found = {name: getattr(self, name) for name in SELECTIONS}
+        return {n: value for n, value in found.items() if value is not None} or {"layers": "all"}
+
+    def as_data(self) -> dict[str, Any]:
+        """The value of `ladder` in config.json."""
+        plain = {name: _as_data(value) for name, value in self.selection.items()}
+        return {**plain, "staleness": self.staleness, "version": VERSION}
+
+    def fill(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options `given`, with those of the entry where they do not say which ladder.
+
+        A selection whose blocks depend on their number ("last:50%") stays as it is given.
+
+        Raises:
+            ContradictionError: they ask for another ladder.
+        """
+        left = {n: v for n, v in given.items() if n not in SELECTIONS or v is not None}
+        asked = [name for name in SELECTIONS if name in left]
+        differing = [name for name in asked if self.agrees_with(name, left[name]) is False]
+        differing += [n for n in ("staleness",) if left.get(n, self.staleness) != self.staleness]
+        if differing:
+            raise ContradictionError(
+                "The options ask for another ladder than the checkpoint is:",
+                [Blocker(f"{n}={left[n]!r}, and config.json has {self}") for n in differing],
+                FOR_ANOTHER_LADDER,
+            )
+        return {**left, **({} if asked else self.selection), "staleness": self.staleness}
+
+    def agrees_with(self, name: str, value: Any) -> bool | None:
+        """Whether the option `name` chooses the same blocks; None if their number decides."""
+        try:
+            given = Selection.parse(value)
+        except ValueError:
+            return None  # LadderConfig says what is wrong
+        if name not in self.selection or (name == "layers" and given.plan is not None):
+            return None
+        return given.is_same(Selection.parse(self.selection[name]))
+
+    def __str__(self) -> str:
+        ((name, value),) = self.selection.items()
+        chosen = Selection.parse(value)
+        shown = ranges_of(chosen.indices) if chosen.indices else chosen.text
+        return f"{name} {shown}, staleness {self.staleness}"
+
+
+def _entry_of(said: Mapping[str, Any] | None) -> LadderEntry | None:
+    if said is None:
+        return None
+    return LadderEntry(**{name: value for name, value in said.items() if name != "version"})
+
+
+def _entry_of_paper(layers: Any) -> LadderEntry | None:
+    """A number counts the last layers. None and no layers at all: the standard model."""
+    if not layers:
+        return None
+    return LadderEntry(layers=f"last:{layers}" if isinstance(layers, int) else layers)
+
+
+def _problems(said: Any) -> Iterator[str]:
+    if said is None:
+        return
+    if not isinstance(said, Mapping):
+        yield f"{KEY}={said!r} is not an object of fields"
+        return
+    version = said.get("version", VERSION)
+    if not _is_count(version):
+        yield f"version={version!r} is not a whole number"
+    elif version > VERSION:
+        yield f"version {version} is newer than {VERSION}, the latest known: update ladderize"
+        return
+    known = (*(field.name for field in fields(LadderEntry)), "version")
+    yield from (
+        f"{name!r} is not known{nearest(name, known)}" for name in said if name not in known
+    )
+    given = [name for name in SELECTIONS if said.get(name) is not None]
+    if len(given) > 1:
+        yield "layers and blocks contradict each other"
+    for name in given:
+        yield from _selection_problems(name, said[name])
+    staleness = said.get("staleness", 1)
+    if not _is_count(staleness) or staleness > MAX_STALENESS:
+        yield f"staleness={staleness!r} is not a whole number from 1 to {MAX_STALENESS}"
+
+
+def _papers_problems(layers: Any) -> Iterator[str]:
+    if not layers and layers is not False:
+        return
+    if isinstance(layers, list | tuple):
+        yield from _selection_problems(PAPERS_KEY, layers)
+    elif not _is_count(layers):
+        yield f"{PAPERS_KEY}={layers!r} is neither a list of layers nor the number of the last ones"
+
+
+def _selection_problems(name: str, value: Any) -> Iterator[str]:
+    try:
+        Selection.parse(value)
+    except ValueError as error:
+        yield f"{name}={error}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _as_data(value: Any) -> Any:
+    chosen = Selection.parse(value)
+    return chosen.text if chosen.indices is None else list(chosen.indices)

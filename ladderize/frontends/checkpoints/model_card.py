@@ -1,0 +1,53 @@
+"""README.md of a checkpoint that is a ladder: what it is, and that other engines do not see it.
+
+It is written where there is none, or one that was written here: its last line tells.
+"""
+
+from pathlib import Path
+
+from ladderize.config.ladder_entry import KEY, LadderEntry
+from ladderize.report.files import write_file
+
+NAME = "README.md"
+MARK = "<!-- written by ladderize -->"
+
+
+def write_card(folder: Path, entry: LadderEntry) -> None:
+    """Write README.md into `folder`, which is made, unless somebody else's is there."""
+    path = folder / NAME
+    if path.is_file() and MARK not in path.read_text("utf-8", errors="replace"):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, _text(entry), force=True)
+
+
+def _text(entry: LadderEntry) -> str:
+    return f"""---
+library_name: transformers
+tags:
+- ladder-residual
+---
+
+# A ladder network
+
+The weights in this folder are those of a ladder network (arXiv 2501.06589): {entry}.
+`{KEY}` in `config.json` says so. Each of these blocks reads the residual stream
+{entry.staleness} earlier than in the standard network, so that tensor-parallel communication hides
+behind compute.
+
+**Warning: engines that do not know this entry run these weights as a standard network, without an
+error. That is another function, and its answers are worse.** `transformers` without ladderize is
+such an engine.
+
+```python
+import ladderize
+from transformers import AutoModelForCausalLM
+
+model = ladderize.compile(AutoModelForCausalLM.from_pretrained("DIR"))
+```
+
+vLLM with ladderize installed, `python -m ladderize.integrations.transformers serve` and
+`torch.compile(model, backend="ladderize")` read the entry too.
+
+{MARK}
+"""
