@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.quality.healing.teacher import find_changed_adapters
 
 
@@ -15,10 +16,9 @@ def refuse_unhealable(model: Any, args: Any) -> None:
 
 
 def _settings_in_the_way(model: Any, args: Any) -> Iterator[Blocker]:
-    config = getattr(model, "config", None)
-    if any(hasattr(config, name) for name in _LADDER_KEYS):
-        yield Blocker("its weights are a ladder's: the standard model of them is no teacher")
-    if getattr(config, "is_encoder_decoder", False):
+    if (entry := own_entry(model)) is not None:
+        yield Blocker(f"its weights are those of a ladder already, with {entry}, says config.json")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         yield Blocker("it is an encoder-decoder, and a causal language model is needed")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         yield Blocker("none of its parameters requires a gradient")
@@ -28,7 +28,3 @@ def _settings_in_the_way(model: Any, args: Any) -> Iterator[Blocker]:
         yield Blocker("DeepSpeed is not supported: use DDP")
     if args.n_gpu > 1:
         yield Blocker(f"{args.n_gpu} GPUs in one process: start it with torchrun")
-
-
-_LADDER_KEYS = ("ladder", "ladderize", "ladder_layers")
-"""Of configurations whose weights were trained as a ladder."""
