@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.explain import explain_call
 from ladderize.quality.damage_meter import Batch, Damage, DamageMeter
 from ladderize.quality.measured_notes import MeasuredNotes
@@ -169,7 +170,7 @@ class _Search:
     def _references(self, shares: Sequence[float]) -> dict[str, Blocks]:
         count = len(self.reports)
         named = {"all": frozenset(self.shares)}
-        for share in shares:
+        for share in sorted(set(shares) - {1.0}):
             last = range(count - int(count * share + 0.5), count)
             named[f"last:{100 * share:g}%"] = frozenset(last) & named["all"]
         for kind in dict.fromkeys(report.kind for report in self.reports):
@@ -224,6 +225,11 @@ def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> li
     Raises:
         LadderError: the model is refused, or is a ladder.
     """
+    if (entry := own_entry(model)) is not None:
+        raise LadderError(
+            f"{_name_of(model)} is the checkpoint of a ladder: config.json has {entry}.",
+            cure="measure the standard model that it was made from",
+        )
     report = explain_call(model, (), batch, LadderConfig.from_options(options))
     if report.refused:
         refusal = report.refused[0]

@@ -12,6 +12,7 @@ import typer
 from ladderize.tools.cli.bench import bench
 from ladderize.tools.cli.demo import demo
 from ladderize.tools.cli.doctor import doctor
+from ladderize.tools.cli.evaluate import evaluate
 from ladderize.tools.cli.explain import explain
 from ladderize.tools.cli.plan import plan
 from ladderize.tools.cli.plot import plot
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (explain, rewrite, verify, plot, plan, bench, sensitivity, demo, doctor):
+for verb in (explain, rewrite, verify, plot, plan, bench, sensitivity, evaluate, demo, doctor):
     app.command()(verb)
 
 

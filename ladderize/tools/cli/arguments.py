@@ -57,6 +57,16 @@ Dynamic = Annotated[
     bool, typer.Option("--dynamic", help="Trace with any batch and length (not for .pt2).")
 ]
 
+# ---- text, and where it is run
+
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text", help="A file of text or JSON lines, or a folder of datasets; repeatable."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. \\[default: cuda if there is one]")]
+
 # ---- how it answers
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

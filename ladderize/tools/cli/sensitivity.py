@@ -8,10 +8,6 @@ import typer
 from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, counting, print_json, running, working
 
-Texts = Annotated[
-    list[Path] | None,
-    typer.Option(help="Text to measure on: .txt, .jsonl, or a folder of datasets; repeatable."),
-]
 Shares = Annotated[
     str, typer.Option("--share", help="Shares of hidden communication to report, 0 to 1.")
 ]
@@ -31,12 +27,11 @@ Out = Annotated[
 Plot = Annotated[
     Path | None, typer.Option(help="Draw the results to this file: .png, .svg or .pdf.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda. \\[default: cuda if there is one]")]
 
 
 def sensitivity(
     model: flags.Model,
-    text: Texts = None,
+    text: flags.Texts = None,
     share: Shares = "0.25,0.5,0.75,1",
     tokens: Tokens = 1024,
     length: Length = 128,
@@ -46,7 +41,7 @@ def sensitivity(
     staleness: flags.Staleness = None,
     out: Out = None,
     plot: Plot = None,
-    device: Device = None,
+    device: flags.Device = None,
     force: flags.Force = False,
     json: flags.Json = False,
     debug: flags.Debug = False,

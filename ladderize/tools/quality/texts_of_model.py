@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ladderize.errors import LadderError
+from ladderize.frontends.compile import compile
 from ladderize.quality.texts import read_tokens
 from ladderize.tools.sources import HUGGING_FACE, Module, open_model
 
@@ -23,12 +24,12 @@ Batches = list[Mapping[str, Any]]
 def model_with_batches(
     name: str, texts: Sequence[Path], *, tokens: int, length: int, batch: int, device: str | None
 ) -> tuple[nn.Module, Batches]:
-    """The model called `name`, and batches of the first `tokens` tokens of `texts`.
+    """The model called `name`, and batches of `tokens` tokens of `texts`.
 
     Args:
         name: as on the command line, of a model with weights.
         texts: files; none for a factory, whose inputs are the batch.
-        tokens: rounded up to whole batches.
+        tokens: rounded up to whole batches, spread over the texts.
         length: tokens per sequence.
         batch: sequences per batch.
         device: None: cuda if there is one.
@@ -37,21 +38,75 @@ def model_with_batches(
         LadderError: the model has no weights, a text cannot be read or is too short, the
             tokenizer does not fit.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source = open_model(_as_folder(name))
+    model, source = trained_model(name, device)
+    if texts:
+        found = batches_of(model, name, texts, tokens, length, batch)
+    elif is_folder(name):
+        raise LadderError("No text to measure on.", cure="--text FILE, once for each file")
+    else:
+        found = [_as_keywords(model, source.args, source.kwargs)]
+    where = next(model.parameters()).device
+    return model, [_on(where, each) for each in found]
+
+
+def is_folder(name: str) -> bool:
+    """Whether `name` is a folder with a configuration, with `hf:` or without."""
+    return (_folder(name) / "config.json").is_file()
+
+
+def trained_model(name: str, device: str | None) -> tuple[nn.Module, Module]:
+    """The model called `name` in eval mode, on `device` (None: cuda if there is one).
+
+    Raises:
+        LadderError: there is no such model, it is an exported program, or it has no weights.
+    """
+    if is_folder(name) and not any(_folder(name).glob("*.safetensors")):
+        raise LadderError(
+            f"{_folder(name)} has no weights: random ones say nothing about quality.",
+            cure="pass the folder of a trained model, with its *.safetensors and tokenizer",
+        )
+    source = open_model(f"{HUGGING_FACE}{_folder(name)}" if is_folder(name) else name)
     if not isinstance(source, Module):
         raise LadderError(
             f"{name} is an exported program, whose reads cannot be exchanged.",
             cure="pass the model that it was exported from: hf:DIR or module:factory",
         )
-    model = source.model.to(where).eval()
-    if texts:
-        batches = _batches_of(model, name, texts, tokens, length, batch)
-    elif name.startswith(HUGGING_FACE) or Path(name).is_dir():
-        raise LadderError("No text to measure on.", cure="--text FILE, once for each file")
-    else:
-        batches = [_as_keywords(model, source.args, source.kwargs)]
-    return model, [_on(where, batch) for batch in batches]
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return source.model.to(where).eval(), source
+
+
+def ladder_model(
+    name: str, options: Mapping[str, Any], lowering: str, device: str | None
+) -> nn.Module:
+    """The model called `name` as the ladder that `options` or its config.json say.
+
+    Raises:
+        LadderError: neither does, or they contradict each other.
+    """
+    model, source = trained_model(name, device)
+    if source.entry is None and not options:
+        raise LadderError(
+            f"{name} is not a ladder: its config.json does not say which blocks are converted.",
+            cure="pass the folder that ladderize heal wrote, or --blocks or --layers",
+        )
+    return compile(model, lowering=lowering, **options)
+
+
+def batches_of(
+    model: nn.Module, name: str, texts: Sequence[Path], tokens: int, length: int, batch: int
+) -> Batches:
+    """Batches for the model in the folder called `name`, by its tokenizer."""
+    count = -(-tokens // (length * batch))
+    tokenizer = tokenizer_of(_folder(name))
+    rows = read_tokens(texts, tokenizer, length, model=model, at_least=count * batch)
+    # Spread over the text: its first pages may be all of one kind.
+    chosen = torch.linspace(0, len(rows) - 1, count * batch).round().long()
+    return [{"input_ids": part} for part in rows[chosen].view(count, batch, length)]
+
+
+def tokenizer_of_model(name: str) -> Any:
+    """The tokenizer of the folder called `name`."""
+    return tokenizer_of(_folder(name))
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -69,25 +124,8 @@ def tokenizer_of(folder: Path) -> Any:
         raise LadderError(f"There is no tokenizer in {folder}: {reason}") from error
 
 
-def _as_folder(name: str) -> str:
-    """`DIR` for `hf:DIR`."""
-    return f"{HUGGING_FACE}{name}" if (Path(name) / "config.json").is_file() else name
-
-
-def _batches_of(
-    model: nn.Module, name: str, texts: Sequence[Path], tokens: int, length: int, batch: int
-) -> Batches:
-    folder = Path(name.removeprefix(HUGGING_FACE))
-    if not any(folder.glob("*.safetensors")):
-        raise LadderError(
-            f"{folder} has no weights: random ones say nothing about quality.",
-            cure="pass the folder of a trained model, with its *.safetensors and tokenizer",
-        )
-    count = -(-tokens // (length * batch))
-    rows = read_tokens(texts, tokenizer_of(folder), length, model=model, at_least=count * batch)
-    # Spread over the text: its first pages may be all of one kind.
-    chosen = torch.linspace(0, len(rows) - 1, count * batch).round().long()
-    return [{"input_ids": part} for part in rows[chosen].view(count, batch, length)]
+def _folder(name: str) -> Path:
+    return Path(name.removeprefix(HUGGING_FACE))
 
 
 def _as_keywords(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +133,6 @@ def _as_keywords(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
-def _on(device: str, batch: Mapping[str, Any]) -> dict[str, Any]:
+def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
     moved: dict[str, Any] = pytree.tree_map_only(Tensor, lambda t: t.to(device), dict(batch))
     return moved
