@@ -8,11 +8,13 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["HealingArguments", "HealingTrainer", "read_tokens"]
+__all__ = ["HealOptions", "HealingArguments", "HealingTrainer", "heal", "read_tokens"]
 
 _MODULES = {
+    "HealOptions": "runs.heal_options",
     "HealingArguments": "healing.healing_arguments",
     "HealingTrainer": "healing.trainer",
+    "heal": "runs.heal_run",
     "read_tokens": "texts",
 }
 

@@ -1,4 +1,4 @@
-"""What a run of `heal` is made of: arguments of the trainer, blocks, text in two parts, adapters."""
+"""What a run of `heal` is made of: its arguments, blocks, text in two parts, adapters."""
 
 import hashlib
 from collections.abc import Sequence

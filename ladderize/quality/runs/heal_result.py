@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_FORMAT = {"format": "ladderize-heal", "format_version": 1}
 METRICS = ("kl", "loss", "standard_loss", "agreement")
 
 
@@ -55,11 +56,17 @@ def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
     return {name: evaluation[f"eval_{name}"] for name in METRICS}
 
 
-def curve_of(history: Sequence[Mapping[str, Any]], tokens_per_step: int) -> list[dict[str, float]]:
-    """The rows of a Trainer's log that hold losses, by tokens instead of steps."""
-    names = ("loss", "kl", "label_loss", "stream_loss", *(f"eval_{name}" for name in METRICS))
-    rows = [
-        {"tokens": row["step"] * tokens_per_step, **{n: row[n] for n in names if n in row}}
-        for row in history
-    ]
-    return [row for row in rows if len(row) > 1 and ("kl" in row or "eval_kl" in row)]
+def curve_of(
+    before: Mapping[str, float], history: Sequence[Mapping[str, Any]], tokens_per_step: int
+) -> list[dict[str, float]]:
+    """`before`, and the rows of a Trainer's log that hold losses, by tokens instead of steps."""
+    curve: list[dict[str, float]] = [{"tokens": 0, **{f"eval_{n}": v for n, v in before.items()}}]
+    for row in history:
+        losses = {name: row[name] for name in _LOGGED if name in row}
+        found = {"tokens": row["step"] * tokens_per_step, **losses}
+        if losses and found not in curve[-2:]:  # the last step is measured twice
+            curve.append(found)
+    return curve
+
+
+_LOGGED = ("loss", "kl", "label_loss", "stream_loss", *(f"eval_{name}" for name in METRICS))

@@ -119,6 +119,7 @@ class _Run:
         clock = RunClock(self.watcher, self.folder)
         trainer.add_callback(clock)
         self.watcher.stage("training")
+        transformers.set_seed(self.options.seed)  # whether or not it was measured before
         trainer.train(last_checkpoint(self.folder.checkpoints) is not None)
         self.watcher.stage("measuring the healed ladder")
         after = metrics_of(trainer.evaluate())
@@ -129,7 +130,7 @@ class _Run:
             num_blocks=len(self.report.blocks),
             before=before,
             after=after,
-            curve=curve_of(trainer.state.log_history, per_step),
+            curve=curve_of(before, trainer.state.log_history, per_step),
             tokens=trainer.state.global_step * per_step,
             held_out_tokens=len(trainer.eval_dataset) * self.options.length,  # type: ignore[arg-type]
             seconds=clock.seconds,

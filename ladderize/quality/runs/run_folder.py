@@ -38,7 +38,7 @@ class RunFolder:
         self._path, self._decides = self.checkpoints / "run.json", dict(decides)
         if self._path.is_file():
             self._refuse(self._differing())
-        elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        elif out.exists() and not _is_empty(out):
             self._refuse_written()
         elif not out.absolute().parent.is_dir():
             raise LadderError(f"{out.absolute().parent} is no directory.", cure="make it first")
@@ -104,3 +104,9 @@ class RunFolder:
 
     def _write(self, data: Mapping[str, Any]) -> None:
         write_file(self._path, json.dumps(data, indent=1), force=True)
+
+
+def _is_empty(out: Path) -> bool:
+    """But for what a run that was killed as it began may have left."""
+    ours = ("checkpoints", self_generated.NAME)
+    return out.is_dir() and all(path.name in ours for path in out.iterdir())

@@ -84,7 +84,5 @@ def _sample(model: Any, first: int, length: int, tokenizer: Any) -> Iterator[Ten
         .cpu()
     )
     for row in found:
-        ends = (
-            (row == tokenizer.eos_token_id).nonzero() if tokenizer.eos_token_id is not None else ()
-        )
-        yield row[: int(ends[0]) + 1] if len(ends) else row
+        ends = [at for at, token in enumerate(row.tolist()) if token == tokenizer.eos_token_id]
+        yield row[: ends[0] + 1] if ends else row
