@@ -8,9 +8,15 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["read_tokens"]
+__all__ = ["HealOptions", "HealingArguments", "HealingTrainer", "heal", "read_tokens"]
 
-_MODULES = {"read_tokens": "texts"}
+_MODULES = {
+    "HealOptions": "runs.heal_options",
+    "HealingArguments": "healing.healing_arguments",
+    "HealingTrainer": "healing.trainer",
+    "heal": "runs.heal_run",
+    "read_tokens": "texts",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from ladderize.tools.cli.demo import demo
 from ladderize.tools.cli.doctor import doctor
 from ladderize.tools.cli.evaluate import evaluate
 from ladderize.tools.cli.explain import explain
+from ladderize.tools.cli.heal import heal
 from ladderize.tools.cli.plan import plan
 from ladderize.tools.cli.plot import plot
 from ladderize.tools.cli.rewrite import rewrite
@@ -25,7 +26,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (explain, rewrite, verify, plot, plan, bench, sensitivity, evaluate, demo, doctor):
+for verb in (
+    explain,
+    rewrite,
+    verify,
+    plot,
+    plan,
+    bench,
+    sensitivity,
+    heal,
+    evaluate,
+    demo,
+    doctor,
+):
     app.command()(verb)
 
 

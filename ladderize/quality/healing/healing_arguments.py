@@ -1,0 +1,41 @@
+"""`HealingArguments`: transformers' TrainingArguments, and what is mixed into the loss."""
+
+from dataclasses import dataclass
+
+import transformers
+
+from ladderize.errors import Blocker, LadderError
+from ladderize.quality.healing.distillation import DistillationLoss
+
+
+@dataclass
+class HealingArguments(transformers.TrainingArguments):
+    """Those of transformers, and the weights of the losses.
+
+    Attributes:
+        temperature: of the logits of both models, above 0.
+        kl_weight: of the KL divergence from the standard model.
+        label_weight: of the cross entropy with the labels.
+        stream_weight: of the distance of the residual streams, after each layer.
+        blend_steps: steps at the start whose reads are a blend of fresh and stale.
+    """
+
+    temperature: float = 1.0
+    kl_weight: float = 1.0
+    label_weight: float = 0.0
+    stream_weight: float = 0.0
+    blend_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.blend_steps < 0:
+            raise LadderError(
+                "These options cannot be used:",
+                [Blocker(f"blend_steps={self.blend_steps} is below 0")],
+            )
+        self.loss()
+
+    def loss(self) -> DistillationLoss:
+        return DistillationLoss(
+            self.temperature, self.kl_weight, self.label_weight, self.stream_weight
+        )

@@ -1,0 +1,54 @@
+"""The teacher of a ladder: the standard model of the same weights, with no weight twice.
+
+model   q.weight (trained)   q.bias (frozen)
+            │ copied              ║ shared
+teacher q.weight (frozen)    q.bias
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ladderize.errors import Blocker
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def standard_copy(model: Model) -> Model:
+    """The standard model with the weights that `model` has now; it keeps them.
+
+    Parameters that are not trained are shared with `model`, the others and the buffers are copied.
+    With LoRA no weight of the base model exists twice.
+
+    Args:
+        model: a ladder of `ladderize.compile`, or a standard model.
+
+    Returns:
+        Eager, in eval mode; none of its parameters is trained.
+    """
+    shared = {id(each): each for each in model.parameters() if not each.requires_grad}
+    teacher = copy.deepcopy(model, dict(shared)).eval()
+    for parameter in teacher.parameters():
+        if id(parameter) not in shared:
+            parameter.requires_grad_(False)
+    return teacher
+
+
+def find_changed_adapters(model: nn.Module) -> Iterator[Blocker]:
+    """LoRA adapters of `model` that add something: with them it is not its base model."""
+    for name, module in model.named_modules():
+        downs, ups = (getattr(module, each, None) for each in ("lora_A", "lora_B"))
+        if isinstance(downs, nn.ModuleDict) and isinstance(ups, nn.ModuleDict):
+            yield from (
+                Blocker(f"{name}: its LoRA adapter {adapter!r} is not zero")
+                for adapter in downs
+                if not (_is_zero(downs[adapter]) or _is_zero(ups[adapter]))
+            )
+
+
+@torch.no_grad()
+def _is_zero(module: nn.Module) -> bool:
+    return not any(parameter.any() for parameter in module.parameters())

@@ -1,0 +1,225 @@
+"""`HealingTrainer`: transformers' Trainer, which teaches a ladder what its standard model says.
+
+batch ─┬─ ladder, trained ────────── logits, stream ─┐
+       └─ standard model, frozen ─── logits, stream ─┴── DistillationLoss ── AdamW
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
+
+from ladderize.errors import LadderError
+from ladderize.quality.healing.blended_start import BlendedStart
+from ladderize.quality.healing.distillation import (
+    DistillationParts,
+    counted_positions,
+    next_tokens,
+)
+from ladderize.quality.healing.heal_blockers import refuse_unhealable
+from ladderize.quality.healing.healing_arguments import HealingArguments
+from ladderize.quality.healing.healing_steps import HealingSteps
+from ladderize.quality.healing.saved_steps import last_checkpoint, told_last, whole_checkpoint
+from ladderize.quality.healing.stop_signals import StopSignals
+from ladderize.quality.healing.teacher import standard_copy
+from ladderize.quality.measures import Measures, measure
+
+
+class HealingTrainer(transformers.Trainer):
+    """Heals a ladder by self-distillation: the standard model of the same weights teaches it.
+
+    >>> trainer = HealingTrainer(model, args, train_dataset=texts, ladder={"blocks": "last:50%"})
+    >>> trainer.train(resume_from_checkpoint=True)
+
+    Everything else is transformers' Trainer: data, optimizers, checkpoints, callbacks, torchrun. It
+    logs `kl`, `label_loss` and `stream_loss` with `loss`. A run that is resumed goes on exactly as
+    it would have. SIGTERM and SIGINT end it after a step, with a checkpoint.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around it; the standard
+            model. It becomes a ladder in place, and stays one: `ladderize.restore` takes it back.
+        args: of the run.
+        ladder: the options of `ladderize.compile`.
+        options: those of `transformers.Trainer`: `train_dataset` with `input_ids` and, if wanted,
+            `attention_mask` and `labels` (-100: not counted), `eval_dataset`, `callbacks`, …
+
+    Attributes:
+        teacher: the frozen standard model. Parameters that are not trained are those of `model`.
+
+    Raises:
+        LadderError: listing everything that keeps `model` from being healed.
+    """
+
+    args: HealingArguments
+
+    def __init__(
+        self,
+        model: Any,
+        args: HealingArguments,
+        *,
+        ladder: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        refuse_unhealable(model, args)
+        self.teacher: Any = standard_copy(model)
+        if args.stream_weight:
+            _prepare_hidden_states(model)
+        self.reads = BlendedStart(model, ladder or {}, args.blend_steps)
+        super().__init__(model, args, **options)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean, which Trainer divides by the
+        self.loss_is_scaled_for_ga = False  # number of accumulated batches
+        self.add_callback(HealingSteps(self))
+        self.teacher.to(args.device)
+        if hasattr(self.teacher, "config"):
+            self.teacher.config.use_cache = False  # as Trainer does for its model
+        self._parts: list[Tensor] = []
+        self._loss = args.loss()
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train, from the start or from a checkpoint, as `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: the folder of one, or True: the last one that is whole.
+            trial, ignore_keys_for_eval: as there.
+
+        Raises:
+            LadderError: the loss or a gradient is not finite, a checkpoint cannot be written, or
+                the run was stopped by a signal, after it saved a checkpoint.
+        """
+        if resume_from_checkpoint is True and (last := last_checkpoint(self.run)):
+            resume_from_checkpoint = str(last)
+        self.is_stopped = False
+        # DDP would have Dynamo cut the model into a graph for each bucket of gradients.
+        with torch._dynamo.config.patch(optimize_ddp=False), StopSignals() as self.signals:
+            done = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self.state.global_step < self.state.max_steps and self.is_stopped:
+            name = self.signals.received.name if self.signals.received else "another rank's signal"
+            raise LadderError(
+                f"The run was stopped by {name} after step {self.state.global_step} of "
+                f"{self.state.max_steps}. {told_last(self.run)}",
+                cure="the same command resumes",
+            )
+        return done
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002  as Trainer calls it
+    ) -> Any:
+        given, labels = _without_labels(inputs)
+        if self._loss.stream_weight:
+            given["output_hidden_states"] = True
+        student = model(**given)
+        parts = self._loss(student, self._taught(given), labels, given.get("attention_mask"))
+        self._note(parts)
+        return (parts.total, student) if return_outputs else parts.total
+
+    def _taught(self, given: Mapping[str, Any]) -> Any:
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.teacher(**given)
+
+    @property
+    def run(self) -> Path:
+        """The folder of the checkpoints."""
+        return Path(str(self.args.output_dir))
+
+    # ---- what is logged
+
+    def _note(self, parts: DistillationParts) -> None:
+        self._parts.append(torch.stack([parts.kl, parts.label, parts.stream]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._parts:
+            mean = self.accelerator.reduce(torch.stack(self._parts).mean(0), "mean")
+            logs |= dict(zip(("kl", "label_loss", "stream_loss"), mean.tolist(), strict=True))
+            self._parts.clear()
+        super().log(logs, start_time)
+
+    # ---- what ends a run
+
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **options)
+        if self.on_any_rank(not loss.isfinite().item()):
+            raise self.not_finite("The loss")
+        return loss
+
+    def on_any_rank(self, is_so: bool) -> bool:
+        """Whether it is so on one of the ranks at least; a collective call."""
+        if self.args.world_size == 1:
+            return is_so
+        found = self.accelerator.reduce(torch.tensor(float(is_so), device=self.args.device))
+        return bool(found.item())
+
+    def not_finite(self, what: str) -> LadderError:
+        step = self.state.global_step + 1
+        return LadderError(
+            f"{what} is not finite at step {step}. {told_last(self.run)}",
+            cure="a smaller learning rate; with float16, bfloat16 instead",
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with whole_checkpoint(self.run / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    # ---- evaluation
+
+    def evaluation_loop(  # as Trainer's
+        self,
+        dataloader: Any,
+        description: str,  # noqa: ARG002
+        prediction_loss_only: bool | None = None,  # noqa: ARG002
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """KL to the standard model, the losses of both and how often they prefer the same token."""
+        with self.reads.as_ladder(), torch.no_grad():
+            parts = [self._measured(self._prepare_inputs(inputs)) for inputs in dataloader]
+        found = Measures.joined(parts)
+        values = {
+            "kl": found.mean_kl,
+            "loss": found.mean_loss,
+            "standard_loss": found.mean_standard_loss,
+            "agreement": found.agreement,
+        }
+        metrics = {f"{metric_key_prefix}_{n}": v for n, v in values.items() if v is not None}
+        return EvalLoopOutput(None, None, metrics, len(found.kl))  # type: ignore[arg-type]
+
+    def _measured(self, inputs: dict[str, Any]) -> Measures:
+        """Of the sequences of all ranks."""
+        given, labels = _without_labels(inputs)
+        mask = given.get("attention_mask")
+        model: Any = self.model
+        model.eval()
+        with self.accelerator.autocast():
+            ladder = model(**given).logits
+        targets, counted = next_tokens(labels, mask), counted_positions(labels, mask)
+        found = measure(self._taught(given).logits, ladder, targets, counted)
+        columns = torch.stack(list(vars(found).values()), 1).to(self.args.device)
+        return Measures(*self.accelerator.gather_for_metrics(columns).cpu().unbind(1))
+
+
+@torch.no_grad()
+def _prepare_hidden_states(model: Any) -> None:
+    """At their first call transformers' models install hooks under a lock, which Dynamo refuses."""
+    is_training = model.training
+    one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    model.eval()(input_ids=one, output_hidden_states=True)
+    model.train(is_training)
+
+
+def _without_labels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    """What the models are called with, and the labels: the tokens themselves if none are given."""
+    given = dict(inputs)
+    labels = given.pop("labels", None)
+    return given, given["input_ids"] if labels is None else labels

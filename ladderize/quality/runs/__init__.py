@@ -1,0 +1,1 @@
+"""Whole runs, from a folder with a model to a folder with a ladder."""

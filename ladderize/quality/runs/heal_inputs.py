@@ -1,0 +1,141 @@
+"""What a run of `heal` is made of: its arguments, blocks, text in two parts, adapters."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from ladderize.errors import LadderError
+from ladderize.frontends.explain import explain
+from ladderize.quality.healing.healing_arguments import HealingArguments
+from ladderize.quality.runs import self_generated
+from ladderize.quality.runs.heal_options import HealOptions
+from ladderize.quality.runs.heal_watcher import HealWatcher
+from ladderize.quality.runs.run_folder import RunFolder
+from ladderize.quality.texts import read_tokens
+from ladderize.report.report import Report
+
+_HELD_OUT = 0.05
+_LOGS, _EVALUATIONS = 50, 10
+
+
+def arguments_of(options: HealOptions, checkpoints: Path) -> HealingArguments:
+    """On CUDA it computes in bfloat16, with weights in float32; else all is float32."""
+    has_cuda = torch.cuda.is_available()
+    args = HealingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=options.batch,
+        per_device_eval_batch_size=options.batch,
+        learning_rate=options.peak_learning_rate,
+        lr_scheduler_type="cosine",
+        temperature=options.temperature,
+        label_weight=options.label_weight,
+        stream_weight=options.stream_weight,
+        blend_steps=options.blend_steps,
+        seed=options.seed,
+        dataloader_drop_last=True,
+        eval_strategy="steps",
+        save_strategy="steps",
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not has_cuda,
+        bf16=has_cuda and torch.cuda.is_bf16_supported(),
+    )
+    args.max_steps = steps = options.num_steps(args.world_size)
+    args.warmup_steps = steps // 20
+    args.logging_steps = max(1, steps // _LOGS)
+    args.eval_steps = args.save_steps = max(1, steps // _EVALUATIONS)
+    return args
+
+
+def explained(model: Any, options: HealOptions) -> Report:
+    """Which blocks are found and chosen, before anything is read or trained.
+
+    Raises:
+        LadderError: the model cannot be made this ladder.
+    """
+    ids = torch.zeros(options.batch, options.length, dtype=torch.int64, device=model.device)
+    report = explain(model, input_ids=ids, use_cache=False, options=options.ladder)
+    for refusal in report.refused:
+        raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
+    return report
+
+
+def begin_with_text(
+    folder: RunFolder,
+    texts: Sequence[str | Path],
+    model: Any,
+    tokenizer: Any,
+    options: HealOptions,
+    args: HealingArguments,
+    watcher: HealWatcher,
+) -> Tensor:
+    """The tokens of `texts`, and of what the model writes: `[sequences, length]`.
+
+    The first rank begins the run, and writes that text; the others come after it.
+    """
+    with args.main_process_first(local=False):
+        is_first = args.process_index == 0
+        if is_first:
+            folder.begin()
+        if options.self_generated:
+            own = folder.out / self_generated.NAME
+            texts = [*texts, own]
+            if is_first and not own.is_file():
+                watcher.stage("writing text with the standard model")
+                self_generated.write_own_text(
+                    own,
+                    model,
+                    tokenizer,
+                    options.self_generated,
+                    options.length,
+                    options.seed,
+                    tell=lambda done, total: watcher.progress(done, total, {}),
+                )
+        needed = 2 * options.batch * args.world_size
+        tokens = read_tokens(texts, tokenizer, options.length, model=model, at_least=needed)
+        if is_first:
+            folder.settle_text(hashlib.sha256(tokens.numpy().tobytes()).hexdigest())
+    return tokens
+
+
+def parted(tokens: Tensor, options: HealOptions, num_ranks: int) -> tuple[Tensor, Tensor]:
+    """What is trained on, and what is held out: whole batches, spread over the text."""
+    batch = options.batch * num_ranks
+    most = min(len(tokens), batch * options.num_steps(num_ranks))
+    count = batch * max(1, round(_HELD_OUT * most / batch))
+    is_held_out = torch.zeros(len(tokens), dtype=torch.bool)
+    is_held_out[torch.linspace(0, len(tokens) - 1, count).round().long()] = True
+    return tokens[~is_held_out], tokens[is_held_out]
+
+
+def as_examples(tokens: Tensor) -> list[dict[str, Tensor]]:
+    return [{"input_ids": row} for row in tokens]
+
+
+def with_adapters(model: Any, options: HealOptions) -> Any:
+    """With LoRA of all linear layers, if that is asked for.
+
+    Raises:
+        LadderError: PEFT is not installed.
+    """
+    transformers.set_seed(options.seed)
+    if options.lora is None:
+        return model
+    if find_spec("peft") is None:
+        raise LadderError("LoRA needs the package peft.", cure="pip install peft")
+    import peft
+
+    settings = peft.LoraConfig(
+        r=options.lora,
+        lora_alpha=2 * options.lora,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, settings)

@@ -1,0 +1,82 @@
+"""`HealOptions`: everything that decides what a run of `heal` computes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
+
+
+@dataclass(frozen=True)
+class HealOptions:
+    """The options of `heal`. A run is resumed with the same ones.
+
+    Attributes:
+        blocks, layers, staleness, lowering: of the ladder, as those of `LadderConfig`.
+        tokens: to train on, over all ranks; repeats the text if it is shorter.
+        steps: of the optimizer, instead of `tokens`.
+        batch: sequences per step and rank.
+        length: tokens per sequence.
+        learning_rate: the largest; None: 1e-4, with LoRA 1e-3. It rises over the first 5 % of the
+            steps and falls along a cosine.
+        lora: rank of the adapters of all linear layers; None: all weights are trained.
+        temperature, label_weight, stream_weight, blend_steps: those of `HealingArguments`.
+        self_generated: tokens of text that the standard model writes itself, to train on.
+        seed: of everything random.
+
+    Raises:
+        LadderError: listing the options that are not possible.
+    """
+
+    blocks: str | int | Sequence[int] | None = None
+    layers: str | int | Sequence[int] | None = None
+    staleness: int = 1
+    lowering: str = "inductor"
+    tokens: int = 100_000
+    steps: int | None = None
+    batch: int = 4
+    length: int = 128
+    learning_rate: float | None = None
+    lora: int | None = None
+    temperature: float = 1.0
+    label_weight: float = 0.0
+    stream_weight: float = 0.0
+    blend_steps: int = 0
+    self_generated: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        blockers = [Blocker(what) for what in self._problems()]
+        if blockers:
+            raise LadderError("These options cannot be used:", blockers)
+        LadderConfig.from_options(self.ladder)
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("tokens", "batch", "length", "steps", "lora", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                yield f"{name}={value!r} is not above 0"
+        for name in ("self_generated", "blend_steps"):
+            if getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name)!r} is below 0"
+        if self.length == 1:
+            yield "length=1 leaves no next token to predict"
+
+    @property
+    def ladder(self) -> dict[str, Any]:
+        """The options of `ladderize.compile`."""
+        names = ("blocks", "layers", "staleness", "lowering")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def num_steps(self, num_ranks: int) -> int:
+        tokens_per_step = self.batch * self.length * num_ranks
+        return self.steps or max(1, round(self.tokens / tokens_per_step))
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate or (1e-4 if self.lora is None else 1e-3)
+
+    def as_data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items()}

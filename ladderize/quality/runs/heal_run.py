@@ -1,0 +1,178 @@
+"""`heal`: a whole run, from a folder with a standard model to a folder with its healed ladder.
+
+MODEL ── standard model ─┬─ explain: which blocks
+TEXT ─── tokens ─────────┤
+                         ├─ measure on what is held out ── train ── measure again
+                         └─ OUT: model, tokenizer, config.json with "ladder", heal.json
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ladderize.errors import Blocker, LadderError, nearest
+from ladderize.frontends.checkpoints.saving import save_pretrained
+from ladderize.frontends.compile import compile, restore
+from ladderize.frontends.sharded.directory import whole_directory
+from ladderize.quality.healing.heal_blockers import refuse_unhealable
+from ladderize.quality.healing.saved_steps import last_checkpoint
+from ladderize.quality.healing.trainer import HealingTrainer
+from ladderize.quality.runs import heal_inputs, self_generated
+from ladderize.quality.runs.heal_options import HealOptions
+from ladderize.quality.runs.heal_result import HealResult, curve_of, metrics_of
+from ladderize.quality.runs.heal_watcher import HealWatcher, RunClock
+from ladderize.quality.runs.run_folder import RESULT, RunFolder
+from ladderize.quality.runs.standard_model import Standard, load_standard
+from ladderize.report.publish import versions
+from ladderize.report.report import Report
+
+
+def heal(
+    model: str | Path,
+    out: str | Path,
+    texts: Sequence[str | Path] = (),
+    *,
+    force: bool = False,
+    watcher: HealWatcher | None = None,
+    **options: Any,
+) -> HealResult:
+    """Heal a ladder of the model in a folder, and write it to another one.
+
+    >>> heal("SmolLM2-135M", "healed", ["notes.txt"], blocks="last:50%", tokens=100_000)
+
+    A part of the text, 5 % of what is trained on, is held out and measured before and after. While
+    it runs, `out` holds checkpoints; the same call resumes from the last one. When it is done `out`
+    is replaced as a whole by the model (LoRA is merged), its tokenizer and `heal.json`. Under
+    torchrun the ranks share the batches.
+
+    Args:
+        model: folder of transformers, or with one `.gguf`: a causal language model, its tokenizer.
+        out: the folder to be written.
+        texts: files, as `read_tokens` takes them.
+        force: overwrite a finished run, or one that was begun with other options.
+        watcher: is told what happens.
+        options: those of `HealOptions`.
+
+    Raises:
+        LadderError: for mistaken options, texts and models; a loss that is not finite; a full disk;
+            a signal, after a checkpoint was saved.
+    """
+    settings = HealOptions(**_known(options))
+    decides = {"model": str(Path(model).absolute()), **settings.as_data()}
+    folder = RunFolder(Path(out), decides, force)
+    args = heal_inputs.arguments_of(settings, folder.checkpoints)
+    told = watcher if watcher is not None and args.process_index == 0 else HealWatcher()
+    told.stage(f"loading {model}")
+    standard = load_standard(Path(model), torch.float32 if settings.lora is None else None)
+    standard.model.to(args.device)
+    refuse_unhealable(standard.model, args)
+    told.stage("finding the blocks")
+    report = heal_inputs.explained(standard.model, settings)
+    told.stage("reading text")
+    tokens = heal_inputs.begin_with_text(
+        folder, texts, standard.model, standard.tokenizer, settings, args, told
+    )
+    trained, held_out = heal_inputs.parted(tokens, settings, args.world_size)
+    trainer = HealingTrainer(
+        heal_inputs.with_adapters(standard.model, settings),
+        args,
+        ladder={**settings.ladder, "layers": None, "blocks": _converted(report)},
+        train_dataset=heal_inputs.as_examples(trained),
+        eval_dataset=heal_inputs.as_examples(held_out),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    run = _Run(standard, folder, settings, report, trainer, told)
+    return run.result({"model": str(model), "texts": [*map(str, texts)]})
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    names = [each.name for each in fields(HealOptions)]
+    unknown = [Blocker(f"{n!r}{nearest(n, names)}") for n in options if n not in names]
+    if unknown:
+        raise LadderError("These options are not known:", unknown)
+    return options
+
+
+def _converted(report: Report) -> list[int]:
+    return [block.index for block in report.blocks if block.is_converted]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The run, once all that it takes is there."""
+
+    standard: Standard
+    folder: RunFolder
+    options: HealOptions
+    report: Report
+    trainer: HealingTrainer
+    watcher: HealWatcher
+
+    def result(self, names: Mapping[str, Any]) -> HealResult:
+        trainer = self.trainer
+        before = self._before()
+        clock = RunClock(self.watcher, self.folder)
+        trainer.add_callback(clock)
+        self.watcher.stage("training")
+        transformers.set_seed(self.options.seed)  # whether or not it was measured before
+        trainer.train(last_checkpoint(self.folder.checkpoints) is not None)
+        self.watcher.stage("measuring the healed ladder")
+        after = metrics_of(trainer.evaluate())
+        num_ranks = trainer.args.world_size
+        per_step = self.options.batch * self.options.length * num_ranks
+        result = HealResult(
+            blocks=tuple(_converted(self.report)),
+            num_blocks=len(self.report.blocks),
+            before=before,
+            after=after,
+            curve=curve_of(before, trainer.state.log_history, per_step),
+            tokens=trainer.state.global_step * per_step,
+            held_out_tokens=len(trainer.eval_dataset) * self.options.length,  # type: ignore[arg-type]
+            seconds=clock.seconds,
+            options={**names, **self.options.as_data(), "ranks": num_ranks},
+            versions={**dict(versions()), "transformers": transformers.__version__},
+        )
+        if trainer.is_world_process_zero():
+            self.watcher.stage(f"writing {self.folder.out}")
+            self._write(result)
+        trainer.accelerator.wait_for_everyone()
+        return result
+
+    def _before(self) -> dict[str, float]:
+        """Of the ladder that nothing has healed; a run that is resumed remembers it."""
+        noted = self.folder.noted("before")
+        self.trainer.accelerator.wait_for_everyone()
+        if noted is not None:
+            return dict(noted)
+        self.watcher.stage("measuring the ladder")
+        found = metrics_of(self.trainer.evaluate())
+        if self.trainer.is_world_process_zero():
+            self.folder.note("before", found)
+        return found
+
+    def _write(self, result: HealResult) -> None:
+        model = restore(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        if self.options.lora is not None:
+            model = model.merge_and_unload()
+        model = model.to(self.standard.dtype)
+        model.config.use_cache = self.standard.use_cache
+        own = self.folder.out / self_generated.NAME
+        num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
+        with whole_directory(self.folder.out, num_bytes) as folder:
+            _save_ladder(model, folder, result.blocks, self.options.staleness)
+            self.standard.tokenizer.save_pretrained(folder)
+            if own.is_file():
+                shutil.copy(own, folder)
+            (folder / RESULT).write_text(result.to_json())
+
+
+def _save_ladder(model: Any, folder: Path, blocks: Sequence[int], staleness: int) -> None:
+    """The weights, and in config.json which ladder they are of."""
+    compile(model, blocks=list(blocks), staleness=staleness, lowering="eager")
+    save_pretrained(model, folder)
+    restore(model)

@@ -1,0 +1,46 @@
+"""What a run of `heal` reached, as a table for a terminal."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ladderize.quality.runs.heal_result import HealResult
+
+
+def show(result: HealResult, out: Path, console: Console) -> None:
+    """Print the ladder before and after, and what to do with it."""
+    blocks = f"{len(result.blocks)} of {result.num_blocks} blocks read stale"
+    console.print(
+        f"{blocks}; {result.tokens:,} tokens in {result.seconds:,.0f} s; measured on "
+        f"{result.held_out_tokens:,} tokens that were held out\n",
+        highlight=False,
+    )
+    console.print(_table(result), "", highlight=False)
+    console.print(
+        f"written to {out}: ladderize.compile(model) of it is the ladder",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _table(result: HealResult) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, column in enumerate(("", "standard", "before", "after", "healed")):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    before, after = result.before, result.after
+    rows = {
+        "KL to the standard model, nats": ("kl", "0"),
+        "loss, nats": ("loss", f"{before['standard_loss']:.4f}"),
+    }
+    for text, (name, standard) in rows.items():
+        healed = _percent(result.recovered(name))
+        table.add_row(text, standard, f"{before[name]:.4f}", f"{after[name]:.4f}", healed)
+    agreement = [_percent(each["agreement"]) for each in (before, after)]
+    table.add_row("same next token", "100 %", *agreement, "")
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"

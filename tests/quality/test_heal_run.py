@@ -1,0 +1,185 @@
+"""`heal`: from a folder to a folder, interrupted, resumed, refused; and its verb."""
+
+import json
+import os
+import signal
+import warnings
+
+import peft  # noqa: F401  the slow import is not part of a test
+import pytest
+import torch
+import transformers
+from helpers.healing_runs import trained_model
+from helpers.word_tokenizers import chain_text, word_tokenizer
+from typer.testing import CliRunner
+
+import ladderize
+from ladderize import LadderError
+from ladderize.quality import heal
+from ladderize.quality.runs.heal_watcher import HealWatcher
+from ladderize.tools.cli import app
+
+SETTINGS = {
+    "blocks": "1:4",
+    "lowering": "eager",
+    "steps": 20,
+    "length": 16,
+    "learning_rate": 1e-2,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model in bfloat16, as checkpoints are."""
+    folder = tmp_path_factory.mktemp("source") / "standard"
+    trained_model().bfloat16().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "chain.txt"
+    path.write_text(chain_text(3_000))
+    return path
+
+
+def load(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+class Stages(HealWatcher):
+    """Notes what it is told, and may do something at a step."""
+
+    def __init__(self, step=None, action=None):
+        self.stages, self.losses, self.step, self.action = [], [], step, action
+
+    def stage(self, text):
+        self.stages.append(text)
+
+    def progress(self, done, total, logs):  # noqa: ARG002
+        self.losses += [logs["kl"]] if "kl" in logs else []
+        if done == self.step and not logs:
+            self.action()
+
+
+def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
+    out, watcher = tmp_path / "out", Stages()
+    result = heal(source, out, [text], watcher=watcher, **SETTINGS)
+    assert watcher.stages == [
+        f"loading {source}",
+        "finding the blocks",
+        "reading text",
+        "measuring the ladder",
+        "training",
+        "measuring the healed ladder",
+        f"writing {out}",
+    ]
+    assert len(watcher.losses) == 20
+    assert result.recovered("kl") > 0.5 and result.recovered("loss") > 0.5
+    assert (result.blocks, result.num_blocks, result.tokens) == ((1, 2, 3), 4, 20 * 4 * 16)
+    written = json.loads((out / "heal.json").read_text())
+    assert written["after"] == result.after and written["options"]["learning_rate"] == 1e-2
+    kls = [(row["tokens"], row["eval_kl"]) for row in written["curve"] if "eval_kl" in row]
+    assert [tokens for tokens, _ in kls] == [2 * 64 * step for step in range(11)]
+    assert kls[0][1] == result.before["kl"] and kls[-1][1] == result.after["kl"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["ladder"]["blocks"] == [1, 2, 3] and config["dtype"] == "bfloat16"
+    assert not (out / "checkpoints").exists()
+    healed = load(out)
+    assert transformers.AutoTokenizer.from_pretrained(out).get_vocab()["w2"] == 2
+    ids = torch.tensor([word_tokenizer()(chain_text(64, seed=1))["input_ids"]])
+    wanted = load(source)(ids).logits.float().log_softmax(-1)
+    found = ladderize.compile(healed, lowering="eager")(ids).logits.float().log_softmax(-1)
+    assert (wanted.exp() * (wanted - found)).sum(-1).mean() < 2 * result.after["kl"]
+    with pytest.raises(LadderError, match="out exists already"):
+        heal(source, out, [text], **SETTINGS)
+    with pytest.raises(LadderError, match=r"those of a ladder already, with blocks 1-3"):
+        heal(out, tmp_path / "again", [text], **SETTINGS)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_run_of_lora_that_is_interrupted(source, text, tmp_path):
+    """The same command resumes it; with other options it is refused, or begun anew."""
+    settings = {**SETTINGS, "steps": 6, "lora": 4, "blend_steps": 2, "self_generated": 100}
+    whole = heal(source, tmp_path / "whole", [text], **settings)
+    out = tmp_path / "out"
+    stop = Stages(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(LadderError, match=r"stopped by SIGTERM after step 4 of 6\."):
+        heal(source, out, [text], watcher=stop, **settings)
+    own = (out / "self_generated.jsonl").read_bytes()
+    (out / "checkpoints" / "checkpoint-5").mkdir()  # as a run that is killed leaves it
+    with pytest.raises(LadderError) as caught:
+        heal(source, out, [text], **{**settings, "steps": 9, "lora": 2})
+    assert [str(blocker) for blocker in caught.value.blockers] == [
+        "steps=9 is asked for, and it was begun with 6",
+        "lora=2 is asked for, and it was begun with 4",
+    ]
+    (other := tmp_path / "other.txt").write_text(chain_text(3_000, seed=5))
+    with pytest.raises(LadderError, match="the text is not the one that it was begun with"):
+        heal(source, out, [other], **settings)
+    watcher = Stages()
+    resumed = heal(source, out, [text], watcher=watcher, **settings)
+    assert len(watcher.losses) < 6 and "measuring the ladder" not in watcher.stages
+    assert resumed.after == whole.after and resumed.curve == whole.curve
+    assert load(out).state_dict().keys() == load(source).state_dict().keys()
+    for mine, theirs in zip(
+        load(out).parameters(), load(tmp_path / "whole").parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    assert (out / "self_generated.jsonl").read_bytes() == own
+    assert (tmp_path / "whole" / "self_generated.jsonl").read_bytes() == own
+    lines = [json.loads(line)["text"] for line in own.decode().splitlines()]
+    assert sum(len(line.split()) for line in lines) >= 80  # ends are not in the text
+    fewer = heal(source, out, [text], force=True, **{**settings, "steps": 1, "lora": None})
+    assert fewer.tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 0, "batch": -1}, "batch=-1 is not above 0"),
+        ({"staleness": 9}, "staleness=9 is not a whole number"),
+        ({"step": 3}, "'step'; did you mean 'steps'?"),
+        ({"blocks": "9:12"}, "9:12"),
+        ({"batch": 500}, "The text is too short"),
+        ({"length": 65}, "The model has 64 positions"),
+    ],
+)
+def test_what_is_refused_writes_nothing(source, text, tmp_path, options, said):
+    with pytest.raises(LadderError) as caught:
+        heal(source, tmp_path / "out", [text], **{**SETTINGS, **options})
+    assert said in str(caught.value)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left in ([], ["run.json"])
+
+
+def test_folders_that_are_none(source, text, tmp_path):
+    with pytest.raises(LadderError, match="nowhere: no such file or folder"):
+        heal(tmp_path / "nowhere", tmp_path / "out", [text])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LadderError, match="empty cannot be loaded as a causal LM"):
+        heal(tmp_path / "empty", tmp_path / "out", [text])
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LadderError, match=r"gguf"):
+        heal(tmp_path, tmp_path / "out", [text])
+    with pytest.raises(LadderError, match="a directory that ladderize did not write"):
+        heal(source, text.parent, [text], force=True)
+
+
+def test_the_verb(source, text, tmp_path):
+    out = tmp_path / "out"
+    flags = "--blocks 1:4 --lowering eager --steps 3 --length 16 --learning-rate 1e-2"
+    command = ["heal", f"hf:{source}", "--text", str(text), "--out", str(out), *flags.split()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        again = CliRunner().invoke(app, command)
+        forced = CliRunner().invoke(app, [*command, "--force", "--json"])
+    words = done.stdout.split()
+    assert "3 of 4 blocks read stale; 192 tokens" in done.stdout and "healed" in words
+    assert "training: step 3 of 3, loss" in done.stderr
+    assert again.exit_code == 1 and again.stderr.count("\n") == 1
+    assert "exists already. What to do: overwrite it with --force" in again.stderr
+    assert json.loads(forced.stdout)["blocks"] == [1, 2, 3]

@@ -1,0 +1,86 @@
+"""`HealingTrainer` on two ranks, as under torchrun: they learn together, and end together."""
+
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.healing_runs import trainer
+from transformers import TrainerCallback
+
+from ladderize import LadderError
+
+
+def as_torchrun():
+    rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks)
+
+
+def logged(run, name):
+    return [log[name] for log in run.state.log_history if name in log]
+
+
+def healed(folder):
+    as_torchrun()
+    run = trainer(folder, max_steps=3, per_device_train_batch_size=2)
+    before = run.evaluate()
+    run.train()
+    weights = torch.cat([each.detach().flatten() for each in run.model.parameters()])
+    assert isinstance(run.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+    return before, logged(run, "kl"), run.evaluate(), weights.numpy()
+
+
+def test_two_ranks_heal_as_one_does(two_ranks, tmp_path):
+    """Each takes half of a batch, and half of what is evaluated."""
+    first, second = two_ranks.run(healed, tmp_path)
+    run = trainer(tmp_path / "one", max_steps=3)
+    before = run.evaluate()
+    run.train()
+    after = run.evaluate()
+    weights = torch.cat([each.detach().flatten() for each in run.model.parameters()])
+    for found in (first, second):
+        for name in ("eval_kl", "eval_loss", "eval_standard_loss", "eval_agreement"):
+            assert found[0][name] == pytest.approx(before[name], rel=1e-4)
+            assert found[2][name] == pytest.approx(after[name], rel=1e-2)
+        assert found[1] == pytest.approx(logged(run, "kl"), rel=1e-2)
+    assert (first[3] == second[3]).all()
+    torch.testing.assert_close(torch.from_numpy(first[3]), weights, rtol=1e-2, atol=1e-3)
+
+
+class OnSecond(TrainerCallback):
+    """Of the second rank alone, in the second step."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def on_step_begin(self, args, state, control, **_):  # noqa: ARG002
+        if state.global_step == 1 and dist.get_rank() == 1:
+            self.action()
+
+
+def stopped(folder, how):
+    as_torchrun()
+    run = trainer(folder, save_strategy="steps", save_steps=1, per_device_train_batch_size=2)
+    actions = {
+        "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
+        "loss": lambda: run.model.lm_head.weight.data.fill_(torch.inf),
+    }
+    run.add_callback(OnSecond(actions[how]))
+    try:
+        run.train()
+    except LadderError as error:
+        return error.summary
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("signal", "The run was stopped by "), ("loss", "The loss is not finite at step 2. ")],
+)
+def test_all_ranks_stop_when_one_does(two_ranks, tmp_path, how, said):
+    found = two_ranks.run(stopped, tmp_path, how)
+    last = {"signal": 2, "loss": 1}[how]
+    for each in found:
+        assert each.startswith(said), each
+        assert each.endswith(f"checkpoint-{last}.")
