@@ -83,7 +83,7 @@ def test_parallelize_reads_that_of_the_weights(tmp_path, first_of_two):  # noqa:
     net.save_pretrained(tmp_path)
     ladderize.parallelize(lambda: tiny_llama(2), mesh(), (IDS,), checkpoint=tmp_path)
     assert stale(ladderize.last_report()) == CHOSEN
-    with pytest.raises(LadderError, match="say different ladders"):
+    with pytest.raises(LadderError, match="name different ladders"):
         ladderize.parallelize(
             lambda: model(ladder={"layers": "all"}), mesh(), (IDS,), checkpoint=tmp_path
         )

@@ -55,10 +55,12 @@ def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> A
     """
     model = compat.without_wrapper(model)
     inner = model.module if isinstance(model, DistributedDataParallel) else model
+    kind = type(inner).__name__
     if not compat.is_pretrained_model(inner):
         raise LadderError(
-            f"A {type(model).__name__} is not saved with a config.json of its own.",
-            cure="pass a model of transformers; merge adapters first: merge_and_unload()",
+            f"ladderize.save_pretrained takes a model of transformers, not a {kind}.",
+            cure="merge adapters first, by model.merge_and_unload(); write the entry into the "
+            "config.json of other models yourself",
         )
     entry = entry_to_write(inner)
     if entry is None:
