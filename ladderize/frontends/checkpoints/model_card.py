@@ -31,14 +31,14 @@ tags:
 
 # A ladder network
 
-The weights in this folder were trained as a ladder network (arXiv 2501.06589), as `{KEY}` in
+The weights in this folder are those of a ladder network (arXiv 2501.06589), as `{KEY}` in
 `config.json` says: {entry}. Each of these blocks reads the residual stream
 {counted(entry.staleness, "block")} earlier than in the standard network, so that tensor-parallel
 communication hides behind compute.
 
 **Warning: engines that do not know this entry run these weights as a standard network, without an
-error. That computes another function, with worse answers.** `transformers` without ladderize is such
-an engine.
+error. That computes another function, with worse answers.** `transformers` without ladderize is
+such an engine.
 
 ```python
 import ladderize

@@ -73,7 +73,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> A
 
 
 def lead_saving(module: nn.Module) -> None:
-    """Let `module.save_pretrained` write the entry; a copy is saved as the standard network that it is."""
+    """Let `module.save_pretrained` write the entry; a copy is saved as a standard network."""
     if not compat.is_pretrained_model(module) or _SAVE in vars(module):
         return
     standard = getattr(type(module), _SAVE)
