@@ -483,8 +483,8 @@ PASSES = (
     Mutant(
         "one of two reads is left fresh",
         "ladderize/passes/reroute.py",
-        "            for reader in move.readers:\n                reader.replace_input_with(move.f",
-        "            for reader in move.readers[:1]:\n                reader.replace_input_with(move.f",
+        "in move.readers:\n                reader.replace_input_with(move.fresh",
+        "in move.readers[:1]:\n                reader.replace_input_with(move.fresh",
         "tests/graph/test_dataflow.py::test_caches_of_the_model_are_read_stale",
     ),
     Mutant(
