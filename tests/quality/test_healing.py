@@ -112,14 +112,15 @@ def lora(model):
     return peft.get_peft_model(model, settings)
 
 
-def test_lora(tmp_path):
+def test_the_teacher_of_lora(tmp_path):
     model = lora(trained_model())
-    run = trainer(tmp_path, model, max_steps=25, learning_rate=2e-2)
-    run.train()
+    run = trainer(tmp_path, model)
     theirs = dict(run.teacher.named_parameters())
     twice = {name for name, each in model.named_parameters() if theirs[name] is not each}
     assert twice and all(".lora_" in name for name in twice)
-    assert logged(run, "kl")[-1] < 0.6 * logged(run, "kl")[0]
+    with torch.no_grad():
+        for name in twice:
+            model.get_parameter(name).fill_(1.0)
     torch.testing.assert_close(logits_of(run.teacher), logits_of(trained_model()))
 
 
