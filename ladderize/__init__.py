@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ladderize import testing
+    from ladderize import quality, testing
     from ladderize.config.options import LadderConfig
     from ladderize.errors import LadderError, LadderWarning
     from ladderize.frontends.checkpoints.saving import save_pretrained
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ladderize.frontends.sharded.parallelize import parallelize, plan_parallel
     from ladderize.frontends.sharded.program_files import load
     from ladderize.graph import parallel_ops
+    from ladderize.quality.sensitivity.block_plans import sensitivity
     from ladderize.report import Report, last_report
     from ladderize.testing.verify import Verification, verify
 
@@ -42,12 +43,14 @@ __all__ = [
     "parallel_ops",
     "parallelize",
     "plan_parallel",
+    "quality",
     "refresh",
     "release_full_parameters",
     "restore",
     "restore_full_parameters",
     "rewrite",
     "save_pretrained",
+    "sensitivity",
     "testing",
     "verify",
 ]
@@ -71,10 +74,11 @@ _HOMES = {
     "restore_full_parameters": "frontends.compile",
     "rewrite": "frontends.rewrite",
     "save_pretrained": "frontends.checkpoints.saving",
+    "sensitivity": "quality.sensitivity.block_plans",
     "verify": "testing.verify",
 }
 
-_ROOMS = {"parallel_ops": "graph.parallel_ops", "testing": "testing"}
+_ROOMS = {"parallel_ops": "graph.parallel_ops", "quality": "quality", "testing": "testing"}
 
 
 def __getattr__(name: str) -> Any:

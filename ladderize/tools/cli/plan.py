@@ -1,5 +1,6 @@
 """`ladderize plan MODEL --hardware h100x8-nvlink`: the gain of a ladder on other hardware."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,10 @@ Hardware = Annotated[
 ]
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
 Prompt = Annotated[int, typer.Option(min=1, help="Prompt tokens per example.")]
+Sensitivity = Annotated[
+    Path | None,
+    typer.Option(help="File of ladderize sensitivity: tokens/s against damage of its sets."),
+]
 New = Annotated[int, typer.Option(min=1, help="Generated tokens per example.")]
 
 # What is traced; costs are scaled from there.
@@ -24,6 +29,7 @@ def plan(
     batch: Batches = "1,4,16,64",
     prompt: Prompt = 1024,
     new: New = 512,
+    sensitivity: Sensitivity = None,
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -38,6 +44,7 @@ def plan(
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plan", debug, json):
         with working("loading torch"):
+            from ladderize.config.block_plan import read_block_plan
             from ladderize.frontends.sharded.parallelize import aot_config
             from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.planning import plan as predict
@@ -45,11 +52,12 @@ def plan(
             from ladderize.tools.sources import InputSizes, open_model
 
         machine = hardware_of(hardware)
+        measured = None if sensitivity is None else read_block_plan(sensitivity)
         with working(f"tracing {model}"):
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
             report = source.explain(aot_config(source.entry, **options))
         with working("planning"):
-            found = predict(report, machine, batches, prompt, new)
+            found = predict(report, machine, batches, prompt, new, measured)
     if json:
         print_json(found.to_json())
     else:

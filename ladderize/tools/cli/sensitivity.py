@@ -53,7 +53,7 @@ def sensitivity(
     """
     with running("sensitivity", debug, json):
         with working("loading torch"):
-            from ladderize.quality.sensitivity import sensitivity as measure
+            from ladderize.quality.sensitivity.block_plans import sensitivity as measure
             from ladderize.report.files import refuse_file, write_file
             from ladderize.tools.pictures import refuse_picture
             from ladderize.tools.quality.sensitivity_chart import draw

@@ -12,10 +12,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ladderize.config.block_plan import BlockPlan
 from ladderize.errors import LadderError
 from ladderize.report.report import Report
 from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.planning.confidence import Confidence, confidence
+from ladderize.tools.predict.planning.damage_curve import DamagePoint, damage_curve
 from ladderize.tools.predict.planning.forecast import Forecast, Request, forecast
 from ladderize.tools.predict.planning.limits import Fewest, Limits, fewest_layers, limits
 from ladderize.tools.predict.planning.planned_nets import variants
@@ -55,6 +57,7 @@ class LadderPlan:
         batches: what is predicted for each.
         limits: where the gain of the first batch ends.
         confidence: how sure all of it is.
+        damage: for the first batch, sets of blocks with what they cost; from slow to fast.
     """
 
     hardware: Hardware
@@ -66,6 +69,7 @@ class LadderPlan:
     batches: tuple[PlannedBatch, ...]
     limits: Limits
     confidence: Confidence
+    damage: tuple[DamagePoint, ...] = ()
 
     def to_json(self) -> str:
         """All of it; each batch with its speed-ups."""
@@ -81,6 +85,7 @@ def plan(
     batches: Sequence[int] = (1,),
     prompt: int = 1024,
     new: int = 512,
+    measured: BlockPlan | None = None,
 ) -> LadderPlan:
     """Predict the model in `report` as it is, as the ladder that was asked for, and two others.
 
@@ -89,9 +94,11 @@ def plan(
         hardware: or its name, as `h100x8-nvlink`.
         batches: how many examples at once, one prediction for each.
         prompt, new: tokens of each example, given and generated.
+        measured: what sets of its blocks cost, by `ladderize sensitivity`.
 
     Raises:
-        LadderError: the hardware is not known, or the model cannot be planned.
+        LadderError: the hardware is not known, the model cannot be planned, or `measured` is of
+            another one.
 
     Example:
         >>> found = plan(ladderize.explain(model, input_ids), "h100x8-nvlink", [1, 16])
@@ -121,4 +128,5 @@ def plan(
         rows,
         limits(workload, requests[0], hardware),
         confidence(workload, requests, hardware, [block.kind for block in report.blocks]),
+        () if measured is None else damage_curve(workload, requests[0], hardware, measured),
     )

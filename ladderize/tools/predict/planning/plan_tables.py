@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ladderize.tools.predict.planning import LadderPlan
+from ladderize.tools.predict.planning.damage_curve import advised
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
 from ladderize.tools.predict.planning.planned_nets import VARIANTS
 from ladderize.tools.units import num_bytes, seconds
@@ -23,7 +24,9 @@ def show(plan: LadderPlan, console: Console) -> None:
     )
     for table in (_speeds(plan), _phases(plan), _ends(plan.limits)):
         console.print(table, "", highlight=False)
-    for line in (*_fewest(plan), "", *_sureness(plan)):
+    if plan.damage:
+        console.print(_damage(plan), "", highlight=False)
+    for line in (*_advice(plan), *_fewest(plan), "", *_sureness(plan)):
         console.print(line, highlight=False, markup=False)
 
 
@@ -96,6 +99,34 @@ def _hidden(phase: Hiding) -> str:
     if phase.bandwidth is None:
         return f"{room}, never all of it (latency-bound)"
     return f"{room}; all of it {_rate('above', phase.bandwidth)}"
+
+
+def _damage(plan: LadderPlan) -> Table:
+    """At most `_MOST_ROWS` sets, spread over the curve, and the advised one."""
+    best = advised(plan.damage)
+    step = -(-len(plan.damage) // _MOST_ROWS)
+    table = _table(f"sets at batch {plan.batches[0].batch}", "hidden", "KL", "tok/s", "speedup")
+    for number, point in enumerate(plan.damage):
+        is_last = point is plan.damage[-1]
+        if number % step and point is not best and not is_last:
+            continue
+        name = f"{len(point.blocks)} blocks" + ("  <- advised" if point is best else "")
+        share, kl = f"{100 * point.share:.0f} %", f"{point.kl:.3f}"
+        table.add_row(name, share, kl, _number(point.tokens_per_s), f"{point.speedup:.2f}x")
+    return table
+
+
+_MOST_ROWS = 12
+
+
+def _advice(plan: LadderPlan) -> Iterator[str]:
+    best = advised(plan.damage)
+    if best is not None:
+        yield f"Advised, where gain and damage bend: --blocks {[*best.blocks]}"
+        yield (
+            "KL is before healing, in nats per token. Heal this set and its neighbors, then "
+            "compare them.\n"
+        )
 
 
 def _fewest(plan: LadderPlan) -> Iterator[str]:

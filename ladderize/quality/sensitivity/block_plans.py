@@ -20,9 +20,9 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.explain import explain_call
-from ladderize.quality.damage_meter import Batch, Damage, DamageMeter
-from ladderize.quality.measured_notes import MeasuredNotes
-from ladderize.quality.set_search import Blocks, grow, shrink
+from ladderize.quality.sensitivity.damage_meter import Batch, Damage, DamageMeter
+from ladderize.quality.sensitivity.measured_notes import MeasuredNotes
+from ladderize.quality.sensitivity.set_search import Blocks, grow, shrink
 from ladderize.report.data import BlockReport
 from ladderize.report.publish import versions
 

@@ -17,8 +17,8 @@ from torch.fx import GraphModule
 from ladderize.frontends.backend import compile_graph
 from ladderize.passes.blend_reads import Blends
 from ladderize.quality.measures import Measures, logits_of, measure, positions_of
-from ladderize.quality.reusing_run import ReusingRun, reusing_lowering
-from ladderize.quality.set_search import Blocks
+from ladderize.quality.sensitivity.reusing_run import ReusingRun, reusing_lowering
+from ladderize.quality.sensitivity.set_search import Blocks
 
 Batch = Mapping[str, Any]
 

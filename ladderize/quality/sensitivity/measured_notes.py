@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ladderize.errors import LadderError
-from ladderize.quality.damage_meter import Damage
-from ladderize.quality.set_search import Blocks
+from ladderize.quality.sensitivity.damage_meter import Damage
+from ladderize.quality.sensitivity.set_search import Blocks
 
 
 class MeasuredNotes:

@@ -1,0 +1,1 @@
+"""Which blocks to convert: measure what sets of them cost, and search for the cheapest."""

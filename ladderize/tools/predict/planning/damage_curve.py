@@ -1,0 +1,91 @@
+"""Damage against tokens per second: which set of blocks to take on given hardware.
+
+sets of `ladderize sensitivity` ── each as a ladder of the workload ── points ── the advised one
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ladderize.config.block_plan import BlockPlan, MeasuredSet
+from ladderize.errors import LadderError
+from ladderize.tools.predict.hardware import Hardware
+from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
+from ladderize.tools.predict.planning.planned_nets import ladder, standard
+from ladderize.tools.predict.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class DamagePoint:
+    """One set of blocks.
+
+    Attributes:
+        blocks: their numbers.
+        share: the fraction of the communication that can be hidden which they hide, 0 to 1.
+        kl: KL(standard ‖ ladder) before healing, nats per token.
+        tokens_per_s: predicted, of the whole batch.
+        speedup: tokens/s over those of the standard model.
+    """
+
+    blocks: tuple[int, ...]
+    share: float
+    kl: float
+    tokens_per_s: float
+    speedup: float
+
+
+def damage_curve(
+    workload: Workload, request: Request, hardware: Hardware, measured: BlockPlan
+) -> tuple[DamagePoint, ...]:
+    """A point for each set of `measured` that no other set beats in both damage and speed.
+
+    Args:
+        workload: the model that is planned.
+        request: batch, prompt and new tokens.
+        hardware: where it runs.
+        measured: of the same model, by `ladderize sensitivity`.
+
+    Raises:
+        LadderError: `measured` is of a model with other blocks.
+    """
+    if measured.layers != [block.layer for block in workload.blocks]:
+        raise LadderError(
+            f"The sets were measured on another model ({measured.model}): it has "
+            f"{len(measured.blocks)} blocks, this one has {len(workload.blocks)}, or they stand "
+            "in other layers.",
+            cure="measure this model: ladderize sensitivity",
+        )
+    alone = tokens_per_s(standard(workload), request, hardware)
+    points = [_point(workload, request, hardware, each, alone) for each in measured.sets]
+    return tuple(_unbeaten(points))
+
+
+def _point(
+    workload: Workload, request: Request, hardware: Hardware, each: MeasuredSet, alone: float
+) -> DamagePoint:
+    speed = tokens_per_s(ladder(workload, each.blocks), request, hardware)
+    return DamagePoint(tuple(each.blocks), each.share, each.kl, speed, speed / alone)
+
+
+def _unbeaten(points: Sequence[DamagePoint]) -> Iterator[DamagePoint]:
+    """From slow to fast, without those that cost more than a faster one."""
+    least = float("inf")
+    kept = []
+    for point in sorted(points, key=lambda each: (each.tokens_per_s, -each.kl), reverse=True):
+        if point.kl < least:
+            least = point.kl
+            kept.append(point)
+    yield from reversed(kept)
+
+
+def advised(points: Sequence[DamagePoint]) -> DamagePoint | None:
+    """The point where the curve bends: the most gain, less damage, both as fractions of all.
+
+    None where no set is faster than the standard model. Before healing; a heal mends the more the
+    fewer decisive blocks a set holds, so measure its neighbors after a short heal too.
+    """
+    gains = [point.speedup - 1 for point in points]
+    most, worst = max(gains, default=0.0), max((point.kl for point in points), default=0.0)
+    if most <= 0 or worst <= 0:
+        return None
+    scores = [gain / most - point.kl / worst for gain, point in zip(gains, points, strict=True)]
+    return points[scores.index(max(scores))]
