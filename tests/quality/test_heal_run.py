@@ -150,6 +150,11 @@ def test_a_folder_is_replaced_by_force_alone(tmp_path):
     run = RunFolder(out, {"steps": 3})
     run.begin()
     run.note("before", {"kl": 1.0})
+    RunFolder(out, {"steps": 5}).begin()  # nothing was done
+    RunFolder(out, {"steps": 3}).begin()
+    run.note("before", {"kl": 1.0})
+    (out / "checkpoints" / "checkpoint-1").mkdir()
+    (out / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")
     RunFolder(out, {"steps": 3}, force=True).begin()  # the same run: it goes on
     assert RunFolder(out, {"steps": 3}).noted("before") == {"kl": 1.0}
     with pytest.raises(LadderError, match=r"steps=4 is asked for, and it was begun with 3"):
