@@ -83,7 +83,6 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
         "reading text",
         "measuring the ladder",
         "training",
-        "measuring the healed ladder",
         f"writing {out}",
     ]
     assert len(watcher.losses) == 20

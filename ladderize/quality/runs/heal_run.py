@@ -121,8 +121,7 @@ class _Run:
         self.watcher.stage("training")
         transformers.set_seed(self.options.seed)  # whether or not it was measured before
         trainer.train(last_checkpoint(self.folder.checkpoints) is not None)
-        self.watcher.stage("measuring the healed ladder")
-        after = metrics_of(trainer.evaluate())
+        after = self._after()
         num_ranks = trainer.args.world_size
         per_step = self.options.batch * self.options.length * num_ranks
         result = HealResult(
@@ -154,6 +153,15 @@ class _Run:
         if self.trainer.is_world_process_zero():
             self.folder.note("before", found)
         return found
+
+    def _after(self) -> dict[str, float]:
+        """Of the last step, if it was measured then."""
+        last = self.trainer.state.log_history[-2:]
+        for row in last:
+            if "eval_kl" in row and row["step"] == self.trainer.state.global_step:
+                return metrics_of(row)
+        self.watcher.stage("measuring the healed ladder")
+        return metrics_of(self.trainer.evaluate())
 
     def _write(self, result: HealResult) -> None:
         model = restore(self.trainer.accelerator.unwrap_model(self.trainer.model))
