@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 import ladderize
 from ladderize import LadderError
 from ladderize.quality import heal
+from ladderize.quality.runs.heal_inputs import parted
+from ladderize.quality.runs.heal_options import HealOptions
 from ladderize.quality.runs.heal_watcher import HealWatcher
 from ladderize.quality.runs.run_folder import RunFolder
 from ladderize.tools.cli import app
@@ -118,7 +120,6 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
     with pytest.raises(LadderError, match=r"stopped by SIGTERM after step 4 of 6\."):
         heal(one_layer, out, [text], watcher=stop, **settings)
     own = (out / "self_generated.jsonl").read_bytes()
-    (out / "checkpoints" / "checkpoint-5").mkdir()  # as a run that is killed leaves it
     with pytest.raises(LadderError) as caught:
         heal(one_layer, out, [text], **{**settings, "steps": 9, "lora": 2})
     assert [str(blocker) for blocker in caught.value.blockers] == [
@@ -132,7 +133,10 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
     resumed = heal(one_layer, out, [text], watcher=watcher, **settings)
     assert len(watcher.losses) < 6 and "measuring the ladder" not in watcher.stages
     assert resumed.after == whole.after and resumed.curve == whole.curve
-    assert load(out).state_dict().keys() == load(one_layer).state_dict().keys()
+    standard = load(one_layer).state_dict()
+    assert load(out).state_dict().keys() == standard.keys()
+    changed = {n for n, value in load(out).state_dict().items() if not value.equal(standard[n])}
+    assert len(changed) == 7  # all linear layers but the head
     for mine, theirs in zip(
         load(out).parameters(), load(tmp_path / "whole").parameters(), strict=True
     ):
@@ -142,6 +146,16 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
     lines = [json.loads(line)["text"] for line in own.decode().splitlines()]
     assert sum(len(line.split()) for line in lines) >= 80  # ends are not in the text
     assert whole.recovered("kl") > 0.1
+
+
+def test_what_is_held_out_is_not_trained_on():
+    """Five percent of what is trained on, in whole batches."""
+    tokens = torch.arange(600 * 8).view(600, 8)
+    for ranks, steps, count in ((1, 100, 20), (2, 100, 32), (2, 10, 8), (1, 1, 4)):
+        options = HealOptions(steps=steps, batch=4, length=8)
+        trained, held_out = parted(tokens, options, ranks)
+        assert (len(held_out), len(trained)) == (count, 600 - count)
+        assert len(torch.cat([trained, held_out]).unique()) == tokens.numel()
 
 
 def test_a_folder_is_replaced_by_force_alone(tmp_path):
@@ -154,7 +168,9 @@ def test_a_folder_is_replaced_by_force_alone(tmp_path):
     run.note("before", {"kl": 1.0})
     (out / "checkpoints" / "checkpoint-1").mkdir()
     (out / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (out / "checkpoints" / "checkpoint-2").mkdir()  # as a run that is killed leaves it
     RunFolder(out, {"steps": 3}, force=True).begin()  # the same run: it goes on
+    assert not (out / "checkpoints" / "checkpoint-2").exists()
     assert RunFolder(out, {"steps": 3}).noted("before") == {"kl": 1.0}
     with pytest.raises(LadderError, match=r"steps=4 is asked for, and it was begun with 3"):
         RunFolder(out, {"steps": 4})
