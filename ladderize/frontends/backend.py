@@ -201,8 +201,9 @@ def _compile(
         return _lower_together(gm, example_inputs, config, lower, absent).run
     state = laddered.state
     if not is_laddered:
-        blocks = chosen_numbers(state.streams, state.chosen)
-        note_compilation(compat.compiled_module(), config, blocks)
+        if state.streams:
+            blocks = chosen_numbers(state.streams, state.chosen)
+            note_compilation(compat.compiled_module(), config, blocks)
         warn_of_ladders(state.streams)
         warn_of_cut_streams(state.analysis, state.streams, state.chosen, config)
         warn_of_fresh_reads(state.fresh_reads)

@@ -83,7 +83,7 @@ def test_parallelize_reads_that_of_the_weights(tmp_path, first_of_two):  # noqa:
     net.save_pretrained(tmp_path)
     ladderize.parallelize(lambda: tiny_llama(2), mesh(), (IDS,), checkpoint=tmp_path)
     assert stale(ladderize.last_report()) == CHOSEN
-    with pytest.raises(LadderError, match="say different ladders"):
+    with pytest.raises(LadderError, match="name different ladders"):
         ladderize.parallelize(
             lambda: model(ladder={"layers": "all"}), mesh(), (IDS,), checkpoint=tmp_path
         )
@@ -95,6 +95,8 @@ def test_a_contradiction_that_only_the_graph_shows(strict):
     with pytest.raises(Exception, match="chooses blocks 3") as caught:
         net(IDS)
     assert "config.json has blocks 1, 3, staleness 1: blocks 1, 3" in str(caught.value)
+    with pytest.raises(LadderError, match="staleness=2, and config"):
+        ladderize.compile(net, staleness=2)
     same = ladderize.compile(model(ladder={"blocks": [2, 3]}), layers="last:50%", **EAGER)
     same(IDS)
     assert stale(ladderize.last_report()) == [2, 3]

@@ -82,6 +82,8 @@ def test_standard_models_say_nothing(tmp_path):
     for name, other in others.items():
         assert saved(other, tmp_path / name) is None, name
         assert not (tmp_path / name / "README.md").exists()
+        with pytest.raises(LadderError, match="is not a ladder"):
+            ladderize.save_pretrained(other, tmp_path / name)
 
 
 def test_what_torch_compile_returned(tmp_path):
@@ -106,9 +108,27 @@ def test_an_encoder_by_itself_has_other_blocks(tmp_path):
     assert saved(model, tmp_path) == entry(layers="1:2")
 
 
+def test_blocks_are_counted_through_all_streams(tmp_path):
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    tower |= {"num_hidden_layers": 2, "image_size": 8, "patch_size": 4, "vocab_size": 64}
+    config = transformers.CLIPConfig(text_config=tower, vision_config=tower, projection_dim=8)
+    model = transformers.CLIPModel(config).eval()
+    inputs = {"input_ids": IDS, "pixel_values": torch.randn(2, 3, 8, 8)}
+    ladderize.compile(model, lowering="eager", layers="1:2")
+    with torch.no_grad():
+        found = model(**inputs).logits_per_image
+        assert saved(model, tmp_path) == entry(blocks=[2, 3, 6, 7])
+        again = ladderize.compile(
+            transformers.CLIPModel.from_pretrained(tmp_path), lowering="eager"
+        )
+        assert torch.equal(again(**inputs).logits_per_image, found)
+
+
 def test_adapters_are_merged_first(tmp_path):
     how = peft.LoraConfig(r=2, target_modules=["q_proj"])
-    model = ladderize.compile(peft.get_peft_model(tiny_llama(), how), lowering="eager", blocks=[3])
+    model = ladderize.compile(
+        peft.get_peft_model(tiny_llama(), how), lowering="eager", blocks="3:4"
+    )
     call(model)
     with pytest.raises(LadderError, match="merge adapters first"):
         ladderize.save_pretrained(model, tmp_path)
@@ -130,7 +150,11 @@ def test_the_card_of_somebody_else_stays(tmp_path):
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), language_model("llama")])
 def test_what_has_nothing_to_say_is_refused(model, tmp_path):
-    said = "is not a ladder" if hasattr(model, "config") else "not saved with a config.json"
+    said = (
+        "is not a ladder"
+        if hasattr(model, "config")
+        else "takes a model of transformers, not a Linear"
+    )
     with pytest.raises(LadderError, match=said):
         ladderize.save_pretrained(model, tmp_path)
     assert not list(tmp_path.iterdir())

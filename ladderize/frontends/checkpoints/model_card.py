@@ -6,6 +6,7 @@ It is written where there is none, or one that was written here: its last line t
 from pathlib import Path
 
 from ladderize.config.ladder_entry import KEY, LadderEntry
+from ladderize.errors import counted
 from ladderize.report.files import write_file
 
 NAME = "README.md"
@@ -30,13 +31,13 @@ tags:
 
 # A ladder network
 
-The weights in this folder are those of a ladder network (arXiv 2501.06589): {entry}.
-`{KEY}` in `config.json` says so. Each of these blocks reads the residual stream
-{entry.staleness} earlier than in the standard network, so that tensor-parallel communication hides
-behind compute.
+The weights in this folder are those of a ladder network (arXiv 2501.06589), as `{KEY}` in
+`config.json` says: {entry}. Each of these blocks reads the residual stream
+{counted(entry.staleness, "block")} earlier than in the standard network, so that tensor-parallel
+communication hides behind compute.
 
 **Warning: engines that do not know this entry run these weights as a standard network, without an
-error. That is another function, and its answers are worse.** `transformers` without ladderize is
+error. That computes another function, with worse answers.** `transformers` without ladderize is
 such an engine.
 
 ```python

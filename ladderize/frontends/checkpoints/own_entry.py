@@ -60,7 +60,7 @@ def the_one_of(model: LadderEntry | None, checkpoint: LadderEntry | None) -> Lad
     """
     if model and checkpoint and model.as_data() != checkpoint.as_data():
         raise LadderError(
-            "The model's configuration and the checkpoint say different ladders:",
+            "The model's configuration and the checkpoint name different ladders:",
             [
                 Blocker(f"the model's configuration has {model}"),
                 Blocker(f"the checkpoint's config.json has {checkpoint}"),

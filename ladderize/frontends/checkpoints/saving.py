@@ -55,10 +55,12 @@ def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> A
     """
     model = compat.without_wrapper(model)
     inner = model.module if isinstance(model, DistributedDataParallel) else model
+    kind = type(inner).__name__
     if not compat.is_pretrained_model(inner):
         raise LadderError(
-            f"A {type(model).__name__} is not saved with a config.json of its own.",
-            cure="pass a model of transformers; merge adapters first: merge_and_unload()",
+            f"ladderize.save_pretrained takes a model of transformers, not a {kind}.",
+            cure="merge adapters first, by model.merge_and_unload(); write the entry into the "
+            "config.json of other models yourself",
         )
     entry = entry_to_write(inner)
     if entry is None:
@@ -67,11 +69,11 @@ def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> A
             cure="call ladderize.compile(model, …) first, and do not restore it; or save it by its "
             "own save_pretrained",
         )
-    return _save(inner, entry, directory, **kwargs)
+    return save_with_entry(inner, entry, directory, **kwargs)
 
 
 def lead_saving(module: nn.Module) -> None:
-    """Let `module.save_pretrained` write the entry; a copy is saved as the standard net it is."""
+    """Let `module.save_pretrained` write the entry; a copy is saved as a standard network."""
     if not compat.is_pretrained_model(module) or _SAVE in vars(module):
         return
     standard = getattr(type(module), _SAVE)
@@ -81,7 +83,7 @@ def lead_saving(module: nn.Module) -> None:
         entry = entry_to_write(self)
         if entry is None:
             return standard(self, save_directory, *args, **kwargs)
-        return _save(self, entry, save_directory, *args, **kwargs)
+        return save_with_entry(self, entry, save_directory, *args, **kwargs)
 
     save_pretrained.writes_entry = True  # type: ignore[attr-defined]
     setattr(module, _SAVE, types.MethodType(save_pretrained, module))
@@ -93,7 +95,7 @@ def restore_saving(module: nn.Module) -> None:
         delattr(module, _SAVE)
 
 
-def _save(
+def save_with_entry(
     model: Any,
     entry: LadderEntry,
     directory: str | Path,
@@ -101,6 +103,13 @@ def _save(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
+    """`save_pretrained` of a model of transformers, with `entry` in config.json and a model card.
+
+    Args:
+        model: its own configuration stays as it is; an entry in it takes the place of `entry`.
+        entry: what the weights are.
+        directory, is_main_process, args, kwargs: as for `save_pretrained` of the model.
+    """
     if is_main_process and not Path(directory).is_file():  # then transformers says so
         write_card(Path(directory), entry)
     with _noted(model, entry):
