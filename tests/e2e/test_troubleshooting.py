@@ -13,7 +13,7 @@ RAISED = ("LadderError", "LadderWarning", "DisagreementError", "ContradictionErr
 GAP = "…"
 CODE = re.compile(r"(`+) ?(.+?) ?\1")
 # Summaries that are put together elsewhere, by the expression that stands for them.
-PASSED_ON = {"error.summary": []}
+PASSED_ON = {"error.summary": [], "refusal.summary": []}
 VARIABLES = {
     "what": ["does not exist", "is a directory"],
     "summary + ':'": [f"The code that Inductor emitted {GAP} and {GAP}:"],
