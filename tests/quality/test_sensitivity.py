@@ -89,6 +89,28 @@ def test_what_comes_before_the_first_changed_block_is_not_run_again(model):
     assert meter.num_nodes - before < 2 * whole
 
 
+class SequenceFirst(nn.Module):
+    """Its stream is `[length, batch, features]`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        for step in self.steps:
+            x = x + step(x).tanh()
+        return x.transpose(0, 1)
+
+
+def test_sets_in_one_run_need_the_batch_first():
+    batch = {"x": torch.randn(2, 4, 8)}
+    assert len(ladderize.sensitivity(SequenceFirst(), [batch]).sets) == 2
+    with pytest.raises(LadderError, match="the first dim of its stream is not the batch"):
+        ladderize.sensitivity(SequenceFirst(), [batch], sets_at_once=2)
+
+
 class WritesInPlace(nn.Module):
     """Blocks that write a tensor of their own; with `is_shared` all of them write the same."""
 
@@ -176,6 +198,10 @@ def test_refusals(model):
     ]
     with pytest.raises(LadderError, match="No residual block was found"):
         ladderize.sensitivity(nn.Linear(8, 8), [{"input": torch.randn(2, 8)}])
+    with pytest.raises(LadderError, match="This model is compiled"):
+        ladderize.sensitivity(ladderize.compile(copy.deepcopy(model)), BATCHES)
+    with pytest.raises(LadderError, match="No residual block was found"):
+        ladderize.sensitivity(nn.Linear(8, 8), [{"input": torch.randn(2, 8)}], strict=False)
     ladder = copy.deepcopy(model)
     ladder.config.ladder = {"blocks": [1, 2], "staleness": 1, "version": 1}
     with pytest.raises(

@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ladderize import compat
 from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
@@ -240,6 +241,8 @@ def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> li
     Raises:
         LadderError: the model is refused, or is a ladder.
     """
+    if compat.is_compiled_wrapper(model) or any(map(compat.is_compiled_in_place, model.modules())):
+        raise LadderError("This model is compiled.", cure="ladderize.restore(model), or a new one")
     if (entry := own_entry(model)) is not None:
         raise LadderError(
             f"{_name_of(model)} is the checkpoint of a ladder: config.json has {entry}.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ladderize.errors import LadderError
-from ladderize.quality.sensitivity.damage_meter import Damage
+from ladderize.quality.sensitivity.damage_meter import Damage, of_first_rank
 from ladderize.quality.sensitivity.set_search import Blocks
 
 
@@ -18,7 +18,8 @@ class MeasuredNotes:
     """The damage of sets, in memory and, with a path, in a file."""
 
     def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
-        """
+        """All ranks of a process group make theirs; what the first one reads, all know.
+
         Args:
             path: of the file; None: nothing is written.
             of: what is measured, as JSON data.
@@ -28,8 +29,11 @@ class MeasuredNotes:
         """
         self._path = path
         self._found: dict[Blocks, Damage] = {}
-        if path is None:
-            return
+        if path is not None:
+            self._begin(path, of)
+        self._found = of_first_rank(self._found)  # the others have no file
+
+    def _begin(self, path: Path, of: Mapping[str, Any]) -> None:
         header = json.dumps({"of": of})
         lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
         if lines[:1] == [header]:
