@@ -5,17 +5,16 @@
 A set that differs little from the one before it is run from the first block that differs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from ladderize.errors import LadderError
-from ladderize.frontends.backend import compile_graph
+from ladderize.frontends.compile import compile_blended, restore
 from ladderize.passes.blend_reads import Blends
 from ladderize.quality.measures import Measures, logits_of, measure, positions_of
 from ladderize.quality.sensitivity.reusing_run import ReusingRun, reusing_lowering
@@ -56,7 +55,7 @@ class DamageMeter:
     ) -> None:
         """
         Args:
-            model: in eval mode; it stays as it is.
+            model: in eval mode. It is compiled in place until `close`.
             batches: keyword arguments of calls of one shape, their tensors batch first.
             options: those of `LadderConfig`, but `blocks` and `layers`.
             sets_at_once: sets that are measured in one run, on a batch as many times as large.
@@ -69,12 +68,12 @@ class DamageMeter:
         self._runs: list[ReusingRun] = []
         self._sets_at_once = sets_at_once
         self._predicts_next = bool(getattr(model, "can_generate", lambda: False)())
-        self._model = torch.compile(
+        self._model = compile_blended(
             model,
-            backend=self._backend,
-            fullgraph=True,
+            self._blends,
+            lower=reusing_lowering(self._runs),
             dynamic=False,
-            options={**options, "strict": True},
+            **{**options, "strict": True},
         )
         self._batches = list(batches)
         self._repeated = [_repeated(batch, sets_at_once) for batch in batches]
@@ -111,14 +110,10 @@ class DamageMeter:
         joined = map(Measures.joined, parts)
         return of_first_rank([Damage(each.mean_kl, each.mean_loss) for each in joined])
 
-    def _backend(
-        self,
-        gm: GraphModule,
-        examples: Sequence[Any],
-        options: Mapping[str, Any] | None = None,
-    ) -> Callable[..., Any]:
-        lower = reusing_lowering(self._runs)
-        return compile_graph(gm, examples, options=options, lower=lower, blends=self._blends)
+    def close(self) -> None:
+        """Give the model back as it was."""
+        restore(self._model)
+        self._runs.clear()
 
     def _refuse_other_dims(self) -> None:
         """Sets in one run need a stream of `[batch, …]`: a mistaken dim would mix them silently."""
