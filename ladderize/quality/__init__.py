@@ -6,7 +6,14 @@
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ladderize.quality.healing.healing_arguments import HealingArguments
+    from ladderize.quality.healing.trainer import HealingTrainer
+    from ladderize.quality.runs.heal_options import HealOptions
+    from ladderize.quality.runs.heal_run import heal
+    from ladderize.quality.texts import read_tokens
 
 __all__ = ["HealOptions", "HealingArguments", "HealingTrainer", "heal", "read_tokens"]
 
