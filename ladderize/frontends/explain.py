@@ -18,9 +18,10 @@ from ladderize import compat
 from ladderize.compat.frames import current_frame
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker
-from ladderize.frontends.backend import copy_graph, ladder_frame
+from ladderize.frontends.backend import current_adviser
 from ladderize.frontends.broken_frames import BrokenFrames
 from ladderize.frontends.checkpoints.own_entry import own_entry
+from ladderize.frontends.dynamo_graph import copy_graph, ladder_frame
 from ladderize.frontends.rewrite import explain_program
 from ladderize.passes.before_autograd import dump_folder
 from ladderize.report.data import GraphReport, Refusal
@@ -109,7 +110,9 @@ class _Explainer:
 
     def see_each(self, gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         standard = copy_graph(gm)
-        laddered = ladder_frame(gm, self.config, self.broken_frames, index=len(self.graphs))
+        laddered = ladder_frame(
+            gm, self.config, self.broken_frames, current_adviser(), index=len(self.graphs)
+        )
         graph = laddered.report("explained", refused="explained")
         write(as_report(graph, self.config), dump_folder(self.config))
         self.graphs.append(graph)

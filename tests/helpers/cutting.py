@@ -23,7 +23,7 @@ from ladderize.backends.lowered import Lowered
 from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.backends.tensorrt.islands import is_call, islands_of
-from ladderize.frontends.backend import copy_graph
+from ladderize.frontends.dynamo_graph import copy_graph
 from ladderize.graph.collectives import GATHERS, SCATTERS, is_wait
 from ladderize.graph.in_flight import channel_of, is_launch
 from ladderize.graph.writes import written_operands

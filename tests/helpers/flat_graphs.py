@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ladderize.backends.tensorrt.check_cut import cut_of
 from ladderize.backends.tensorrt.cut import CutIslands
 from ladderize.backends.tensorrt.drop_checks import DropChecks
-from ladderize.frontends.backend import copy_graph
+from ladderize.frontends.dynamo_graph import copy_graph
 from ladderize.graph.in_flight import is_launch
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.runner import Log, run_pass

@@ -275,8 +275,8 @@ STREAMS = (
     Mutant(
         "blocks= counts from the next stream",
         "ladderize/streams/choose.py",
-        "for s in streams[:i]) for i in range(len(streams))]",
-        "for s in streams[: i + 1]) for i in range(len(streams))]",
+        "for number, block in enumerate(counted)}",
+        "for number, block in enumerate(counted, 1)}",
         "tests/report/test_report.py::test_options_are_those_of_the_compilation",
     ),
     Mutant(
@@ -483,8 +483,8 @@ PASSES = (
     Mutant(
         "one of two reads is left fresh",
         "ladderize/passes/reroute.py",
-        "stale) for reader in readers]",
-        "stale) for reader in readers[:1]]",
+        "in move.readers:\n                reader.replace_input_with(move.fresh",
+        "in move.readers[:1]:\n                reader.replace_input_with(move.fresh",
         "tests/graph/test_dataflow.py::test_caches_of_the_model_are_read_stale",
     ),
     Mutant(
@@ -844,7 +844,7 @@ COLLECTIVES = (
     ),
     Mutant(
         "options are no part of what ranks agree on",
-        "ladderize/frontends/backend.py",
+        "ladderize/frontends/graph_compilation.py",
         "    lines = settings_of(state.config)\n    lines += [",
         "    lines = [",
         "tests/ranks/test_agreement.py::test_options_that_differ_are_an_error_on_all"

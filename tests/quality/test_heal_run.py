@@ -10,13 +10,17 @@ import pytest
 import torch
 import transformers
 from helpers.healing_runs import trained_model
+from helpers.language_models import language_model
 from helpers.word_tokenizers import chain_text, word_tokenizer
 from typer.testing import CliRunner
 
 import ladderize
 from ladderize import LadderError
 from ladderize.quality import heal
+from ladderize.quality.runs.heal_inputs import parted
+from ladderize.quality.runs.heal_options import HealOptions
 from ladderize.quality.runs.heal_watcher import HealWatcher
+from ladderize.quality.runs.run_folder import RunFolder
 from ladderize.tools.cli import app
 
 SETTINGS = {
@@ -33,6 +37,15 @@ def source(tmp_path_factory):
     """A model in bfloat16, as checkpoints are."""
     folder = tmp_path_factory.mktemp("source") / "standard"
     trained_model().bfloat16().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory):
+    """With LoRA it is traced for long."""
+    folder = tmp_path_factory.mktemp("one layer") / "standard"
+    language_model("llama", num_hidden_layers=1).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
 
@@ -72,7 +85,6 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
         "reading text",
         "measuring the ladder",
         "training",
-        "measuring the healed ladder",
         f"writing {out}",
     ]
     assert len(watcher.losses) == 20
@@ -99,30 +111,32 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-def test_a_run_of_lora_that_is_interrupted(source, text, tmp_path):
+def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
     """The same command resumes it; with other options it is refused, or begun anew."""
-    settings = {**SETTINGS, "steps": 6, "lora": 4, "blend_steps": 2, "self_generated": 100}
-    whole = heal(source, tmp_path / "whole", [text], **settings)
+    settings = {**SETTINGS, "blocks": [1], "steps": 6, "lora": 4, "self_generated": 100}
+    whole = heal(one_layer, tmp_path / "whole", [text], **settings)
     out = tmp_path / "out"
     stop = Stages(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(LadderError, match=r"stopped by SIGTERM after step 4 of 6\."):
-        heal(source, out, [text], watcher=stop, **settings)
+        heal(one_layer, out, [text], watcher=stop, **settings)
     own = (out / "self_generated.jsonl").read_bytes()
-    (out / "checkpoints" / "checkpoint-5").mkdir()  # as a run that is killed leaves it
     with pytest.raises(LadderError) as caught:
-        heal(source, out, [text], **{**settings, "steps": 9, "lora": 2})
+        heal(one_layer, out, [text], **{**settings, "steps": 9, "lora": 2})
     assert [str(blocker) for blocker in caught.value.blockers] == [
         "steps=9 is asked for, and it was begun with 6",
         "lora=2 is asked for, and it was begun with 4",
     ]
     (other := tmp_path / "other.txt").write_text(chain_text(3_000, seed=5))
     with pytest.raises(LadderError, match="the text is not the one that it was begun with"):
-        heal(source, out, [other], **settings)
+        heal(one_layer, out, [other], **settings)
     watcher = Stages()
-    resumed = heal(source, out, [text], watcher=watcher, **settings)
+    resumed = heal(one_layer, out, [text], watcher=watcher, **settings)
     assert len(watcher.losses) < 6 and "measuring the ladder" not in watcher.stages
     assert resumed.after == whole.after and resumed.curve == whole.curve
-    assert load(out).state_dict().keys() == load(source).state_dict().keys()
+    standard = load(one_layer).state_dict()
+    assert load(out).state_dict().keys() == standard.keys()
+    changed = {n for n, value in load(out).state_dict().items() if not value.equal(standard[n])}
+    assert len(changed) == 7  # all linear layers but the head
     for mine, theirs in zip(
         load(out).parameters(), load(tmp_path / "whole").parameters(), strict=True
     ):
@@ -131,8 +145,45 @@ def test_a_run_of_lora_that_is_interrupted(source, text, tmp_path):
     assert (tmp_path / "whole" / "self_generated.jsonl").read_bytes() == own
     lines = [json.loads(line)["text"] for line in own.decode().splitlines()]
     assert sum(len(line.split()) for line in lines) >= 80  # ends are not in the text
-    fewer = heal(source, out, [text], force=True, **{**settings, "steps": 1, "lora": None})
-    assert fewer.tokens == 64
+    assert whole.recovered("kl") > 0.1
+
+
+def test_what_is_held_out_is_not_trained_on():
+    """Five percent of what is trained on, in whole batches."""
+    tokens = torch.arange(600 * 8).view(600, 8)
+    for ranks, steps, count in ((1, 100, 20), (2, 100, 32), (2, 10, 8), (1, 1, 4)):
+        options = HealOptions(steps=steps, batch=4, length=8)
+        trained, held_out = parted(tokens, options, ranks)
+        assert (len(held_out), len(trained)) == (count, 600 - count)
+        assert len(torch.cat([trained, held_out]).unique()) == tokens.numel()
+
+
+def test_a_folder_is_replaced_by_force_alone(tmp_path):
+    out = tmp_path / "out"
+    run = RunFolder(out, {"steps": 3})
+    run.begin()
+    run.note("before", {"kl": 1.0})
+    RunFolder(out, {"steps": 5}).begin()  # nothing was done
+    RunFolder(out, {"steps": 3}).begin()
+    run.note("before", {"kl": 1.0})
+    (out / "checkpoints" / "checkpoint-1").mkdir()
+    (out / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (out / "checkpoints" / "checkpoint-2").mkdir()  # as a run that is killed leaves it
+    RunFolder(out, {"steps": 3}, force=True).begin()  # the same run: it goes on
+    assert not (out / "checkpoints" / "checkpoint-2").exists()
+    assert RunFolder(out, {"steps": 3}).noted("before") == {"kl": 1.0}
+    with pytest.raises(LadderError, match=r"steps=4 is asked for, and it was begun with 3"):
+        RunFolder(out, {"steps": 4})
+    RunFolder(out, {"steps": 4}, force=True).begin()
+    assert RunFolder(out, {"steps": 4}).noted("before") is None
+    (out / "checkpoints" / "run.json").unlink()
+    RunFolder(out, {"steps": 3}).begin()  # killed before it wrote that
+    (out / "checkpoints" / "run.json").unlink()
+    (out / "heal.json").write_text("{}")
+    with pytest.raises(LadderError, match="out exists already"):
+        RunFolder(out, {"steps": 3})
+    RunFolder(out, {"steps": 3}, force=True).begin()
+    RunFolder(out, {"steps": 3}).begin()  # and it is resumed without --force
 
 
 @pytest.mark.parametrize(
@@ -176,10 +227,8 @@ def test_the_verb(source, text, tmp_path):
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
         again = CliRunner().invoke(app, command)
-        forced = CliRunner().invoke(app, [*command, "--force", "--json"])
     words = done.stdout.split()
     assert "3 of 4 blocks read stale; 192 tokens" in done.stdout and "healed" in words
     assert "training: step 3 of 3, loss" in done.stderr
     assert again.exit_code == 1 and again.stderr.count("\n") == 1
     assert "exists already. What to do: overwrite it with --force" in again.stderr
-    assert json.loads(forced.stdout)["blocks"] == [1, 2, 3]

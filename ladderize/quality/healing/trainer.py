@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ladderize.errors import LadderError
 from ladderize.quality.healing.blended_start import BlendedStart
@@ -97,6 +98,8 @@ class HealingTrainer(transformers.Trainer):
         """
         if resume_from_checkpoint is True and (last := last_checkpoint(self.run)):
             resume_from_checkpoint = str(last)
+        if isinstance(resume_from_checkpoint, str) and self._is_done(resume_from_checkpoint):
+            return TrainOutput(self.state.global_step, 0.0, {})
         self.is_stopped = False
         # DDP would have Dynamo cut the model into a graph for each bucket of gradients.
         with torch._dynamo.config.patch(optimize_ddp=False), StopSignals() as self.signals:
@@ -109,6 +112,16 @@ class HealingTrainer(transformers.Trainer):
                 cure="the same command resumes",
             )
         return done
+
+    def _is_done(self, checkpoint: str) -> bool:
+        """Whether no step is left; then it is loaded. Trainer takes one step more."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if not 0 < self.args.max_steps <= state.global_step:
+            return False
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        self.reads.begin_step(state.global_step)
+        return True
 
     def compute_loss(
         self,

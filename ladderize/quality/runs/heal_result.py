@@ -62,10 +62,8 @@ def curve_of(
     """`before`, and the rows of a Trainer's log that hold losses, by tokens instead of steps."""
     curve: list[dict[str, float]] = [{"tokens": 0, **{f"eval_{n}": v for n, v in before.items()}}]
     for row in history:
-        losses = {name: row[name] for name in _LOGGED if name in row}
-        found = {"tokens": row["step"] * tokens_per_step, **losses}
-        if losses and found not in curve[-2:]:  # the last step is measured twice
-            curve.append(found)
+        if losses := {name: row[name] for name in _LOGGED if name in row}:
+            curve.append({"tokens": row["step"] * tokens_per_step, **losses})
     return curve
 
 

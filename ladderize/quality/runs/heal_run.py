@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import transformers
 
+from ladderize.config.ladder_entry import LadderEntry
 from ladderize.errors import Blocker, LadderError, nearest
-from ladderize.frontends.checkpoints.saving import save_pretrained
-from ladderize.frontends.compile import compile, restore
+from ladderize.frontends.checkpoints.saving import save_with_entry
+from ladderize.frontends.compile import restore
 from ladderize.frontends.sharded.directory import whole_directory
 from ladderize.quality.healing.heal_blockers import refuse_unhealable
 from ladderize.quality.healing.saved_steps import last_checkpoint
@@ -121,8 +122,7 @@ class _Run:
         self.watcher.stage("training")
         transformers.set_seed(self.options.seed)  # whether or not it was measured before
         trainer.train(last_checkpoint(self.folder.checkpoints) is not None)
-        self.watcher.stage("measuring the healed ladder")
-        after = metrics_of(trainer.evaluate())
+        after = self._after()
         num_ranks = trainer.args.world_size
         per_step = self.options.batch * self.options.length * num_ranks
         result = HealResult(
@@ -155,6 +155,15 @@ class _Run:
             self.folder.note("before", found)
         return found
 
+    def _after(self) -> dict[str, float]:
+        """Of the last step, if it was measured then."""
+        last = self.trainer.state.log_history[-2:]
+        for row in last:
+            if "eval_kl" in row and row["step"] == self.trainer.state.global_step:
+                return metrics_of(row)
+        self.watcher.stage("measuring the healed ladder")
+        return metrics_of(self.trainer.evaluate())
+
     def _write(self, result: HealResult) -> None:
         model = restore(self.trainer.accelerator.unwrap_model(self.trainer.model))
         if self.options.lora is not None:
@@ -164,15 +173,9 @@ class _Run:
         own = self.folder.out / self_generated.NAME
         num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
         with whole_directory(self.folder.out, num_bytes) as folder:
-            _save_ladder(model, folder, result.blocks, self.options.staleness)
+            entry = LadderEntry(blocks=result.blocks, staleness=self.options.staleness)
+            save_with_entry(model, entry, folder)
             self.standard.tokenizer.save_pretrained(folder)
             if own.is_file():
                 shutil.copy(own, folder)
             (folder / RESULT).write_text(result.to_json())
-
-
-def _save_ladder(model: Any, folder: Path, blocks: Sequence[int], staleness: int) -> None:
-    """The weights, and in config.json which ladder they are of."""
-    compile(model, blocks=list(blocks), staleness=staleness, lowering="eager")
-    save_pretrained(model, folder)
-    restore(model)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ladderize.compat.json_files import read_json
 from ladderize.errors import Blocker, LadderError
-from ladderize.quality.healing.saved_steps import remove_partial
+from ladderize.quality.healing.saved_steps import last_checkpoint, remove_partial
 from ladderize.quality.runs import self_generated
 from ladderize.report.files import write_file
 
@@ -37,7 +37,8 @@ class RunFolder:
         self.out, self.checkpoints, self._force = out, out / "checkpoints", force
         self._path, self._decides = self.checkpoints / "run.json", dict(decides)
         if self._path.is_file():
-            self._refuse(self._differing())
+            if self._has_begun():
+                self._refuse(self._differing())
         elif out.exists() and not _is_empty(out):
             self._refuse_written()
         elif not out.absolute().parent.is_dir():
@@ -65,6 +66,11 @@ class RunFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(parents=True)
         self._write({"decides": self._decides})
+
+    def _has_begun(self) -> bool:
+        """Whether something would be lost."""
+        has_text = (self.out / self_generated.NAME).is_file()
+        return has_text or last_checkpoint(self.checkpoints) is not None
 
     def _refuse_written(self) -> None:
         if not (self.out / RESULT).is_file():

@@ -51,17 +51,30 @@ def load_standard(folder: Path, dtype: torch.dtype | None) -> Standard:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    given = {"local_files_only": True, **_gguf_file(folder)}
+    local: dict[str, Any] = {"local_files_only": True, **_gguf_file(folder)}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **given)
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=None if len(given) > 1 else True, **given
+            folder, dtype=dtype or "auto", **local, **_how_to_read("gguf_file" in local)
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise LadderError(f"{folder} cannot be loaded as a causal LM: {reason}") from error
-    return Standard(model, tokenizer, config.dtype or model.dtype, bool(config.use_cache))
+    use_cache = bool(getattr(config, "use_cache", True))
+    return Standard(model, tokenizer, config.dtype or model.dtype, use_cache)
+
+
+def _how_to_read(is_gguf: bool) -> dict[str, Any]:
+    """No pickles; and the weights of a .gguf as plain tensors, which may be trained."""
+    if not is_gguf:
+        return {"use_safetensors": True}
+    from transformers.utils import quantization_config
+
+    packed = getattr(
+        quantization_config, "GgufConfig", None
+    )  # transformers 5.23: keeps them packed
+    return {} if packed is None else {"quantization_config": packed(dequantize=True)}
 
 
 def _gguf_file(folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.explain import explain_call
 from ladderize.quality.sensitivity.damage_meter import Batch, Damage, DamageMeter
 from ladderize.quality.sensitivity.measured_notes import MeasuredNotes
-from ladderize.quality.sensitivity.set_search import Blocks, grow, shrink
+from ladderize.quality.sensitivity.set_search import Blocks, exchange, grow, shrink
 from ladderize.report.data import BlockReport
 from ladderize.report.publish import versions
 
@@ -53,15 +53,17 @@ def sensitivity(
     >>> ladderize.compile(model, blocks=plan.best(0.5).blocks)
 
     Sets are grown from no block and shrunk from all, a block at a time, each with the block that
-    costs least of the `width` most promising ones. The best set of each size is kept. One graph is
-    traced; a set is run op by op, from the first block that differs from a set run before.
+    costs least of the `width` most promising ones. The best set of each size is kept, and for each
+    of `shares` improved by exchanging blocks. One graph is traced; a set is run op by op, from the
+    first block that differs from a set run before.
 
     Args:
         model: a standard model. It is run in eval mode and stays as it is.
         batches: keyword arguments of its calls, tensors with the batch first, all of one shape. A
             few hundred tokens rank blocks well; the divergence of a set should be measured again
             on other text.
-        shares: of hidden communication, 0 to 1, for which the last blocks are measured too.
+        shares: of hidden communication, 0 to 1: sets that are improved most, and measured next to
+            the last blocks of the model.
         width: candidates that are measured for each step of a set.
         sets_at_once: sets that are measured in one run, each on its own copy of the batch; more
             than 1 pays where a batch does not fill the device.
@@ -120,19 +122,21 @@ class _Search:
         self.meter = DamageMeter(model, batches, options, sets_at_once)
         assert self.meter.blocks == sorted(self.shares), "the report and the graph disagree"
         self.width = width
+        self.expected = 0
         self.on_progress = on_progress or _tell_nobody
         is_first = not dist.is_initialized() or dist.get_rank() == 0
         self.notes = MeasuredNotes(notes if is_first else None, self._identity(batches))
 
     def run(self, shares: Sequence[float]) -> BlockPlan:
-        everything = frozenset(self.shares)
+        count, width = len(self.shares), min(self.width, len(self.shares))
+        self.expected = 2 * count * (1 + width) + len(shares) * (count + width**2)  # at most
         references = {name: self.set_of(s) for name, s in self._references(shares).items()}
-        grown = grow(self.measure, self.shares, self.width)
-        shrunk = shrink(self.measure, everything, references["all"].kl, self.width)
-        best: dict[int, MeasuredSet] = {}
-        for blocks, _ in chain(grown, [(everything, 0.0)], shrunk):
-            found = self.set_of(blocks)
-            best[len(blocks)] = min(best.get(len(blocks), found), found, key=lambda each: each.kl)
+        best = self._best_sets(references["all"].kl)
+        for share in shares:
+            found = min((each for each in best.values() if each.share >= share - 1e-6), key=_cost)
+            blocks = frozenset(found.blocks)
+            better, _ = exchange(self.measure, blocks, found.kl, self.shares, self.width)
+            best[len(better)] = self.set_of(better)
         plan = BlockPlan(
             model=self.name,
             staleness=self.staleness,
@@ -146,6 +150,17 @@ class _Search:
         self.notes.remove_file()
         return plan
 
+    def _best_sets(self, damage_of_all: float) -> dict[int, MeasuredSet]:
+        """The best set found of each size, by growing and by shrinking."""
+        everything = frozenset(self.shares)
+        grown = grow(self.measure, self.shares, self.width)
+        shrunk = shrink(self.measure, everything, damage_of_all, self.width)
+        best: dict[int, MeasuredSet] = {}
+        for blocks, _ in chain(grown, [(everything, damage_of_all)], shrunk):
+            found = self.set_of(blocks)
+            best[len(blocks)] = min(best.get(len(blocks), found), found, key=_cost)
+        return best
+
     def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[float]:
         """The divergence of each set; what is in the notes is not measured again."""
         new = [each for each in dict.fromkeys(sets) if self.notes.get(each) is None]
@@ -153,7 +168,7 @@ class _Search:
         for begin in range(0, len(new), _AT_ONCE):
             part = new[begin : begin + _AT_ONCE]
             self.notes.add(part, self.meter.measure(base, part))
-            self.on_progress(len(self.notes), self._expected())
+            self.on_progress(len(self.notes), max(self.expected, len(self.notes)))
         return [self._damage(each).kl for each in sets]
 
     def set_of(self, blocks: Blocks) -> MeasuredSet:
@@ -205,9 +220,9 @@ class _Search:
             "inputs": math.fsum(sums),
         }
 
-    def _expected(self) -> int:
-        count = len(self.shares)
-        return 2 * count + 2 * max(count - 2, 0) * min(self.width, count) + len(SHARES)
+
+def _cost(found: MeasuredSet) -> float:
+    return found.kl
 
 
 def _tell_nobody(_done: int, _total: int) -> None:

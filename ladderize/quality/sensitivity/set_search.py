@@ -1,7 +1,8 @@
-"""Search for the sets of blocks that cost least, by growing and shrinking sets and measuring them.
+"""Search for the sets of blocks that cost least: grow, shrink and exchange, and measure each set.
 
     {} ── with the cheapest of `width` candidates, each measured ── … ── all
     all ── without the costliest of `width` blocks, each measured ── … ── {}
+    a set of some size ── with one block exchanged for another, while that lowers its damage
 
 Damage does not add up: one block can carry a set. So a candidate is ranked by what it cost in its
 latest measurement, and measured again, with the set that it would join, before it is taken.
@@ -67,3 +68,36 @@ def shrink(
         chosen -= {best}
         yield chosen, damage
         candidates = sorted(saved, key=lambda block: (-saved[block], block))[:width]
+
+
+def exchange(
+    measure: Measure, start: Blocks, damage: float, blocks: Collection[int], width: int
+) -> tuple[Blocks, float]:
+    """`start` with blocks exchanged for others, one pair at a time, while that lowers the damage.
+
+    Args:
+        measure: measures sets.
+        start: where to begin; its size stays.
+        damage: that of `start`.
+        blocks: those that can be converted.
+        width: candidates to leave and to enter; each pair of them is measured.
+    """
+    while others := set(blocks) - start:
+        leaving = _cheapest(measure, start, [(b, start - {b}) for b in sorted(start)], width)
+        entering = _cheapest(measure, start, [(b, start | {b}) for b in sorted(others)], width)
+        pairs = [start - {old} | {new} for old in leaving for new in entering]
+        found = measure(start, pairs)
+        lowest = min(found)
+        if lowest >= damage:
+            break
+        start, damage = pairs[list(found).index(lowest)], lowest
+    return start, damage
+
+
+def _cheapest(
+    measure: Measure, base: Blocks, candidates: Sequence[tuple[int, Blocks]], width: int
+) -> list[int]:
+    """The blocks whose sets have the least damage."""
+    found = measure(base, [blocks for _, blocks in candidates])
+    ranked = sorted(zip(found, (block for block, _ in candidates), strict=True))
+    return [block for _, block in ranked[:width]]

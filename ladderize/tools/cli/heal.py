@@ -1,5 +1,6 @@
 """`ladderize heal MODEL --blocks … --text FILES --out DIR`: train a ladder to be like its model."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -110,6 +111,8 @@ def heal(
                 lowering=lowering,
                 seed=seed,
             )
+    if os.environ.get("RANK", "0") != "0":
+        return
     if json:
         print_json(result.to_json())
     else:
