@@ -7,7 +7,7 @@ A set that differs little from the one before it is run from the first block tha
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from ladderize.quality.sensitivity.reusing_run import ReusingRun, reusing_loweri
 from ladderize.quality.sensitivity.set_search import Blocks
 
 Batch = Mapping[str, Any]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class DamageMeter:
         for run in self._runs:
             run.forget()
         joined = map(Measures.joined, parts)
-        return _of_first_rank([Damage(each.mean_kl, each.mean_loss) for each in joined])
+        return of_first_rank([Damage(each.mean_kl, each.mean_loss) for each in joined])
 
     def _backend(
         self,
@@ -150,9 +151,10 @@ def _repeated(batch: Batch, times: int) -> Batch:
     }
 
 
-def _of_first_rank(found: list[Damage]) -> list[Damage]:
-    """Ranks may differ in the last bits, and must not choose differently."""
+def of_first_rank(found: Found) -> Found:
+    """What the first rank found: ranks may differ in the last bits, and must choose alike."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return found
-    dist.broadcast_object_list(found)
-    return found
+    shared = [found]
+    dist.broadcast_object_list(shared)
+    return shared[0]

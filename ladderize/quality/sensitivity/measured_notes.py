@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ladderize.errors import LadderError
-from ladderize.quality.sensitivity.damage_meter import Damage
+from ladderize.quality.sensitivity.damage_meter import Damage, of_first_rank
 from ladderize.quality.sensitivity.set_search import Blocks
 
 
 class MeasuredNotes:
-    """The damage of sets, in memory and, with a path, in a file."""
+    """The damage of sets, in memory and, with a path, in a file.
+
+    All ranks of a process group make one, and begin with what the first rank's file holds.
+    """
 
     def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
         """
@@ -27,14 +30,17 @@ class MeasuredNotes:
             LadderError: the file cannot be written.
         """
         self._path = path
-        self._found: dict[Blocks, Damage] = {}
-        if path is None:
-            return
         header = json.dumps({"of": of})
-        lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
-        if lines[:1] == [header]:
-            self._found = dict(map(_parse, filter(_is_whole, lines[1:])))
+        self._found = of_first_rank(self._read(header))
         self._write("w", [header, *(_line(*item) for item in self._found.items())])
+
+    def _read(self, header: str) -> dict[Blocks, Damage]:
+        if self._path is None or not self._path.is_file():
+            return {}
+        lines = self._path.read_text("utf-8", errors="replace").splitlines()
+        if lines[:1] != [header]:
+            return {}
+        return dict(map(_parse, filter(_is_whole, lines[1:])))
 
     def get(self, blocks: Blocks) -> Damage | None:
         return self._found.get(blocks)
