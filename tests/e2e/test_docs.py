@@ -12,7 +12,7 @@ from helpers.pages import PAGES, ROOT, Block, blocks, of_kind, steady
 from test_troubleshooting import summaries, words
 
 import ladderize
-from ladderize import testing
+from ladderize import quality, testing
 
 KINDS = {"python", "py", "sh", "text"}
 # Text blocks that show no output of the block before, by how they begin: diagrams, and excerpts
@@ -89,7 +89,8 @@ def test_files_that_a_page_names_are_there(page):
 def test_the_reference_has_every_public_name():
     page = (ROOT / "docs" / "reference.md").read_text()
     here = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
-    rooms = {"__version__", "parallel_ops", "testing"}
+    rooms = {"__version__", "parallel_ops", "quality", "testing"}
     public = {f"ladderize.{name}" for name in ladderize.__all__ if name not in rooms}
     public |= {f"ladderize.testing.{name}" for name in testing.__all__}
+    public |= {f"ladderize.quality.{name}" for name in quality.__all__}
     assert public <= here

@@ -18,6 +18,7 @@ VARIABLES = {
     "what": ["does not exist", "is a directory"],
     "summary + ':'": [f"The code that Inductor emitted {GAP} and {GAP}:"],
 }
+OPTIONS = {"option": ["layers", "blocks"]}
 
 # Messages of others, and the tests in which they are raised.
 OTHERS = {
@@ -27,12 +28,15 @@ OTHERS = {
 }
 
 
-def template(node: ast.expr) -> str:
-    """The text of a literal or f-string, with a gap for each value."""
+def template(node: ast.expr, **known: str) -> str:
+    """The text of a literal or f-string, with a gap for each value but of the variables `known`."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     assert isinstance(node, ast.JoinedStr), ast.unparse(node)
-    return "".join(GAP if isinstance(v, ast.FormattedValue) else str(v.value) for v in node.values)
+    return "".join(
+        known.get(ast.unparse(v.value), GAP) if isinstance(v, ast.FormattedValue) else str(v.value)
+        for v in node.values
+    )
 
 
 def summaries() -> Iterator[str]:
@@ -52,6 +56,8 @@ def spelled(node: ast.expr) -> list[str]:
     names = [v.value.id for v in getattr(node, "values", []) if is_name(v)]
     for name in VARIABLES.keys() & set(names):
         return [template(node).replace(f"{GAP} {GAP}", f"{GAP} {v}") for v in VARIABLES[name]]
+    for name in OPTIONS.keys() & set(names):
+        return [template(node, **{name: value}) for value in OPTIONS[name]]
     return [template(node)]
 
 

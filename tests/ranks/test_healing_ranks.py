@@ -1,4 +1,4 @@
-"""`HealingTrainer` on two ranks, as under torchrun: they learn together, and end together."""
+"""`HealingTrainer` and `sensitivity` on two ranks: they learn, measure and end together."""
 
 import os
 import signal
@@ -7,8 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.healing_runs import trainer
+from helpers.language_models import language_model
+from helpers.ranks import mesh
 from transformers import TrainerCallback
 
+import ladderize
 from ladderize import LadderError
 
 
@@ -81,3 +84,43 @@ def test_all_ranks_stop_when_one_does(two_ranks, tmp_path, how, said):
     for each in found:
         assert each.startswith(said), each
         assert each.endswith(f"checkpoint-{last}.")
+
+
+# ---- sensitivity
+
+
+IDS = torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0))
+
+
+def measured(**options):
+    model = language_model("llama")
+    return ladderize.sensitivity(model, [{"input_ids": IDS}], width=2, **options)
+
+
+def measured_twice(notes):
+    """Interrupted, then whole; and how many sets were known after each step of both."""
+    counts = []
+
+    def count(done, _):
+        counts.append(done)
+        if len(counts) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(mesh=mesh(), notes=notes, on_progress=count)
+    return measured(mesh=mesh(), notes=notes, on_progress=count), counts
+
+
+def test_two_ranks_measure_what_one_does(two_ranks, tmp_path):
+    """The first one alone has notes of the interrupted run, and both go on from them."""
+    notes = tmp_path / "notes"
+    (first, counts), (second, others) = two_ranks.run(measured_twice, notes)
+    wanted = measured()
+    assert first == second and counts == others
+    assert counts[:3] == [1, 2, 3] and not notes.exists()
+    assert [each.blocks for each in first.sets] == [each.blocks for each in wanted.sets]
+    assert first.references.keys() == wanted.references.keys()
+    for found, alone in ((first.sets, wanted.sets), (first.blocks[1:], wanted.blocks[1:])):
+        for name in ("kl", "loss", "share"):
+            values = [getattr(each, name) for each in alone]
+            assert [getattr(each, name) for each in found] == pytest.approx(values, rel=1e-4)

@@ -124,6 +124,21 @@ def test_gradients_equal_those_of_the_unsharded_eager_ladder(two_ranks, checkpoi
         assert max(outcome["gradients"].values()) <= 1e-4
 
 
+def sensitivities(root):
+    """Of the whole model, and of this rank's part."""
+    call = {"input_ids": tokens(), "use_cache": False}
+    plans = (ladderize.sensitivity(m, [call], width=1) for m in load(str(Path(root) / "llama")))
+    return [[(each.blocks, each.kl) for each in plan.sets] for plan in plans]
+
+
+def test_sensitivity_is_that_of_the_unsharded_model(two_ranks, checkpoints):
+    first, second = two_ranks.run(sensitivities, checkpoints)
+    assert first == second
+    whole, sharded = first
+    assert [blocks for blocks, _ in sharded] == [blocks for blocks, _ in whole]
+    assert [kl for _, kl in sharded] == pytest.approx([kl for _, kl in whole], rel=1e-4)
+
+
 @pytest.mark.usefixtures("first_of_two")
 def test_waits_are_deferred_in_the_generated_code(checkpoints):
     """AR_0 is the embedding's, the gather is that of the logits."""

@@ -15,11 +15,13 @@ from ladderize.quality.sensitivity.set_search import Blocks
 
 
 class MeasuredNotes:
-    """The damage of sets, in memory and, with a path, in a file."""
+    """The damage of sets, in memory and, with a path, in a file.
+
+    All ranks of a process group make one, and begin with what the first rank's file holds.
+    """
 
     def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
-        """All ranks of a process group make theirs; what the first one reads, all know.
-
+        """
         Args:
             path: of the file; None: nothing is written.
             of: what is measured, as JSON data.
@@ -28,17 +30,17 @@ class MeasuredNotes:
             LadderError: the file cannot be written.
         """
         self._path = path
-        self._found: dict[Blocks, Damage] = {}
-        if path is not None:
-            self._begin(path, of)
-        self._found = of_first_rank(self._found)  # the others have no file
-
-    def _begin(self, path: Path, of: Mapping[str, Any]) -> None:
         header = json.dumps({"of": of})
-        lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
-        if lines[:1] == [header]:
-            self._found = dict(map(_parse, filter(_is_whole, lines[1:])))
+        self._found = of_first_rank(self._read(header))
         self._write("w", [header, *(_line(*item) for item in self._found.items())])
+
+    def _read(self, header: str) -> dict[Blocks, Damage]:
+        if self._path is None or not self._path.is_file():
+            return {}
+        lines = self._path.read_text("utf-8", errors="replace").splitlines()
+        if lines[:1] != [header]:
+            return {}
+        return dict(map(_parse, filter(_is_whole, lines[1:])))
 
     def get(self, blocks: Blocks) -> Damage | None:
         return self._found.get(blocks)

@@ -148,7 +148,8 @@ def test_families_a_healed_checkpoint_and_the_standard_net(
     by_eager = {"ladderize": own | {"lowering": "eager"}}
     half = {"compilation_config": LADDER, "additional_config": by_eager}
     families = {name: Checkpoint(name, tmp_path / name) for name in FAMILIES if name != "llama"}
-    healed = Checkpoint("llama", tmp_path / "healed", ladder=own)
+    said = {"blocks": [3, 4, 5], "staleness": 1, "version": 1}  # as save_pretrained writes it
+    healed = Checkpoint("llama", tmp_path / "healed", ladder=said)
     last_half = {"additional_config": {"ladderize": own}}
     looked_up = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
     answers, _ = serve(
