@@ -1273,4 +1273,110 @@ CHECKS = (
     ),
 )
 
-MUTANTS = (*STREAMS, *PASSES, *SHARDING, *COLLECTIVES, *FILES, *CHECKS)
+
+# ---- quality ----------------------------------------------------------------------------------
+
+QUALITY = (
+    Mutant(
+        "a run begins between a write and what was written",
+        "ladderize/quality/sensitivity/reusing_run.py",
+        "if not any(made < start <= written for made, written in spans)",
+        "if spans is not None",
+        "tests/quality/test_sensitivity.py::test_a_run_does_not_begin_behind_what_is_written_again",
+    ),
+    Mutant(
+        "weights that were kept change with the new ones",
+        "ladderize/quality/sensitivity/reusing_run.py",
+        "return value.clone() if node in self._blends else value",
+        "return value",
+        "tests/quality/test_sensitivity.py::test_every_set_costs_what_its_ladder_does",
+    ),
+    Mutant(
+        "nothing of the base is kept",
+        "ladderize/quality/sensitivity/damage_meter.py",
+        "run.keeps = True",
+        "run.keeps = False",
+        "tests/quality/test_sensitivity.py"
+        "::test_what_comes_before_the_first_changed_block_is_not_run_again",
+    ),
+    Mutant(
+        "a set is given the damage of another one",
+        "ladderize/quality/sensitivity/damage_meter.py",
+        "[sets[i] for i in together])",
+        "[sets[i] for i in reversed(together)])",
+        "tests/quality/test_sensitivity.py::test_sets_in_one_run",
+    ),
+    Mutant(
+        "blocks are ranked by what they cost alone",
+        "ladderize/quality/sensitivity/set_search.py",
+        "added[block] = total - damage",
+        "added[block] += 0 * (total - damage)",
+        "tests/quality/test_set_search.py"
+        "::test_growing_avoids_what_is_cheap_alone_and_dear_together",
+    ),
+    Mutant(
+        "a block reads by the weight of another one",
+        "ladderize/passes/blend_reads.py",
+        "*(self._weights[blend] for blend in inputs))",
+        "*(self._weights[blend] for blend in reversed(inputs)))",
+        "tests/passes/test_blend_reads.py::test_weights_choose_the_blocks",
+    ),
+    Mutant(
+        "parts of a batch read by turns",
+        "ladderize/passes/blend_reads.py",
+        "weights.repeat_interleave(",
+        "weights.repeat(",
+        "tests/quality/test_sensitivity.py::test_sets_in_one_run",
+    ),
+    Mutant(
+        "the best set is the smallest one",
+        "ladderize/config/block_plan.py",
+        "return min(found, key=lambda each: (each.kl, each.share))",
+        "return min(found, key=lambda each: each.share)",
+        "tests/quality/test_sensitivity.py::test_the_best_set_for_a_share",
+    ),
+    Mutant(
+        "padding is a target",
+        "ladderize/quality/measures.py",
+        "tokens[:, 1:].masked_fill(~compared[:, 1:], -100)",
+        "tokens[:, 1:]",
+        "tests/quality/test_measures.py::test_against_formulas",
+    ),
+    Mutant(
+        "an interval holds half of the resamples",
+        "ladderize/quality/evaluation.py",
+        "[0.025, 0.975]",
+        "[0.25, 0.75]",
+        "tests/quality/test_measures.py::test_intervals_hold_the_true_value_as_often_as_they_say",
+    ),
+    Mutant(
+        "damage does not count in what is advised",
+        "ladderize/tools/predict/planning/damage_curve.py",
+        "gain / most - point.kl / worst for",
+        "gain / most for",
+        "tests/tools/test_damage_curve.py::test_the_advised_set_is_where_the_curve_bends",
+    ),
+    Mutant(
+        "options take the place of the checkpoint's",
+        "ladderize/config/ladder_entry.py",
+        "if self.agrees_with(name, left[name]) is False]",
+        "if self.agrees_with(name, left[name]) is True]",
+        "tests/checkpoints/test_ladder_entry.py::test_options_that_ask_for_another_ladder",
+    ),
+    Mutant(
+        "what was not given is not filled",
+        "ladderize/config/ladder_entry.py",
+        "**({} if asked else self.selection)",
+        "**{}",
+        "tests/checkpoints/test_ladder_entry.py::test_what_it_says",
+    ),
+    Mutant(
+        "the live model keeps the entry that was written",
+        "ladderize/frontends/checkpoints/saving.py",
+        "        delattr(config, KEY)",
+        "        pass",
+        "tests/checkpoints/test_saved_ladders.py::test_a_saved_ladder_is_the_same_without_options",
+    ),
+)
+
+MUTANTS = (*STREAMS, *PASSES, *SHARDING, *COLLECTIVES, *FILES, *CHECKS, *QUALITY)
