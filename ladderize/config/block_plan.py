@@ -6,6 +6,7 @@
 `ladderize sensitivity` writes it; `layers=` and `blocks=` read it.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,12 +30,15 @@ class MeasuredSet(StrictRecord):
         share: the fraction of the communication that can be hidden which they hide, 0 to 1.
         kl: KL(standard ‖ ladder), nats per token.
         loss: nats per token; None without labels.
+        healed_kl, healed_loss: the same after a short heal; None if there was none.
     """
 
     blocks: Annotated[list[Index], Field(max_length=65_536)]
     share: Fraction
     kl: Nats
     loss: Nats | None = None
+    healed_kl: Nats | None = None
+    healed_loss: Nats | None = None
 
 
 class MeasuredBlock(StrictRecord):
@@ -67,7 +71,7 @@ class BlockPlan(StrictRecord):
         tokens: the number of predictions that each set was measured on.
         standard_loss: of the standard model, nats per token; None without labels.
         blocks: all of them, in the order of their numbers.
-        sets: the best set found for each number of blocks, from few to many.
+        sets: the best sets found of each number of blocks, from few to many.
         references: other sets, for comparison: "all", "last:50%", "attention", "MLP".
         versions: of what measured them.
     """
@@ -97,6 +101,8 @@ class BlockPlan(StrictRecord):
     def best(self, share: float) -> MeasuredSet:
         """The set of least divergence among those that hide that share of communication.
 
+        After a short heal, if any of them was healed; else before.
+
         Args:
             share: from 0 to 1.
 
@@ -107,7 +113,34 @@ class BlockPlan(StrictRecord):
         if not found:
             most = max(each.share for each in self.sets)
             raise ValueError(f"its sets hide up to {100 * most:.0f} %")
-        return min(found, key=lambda each: (each.kl, each.share))
+        healed = [each for each in found if each.healed_kl is not None]
+        return min(healed or found, key=lambda each: (each.healed_kl or each.kl, each.share))
+
+    def candidates(self, share: float, count: int) -> list[MeasuredSet]:
+        """The `count` sets of least divergence that hide that share, and little more than it.
+
+        What a set costs before healing is not what it costs after, so several are worth a heal.
+
+        Raises:
+            ValueError: no set hides as much.
+        """
+        most = self.best(share).share + _MARGIN
+        near = [each for each in self.sets if share - 1e-6 <= each.share <= most]
+        return sorted(near, key=lambda each: each.kl)[:count]
+
+    def healed(self, found: Mapping[tuple[int, ...], tuple[float, float | None]]) -> "BlockPlan":
+        """The plan with the divergence and loss of some sets, by their blocks, after a heal."""
+        sets = [
+            each.model_copy(update=dict(zip(("healed_kl", "healed_loss"), measured, strict=True)))
+            if (measured := found.get(tuple(each.blocks))) is not None
+            else each
+            for each in self.sets
+        ]
+        return self.model_copy(update={"sets": sets})
+
+
+_MARGIN = 0.05
+"""How much more than the wanted share a set may hide to be a candidate for it."""
 
 
 def read_block_plan(path: Path) -> BlockPlan:

@@ -55,8 +55,10 @@ def test_every_set_costs_what_its_ladder_does(model, plan):
 
 
 def test_what_the_plan_says(model, plan):
-    assert [len(found.blocks) for found in plan.sets] == [1, 2, 3, 4, 5]
-    assert [found.share for found in plan.sets] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    sizes = [len(found.blocks) for found in plan.sets]
+    assert sizes == sorted(sizes) and {*sizes} == {1, 2, 3, 4, 5}
+    assert [found.share for found in plan.sets] == pytest.approx([0.2 * size for size in sizes])
+    assert len({tuple(found.blocks) for found in plan.sets}) == len(sizes)
     assert [block.module for block in plan.blocks[:2]] == [
         "model.layers.0.self_attn",
         "model.layers.0.mlp",
@@ -66,7 +68,7 @@ def test_what_the_plan_says(model, plan):
     assert plan.standard_loss == pytest.approx(_standard_loss(model), rel=1e-5)
     cheapest = min(block.kl for block in plan.blocks[1:])
     assert plan.best(0.2).kl <= cheapest  # a larger set may cost less
-    assert plan.best(0.6).kl == min(found.kl for found in plan.sets[2:])
+    assert plan.best(0.6).kl == min(found.kl for found in plan.sets if found.share > 0.59)
 
 
 def _standard_loss(model):
@@ -107,9 +109,13 @@ class SequenceFirst(nn.Module):
 
 def test_sets_in_one_run_need_the_batch_first():
     batch = {"x": torch.randn(2, 4, 8)}
-    assert len(ladderize.sensitivity(SequenceFirst(), [batch]).sets) == 2
+    assert {*map(len, _sets_of(ladderize.sensitivity(SequenceFirst(), [batch])))} == {1, 2}
     with pytest.raises(LadderError, match="the first dim of its stream is not the batch"):
         ladderize.sensitivity(SequenceFirst(), [batch], sets_at_once=2)
+
+
+def _sets_of(plan):
+    return [found.blocks for found in plan.sets]
 
 
 def test_any_number_of_models():
@@ -288,12 +294,17 @@ def test_the_best_set_for_a_share():
             "tokens": 1,
             "standard_loss": None,
             "blocks": [{"module": "", "kind": "MLP", "layer": None, "share": 0.5}] * 3,
-            "sets": [found([1], 0.5, 0.4), found([1, 2], 1.0, 0.3)],
+            "sets": [found([1], 0.5, 0.4), found([2], 0.5, 0.5), found([1, 2], 1.0, 0.3)],
             "references": {},
             "versions": {},
         }
     )
     assert plan.best(0.25).blocks == plan.best(1).blocks == [1, 2]  # more costs less here
+    assert [each.blocks for each in plan.candidates(0.5, 5)] == [[1, 2], [1], [2]]
+    healed = plan.healed({(1,): (0.2, 3.0), (2,): (0.1, 2.9)})
+    assert healed.best(0.25).blocks == [2] and healed.best(0.25).healed_loss == 2.9
+    assert healed.best(1).blocks == [1, 2]  # none of these was healed
+    assert plan.sets[0].healed_kl is None
 
 
 def test_a_run_without_blends_is_a_run():

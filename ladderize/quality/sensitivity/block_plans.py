@@ -8,7 +8,6 @@ The file of notes holds every measurement; a run that was interrupted goes on fr
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ def sensitivity(
     >>> ladderize.compile(model, blocks=plan.best(0.5).blocks)
 
     Sets are grown from no block and shrunk from all, a block at a time, each with the block that
-    costs least of the `width` most promising ones. The best set of each size is kept, and for each
-    of `shares` improved by exchanging blocks. One graph is traced; a set is run op by op, from the
+    costs least of the `width` most promising ones; for each of `shares` the best set is improved by
+    exchanging blocks. One graph is traced; a set is run op by op, from the
     first block that differs from a set run before.
 
     Args:
@@ -135,35 +134,32 @@ class _Search:
         count, width = len(self.shares), min(self.width, len(self.shares))
         self.expected = 2 * count * (1 + width) + len(shares) * (count + width**2)  # at most
         references = {name: self.set_of(s) for name, s in self._references(shares).items()}
-        best = self._best_sets(references["all"].kl)
+        sets = self._grown_and_shrunk(references["all"].kl)
         for share in shares:
-            found = min((each for each in best.values() if each.share >= share - 1e-6), key=_cost)
-            blocks = frozenset(found.blocks)
-            better, _ = exchange(self.measure, blocks, found.kl, self.shares, self.width)
-            best[len(better)] = self.set_of(better)
+            found = min((each for each in sets if each.share >= share - 1e-6), key=_cost)
+            better, _ = exchange(
+                self.measure, frozenset(found.blocks), found.kl, self.shares, self.width
+            )
+            sets.append(self.set_of(better))
+        distinct = {tuple(each.blocks): each for each in sets}.values()
         plan = BlockPlan(
             model=self.name,
             staleness=self.staleness,
             tokens=self.meter.tokens,
             standard_loss=self.meter.standard_loss,
             blocks=[self._block(number) for number in range(len(self.reports))],
-            sets=[best[size] for size in sorted(best)],
+            sets=sorted(distinct, key=lambda each: (len(each.blocks), each.kl)),
             references=references,
             versions=dict(versions()),
         )
         self.notes.remove_file()
         return plan
 
-    def _best_sets(self, damage_of_all: float) -> dict[int, MeasuredSet]:
-        """The best set found of each size, by growing and by shrinking."""
+    def _grown_and_shrunk(self, damage_of_all: float) -> list[MeasuredSet]:
         everything = frozenset(self.shares)
         grown = grow(self.measure, self.shares, self.width)
         shrunk = shrink(self.measure, everything, damage_of_all, self.width)
-        best: dict[int, MeasuredSet] = {}
-        for blocks, _ in chain(grown, [(everything, damage_of_all)], shrunk):
-            found = self.set_of(blocks)
-            best[len(blocks)] = min(best.get(len(blocks), found), found, key=_cost)
-        return best
+        return [self.set_of(blocks) for blocks, _ in (*grown, (everything, damage_of_all), *shrunk)]
 
     def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[float]:
         """The divergence of each set; what is in the notes is not measured again."""

@@ -64,12 +64,12 @@ def evaluate(
         options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
         with working(f"loading {standard} and {ladder}"):
             sizes: dict[str, Any] = {"tokens": tokens, "length": length, "batch": batch}
-            model, batches = model_with_batches(standard, text or [], device=device, **sizes)
+            measured = model_with_batches(standard, text or [], device=device, **sizes)
             other = ladder_model(ladder, options, lowering, device)
         with counting("comparing batches") as on_progress:
-            found = compare(model, other, batches, on_progress)
+            found = compare(measured.model, other, measured.batches, on_progress)
         scores = {}
-        for name, net in (("standard", model), ("ladder", other)) if task else ():
+        for name, net in (("standard", measured.model), ("ladder", other)) if task else ():
             with working(f"lm-eval: {name}"):
                 scores[name] = task_scores(net, tokenizer_of_model(standard), task or [], batch)
     if json:

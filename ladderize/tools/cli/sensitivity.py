@@ -20,6 +20,10 @@ Width = Annotated[
 SetsAtOnce = Annotated[
     int, typer.Option(min=1, help="Sets per run, each on its own copy of the batch.")
 ]
+HealTokens = Annotated[
+    int,
+    typer.Option(min=0, help="Heal the best sets for each share on so many tokens, to choose."),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help='Write the sets to this file, for --blocks "plan.json:50%".'),
@@ -38,6 +42,7 @@ def sensitivity(
     batch: Batch = 4,
     width: Width = 8,
     sets_at_once: SetsAtOnce = 1,
+    heal_tokens: HealTokens = 0,
     staleness: flags.Staleness = None,
     out: Out = None,
     plot: Plot = None,
@@ -53,12 +58,15 @@ def sensitivity(
     """
     with running("sensitivity", debug, json):
         with working("loading torch"):
+            import torch
+
+            from ladderize.quality.runs.short_heals import heal_candidates
             from ladderize.quality.sensitivity.block_plans import sensitivity as measure
             from ladderize.report.files import refuse_file, write_file
             from ladderize.tools.pictures import refuse_picture
             from ladderize.tools.quality.sensitivity_chart import draw
             from ladderize.tools.quality.sensitivity_tables import show
-            from ladderize.tools.quality.texts_of_model import model_with_batches
+            from ladderize.tools.quality.texts_of_model import model_with_batches, text_to_heal_on
 
         shares = flags.numbers(share, "--share", float)
         if out is not None:
@@ -66,13 +74,14 @@ def sensitivity(
         if plot is not None:
             refuse_picture(plot, force)
         with working(f"loading {model}"):
-            net, batches = model_with_batches(
+            measured = model_with_batches(
                 model, text or [], tokens=tokens, length=length, batch=batch, device=device
             )
+            rest = text_to_heal_on(measured) if heal_tokens else None
         with counting("measuring sets of blocks") as on_progress:
             found = measure(
-                net,
-                batches,
+                measured.model,
+                measured.batches,
                 shares=shares,
                 width=width,
                 sets_at_once=sets_at_once,
@@ -80,6 +89,18 @@ def sensitivity(
                 on_progress=on_progress,
                 **flags.given(staleness=staleness),
             )
+        if rest is not None:
+            with counting("healing sets of blocks") as on_progress:
+                found = heal_candidates(
+                    found,
+                    measured.model,
+                    rest,
+                    torch.cat([each["input_ids"] for each in measured.batches]),
+                    shares=shares,
+                    tokens=heal_tokens,
+                    batch=batch,
+                    on_progress=on_progress,
+                )
         if out is not None:
             write_file(out, found.model_dump_json(indent=1) + "\n", force)
         if plot is not None:

@@ -25,10 +25,11 @@ def show(plan: BlockPlan, shares: Sequence[float], console: Console, out: Path |
         console.print(line, highlight=False, markup=False)
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, right: int = 2) -> Table:
+    """With `right` columns behind the first that are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if 0 < number < 3 else "left", no_wrap=True)
+        table.add_column(column, justify="right" if 0 < number <= right else "left", no_wrap=True)
     return table
 
 
@@ -52,19 +53,24 @@ def _bar(value: float, most: float) -> str:
 
 def _sets(plan: BlockPlan, shares: Sequence[float]) -> Table:
     """The best set for each share, and other sets next to it."""
-    table = _table("sets of blocks", "hidden", "KL", "loss", "blocks")
+    healed = ["healed KL"] * any(each.healed_kl is not None for each in plan.sets)
+    table = _table("sets of blocks", "hidden", "KL", "loss", *healed, "blocks", right=3)
     for share in shares:
-        _add_set(table, f"best for {100 * share:g} %", plan.best(share))
+        _add_set(table, f"best for {100 * share:g} %", plan.best(share), healed)
+    for each in plan.sets if healed else ():
+        if each.healed_kl is not None and each not in map(plan.best, shares):
+            _add_set(table, "another candidate", each, healed)
     table.add_section()
     for name, found in plan.references.items():
-        _add_set(table, name, found)
+        _add_set(table, name, found, healed)
     return table
 
 
-def _add_set(table: Table, name: str, found: MeasuredSet) -> None:
+def _add_set(table: Table, name: str, found: MeasuredSet, healed: Sequence[str]) -> None:
     loss = "" if found.loss is None else f"{found.loss:.2f}"
-    blocks = ranges_of(found.blocks)
-    table.add_row(name, f"{100 * found.share:.0f} %", _nats(found.kl), loss, blocks)
+    cells = [f"{100 * found.share:.0f} %", _nats(found.kl), loss]
+    cells += [_nats(found.healed_kl) for _ in healed]
+    table.add_row(name, *cells, ranges_of(found.blocks))
 
 
 def _advice(shares: Sequence[float], out: Path | None) -> Iterator[str]:

@@ -6,6 +6,7 @@ module:factory ── model, and the inputs that the function returns
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,24 @@ from ladderize.tools.sources import HUGGING_FACE, Module, open_model
 Batches = list[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class MeasuredText:
+    """What a model is measured on.
+
+    Attributes:
+        model: in eval mode.
+        batches: keyword arguments of calls.
+        rest: the other sequences of the text, `[sequences, length]`; None without text.
+    """
+
+    model: nn.Module
+    batches: Batches
+    rest: Tensor | None = None
+
+
 def model_with_batches(
     name: str, texts: Sequence[Path], *, tokens: int, length: int, batch: int, device: str | None
-) -> tuple[nn.Module, Batches]:
+) -> MeasuredText:
     """The model called `name`, and batches of `tokens` tokens of `texts`.
 
     Args:
@@ -39,14 +55,27 @@ def model_with_batches(
             tokenizer does not fit.
     """
     model, source = trained_model(name, device)
-    if texts:
-        found = batches_of(model, name, texts, tokens, length, batch)
-    elif is_folder(name):
-        raise LadderError("No text to measure on.", cure="--text FILE, once for each file")
-    else:
-        found = [_as_keywords(model, source.args, source.kwargs)]
     where = next(model.parameters()).device
-    return model, [_on(where, each) for each in found]
+    if texts:
+        batches, rest = batches_of(model, name, texts, tokens, length, batch)
+        return MeasuredText(model, [_on(where, each) for each in batches], rest)
+    if is_folder(name):
+        raise LadderError("No text to measure on.", cure="--text FILE, once for each file")
+    return MeasuredText(model, [_on(where, _as_keywords(model, source.args, source.kwargs))])
+
+
+def text_to_heal_on(measured: MeasuredText) -> Tensor:
+    """The sequences that are not measured on.
+
+    Raises:
+        LadderError: there are none.
+    """
+    if measured.rest is None or not len(measured.rest):
+        raise LadderError(
+            "No text to heal on: all of it is measured on.",
+            cure="more text, or a smaller --tokens",
+        )
+    return measured.rest
 
 
 def is_folder(name: str) -> bool:
@@ -94,14 +123,16 @@ def ladder_model(
 
 def batches_of(
     model: nn.Module, name: str, texts: Sequence[Path], tokens: int, length: int, batch: int
-) -> Batches:
-    """Batches for the model in the folder called `name`, by its tokenizer."""
+) -> tuple[Batches, Tensor]:
+    """Batches for the model in the folder called `name`, by its tokenizer; and the other rows."""
     count = -(-tokens // (length * batch))
     tokenizer = tokenizer_of(_folder(name))
     rows = read_tokens(texts, tokenizer, length, model=model, at_least=count * batch)
     # Spread over the text: its first pages may be all of one kind.
     chosen = torch.linspace(0, len(rows) - 1, count * batch).round().long()
-    return [{"input_ids": part} for part in rows[chosen].view(count, batch, length)]
+    is_chosen = torch.zeros(len(rows), dtype=torch.bool).index_fill(0, chosen, True)
+    batches: Batches = [{"input_ids": part} for part in rows[chosen].view(count, batch, length)]
+    return batches, rows[~is_chosen]
 
 
 def tokenizer_of_model(name: str) -> Any:
