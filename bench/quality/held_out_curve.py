@@ -3,14 +3,16 @@
     python bench/quality/held_out_curve.py FOLDER --out bench/results/sensitivity.json
                                                   --plan FOLDER/plan.json
 
-FOLDER is that of real_model.py. `ladderize.sensitivity` chooses sets on 512 tokens; they, the last
-blocks and single kinds of block are then measured on 4096 others. About 20 minutes on one core.
+FOLDER is that of real_model.py. `ladderize.sensitivity` chooses sets on 512 tokens, unless the file
+of --plan is there already. They are then measured on 4096 other tokens, next to the last blocks, to
+single kinds of block, and to the blocks that cost least alone. About 25 minutes on one core.
 """
 
 import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from real_model import split
@@ -19,6 +21,7 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM
 
 import ladderize
+from ladderize.config.block_plan import BlockPlan, MeasuredSet, read_block_plan
 from ladderize.quality.sensitivity.damage_meter import DamageMeter
 from ladderize.report.files import write_file
 from ladderize.tools.bench.record import ResultRow, Results
@@ -36,19 +39,13 @@ def main() -> None:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(given.folder / "model", dtype=torch.float32)
     model.config.use_cache = False
+    model.eval()
     texts = split(given.folder, 128, num_chosen=4, num_held_out=32)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring sets", total=None)
-        plan = ladderize.sensitivity(
-            model.eval(),
-            [{"input_ids": texts.chosen}],
-            shares=SHARES,
-            width=given.width,
-            notes=given.plan.with_suffix(".notes"),
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    write_file(given.plan, plan.model_dump_json(indent=1) + "\n", force=True)
+    plan = read_block_plan(given.plan) if given.plan.exists() else None
+    if plan is None:
+        plan = choose(model, texts.chosen, given.plan, given.width)
     sets = {f"sensitivity:{share:g}": plan.best(share) for share in SHARES} | plan.references
+    sets |= {f"ranked alone:{share:g}": ranked_alone(plan, share) for share in SHARES}
     meter = DamageMeter(model, [{"input_ids": part} for part in texts.held_out.split(4)], {})
     found = meter.measure(frozenset(), [frozenset(each.blocks) for each in sets.values()])
     rows = [
@@ -57,7 +54,7 @@ def main() -> None:
             {
                 "blocks": len(each.blocks),
                 "hidden_fraction": each.share,
-                "kl_choosing": each.kl,
+                "kl_choosing": None if name.startswith("ranked") else each.kl,
                 "kl": damage.kl,
                 "loss": damage.loss,
                 "standard_loss": meter.standard_loss,
@@ -67,7 +64,30 @@ def main() -> None:
     ]
     Results(shlex.join(["python", *sys.argv]), tuple(rows)).write(given.out, force=True)
     for row in rows:
-        print(row.name, {name: round(value, 3) for name, value in row.values.items()})
+        print(row.name, {name: value and round(value, 3) for name, value in row.values.items()})
+
+
+def choose(model: Any, tokens: torch.Tensor, path: Path, width: int) -> BlockPlan:
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring sets", total=None)
+        plan = ladderize.sensitivity(
+            model,
+            [{"input_ids": tokens}],
+            shares=SHARES,
+            width=width,
+            notes=path.with_suffix(".notes"),
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    write_file(path, plan.model_dump_json(indent=1) + "\n")
+    return plan
+
+
+def ranked_alone(plan: BlockPlan, share: float) -> MeasuredSet:
+    """The blocks that cost least alone, as many as the best set for that share has."""
+    alone = {number: block.kl for number, block in enumerate(plan.blocks) if block.kl is not None}
+    ranked = sorted(alone, key=alone.__getitem__)[: len(plan.best(share).blocks)]
+    hidden = min(sum(plan.blocks[number].share for number in ranked), 1.0)
+    return MeasuredSet(blocks=sorted(ranked), share=hidden, kl=0.0)
 
 
 if __name__ == "__main__":

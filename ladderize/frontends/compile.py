@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ladderize import compat
+from ladderize.backends import Lower
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends import release_parameters
@@ -93,14 +94,19 @@ def compile_blended(
     model: Model,
     blends: Blends,
     *,
+    lower: Lower | None = None,
     dynamic: bool | None = None,
     fullgraph: bool = True,
     **options: Any,
 ) -> Model:
-    """As `compile`; how stale the blocks read is decided by `blends`, at each call."""
+    """As `compile`; how stale the blocks read is decided by `blends`, at each call.
+
+    Args:
+        lower: takes the place of the lowering that `options` name.
+    """
 
     def backend(gm: GraphModule, examples: Sequence[Any], **given: Any) -> Callable[..., Any]:
-        return compile_graph(gm, examples, blends=blends, **given)
+        return compile_graph(gm, examples, blends=blends, lower=lower, **given)
 
     return _compile(model, backend, dynamic, fullgraph, options)
 

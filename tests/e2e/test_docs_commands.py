@@ -35,6 +35,10 @@ BENCH = {
     "bench/gpu_values.py": "--help",
     "bench/load_memory.py": "--help",
     "bench/plan_70b.py": "--help",
+    "bench/quality/from_scratch.py": "--help",
+    "bench/quality/healed_curves.py": "--help",
+    "bench/quality/held_out_curve.py": "--help",
+    "bench/quality/real_model.py": "--help",
     "bench/run.py": "--help",
     "bench/sequence_parallel.py": "--layers 1 --ranks 2",
     "bench/slow_link.py": "--help",
@@ -176,7 +180,7 @@ def test_commands(block, line, tmp_path):
 def benches() -> set[str]:
     """What the pages tell the reader to measure with."""
     text = "".join((ROOT / page).read_text() for page in PAGES)
-    return set(re.findall(r"python (bench/\w+\.py[^`\n]*)", text))
+    return set(re.findall(r"python (bench/[\w/]+\.py[^`\n]*)", text))
 
 
 @pytest.mark.parametrize("script", [case(script, script) for script in sorted(BENCH)])

@@ -20,6 +20,7 @@ from helpers.engines_stand_in import engines_in_pytorch
 from helpers.forked_launch import forked_launch
 from helpers.pages import PAGES, Block, blocks, commands, of_kind, steady
 from helpers.traced_once import traced_once
+from helpers.word_tokenizers import chain_text, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.tools.cli import main
@@ -35,6 +36,15 @@ SUBSTITUTIONS = (
         " bench hf:llama --lowering eager --repeats 2 --warmup 1 --length 8 --phase prefill "
         "--variants standard,ladder,bound ",
     ),
+    (
+        "--text notes.txt --out plan.json",
+        "--text notes.txt --out plan.json --length 16 --tokens 64",
+    ),
+    (
+        "--text notes.txt --out healed",
+        "--text notes.txt --out healed --length 16 --tokens 640 --lowering eager",
+    ),
+    ("evaluate hf:llama", "evaluate hf:llama --length 16 --tokens 256"),
     # A C++ compiler is not the point.
     ("fullgraph=True)", 'fullgraph=True, options={"lowering": "eager"})'),
     ('options={"mesh": mesh}', 'options={"mesh": mesh, "lowering": "eager"}'),
@@ -119,12 +129,14 @@ def adapted(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, `llama`, and the same model as a program, `model.pt2`."""
+    """A folder with a checkpoint, `llama`, its model as a program, `model.pt2`, and `notes.txt`."""
     folder = tmp_path_factory.mktemp("workshop")
     torch.manual_seed(0)
     config = LlamaConfig(num_hidden_layers=2, initializer_range=0.3, use_cache=False, **SHAPE)
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder / "llama")
+    word_tokenizer().save_pretrained(folder / "llama")
+    (folder / "notes.txt").write_text(chain_text(3_000))
     ids = torch.zeros(1, 8, dtype=torch.int64)
     torch.export.save(torch.export.export(model, (ids,), strict=False), folder / "model.pt2")
     return folder

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import closing
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_what_the_plan_says(model, plan):
 
 def _standard_loss(model):
     losses = [model(**batch, labels=batch["input_ids"]).loss for batch in BATCHES]
-    return float(sum(losses) / len(losses))
+    return sum(losses).item() / len(losses)
 
 
 def test_sets_in_one_run(model, plan):
@@ -80,13 +81,41 @@ def test_sets_in_one_run(model, plan):
 
 
 def test_what_comes_before_the_first_changed_block_is_not_run_again(model):
-    meter = DamageMeter(model, BATCHES[:1], {})
-    whole = meter.num_nodes
-    meter.measure(frozenset(), [frozenset({5})])
-    assert meter.num_nodes - 2 * whole < whole / 4  # the base, and what follows block 5
-    before = meter.num_nodes
-    meter.measure(frozenset({1}), [frozenset({1, 3, 5}), frozenset({1, 5})])
-    assert meter.num_nodes - before < 2 * whole
+    with closing(DamageMeter(model, BATCHES[:1], {})) as meter:
+        whole = meter.num_nodes
+        meter.measure(frozenset(), [frozenset({5})])
+        assert meter.num_nodes - 2 * whole < whole / 4  # the base, and what follows block 5
+        before = meter.num_nodes
+        meter.measure(frozenset({1}), [frozenset({1, 3, 5}), frozenset({1, 5})])
+        assert meter.num_nodes - before < 2 * whole
+
+
+class SequenceFirst(nn.Module):
+    """Its stream is `[length, batch, features]`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        for step in self.steps:
+            x = x + step(x).tanh()
+        return x.transpose(0, 1)
+
+
+def test_sets_in_one_run_need_the_batch_first():
+    batch = {"x": torch.randn(2, 4, 8)}
+    assert len(ladderize.sensitivity(SequenceFirst(), [batch]).sets) == 2
+    with pytest.raises(LadderError, match="the first dim of its stream is not the batch"):
+        ladderize.sensitivity(SequenceFirst(), [batch], sets_at_once=2)
+
+
+def test_any_number_of_models():
+    """Dynamo keeps eight graphs of one function, and all models of a class share theirs."""
+    for _ in range(9):
+        assert ladderize.sensitivity(SequenceFirst(), [{"x": torch.randn(2, 4, 8)}], width=1).sets
 
 
 class WritesInPlace(nn.Module):
@@ -112,15 +141,19 @@ class WritesInPlace(nn.Module):
 def test_a_run_does_not_begin_behind_what_is_written_again(is_shared):
     model = WritesInPlace(is_shared).eval()
     batch = {"x": torch.randn(2, 3, 8)}
-    meter = DamageMeter(model, [batch], {})
-    whole = meter.num_nodes
     sets = [frozenset({3}), frozenset({2, 3}), frozenset({1, 2})]
-    found = meter.measure(frozenset(), sets)
-    again = [DamageMeter(model, [batch], {}).measure(each, [each])[0].kl for each in sets]
-    assert [damage.kl for damage in found] == again
-    assert len(set(again)) == 3
-    runs = (meter.num_nodes - whole) / whole
+    with closing(DamageMeter(model, [batch], {})) as meter:
+        whole = meter.num_nodes
+        found = meter.measure(frozenset(), sets)
+        runs = (meter.num_nodes - whole) / whole
+    assert [damage.kl for damage in found] == [_alone(model, batch, each) for each in sets]
+    assert len({damage.kl for damage in found}) == 3
     assert runs == 4 if is_shared else runs < 3.5
+
+
+def _alone(model, batch, blocks):
+    with closing(DamageMeter(model, [batch], {})) as meter:
+        return meter.measure(blocks, [blocks])[0].kl
 
 
 def test_an_interrupted_search_goes_on(model, plan, tmp_path, monkeypatch):
@@ -157,10 +190,12 @@ def test_notes_of_another_text_are_not_used(model, tmp_path):
     assert found.blocks[1].kl < 77
 
 
-def test_training_mode_is_given_back(model):
+def test_the_model_is_given_back(model):
     training = copy.deepcopy(model).train()
+    training.model.layers[0].eval()
+    modes = [module.training for module in training.modules()]
     ladderize.sensitivity(training, BATCHES[:1], width=1)
-    assert training.training and all(module.training for module in training.modules())
+    assert [module.training for module in training.modules()] == modes
     ladder = ladderize.compile(training, lowering="eager").eval()
     standard = ladderize.restore(ladder)(**BATCHES[0]).logits
     torch.testing.assert_close(standard, model(**BATCHES[0]).logits, rtol=0, atol=0)
@@ -176,6 +211,10 @@ def test_refusals(model):
     ]
     with pytest.raises(LadderError, match="No residual block was found"):
         ladderize.sensitivity(nn.Linear(8, 8), [{"input": torch.randn(2, 8)}])
+    with pytest.raises(LadderError, match="This model is compiled"):
+        ladderize.sensitivity(ladderize.compile(copy.deepcopy(model)), BATCHES)
+    with pytest.raises(LadderError, match="No residual block was found"):
+        ladderize.sensitivity(nn.Linear(8, 8), [{"input": torch.randn(2, 8)}], strict=False)
     ladder = copy.deepcopy(model)
     ladder.config.ladder = {"blocks": [1, 2], "staleness": 1, "version": 1}
     with pytest.raises(

@@ -25,8 +25,8 @@ _LOGS, _EVALUATIONS = 50, 10
 
 
 def arguments_of(options: HealOptions, checkpoints: Path) -> HealingArguments:
-    """On CUDA it computes in bfloat16, with weights in float32; else all is float32."""
     has_cuda = torch.cuda.is_available()
+    has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported()
     args = HealingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=options.batch,
@@ -45,7 +45,7 @@ def arguments_of(options: HealOptions, checkpoints: Path) -> HealingArguments:
         report_to=[],
         disable_tqdm=True,
         use_cpu=not has_cuda,
-        bf16=has_cuda and torch.cuda.is_bf16_supported(),
+        bf16=has_bfloat16 if options.bfloat16 is None else options.bfloat16,
     )
     args.max_steps = steps = options.num_steps(args.world_size)
     args.warmup_steps = steps // 20

@@ -22,6 +22,8 @@ class HealOptions:
             steps and falls along a cosine.
         lora: rank of the adapters of all linear layers; None: all weights are trained.
         temperature, label_weight, stream_weight, blend_steps: those of `HealingArguments`.
+        bfloat16: whether products are computed in bfloat16, with weights in float32; None: on CUDA
+            devices that have it.
         self_generated: tokens of text that the standard model writes itself, to train on.
         seed: of everything random.
 
@@ -43,6 +45,7 @@ class HealOptions:
     label_weight: float = 0.0
     stream_weight: float = 0.0
     blend_steps: int = 0
+    bfloat16: bool | None = None
     self_generated: int = 0
     seed: int = 0
 

@@ -100,7 +100,8 @@ def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _converted(report: Report) -> list[int]:
-    return [block.index for block in report.blocks if block.is_converted]
+    """The numbers of the converted blocks, as `blocks=` counts them."""
+    return [number for number, block in enumerate(report.blocks) if block.is_converted]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ladderize import compat
 from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.checkpoints.own_entry import own_entry
+from ladderize.frontends.compile import restore
 from ladderize.frontends.explain import explain_call
 from ladderize.quality.sensitivity.damage_meter import Batch, Damage, DamageMeter
 from ladderize.quality.sensitivity.measured_notes import MeasuredNotes
@@ -80,12 +82,14 @@ def sensitivity(
             logits; a share is not between 0 and 1.
     """
     _refuse_arguments(batches, shares, options)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return _Search(model, batches, options, width, sets_at_once, notes, on_progress).run(shares)
     finally:
-        model.train(was_training)
+        restore(model)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def _refuse_arguments(
@@ -240,6 +244,8 @@ def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> li
     Raises:
         LadderError: the model is refused, or is a ladder.
     """
+    if compat.is_compiled_wrapper(model) or any(map(compat.is_compiled_in_place, model.modules())):
+        raise LadderError("This model is compiled.", cure="ladderize.restore(model), or a new one")
     if (entry := own_entry(model)) is not None:
         raise LadderError(
             f"{_name_of(model)} is the checkpoint of a ladder: config.json has {entry}.",

@@ -5,23 +5,22 @@
 A set that differs little from the one before it is run from the first block that differs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from ladderize.frontends.backend import compile_graph
+from ladderize.errors import LadderError
+from ladderize.frontends.compile import compile_blended, restore
 from ladderize.passes.blend_reads import Blends
 from ladderize.quality.measures import Measures, logits_of, measure, positions_of
 from ladderize.quality.sensitivity.reusing_run import ReusingRun, reusing_lowering
 from ladderize.quality.sensitivity.set_search import Blocks
 
 Batch = Mapping[str, Any]
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,25 @@ class DamageMeter:
     ) -> None:
         """
         Args:
-            model: in eval mode; it stays as it is.
+            model: in eval mode. It is compiled in place until `close`.
             batches: keyword arguments of calls of one shape, their tensors batch first.
             options: those of `LadderConfig`, but `blocks` and `layers`.
             sets_at_once: sets that are measured in one run, on a batch as many times as large.
 
         Raises:
-            LadderError: the model cannot be converted, or returns no logits.
+            LadderError: the model cannot be converted, or returns no logits; with `sets_at_once`,
+                the batch is not the first dim of its stream.
         """
         self._blends = Blends(0.0)
         self._runs: list[ReusingRun] = []
         self._sets_at_once = sets_at_once
         self._predicts_next = bool(getattr(model, "can_generate", lambda: False)())
-        self._model = torch.compile(
-            model, backend=self._backend, fullgraph=True, dynamic=False, options=dict(options)
+        self._model = compile_blended(
+            model,
+            self._blends,
+            lower=reusing_lowering(self._runs),
+            dynamic=False,
+            **{**options, "strict": True},
         )
         self._batches = list(batches)
         self._repeated = [_repeated(batch, sets_at_once) for batch in batches]
@@ -78,6 +82,7 @@ class DamageMeter:
             logits = self._logits(batch, [frozenset()])
             self._standard.append(logits[: len(logits) // sets_at_once].clone())
         self.blocks = sorted(self._blends.values)
+        self._refuse_other_dims()
         found = [self._compare(number, logits) for number, logits in enumerate(self._standard)]
         joined = Measures.joined(found)
         self.standard_loss, self.tokens = joined.mean_standard_loss, int(joined.tokens.sum())
@@ -105,14 +110,25 @@ class DamageMeter:
         joined = map(Measures.joined, parts)
         return of_first_rank([Damage(each.mean_kl, each.mean_loss) for each in joined])
 
-    def _backend(
-        self,
-        gm: GraphModule,
-        examples: Sequence[Any],
-        options: Mapping[str, Any] | None = None,
-    ) -> Callable[..., Any]:
-        lower = reusing_lowering(self._runs)
-        return compile_graph(gm, examples, options=options, lower=lower, blends=self._blends)
+    def close(self) -> None:
+        """Give the model back as it was."""
+        restore(self._model)
+        self._runs.clear()
+
+    def _refuse_other_dims(self) -> None:
+        """Sets in one run need a stream of `[batch, …]`: a mistaken dim would mix them silently."""
+        if self._sets_at_once == 1:
+            return
+        batch, everything = self._repeated[0], frozenset(self.blocks)
+        alike = self._logits(batch, [everything]).chunk(self._sets_at_once)[0]
+        mixed = self._logits(batch, [everything, frozenset()]).chunk(self._sets_at_once)
+        wanted = [alike, *[self._standard[0]] * (self._sets_at_once - 1)]
+        if not all(torch.allclose(*pair, atol=1e-3) for pair in zip(mixed, wanted, strict=True)):
+            raise LadderError(
+                "Several sets cannot be measured in one run of this model: the first dim of its "
+                "stream is not the batch.",
+                cure="sets_at_once=1",
+            )
 
     def _keep(self, batch: Batch, base: Blocks) -> None:
         """Run `base`, and keep what the next runs begin with."""
@@ -151,8 +167,14 @@ def _repeated(batch: Batch, times: int) -> Batch:
     }
 
 
+Found = TypeVar("Found")
+
+
 def of_first_rank(found: Found) -> Found:
-    """What the first rank found: ranks may differ in the last bits, and must choose alike."""
+    """What the first rank has. Ranks may differ in the last bits, and must not choose differently.
+
+    A collective call, if there is a process group.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return found
     shared = [found]

@@ -15,10 +15,6 @@ Model = Annotated[
         metavar="MODEL", help="Folder of a causal LM and its tokenizer, or with one .gguf."
     ),
 ]
-Texts = Annotated[
-    list[Path] | None,
-    typer.Option(help="Text to train on: .txt, .jsonl, or a folder of datasets; repeatable."),
-]
 Out = Annotated[Path, typer.Option(help="Folder for the healed ladder; an unfinished run resumes.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Number of tokens to train on.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps, instead of --tokens.")]
@@ -41,6 +37,10 @@ BlendSteps = Annotated[
 SelfGenerated = Annotated[
     int, typer.Option(min=0, help="Tokens of text that the model writes itself, to train on.")
 ]
+Bf16 = Annotated[
+    bool | None,
+    typer.Option(help="Compute in bfloat16, with float32 weights. \\[default: on CUDA]"),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the order of the text, and of self-made text.")]
 Lowering = Annotated[str, typer.Option(help="Lowering: inductor, aot_eager or eager.")]
 Force = Annotated[
@@ -51,7 +51,7 @@ Force = Annotated[
 def heal(
     model: Model,
     out: Out,
-    text: Texts = None,
+    text: flags.Texts = None,
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -67,6 +67,7 @@ def heal(
     blend_steps: BlendSteps = 0,
     self_generated: SelfGenerated = 0,
     lowering: Lowering = "inductor",
+    bf16: Bf16 = None,
     seed: Seed = 0,
     force: Force = False,
     json: flags.Json = False,
@@ -99,6 +100,7 @@ def heal(
                     steps=steps,
                     learning_rate=learning_rate,
                     lora=lora,
+                    bfloat16=bf16,
                 ),
                 tokens=tokens,
                 batch=batch,
