@@ -14,6 +14,8 @@ from test_cli import FACTORY, run
 from ladderize.config.block_plan import BlockPlan, read_block_plan
 from ladderize.quality.evaluation import evaluate
 from ladderize.testing import eager_ladder
+from ladderize.tools.cli.running import console
+from ladderize.tools.quality.evaluation_tables import show_tasks
 from ladderize.tools.quality.texts_of_model import batches_of
 
 SIZES = ("--tokens", 64, "--length", 16, "--batch", 2)
@@ -157,6 +159,12 @@ def test_evaluate_shows_a_table(folders, measured):
     assert float(perplexity.split()[1]) == pytest.approx(math.exp(plan.standard_loss), abs=1e-3)
     (kl,) = (row.split() for row in done.stdout.splitlines() if row.startswith("KL("))
     assert float(kl[-4]) == pytest.approx(plan.best(0.5).kl, abs=1e-3)
+
+
+def test_scores_of_tasks_stand_next_to_each_other(capsys):
+    scores = {"standard": {"quiz": {"acc": 0.75}}, "ladder": {"quiz": {"acc": 0.5}}}
+    show_tasks(scores, console())
+    assert ["quiz", "acc", "0.75", "0.5"] in map(str.split, capsys.readouterr().out.splitlines())
 
 
 def test_evaluate_refuses(folders):
