@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import ladderize
 from ladderize import LadderError
 from ladderize.quality import heal
-from ladderize.quality.runs.heal_inputs import parted
+from ladderize.quality.runs.heal_inputs import arguments_of, parted
 from ladderize.quality.runs.heal_options import HealOptions
 from ladderize.quality.runs.heal_watcher import HealWatcher
 from ladderize.quality.runs.run_folder import RunFolder
@@ -232,3 +232,9 @@ def test_the_verb(source, text, tmp_path):
     assert "training: step 3 of 3, loss" in done.stderr
     assert again.exit_code == 1 and again.stderr.count("\n") == 1
     assert "exists already. What to do: overwrite it with --force" in again.stderr
+
+
+def test_products_in_bfloat16(tmp_path):
+    for wanted in (True, False):
+        assert arguments_of(HealOptions(blocks="1:2", bfloat16=wanted), tmp_path).bf16 is wanted
+    assert arguments_of(HealOptions(blocks="1:2"), tmp_path).bf16 is False  # no GPU

@@ -127,7 +127,7 @@ def expected(folders, ladder, chosen):
     """The evaluation of an eager ladder of the folder, on the same tokens."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     standard, other = (load(folders / name).eval() for name in ("standard", ladder))
-    batches = batches_of(standard, str(folders / "standard"), [folders / "text.txt"], 64, 16, 2)
+    batches, _ = batches_of(standard, str(folders / "standard"), [folders / "text.txt"], 64, 16, 2)
     with eager_ladder(other, READS, chosen=chosen):
         return evaluate(standard, other, batches)
 
