@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ladderize import compat
@@ -21,7 +20,7 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.checkpoints.own_entry import own_entry
 from ladderize.frontends.compile import restore
 from ladderize.frontends.explain import explain_call
-from ladderize.quality.sensitivity.damage_meter import Batch, Damage, DamageMeter
+from ladderize.quality.sensitivity.damage_meter import Batch, Damage, DamageMeter, Ranks
 from ladderize.quality.sensitivity.measured_notes import MeasuredNotes
 from ladderize.quality.sensitivity.set_search import Blocks, exchange, grow, shrink
 from ladderize.report.data import BlockReport
@@ -118,17 +117,19 @@ class _Search:
         notes: Path | None,
         on_progress: Progress | None,
     ) -> None:
-        self.staleness = LadderConfig.from_options(options).staleness
+        config = LadderConfig.from_options(options)
+        self.staleness = config.staleness
         self.name = _name_of(model)
         self.reports = _blocks_of(model, batches[0], options)
         self.shares = _shares(self.reports)
-        self.meter = DamageMeter(model, batches, options, sets_at_once)
+        mesh = config.device_mesh
+        ranks = Ranks(None if mesh is None else mesh.get_group())
+        self.meter = DamageMeter(model, batches, options, sets_at_once, ranks)
         assert self.meter.blocks == sorted(self.shares), "the report and the graph disagree"
         self.width = width
         self.expected = 0
         self.on_progress = on_progress or _tell_nobody
-        is_first = not dist.is_initialized() or dist.get_rank() == 0
-        self.notes = MeasuredNotes(notes if is_first else None, self._identity(batches))
+        self.notes = MeasuredNotes(notes, self._identity(batches), ranks)
 
     def run(self, shares: Sequence[float]) -> BlockPlan:
         count, width = len(self.shares), min(self.width, len(self.shares))

@@ -36,6 +36,36 @@ class Damage:
     loss: float | None
 
 
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that measure one model together, or this process alone.
+
+    Attributes:
+        group: their process group; None: all ranks, if there are any.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return not dist.is_initialized() or dist.get_rank(self.group) == 0
+
+    def of_first(self, found: Found) -> Found:
+        """What the first rank has. Ranks may differ in the last bits, and must choose alike.
+
+        A collective call.
+        """
+        if not dist.is_initialized() or dist.get_world_size(self.group) == 1:
+            return found
+        first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        shared = [found]
+        dist.broadcast_object_list(shared, first, self.group)
+        return shared[0]
+
+
 class DamageMeter:
     """Measures sets of blocks of one model.
 
@@ -52,6 +82,7 @@ class DamageMeter:
         batches: Sequence[Batch],
         options: Mapping[str, Any],
         sets_at_once: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +90,7 @@ class DamageMeter:
             batches: keyword arguments of calls of one shape, their tensors batch first.
             options: those of `LadderConfig`, but `blocks` and `layers`.
             sets_at_once: sets that are measured in one run, on a batch as many times as large.
+            ranks: that measure it together; None: all there are.
 
         Raises:
             LadderError: the model cannot be converted, or returns no logits; with `sets_at_once`,
@@ -67,6 +99,7 @@ class DamageMeter:
         self._blends = Blends(0.0)
         self._runs: list[ReusingRun] = []
         self._sets_at_once = sets_at_once
+        self._ranks = ranks or Ranks()
         self._predicts_next = bool(getattr(model, "can_generate", lambda: False)())
         self._model = compile_blended(
             model,
@@ -94,7 +127,7 @@ class DamageMeter:
     def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[Damage]:
         """The damage of each of `sets`, which share the runs of `base` as far as they are alike.
 
-        All ranks of a process group call this with the same sets, and get the first rank's results.
+        All ranks call this with the same sets, and get the first rank's results.
         """
         order = sorted(range(len(sets)), key=lambda i: min(sets[i] ^ base, default=-1))
         parts: list[list[Measures]] = [[] for _ in sets]
@@ -108,7 +141,7 @@ class DamageMeter:
         for run in self._runs:
             run.forget()
         joined = map(Measures.joined, parts)
-        return of_first_rank([Damage(each.mean_kl, each.mean_loss) for each in joined])
+        return self._ranks.of_first([Damage(each.mean_kl, each.mean_loss) for each in joined])
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -165,18 +198,3 @@ def _repeated(batch: Batch, times: int) -> Batch:
         else value
         for name, value in batch.items()
     }
-
-
-Found = TypeVar("Found")
-
-
-def of_first_rank(found: Found) -> Found:
-    """What the first rank has. Ranks may differ in the last bits, and must not choose differently.
-
-    A collective call, if there is a process group.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return found
-    shared = [found]
-    dist.broadcast_object_list(shared)
-    return shared[0]

@@ -10,28 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from ladderize.errors import LadderError
-from ladderize.quality.sensitivity.damage_meter import Damage, of_first_rank
+from ladderize.quality.sensitivity.damage_meter import Damage, Ranks
 from ladderize.quality.sensitivity.set_search import Blocks
 
 
 class MeasuredNotes:
     """The damage of sets, in memory and, with a path, in a file.
 
-    All ranks of a process group make one, and begin with what the first rank's file holds.
+    All ranks make one, and begin with what the first rank's file holds; it alone writes.
     """
 
-    def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, of: Mapping[str, Any], ranks: Ranks) -> None:
         """
         Args:
             path: of the file; None: nothing is written.
             of: what is measured, as JSON data.
+            ranks: that measure it.
 
         Raises:
             LadderError: the file cannot be written.
         """
-        self._path = path
+        self._path = path if ranks.is_first else None
         header = json.dumps({"of": of})
-        self._found = of_first_rank(self._read(header))
+        self._found = ranks.of_first(self._read(header))
         self._write("w", [header, *(_line(*item) for item in self._found.items())])
 
     def _read(self, header: str) -> dict[Blocks, Damage]:
