@@ -10,6 +10,7 @@ import transformers
 from helpers.healing_runs import LADDER, texts, trained_model, trainer
 from helpers.language_models import SIZES, language_model
 from helpers.word_tokenizers import chain_text, word_tokenizer
+from safetensors.torch import load_file
 from torch import nn
 
 import ladderize
@@ -18,6 +19,7 @@ from ladderize.quality import heal
 from ladderize.quality.fitting.least_squares import fit_reads
 from ladderize.quality.runs.heal_inputs import fitted_on
 from ladderize.quality.runs.heal_options import HealOptions
+from ladderize.quality.runs.heal_watcher import HealWatcher
 
 SECOND_LAYER = {"blocks": [2, 3], "lowering": "eager"}
 
@@ -106,8 +108,10 @@ def test_padding_and_batches_of_other_shapes_do_not_count():
     found = []
     for cut in (
         [{"input_ids": ids[:, :6]}, {"input_ids": ids[:, :9]}],
-        [{"input_ids": ids[:, :10], "attention_mask": masks[0]}]
-        + [{"input_ids": ids[:, :9], "attention_mask": masks[1]}],
+        [
+            {"input_ids": ids[:, :10], "attention_mask": masks[0]},
+            {"input_ids": ids[:, :9], "attention_mask": masks[1]},
+        ],
     ):
         fit_reads(model := trained_model(), standard, cut, SECOND_LAYER)
         found.append(weights_of(model))
@@ -158,18 +162,15 @@ def test_the_base_model_of_adapters(tmp_path):
 def test_what_cannot_be_fitted():
     model = trained_model()
     with pytest.raises(LadderError) as caught:
-        fit_reads(model, trained_model(), [], LADDER, ridge=-1)
+        fit_reads(model, trained_model(), [], LADDER, ridge=0)
     said = [str(blocker) for blocker in caught.value.blockers]
-    assert said == ["there are no batches", "ridge=-1 is below 0"]
+    assert said == ["there are no batches", "ridge=0 is not above 0"]
     before = weights_of(model)
-    few = [{"input_ids": batches()[0]["input_ids"][:1, :4]}]
-    with pytest.raises(LadderError, match=r"of block 1 have no finite solution: model\.layers\.0"):
-        fit_reads(model, trained_model(), few, LADDER, ridge=0)
-    assert not changed(model, before)
-    for layer in model.model.layers:
-        layer.mlp = copy.deepcopy(model.model.layers[0].mlp)
-    tied = model.model.layers[1].mlp = model.model.layers[0].mlp
-    assert tied is model.model.layers[0].mlp
+    (teacher := trained_model()).model.layers[0].mlp.up_proj.weight.data[3] = torch.inf
+    with pytest.raises(LadderError, match=r"of block 1 have no finite solution: .*\.up_proj\."):
+        fit_reads(model, teacher, batches(5), LADDER)
+    assert changed(model, before) == ["model.layers.0.mlp.gate_proj.weight"]
+    model.model.layers[1].mlp = model.model.layers[0].mlp
     with pytest.raises(LadderError, match="No weight of the converted blocks can be fitted:"):
         fit_reads(model, copy.deepcopy(model), batches(5), {**LADDER, "blocks": [1]})
 
@@ -180,11 +181,60 @@ def test_what_cannot_be_fitted():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
-    trained_model().save_pretrained(folder / "standard")
+    language_model("llama", num_hidden_layers=1).save_pretrained(folder / "standard")
     word_tokenizer().save_pretrained(folder / "standard")
     (folder / "text.txt").write_text(chain_text(3_000))
     return folder
 
 
-def test_a_run_that_begins_so(folder, tmp_path):
-    """Ended before and behind its first checkpoint, it is the run that nothing ended."""
+class EndsAt(HealWatcher):
+    """Interrupts a run before the checkpoint of a step; notes the stages."""
+
+    def __init__(self, step=None):
+        self.stages, self.step = [], step
+
+    def stage(self, text):
+        self.stages.append(text)
+
+    def progress(self, done, total, logs):  # noqa: ARG002
+        if self.stages[-1] == "training" and done == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_begins_with_it(folder, tmp_path):
+    """Interrupted behind a checkpoint and resumed, it is the run that nothing interrupted."""
+    settings = {"blocks": [1], "lowering": "eager", "steps": 2, "length": 16, "fit_tokens": 2000}
+    settings["learning_rate"] = 1e-3
+    run = folder / "standard", tmp_path / "whole", [folder / "text.txt"]
+    whole = heal(*run, **settings)
+    kls = [each["kl"] for each in (whole.before, whole.fitted, whole.after)]
+    assert kls[1] < 0.7 * kls[0] and kls[2] < 1.2 * kls[1]
+    out, ended, resumes = tmp_path / "out", EndsAt(step=2), EndsAt()
+    with pytest.raises(KeyboardInterrupt):
+        heal(run[0], out, run[2], watcher=ended, **settings)
+    resumed = heal(run[0], out, run[2], watcher=resumes, **settings)
+    assert ended.stages[-3:] == ["fitting the reads", "measuring the fitted ladder", "training"]
+    others = ("fitting", "measuring")
+    assert not any(stage.startswith(others) for stage in resumes.stages)
+    assert resumed.curve == whole.curve and resumed.fitted == whole.fitted
+    written = json.loads((out / "heal.json").read_text())
+    rows = [(row["tokens"], row["eval_kl"]) for row in written["curve"] if "eval_kl" in row]
+    assert rows[:2] == [(0, kls[0]), (0, kls[1])] and rows[-1] == (2 * 64, kls[2])
+    files = (each / "model.safetensors" for each in (tmp_path / "whole", out))
+    mine, theirs, standard = map(load_file, (*files, folder / "standard" / "model.safetensors"))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    first = "model.layers.0.mlp.up_proj.weight"
+    assert (mine[first] - standard[first]).norm() > 0.1 * standard[first].norm()
+
+
+def test_the_tokens_that_it_is_fitted_on():
+    """Whole batches, spread over the text, and no more than there are."""
+    rows = torch.arange(50).view(50, 1).repeat(1, 8)
+    for tokens, count in ((0, 4), (1, 4), (170, 20), (10_000, 48)):
+        found = fitted_on(rows, HealOptions(batch=4, length=8, fit_tokens=tokens))
+        assert all(len(each["input_ids"]) == 4 for each in found)
+        taken = torch.cat([each["input_ids"] for each in found])[:, 0]
+        assert len(taken.unique()) == len(taken) == count
+        assert (taken[0], taken[-1]) == (0, 49)
+    with pytest.raises(LadderError, match="fit_tokens=-1 is below 0"):
+        HealOptions(fit_tokens=-1)

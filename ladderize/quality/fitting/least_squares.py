@@ -58,23 +58,24 @@ def fit_reads(
         batches: keyword arguments of calls; a token whose `attention_mask` is 0 does not count.
             With a process group all ranks give the same ones, and get the first rank's weights.
         options: those of `LadderConfig`.
-        ridge: how firmly the weights are held, as a share of the mean square of what is read.
+        ridge: how firmly the weights are held, above 0, as a share of the mean square of a read.
         on_progress: is told the number of reads that are fitted, and of all.
 
     Raises:
-        LadderError: there are no batches, the model cannot be converted, or no weight can be fitted, or
-            none that is finite.
+        LadderError: there are no batches, the model cannot be converted, none of its weights can be
+            fitted, or one would not be finite.
     """
-    if not batches or not ridge >= 0:
-        raise LadderError(
-            "Reads cannot be fitted so:",
-            [Blocker("there are no batches")] * (not batches)
-            + [Blocker(f"ridge={ridge!r} is below 0")] * (not ridge >= 0),
-        )
+    blockers = [] if batches else [Blocker("there are no batches")]
+    if not ridge > 0:
+        blockers.append(Blocker(f"ridge={ridge!r} is not above 0"))
+    if blockers:
+        raise LadderError("Reads cannot be fitted so:", blockers)
     traced = trace_batches(teacher, batches, options)
     if not traced[0].reads:
         raise LadderError(
-            "No weight of the converted blocks can be fitted:", map(Blocker, traced[0].left)
+            "No weight of the converted blocks can be fitted:",
+            map(Blocker, traced[0].left),
+            "train without fitting",
         )
     unshare(teacher, model, {name for each in traced for name in each.fitted})
     runs = [each.run(model, teacher) for each in traced]
