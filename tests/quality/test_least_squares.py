@@ -94,14 +94,13 @@ def test_a_ladder_without_a_step(tmp_path):
     assert changed(run.model, weights) == sorted(found.weights, key=list(weights).index)
     assert not changed(run.teacher, weights)
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    again = trainer(tmp_path)
-    again.fit(batches())
-    assert not changed(again.model, weights_of(run.model))
+    fit_reads(again := trained_model(), trained_model(), batches(), LADDER)
+    assert not changed(again, weights_of(run.model))
 
 
 def test_padding_and_batches_of_other_shapes_do_not_count():
     """A row in two parts, one of them padded, is the row."""
-    standard, (whole,) = trained_model(), batches(5)
+    (whole,) = batches(5)
     ids = whole["input_ids"]
     masks = torch.ones(20, 10, dtype=torch.int64), torch.ones(20, 9, dtype=torch.int64)
     masks[0][:, 6:] = 0
@@ -113,7 +112,8 @@ def test_padding_and_batches_of_other_shapes_do_not_count():
             {"input_ids": ids[:, :9], "attention_mask": masks[1]},
         ],
     ):
-        fit_reads(model := trained_model(), standard, cut, SECOND_LAYER)
+        model = language_model("llama", num_hidden_layers=1)
+        fit_reads(model, copy.deepcopy(model), cut, {**LADDER, "blocks": [1]})
         found.append(weights_of(model))
     for mine, theirs in zip(*(each.values() for each in found), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
@@ -150,9 +150,8 @@ def test_the_base_model_of_adapters(tmp_path):
     assert len(found.weights) == 7 and all("base_layer" in name for name in found.weights)
     assert set(changed(run.model, weights)) == set(found.weights)
     assert not changed(run.teacher, weights)
-    plain = trainer(tmp_path)
-    plain.fit(batches())
-    for name, each in plain.model.named_parameters():
+    fit_reads(plain := trained_model(), trained_model(), batches(), LADDER)
+    for name, each in plain.named_parameters():
         stem, _, last = f"base_model.model.{name}".rpartition(".")
         full = f"{stem}.base_layer.{last}"
         if full in found.weights:
