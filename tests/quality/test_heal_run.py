@@ -112,8 +112,12 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
 
 
 def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
-    """The same command resumes it; with other options it is refused, or begun anew."""
+    """The same command resumes it; with other options it is refused, or begun anew.
+
+    Its checkpoints hold the adapters: what was fitted is fitted again.
+    """
     settings = {**SETTINGS, "blocks": [1], "steps": 6, "lora": 4, "self_generated": 100}
+    settings["fit_tokens"] = 500
     whole = heal(one_layer, tmp_path / "whole", [text], **settings)
     out = tmp_path / "out"
     stop = Stages(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -131,7 +135,8 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
         heal(one_layer, out, [other], **settings)
     watcher = Stages()
     resumed = heal(one_layer, out, [text], watcher=watcher, **settings)
-    assert len(watcher.losses) < 6 and "measuring the ladder" not in watcher.stages
+    assert len(watcher.losses) < 6 and "fitting the reads" in watcher.stages
+    assert not any(stage.startswith("measuring") for stage in watcher.stages)
     assert resumed.after == whole.after and resumed.curve == whole.curve
     standard = load(one_layer).state_dict()
     assert load(out).state_dict().keys() == standard.keys()
@@ -221,6 +226,7 @@ def test_folders_that_are_none(source, text, tmp_path):
 def test_the_verb(source, text, tmp_path):
     out = tmp_path / "out"
     flags = "--blocks 1:4 --lowering eager --steps 3 --length 16 --learning-rate 1e-2"
+    flags += " --fit-tokens 1000"
     command = ["heal", f"hf:{source}", "--text", str(text), "--out", str(out), *flags.split()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -228,7 +234,9 @@ def test_the_verb(source, text, tmp_path):
         assert done.exit_code == 0, done.output
         again = CliRunner().invoke(app, command)
     words = done.stdout.split()
-    assert "3 of 4 blocks read stale; 192 tokens" in done.stdout and "healed" in words
+    assert "3 of 4 blocks read stale; 192 tokens" in done.stdout and {"fitted", "healed"} <= {
+        *words
+    }
     assert "training: step 3 of 3, loss" in done.stderr
     assert again.exit_code == 1 and again.stderr.count("\n") == 1
     assert "exists already. What to do: overwrite it with --force" in again.stderr

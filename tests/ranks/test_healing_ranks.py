@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.healing_runs import trainer
+from helpers.healing_runs import texts, trainer
 from helpers.language_models import language_model
 from helpers.ranks import mesh
 from transformers import TrainerCallback
@@ -46,6 +46,26 @@ def test_two_ranks_heal_as_one_does(two_ranks, tmp_path):
         assert found[0] == pytest.approx(logged(run, "kl"), rel=1e-2)
     assert (first[2] == second[2]).all()
     torch.testing.assert_close(torch.from_numpy(first[2]), weights, rtol=1e-2, atol=1e-3)
+
+
+def fitted(folder, number):
+    run = trainer(folder)
+    rows = torch.stack([each["input_ids"] for each in texts()[0]])
+    names = run.fit([{"input_ids": rows.split(100)[number]}]).weights
+    found = torch.cat([run.model.get_parameter(name).flatten() for name in names])
+    return found.detach().numpy()
+
+
+def fitted_on_own_text(folder):
+    as_torchrun()
+    return fitted(folder, dist.get_rank())
+
+
+def test_all_ranks_get_the_weights_that_the_first_one_fits(two_ranks, tmp_path):
+    first, second = two_ranks.run(fitted_on_own_text, tmp_path)
+    assert (first == second).all()
+    wanted = torch.from_numpy(fitted(tmp_path, 0))
+    torch.testing.assert_close(torch.from_numpy(first), wanted)
 
 
 class OnSecond(TrainerCallback):

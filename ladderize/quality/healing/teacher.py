@@ -6,8 +6,8 @@ teacher q.weight (frozen)    q.bias
 """
 
 import copy
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -37,18 +37,44 @@ def standard_copy(model: Model) -> Model:
     return teacher
 
 
-def find_changed_adapters(model: nn.Module) -> Iterator[Blocker]:
-    """LoRA adapters of `model` that add something: with them it is not its base model."""
+@torch.no_grad()
+def unshare(teacher: nn.Module, model: nn.Module, names: Collection[str]) -> None:
+    """Give `teacher` its own copies of the parameters `names`, where they are those of `model`."""
+    for name in names:
+        shared = teacher.get_parameter(name)
+        if model.get_parameter(name) is shared:
+            owner, _, last = name.rpartition(".")
+            own = nn.Parameter(shared.clone(), requires_grad=False)
+            setattr(teacher.get_submodule(owner), last, own)
+
+
+def find_adapters(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict, nn.ModuleDict]]:
+    """The modules with LoRA adapters: their names, and both factors by the adapters' names."""
     for name, module in model.named_modules():
         downs, ups = (getattr(module, each, None) for each in ("lora_A", "lora_B"))
         if isinstance(downs, nn.ModuleDict) and isinstance(ups, nn.ModuleDict):
-            yield from (
-                Blocker(f"{name}: its LoRA adapter {adapter!r} is not zero")
-                for adapter in downs
-                if not (_is_zero(downs[adapter]) or _is_zero(ups[adapter]))
-            )
+            yield name, downs, ups
+
+
+def find_changed_adapters(model: nn.Module) -> Iterator[Blocker]:
+    """LoRA adapters of `model` that add something: with them it is not its base model."""
+    for name, downs, ups in find_adapters(model):
+        yield from (
+            Blocker(f"{name}: its LoRA adapter {adapter!r} is not zero")
+            for adapter in downs
+            if not (_is_zero(downs[adapter]) or _is_zero(ups[adapter]))
+        )
 
 
 @torch.no_grad()
 def _is_zero(module: nn.Module) -> bool:
     return not any(parameter.any() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def prepare_hidden_states(model: Any) -> None:
+    """At their first call transformers' models install hooks under a lock, which Dynamo refuses."""
+    is_training = model.training
+    one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    model.eval()(input_ids=one, output_hidden_states=True)
+    model.train(is_training)

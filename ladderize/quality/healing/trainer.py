@@ -4,7 +4,7 @@ batch ─┬─ ladder, trained ────────── logits, stream �
        └─ standard model, frozen ─── logits, stream ─┴── DistillationLoss ── AdamW
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ladderize.errors import LadderError
+from ladderize.quality.fitting.least_squares import FittedReads, OnProgress, fit_reads
 from ladderize.quality.healing.blended_start import BlendedStart
 from ladderize.quality.healing.distillation import (
     DistillationParts,
@@ -26,7 +27,7 @@ from ladderize.quality.healing.healing_arguments import HealingArguments
 from ladderize.quality.healing.healing_steps import HealingSteps
 from ladderize.quality.healing.saved_steps import last_checkpoint, told_last, whole_checkpoint
 from ladderize.quality.healing.stop_signals import StopSignals
-from ladderize.quality.healing.teacher import standard_copy
+from ladderize.quality.healing.teacher import prepare_hidden_states, standard_copy
 from ladderize.quality.measures import Measures, measure
 
 
@@ -68,8 +69,9 @@ class HealingTrainer(transformers.Trainer):
         refuse_unhealable(model, args)
         self.teacher: Any = standard_copy(model)
         if args.stream_weight:
-            _prepare_hidden_states(model)
-        self.reads = BlendedStart(model, ladder or {}, args.blend_steps)
+            prepare_hidden_states(model)
+        self._ladder = dict(ladder or {})
+        self.reads = BlendedStart(model, self._ladder, args.blend_steps)
         super().__init__(model, args, **options)
         self.model_accepts_loss_kwargs = False  # the loss is a mean, which Trainer divides by the
         self.loss_is_scaled_for_ga = False  # number of accumulated batches
@@ -79,6 +81,25 @@ class HealingTrainer(transformers.Trainer):
             self.teacher.config.use_cache = False  # as Trainer does for its model
         self._parts: list[Tensor] = []
         self._loss = args.loss()
+
+    def fit(
+        self, batches: Sequence[Mapping[str, Any]], on_progress: OnProgress | None = None
+    ) -> FittedReads:
+        """Fit the weights that read the stream first, by least squares, before `train`.
+
+        A run of LoRA is fitted anew when it is resumed: its checkpoints hold the adapters alone.
+
+        Args:
+            batches: of the model's inputs; the same ones on all ranks.
+            on_progress: is told the number of reads that are fitted, and of all.
+
+        Raises:
+            LadderError: there are no batches, or a weight would not be finite.
+        """
+        given = [_without_labels(self._prepare_inputs(dict(batch)))[0] for batch in batches]
+        model: Any = self.model
+        with self.accelerator.autocast():
+            return fit_reads(model, self.teacher, given, self._ladder, on_progress=on_progress)
 
     def train(
         self,
@@ -220,15 +241,6 @@ class HealingTrainer(transformers.Trainer):
         found = measure(self._taught(given).logits, ladder, targets, counted)
         columns = torch.stack(list(vars(found).values()), 1).to(self.args.device)
         return Measures(*self.accelerator.gather_for_metrics(columns).cpu().unbind(1))
-
-
-@torch.no_grad()
-def _prepare_hidden_states(model: Any) -> None:
-    """At their first call transformers' models install hooks under a lock, which Dynamo refuses."""
-    is_training = model.training
-    one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    model.eval()(input_ids=one, output_hidden_states=True)
-    model.train(is_training)
 
 
 def _without_labels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor]:

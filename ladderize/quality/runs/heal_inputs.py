@@ -115,6 +115,14 @@ def parted(tokens: Tensor, options: HealOptions, num_ranks: int) -> tuple[Tensor
     return tokens[~is_held_out], tokens[is_held_out]
 
 
+def fitted_on(trained: Tensor, options: HealOptions) -> list[dict[str, Tensor]]:
+    """Batches for the start by least squares, spread over what is trained on."""
+    wanted = max(1, round(options.fit_tokens / (options.batch * options.length)))
+    count = min(wanted, len(trained) // options.batch) * options.batch
+    rows = trained[torch.linspace(0, len(trained) - 1, count).round().long()]
+    return [{"input_ids": each} for each in torch.split(rows, options.batch)]
+
+
 def as_examples(tokens: Tensor) -> list[dict[str, Tensor]]:
     return [{"input_ids": row} for row in tokens]
 

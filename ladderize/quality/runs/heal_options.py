@@ -14,6 +14,8 @@ class HealOptions:
 
     Attributes:
         blocks, layers, staleness, lowering: of the ladder, as those of `LadderConfig`.
+        fit_tokens: to fit the weights that read the stream first on, by least squares, before it
+            is trained; 0: they are not fitted.
         tokens: to train on, over all ranks; repeats the text if it is shorter.
         steps: of the optimizer, instead of `tokens`.
         batch: sequences per step and rank.
@@ -35,6 +37,7 @@ class HealOptions:
     layers: str | int | Sequence[int] | None = None
     staleness: int = 1
     lowering: str = "inductor"
+    fit_tokens: int = 0
     tokens: int = 100_000
     steps: int | None = None
     batch: int = 4
@@ -60,7 +63,7 @@ class HealOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 yield f"{name}={value!r} is not above 0"
-        for name in ("self_generated", "blend_steps"):
+        for name in ("self_generated", "blend_steps", "fit_tokens"):
             if getattr(self, name) < 0:
                 yield f"{name}={getattr(self, name)!r} is below 0"
         if self.length == 1:

@@ -19,6 +19,7 @@ class HealResult:
         before, after: of the ladder, on text that was held out: `kl` to the standard model in nats
             per token, `loss` and `standard_loss` (cross entropy in nats per token), `agreement`,
             the share of tokens for which both prefer the same next one.
+        fitted: as `before`, after the start by least squares; None without one.
         curve: rows by `tokens` seen: losses of training (`loss`, `kl`, `label_loss`,
             `stream_loss`), or on the held-out text (`eval_…`).
         tokens: that were trained on.
@@ -31,6 +32,7 @@ class HealResult:
     blocks: tuple[int, ...]
     num_blocks: int
     before: Mapping[str, float]
+    fitted: Mapping[str, float] | None
     after: Mapping[str, float]
     curve: Sequence[Mapping[str, float]]
     tokens: int
@@ -57,10 +59,20 @@ def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
 
 
 def curve_of(
-    before: Mapping[str, float], history: Sequence[Mapping[str, Any]], tokens_per_step: int
+    measured: Sequence[Mapping[str, float]],
+    history: Sequence[Mapping[str, Any]],
+    tokens_per_step: int,
 ) -> list[dict[str, float]]:
-    """`before`, and the rows of a Trainer's log that hold losses, by tokens instead of steps."""
-    curve: list[dict[str, float]] = [{"tokens": 0, **{f"eval_{n}": v for n, v in before.items()}}]
+    """The rows of a Trainer's log that hold losses, by tokens instead of steps.
+
+    Args:
+        measured: on the held-out text before the first step, in order.
+        history: the log.
+        tokens_per_step: over all ranks.
+    """
+    curve: list[dict[str, float]] = [
+        {"tokens": 0, **{f"eval_{n}": v for n, v in each.items()}} for each in measured
+    ]
     for row in history:
         if losses := {name: row[name] for name in _LOGGED if name in row}:
             curve.append({"tokens": row["step"] * tokens_per_step, **losses})

@@ -87,7 +87,8 @@ def heal(
         eval_dataset=heal_inputs.as_examples(held_out),
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    run = _Run(standard, folder, settings, report, trainer, told)
+    fitted_on = heal_inputs.fitted_on(trained, settings)
+    run = _Run(standard, folder, settings, report, trainer, fitted_on, told)
     return run.result({"model": str(model), "texts": [*map(str, texts)]})
 
 
@@ -113,11 +114,13 @@ class _Run:
     options: HealOptions
     report: Report
     trainer: HealingTrainer
+    fitted_on: Sequence[Mapping[str, Any]]
     watcher: HealWatcher
 
     def result(self, names: Mapping[str, Any]) -> HealResult:
         trainer = self.trainer
-        before = self._before()
+        before = self._measured("before", "measuring the ladder")
+        fitted = self._fitted()
         clock = RunClock(self.watcher, self.folder)
         trainer.add_callback(clock)
         self.watcher.stage("training")
@@ -130,8 +133,11 @@ class _Run:
             blocks=tuple(_converted(self.report)),
             num_blocks=len(self.report.blocks),
             before=before,
+            fitted=fitted,
             after=after,
-            curve=curve_of(before, trainer.state.log_history, per_step),
+            curve=curve_of(
+                [before, *([fitted] if fitted else [])], trainer.state.log_history, per_step
+            ),
             tokens=trainer.state.global_step * per_step,
             held_out_tokens=len(trainer.eval_dataset) * self.options.length,  # type: ignore[arg-type]
             seconds=clock.seconds,
@@ -144,16 +150,29 @@ class _Run:
         trainer.accelerator.wait_for_everyone()
         return result
 
-    def _before(self) -> dict[str, float]:
-        """Of the ladder that nothing has healed; a run that is resumed remembers it."""
-        noted = self.folder.noted("before")
+    def _fitted(self) -> dict[str, float] | None:
+        """Of the ladder with fitted reads; None without `fit_tokens`.
+
+        Checkpoints hold what was fitted, but those of LoRA: the same weights are fitted again.
+        """
+        if not self.options.fit_tokens:
+            return None
+        has_fitted = last_checkpoint(self.folder.checkpoints) is not None
+        if self.options.lora is not None or not has_fitted:
+            self.watcher.stage("fitting the reads")
+            self.trainer.fit(self.fitted_on, lambda n, of: self.watcher.progress(n, of, {}))
+        return self._measured("fitted", "measuring the fitted ladder")
+
+    def _measured(self, name: str, stage: str) -> dict[str, float]:
+        """Of the ladder that no step has trained; a run that is resumed remembers it."""
+        noted = self.folder.noted(name)
         self.trainer.accelerator.wait_for_everyone()
         if noted is not None:
             return dict(noted)
-        self.watcher.stage("measuring the ladder")
+        self.watcher.stage(stage)
         found = metrics_of(self.trainer.evaluate())
         if self.trainer.is_world_process_zero():
-            self.folder.note("before", found)
+            self.folder.note(name, found)
         return found
 
     def _after(self) -> dict[str, float]:

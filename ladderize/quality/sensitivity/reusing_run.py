@@ -38,7 +38,7 @@ class ReusingRun:
         self._nodes = [node for node in gm.graph.nodes if node.op != "placeholder"]
         self._blends = set(blend_inputs(gm))
         self._starts = _starts(self._nodes, self._blends)
-        self._dead = _last_reads(self._nodes)
+        self._dead = last_reads(self._nodes)
         self._kept: dict[int, dict[Node, Any]] = {}
         self._kept_inputs: tuple[Any, ...] = ()
 
@@ -125,7 +125,7 @@ def _written_spans(nodes: Sequence[Node]) -> Collection[tuple[int, int]]:
     return spans
 
 
-def _last_reads(nodes: Sequence[Node]) -> list[list[Node]]:
+def last_reads(nodes: Sequence[Node]) -> list[list[Node]]:
     """For each position the values, but inputs, that no later node reads."""
     last = {node: i for i, node in enumerate(nodes)}
     last |= {source: i for i, node in enumerate(nodes) for source in node.all_input_nodes}

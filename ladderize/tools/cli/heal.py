@@ -16,6 +16,10 @@ Model = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the healed ladder; an unfinished run resumes.")]
+FitTokens = Annotated[
+    int,
+    typer.Option(min=0, help="Tokens to fit the weights that read the stream on, before training."),
+]
 Tokens = Annotated[int, typer.Option(min=1, help="Number of tokens to train on.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps, instead of --tokens.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences per step and rank.")]
@@ -55,6 +59,7 @@ def heal(
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
+    fit_tokens: FitTokens = 0,
     tokens: Tokens = 100_000,
     steps: Steps = None,
     batch: Batch = 4,
@@ -102,6 +107,7 @@ def heal(
                     lora=lora,
                     bfloat16=bf16,
                 ),
+                fit_tokens=fit_tokens,
                 tokens=tokens,
                 batch=batch,
                 length=length,

@@ -27,17 +27,18 @@ def show(result: HealResult, out: Path, console: Console) -> None:
 
 def _table(result: HealResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, column in enumerate(("", "standard", "before", "after", "healed")):
+    measured = {"before": result.before, "fitted": result.fitted, "after": result.after}
+    found = {name: each for name, each in measured.items() if each is not None}
+    for number, column in enumerate(("", "standard", *found, "healed")):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    before, after = result.before, result.after
     rows = {
         "KL to the standard model, nats": ("kl", "0"),
-        "loss, nats": ("loss", f"{before['standard_loss']:.4f}"),
+        "loss, nats": ("loss", f"{result.before['standard_loss']:.4f}"),
     }
     for text, (name, standard) in rows.items():
-        healed = _percent(result.recovered(name))
-        table.add_row(text, standard, f"{before[name]:.4f}", f"{after[name]:.4f}", healed)
-    agreement = [_percent(each["agreement"]) for each in (before, after)]
+        values = [f"{each[name]:.4f}" for each in found.values()]
+        table.add_row(text, standard, *values, _percent(result.recovered(name)))
+    agreement = [_percent(each["agreement"]) for each in found.values()]
     table.add_row("same next token", "100 %", *agreement, "")
     return table
 
