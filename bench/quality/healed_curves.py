@@ -41,14 +41,17 @@ class HealedRun:
         options: those of `HealingArguments` that differ.
         lora: the rank of the adapters; None: all weights.
         blend: the fraction of the steps that blend their reads.
+        fit_tokens: for the start by least squares.
     """
 
     blocks: str
     options: dict[str, Any] = field(default_factory=dict)
     lora: int | None = None
     blend: float = 0.0
+    fit_tokens: int = 0
 
 
+FIT_TOKENS = 20_480
 RUNS = {
     "25 %": HealedRun("25%"),
     "50 %": HealedRun("50%"),
@@ -61,6 +64,12 @@ RUNS = {
     "50 %, stream": HealedRun("50%", {"stream_weight": 1.0}),
     "50 %, blended": HealedRun("50%", blend=0.2),
     "100 %, blended": HealedRun("100%", blend=0.2),
+    "25 %, fitted": HealedRun("25%", fit_tokens=FIT_TOKENS),
+    "50 %, fitted": HealedRun("50%", fit_tokens=FIT_TOKENS),
+    "75 %, fitted": HealedRun("75%", fit_tokens=FIT_TOKENS),
+    "92 %, fitted": HealedRun("92%", fit_tokens=FIT_TOKENS),
+    "100 %, fitted": HealedRun("100%", fit_tokens=FIT_TOKENS),
+    "50 %, last blocks, fitted": HealedRun("last:50%", fit_tokens=FIT_TOKENS),
 }
 
 
@@ -96,13 +105,23 @@ def healed(name: str, run: HealedRun, given: argparse.Namespace) -> Iterator[Res
     """A row for each evaluation; the first one is before healing."""
     trainer, blocks = trainer_of(run, given)
     before = trainer.evaluate()
+    history = [{**before, "step": -1}]
+    if run.fit_tokens:
+        rows = trainer.train_dataset[: run.fit_tokens // LENGTH]
+        ids = torch.stack([row["input_ids"] for row in rows])
+        trainer.fit([{"input_ids": part} for part in ids.split(BATCH)])
+        history.append({**trainer.evaluate(), "step": 0})
     trainer.train()
-    history = [{**before, "step": 0}]
     history += [row for row in trainer.state.log_history if "eval_kl" in row and row["step"]]
     added = before["eval_loss"] - before["eval_standard_loss"]
     for row in {row["step"]: row for row in history}.values():
         yield ResultRow(
-            {"run": name, "of_tokens": given.tokens, "tokens": row["step"] * LENGTH * BATCH},
+            {
+                "run": name,
+                "of_tokens": given.tokens,
+                "tokens": max(row["step"], 0) * LENGTH * BATCH,
+                "state": {-1: "converted", 0: "fitted"}.get(row["step"], "trained"),
+            },
             {
                 "kl": row["eval_kl"],
                 "loss": row["eval_loss"],

@@ -26,6 +26,7 @@ from ladderize.quality.sensitivity.damage_meter import DamageMeter
 from ladderize.report.files import write_file
 from ladderize.tools.bench.record import ResultRow, Results
 
+IMPROVED = (0.25, 0.5, 0.75, 0.92)
 SHARES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.85, 0.92, 1.0)
 
 
@@ -73,7 +74,7 @@ def choose(model: Any, tokens: torch.Tensor, path: Path, width: int) -> BlockPla
         plan = ladderize.sensitivity(
             model,
             [{"input_ids": tokens}],
-            shares=SHARES,
+            shares=IMPROVED,
             width=width,
             notes=path.with_suffix(".notes"),
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
