@@ -52,10 +52,19 @@ class Branch(nn.Module):
         return self.up(nn.functional.linear(x, self.down, self.bias))
 
 
+class Sorted(Branch):
+    """A branch that puts its rows in an order of its own choice."""
+
+    def forward(self, x):
+        order = nn.functional.linear(x, self.down)[:, 0].argsort()
+        return self.up(x[order])
+
+
 class Chain(nn.Module):
-    def __init__(self):
+    def __init__(self, last=Branch):
         super().__init__()
-        self.blocks = nn.ModuleList(Branch(by_inputs=number == 2) for number in range(4))
+        branches = [Branch(by_inputs=number == 2) for number in range(3)]
+        self.blocks = nn.ModuleList([*branches, last(by_inputs=False)])
 
     def forward(self, x):
         for block in self.blocks:
@@ -73,6 +82,8 @@ def test_what_is_linear_in_the_stale_stream_is_found():
     model, x = copy.deepcopy(standard), torch.randn(2, 40, 6)
     x[..., -1] = 1.0
     before = weights_of(standard)
+    with torch.no_grad():  # it is found from other weights, too
+        model.blocks[3].down += torch.randn(6, 6)
     found = fit_reads(model, standard, [{"x": each} for each in x], SECOND_LAYER, ridge=1e-7)
     assert found.weights == ("blocks.2.down", "blocks.3.down") and found.left == ()
     assert changed(model, before) == list(found.weights) and not changed(standard, before)
@@ -129,6 +140,14 @@ def test_weights_with_another_reader_are_left():
     assert names == ["self_attn.k_proj.weight", "self_attn.v_proj.weight", "mlp.gate_proj.weight"]
     assert found.left == ("block 2: linear", "block 3: linear")
     assert changed(model, before) == sorted(found.weights, key=list(before).index)
+
+
+def test_rows_that_a_block_selects_are_left():
+    torch.manual_seed(0)
+    model = Chain(last=Sorted)
+    found = fit_reads(model, copy.deepcopy(model), [{"x": torch.randn(40, 6)}], SECOND_LAYER)
+    assert found.weights == ("blocks.2.down", "blocks.3.down")
+    assert found.left == ("block 3: getitem",)
 
 
 def test_a_mixture_of_experts():

@@ -56,6 +56,7 @@ def fit_reads(
         teacher: the standard model, in eval mode, with parameters of the same names. Those that it
             shares with `model` and that are fitted become its own.
         batches: keyword arguments of calls; a token whose `attention_mask` is 0 does not count.
+            Until the end each batch keeps a few values of the size of its stream.
             With a process group all ranks give the same ones, and get the first rank's weights.
         options: those of `LadderConfig`.
         ridge: how firmly the weights are held, above 0, as a share of the mean square of a read.

@@ -5,7 +5,6 @@
 Nothing is computed: a call ends where its graph would be run.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,8 +108,7 @@ def _found(
 
 
 def _fittable(teacher: nn.Module) -> set[str]:
-    """Matrices that are a parameter once, and of no LoRA adapter."""
-    uses = Counter(id(each) for _, each in teacher.named_parameters(remove_duplicate=False))
+    """Matrices, but those of LoRA adapters."""
     adapters = {
         id(each)
         for _, *factors in find_adapters(teacher)
@@ -120,8 +118,5 @@ def _fittable(teacher: nn.Module) -> set[str]:
     return {
         name
         for name, each in teacher.named_parameters()
-        if each.dim() == 2
-        and each.is_floating_point()
-        and uses[id(each)] == 1
-        and id(each) not in adapters
+        if each.dim() == 2 and each.is_floating_point() and id(each) not in adapters
     }
