@@ -72,7 +72,7 @@ class BlockPlan(StrictRecord):
         standard_loss: of the standard model, nats per token; None without labels.
         blocks: all of them, in the order of their numbers.
         sets: the best sets found of each number of blocks, from few to many.
-        references: other sets, for comparison: "all", "last:50%", "attention", "MLP".
+        references: those of `sets` that were not searched for: "all", "last:50%", "MLP only".
         versions: of what measured them.
     """
 
@@ -119,14 +119,17 @@ class BlockPlan(StrictRecord):
     def candidates(self, share: float, count: int) -> list[MeasuredSet]:
         """The `count` sets of least divergence that hide that share, and little more than it.
 
-        What a set costs before healing is not what it costs after, so several are worth a heal.
+        What a set costs before healing is not what it costs after, so several are worth a heal;
+        the `references` that hide as much, such as the last blocks, are among them too.
 
         Raises:
             ValueError: no set hides as much.
         """
         most = self.best(share).share + _MARGIN
         near = [each for each in self.sets if share - 1e-6 <= each.share <= most]
-        return sorted(near, key=lambda each: each.kl)[:count]
+        ranked = sorted(near, key=lambda each: each.kl)
+        references = [each.blocks for each in self.references.values()]
+        return ranked[:count] + [each for each in ranked[count:] if each.blocks in references]
 
     def healed(self, found: Mapping[tuple[int, ...], tuple[float, float | None]]) -> "BlockPlan":
         """The plan with the divergence and loss of some sets, by their blocks, after a heal."""

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RAISED = ("LadderError", "LadderWarning", "DisagreementError", "ContradictionError")
+RAISED = (
+    "LadderError",
+    "LadderWarning",
+    "DisagreementError",
+    "ContradictionError",
+    "CannotFitError",
+)
 GAP = "…"
 CODE = re.compile(r"(`+) ?(.+?) ?\1")
 # Summaries that are put together elsewhere, by the expression that stands for them.

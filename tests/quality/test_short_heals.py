@@ -35,6 +35,7 @@ def test_candidates_are_healed_and_one_is_chosen(measured):
     candidates = plan.candidates(0.5, 2)
     found = {tuple(e.blocks): e for e in healed.sets if e.healed_kl is not None}
     assert {*found} == {tuple(each.blocks) for each in candidates}
+    assert tuple(plan.references["last:50%"].blocks) in found
     assert all(each.healed_kl < 0.6 * each.kl for each in found.values())
     assert all(each.healed_loss < each.loss for each in found.values())
     assert healed.best(0.5).healed_kl == min(each.healed_kl for each in found.values())

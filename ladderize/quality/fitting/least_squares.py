@@ -20,6 +20,11 @@ from ladderize.quality.fitting.read_products import FirstRead, FirstWeight
 from ladderize.quality.fitting.traced_batches import TracedBatch, trace_batches
 from ladderize.quality.healing.teacher import unshare
 
+
+class CannotFitError(LadderError):
+    """No weight of the converted blocks can be fitted, as of experts alone."""
+
+
 OnProgress = Callable[[int, int], None]
 
 
@@ -73,7 +78,7 @@ def fit_reads(
         raise LadderError("Reads cannot be fitted so:", blockers)
     traced = trace_batches(teacher, batches, options)
     if not traced[0].reads:
-        raise LadderError(
+        raise CannotFitError(
             "No weight of the converted blocks can be fitted:",
             map(Blocker, traced[0].left),
             "train without fitting",

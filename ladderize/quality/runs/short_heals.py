@@ -6,6 +6,7 @@ candidates of a BlockPlan ── each: a copy of the model, healed ── KL, lo
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ladderize.config.block_plan import BlockPlan
 from ladderize.errors import LadderError, counted
+from ladderize.quality.fitting.least_squares import CannotFitError
 from ladderize.quality.healing.healing_arguments import HealingArguments
 from ladderize.quality.healing.trainer import HealingTrainer
 
@@ -33,8 +35,8 @@ def heal_candidates(
 ) -> BlockPlan:
     """`plan` with what its best sets for each share cost after a short heal.
 
-    `plan.best` then chooses among these. Every set is healed from the same weights, on the same
-    tokens in the same order.
+    `plan.best` then chooses among these. Every set starts from the same weights: its reads are
+    fitted by least squares where they can be, then it is trained, both on the same tokens.
 
     Args:
         plan: what `ladderize.sensitivity` found.
@@ -42,8 +44,8 @@ def heal_candidates(
         texts: to train on, int64 `[sequences, length]`.
         held_out: to measure on, `[sequences, length]`.
         shares: of hidden communication, 0 to 1.
-        tokens: to train on, for each set.
-        candidates: sets for each share.
+        tokens: to fit and to train on, for each set.
+        candidates: sets for each share, besides the plan's references.
         batch: sequences per step.
         learning_rate: of AdamW, with warmup and a cosine.
         on_progress: is told the number of sets that are healed, and of all.
@@ -105,6 +107,9 @@ def _healed(
             eval_dataset=[{"input_ids": row} for row in held_out],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        with suppress(CannotFitError):
+            rows = texts[: steps * batch]
+            trainer.fit([{"input_ids": part} for part in torch.split(rows, batch)])
         trainer.train()
         metrics = trainer.evaluate()
     return metrics["eval_kl"], metrics.get("eval_loss")

@@ -142,7 +142,7 @@ class _Search:
                 self.measure, frozenset(found.blocks), found.kl, self.shares, self.width
             )
             sets.append(self.set_of(better))
-        distinct = {tuple(each.blocks): each for each in sets}.values()
+        distinct = {tuple(each.blocks): each for each in (*sets, *references.values())}.values()
         plan = BlockPlan(
             model=self.name,
             staleness=self.staleness,
