@@ -11,12 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from ladderize.compat.json_files import read_json
-from ladderize.config.records import StrictRecord, parse_record
+from ladderize.config.records import StrictRecord, Text, parse_record
 
-Text = Annotated[str, StringConstraints(max_length=10_000)]
 Index = Annotated[int, Field(ge=0, le=2**20)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Nats = Annotated[float, Field(allow_inf_nan=False)]

@@ -1,13 +1,16 @@
 """Data from files that nobody vouches for: pydantic models, whose errors are `LadderError`s."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from ladderize.errors import Blocker, LadderError
 
 _MOST_PROBLEMS = 20
+
+
+Text = Annotated[str, StringConstraints(max_length=10_000)]
 
 
 class StrictRecord(BaseModel):

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ladderize.errors import LadderError
 
+IGNORED = -100
+"""The label of a token that no loss counts, as in transformers."""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -86,7 +89,7 @@ def _measure_row(
     found = F.log_softmax(ladder[compared].float(), -1)
     kl = F.kl_div(found, wanted, reduction="sum", log_target=True)
     agreeing = (wanted.argmax(-1) == found.argmax(-1)).sum()
-    known = targets[compared] != -100
+    known = targets[compared] != IGNORED
     at = targets[compared][known, None]
     return (
         float(compared.sum()),
@@ -138,8 +141,15 @@ def positions_of(
     compared = logits.new_ones(shape, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == shape:
         compared = mask.bool()
-    targets = logits.new_full(shape, -100, dtype=torch.int64)
+    targets = logits.new_full(shape, IGNORED, dtype=torch.int64)
     tokens = batch.get("labels", batch.get("input_ids"))
     if predicts_next and isinstance(tokens, Tensor) and tokens.shape == shape:
-        targets[:, :-1] = tokens[:, 1:].masked_fill(~compared[:, 1:], -100)
+        targets = next_tokens(tokens.long(), compared)
     return targets, compared
+
+
+def next_tokens(labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The label that each position predicts, `[batch, length]`; -100 for none."""
+    if mask is not None:
+        labels = labels.masked_fill(mask == 0, IGNORED)
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)

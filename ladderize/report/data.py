@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 
 from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
-from ladderize.errors import Blocker
+from ladderize.errors import Blocker, LadderError
 
 WARNING = "A ladder computes another function: converted weights must be trained or healed."
 SAID = "config.json"
@@ -246,6 +246,11 @@ class ReportData:
     def refused(self) -> tuple[Refusal, ...]:
         """Why graphs are left as they are: summary, blockers and cure of each."""
         return tuple(graph.refusal for graph in self.graphs if graph.refusal is not None)
+
+    def raise_refusal(self) -> None:
+        """Raise the `LadderError` of the first graph that is left as it is, if there is one."""
+        for refusal in self.refused:
+            raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
 
     @property
     def steps(self) -> tuple[StepReport, ...]:

@@ -1338,8 +1338,8 @@ QUALITY = (
     Mutant(
         "padding is a target",
         "ladderize/quality/measures.py",
-        "tokens[:, 1:].masked_fill(~compared[:, 1:], -100)",
-        "tokens[:, 1:]",
+        "next_tokens(tokens.long(), compared)",
+        "next_tokens(tokens.long())",
         "tests/quality/test_measures.py::test_against_formulas",
     ),
     Mutant(

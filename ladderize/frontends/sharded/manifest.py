@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, StringConstraints, model_validator
 
-from ladderize.config.records import StrictRecord, parse_record
+from ladderize.config.records import StrictRecord, Text, parse_record
 from ladderize.frontends.sharded.state import KINDS, StateEntry
 from ladderize.sharding.placement import Replicate, Shard
 
@@ -18,7 +18,6 @@ _DTYPES = {
     str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)
 }
 
-Text = Annotated[str, StringConstraints(max_length=10_000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
 Size = Annotated[int, Field(ge=0, le=2**40)]
 Index = Annotated[int, Field(ge=0, le=2**31)]

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ladderize.errors import Blocker, LadderError
+from ladderize.quality.measures import IGNORED, next_tokens
 
-IGNORED = -100
-"""The label of a token that no loss counts, as in transformers."""
 _WORDS_PER_CHUNK = 2**24
 """Logits that are in float32 at a time: 64 MiB for each copy of them."""
 
@@ -104,13 +103,6 @@ class DistillationLoss:
 
 
 _WEIGHTS = ("kl_weight", "label_weight", "stream_weight")
-
-
-def next_tokens(labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The label that each position predicts, `[batch, length]`; -100 for none."""
-    if mask is not None:
-        labels = labels.masked_fill(mask == 0, IGNORED)
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def counted_positions(labels: Tensor, mask: Tensor | None = None) -> Tensor:

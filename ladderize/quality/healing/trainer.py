@@ -20,7 +20,6 @@ from ladderize.quality.healing.blended_start import BlendedStart
 from ladderize.quality.healing.distillation import (
     DistillationParts,
     counted_positions,
-    next_tokens,
 )
 from ladderize.quality.healing.heal_blockers import refuse_unhealable
 from ladderize.quality.healing.healing_arguments import HealingArguments
@@ -28,7 +27,7 @@ from ladderize.quality.healing.healing_steps import HealingSteps
 from ladderize.quality.healing.saved_steps import last_checkpoint, told_last, whole_checkpoint
 from ladderize.quality.healing.stop_signals import StopSignals
 from ladderize.quality.healing.teacher import prepare_hidden_states, standard_copy
-from ladderize.quality.measures import Measures, measure
+from ladderize.quality.measures import Measures, measure, next_tokens
 
 
 class HealingTrainer(transformers.Trainer):

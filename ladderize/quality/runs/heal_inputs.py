@@ -24,31 +24,64 @@ _HELD_OUT = 0.05
 _LOGS, _EVALUATIONS = 50, 10
 
 
-def arguments_of(options: HealOptions, checkpoints: Path) -> HealingArguments:
-    has_cuda = torch.cuda.is_available()
-    has_bfloat16 = has_cuda and torch.cuda.is_bf16_supported()
-    args = HealingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=options.batch,
-        per_device_eval_batch_size=options.batch,
-        learning_rate=options.peak_learning_rate,
+def new_arguments(
+    folder: Path | str,
+    batch: int,
+    learning_rate: float,
+    *,
+    on_cuda: bool,
+    bfloat16: bool | None = None,
+    **others: Any,
+) -> HealingArguments:
+    """Those that every heal has; `set_steps` says for how long.
+
+    Args:
+        folder: of checkpoints.
+        batch: sequences per step and rank.
+        learning_rate: the largest.
+        on_cuda: where it runs; else on the CPU.
+        bfloat16: as in `HealOptions`.
+        others: of `HealingArguments`.
+    """
+    has_bfloat16 = on_cuda and torch.cuda.is_bf16_supported()
+    return HealingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
+        dataloader_drop_last=True,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not on_cuda,
+        bf16=has_bfloat16 if bfloat16 is None else bfloat16,
+        **others,
+    )
+
+
+def set_steps(args: HealingArguments, steps: int) -> None:
+    """The number of steps; the learning rate rises over the first 5 % of them."""
+    args.max_steps, args.warmup_steps = steps, steps // 20
+
+
+def arguments_of(options: HealOptions, checkpoints: Path) -> HealingArguments:
+    args = new_arguments(
+        checkpoints,
+        options.batch,
+        options.peak_learning_rate,
+        on_cuda=torch.cuda.is_available(),
+        bfloat16=options.bfloat16,
         temperature=options.temperature,
         label_weight=options.label_weight,
         stream_weight=options.stream_weight,
         blend_steps=options.blend_steps,
         seed=options.seed,
-        dataloader_drop_last=True,
         eval_strategy="steps",
         save_strategy="steps",
         save_total_limit=2,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not has_cuda,
-        bf16=has_bfloat16 if options.bfloat16 is None else options.bfloat16,
     )
-    args.max_steps = steps = options.num_steps(args.world_size)
-    args.warmup_steps = steps // 20
+    steps = options.num_steps(args.world_size)
+    set_steps(args, steps)
     args.logging_steps = max(1, steps // _LOGS)
     args.eval_steps = args.save_steps = max(1, steps // _EVALUATIONS)
     return args
@@ -62,8 +95,7 @@ def explained(model: Any, options: HealOptions) -> Report:
     """
     ids = torch.zeros(options.batch, options.length, dtype=torch.int64, device=model.device)
     report = explain(model, input_ids=ids, use_cache=False, options=options.ladder)
-    for refusal in report.refused:
-        raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
+    report.raise_refusal()
     return report
 
 

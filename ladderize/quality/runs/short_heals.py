@@ -16,8 +16,8 @@ from torch import Tensor
 from ladderize.config.block_plan import BlockPlan
 from ladderize.errors import LadderError, counted
 from ladderize.quality.fitting.least_squares import CannotFitError
-from ladderize.quality.healing.healing_arguments import HealingArguments
 from ladderize.quality.healing.trainer import HealingTrainer
+from ladderize.quality.runs.heal_inputs import as_examples, new_arguments, set_steps
 
 
 def heal_candidates(
@@ -82,29 +82,16 @@ def _healed(
     """Divergence and loss of one ladder after its heal."""
     transformers.set_seed(0)
     steps = max(1, round(tokens / (batch * texts.shape[1])))
-    has_cuda = model.device.type == "cuda"
+    on_cuda = model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        args = HealingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            per_device_eval_batch_size=batch,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=steps // 20,
-            dataloader_drop_last=True,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=not has_cuda,
-            bf16=has_cuda and torch.cuda.is_bf16_supported(),
-        )
+        args = new_arguments(folder, batch, learning_rate, on_cuda=on_cuda, save_strategy="no")
+        set_steps(args, steps)
         trainer = HealingTrainer(
             copy.deepcopy(model).float(),
             args,
             ladder=ladder,
-            train_dataset=[{"input_ids": row} for row in texts],
-            eval_dataset=[{"input_ids": row} for row in held_out],
+            train_dataset=as_examples(texts),
+            eval_dataset=as_examples(held_out),
         )
         trainer.remove_callback(transformers.PrinterCallback)
         with suppress(CannotFitError):

@@ -249,9 +249,7 @@ def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> li
             cure="measure the standard model that it was made from",
         )
     report = explain_call(model, (), batch, LadderConfig.from_options(options))
-    if report.refused:
-        refusal = report.refused[0]
-        raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
+    report.raise_refusal()
     stale = [
         Blocker("a branch that reads stale already", s) for t in report.streams for s in t.stale
     ]

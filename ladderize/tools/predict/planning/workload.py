@@ -149,8 +149,7 @@ def workload_of(report: Report) -> Workload:
 
 
 def _only_graph(report: Report) -> GraphReport:
-    for error in report.refused:
-        raise LadderError(error.summary, error.blockers, error.cure)
+    report.raise_refusal()
     graphs = [graph for graph in report.graphs if graph.streams]
     found = sum(len(graph.streams) for graph in graphs)
     if found != 1:
