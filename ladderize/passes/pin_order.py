@@ -102,21 +102,28 @@ def _find_pins(gm: GraphModule) -> dict[Node, Node]:
 
 
 def _find_early_launches(gm: GraphModule) -> dict[Node, list[Node]]:
-    """For each op that computes while an all-gather is in flight: those launched just before it.
+    """For each op that computes while something is in flight: what was launched just before it.
 
-    Without the tie Inductor fuses what two gathers need into one kernel, and launches both late.
+    Without the tie Inductor fuses what two launches need into one kernel, and launches both late.
+    An op that needs a later wait needs no tie: that wait has one.
     """
-    waits = {p.wait: p.launch for p in find_in_flight(gm.graph) if p.channel[0] in GATHERS}
-    gathers = set(waits.values())
+    waits = {pair.wait: pair.launch for pair in find_in_flight(gm.graph)}
+    launches = set(waits.values())
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    latest_wait: dict[Node, int] = {}
     new: list[Node] = []
     found = {}
     for node in gm.graph.nodes:
-        if node in gathers:
+        behind = max((latest_wait.get(source, -1) for source in node.all_input_nodes), default=-1)
+        latest_wait[node] = position[node] if node in waits else behind
+        if node in launches:
             new.append(node)
         elif node in waits:
             new = [launch for launch in new if launch is not waits[node]]
         elif new and work_of(node):
-            found[node], new = new, []
+            if untied := [launch for launch in new if position[launch] > behind]:
+                found[node] = untied
+            new = []
     return found
 
 
