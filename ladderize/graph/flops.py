@@ -33,12 +33,13 @@ def work_of(node: Node) -> int:
 
 
 def flops_of(node: Node) -> int:
-    """FLOPs of a call in a graph before autograd, in any dialect, products not decomposed yet.
+    """FLOPs of a call in a graph of any dialect, products not decomposed yet.
 
     As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
     """
     formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
-    if formula is None or not ops.tensors(node):
+    is_known = getattr(node.target, "overloadpacket", None) in flop_registry
+    if formula is None or is_known or not ops.tensors(node):
         return work_of(node)
     try:
         return formula(node)

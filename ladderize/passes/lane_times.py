@@ -18,7 +18,7 @@ from ladderize import compat
 from ladderize.config.speeds import Speeds
 from ladderize.graph import ops
 from ladderize.graph.collectives import ALL_REDUCES, SCATTERS, is_wait
-from ladderize.graph.flops import work_of
+from ladderize.graph.flops import flops_of, work_of
 from ladderize.graph.in_flight import channel_of, is_launch, tensors_in_flight
 
 BUSY = 0.5
@@ -44,7 +44,7 @@ class Durations:
 
     @classmethod
     def of(cls, graph: Graph, speeds: Speeds | None = None) -> "Durations":
-        work = {node: amount for node in graph.nodes if (amount := work_of(node))}
+        work = {node: flops_of(node) for node in graph.nodes if work_of(node)}
         sent = _bytes_by_launch(graph)
         if speeds is not None:
             return cls(

@@ -23,7 +23,7 @@ from ladderize.passes.lane_times import Durations, split
 
 
 @dataclass(frozen=True)
-class Place:
+class PlacedWait:
     """Where a wait within a stretch of work stands.
 
     Attributes:
@@ -105,7 +105,7 @@ class Chains:
             self._launch_of[pair.wait] = pair.launch
         self._next = self._find_next()
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[PlacedWait]:
         """The waits of all chains, those of a chain in graph order."""
         for chain in self._chains():
             yield from self._places(chain)
@@ -121,7 +121,7 @@ class Chains:
                 chain.append(self._link(following))
             yield chain
 
-    def _places(self, chain: Sequence[_Link]) -> Iterator[Place]:
+    def _places(self, chain: Sequence[_Link]) -> Iterator[PlacedWait]:
         stretch = self._stretch(chain)
         parts = [max(self._durations.transfer[n] for n in link.launches) for link in chain]
         afters: list[Node | None] = [None] * (len(chain) - 1)
@@ -133,7 +133,7 @@ class Chains:
             for launch in link.launches:
                 for wait in self._waits[launch]:
                     if following := self._next.get(launch):
-                        yield Place(wait, after, tuple(following))
+                        yield PlacedWait(wait, after, tuple(following))
 
     def _stretch(self, chain: Sequence[_Link]) -> _Stretch:
         """From the first launch to the first work that needs the last wait, or to its limit."""

@@ -141,9 +141,8 @@ def _launches_one(context: AnalysisContext, node: Node) -> bool:
 
 
 def _never_hidden(context: AnalysisContext, launches: Sequence[Node]) -> list[Blocker]:
-    found = []
-    for node in launches:
-        for op in launched(context, node):
-            what = "changes the stream itself" if op in LAUNCHES else "is waited for at once"
-            found.append(Blocker.at(node, f"{op} {what}"))
-    return found
+    return [
+        Blocker.at(node, f"{op} changes the stream itself")
+        for node in launches
+        for op in launched(context, node)
+    ]
