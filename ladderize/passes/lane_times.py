@@ -28,6 +28,8 @@ LEAST = 0.1
 
 LITTLE = 0.25
 """Up to this part of the mean work from launch to launch counts as little."""
+NEGLIGIBLE = 0.01
+"""Below this part of it an op counts as if it took no time."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Durations:
 
     @classmethod
     def of(cls, graph: Graph, speeds: Speeds | None = None) -> "Durations":
-        work = {node: flops_of(node) for node in graph.nodes if work_of(node)}
         sent = _bytes_by_launch(graph)
+        work = _work(graph, len(sent))
         if speeds is not None:
             return cls(
                 {node: flops / speeds.flops for node, flops in work.items()},
@@ -64,6 +66,13 @@ class Durations:
     def acts(self, node: Node) -> bool:
         """Whether a node takes time, or launches what does."""
         return node in self.work or node in self.transfer
+
+
+def _work(graph: Graph, num_launches: int) -> dict[Node, float]:
+    """FLOPs of what computes, without what is negligible, as a look-up among products is."""
+    every = {node: float(flops_of(node)) for node in graph.nodes if work_of(node)}
+    least = NEGLIGIBLE * sum(every.values()) / max(num_launches, 1)
+    return {node: flops for node, flops in every.items() if flops >= least}
 
 
 def _bytes_by_launch(graph: Graph) -> dict[Node, float]:
