@@ -77,6 +77,17 @@ def _attention(node: Node) -> int:
     return 2 * math.prod(heads) * queries * keys * (width + value_width)
 
 
+def _attention_backward(node: Node) -> int:
+    """Of `(grad, query, key, value, …)`: the scores again, and a product for each gradient of them.
+
+    Five products where the forward pass has two, each of its size.
+    """
+    query, key, value = (_operand(node, index) for index in (1, 2, 3))
+    *heads, queries, width = (compat.hint(size) for size in query.shape)
+    keys, value_width = compat.hint(key.shape[-2]), compat.hint(value.shape[-1])
+    return 2 * math.prod(heads) * queries * keys * (3 * width + 2 * value_width)
+
+
 def _counted(node: Node) -> int:
     """By torch's own counter, which is slow."""
     target: Any = node.target
@@ -94,6 +105,8 @@ _BEFORE_AUTOGRAD: Mapping[str, Callable[[Node], int]] = {
         "conv_transpose1d conv_transpose2d conv_transpose3d".split(), _transposed_convolution
     ),
     "scaled_dot_product_attention": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "einsum": _counted,
 }
 _NAMES = {
@@ -103,6 +116,8 @@ _NAMES = {
     "addmm": ("input", "mat1", "mat2"),
     "baddbmm": ("input", "batch1", "batch2"),
     "scaled_dot_product_attention": ("query", "key", "value"),
+    "_scaled_dot_product_flash_attention_for_cpu": ("query", "key", "value"),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": ("grad_out", "query", "key", "value"),
 }
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize.config.speeds import Speeds
-from ladderize.graph.flops import work_of
+from ladderize.graph.flops import flops_of, work_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.lane_times import Durations, exposed
 from ladderize.passes.pin_order import PinOrder
@@ -312,3 +312,18 @@ def test_work_counts_matmuls_by_flops_and_leaves_the_rest_out():
     add = graph.call_function(aten.add.Tensor, (mm, mm))
     assert work_of(mm) == 2 * 4 * 8 * 16
     assert work_of(add) == work_of(x) == 0
+
+
+def test_attention_on_cpu_counts_its_products():
+    graph = Graph()
+    q, k, v = (graph.placeholder(name) for name in "qkv")
+    for node in (q, k, v):
+        node.meta["val"] = torch.empty(2, 4, 16, 8, device="meta")
+    out = graph.call_function(aten._scaled_dot_product_flash_attention_for_cpu.default, (q, k, v))
+    out.meta["val"] = (q.meta["val"], torch.empty(2, 16, 4, device="meta"))
+    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    grads = graph.call_function(backward, (q, q, k, v, q, q, 0.0, True))
+    grads.meta["val"] = (q.meta["val"],) * 3
+    product = 2 * 2 * 4 * 16 * 16 * 8
+    assert flops_of(out) == 2 * product
+    assert flops_of(grads) == 5 * product

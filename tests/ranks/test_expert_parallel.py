@@ -1,11 +1,13 @@
 """Experts on different ranks: what the ladder of one process computes, its all-to-alls hidden."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.expert_nets import ExpertNet, eager_expert_ladder, net_of_rank
+from helpers.expert_parallel_nets import ExpertNet, eager_expert_ladder, net_of_rank
 from helpers.parallel_nets import VOCABULARY
 from torch import Tensor
 
@@ -76,8 +78,42 @@ def check(found: list[Errors]) -> None:
         assert each.standard > 0.05
 
 
-@pytest.mark.parametrize("tokens", ["mixed", "alike"])
-@pytest.mark.parametrize("form", ["capacity", "exact"])
-def test_two_ranks(two_ranks, form, tokens):
+@pytest.mark.parametrize(
+    ("form", "tokens", "lowering"),
+    [
+        ("exact", "mixed", "aot_eager"),
+        ("exact", "alike", "aot_eager"),
+        ("capacity", "alike", "inductor"),
+    ],
+)
+def test_two_ranks(two_ranks, form, tokens, lowering):
     """Alike tokens overflow one expert of each rank, and leave others without any."""
-    check(two_ranks.run(errors, form, tokens, "aot_eager"))
+    check(two_ranks.run(errors, form, tokens, lowering))
+
+
+def test_four_ranks(four_ranks):
+    check(four_ranks.run(errors, "exact", "mixed", "aot_eager"))
+
+
+def called(source: str) -> list[str]:
+    """Launches, waits and products of emitted code, in order: `mm`, `wait_tensor`."""
+    names = (
+        r"\b(all_to_all_single|wait_tensor|mm|bmm|cumsum|_scaled_dot_product\w+)(?:\.default)?\("
+    )
+    lines = (line.split("#")[0] for line in source.splitlines() if "assert_" not in line)
+    return [found[1] for line in lines if (found := re.search(names, line))]
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_the_code_on_the_page_is_what_is_emitted():
+    run = torch.compile(net_of_rank(LAYERS, "capacity", 0, 2), backend="ladderize", fullgraph=True)
+    with torch.no_grad(), record_emitted_code() as sources:
+        run(ids_of(0, "mixed"))
+    (source,) = sources
+    check_emitted(source)
+    page = (Path(__file__).parents[2] / "docs" / "experts.md").read_text()
+    shown = called(page.split("<!-- emitted: ")[1].split("```")[1])
+    emitted = called(source)
+    start = [i for i, name in enumerate(emitted) if name == "all_to_all_single"][1]
+    assert emitted[start : start + len(shown)] == shown
+    assert shown.count("wait_tensor") == 2
