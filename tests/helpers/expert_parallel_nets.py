@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 import torch.nn.functional as F
-from helpers.parallel_nets import VOCABULARY, Attention
 from torch import Tensor, nn
+
+from helpers.parallel_nets import VOCABULARY, Attention
 
 WIDTH, HEADS, EXPERTS, CAPACITY = 32, 4, 4, 6
 Send = Callable[[Tensor, list[int] | None, list[int] | None], Tensor]

@@ -11,7 +11,6 @@ from helpers.expert_parallel_nets import ExpertNet, eager_expert_ladder, net_of_
 from helpers.parallel_nets import VOCABULARY
 from torch import Tensor
 
-import ladderize
 from ladderize.backends.emitted import check_emitted, order_string, read_events
 from ladderize.testing.emitted_code import record_emitted_code
 
@@ -55,7 +54,7 @@ def errors(form: str, tokens: str, lowering: str) -> Errors:
 
 
 def gradient_error(net: ExpertNet, whole: ExpertNet) -> float:
-    """Of an expert, all ranks' tokens; of the rest the sum over the ranks is that of one process."""
+    """An expert has all ranks' tokens; of the rest the ranks' sum is that of one process."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     worst = 0.0
     for (name, part), (_, other) in zip(
