@@ -4,24 +4,33 @@
     y1 = x1 + h1(x0)      T: what lies between a sum and the next anchor
     x1 = T0(y0)
 
+    y3 = x3 + s3(x2) + r3(x2)      a block whose one summand has landed, the other is in flight
+    y4 = x4 + h4(x3 + s3)          a branch that leaves out what is in flight
+
 The reader knows where the blocks are but not what the ladder pass did: it follows the edges of
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import sympy
+from sympy.core.function import AppliedUndef
 from torch.fx import GraphModule, Node
 
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.streams.block import Block, Stream
+from ladderize.streams.contributions import Contributions
 from ladderize.streams.joins import JoinedRead, StaleReads
+from ladderize.streams.partial_values import PartialValues, read_as_symbols, terms_of
 
 Writes = Mapping[Node, Mapping[Node, Node]]
-Moved = Mapping[sympy.Symbol, Collection[sympy.Symbol]]
+Read: TypeAlias = Any
+"""A named value, or an expression of some."""
+Moved = Mapping[Read, Collection[Read]]
 """What a branch reads in the place of each value that it no longer reads."""
 
 
@@ -39,9 +48,18 @@ class Recurrence:
     shared: tuple[frozenset[sympy.Symbol], ...] = ()
 
 
-def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurrence, ...]:
-    """The recurrence that `gm` computes now, one for each of `streams`."""
+def read_recurrence(
+    gm: GraphModule, streams: Sequence[Stream], splits: Contributions | None = None
+) -> tuple[Recurrence, ...]:
+    """The recurrence that `gm` computes now, one for each of `streams`.
+
+    Args:
+        gm: the graph.
+        streams: of the standard graph.
+        splits: what the blocks add of which a part is in flight.
+    """
     symbols = _name_values(streams)
+    partial = PartialValues.of(streams, splits or {}, symbols)
     home = {
         node: (number, block.index)
         for number, stream in enumerate(streams)
@@ -49,11 +67,11 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
         for node in block.branch
     }
     writes = find_writes(gm.graph.nodes)
-    reads = _follow_reads(gm, symbols, home, writes)
+    reads = _follow_reads(gm, symbols, home, writes, partial)
     anchors = {block.anchor: block for stream in streams for block in stream.blocks}
     return tuple(
         replace(
-            _equations(number, stream, symbols, reads, writes),
+            _equations(number, stream, symbols, reads, writes, partial),
             shared=tuple(
                 _shared_reads(block, anchors, home, (number, block.index), symbols)
                 for block in stream.blocks
@@ -70,7 +88,7 @@ def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) 
         standard: what `read_recurrence` found before the rewrite.
         reads: of each stream.
     """
-    moved: dict[sympy.Symbol, Collection[sympy.Symbol]] = {
+    moved: dict[Read, Collection[Read]] = {
         _symbol("x", number, index): {_symbol("x", number, source)}
         for number, of_stream in enumerate(reads)
         for index, source in of_stream.sources.items()
@@ -85,6 +103,10 @@ def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) 
             joined = {symbols[read.block.anchor]: _joined(read, standard[number], symbols)}
             own[number] = _move(own[number], read.block.index, joined)
             moved |= joined
+        for partial in of_stream.partial:
+            without = {symbols[partial.block.anchor]: {read_as_symbols(partial, symbols)}}
+            own[number] = _move(own[number], partial.block.index, without)
+            moved |= without
     return [_share(recurrence, moved) for recurrence in own]
 
 
@@ -129,9 +151,16 @@ def specify_recurrence(
 
 def _with_reads(total: sympy.Eq, moved: Moved) -> sympy.Eq:
     """`total` with its branch reading other values."""
-    branch = next(iter(total.rhs.atoms(sympy.core.function.AppliedUndef)))
-    other = branch.func(*_sorted(_union(frozenset(moved.get(arg, {arg})) for arg in branch.args)))
-    return sympy.Eq(total.lhs, total.rhs - branch + other, evaluate=False)
+    return sympy.Eq(total.lhs, sympy.Add(*_moved_terms(total.rhs, moved)), evaluate=False)
+
+
+def _moved_terms(total: Read, moved: Moved) -> Iterator[Read]:
+    for term in sympy.Add.make_args(total):
+        if isinstance(term, AppliedUndef):
+            reads = _union(frozenset(moved.get(arg, {arg})) for arg in term.args)
+            yield term.func(*_sorted(reads))
+        else:
+            yield term
 
 
 def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
@@ -182,20 +211,25 @@ def _follow_reads(
     symbols: Mapping[Node, sympy.Symbol],
     home: Mapping[Node, tuple[int, int]],
     writes: Writes,
-) -> dict[Node, frozenset[sympy.Symbol]]:
+    partial: PartialValues,
+) -> dict[Node, frozenset[Read]]:
     """For each node the named values that it is computed from, cut at the named values.
 
     A value from inside a branch is cut as well, for what is not in that branch: `b<i>`. So what
     later branches share with an earlier one stays what that one computes, wherever it reads.
     """
-    reads: dict[Node, frozenset[sympy.Symbol]] = {}
+    reads: dict[Node, frozenset[Read]] = {}
     for node, sources in find_sources(gm.graph.nodes, writes).items():
-        found: set[sympy.Symbol] = set()
+        if node not in home and node not in symbols:
+            partial.see(node)
+        found: set[Read] = set()
         for source in sources:
             if not ops.holds_tensor(source):  # the size of a value is no read of it
                 continue
             if source in symbols:
                 found.add(symbols[source])
+            elif source in partial.values:
+                found.add(partial.values[source])
             elif source in home and home[source] != home.get(node):
                 found.add(_symbol("b", *home[source]))
             else:
@@ -224,10 +258,11 @@ def _equations(
     number: int,
     stream: Stream,
     symbols: Mapping[Node, sympy.Symbol],
-    reads: Mapping[Node, frozenset[sympy.Symbol]],
+    reads: Mapping[Node, frozenset[Read]],
     writes: Writes,
+    partial: PartialValues,
 ) -> Recurrence:
-    def seen(node: Node) -> frozenset[sympy.Symbol]:
+    def seen(node: Node) -> frozenset[Read]:
         return frozenset({symbols[node]}) if node in symbols else reads[node]
 
     adds = {block.add for block in stream.blocks}
@@ -237,7 +272,15 @@ def _equations(
         summands = _summands(block, writes)
         inside = [operand for operand in summands if operand in block.members]
         past = [operand for operand in summands if operand not in block.members]
-        branch = sympy.Function(f"h{block.index}")(*_sorted(_union(map(seen, inside))))
+        named = {"h": inside}
+        if block in partial.splits:
+            named = terms_of(partial.splits[block], inside)
+        branch = sympy.Add(
+            *(
+                sympy.Function(f"{letter}{block.index}")(*_sorted(_union(map(seen, operands))))
+                for letter, operands in named.items()
+            )
+        )
         skip = sympy.Add(*_sorted(_union(map(seen, past))))
         sums.append(sympy.Eq(sum_symbol, skip + branch, evaluate=False))
         behind = seen(block.anchor) if block.anchor in adds else reads[block.anchor]
@@ -259,9 +302,9 @@ def _summands(block: Block, writes: Writes) -> list[Node]:
     return summands
 
 
-def _union(sets: Iterable[frozenset[sympy.Symbol]]) -> frozenset[sympy.Symbol]:
+def _union(sets: Iterable[frozenset[Read]]) -> frozenset[Read]:
     return frozenset().union(*sets)
 
 
-def _sorted(symbols: frozenset[sympy.Symbol] | set[sympy.Symbol]) -> list[sympy.Symbol]:
+def _sorted(symbols: frozenset[Read] | set[Read]) -> list[Read]:
     return sorted(symbols, key=str)

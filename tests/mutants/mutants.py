@@ -1054,7 +1054,7 @@ FILES = (
     Mutant(
         "a stale read that hides nothing is kept",
         "ladderize/streams/gains.py",
-        "if hides.isdisjoint(blocks)",
+        "if hides.isdisjoint(parts)",
         "if not hides",
         "tests/ranks/test_reduced_sums.py::test_blocks_that_hide_nothing_read_fresh",
     ),
@@ -1246,8 +1246,8 @@ CHECKS = (
     Mutant(
         "a block is not shown",
         "ladderize/report/present/lines.py",
-        "yield from map(row_of, run.shown)",
-        "yield from map(row_of, run.shown[1:])",
+        "yield from map(of_block, run.shown)",
+        "yield from map(of_block, run.shown[1:])",
         "tests/report/test_text.py::test_one_block_a_line",
     ),
     Mutant(
@@ -1266,10 +1266,10 @@ CHECKS = (
     ),
     Mutant(
         "topk chooses no experts",
-        "ladderize/report/branch_kinds.py",
+        "ladderize/streams/branch_kinds.py",
         'frozenset({"topk", "argmax",',
         'frozenset({"argmax",',
-        "tests/report/test_branch_kinds.py::test_kinds",
+        "tests/streams/test_branch_kinds.py::test_kinds",
     ),
 )
 
