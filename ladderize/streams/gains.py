@@ -8,7 +8,7 @@ ladderize inserts the collectives, the options alone decide.
 """
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
@@ -46,7 +46,8 @@ def keep_reads_that_hide(
         _left_out(StaleReads.of(stream, indices, connectivity), already)
         for stream, indices, already in zip(streams, chosen, stale, strict=True)
     ]
-    idle = [_idle(context, *pair) for pair in zip(streams, moved, strict=True)]
+    experts = {block for block, own in connectivity.contributions.items() if own.has_experts}
+    idle = [_idle(context, *pair, experts) for pair in zip(streams, moved, strict=True)]
     if not any(idle):
         return chosen
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
@@ -88,26 +89,25 @@ def _left_out(reads: StaleReads, already: Collection[int]) -> dict[int, tuple[Le
 
 
 def _idle(
-    context: AnalysisContext, stream: Stream, left_out: Mapping[int, tuple[LeftOut, ...]]
+    context: AnalysisContext,
+    stream: Stream,
+    left_out: Mapping[int, tuple[LeftOut, ...]],
+    experts: Collection[Block],
 ) -> list[tuple[Block, str]]:
     """The blocks whose stale reads would hide nothing, and why.
 
     Args:
         left_out: for each of them, by its index, what it no longer reads.
+        experts: the blocks whose own collectives may run behind what is left out.
     """
     behind = {left for parts in left_out.values() for left in parts}
     hides = {left for left in behind if _is_hidden(context, left.nodes)}
+    early = {block for block in experts if _is_hidden(context, block.branch)}
     return [
-        (stream.blocks[index], _without(stream.blocks[index], [left.block for left in parts]))
-        for index, parts in left_out.items()
-        if hides.isdisjoint(parts) and not _dispatches_early(context, stream.blocks[index])
+        (block, _without(block, [left.block for left in parts]))
+        for block, parts in ((stream.blocks[index], parts) for index, parts in left_out.items())
+        if hides.isdisjoint(parts) and block not in early
     ]
-
-
-def _dispatches_early(context: AnalysisContext, block: Block) -> bool:
-    """Whether it sends values to experts, which may begin before the block ahead is done."""
-    found = {op for node in block.branch for op in launched(context, node)}
-    return any("all_to_all" in op for op in found & HIDDEN)
 
 
 def _without(block: Block, blocks: Sequence[Block]) -> str:
@@ -119,7 +119,7 @@ def _without(block: Block, blocks: Sequence[Block]) -> str:
     return f"block {block.index}: no all-reduce, reduce-scatter or all-gather is in {before}"
 
 
-def _is_hidden(context: AnalysisContext, nodes: Collection[Node]) -> bool:
+def _is_hidden(context: AnalysisContext, nodes: Iterable[Node]) -> bool:
     return any(op in HIDDEN for node in nodes for op in launched(context, node))
 
 

@@ -93,8 +93,8 @@ def _refusal(blockers: Iterable[Blocker]) -> LadderError:
     return LadderError(
         "The standard net behind this ladder cannot be told from it:",
         blockers,
-        "leave layers=, blocks= and staleness= out, and its reads are left as they are; or ladder "
-        "the standard net with them",
+        "leave layers=, blocks=, staleness= and connectivity= out, and its reads are left as they "
+        "are; or ladder the standard net with them",
     )
 
 

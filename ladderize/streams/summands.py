@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from ladderize.errors import module_path
 from ladderize.graph import ops
+from ladderize.graph.collectives import collective_of
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block
 
@@ -51,7 +52,7 @@ class Summand:
 
     @property
     def module(self) -> str:
-        """The module of the last op behind the value that mixes, "" if unknown."""
+        """The module of the last op behind the value that mixes, "" if unknown; no collective's."""
         inside = self.nodes
         mixing = (n for n in reversed(self.block.branch) if n in inside and _mixes(n))
         return next(filter(None, map(module_path, mixing)), "")
@@ -110,4 +111,4 @@ def _num_elements(node: Node) -> object:
 
 
 def _mixes(node: Node) -> bool:
-    return ops.kind(node) is Kind.MIX
+    return ops.kind(node) is Kind.MIX and not collective_of(node)

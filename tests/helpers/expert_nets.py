@@ -171,13 +171,12 @@ class InstellaLayer(nn.Module):
 
 
 class InstellaNet(nn.Module):
-    """Layers 0 and 2 are dense; with `post_norm` a norm of the stream ends each layer."""
+    """Layers 0 and 3 are dense; with `post_norm` a norm of the stream ends each layer."""
 
     def __init__(self, width=16, *, post_norm=False):
         super().__init__()
         self.layers = nn.ModuleList(
-            InstellaLayer(width, is_dense=i % 3 == 2 or i == 0, post_norm=post_norm)
-            for i in range(5)
+            InstellaLayer(width, is_dense=i in (0, 3), post_norm=post_norm) for i in range(4)
         )
         enlarged(self.double())
 
