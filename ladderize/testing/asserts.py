@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def assert_ladder_equal(
         nonlocal num_blocks
         if reference is not None:
             num_blocks = len(reference.blocks)
-            form = {"staleness": staleness, "connectivity": connectivity}
-            return reference.run(*args, chosen=chosen, **form, **kwargs)
+            run = partial(reference.run, staleness=staleness, connectivity=connectivity)
+            return run(*args, chosen=chosen, **kwargs)
         assert reads is not None
         with eager_ladder(model, reads, chosen=chosen, staleness=staleness) as ladder:
             result = model(*args, **kwargs)
