@@ -116,6 +116,9 @@ def test_verify_knows_the_connectivity(program):
     assert ladderize.verify(exported, rewritten, connectivity="farskip", variants=1).ok
     other = ladderize.verify(exported, rewritten, connectivity="instella", variants=1)
     assert "its branch reads x1, fresh, not x0" in str(other)
+    part = ladderize.rewrite(exported, connectivity="farskip", blocks=[3])
+    missed = ladderize.verify(exported, part, connectivity="farskip", blocks=[3, 4], variants=1)
+    assert "reads x4, fresh, not x4 without what is in flight" in str(missed)
 
 
 @pytest.mark.filterwarnings("ignore:Not all is divided")

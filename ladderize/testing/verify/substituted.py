@@ -108,14 +108,14 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
                 earlier = {end: values[source] for end, source in read.instead.items()}
                 moved[anchor] = evaluate(original.gm, read.join, {**values, **earlier})
             for anchor, part in partial.get(node, {}).items():
-                moved[anchor] = _without_part(original.gm, part, values)
+                moved[anchor] = without_part(original.gm, part, values)
             value = evaluate(original.gm, node, {**values, **moved} if moved else values)
         is_kept = node in kept and isinstance(value, Tensor)
         values[node] = value.clone() if is_kept else value
     return values
 
 
-def _without_part(gm: GraphModule, read: PartialRead, values: Mapping[Node, Any]) -> Any:
+def without_part(gm: GraphModule, read: PartialRead, values: Mapping[Node, Any]) -> Any:
     """The anchor of a block without what is in flight, in its dtype."""
 
     def call(step: Node, operands: Mapping[Node, Any]) -> Any:
