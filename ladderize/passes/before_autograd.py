@@ -62,10 +62,11 @@ from ladderize.streams.cut_streams import refuse_cut_streams
 from ladderize.streams.find import streams_in
 from ladderize.streams.fresh_reads import find_fresh_reads
 from ladderize.streams.gains import keep_reads_that_hide
-from ladderize.streams.recurrence import check_recurrence, read_recurrence, specify_ladder
+from ladderize.streams.recurrence import check_recurrence, read_recurrence
 from ladderize.streams.refusals import refuse_unfit, refuse_wrapped
 from ladderize.streams.restore import restore_standard
 from ladderize.streams.single_layers import refuse_single_layers
+from ladderize.streams.specification import specify_ladder
 from ladderize.streams.stale_halves import refuse_undecided
 
 # ---- when a step is due ------------------------------------------------------------------------

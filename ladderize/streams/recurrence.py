@@ -11,12 +11,11 @@ The reader knows where the blocks are but not what the ladder pass did: it follo
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import sympy
-from sympy.core.function import AppliedUndef
 from torch.fx import GraphModule, Node
 
 from ladderize.errors import Blocker, LadderError
@@ -24,14 +23,11 @@ from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.contributions import Contributions
-from ladderize.streams.joins import JoinedRead, StaleReads
-from ladderize.streams.partial_values import PartialValues, read_as_symbols, terms_of
+from ladderize.streams.partial_values import PartialValues, terms_of
 
 Writes = Mapping[Node, Mapping[Node, Node]]
 Read: TypeAlias = Any
 """A named value, or an expression of some."""
-Moved = Mapping[Read, Collection[Read]]
-"""What a branch reads in the place of each value that it no longer reads."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def read_recurrence(
         streams: of the standard graph.
         splits: what the blocks add of which a part is in flight.
     """
-    symbols = _name_values(streams)
+    symbols = name_values(streams)
     partial = PartialValues.of(streams, splits or {}, symbols)
     home = {
         node: (number, block.index)
@@ -79,88 +75,6 @@ def read_recurrence(
         )
         for number, stream in enumerate(streams)
     )
-
-
-def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) -> list[Recurrence]:
-    """The recurrence of each stream once its blocks read what `reads` says.
-
-    Args:
-        standard: what `read_recurrence` found before the rewrite.
-        reads: of each stream.
-    """
-    moved: dict[Read, Collection[Read]] = {
-        _symbol("x", number, index): {_symbol("x", number, source)}
-        for number, of_stream in enumerate(reads)
-        for index, source in of_stream.sources.items()
-    }
-    own = [
-        specify_recurrence(recurrence, reads[number].sources, number)
-        for number, recurrence in enumerate(standard)
-    ]
-    symbols = _name_values([of_stream.stream for of_stream in reads])
-    for number, of_stream in enumerate(reads):
-        for read in of_stream.joined:
-            joined = {symbols[read.block.anchor]: _joined(read, standard[number], symbols)}
-            own[number] = _move(own[number], read.block.index, joined)
-            moved |= joined
-        for partial in of_stream.partial:
-            without = {symbols[partial.block.anchor]: {read_as_symbols(partial, symbols)}}
-            own[number] = _move(own[number], partial.block.index, without)
-            moved |= without
-    return [_share(recurrence, moved) for recurrence in own]
-
-
-def _joined(
-    read: JoinedRead, standard: Recurrence, symbols: Mapping[Node, sympy.Symbol]
-) -> set[sympy.Symbol]:
-    """What a branch reads from before a join."""
-    last = {end.value: end.blocks[-1].add for end in read.ends if end.blocks}
-    written = {symbols.get(value, symbols[add]) for value, add in last.items()}
-    unwritten = set(standard.anchors[read.first].rhs.args) - written
-    return unwritten | {symbols[read.instead[value]] for value in last}
-
-
-def _share(own: Recurrence, moved: Moved) -> Recurrence:
-    """`own` with the anchors of other streams that those read `moved` too."""
-    for index, shared in enumerate(own.shared):
-        own = _move(own, index, {fresh: moved[fresh] for fresh in shared & moved.keys()})
-    return own
-
-
-def _move(own: Recurrence, index: int, moved: Moved) -> Recurrence:
-    sums = list(own.sums)
-    sums[index] = _with_reads(sums[index], moved)
-    return replace(own, sums=tuple(sums))
-
-
-def specify_recurrence(
-    standard: Recurrence, sources: Mapping[int, int], number: int = 0
-) -> Recurrence:
-    """`standard` with each chosen branch i reading the anchor of block `sources[i]` instead.
-
-    Args:
-        standard: what `read_recurrence` found before the rewrite.
-        sources: for each rerouted block the block whose anchor it is to read.
-        number: the place of the stream among the streams of the graph.
-    """
-    for index, source in sources.items():
-        fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
-        standard = _move(standard, index, {fresh: {stale}})
-    return standard
-
-
-def _with_reads(total: sympy.Eq, moved: Moved) -> sympy.Eq:
-    """`total` with its branch reading other values."""
-    return sympy.Eq(total.lhs, sympy.Add(*_moved_terms(total.rhs, moved)), evaluate=False)
-
-
-def _moved_terms(total: Read, moved: Moved) -> Iterator[Read]:
-    for term in sympy.Add.make_args(total):
-        if isinstance(term, AppliedUndef):
-            reads = _union(frozenset(moved.get(arg, {arg})) for arg in term.args)
-            yield term.func(*_sorted(reads))
-        else:
-            yield term
 
 
 def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
@@ -191,18 +105,18 @@ def find_differences(
     ]
 
 
-def _symbol(letter: str, number: int, index: int) -> sympy.Symbol:
+def symbol_of(letter: str, number: int, index: int) -> sympy.Symbol:
     """The name of block `index`'s anchor (x), sum (y) or branch inside (b) in stream `number`."""
     return sympy.Symbol(f"{letter}{index}" if number == 0 else f"{letter}{index}_{number}")
 
 
-def _name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
+def name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
     symbols: dict[Node, sympy.Symbol] = {}
     for number, stream in enumerate(streams):
         for block in stream.blocks:
-            symbols[block.add] = _symbol("y", number, block.index)
+            symbols[block.add] = symbol_of("y", number, block.index)
         for block in stream.blocks:  # where T is nothing, the anchor is the sum before it
-            symbols[block.anchor] = _symbol("x", number, block.index)
+            symbols[block.anchor] = symbol_of("x", number, block.index)
     return symbols
 
 
@@ -231,7 +145,7 @@ def _follow_reads(
             elif source in partial.values:
                 found.add(partial.values[source])
             elif source in home and home[source] != home.get(node):
-                found.add(_symbol("b", *home[source]))
+                found.add(symbol_of("b", *home[source]))
             else:
                 found |= reads[source]
         reads[node] = frozenset(found)
@@ -268,7 +182,7 @@ def _equations(
     adds = {block.add for block in stream.blocks}
     sums, anchors = [], []
     for block in stream.blocks:
-        sum_symbol = _symbol("y", number, block.index)
+        sum_symbol = symbol_of("y", number, block.index)
         summands = _summands(block, writes)
         inside = [operand for operand in summands if operand in block.members]
         past = [operand for operand in summands if operand not in block.members]
@@ -277,14 +191,16 @@ def _equations(
             named = terms_of(partial.splits[block], inside)
         branch = sympy.Add(
             *(
-                sympy.Function(f"{letter}{block.index}")(*_sorted(_union(map(seen, operands))))
+                sympy.Function(f"{letter}{block.index}")(
+                    *in_name_order(union_of(map(seen, operands)))
+                )
                 for letter, operands in named.items()
             )
         )
-        skip = sympy.Add(*_sorted(_union(map(seen, past))))
+        skip = sympy.Add(*in_name_order(union_of(map(seen, past))))
         sums.append(sympy.Eq(sum_symbol, skip + branch, evaluate=False))
         behind = seen(block.anchor) if block.anchor in adds else reads[block.anchor]
-        written = sympy.Function("T")(*_sorted(behind))
+        written = sympy.Function("T")(*in_name_order(behind))
         anchors.append(sympy.Eq(symbols[block.anchor], written, evaluate=False))
     return Recurrence(tuple(sums), tuple(anchors))
 
@@ -302,9 +218,9 @@ def _summands(block: Block, writes: Writes) -> list[Node]:
     return summands
 
 
-def _union(sets: Iterable[frozenset[Read]]) -> frozenset[Read]:
+def union_of(sets: Iterable[frozenset[Read]]) -> frozenset[Read]:
     return frozenset().union(*sets)
 
 
-def _sorted(symbols: frozenset[Read] | set[Read]) -> list[Read]:
+def in_name_order(symbols: frozenset[Read] | set[Read]) -> list[Read]:
     return sorted(symbols, key=str)

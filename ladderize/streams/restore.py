@@ -24,8 +24,8 @@ from ladderize.streams.recurrence import (
     Recurrence,
     find_differences,
     read_recurrence,
-    specify_ladder,
 )
+from ladderize.streams.specification import specify_ladder
 
 Edits = dict[Node, dict[Node, Node]]
 """For each reader of a stale value: what it is to read instead."""

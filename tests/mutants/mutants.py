@@ -421,7 +421,7 @@ STREAMS = (
     ),
     Mutant(
         "what joint branches share moves in one stream alone",
-        "ladderize/streams/recurrence.py",
+        "ladderize/streams/specification.py",
         "fresh: moved[fresh] for fresh in shared & moved.keys()",
         "fresh: fresh for fresh in shared",
         "tests/streams/test_joined_streams.py::test_parts_that_change_places_are_followed",

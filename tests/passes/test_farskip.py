@@ -15,7 +15,8 @@ from ladderize.config.ladder_entry import ContradictionError, LadderEntry
 from ladderize.frontends.verdicts import settings_of
 from ladderize.passes.before_autograd import rewrite_graph
 from ladderize.passes.rewriting_state import Rewriting
-from ladderize.streams.recurrence import check_recurrence, read_recurrence, specify_ladder
+from ladderize.streams.recurrence import check_recurrence, read_recurrence
+from ladderize.streams.specification import specify_ladder
 from ladderize.testing import ReferenceBlock, ReferenceNet, assert_ladder_equal
 
 

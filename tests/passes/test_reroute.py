@@ -11,7 +11,8 @@ from ladderize.streams.block import stale_sources
 from ladderize.streams.find import find_streams
 from ladderize.streams.joins import StaleReads
 from ladderize.streams.left_out import Connectivity
-from ladderize.streams.recurrence import check_recurrence, read_recurrence, specify_ladder
+from ladderize.streams.recurrence import check_recurrence, read_recurrence
+from ladderize.streams.specification import specify_ladder
 
 
 def _prepare(model, x, chosen=None, staleness=1):

@@ -73,10 +73,10 @@ def verify(
 
     The reference is `original` run with stale values in its branches; no pass that changes or
     shards the model takes part. Shared with the rewriter are the search for the stream, the choice
-    of blocks, what a read leaves out, what ops are and write, the reader of files, `InlineRegions`, `SpellEngineOps`,
-    `DropCasts`, `Functionalize`, `SpellSums`, `ReduceBranches`, `find_cuts`, `SplitSums`,
-    `layout_steps` and, for the order that runs, `DeferWaits`. All ranks run in this process, on
-    the CPU.
+    of blocks, what a read leaves out, what ops are and write, the reader of files,
+    `InlineRegions`, `SpellEngineOps`, `DropCasts`, `Functionalize`, `SpellSums`,
+    `ReduceBranches`, `find_cuts`, `SplitSums`, `layout_steps` and, for the order that runs,
+    `DeferWaits`. All ranks run in this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.
