@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ladderize.config.connectivity import LADDER, connectivity_problems, patterns_of
 from ladderize.config.selection import Selection, ranges_of
 from ladderize.errors import Blocker, LadderError, nearest
 
@@ -40,11 +41,14 @@ class LadderEntry:
     Attributes:
         layers, blocks: one of them, in any form that `LadderConfig` takes. None: all layers.
         staleness: how many blocks earlier a converted block reads, 1 to 8.
+        connectivity, routed: as in `LadderConfig`.
     """
 
     layers: Any = None
     blocks: Any = None
     staleness: int = 1
+    connectivity: str = LADDER
+    routed: Any = None
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "LadderEntry | None":
@@ -78,7 +82,13 @@ class LadderEntry:
     def as_data(self) -> dict[str, Any]:
         """The value of `ladder` in config.json."""
         plain = {name: _as_data(value) for name, value in self.selection.items()}
-        return {**plain, "staleness": self.staleness, "version": VERSION}
+        return {**plain, "staleness": self.staleness, **self.left_out, "version": VERSION}
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        """The options that say what a branch leaves out; empty of a ladder."""
+        given = {"connectivity": self.connectivity, "routed": list(patterns_of(self.routed))}
+        return {} if self.connectivity == LADDER else {n: v for n, v in given.items() if v}
 
     def fill(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options `given`, with those of the entry where they do not say which ladder.
@@ -91,14 +101,18 @@ class LadderEntry:
         left = {n: v for n, v in given.items() if n not in SELECTIONS or v is not None}
         asked = [name for name in SELECTIONS if name in left]
         differing = [name for name in asked if self.agrees_with(name, left[name]) is False]
-        differing += [n for n in ("staleness",) if left.get(n, self.staleness) != self.staleness]
+        reads = ("staleness", "connectivity")
+        differing += [n for n in reads if n in left and left[n] != getattr(self, n)]
+        if left.get("routed") and patterns_of(left["routed"]) != patterns_of(self.routed):
+            differing.append("routed")
         if differing:
             raise ContradictionError(
                 "The options ask for another ladder than the checkpoint is:",
                 [Blocker(f"{n}={left[n]!r}, and config.json has {self}") for n in differing],
                 FOR_ANOTHER_LADDER,
             )
-        return {**left, **({} if asked else self.selection), "staleness": self.staleness}
+        said = {"staleness": self.staleness, **self.left_out}
+        return {**left, **({} if asked else self.selection), **said}
 
     def agrees_with(self, name: str, value: Any) -> bool | None:
         """Whether the option `name` chooses the same blocks; None if their number decides."""
@@ -114,7 +128,8 @@ class LadderEntry:
         ((name, value),) = self.selection.items()
         chosen = Selection.parse(value)
         shown = ranges_of(chosen.indices) if chosen.indices else chosen.text
-        return f"{name} {shown}, staleness {self.staleness}"
+        known = {"staleness": self.staleness, **self.left_out}
+        return ", ".join([f"{name} {shown}", *(f"{n} {value}" for n, value in known.items())])
 
 
 def _entry_of(said: Mapping[str, Any] | None) -> LadderEntry | None:
@@ -154,6 +169,9 @@ def _problems(said: Any) -> Iterator[str]:
     staleness = said.get("staleness", 1)
     if not _is_count(staleness) or staleness > MAX_STALENESS:
         yield f"staleness={staleness!r} is not a whole number from 1 to {MAX_STALENESS}"
+    yield from connectivity_problems(
+        said.get("connectivity", LADDER), staleness, said.get("routed")
+    )
 
 
 def _papers_problems(layers: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
+from ladderize.config.connectivity import LADDER, connectivity_problems
 from ladderize.config.ladder_entry import MAX_STALENESS, LadderEntry
 from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
@@ -35,6 +36,13 @@ class LadderConfig:
             hide, `"plan.json:50%"`.
         staleness: how many blocks earlier a converted branch reads, 0 to 8; 0 is the standard
             model, 1 the ladder of arXiv 2501.06589, Section 3.
+        connectivity: what a converted branch leaves out of the stream. "ladder": all that the
+            blocks within `staleness` added. "farskip": the routed experts of the block before it,
+            and experts leave out all of that block (arXiv 2511.11505). "instella": the same, and
+            the MLP of a layer without experts leaves out the attention of its layer, as in AMD's
+            Instella-MoE.
+        routed: paths of the modules whose results are the routed experts', as patterns in which
+            `*` stands for anything: "*.mlp.experts". None: found by their routers.
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
         shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
             where the number of ranks divides it; `cross_entropy` included.
@@ -58,6 +66,8 @@ class LadderConfig:
     layers: str | int | Sequence[int] | None = None
     blocks: str | int | Sequence[int] | None = None
     staleness: int = 1
+    connectivity: str = LADDER
+    routed: str | Sequence[str] | None = None
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
     shard_vocabulary: bool = True
     lowering: str = "inductor"
@@ -115,7 +125,8 @@ class LadderConfig:
     @property
     def names_a_ladder(self) -> bool:
         """Whether the options say which ladder is wanted, of a net that is one already too."""
-        return self.blocks is not None or self.layers is not None or self.staleness != 1
+        names_reads = self.staleness != 1 or self.connectivity != LADDER
+        return self.blocks is not None or self.layers is not None or names_reads
 
     @property
     def names_a_part(self) -> bool:
@@ -134,6 +145,7 @@ class LadderConfig:
             *_choice_problems("lowering", self.lowering, get_args(Lowering)),
             *_choice_problems("verify", self.verify, VERIFY_LEVELS),
             *_count_problems("staleness", self.staleness, least=0, most=MAX_STALENESS),
+            *connectivity_problems(self.connectivity, self.staleness, self.routed),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
             *self._inductor_only_problems(),
             *self._inductor_problems(),
@@ -156,6 +168,11 @@ class LadderConfig:
             if plan is not None and plan.staleness != self.staleness:
                 problems.append(
                     f"{name}={value!r} is of staleness {plan.staleness}, not {self.staleness}"
+                )
+            if plan is not None and self.connectivity != LADDER:
+                problems.append(
+                    f"{name}={value!r} was measured with connectivity='ladder', "
+                    f"not {self.connectivity!r}"
                 )
         return problems
 

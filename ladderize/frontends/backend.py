@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from ladderize import compat
 from ladderize.backends import LOWERINGS, Lower
+from ladderize.config.connectivity import LADDER
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
@@ -129,6 +130,7 @@ def _refuse_options_of_parallelize(config: LadderConfig) -> None:
     """What `parallelize` has laddered and sharded is only left to be lowered."""
     given = {"layers=": config.layers is not None, "blocks=": config.blocks is not None}
     given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
+    given |= {"connectivity=": config.connectivity != LADDER, "routed=": bool(config.routed)}
     surplus = [Blocker(name) for name, is_given in given.items() if is_given]
     if surplus:
         raise LadderError(

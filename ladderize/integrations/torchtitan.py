@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
 from ladderize import compat
+from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.integrations.engine_backend import reporting_backend
@@ -38,6 +39,10 @@ class Options:
     """The same, counted in blocks: each attention and each MLP is one."""
     staleness: int = 1
     """How many blocks earlier a converted block reads the residual stream."""
+    connectivity: str = LADDER
+    """ladder; farskip leaves out what is in flight alone, the routed experts; instella."""
+    routed: str | None = None
+    """The path of the routed experts' modules, with * for the number of the layer."""
     lowering: str = "inductor"
     """What compiles the rewritten graph: inductor, aot_eager or eager."""
     mode: str | None = None

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
+from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.graph import ops
@@ -56,14 +57,16 @@ from ladderize.passes.split_sums import SplitSums
 from ladderize.sharding.plan import plan_sharding, refuse_undivided
 from ladderize.streams.choose import choose_blocks, number_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.contributions import find_contributions
 from ladderize.streams.cut_streams import refuse_cut_streams
 from ladderize.streams.find import streams_in
 from ladderize.streams.fresh_reads import find_fresh_reads
 from ladderize.streams.gains import keep_reads_that_hide
-from ladderize.streams.recurrence import check_recurrence, read_recurrence, specify_ladder
+from ladderize.streams.recurrence import check_recurrence, read_recurrence
 from ladderize.streams.refusals import refuse_unfit, refuse_wrapped
 from ladderize.streams.restore import restore_standard
 from ladderize.streams.single_layers import refuse_single_layers
+from ladderize.streams.specification import specify_ladder
 from ladderize.streams.stale_halves import refuse_undecided
 
 # ---- when a step is due ------------------------------------------------------------------------
@@ -112,6 +115,10 @@ def _is_extended(state: Rewriting) -> bool:
 
 def _is_standard(state: Rewriting) -> bool:
     return not state.is_laddered
+
+
+def _has_parts(state: Rewriting) -> bool:
+    return state.config.connectivity != LADDER and not state.is_laddered
 
 
 def _is_verified(state: Rewriting) -> bool:
@@ -175,9 +182,13 @@ def _restore_standard(state: Rewriting) -> None:
     state.chosen = tuple(frozenset[int]() for _ in state.streams)
 
 
+def _find_contributions(state: Rewriting) -> None:
+    state.contributions = find_contributions(state.analysis, state.streams, state.config)
+
+
 def _read_standard(state: Rewriting) -> None:
     if state.restored is None:
-        state.standard = read_recurrence(state.gm, state.streams)
+        state.standard = read_recurrence(state.gm, state.streams, state.connectivity.splits)
     else:
         state.standard = state.restored.recurrences
     state.rewritten = state.standard
@@ -202,7 +213,7 @@ def _choose_blocks(state: Rewriting) -> None:
         refuse_undecided(context, streams, state.config)
     if state.ranks is None:
         chosen = keep_reads_that_hide(
-            state.analysis, state.streams, chosen, state.stale, state.config
+            state.analysis, state.streams, chosen, state.stale, state.config, state.connectivity
         )
     refuse_cut_streams(context, streams, chosen, state.config)
     state.chosen = chosen
@@ -222,7 +233,7 @@ def _reroute_reads(state: Rewriting) -> PassResult:
 
 
 def _read_rewritten(state: Rewriting) -> None:
-    state.rewritten = read_recurrence(state.gm, state.streams)
+    state.rewritten = read_recurrence(state.gm, state.streams, state.connectivity.splits)
 
 
 def _check_recurrence(state: Rewriting) -> None:
@@ -276,6 +287,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("refuse_unspelled", lambda s: refuse_unspelled(s.gm), _has_engine_ops, "check"),
     Step("find_streams", _find_streams, kind="analysis"),
     Step("restore_standard", _restore_standard, _is_extended, "analysis"),
+    Step("find_contributions", _find_contributions, _has_parts, "analysis"),
     Step("read_standard", _read_standard, kind="analysis"),
     Step("refuse_wrong_gradients", lambda s: refuse_wrong_gradients(s.gm), kind="check"),
     Step("refuse_unsaved_states", _refuse_unsaved_states, _has_regions, "check"),

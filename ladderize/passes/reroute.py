@@ -3,11 +3,17 @@
     before   a1 = add(x0, h0(x0));  a2 = add(a1, h1(a1));  a3 = add(a2, h2(a2))
     after    a1 = add(x0, h0(x0));  a2 = add(a1, h1(x0));  a3 = add(a2, h2(a1))
 
+A branch that leaves out a part of what the block before added reads a sum without it:
+
+    before   a1 = add(x0, add(routed, shared));   a2 = add(a1, h1(a1))
+    after    a1 = add(x0, add(routed, shared));   r1 = add(x0, shared);   a2 = add(a1, h1(r1))
+
 The skip path is untouched. This is the one pass that changes what the graph computes
 (arXiv 2501.06589, Section 3; staleness above 1 is this project's generalisation).
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,10 +21,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.graph import ops
+from ladderize.graph.fake_values import new_fake
 from ladderize.graph.higher_order import REGION
 from ladderize.passes import PassResult
 from ladderize.streams.block import Block
 from ladderize.streams.joins import JoinedRead, StaleReads
+from ladderize.streams.partial_reads import PartialRead
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,16 @@ class RerouteReads:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         for reads in self.reads:
             joined = {read.block.index: read for read in reads.joined}
-            for index in {**reads.sources, **joined}:
+            partial = {read.block.index: read for read in reads.partial}
+            for index in {**reads.sources, **joined, **partial}:
                 block = reads.stream.blocks[index]
                 readers = sorted(block.readers, key=position.__getitem__)
                 if not readers:  # the anchor is read through a side input of the branch only
                     continue
                 if index in joined:
                     stale = _joined(gm, joined[index], before=readers[0])
+                elif index in partial:
+                    stale = _partial(gm, partial[index], before=readers[0])
                 else:
                     path = reads.stream.blocks[reads.sources[index] : index + 1]
                     stale = _in_form_of_anchor(gm, path, before=readers[0])
@@ -81,13 +92,36 @@ def _in_form_of_anchor(gm: GraphModule, path: tuple[Block, ...], before: Node) -
                 with gm.graph.inserting_before(before):
                     replayed = gm.graph.node_copy(step, _substitute(step, stale))
                 stale = replayed
-    stale_value, fresh_value = ops.value(stale), ops.value(fresh)
-    if _dtype(stale_value) != _dtype(fresh_value):
+    return _cast(gm, stale, fresh, before)
+
+
+def _cast(gm: GraphModule, value: Node, like: Node, before: Node) -> Node:
+    """`value` in the dtype of `like`."""
+    if _dtype(ops.value(value)) == _dtype(ops.value(like)):
+        return value
+    with gm.graph.inserting_before(before):
+        cast = ops.cast(gm.graph, value, _dtype(ops.value(like)), like=like)
+    cast.meta = dict(like.meta)
+    return cast
+
+
+def _partial(gm: GraphModule, read: PartialRead, before: Node) -> Node:
+    """The sum without what is in flight, in the form of the anchor."""
+    total = read.before.block.add
+
+    def call(step: Node, operands: Mapping[Node, Node]) -> Node:
         with gm.graph.inserting_before(before):
-            cast = ops.cast(gm.graph, stale, _dtype(fresh_value), like=fresh)
-        cast.meta = dict(fresh.meta)
-        stale = cast
-    return stale
+            made = gm.graph.node_copy(step, lambda node: operands.get(node, node))
+        made.meta.pop(REGION, None)  # of the block before; it is computed for the one that reads
+        new_fake(made, step)
+        return made
+
+    def add(value: Node, other: Node) -> Node:
+        made = call(total, {})
+        made.args = (_cast(gm, value, total, made), other)
+        return made
+
+    return read.build(lambda node: node, call, add)
 
 
 def _joined(gm: GraphModule, read: JoinedRead, before: Node) -> Node:

@@ -14,7 +14,9 @@ from ladderize.passes.runner import Log
 from ladderize.sharding.plan import ShardPlan
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.contributions import Contribution
 from ladderize.streams.joins import StaleReads
+from ladderize.streams.left_out import Connectivity
 from ladderize.streams.recurrence import Recurrence
 from ladderize.streams.restore import Restored
 
@@ -57,6 +59,7 @@ class Rewriting:
         context: the analysis of the standard graph; made once, by `find_streams`.
         streams: the residual streams of the standard graph.
         restored: the standard net, where a ladder is extended; None otherwise.
+        contributions: what each block adds, and what of it is in flight; empty for a ladder.
         chosen: for each stream the indices of the converted blocks.
         fresh_reads: those of the converted blocks that stay standard.
         moved: the reads that `RerouteReads` rerouted.
@@ -77,6 +80,7 @@ class Rewriting:
     context: AnalysisContext | None = None
     streams: tuple[Stream, ...] = ()
     restored: Restored | None = None
+    contributions: dict[Block, Contribution] = field(default_factory=dict)
     chosen: tuple[frozenset[int], ...] = ()
     fresh_reads: tuple[Blocker, ...] = ()
     moved: tuple[MovedRead, ...] = ()
@@ -88,7 +92,12 @@ class Rewriting:
     def reads(self) -> tuple[StaleReads, ...]:
         """For each stream what its blocks are to read stale."""
         pairs = zip(self.streams, self.chosen, strict=True)
-        return tuple(StaleReads.of(*pair, self.config.staleness) for pair in pairs)
+        return tuple(StaleReads.of(*pair, self.connectivity) for pair in pairs)
+
+    @property
+    def connectivity(self) -> Connectivity:
+        """What the branches leave out."""
+        return Connectivity.of(self.config, self.contributions)
 
     @property
     def stale(self) -> tuple[dict[int, int], ...]:

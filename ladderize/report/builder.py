@@ -6,7 +6,7 @@ When the pipeline refuses, the builder holds what had been found until then.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -25,8 +25,9 @@ from ladderize.report.data import (
     StepReport,
     StreamReport,
 )
-from ladderize.report.snapshot import read_branches, snapshot
+from ladderize.report.snapshot import module_of, read_branches, snapshot
 from ladderize.streams.block import Block, Stream
+from ladderize.streams.left_out import LeftOut
 
 
 @dataclass
@@ -45,7 +46,10 @@ class ReportBuilder:
     _sharding: ShardReport | None = None
     _outside: Outside = field(default_factory=Outside)
     _home: dict[Node, str] = field(default_factory=dict)
-    _left_out: tuple[dict[int, set[str]], ...] = ()
+    _left_out: tuple[dict[int, tuple[LeftOut, ...]], ...] = ()
+    _name_of: dict[Block, str] = field(default_factory=dict)
+    _home_of_parts: dict[Node, str] = field(default_factory=dict)
+    _of_parts: tuple[CollectiveReport, ...] = ()
 
     def see(self, step: str, state: object) -> None:
         """Take from `state`, a `Rewriting`, what `step` has found or done."""
@@ -72,15 +76,21 @@ class ReportBuilder:
 
     def _see_reads(self, state: Rewriting) -> None:
         reads = read_branches(state.rewritten)
-        name_of = {
+        self._name_of = {
             block: name
             for number, stream in enumerate(state.streams)
             for name, block in _named(stream, number)
         }
-        self._left_out = tuple(
-            {index: {name_of[block] for block in left} for index, left in found.left_out().items()}
-            for found in state.reads
-        )
+        self._left_out = tuple(found.left_out() for found in state.reads)
+        self._home_of_parts = {
+            node: self._name_of[left.block]
+            for of_stream in self._left_out
+            for parts in of_stream.values()
+            for left in parts
+            if left.summands
+            for node in left.nodes
+        }
+        self._see_parts(state, is_inserted=False)
         self._rewritten = tuple(
             dataclasses.replace(
                 stream,
@@ -90,12 +100,28 @@ class ReportBuilder:
                         reads_after=reads[stream.index][block.index],
                         is_converted=block.index in state.chosen[stream.index],
                         was_stale=block.index in state.stale[stream.index],
+                        leaves_out=self._named(self._left_out[stream.index].get(block.index, ())),
                     )
                     for block in stream.blocks
                 ),
             )
             for stream in self._standard
         )
+
+    def _named(self, left_out: Sequence[LeftOut]) -> tuple[str, ...]:
+        """The blocks that are left out, or the summands of them, and what makes them."""
+        parts = [
+            (self._name_of[left.block], module)
+            for left in left_out
+            for module in [s.module for s in left.summands] or [module_of(left.block)]
+        ]
+        return tuple(f"{name}: {module}" if module else name for name, module in parts)
+
+    def _see_parts(self, state: Rewriting, *, is_inserted: bool) -> None:
+        """The collectives in what is left out of blocks whose other summands are read."""
+        if self._home_of_parts:
+            found = find_collectives(state.gm, self._home_of_parts, is_inserted)
+            self._of_parts += tuple(collective for collective in found if collective.block)
 
     def _see_sharding(self, state: Rewriting) -> None:
         plan = state.shard_plan
@@ -108,6 +134,7 @@ class ReportBuilder:
             sum(undivided.flops for undivided in plan.whole),
         )
         self._inserted = find_collectives(state.gm, self._home, is_inserted=True)
+        self._see_parts(state, is_inserted=True)
 
     def finish(
         self, log: Log, name: str, outcome: str, error: LadderError | None = None
@@ -138,11 +165,14 @@ class ReportBuilder:
         self, stream: StreamReport, collectives: tuple[CollectiveReport, ...]
     ) -> StreamReport:
         """`stream`, whose blocks know what their stale reads hide."""
-        names = self._left_out[stream.index] if self._left_out else {}
+        left_out = self._left_out[stream.index] if self._left_out else {}
 
         def hidden_by(index: int) -> tuple[str, ...]:
-            behind = names.get(index, set())
-            return tuple(c.op for c in collectives if c.block in behind and c.op in LAUNCHES)
+            parts = left_out.get(index, ())
+            behind = {self._name_of[left.block] for left in parts}
+            is_part = any(left.summands for left in parts)
+            found = self._of_parts if is_part else collectives
+            return tuple(c.op for c in found if c.block in behind and c.op in LAUNCHES)
 
         blocks = (dataclasses.replace(b, hides=hidden_by(b.index)) for b in stream.blocks)
         return dataclasses.replace(stream, blocks=tuple(blocks))

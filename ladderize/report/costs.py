@@ -22,9 +22,9 @@ from ladderize import compat
 from ladderize.graph import ops
 from ladderize.graph.flops import flops_of
 from ladderize.graph.ops import Kind
-from ladderize.report.branch_kinds import is_fused_attention, multiplies_values, with_bodies
 from ladderize.report.data import Outside
 from ladderize.streams.block import Block
+from ladderize.streams.branch_kinds import is_fused_attention, multiplies_values, with_bodies
 
 
 @dataclass(frozen=True)

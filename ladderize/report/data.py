@@ -37,6 +37,8 @@ class BlockReport:
         source: the line of the residual add, as `file:line`, "" when unknown.
         reads_before: the values that its branch reads in the standard net.
         reads_after: what it reads in the rewritten graph; the same where nothing was rewritten.
+        leaves_out: what it no longer reads: the blocks, or the summands of them, each as the name
+            of the block and the module that makes it (`h3: model.layers.1.mlp.experts`).
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
         was_stale: whether it reads stale in the graph that was given already, and stays as it is.
@@ -74,6 +76,7 @@ class BlockReport:
     cache_bytes: int | None = 0
     is_prologue: bool = False
     was_stale: bool = False
+    leaves_out: tuple[str, ...] = ()
 
     @property
     def is_rewired(self) -> bool:

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
+from sympy.core.function import AppliedUndef
 from torch.fx import GraphModule, Node
 
 from ladderize.errors import describe_origin, module_path, source_line
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
-from ladderize.report.branch_kinds import kind_of_block
 from ladderize.report.costs import Costs
 from ladderize.report.data import BlockReport, Outside, SegmentReport, StreamReport
 from ladderize.streams.block import Block, Stream
+from ladderize.streams.branch_kinds import kind_of_block
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.recurrence import Recurrence
 
@@ -54,8 +55,9 @@ def read_branches(recurrences: Sequence[Recurrence]) -> tuple[Reads, ...]:
 
 
 def _arguments(equation: sympy.Eq) -> tuple[str, ...]:
-    (branch,) = equation.rhs.atoms(sympy.core.function.AppliedUndef)
-    return tuple(map(str, branch.args))
+    terms = sympy.Add.make_args(equation.rhs)
+    reads = [read for term in terms if isinstance(term, AppliedUndef) for read in term.args]
+    return tuple(sorted({str(symbol) for read in reads for symbol in read.free_symbols}))
 
 
 def _block(
@@ -83,6 +85,7 @@ def _block(
         hides=(),
         is_prologue=block.is_prologue,
         was_stale=False,
+        leaves_out=(),
         **costs,
     )
 

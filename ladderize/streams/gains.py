@@ -9,18 +9,20 @@ ladderize inserts the collectives, the options alone decide.
 """
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph import ops
-from ladderize.graph.collectives import LAUNCHES, is_wait, launched_by_call
+from ladderize.graph.collectives import LAUNCHES, is_wait
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.contributions import launched
 from ladderize.streams.joins import StaleReads
+from ladderize.streams.left_out import Connectivity, LeftOut
 
 Chosen = tuple[frozenset[int], ...]
 
@@ -31,6 +33,7 @@ def keep_reads_that_hide(
     chosen: Chosen,
     stale: Sequence[Collection[int]],
     config: LadderConfig,
+    connectivity: Connectivity,
 ) -> Chosen:
     """`chosen` without the blocks whose stale reads would hide nothing, with a warning of those.
 
@@ -43,7 +46,7 @@ def keep_reads_that_hide(
     if not any(found):
         return chosen
     moved = [
-        _left_out(StaleReads.of(stream, indices, config.staleness), already)
+        _left_out(StaleReads.of(stream, indices, connectivity), already)
         for stream, indices, already in zip(streams, chosen, stale, strict=True)
     ]
     idle = [_idle(context, *pair) for pair in zip(streams, moved, strict=True)]
@@ -81,32 +84,26 @@ def _launches(context: AnalysisContext, stream: Stream) -> list[Node]:
     return [node for node in context.nodes if node in inside and launched(context, node)]
 
 
-def launched(context: AnalysisContext, node: Node) -> list[str]:
-    """The collectives of the forward pass that `node` launches."""
-    found = (op for op, _ in launched_by_call(context.gm, node))
-    return [op for op in found if not op.endswith(" (backward)")]
-
-
-def _left_out(reads: StaleReads, already: Collection[int]) -> dict[int, tuple[Block, ...]]:
+def _left_out(reads: StaleReads, already: Collection[int]) -> dict[int, tuple[LeftOut, ...]]:
     """What the blocks leave out that do not read stale `already`."""
     found = reads.left_out()
-    return {index: blocks for index, blocks in found.items() if index not in already}
+    return {index: left for index, left in found.items() if index not in already}
 
 
 def _idle(
-    context: AnalysisContext, stream: Stream, left_out: Mapping[int, tuple[Block, ...]]
+    context: AnalysisContext, stream: Stream, left_out: Mapping[int, tuple[LeftOut, ...]]
 ) -> list[tuple[Block, str]]:
     """The blocks whose stale reads would hide nothing, and why.
 
     Args:
-        left_out: for each of them, by its index, the blocks that it no longer reads.
+        left_out: for each of them, by its index, what it no longer reads.
     """
-    behind = {block for blocks in left_out.values() for block in blocks}
-    hides = {block for block in behind if _is_hidden(context, block)}
+    behind = {left for parts in left_out.values() for left in parts}
+    hides = {left for left in behind if _is_hidden(context, left.nodes)}
     return [
-        (stream.blocks[index], _without(stream.blocks[index], blocks))
-        for index, blocks in left_out.items()
-        if hides.isdisjoint(blocks) and not _computes_behind(context, stream.blocks[index])
+        (block, _without(block, [left.block for left in parts]))
+        for block, parts in ((stream.blocks[index], parts) for index, parts in left_out.items())
+        if hides.isdisjoint(parts) and not _computes_behind(context, block)
     ]
 
 
@@ -119,8 +116,8 @@ def _without(block: Block, blocks: Sequence[Block]) -> str:
     return f"block {block.index}: no collective is in {before}"
 
 
-def _is_hidden(context: AnalysisContext, block: Block) -> bool:
-    return any(_launches_one(context, node) for node in block.branch)
+def _is_hidden(context: AnalysisContext, nodes: Iterable[Node]) -> bool:
+    return any(_launches_one(context, node) for node in nodes)
 
 
 def _computes_behind(context: AnalysisContext, block: Block) -> bool:

@@ -16,9 +16,11 @@ from torch.fx import Node
 from ladderize.graph import ops
 from ladderize.graph.ops import Kind
 from ladderize.graph.pieces import parts_of
-from ladderize.streams.block import Block, End, Stream, stale_sources
+from ladderize.streams.block import Block, End, Stream
 from ladderize.streams.candidates import find_writer
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.left_out import Connectivity, LeftOut
+from ladderize.streams.partial_reads import PartialRead
 
 Steps = tuple[str, ...]
 """The names of the cheap ops from a sum to a value made of it, the last one first."""
@@ -59,30 +61,46 @@ class StaleReads:
         stream: of the standard net.
         sources: of each block, by its index, the block whose anchor it reads.
         joined: the reads from before a join.
+        partial: the reads without a part of what the block before adds.
     """
 
     stream: Stream
     sources: Mapping[int, int]
     joined: tuple[JoinedRead, ...] = ()
+    partial: tuple[PartialRead, ...] = ()
 
     @classmethod
-    def of(cls, stream: Stream, chosen: Collection[int], staleness: int) -> "StaleReads":
-        """Those of the `chosen` blocks of a ladder."""
-        joined = tuple(_joined_reads(stream, chosen, staleness))
-        sources = stale_sources(stream.blocks, chosen, staleness)
+    def of(
+        cls, stream: Stream, chosen: Collection[int], connectivity: Connectivity
+    ) -> "StaleReads":
+        """Those of the `chosen` blocks.
+
+        Raises:
+            LadderError: a part of the stream cannot be read alone.
+        """
+        sources = connectivity.sources(stream.blocks, chosen)
+        parts = connectivity.parts(stream.blocks, chosen)
+        partial = tuple(PartialRead.of(stream.blocks[i], part) for i, part in parts.items())
+        if not connectivity.is_ladder:
+            return cls(stream, sources, partial=partial)
+        joined = tuple(_joined_reads(stream, chosen, connectivity.staleness))
         for read in joined:
             sources.pop(read.block.index, None)
         return cls(stream, sources, joined)
 
-    def left_out(self) -> dict[int, tuple[Block, ...]]:
-        """For each block that reads stale, by its index, the blocks that it no longer reads."""
+    def left_out(self) -> dict[int, tuple[LeftOut, ...]]:
+        """For each block that reads stale, by its index, what it no longer reads."""
         blocks = self.stream.blocks
         found = {index: blocks[source:index] for index, source in self.sources.items()}
         for read in self.joined:
             index = read.block.index
             behind = (block for end in read.ends for block in end.left_out(read.staleness))
             found[index] = (*behind, *blocks[read.first : index])
-        return found
+        whole = {index: tuple(map(LeftOut, left)) for index, left in found.items()}
+        parts = {
+            r.block.index: (LeftOut(r.before.block, r.before.in_flight),) for r in self.partial
+        }
+        return whole | parts
 
 
 def _joined_reads(stream: Stream, chosen: Collection[int], staleness: int) -> Iterator[JoinedRead]:

@@ -4,12 +4,16 @@
     y1 = x1 + h1(x0)      T: what lies between a sum and the next anchor
     x1 = T0(y0)
 
+    y3 = x3 + s3(x2) + r3(x2)      a block whose one summand has landed, the other is in flight
+    y4 = x4 + h4(x3 + s3)          a branch that leaves out what is in flight
+
 The reader knows where the blocks are but not what the ladder pass did: it follows the edges of
 the graph as it stands. One visit a node (DESIGN §8.1).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import sympy
 from torch.fx import GraphModule, Node
@@ -18,11 +22,12 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.streams.block import Block, Stream
-from ladderize.streams.joins import JoinedRead, StaleReads
+from ladderize.streams.contributions import Contributions
+from ladderize.streams.partial_values import PartialValues, terms_of
 
 Writes = Mapping[Node, Mapping[Node, Node]]
-Moved = Mapping[sympy.Symbol, Collection[sympy.Symbol]]
-"""What a branch reads in the place of each value that it no longer reads."""
+Read: TypeAlias = Any
+"""A named value, or an expression of some."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,18 @@ class Recurrence:
     shared: tuple[frozenset[sympy.Symbol], ...] = ()
 
 
-def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurrence, ...]:
-    """The recurrence that `gm` computes now, one for each of `streams`."""
-    symbols = _name_values(streams)
+def read_recurrence(
+    gm: GraphModule, streams: Sequence[Stream], splits: Contributions | None = None
+) -> tuple[Recurrence, ...]:
+    """The recurrence that `gm` computes now, one for each of `streams`.
+
+    Args:
+        gm: the graph.
+        streams: of the standard graph.
+        splits: what the blocks add of which a part is in flight.
+    """
+    symbols = name_values(streams)
+    partial = PartialValues.of(streams, splits or {}, symbols)
     home = {
         node: (number, block.index)
         for number, stream in enumerate(streams)
@@ -49,11 +63,11 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
         for node in block.branch
     }
     writes = find_writes(gm.graph.nodes)
-    reads = _follow_reads(gm, symbols, home, writes)
+    reads = _follow_reads(gm, symbols, home, writes, partial)
     anchors = {block.anchor: block for stream in streams for block in stream.blocks}
     return tuple(
         replace(
-            _equations(number, stream, symbols, reads, writes),
+            _equations(number, stream, symbols, reads, writes, partial),
             shared=tuple(
                 _shared_reads(block, anchors, home, (number, block.index), symbols)
                 for block in stream.blocks
@@ -61,77 +75,6 @@ def read_recurrence(gm: GraphModule, streams: Sequence[Stream]) -> tuple[Recurre
         )
         for number, stream in enumerate(streams)
     )
-
-
-def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) -> list[Recurrence]:
-    """The recurrence of each stream once its blocks read what `reads` says.
-
-    Args:
-        standard: what `read_recurrence` found before the rewrite.
-        reads: of each stream.
-    """
-    moved: dict[sympy.Symbol, Collection[sympy.Symbol]] = {
-        _symbol("x", number, index): {_symbol("x", number, source)}
-        for number, of_stream in enumerate(reads)
-        for index, source in of_stream.sources.items()
-    }
-    own = [
-        specify_recurrence(recurrence, reads[number].sources, number)
-        for number, recurrence in enumerate(standard)
-    ]
-    symbols = _name_values([of_stream.stream for of_stream in reads])
-    for number, of_stream in enumerate(reads):
-        for read in of_stream.joined:
-            joined = {symbols[read.block.anchor]: _joined(read, standard[number], symbols)}
-            own[number] = _move(own[number], read.block.index, joined)
-            moved |= joined
-    return [_share(recurrence, moved) for recurrence in own]
-
-
-def _joined(
-    read: JoinedRead, standard: Recurrence, symbols: Mapping[Node, sympy.Symbol]
-) -> set[sympy.Symbol]:
-    """What a branch reads from before a join."""
-    last = {end.value: end.blocks[-1].add for end in read.ends if end.blocks}
-    written = {symbols.get(value, symbols[add]) for value, add in last.items()}
-    unwritten = set(standard.anchors[read.first].rhs.args) - written
-    return unwritten | {symbols[read.instead[value]] for value in last}
-
-
-def _share(own: Recurrence, moved: Moved) -> Recurrence:
-    """`own` with the anchors of other streams that those read `moved` too."""
-    for index, shared in enumerate(own.shared):
-        own = _move(own, index, {fresh: moved[fresh] for fresh in shared & moved.keys()})
-    return own
-
-
-def _move(own: Recurrence, index: int, moved: Moved) -> Recurrence:
-    sums = list(own.sums)
-    sums[index] = _with_reads(sums[index], moved)
-    return replace(own, sums=tuple(sums))
-
-
-def specify_recurrence(
-    standard: Recurrence, sources: Mapping[int, int], number: int = 0
-) -> Recurrence:
-    """`standard` with each chosen branch i reading the anchor of block `sources[i]` instead.
-
-    Args:
-        standard: what `read_recurrence` found before the rewrite.
-        sources: for each rerouted block the block whose anchor it is to read.
-        number: the place of the stream among the streams of the graph.
-    """
-    for index, source in sources.items():
-        fresh, stale = _symbol("x", number, index), _symbol("x", number, source)
-        standard = _move(standard, index, {fresh: {stale}})
-    return standard
-
-
-def _with_reads(total: sympy.Eq, moved: Moved) -> sympy.Eq:
-    """`total` with its branch reading other values."""
-    branch = next(iter(total.rhs.atoms(sympy.core.function.AppliedUndef)))
-    other = branch.func(*_sorted(_union(frozenset(moved.get(arg, {arg})) for arg in branch.args)))
-    return sympy.Eq(total.lhs, total.rhs - branch + other, evaluate=False)
 
 
 def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
@@ -162,18 +105,18 @@ def find_differences(
     ]
 
 
-def _symbol(letter: str, number: int, index: int) -> sympy.Symbol:
+def symbol_of(letter: str, number: int, index: int) -> sympy.Symbol:
     """The name of block `index`'s anchor (x), sum (y) or branch inside (b) in stream `number`."""
     return sympy.Symbol(f"{letter}{index}" if number == 0 else f"{letter}{index}_{number}")
 
 
-def _name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
+def name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
     symbols: dict[Node, sympy.Symbol] = {}
     for number, stream in enumerate(streams):
         for block in stream.blocks:
-            symbols[block.add] = _symbol("y", number, block.index)
+            symbols[block.add] = symbol_of("y", number, block.index)
         for block in stream.blocks:  # where T is nothing, the anchor is the sum before it
-            symbols[block.anchor] = _symbol("x", number, block.index)
+            symbols[block.anchor] = symbol_of("x", number, block.index)
     return symbols
 
 
@@ -182,22 +125,27 @@ def _follow_reads(
     symbols: Mapping[Node, sympy.Symbol],
     home: Mapping[Node, tuple[int, int]],
     writes: Writes,
-) -> dict[Node, frozenset[sympy.Symbol]]:
+    partial: PartialValues,
+) -> dict[Node, frozenset[Read]]:
     """For each node the named values that it is computed from, cut at the named values.
 
     A value from inside a branch is cut as well, for what is not in that branch: `b<i>`. So what
     later branches share with an earlier one stays what that one computes, wherever it reads.
     """
-    reads: dict[Node, frozenset[sympy.Symbol]] = {}
+    reads: dict[Node, frozenset[Read]] = {}
     for node, sources in find_sources(gm.graph.nodes, writes).items():
-        found: set[sympy.Symbol] = set()
+        if node not in home and node not in symbols:
+            partial.see(node)
+        found: set[Read] = set()
         for source in sources:
             if not ops.holds_tensor(source):  # the size of a value is no read of it
                 continue
             if source in symbols:
                 found.add(symbols[source])
+            elif source in partial.values:
+                found.add(partial.values[source])
             elif source in home and home[source] != home.get(node):
-                found.add(_symbol("b", *home[source]))
+                found.add(symbol_of("b", *home[source]))
             else:
                 found |= reads[source]
         reads[node] = frozenset(found)
@@ -224,24 +172,35 @@ def _equations(
     number: int,
     stream: Stream,
     symbols: Mapping[Node, sympy.Symbol],
-    reads: Mapping[Node, frozenset[sympy.Symbol]],
+    reads: Mapping[Node, frozenset[Read]],
     writes: Writes,
+    partial: PartialValues,
 ) -> Recurrence:
-    def seen(node: Node) -> frozenset[sympy.Symbol]:
+    def seen(node: Node) -> frozenset[Read]:
         return frozenset({symbols[node]}) if node in symbols else reads[node]
 
     adds = {block.add for block in stream.blocks}
     sums, anchors = [], []
     for block in stream.blocks:
-        sum_symbol = _symbol("y", number, block.index)
+        sum_symbol = symbol_of("y", number, block.index)
         summands = _summands(block, writes)
         inside = [operand for operand in summands if operand in block.members]
         past = [operand for operand in summands if operand not in block.members]
-        branch = sympy.Function(f"h{block.index}")(*_sorted(_union(map(seen, inside))))
-        skip = sympy.Add(*_sorted(_union(map(seen, past))))
+        named = {"h": inside}
+        if block in partial.splits:
+            named = terms_of(partial.splits[block], inside)
+        branch = sympy.Add(
+            *(
+                sympy.Function(f"{letter}{block.index}")(
+                    *in_name_order(union_of(map(seen, operands)))
+                )
+                for letter, operands in named.items()
+            )
+        )
+        skip = sympy.Add(*in_name_order(union_of(map(seen, past))))
         sums.append(sympy.Eq(sum_symbol, skip + branch, evaluate=False))
         behind = seen(block.anchor) if block.anchor in adds else reads[block.anchor]
-        written = sympy.Function("T")(*_sorted(behind))
+        written = sympy.Function("T")(*in_name_order(behind))
         anchors.append(sympy.Eq(symbols[block.anchor], written, evaluate=False))
     return Recurrence(tuple(sums), tuple(anchors))
 
@@ -259,9 +218,9 @@ def _summands(block: Block, writes: Writes) -> list[Node]:
     return summands
 
 
-def _union(sets: Iterable[frozenset[sympy.Symbol]]) -> frozenset[sympy.Symbol]:
+def union_of(sets: Iterable[frozenset[Read]]) -> frozenset[Read]:
     return frozenset().union(*sets)
 
 
-def _sorted(symbols: frozenset[sympy.Symbol] | set[sympy.Symbol]) -> list[sympy.Symbol]:
+def in_name_order(symbols: frozenset[Read] | set[Read]) -> list[Read]:
     return sorted(symbols, key=str)

@@ -23,6 +23,7 @@ from ladderize.streams.choose import by_default
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.hidden_sums import find_hidden_sums
 from ladderize.streams.joins import StaleReads
+from ladderize.streams.left_out import Connectivity
 
 
 def find_blockers(
@@ -189,7 +190,7 @@ def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
 
 
 def _can_read_earlier(stream: Stream) -> bool:
-    return bool(StaleReads.of(stream, by_default(stream), staleness=1).left_out())
+    return bool(StaleReads.of(stream, by_default(stream), Connectivity()).left_out())
 
 
 # ---- a graph without a block -----------------------------------------------------------------

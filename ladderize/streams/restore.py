@@ -24,8 +24,8 @@ from ladderize.streams.recurrence import (
     Recurrence,
     find_differences,
     read_recurrence,
-    specify_ladder,
 )
+from ladderize.streams.specification import specify_ladder
 
 Edits = dict[Node, dict[Node, Node]]
 """For each reader of a stale value: what it is to read instead."""
@@ -93,8 +93,8 @@ def _refusal(blockers: Iterable[Blocker]) -> LadderError:
     return LadderError(
         "The standard net behind this ladder cannot be told from it:",
         blockers,
-        "leave layers=, blocks= and staleness= out, and its reads are left as they are; or ladder "
-        "the standard net with them",
+        "leave layers=, blocks=, staleness= and connectivity= out, and its reads are left as they "
+        "are; or ladder the standard net with them",
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def assert_ladder_equal(
     reference: ReferenceNet | None = None,
     chosen: Collection[int] | None = None,
     staleness: int = 1,
+    connectivity: str = "ladder",
     lowering: str = "eager",
     options: Mapping[str, Any] | None = None,
     dynamic: bool | None = None,
@@ -81,6 +83,7 @@ def assert_ladder_equal(
         chosen: indices of the blocks to convert, None for all. (`options={"blocks": ...}` asks
             for them in another spelling.)
         staleness: as in the options of the backend.
+        connectivity: the same; "farskip" needs a `reference` whose blocks tell what is `routed`.
         lowering: `"eager"`, `"aot_eager"` or `"inductor"`.
         options: further options of the backend.
         dynamic: as in `torch.compile`.
@@ -94,13 +97,16 @@ def assert_ladder_equal(
     """
     if (reads is None) == (reference is None):
         raise ValueError("give one of reads= and reference=")
+    if reads is not None and connectivity != "ladder":
+        raise ValueError(f"connectivity={connectivity!r} needs reference=")
     num_blocks = 0
 
     def eager(*args: Any, **kwargs: Any) -> Any:
         nonlocal num_blocks
         if reference is not None:
             num_blocks = len(reference.blocks)
-            return reference.run(*args, chosen=chosen, staleness=staleness, **kwargs)
+            run = partial(reference.run, staleness=staleness, connectivity=connectivity)
+            return run(*args, chosen=chosen, **kwargs)
         assert reads is not None
         with eager_ladder(model, reads, chosen=chosen, staleness=staleness) as ladder:
             result = model(*args, **kwargs)
@@ -111,6 +117,7 @@ def assert_ladder_equal(
     asked: dict[str, Any] = {
         "expect_blocks": num_blocks,
         "staleness": staleness,
+        "connectivity": connectivity,
         "lowering": lowering,
     }
     if chosen is not None:

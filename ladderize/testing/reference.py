@@ -3,7 +3,12 @@
     anchor[i] = before_i(x[i])
     x[i+1]    = after_i(skip_i(anchor[i]) + h_i(anchor[max(i - k, start of the segment)]))
 
-for the chosen blocks i; the others read anchor[i]. Nothing here knows of graphs or of the rest of
+for the chosen blocks i; the others read anchor[i]. With FarSkip's connectivity (arXiv 2511.11505)
+a block with routed experts reads anchor[i-1], and one behind it the stream without those:
+
+    anchor'[i] = before_i(after_{i-1}(skip_{i-1}(anchor[i-1]) + h_{i-1}(…)))    h without routed
+
+Nothing here knows of graphs or of the rest of
 the package: it is what the compiler is compared with.
 """
 
@@ -31,6 +36,7 @@ class ReferenceBlock:
 
     Attributes:
         branch: `h_i`, from the anchor that is read to what is added; a pre-norm belongs to it.
+        routed: what the routed experts of the block add on top; None where it has none.
         before: what makes the anchor out of the value that the block before left (a norm whose
             result both the skip and the branch take; a downsampling).
         skip: what the skip path does to the anchor ahead of the sum (a multiplier, a cast).
@@ -44,6 +50,7 @@ class ReferenceBlock:
     skip: Step = identity
     after: Step = identity
     starts_segment: bool = False
+    routed: Step | None = None
 
 
 def run_ladder(
@@ -52,6 +59,7 @@ def run_ladder(
     *,
     chosen: Collection[int] | None = None,
     staleness: int = 1,
+    connectivity: str = "ladder",
 ) -> Tensor:
     """The last value of the stream that starts with `x`.
 
@@ -67,7 +75,10 @@ def run_ladder(
         chosen: indices of the blocks that read stale; None for all.
         staleness: how many blocks earlier they read; 0 is the standard net, 1 the ladder of
             arXiv 2501.06589, Section 3.
+        connectivity: "ladder", or "farskip", whose staleness is 1.
     """
+    if connectivity == "farskip":
+        return _run_farskip(x, blocks, chosen)
     anchors: list[Tensor] = []
     start = 0
     for i, block in enumerate(blocks):
@@ -76,7 +87,29 @@ def run_ladder(
         anchors.append(block.before(x))
         is_chosen = chosen is None or i in chosen
         read = anchors[max(i - staleness, start)] if is_chosen else anchors[i]
-        x = block.after(block.skip(anchors[i]) + block.branch(read))
+        x = block.after(block.skip(anchors[i]) + _all_of(block, read))
+    return x
+
+
+def _all_of(block: ReferenceBlock, read: Tensor) -> Tensor:
+    added = block.branch(read)
+    return added if block.routed is None else added + block.routed(read)
+
+
+def _run_farskip(
+    x: Tensor, blocks: Sequence[ReferenceBlock], chosen: Collection[int] | None
+) -> Tensor:
+    earlier = without_routed = x  # the anchor of the block before; `x` without its routed experts
+    for i, block in enumerate(blocks):
+        anchor = read = block.before(x)
+        if not block.starts_segment and i and (chosen is None or i in chosen):
+            read = block.before(without_routed) if block.routed is None else earlier
+        skip, added = block.skip(anchor), block.branch(read)
+        without_routed = block.after(skip + added)
+        x = without_routed
+        if block.routed is not None:
+            x = block.after(skip + (added + block.routed(read)))
+        earlier = anchor
     return x
 
 
@@ -105,8 +138,20 @@ class ReferenceNet:
     head: Callable[[Tensor], Any] = identity
 
     def run(
-        self, *args: Any, chosen: Collection[int] | None = None, staleness: int = 1, **kwargs: Any
+        self,
+        *args: Any,
+        chosen: Collection[int] | None = None,
+        staleness: int = 1,
+        connectivity: str = "ladder",
+        **kwargs: Any,
     ) -> Any:
-        """The model's result when the `chosen` blocks (None: all) read `staleness` blocks stale."""
+        """The model's result when the `chosen` blocks (None: all) read `staleness` blocks stale.
+
+        Or as `connectivity` says, see `run_ladder`.
+        """
         x = self.entry(*args, **kwargs)
-        return self.head(run_ladder(x, self.blocks, chosen=chosen, staleness=staleness))
+        return self.head(
+            run_ladder(
+                x, self.blocks, chosen=chosen, staleness=staleness, connectivity=connectivity
+            )
+        )

@@ -224,6 +224,62 @@ STREAMS = (
         "tests/passes/test_reroute.py::test_a_shared_value_stays_what_the_earlier_branch_computes",
     ),
     Mutant(
+        "attention leaves out the shared experts too",
+        "ladderize/streams/left_out.py",
+        "other.in_flight and not other.landed",
+        "other.in_flight",
+        "tests/streams/test_contributions.py::test_forms_of_connectivity",
+    ),
+    Mutant(
+        "experts read what is ahead of them",
+        "ladderize/streams/left_out.py",
+        "if own.has_experts or (",
+        "if (",
+        "tests/streams/test_contributions.py::test_forms_of_connectivity",
+    ),
+    Mutant(
+        "what lies between a sum and the next read is not done to a part of it",
+        "ladderize/streams/partial_reads.py",
+        "        return made[self.block.anchor]",
+        "        return total",
+        "tests/passes/test_farskip.py::test_an_instella_net_and_its_gradients",
+    ),
+    Mutant(
+        "a summand is added as it is made",
+        "ladderize/streams/partial_reads.py",
+        "        value = call(step, {operand: value})",
+        "        pass",
+        "tests/passes/test_farskip.py::test_models_of_transformers_equal_the_eager_net",
+    ),
+    Mutant(
+        "a sum behind a norm is taken apart",
+        "ladderize/streams/summands.py",
+        "not ops.only_scales(node) or",
+        "ops.kind(node) is Kind.MIX or",
+        "tests/streams/test_contributions.py::test_a_sum_is_split_behind_what_is_linear_alone",
+    ),
+    Mutant(
+        "a difference is taken apart",
+        "ladderize/streams/contributions.py",
+        "if in_flight and not is_sum_of_summands(block):",
+        "if not own:",
+        "tests/streams/test_contributions.py::test_a_difference_is_left_out_as_a_whole",
+    ),
+    Mutant(
+        "a sum with a part of another block goes unread",
+        "ladderize/streams/recurrence.py",
+        "            partial.see(node)",
+        "            pass",
+        "tests/passes/test_farskip.py::test_the_recurrence_finds_planted_faults",
+    ),
+    Mutant(
+        "all collectives of a block are hidden by a read without its experts",
+        "ladderize/report/builder.py",
+        "found = self._of_parts if is_part else collectives",
+        "found = collectives",
+        "tests/passes/test_farskip.py::test_what_is_hidden_on_ranks",
+    ),
+    Mutant(
         "equations of sums are not compared",
         "ladderize/streams/recurrence.py",
         'for equations in ("sums", "anchors")',
@@ -365,7 +421,7 @@ STREAMS = (
     ),
     Mutant(
         "what joint branches share moves in one stream alone",
-        "ladderize/streams/recurrence.py",
+        "ladderize/streams/specification.py",
         "fresh: moved[fresh] for fresh in shared & moved.keys()",
         "fresh: fresh for fresh in shared",
         "tests/streams/test_joined_streams.py::test_parts_that_change_places_are_followed",
@@ -1054,7 +1110,7 @@ FILES = (
     Mutant(
         "a stale read that hides nothing is kept",
         "ladderize/streams/gains.py",
-        "if hides.isdisjoint(blocks)",
+        "if hides.isdisjoint(parts)",
         "if not hides",
         "tests/ranks/test_reduced_sums.py::test_blocks_that_hide_nothing_read_fresh",
     ),
@@ -1246,8 +1302,8 @@ CHECKS = (
     Mutant(
         "a block is not shown",
         "ladderize/report/present/lines.py",
-        "yield from map(row_of, run.shown)",
-        "yield from map(row_of, run.shown[1:])",
+        "yield from map(of_block, run.shown)",
+        "yield from map(of_block, run.shown[1:])",
         "tests/report/test_text.py::test_one_block_a_line",
     ),
     Mutant(
@@ -1266,10 +1322,10 @@ CHECKS = (
     ),
     Mutant(
         "topk chooses no experts",
-        "ladderize/report/branch_kinds.py",
+        "ladderize/streams/branch_kinds.py",
         'frozenset({"topk", "argmax",',
         'frozenset({"argmax",',
-        "tests/report/test_branch_kinds.py::test_kinds",
+        "tests/streams/test_branch_kinds.py::test_kinds",
     ),
 )
 

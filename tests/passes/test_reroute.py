@@ -10,7 +10,9 @@ from ladderize.passes.reroute import RerouteReads
 from ladderize.streams.block import stale_sources
 from ladderize.streams.find import find_streams
 from ladderize.streams.joins import StaleReads
-from ladderize.streams.recurrence import check_recurrence, read_recurrence, specify_ladder
+from ladderize.streams.left_out import Connectivity
+from ladderize.streams.recurrence import check_recurrence, read_recurrence
+from ladderize.streams.specification import specify_ladder
 
 
 def _prepare(model, x, chosen=None, staleness=1):
@@ -19,7 +21,9 @@ def _prepare(model, x, chosen=None, staleness=1):
     streams = find_streams(gm, names)
     everything = frozenset(range(len(streams[0].blocks)))
     indices = everything if chosen is None else chosen
-    return gm, RerouteReads((StaleReads.of(streams[0], indices, staleness),))
+    return gm, RerouteReads(
+        (StaleReads.of(streams[0], indices, Connectivity(staleness=staleness)),)
+    )
 
 
 def _check_of(gm, reroute):

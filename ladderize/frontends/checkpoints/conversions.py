@@ -72,6 +72,7 @@ def entry_to_write(model: nn.Module) -> LadderEntry | None:
     if noted is None or not noted.config.staleness or noted.blocks == ():
         return None
     config = noted.config
+    reads = config.staleness, config.connectivity, config.routed
     if noted.blocks is None or find_encoder(model) is not None:
-        return LadderEntry(config.layers, config.blocks, config.staleness)
-    return LadderEntry(blocks=noted.blocks, staleness=config.staleness)
+        return LadderEntry(config.layers, config.blocks, *reads)
+    return LadderEntry(None, noted.blocks, *reads)

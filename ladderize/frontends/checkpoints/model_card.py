@@ -5,6 +5,7 @@ It is written where there is none, or one that was written here: its last line t
 
 from pathlib import Path
 
+from ladderize.config.connectivity import LADDER
 from ladderize.config.ladder_entry import KEY, LadderEntry
 from ladderize.errors import counted
 from ladderize.report.files import write_file
@@ -22,6 +23,16 @@ def write_card(folder: Path, entry: LadderEntry) -> None:
     write_file(path, _text(entry), force=True)
 
 
+def _reads(entry: LadderEntry) -> str:
+    if entry.connectivity != LADDER:
+        return """Each of these blocks reads the residual stream without what is
+in flight of the block before it (FarSkip-Collective, arXiv 2511.11505): the routed experts. So the
+communication of experts hides behind compute."""
+    return f"""Each of these blocks reads the residual stream
+{counted(entry.staleness, "block")} earlier than in the standard network, so that tensor-parallel
+communication hides behind compute."""
+
+
 def _text(entry: LadderEntry) -> str:
     return f"""---
 library_name: transformers
@@ -32,9 +43,7 @@ tags:
 # A ladder network
 
 The weights in this folder are those of a ladder network (arXiv 2501.06589), as `{KEY}` in
-`config.json` says: {entry}. Each of these blocks reads the residual stream
-{counted(entry.staleness, "block")} earlier than in the standard network, so that tensor-parallel
-communication hides behind compute.
+`config.json` says: {entry}. {_reads(entry)}
 
 **Warning: engines that do not know this entry run these weights as a standard network, without an
 error. That computes another function, with worse answers.** `transformers` without ladderize is

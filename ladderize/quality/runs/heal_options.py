@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 
@@ -13,7 +14,8 @@ class HealOptions:
     """The options of `heal`. A run is resumed with the same ones.
 
     Attributes:
-        blocks, layers, staleness, lowering: of the ladder, as those of `LadderConfig`.
+        blocks, layers, staleness, connectivity, routed, lowering: of the ladder, as those of
+            `LadderConfig`.
         fit_tokens: to fit the weights that read the stream first on, by least squares, before it
             is trained; 0: they are not fitted.
         tokens: to train on, over all ranks; repeats the text if it is shorter.
@@ -36,6 +38,8 @@ class HealOptions:
     blocks: str | int | Sequence[int] | None = None
     layers: str | int | Sequence[int] | None = None
     staleness: int = 1
+    connectivity: str = LADDER
+    routed: str | Sequence[str] | None = None
     lowering: str = "inductor"
     fit_tokens: int = 0
     tokens: int = 100_000
@@ -72,7 +76,7 @@ class HealOptions:
     @property
     def ladder(self) -> dict[str, Any]:
         """The options of `ladderize.compile`."""
-        names = ("blocks", "layers", "staleness", "lowering")
+        names = ("blocks", "layers", "staleness", "connectivity", "routed", "lowering")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def num_steps(self, num_ranks: int) -> int:

@@ -193,7 +193,10 @@ class _Run:
         own = self.folder.out / self_generated.NAME
         num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
         with whole_directory(self.folder.out, num_bytes) as folder:
-            entry = LadderEntry(blocks=result.blocks, staleness=self.options.staleness)
+            asked = self.options
+            entry = LadderEntry(
+                None, result.blocks, asked.staleness, asked.connectivity, asked.routed
+            )
             save_with_entry(model, entry, folder)
             self.standard.tokenizer.save_pretrained(folder)
             if own.is_file():

@@ -60,9 +60,9 @@ def staleness_of(block: BlockReport, read: str) -> int:
 
 
 def _node_of(read: str) -> str:
-    """The node that stands for what is read: a sum is the stream's next value, `b` the branch."""
+    """The node that stands for what is read: a sum is the stream's next value."""
     value = parse(read)
     suffix = f"_{value.stream}" if value.stream else ""
     if value.letter == "y":
         return f"x{value.index + 1}{suffix}"
-    return f"{'h' if value.letter == 'b' else 'x'}{value.index}{suffix}"
+    return f"{'x' if value.letter == 'x' else 'h'}{value.index}{suffix}"

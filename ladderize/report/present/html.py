@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from ladderize.report.data import ReportData
-from ladderize.report.present.lines import HEADER, Gap, Row, Section, page_of
+from ladderize.report.present.lines import LEAVES_OUT, Gap, Row, Section, page_of
 
 # The three colours are readable on white and on black; everything else is the page's own.
 STYLE = """
@@ -47,18 +47,20 @@ def _part(part: Section, whole: Section) -> Iterator[str]:
 
 
 def _table(part: Section) -> str:
-    head = "".join(f"<th>{name}</th>" for name in HEADER)
-    body = "\n".join(map(_row, part.rows))
+    head = "".join(f"<th>{name}</th>" for name in part.header)
+    body = "\n".join(_row(row, LEAVES_OUT in part.header) for row in part.rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
-def _row(row: Row | Gap) -> str:
+def _row(row: Row | Gap, says_what: bool) -> str:
     if isinstance(row, Gap):
-        return f'<tr><td colspan="4"></td><td colspan="2">{_span("dim", row.text)}</td></tr>'
+        empty = 5 if says_what else 4
+        return f'<tr><td colspan="{empty}"></td><td colspan="2">{_span("dim", row.text)}</td></tr>'
     moved = [f"{_span('dim', row.before)} → {_span('moved', row.after)}"] if row.after else []
     reads = ", ".join([*moved, *([_span("dim", row.also)] if row.also else [])])
     texts = [escape(text) for text in (row.block, row.layer, row.kind)]
-    cells = [*texts, reads, escape(row.module), _span("dim", row.source)]
+    left_out = [escape(row.leaves_out)] if says_what else []
+    cells = [*texts, reads, *left_out, escape(row.module), _span("dim", row.source)]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

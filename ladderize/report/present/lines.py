@@ -12,6 +12,7 @@ Runs of layers that are alike but for their numbers are shown once, followed by 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ladderize.errors import counted
@@ -34,6 +35,8 @@ OUTCOMES = {
     "refused": "nothing is compiled",
 }
 HEADER = ("block", "layer", "kind", "reads", "module", "add at")
+LEAVES_OUT = "leaves out"
+"""A column behind the reads, unless the connectivity is a ladder's."""
 STANDARD_ENGINES = "Engines that do not read it run these weights as a standard model."
 # Of lines of one sort, as many are shown.
 MAX_LINES = 8
@@ -41,7 +44,10 @@ MAX_LINES = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One block: its branch reads `after` instead of `before`, and `also` as ever."""
+    """One block: its branch reads `after` instead of `before`, and `also` as ever.
+
+    It leaves out `leaves_out`; "" of a ladder.
+    """
 
     block: str
     layer: str
@@ -51,6 +57,7 @@ class Row:
     also: str
     module: str
     source: str
+    leaves_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,13 @@ class Section:
     rows: tuple[Row | Gap, ...] = ()
     lines: tuple[str, ...] = ()
     is_bad: bool = False
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The names of the columns of `rows`."""
+        if not any(isinstance(row, Row) and row.leaves_out for row in self.rows):
+            return HEADER
+        return (*HEADER[:4], LEAVES_OUT, *HEADER[4:])
 
 
 @dataclass(frozen=True)
@@ -103,9 +117,12 @@ def _warning(report: ReportData) -> str:
 
 def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Section]:
     prefix = f"graph {graph.index} ({graph.name}), " if len(report.graphs) > 1 else ""
+    says_what = "connectivity" in dict(report.options)
     for stream in graph.streams:
         yield Section(
-            prefix + title_of(stream), tuple(_rows(stream, full)), tuple(_remarks(stream))
+            prefix + title_of(stream),
+            tuple(_rows(stream, full, says_what)),
+            tuple(_remarks(stream)),
         )
     if graph.refusal is not None:
         yield _refused(graph.refusal, prefix)
@@ -198,14 +215,15 @@ def _footer(report: ReportData) -> str:
 # ---- rows ------------------------------------------------------------------------------------
 
 
-def _rows(stream: StreamReport, full: bool) -> Iterator[Row | Gap]:
+def _rows(stream: StreamReport, full: bool, says_what: bool) -> Iterator[Row | Gap]:
+    of_block = partial(row_of, says_what=says_what)
     for run in runs_of(stream):
         if isinstance(run, Gap):
             yield run
             continue
-        yield from map(row_of, run.shown)
+        yield from map(of_block, run.shown)
         if full:
-            yield from map(row_of, run.hidden)
+            yield from map(of_block, run.hidden)
         elif run.hidden:
             yield Gap(alike(run))
 
@@ -218,7 +236,11 @@ def runs_of(stream: StreamReport) -> Iterator[Run | Gap]:
         yield from find_runs(stream.blocks[segment.first : segment.last + 1])
 
 
-def row_of(block: BlockReport) -> Row:
+def row_of(block: BlockReport, says_what: bool = False) -> Row:
+    """Args:
+    block: to show.
+    says_what: whether to say what it leaves out.
+    """
     path, _, line = block.source.rpartition(":")
     return Row(
         block=str(block.index),
@@ -229,7 +251,16 @@ def row_of(block: BlockReport) -> Row:
         also=", ".join(read for read in block.reads_before if read in block.reads_after),
         module=block.module,
         source=f"{Path(path).name}:{line}" if path else "",
+        leaves_out=", ".join(map(_in_its_list, block.leaves_out)) if says_what else "",
     )
+
+
+def _in_its_list(left_out: str) -> str:
+    """`h3: model.layers.1.mlp.experts` as `layers.1.mlp.experts`; `h3` as it is."""
+    name, _, path = left_out.partition(": ")
+    parts = path.split(".")
+    layer = next((i for i, part in enumerate(parts) if part.isdecimal()), 1)
+    return ".".join(parts[max(layer - 1, 0) :]) or name
 
 
 def _all_but(reads: Sequence[str], others: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ladderize.report.data import ReportData
-from ladderize.report.present.lines import HEADER, Gap, Page, Row, Section, page_of
+from ladderize.report.present.lines import LEAVES_OUT, Gap, Page, Row, Section, page_of
 
 # Where no terminal says how wide it is.
 DEFAULT_WIDTH = 100
@@ -42,22 +42,24 @@ def renderables(page: Page) -> Iterator[RenderableType]:
 
 def _table(part: Section) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
-    for name in HEADER:
+    says_what = LEAVES_OUT in part.header
+    for name in part.header:
         is_number = name in ("block", "layer")
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in part.rows:
         if isinstance(row, Gap):
-            table.add_row("", "", "", "", Text(row.text, style="italic dim"))
+            table.add_row(*[""] * (len(part.header) - 2), Text(row.text, style="italic dim"))
         else:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, says_what))
     return table
 
 
-def _cells(row: Row) -> list[Text]:
+def _cells(row: Row, says_what: bool) -> list[Text]:
     reads = Text()
     if row.after:
         reads.append(row.before, "dim").append(" → ").append(row.after, "bold cyan")
     if row.also:
         reads.append(", " if row.after else "").append(row.also, "dim")
     plain = [Text(text) for text in (row.block, row.layer, row.kind)]
-    return [*plain, reads, Text(row.module), Text(row.source, style="dim")]
+    left_out = [Text(row.leaves_out)] if says_what else []
+    return [*plain, reads, *left_out, Text(row.module), Text(row.source, style="dim")]

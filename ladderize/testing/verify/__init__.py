@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import copy_of, parameter_names
@@ -34,7 +35,9 @@ from ladderize.passes.inline_regions import InlineRegions
 from ladderize.passes.runner import apply_pass
 from ladderize.streams.choose import choose_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
+from ladderize.streams.contributions import find_contributions
 from ladderize.streams.find import streams_in
+from ladderize.streams.left_out import Connectivity
 from ladderize.streams.refusals import refuse_unfit
 from ladderize.streams.restore import restore_standard
 from ladderize.streams.stale_halves import refuse_undecided
@@ -70,10 +73,10 @@ def verify(
 
     The reference is `original` run with stale values in its branches; no pass that changes or
     shards the model takes part. Shared with the rewriter are the search for the stream, the choice
-    of blocks, what ops are and write, the reader of files, `InlineRegions`, `SpellEngineOps`,
-    `DropCasts`, `Functionalize`, `SpellSums`, `ReduceBranches`, `find_cuts`, `SplitSums`,
-    `layout_steps` and, for the order that runs, `DeferWaits`. All ranks run in this process, on
-    the CPU.
+    of blocks, what a read leaves out, what ops are and write, the reader of files,
+    `InlineRegions`, `SpellEngineOps`, `DropCasts`, `Functionalize`, `SpellSums`,
+    `ReduceBranches`, `find_cuts`, `SplitSums`, `layout_steps` and, for the order that runs,
+    `DeferWaits`. All ranks run in this process, on the CPU.
 
     Args:
         original: the standard program, with its weights.
@@ -86,8 +89,8 @@ def verify(
             the whole range of each dynamic dim come on top, its ends among them.
         max_bytes: that the values of one run may take; larger sizes are not tried, and the check
             `sizes` says so.
-        options: `layers`, `blocks`, `staleness` and `expect_blocks`. None given: those noted in
-            the files, or else the defaults.
+        options: `layers`, `blocks`, `staleness`, `connectivity`, `routed` and `expect_blocks`.
+            None given: those noted in the files, or else the defaults.
 
     Raises:
         LadderError: a file cannot be read, the original has no stream to convert, or the options
@@ -103,7 +106,7 @@ def verify(
         return Verification(_title(standard, candidate, config), tuple(checks))
 
 
-_CHOICES = ("layers", "blocks", "staleness", "expect_blocks")
+_CHOICES = ("layers", "blocks", "staleness", "connectivity", "routed", "expect_blocks")
 
 
 def _candidate(rewritten: Rewritten) -> Candidate:
@@ -136,7 +139,8 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
     if config.names_a_ladder:
         refuse_undecided(context, streams, config)
     chosen = choose_blocks(streams, config)
-    standard = Original.of(context.gm, streams, chosen, config.staleness, names)
+    connectivity = Connectivity.of(config, find_contributions(context, streams, config))
+    standard = Original.of(context.gm, streams, chosen, connectivity, names)
     refuse_other_reads(standard.reads, stale)
     return standard
 
@@ -144,7 +148,8 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
 def _title(original: Original, candidate: Candidate, config: LadderConfig) -> str:
     blocks = sum(len(stream.blocks) for stream in original.streams)
     ranks = f", {candidate.num_ranks} ranks" if candidate.num_ranks > 1 else ""
-    stale = f"{original.num_stale} to be read stale (staleness {config.staleness})"
+    form = f"staleness {config.staleness}" if config.connectivity == LADDER else config.connectivity
+    stale = f"{original.num_stale} to be read stale ({form})"
     return f"{blocks} blocks, {stale}{ranks}"
 
 

@@ -18,6 +18,7 @@ from ladderize.graph.in_flight import check_in_flight, is_launch
 from ladderize.graph.ops import Kind
 from ladderize.graph.schemas import arguments_of, schema_of
 from ladderize.passes.defer_waits import DeferWaits
+from ladderize.streams.left_out import LeftOut
 from ladderize.testing.verify.candidate import Candidate
 from ladderize.testing.verify.diagnose import describe
 from ladderize.testing.verify.locate import Name
@@ -136,7 +137,7 @@ def _ahead_of_stale_reads(original: Original) -> Iterator[tuple[int, int, str]]:
     for number, of_stream in enumerate(original.reads):
         blocks, stale = of_stream.stream.blocks, of_stream.left_out()
         for block, after in itertools.zip_longest(blocks, blocks[1:]):
-            is_left_out = after is not None and block in stale.get(after.index, ())
+            is_left_out = after is not None and LeftOut(block) in stale.get(after.index, ())
             if block in left_out or is_left_out:
                 yield number, block.index, describe(block, number)
 

@@ -16,7 +16,7 @@ from ladderize.testing.verify.candidate import Candidate
 from ladderize.testing.verify.locate import Wanted, relative_error
 from ladderize.testing.verify.lockstep import run_ranks
 from ladderize.testing.verify.reads import spell_name
-from ladderize.testing.verify.substituted import Original, evaluate
+from ladderize.testing.verify.substituted import Original, evaluate, without_part
 
 
 def describe_block(wanted: Wanted) -> str:
@@ -84,14 +84,19 @@ def _guesses(
     block = missing.block
     source = original.reads[number].sources.get(index, index)
     right = values[stream.blocks[source].anchor]
+    wanted = spell_name((number, "x", source))
+    part = next((r for r in original.reads[number].partial if r.block is block), None)
+    if part is not None:
+        right = without_part(original.gm, part, values)
+        wanted += " without what is in flight"
     for other in stream.blocks:
-        if other.index == source:
+        if other.index == source and part is None:
             continue
         read = values[other.anchor]
         if read.shape == values[block.anchor].shape:
             how = _compared(other.index, index)
             text = f"its branch reads {spell_name((number, 'x', other.index))}, {how}"
-            text += f", not {spell_name((number, 'x', source))}"
+            text += f", not {wanted}"
             yield text, _sum(original, values, block, read, None)
     for earlier in stream.blocks[: index + 1]:
         skip = values[earlier.anchor]

@@ -43,10 +43,13 @@ def follow(
 def specified(original: Original, named: Mapping[Node, Name]) -> dict[Node, Reads]:
     """`follow` of the reference ladder of `original`."""
     stale, joined = original.stale_reads(), original.joined_reads()
+    partial = original.partial_reads()
 
     def instead(node: Node, source: Node) -> Iterable[Node]:
         if (read := joined.get(node, {}).get(source)) is not None:
             return read.instead.values()
+        if (part := partial.get(node, {}).get(source)) is not None:
+            return (part.before.block.skip, *(summand.value for summand in part.before.landed))
         path = stale.get(node, {}).get(source)
         return (source,) if path is None else (path[0].anchor,)
 

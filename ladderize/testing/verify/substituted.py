@@ -20,6 +20,8 @@ from ladderize.graph import ops
 from ladderize.passes.reroute import layout_steps
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.joins import JoinedRead, StaleReads
+from ladderize.streams.left_out import Connectivity
+from ladderize.streams.partial_reads import PartialRead
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Original:
         gm: GraphModule,
         streams: tuple[Stream, ...],
         chosen: Sequence[frozenset[int]],
-        staleness: int,
+        connectivity: Connectivity,
         names: Mapping[Node, str],
     ) -> "Original":
         pairs = zip(streams, chosen, strict=True)
-        return cls(gm, streams, tuple(StaleReads.of(*p, staleness) for p in pairs), names)
+        return cls(gm, streams, tuple(StaleReads.of(*p, connectivity) for p in pairs), names)
 
     @property
     def num_stale(self) -> int:
@@ -76,6 +78,14 @@ class Original:
                 reads.setdefault(node, {})[read.block.anchor] = read
         return reads
 
+    def partial_reads(self) -> dict[Node, dict[Node, PartialRead]]:
+        """For each reader that leaves out a part of the block before: its anchor, and the read."""
+        reads: dict[Node, dict[Node, PartialRead]] = {}
+        for read in (read for of_stream in self.reads for read in of_stream.partial):
+            for node in read.block.readers:
+                reads.setdefault(node, {})[read.block.anchor] = read
+        return reads
+
 
 def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
     """The value of every node of the reference ladder; of the output a tuple.
@@ -83,6 +93,7 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
     Written memory is copied where it is kept, so that each value is what it was when computed.
     """
     stale, joined = original.stale_reads(), original.joined_reads()
+    partial = original.partial_reads()
     kept = {node for s in original.streams for b in s.blocks for node in (b.add, b.anchor)}
     values: dict[Node, Any] = {}
     given = iter(inputs)
@@ -96,10 +107,22 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
             for anchor, read in joined.get(node, {}).items():
                 earlier = {end: values[source] for end, source in read.instead.items()}
                 moved[anchor] = evaluate(original.gm, read.join, {**values, **earlier})
+            for anchor, part in partial.get(node, {}).items():
+                moved[anchor] = without_part(original.gm, part, values)
             value = evaluate(original.gm, node, {**values, **moved} if moved else values)
         is_kept = node in kept and isinstance(value, Tensor)
         values[node] = value.clone() if is_kept else value
     return values
+
+
+def without_part(gm: GraphModule, read: PartialRead, values: Mapping[Node, Any]) -> Any:
+    """The anchor of a block without what is in flight, in its dtype."""
+
+    def call(step: Node, operands: Mapping[Node, Any]) -> Any:
+        return evaluate(gm, step, {**values, **operands})
+
+    found = read.build(values.__getitem__, call, lambda value, other: value + other)
+    return found.to(values[read.block.anchor].dtype)
 
 
 def evaluate(gm: GraphModule, node: Node, values: Mapping[Node, Any]) -> Any:

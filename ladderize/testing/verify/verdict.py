@@ -21,7 +21,7 @@ TOLERANCES = {
 
 
 SHARED = (
-    "the search for streams and the choice of blocks (ladderize.streams)",
+    "the search for streams, the choice of blocks, what a read leaves out (ladderize.streams)",
     "what ops are, read, write and launch (ladderize.graph)",
     "InlineRegions, SpellEngineOps, DropCasts, Functionalize, SpellSums, ReduceBranches, "
     "find_cuts, SplitSums, layout_steps, DeferWaits",

@@ -77,13 +77,14 @@ class _Branch:
 
 def kind_of_block(gm: GraphModule, block: Block, static: Collection[Node]) -> str:
     """The kind of each of the block's parallel branches, joined by " + "."""
-    kinds = [_kind_behind(gm, output, block.members, static) for output in block.outputs]
+    kinds = [kind_behind(gm, output, block.members, static) for output in block.outputs]
     return " + ".join(dict.fromkeys(kinds))
 
 
-def _kind_behind(
+def kind_behind(
     gm: GraphModule, output: Node, members: Collection[Node], static: Collection[Node]
 ) -> str:
+    """The kind of what makes `output`, a value in the branch of the nodes `members`."""
     nodes = [output, *_walk(output, members, lambda node: node.all_input_nodes)]
     branch = _Branch(list(with_bodies(gm, nodes)), static)
     return next((kind for kind, holds in _RULES if holds(branch)), OTHER)
