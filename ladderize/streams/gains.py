@@ -49,7 +49,8 @@ def keep_reads_that_hide(
         _left_out(StaleReads.of(stream, indices, connectivity), already)
         for stream, indices, already in zip(streams, chosen, stale, strict=True)
     ]
-    idle = [_idle(context, *pair) for pair in zip(streams, moved, strict=True)]
+    experts = {block for block, own in connectivity.contributions.items() if own.has_experts}
+    idle = [_idle(context, *pair, experts) for pair in zip(streams, moved, strict=True)]
     if not any(idle):
         return chosen
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
@@ -91,19 +92,25 @@ def _left_out(reads: StaleReads, already: Collection[int]) -> dict[int, tuple[Le
 
 
 def _idle(
-    context: AnalysisContext, stream: Stream, left_out: Mapping[int, tuple[LeftOut, ...]]
+    context: AnalysisContext,
+    stream: Stream,
+    left_out: Mapping[int, tuple[LeftOut, ...]],
+    experts: Collection[Block],
 ) -> list[tuple[Block, str]]:
     """The blocks whose stale reads would hide nothing, and why.
 
     Args:
         left_out: for each of them, by its index, what it no longer reads.
+        experts: the blocks that leave the one before them out because they hold experts; on one
+            device they do too.
     """
     behind = {left for parts in left_out.values() for left in parts}
     hides = {left for left in behind if _is_hidden(context, left.nodes)}
+    early = {block for block in experts if _is_hidden(context, block.branch)}
     return [
         (block, _without(block, [left.block for left in parts]))
         for block, parts in ((stream.blocks[index], parts) for index, parts in left_out.items())
-        if hides.isdisjoint(parts) and not _computes_behind(context, block)
+        if hides.isdisjoint(parts) and block not in early and not _computes_behind(context, block)
     ]
 
 
