@@ -18,6 +18,7 @@ from ladderize.errors import Blocker, LadderError, nearest
 Lowering = Literal["inductor", "tensorrt", "aot_eager", "eager"]
 LOWERING_OPTIONS = ("lowering", "lowering_options", "mode")
 """What does not matter before a graph is lowered."""
+EXPERTS = ("tensor", "expert")
 VERIFY_LEVELS = ("graph", "code", "off")
 
 
@@ -46,6 +47,9 @@ class LadderConfig:
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
         shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
             where the number of ranks divides it; `cross_entropy` included.
+        experts: with `mesh`, how the experts of a mixture are divided: "tensor" splits every expert
+            over all ranks, "expert" gives each rank whole ones, where the number of ranks divides
+            them.
         lowering: what compiles the rewritten graph.
         lowering_options: handed to the lowering: Inductor's config patches, or the fields of
             `TensorRTOptions`.
@@ -70,6 +74,7 @@ class LadderConfig:
     routed: str | Sequence[str] | None = None
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
     shard_vocabulary: bool = True
+    experts: str = "tensor"
     lowering: str = "inductor"
     lowering_options: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None
@@ -142,6 +147,7 @@ class LadderConfig:
         return [
             *self._selection_problems(),
             *self._mesh_problems(),
+            *_choice_problems("experts", self.experts, EXPERTS),
             *_choice_problems("lowering", self.lowering, get_args(Lowering)),
             *_choice_problems("verify", self.verify, VERIFY_LEVELS),
             *_count_problems("staleness", self.staleness, least=0, most=MAX_STALENESS),

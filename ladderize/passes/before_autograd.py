@@ -54,7 +54,8 @@ from ladderize.passes.spell_engine_ops import (
 )
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums
-from ladderize.sharding.plan import plan_sharding, refuse_undivided
+from ladderize.sharding.plan import plan_sharding
+from ladderize.sharding.plan_checks import refuse_undivided
 from ladderize.streams.choose import choose_blocks, number_blocks, refuse_other_reads
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.contributions import find_contributions
@@ -123,6 +124,10 @@ def _has_parts(state: Rewriting) -> bool:
 
 def _is_verified(state: Rewriting) -> bool:
     return not state.is_laddered and state.config.verify != "off"
+
+
+def _is_by_expert(state: Rewriting) -> bool:
+    return state.config.experts == "expert"
 
 
 # ---- the steps, in the order of the table below ------------------------------------------------
@@ -254,7 +259,12 @@ def _plan_sharding(state: Rewriting) -> None:
         state.names,
         state.num_ranks,
         shard_vocabulary=state.config.shard_vocabulary,
+        by_expert=_is_by_expert(state),
     )
+
+
+def _refuse_undivided(state: Rewriting) -> None:
+    refuse_undivided(state.shard_plan, _is_by_expert(state))
 
 
 def _shard_branches(state: Rewriting) -> PassResult:
@@ -302,7 +312,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("BlendReads", _blend_reads, _is_blended),
     Step("OutlineRegions", lambda s: apply_pass(s.gm, OutlineRegions()), _has_regions),
     Step("plan_sharding", _plan_sharding, _has_ranks, "analysis"),
-    Step("refuse_undivided", lambda s: refuse_undivided(s.shard_plan), _has_ranks, "check"),
+    Step("refuse_undivided", _refuse_undivided, _has_ranks, "check"),
     Step("ShardBranches", _shard_branches, _has_ranks),
 )
 """A pass edits the graph, an analysis reads it, a check refuses it.

@@ -20,6 +20,7 @@ from ladderize.graph.fake_values import propagate_fakes, replace_fake
 from ladderize.graph.insert import insert_after, like
 from ladderize.graph.writes import written_values
 from ladderize.passes import PassResult
+from ladderize.passes.shard_experts import ShardExperts
 from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.placement import local_shape
@@ -33,7 +34,8 @@ aten = torch.ops.aten
 class ShardBranches:
     """Rewrite a graph to its rank-local form; the same graph on every rank.
 
-    Its embedding and head too, if the plan has them, by `ShardVocabulary`.
+    Its embedding and head too, if the plan has them, by `ShardVocabulary`; experts that ranks hold
+    whole by `ShardExperts`.
 
     The graph gains `plan.index_inputs` as its last inputs, and takes local parts of the parameters
     in `plan.placements`. `group_name` is that of the process group to reduce over.
@@ -56,6 +58,7 @@ class ShardBranches:
         written = written_values(gm.graph)
         for entry in plan.entries:
             self._enter(gm.graph, entry, copies, indices, written)
+        ShardExperts(plan.experts, indices).apply(gm.graph)
         for reduction in plan.reductions:
             self._reduce(gm.graph, reduction, order)
         ShardVocabulary(plan.vocabulary, plan.num_ranks, self.group_name, indices).apply(gm.graph)
@@ -64,11 +67,13 @@ class ShardBranches:
         rewritten = {
             edit.node for edits in (plan.rewrites, plan.vocabulary.edits) for edit in edits
         }
+        rewritten.update(edit.node for edit in plan.experts)
         propagate_fakes(gm, {*plan.parameter_nodes, *rewritten})
         edits = (
             plan.rewrites,
             plan.entries,
             plan.mixed,
+            plan.experts,
             plan.reductions,
             plan.vocabulary.edits,
             plan.parameter_nodes,
@@ -78,6 +83,7 @@ class ShardBranches:
     def _add_index_inputs(self, graph: Graph) -> dict[str, Node]:
         """Append the placeholders, with fake values on the device of what they select from."""
         selected = {entry.index: entry.value.meta["val"] for entry in self.plan.entries}
+        selected |= {edit.index: edit.node.meta["val"] for edit in self.plan.experts}
         selected |= {edit.index: edit.node.meta["val"] for edit in self.plan.vocabulary.edits}
         nodes: dict[str, Node] = {}
         for index in self.plan.index_inputs:

@@ -125,13 +125,15 @@ class ReportBuilder:
 
     def _see_sharding(self, state: Rewriting) -> None:
         plan = state.shard_plan
-        placements = tuple((name, str(placed)) for name, placed in plan.placements.items())
+        placements = tuple((name, plan.describe_placement(name)) for name in plan.placements)
         self._sharding = ShardReport(
             plan.num_ranks,
             placements,
             tuple(map(str, plan.whole)),
             sum(undivided.num_bytes for undivided in plan.whole),
             sum(undivided.flops for undivided in plan.whole),
+            len(plan.whole_experts),
+            tuple(map(str, plan.split_experts)),
         )
         self._inserted = find_collectives(state.gm, self._home, is_inserted=True)
         self._see_parts(state, is_inserted=True)

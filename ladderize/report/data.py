@@ -167,6 +167,8 @@ class ShardReport:
         kept_whole: branches and parameters that could not be divided, why, and what it costs.
         extra_bytes: of parameters that each rank holds beyond an even share for it.
         extra_flops: of one forward run that each rank computes beyond an even share for it.
+        num_by_expert: parameters of which each rank holds whole experts.
+        split_experts: reasons why other experts are split over all ranks.
     """
 
     num_ranks: int
@@ -174,6 +176,8 @@ class ShardReport:
     kept_whole: tuple[str, ...]
     extra_bytes: int = 0
     extra_flops: int = 0
+    num_by_expert: int = 0
+    split_experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

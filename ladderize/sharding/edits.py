@@ -4,12 +4,15 @@ view := view(q, [2, 8, 4, 16])      Rewrite       a size, or a bias taken out
 n -> linear by copy                 BranchEntry   a replicated value enters sharded computation
 w -> linear ((4, False), (2, True)) MixedWeight   of a fused weight some chunks stay whole
 reduce (p,) + (b,) into add         Reduction     one all-reduce, then the bias
+own rows of grouped_mm              ExpertProduct the tokens of this rank's experts alone
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Node
+
+from ladderize.sharding.placement import OwnRows
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,44 @@ class MixedWeight:
 
     def __str__(self) -> str:
         return f"{self.weight} -> {self.user} {self.pieces} on dim {self.dim}"
+
+
+@dataclass(frozen=True)
+class ExpertEdit:
+    """`node` has to do with the experts that this rank holds, `count` of them.
+
+    Attributes:
+        rows: of which entries, and who tells whose they are.
+        index: the index input that holds the number of this rank's first expert.
+    """
+
+    node: Node
+    rows: OwnRows
+    index: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} {self.node}: {self.rows}; {self.count} from {self.index}"
+
+
+@dataclass(frozen=True)
+class ExpertProduct(ExpertEdit):
+    """A grouped product of the entries of this rank's experts; the others become 0."""
+
+
+@dataclass(frozen=True)
+class ExpertLookup(ExpertEdit):
+    """`weights[experts]` out of this rank's weights; what the others hold is one of these."""
+
+
+@dataclass(frozen=True)
+class OwnOnly(ExpertEdit):
+    """`user` reads `node` with 0 in the place of the entries of other ranks' experts."""
+
+    user: Node
+
+    def __str__(self) -> str:
+        return f"{self.user}: {super().__str__()}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ class Shard:
         whole: the numbers of those chunks that every rank holds whole instead.
         outer: how often the chunks follow one another along `dim`, a number or a sympy
             expression: `batch` in a merged `[batch*heads]`. 1 for parameters.
+        inner: neighbouring entries of `dim` for each that the chunks count, a sympy expression:
+            `tokens` in a merged `[experts*tokens]`, where their number is symbolic. Else 1.
     """
 
     dim: int
     chunks: tuple[int, ...]
     whole: tuple[int, ...] = ()
     outer: Any = 1
+    inner: Any = 1
 
     @property
     def size(self) -> int:
@@ -80,7 +84,33 @@ class Shard:
         return f"sharded on dim {self.dim} as {repeated}{'+'.join(parts)}"
 
 
-Placement = Replicate | Whole | Partial | Shard
+@dataclass(frozen=True)
+class OwnRows:
+    """Every rank holds all entries of `dim`; those of its own experts are right there.
+
+    An entry is a token at one of the experts that it was routed to, so it is right on one rank. On
+    the others it is finite.
+
+    Attributes:
+        dim: the dim of the entries, not negative.
+        teller: the graph's node that tells whose an entry is: the number of its expert, one for
+            each entry; with `by_ends` the entry at which each expert's ends.
+        by_ends: whether the entries are sorted by experts, and `teller` holds their ends.
+        num_experts: experts on all ranks.
+        is_zero: whether the entries of other ranks' experts are 0.
+    """
+
+    dim: int
+    teller: Node
+    by_ends: bool
+    num_experts: int
+    is_zero: bool = False
+
+    def __str__(self) -> str:
+        return f"own rows of {self.num_experts} experts on dim {self.dim}, told by {self.teller}"
+
+
+Placement = Replicate | Whole | Partial | Shard | OwnRows
 
 
 @dataclass(frozen=True)
@@ -94,6 +124,12 @@ class IndexInput:
 
     name: str
     rows: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def first_of(cls, size: int, num_ranks: int) -> "IndexInput":
+        """The first of the consecutive entries that each rank holds of `size`."""
+        share = size // num_ranks
+        return cls(f"rank_first_of_{size}", tuple((rank * share,) for rank in range(num_ranks)))
 
     def tensor(self, rank: int, device: torch.device | str = "cpu") -> torch.Tensor:
         return torch.tensor(self.rows[rank], dtype=torch.int64, device=device)

@@ -7,7 +7,6 @@ The plan is the same on every rank: the rank itself enters only through the loca
 parameters and through index inputs. `passes.shard.ShardBranches` carries it out.
 """
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ladderize.compat.dispatcher import set_grad_enabled
-from ladderize.errors import LadderError, LadderWarning
-from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
+from ladderize.errors import Blocker
+from ladderize.sharding.edits import BranchEntry, ExpertEdit, MixedWeight, Reduction, Rewrite
+from ladderize.sharding.expert_edits import expert_edits, first_experts
+from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
 from ladderize.sharding.undivided import Undivided, find_undivided
@@ -36,6 +37,9 @@ class ShardPlan:
         placements: of each divided parameter, by fully qualified name; the others are replicated.
         parameter_nodes: the graph inputs that hold the divided parameters.
         rewrites, entries, mixed, reductions: the edits, in graph order.
+        experts: the edits of calls that compute with whole experts, in graph order.
+        whole_experts: names of the parameters of which each rank holds whole experts.
+        split_experts: why others are split over all ranks, although they were to be whole.
         vocabulary: the edits outside of the branches, with collectives of their own.
         index_inputs: inputs that the graph gains, after all that it has.
         whole: what each rank keeps and computes whole, and why.
@@ -49,6 +53,9 @@ class ShardPlan:
     entries: tuple[BranchEntry, ...]
     mixed: tuple[MixedWeight, ...]
     reductions: tuple[Reduction, ...]
+    experts: tuple[ExpertEdit, ...]
+    whole_experts: frozenset[str]
+    split_experts: tuple[Blocker, ...]
     vocabulary: Vocabulary
     index_inputs: tuple[IndexInput, ...]
     whole: tuple[Undivided, ...]
@@ -63,15 +70,23 @@ class ShardPlan:
         """Every decision as a line: the same lines on all ranks that may run together."""
         parts: list[object] = [self.num_ranks, *self.index_inputs]
         parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
-        parts += [*self.rewrites, *self.entries, *self.mixed, *self.reductions]
+        parts += [*self.rewrites, *self.entries, *self.mixed, *self.experts, *self.reductions]
         return [str(part) for part in (*parts, *self.vocabulary.edits)]
 
     def describe(self) -> list[str]:
         """Lines for a report."""
-        lines = [f"{name}: {placement}" for name, placement in self.placements.items()]
+        lines = [f"{name}: {self.describe_placement(name)}" for name in self.placements]
         lines.append(f"{self.num_reductions} all-reduces over {self.num_ranks} ranks")
         lines += self.vocabulary.describe()
-        return lines + [f"kept whole: {undivided}" for undivided in self.whole]
+        lines += [f"kept whole: {undivided}" for undivided in self.whole]
+        return lines + [f"experts split: {reason}" for reason in self.split_experts]
+
+    def describe_placement(self, name: str) -> str:
+        """How the parameter of that name lies; of experts, how many a rank holds."""
+        placement = self.placements[name]
+        if name not in self.whole_experts or not isinstance(placement, Shard):
+            return str(placement)
+        return f"{placement.local_size(self.num_ranks)} of {placement.size} experts, {placement}"
 
     @property
     def whole_branches(self) -> tuple[Undivided, ...]:
@@ -86,6 +101,7 @@ def plan_sharding(
     num_ranks: int,
     differentiable: Collection[Node] | None = None,
     shard_vocabulary: bool = True,
+    by_expert: bool = False,
 ) -> ShardPlan:
     """Plan the tensor-parallel form of `branches` over `num_ranks` ranks. Linear in depth.
 
@@ -96,11 +112,12 @@ def plan_sharding(
         num_ranks: size of the mesh axis.
         differentiable: inputs that can require gradients; None: all floating ones.
         shard_vocabulary: divide the embedding and the head too; see `sharding.vocabulary`.
+        by_expert: divide stacks of expert weights by experts, where the ranks divide these.
 
     Raises:
         LadderError: the analysis does not converge (a bug).
     """
-    found = Propagation(branches, parameters, num_ranks)
+    found = Propagation(branches, parameters, num_ranks, ExpertStacks(by_expert))
     found.run()
     vocabulary = Vocabulary()
     if shard_vocabulary:
@@ -132,6 +149,8 @@ class _Writer:
         )
         placements = found.placements() | dict(self.vocabulary.placements)
         placed = {p: s for p, s in placements.items() if isinstance(s, Shard)}
+        experts = tuple(e for visit in visits for e in expert_edits(visit, found.num_ranks))
+        firsts = (*first_experts(experts, found.num_ranks), *self.vocabulary.index_inputs)
         per_block = [self._reductions(i, block) for i, block in enumerate(found.branches)]
         return ShardPlan(
             num_ranks=found.num_ranks,
@@ -146,8 +165,11 @@ class _Writer:
                 if weight in self.gradients
             ),
             reductions=tuple(r for reductions in per_block for r in reductions),
+            experts=experts,
+            whole_experts=frozenset(found.parameters[p] for p in found.stacks.divided),
+            split_experts=tuple(found.stacks.refused.values()),
             vocabulary=self.vocabulary,
-            index_inputs=(*self.indices.values(), *self.vocabulary.index_inputs),
+            index_inputs=tuple(dict.fromkeys([*self.indices.values(), *firsts])),
             whole=(
                 *find_undivided(found, [bool(reductions) for reductions in per_block]),
                 *self.vocabulary.whole,
@@ -235,23 +257,3 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
         elif any(source in carries for source in node.all_input_nodes):
             carries.add(node)
     return carries
-
-
-def refuse_undivided(plan: ShardPlan) -> None:
-    """Raise where nothing can be divided; warn, once, of what is kept whole.
-
-    Raises:
-        LadderError: with the reason for each branch.
-    """
-    if not plan.reductions:
-        raise LadderError(
-            f"No branch can be sharded over {plan.num_ranks} ranks:",
-            [reason for branch in plan.whole for reason in branch.reasons],
-            "use a number of ranks that divides the sizes named above",
-        )
-    if plan.whole:
-        listed = "".join(f"\n  - {undivided}" for undivided in plan.whole)
-        warnings.warn(
-            LadderWarning(f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"),
-            stacklevel=2,
-        )

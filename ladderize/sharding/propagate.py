@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from ladderize.errors import LadderError, describe_origin
+from ladderize.errors import Blocker, LadderError, describe_origin
+from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.placement import Placement, Replicate
 from ladderize.sharding.rules.table import apply_rule
 from ladderize.sharding.statics import stand_in
@@ -45,6 +46,7 @@ class Propagation:
         branches: the blocks to divide.
         parameters: names of parameters and buffers.
         num_ranks: how many ranks to divide over.
+        stacks: which weights of experts are divided by experts.
         values: the placement of each node inside a branch.
         visits: the last evaluation of each node: demands, entries, rewritten calls.
         bans: of each parameter that must stay whole.
@@ -58,6 +60,7 @@ class Propagation:
     branches: Sequence[Block]
     parameters: Mapping[Node, str]
     num_ranks: int
+    stacks: ExpertStacks = field(default_factory=ExpertStacks)
     values: dict[Node, Values] = field(default_factory=dict)
     visits: dict[Node, Visit] = field(default_factory=dict)
     bans: dict[Node, Ban] = field(default_factory=dict)
@@ -95,7 +98,7 @@ class Propagation:
             try:
                 self._visit(node)
             except Illegal as refused:
-                self._ban(node, refused)
+                self._refuse(node, refused)
                 return
             except NeedsReduction as needed:
                 self.reduced.add(needed.value)
@@ -110,7 +113,14 @@ class Propagation:
         self.num_visits += 1
         self.visits.pop(node, None)
         visit = Visit(
-            node, self.values, self.parameters, self.bans, self.cuts, self.whole, self.num_ranks
+            node,
+            self.values,
+            self.parameters,
+            self.bans,
+            self.cuts,
+            self.whole,
+            self.num_ranks,
+            self.stacks,
         )
         value = apply_rule(visit)
         self._check_demands(visit)
@@ -142,7 +152,7 @@ class Propagation:
 
     def _check_exit(self, node: Node, value: Values) -> None:
         parts = value if isinstance(value, tuple) else (value,)
-        divided = [part for part in parts if part.shard or part.is_whole]
+        divided = [part for part in parts if part.shard or part.is_whole or part.own]
         reader = self._outside_reader(node)
         if not divided or reader is None:
             return
@@ -172,6 +182,18 @@ class Propagation:
 
     # -- changes
 
+    def _refuse(self, node: Node, refused: Illegal) -> None:
+        """Split the experts to blame over all ranks; if there are none, ban the parameters."""
+        culprits = dict.fromkeys(map(_parameter, refused.culprits))
+        stacks = [p for p in culprits if p in self.stacks.divided]
+        for parameter in stacks:
+            reason = f"{self.parameters[parameter]}: {refused.reason}"
+            self.stacks.refuse(parameter, Blocker.at(node, reason))
+        if stacks:
+            self._forget(stacks)
+        else:
+            self._ban(node, refused)
+
     def _ban(self, node: Node, refused: Illegal) -> None:
         parts = self._parts(refused)
         new = [p for p in map(_parameter, refused.culprits) if p not in self.bans]
@@ -184,7 +206,11 @@ class Propagation:
             self.whole[part.parameter] = kept | {(part.start, part.start + part.length)}
         if not parts:
             self.bans.update(dict.fromkeys(new, ban))
-        users = [user for p in new for user in self._readers[p] if user in self._place]
+        self._forget(new)
+
+    def _forget(self, parameters: Sequence[Node]) -> None:
+        """Walk again what reads `parameters`, which are to lie otherwise."""
+        users = [user for p in parameters for user in self._readers[p] if user in self._place]
         for user in users:  # reductions further on may not be where they were
             self.reduced.difference_update(self.owned(*self._place[user]))
         self._requeue(users)

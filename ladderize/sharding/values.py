@@ -12,7 +12,14 @@ from typing import Any
 
 from torch.fx import Node
 
-from ladderize.sharding.placement import Partial, Placement, Replicate, Shard, Whole
+from ladderize.sharding.placement import (
+    OwnRows,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,13 @@ class Value:
     def shard(self) -> Shard | None:
         return self.placement if isinstance(self.placement, Shard) else None
 
-    def at(self, dim: int, chunks: Sequence[int] | None = None, outer: Any = None) -> "Value":
+    @property
+    def own(self) -> OwnRows | None:
+        return self.placement if isinstance(self.placement, OwnRows) else None
+
+    def at(
+        self, dim: int, chunks: Sequence[int] | None = None, outer: Any = None, inner: Any = None
+    ) -> "Value":
         """The same sharding seen at another dim, in other units."""
         assert isinstance(self.placement, Shard)
         shard = dataclasses.replace(self.placement, dim=dim)
@@ -100,6 +113,8 @@ class Value:
             shard = dataclasses.replace(shard, chunks=tuple(chunks))
         if outer is not None:
             shard = dataclasses.replace(shard, outer=outer)
+        if inner is not None:
+            shard = dataclasses.replace(shard, inner=inner)
         return Value(shard, self.origins)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch.fx import Node
 
 from ladderize.errors import module_path
-from ladderize.sharding.placement import Placement, Shard, local_indices
+from ladderize.sharding.expert_stacks import ExpertStacks
+from ladderize.sharding.placement import OwnRows, Placement, Shard, local_indices
 from ladderize.sharding.statics import stand_in
 from ladderize.sharding.values import (
     REPLICATED,
@@ -45,11 +46,14 @@ class Visit:
         cuts: positions at which a parameter's output dim must be cut into chunks.
         whole: ranges of a parameter's output dim that every rank must hold.
         num_ranks: the number of ranks to divide over.
+        stacks: which weights of experts are divided by experts.
         demands: result: how parameters must lie.
         entries: result: replicated operands entering sharded computation, and what is selected.
         mixed: result: weights that are divided but for some chunks, by how they lie.
         shared: result: operands of which each rank takes an equal share, to be summed with a
             partial value.
+        computed: result: what of the node is computed with the experts of this rank.
+        masked: result: operands that are to be 0 where an entry is another rank's.
         target, args: result: the rewritten call.
     """
 
@@ -60,10 +64,13 @@ class Visit:
     cuts: Mapping[Node, frozenset[int]]
     whole: Mapping[Node, frozenset[tuple[int, int]]]
     num_ranks: int
+    stacks: ExpertStacks = field(default_factory=ExpertStacks)
     demands: dict[Node, Placement] = field(default_factory=dict)
     entries: dict[Node, RowSelection | None] = field(default_factory=dict)
     mixed: dict[Node, Shard] = field(default_factory=dict)
     shared: set[Node] = field(default_factory=set)
+    computed: OwnRows | None = None
+    masked: dict[Node, OwnRows] = field(default_factory=dict)
     target: Any = None
     args: tuple[Any, ...] | None = None
 
@@ -132,6 +139,16 @@ class Visit:
         lies = dataclasses.replace(placement, dim=found.dims[placement.dim])
         self.demands[found.parameter] = lies
 
+    def demand_stack(self, weight: Node) -> Origin:
+        """Divide a stack of weights by experts, which are its dim 0."""
+        parameter, num_experts = self.parameter(weight), int(self.shape(weight)[0])
+        assert parameter is not None
+        self.stacks.divided.add(parameter)
+        if num_experts % self.num_ranks:
+            self.illegal(self.describe_size(num_experts, "experts"), [parameter])
+        self.demand(weight, Shard(0, (num_experts,)))
+        return Origin(parameter, 0, num_experts)
+
     def describe_size(self, size: Any, unit: str = "entries") -> str:
         return f"{size} {unit} cannot be divided over {self.num_ranks} ranks"
 
@@ -159,6 +176,8 @@ class Visit:
         dim = len(shape) + dim_from_right
         if dim < 0 or shape[dim] == 1:
             self.enter(operand)
+        elif shard.inner != 1:
+            self.illegal(f"{self.op_name} takes entries of a merged dim apart")
         elif self.can_shard(operand) and shard.outer == 1:
             self.demand(operand, dataclasses.replace(shard, dim=dim))
             if shard.whole:
@@ -211,10 +230,10 @@ class Visit:
     def common_shard(self, sharded: Sequence[tuple[Node, Shard]]) -> Shard:
         """How all `sharded` operands lie, but for the dim; cuts the coarser ones if they differ."""
         first = sharded[0][1]
-        lies = {(shard.chunks, shard.whole, shard.outer) for _, shard in sharded}
+        lies = {(s.chunks, s.whole, s.outer, s.inner) for _, s in sharded}
         if len(lies) == 1:
             return first
-        if len({shard.outer for _, shard in sharded}) > 1:
+        if len({(shard.outer, shard.inner) for _, shard in sharded}) > 1:
             self.illegal(f"{self.op_name} takes operands sharded in different ways")
         cuts = frozenset(cut for _, shard in sharded for cut in inner_cuts(shard.chunks))
         raise self.needs_cuts([node for node, _ in sharded], cuts)

@@ -103,30 +103,22 @@ def find_vocabulary(
     lookups = {node: w.length for w in divided for node in w.lookups}
     losses = {node: logits.shard(read_loss(node)[0]).size for node in logits.losses}
     gathered = {node: logits.shard(node) for node in logits.gathered}
-    lengths = (*lookups.values(), *losses.values(), *(shard.size for shard in gathered.values()))
+    sizes = (*lookups.values(), *losses.values(), *(shard.size for shard in gathered.values()))
+    first = {size: IndexInput.first_of(size, num_ranks) for size in sizes}
     return Vocabulary(
         placements={w.node: Shard(w.dim, (w.length,)) for w in divided} | logits.placements(),
         visits=tuple(logits.visits),
-        lookups=tuple(Lookup(node, _index_name(size)) for node, size in lookups.items()),
-        losses=tuple(Loss(node, _index_name(size)) for node, size in losses.items()),
+        lookups=tuple(Lookup(node, first[size].name) for node, size in lookups.items()),
+        losses=tuple(Loss(node, first[size].name) for node, size in losses.items()),
         gathers=tuple(
-            Gather(node, _index_name(shard.size), tuple(logits.gathered[node]), shard.dim)
+            Gather(node, first[shard.size].name, tuple(logits.gathered[node]), shard.dim)
             for node, shard in gathered.items()
         ),
-        index_inputs=tuple(_first_rows(size, num_ranks) for size in dict.fromkeys(lengths)),
+        index_inputs=tuple(first.values()),
         whole=tuple(
             weight.undivided(reason, parameters, num_ranks) for weight, reason in whole.items()
         ),
     )
-
-
-def _index_name(size: int) -> str:
-    return f"rank_first_of_{size}"
-
-
-def _first_rows(size: int, num_ranks: int) -> IndexInput:
-    share = size // num_ranks
-    return IndexInput(_index_name(size), tuple((rank * share,) for rank in range(num_ranks)))
 
 
 # ---- which parameters

@@ -30,6 +30,7 @@ ILLUSTRATIONS = {
     ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),
     ("docs/tensorrt.md", "ladder graph"),
     ("docs/sharding.md", "branch: layers.0.self_attn.q_proj.weight: 7 heads"),
+    ("docs/sharding.md", "order, ends       the choices of all tokens"),
 }
 
 

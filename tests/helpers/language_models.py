@@ -36,13 +36,64 @@ FAMILIES = {  # class, configuration, the vocabulary's parameters
     ),
 }
 
+TOP_2 = {"num_experts_per_tok": 2}
+SMALL = {"moe_intermediate_size": 24, "head_dim": 8}
+LOW_RANK = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+MIXTURES = {  # class, configuration; four experts (DeepSeek eight), of which a token takes two
+    "mixtral": ("MixtralForCausalLM", TOP_2 | {"num_local_experts": 4}),
+    "qwen3": ("Qwen3MoeForCausalLM", TOP_2 | SMALL | {"num_experts": 4}),
+    "deepseek": (  # a shared expert; a token chooses within groups
+        "DeepseekV3ForCausalLM",
+        TOP_2
+        | {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "n_shared_experts": 1}
+        | LOW_RANK
+        | {"moe_intermediate_size": 24, "first_k_dense_replace": 0},
+    ),
+    "gpt-oss": (  # biases of every expert
+        "GptOssForCausalLM",
+        TOP_2 | {"num_local_experts": 4, "head_dim": 8, "sliding_window": 16},
+    ),
+    "llama4": (  # every expert sees every token; a shared expert
+        "Llama4ForCausalLM",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+        },
+    ),
+    "glm4": (
+        "Glm4MoeForCausalLM",
+        TOP_2 | SMALL | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 0},
+    ),
+    "olmoe": ("OlmoeForCausalLM", TOP_2 | {"num_experts": 4, "num_key_value_heads": 4}),
+}
+
 
 def language_model(name, **options):
     family, sizes, _ = FAMILIES[name]
+    model = _make(family, sizes | options)
+    model.loss_type = model.loss_type or "ForCausalLM"  # GPT-2 has none, and warns of it
+    return model
+
+
+def mixture(name, **options):
+    """A mixture of experts of one layer."""
+    family, sizes = MIXTURES[name]
+    return _make(family, sizes | {"num_hidden_layers": 1} | options)
+
+
+def _make(family, sizes):
     torch.manual_seed(0)
     cls = getattr(transformers, family)
-    model = cls(cls.config_class(**SIZES | sizes | options)).eval()
-    model.loss_type = model.loss_type or "ForCausalLM"  # GPT-2 has none, and warns of it
+    model = cls(cls.config_class(**SIZES | sizes)).eval()
     for parameter in model.parameters():  # transformers' weights are small: no loss would tell
         nn.init.normal_(parameter, std=0.3)
     return model

@@ -654,6 +654,27 @@ PASSES = (
 
 SHARDING = (
     Mutant(
+        "rows of other ranks' experts count",
+        "ladderize/sharding/rules/own_rows.py",
+        "visit.masked |= {",
+        "_ = {",
+        "tests/sharding/test_experts.py::test_a_norm_of_what_experts_make",
+    ),
+    Mutant(
+        "what enters rows of experts is not copied",
+        "ladderize/sharding/rules/experts.py",
+        "        visit.enter(x)",
+        "        pass",
+        "tests/sharding/test_experts.py::test_gradients_equal_those_of_one",
+    ),
+    Mutant(
+        "a rank takes the rows of the first one",
+        "ladderize/graph/expert_ops.py",
+        "(place + bounds[:1]) % x.shape[0]",
+        "place",
+        "tests/sharding/test_experts.py::test_a_norm_of_what_experts_make",
+    ),
+    Mutant(
         "a slice is off by one",
         "ladderize/sharding/placement.py",
         "mine = range(start + rank * share, start + (rank + 1) * share)",
@@ -753,7 +774,7 @@ SHARDING = (
     ),
     Mutant(
         "each rank takes the words of the next",
-        "ladderize/sharding/vocabulary.py",
+        "ladderize/sharding/placement.py",
         "tuple((rank * share,) for rank in range(num_ranks))",
         "tuple(((rank + 1) * share,) for rank in range(num_ranks))",
         "tests/sharding/test_vocabulary.py::test_the_rank_enters_by_one_input",

@@ -53,21 +53,21 @@ def checkpoints(tmp_path_factory):
     return str(root)
 
 
-def load(path, **options):
+def load(path, experts=None, **options):
     """The whole model, and this rank's part of it."""
     rank, num_ranks = str(dist.get_rank()), str(dist.get_world_size())
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=num_ranks)  # as torchrun does
-    config = DistributedConfig(tp_plan="auto")
+    config = DistributedConfig(tp_plan="auto", **(experts or {}))
     return (
         AutoModelForCausalLM.from_pretrained(path, **options),
         AutoModelForCausalLM.from_pretrained(path, distributed_config=config, **options),
     )
 
 
-def forward(root, name, grad, options):
+def forward(root, name, grad, options, experts=None):
     """Errors against the eager ladder of the whole model, and what Inductor emitted."""
     _, _, reads, blocks = FAMILIES[name]
-    whole, model = load(str(Path(root) / name))
+    whole, model = load(str(Path(root) / name), experts)
     run = torch.compile(
         model, backend="ladderize", fullgraph=True, options={**options, "expect_blocks": blocks}
     )
@@ -121,6 +121,17 @@ STRIDED = pytest.mark.skipif(
 def test_gradients_equal_those_of_the_unsharded_eager_ladder(two_ranks, checkpoints, name):
     for outcome in two_ranks.run(forward, checkpoints, name, True, {"lowering": "aot_eager"}):
         assert outcome["error"] <= 1e-4
+        assert max(outcome["gradients"].values()) <= 1e-4
+
+
+def test_whole_experts_on_each_rank(two_ranks, checkpoints):
+    """transformers' own expert parallelism, forward and backward."""
+    how = {"ep_size": 2, "ep_implementation": "all_reduce"}
+    for outcome in two_ranks.run(
+        forward, checkpoints, "mixtral", True, {"lowering": "aot_eager"}, how
+    ):
+        assert outcome["error"] <= 1e-4
+        assert outcome["to standard"] > 0.1
         assert max(outcome["gradients"].values()) <= 1e-4
 
 

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.language_models import mixture
 from helpers.ranks import mesh
-from helpers.reads import BODY
+from helpers.reads import BODY, HEAD
 from helpers.sharded import MODELS
 from safetensors.torch import save_file
 from torch import nn
@@ -148,6 +149,26 @@ def test_four_ranks_equal_one(four_ranks, tmp_path):
 
 
 # ---- what a rank owns
+
+
+def experts_of_each(folder):
+    """Which experts this rank has of a mixture, and the error of the ladder."""
+    model, call = mixture("mixtral"), inputs()
+    shard = ladderize.parallelize(
+        partial(mixture, "mixtral"), mesh(), (), call, checkpoint=folder, experts="expert"
+    )
+    with torch.no_grad(), eager_ladder(model, HEAD["llama"]):
+        error = (shard(**call).logits - model(**call).logits).abs().max().item()
+    name = "model.layers.0.mlp.experts.down_proj"
+    own, full = shard.get_parameter(name), model.get_parameter(name)
+    return error, [[torch.equal(part, expert) for expert in full].index(True) for part in own]
+
+
+def test_each_rank_reads_its_own_experts(two_ranks, tmp_path):
+    folder = written(mixture("mixtral"), tmp_path)
+    (error, first), (_, second) = two_ranks.run(experts_of_each, folder)
+    assert error <= TOLERANCE
+    assert [first, second] == [[0, 1], [2, 3]]
 
 
 def ownership():

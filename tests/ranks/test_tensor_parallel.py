@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.graphs import Wrapped
+from helpers.language_models import mixture
 from helpers.ranks import mesh
-from helpers.reads import BODY
+from helpers.reads import BODY, HEAD
 from helpers.sharded import MODELS
 
 from ladderize import LadderError, LadderWarning, compat
@@ -50,6 +51,20 @@ def whole(name, model, ids, staleness=1):
     """What the unsharded ladder returns."""
     with eager_ladder(model, BODY[name], staleness=staleness):
         return forward(model, ids)
+
+
+def of_experts():
+    """Largest difference of a mixture whose experts are whole on each rank to one rank's ladder."""
+    model, call = mixture("mixtral"), {"input_ids": ids(), "use_cache": False}
+    run = compiled(model, mesh=mesh(), lowering="eager", experts="expert")
+    with torch.no_grad(), eager_ladder(model, HEAD["llama"]):
+        expected = model(**call).logits
+    with torch.no_grad():
+        return (run(**call).logits - expected).abs().max().item()
+
+
+def test_whole_experts_on_two_ranks(two_ranks):
+    assert max(two_ranks.run(of_experts)) <= 1e-4
 
 
 def difference(name, lowering, dynamic, options):

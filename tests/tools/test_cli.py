@@ -400,6 +400,9 @@ def test_explain_how_it_is_sharded(llama):
     assert done.exit_code == 0
     assert "parameters divided over 2 ranks" in done.stdout
     assert run("explain", llama, "--tp", 5).exit_code == 1  # nothing divides
+    dense = run("rewrite", llama, "--tp", 2, "--experts", "expert", "--dry-run")
+    assert dense.exit_code == 1
+    assert "No experts can be placed whole on 2 ranks" in dense.output
 
 
 @pytest.mark.parametrize(

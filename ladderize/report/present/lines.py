@@ -23,6 +23,7 @@ from ladderize.report.data import (
     GraphReport,
     Refusal,
     ReportData,
+    ShardReport,
     StreamReport,
 )
 from ladderize.report.present.repeats import Run, find_runs
@@ -129,18 +130,25 @@ def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Secti
     if graph.collectives:
         yield Section(f"{prefix}collectives", lines=tuple(_collectives(graph)))
     if graph.sharding is not None:
-        title = (
-            f"{prefix}{counted(len(graph.sharding.placements), 'parameter')} divided over "
-            f"{graph.sharding.num_ranks} ranks"
-        )
-        kept = _cut(f"kept whole: {note}" for note in graph.sharding.kept_whole)
-        if kept:
-            extra = f"{graph.sharding.extra_bytes:,} bytes of parameters"
-            title += f"; {extra} and {graph.sharding.extra_flops:,} FLOPs more on each than a share"
-        yield Section(title, lines=kept)
+        yield _sharded(graph.sharding, prefix)
     if graph.engines is not None:
         title, *left = graph.engines.describe()
         yield Section(prefix + title, lines=_cut(left))
+
+
+def _sharded(sharding: ShardReport, prefix: str) -> Section:
+    title = (
+        f"{prefix}{counted(len(sharding.placements), 'parameter')} divided over "
+        f"{sharding.num_ranks} ranks"
+    )
+    if sharding.num_by_expert:
+        title += f", {sharding.num_by_expert} of them by experts"
+    if sharding.kept_whole:
+        extra = f"{sharding.extra_bytes:,} bytes of parameters"
+        title += f"; {extra} and {sharding.extra_flops:,} FLOPs more on each than a share"
+    kept = _cut(f"kept whole: {note}" for note in sharding.kept_whole)
+    split = _cut(f"experts split: {why}" for why in sharding.split_experts)
+    return Section(title, lines=(*kept, *split))
 
 
 def title_of(stream: StreamReport) -> str:

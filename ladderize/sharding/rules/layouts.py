@@ -80,14 +80,16 @@ def _places(
         if read is None or shard is None:
             continue
         front = product(old, [d for d in group.old if d < shard.dim]) * shard.outer
-        behind = product(old, [d for d in group.old if d > shard.dim])
+        behind = product(old, [d for d in group.old if d > shard.dim]) * shard.inner
         for dim in group.new:
             outer = sympy.cancel(front / product(new, [d for d in group.new if d < dim]))
             unit = sympy.cancel(product(new, [d for d in group.new if d > dim]) / behind)
             chunks = [sympy.cancel(length / unit) for length in shard.chunks]
             if sympy.denom(outer) == 1 and all(s.is_Integer for s in chunks):
-                at = read.at(dim, [int(s) for s in chunks], 1 if outer == 1 else outer)
+                at = read.at(dim, [int(s) for s in chunks], 1 if outer == 1 else outer, 1)
                 yield _Place(at, unit)
+            elif outer == 1 and sympy.denom(1 / unit) == 1:  # [experts, tokens] merged
+                yield _Place(read.at(dim, inner=1 / unit), 1)
 
 
 def _as_repeats(value: Value) -> Value | None:
@@ -95,7 +97,7 @@ def _as_repeats(value: Value) -> Value | None:
     shard = value.shard
     assert shard is not None
     count = len(shard.chunks)
-    if count == 1 or shard.whole or len(set(shard.chunks)) > 1:
+    if count == 1 or shard.whole or shard.inner != 1 or len(set(shard.chunks)) > 1:
         return None
     origins = [
         replace(o, length=o.length // count, repeats=o.repeats * count) for o in value.origins

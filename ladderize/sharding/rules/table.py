@@ -18,10 +18,12 @@ import torch
 from torch.fx import Node
 
 from ladderize.graph.writes import written_operands
-from ladderize.sharding.placement import Shard, Whole
+from ladderize.sharding.placement import Partial, Shard, Whole
 from ladderize.sharding.rules import layouts as layout
 from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
+from ladderize.sharding.rules.experts import by_expert, sums_experts
+from ladderize.sharding.rules.own_rows import carry_own_rows
 from ladderize.sharding.rules.partials import join_partials
 from ladderize.sharding.rules.parts import PART_RULES
 from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
@@ -108,6 +110,8 @@ def reduction(visit: Visit) -> Values:
     node, value, shard = layout.source(visit)
     ndim = len(visit.shape(node))
     dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
+    if shard.dim in dims and sums_experts(visit, value):
+        return Value(Partial())
     if shard.dim in dims:
         visit.illegal(f"{visit.op_name} reduces the sharded dim")
     made = visit.node.meta["val"]
@@ -223,6 +227,8 @@ RULES: dict[Any, Rule] = {
 
 def apply_rule(visit: Visit) -> Values:
     """The placement of `visit.node`, by the tables."""
+    if (divided := by_expert(visit)) is not None:
+        return divided
     op = packet(visit.node)
     inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
@@ -233,17 +239,32 @@ def apply_rule(visit: Visit) -> Values:
         return _on_each_rank(visit, parts)
     if op is not operator.getitem and any(isinstance(value, tuple) for value in inputs):
         visit.illegal(f"{visit.op_name} takes several sharded tensors at once")
+    if owned := [n for n in visit.operands() if visit.value(n).own is not None]:
+        return carry_own_rows(visit, owned, is_pointwise(visit))
     if op is not operator.getitem and (
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
         return join_partials(visit, partials)
     if written_operands(visit.node) and op not in CACHE_RULES:
         visit.illegal(f"{visit.op_name} writes in place")
+    _refuse_merged(visit)
     if (rule := RULES.get(op)) is not None:
         return rule(visit)
-    if torch.Tag.pointwise in getattr(visit.node.target, "tags", ()):
+    if is_pointwise(visit):
         return pointwise(visit)
     return visit.illegal(f"no sharding rule for {visit.op_name}")
+
+
+def _refuse_merged(visit: Visit) -> None:
+    """Of `[experts*tokens]`, whose length is symbolic, rules know the form alone."""
+    merged = [shard for _, shard in visit.sharded(visit.operands()) if shard.inner != 1]
+    if merged and not (is_pointwise(visit) or RULES.get(packet(visit.node)) is layout.view):
+        visit.illegal(f"{visit.op_name} takes entries of a merged dim apart")
+
+
+def is_pointwise(visit: Visit) -> bool:
+    is_tagged = torch.Tag.pointwise in getattr(visit.node.target, "tags", ())
+    return RULES.get(packet(visit.node), pointwise if is_tagged else None) is pointwise
 
 
 def _on_each_rank(visit: Visit, parts: list[Value]) -> Values:

@@ -27,6 +27,13 @@ ExpectBlocks = Annotated[
 ShardVocabulary = Annotated[
     bool, typer.Option(help="With --tp: divide embedding and head by words too.")
 ]
+Experts = Annotated[
+    str | None,
+    typer.Option(
+        help='With --tp: "tensor" splits every expert over the ranks, "expert" gives each rank '
+        "whole ones. \\[default: tensor]"
+    ),
+]
 Tp = Annotated[int | None, typer.Option(min=2, help="Number of tensor-parallel ranks.")]
 DebugDir = Annotated[
     Path | None, typer.Option(help="Write each stage's graph and the report there.")

@@ -13,6 +13,7 @@ Full = Annotated[bool, typer.Option("--full", help="Show every block, not runs o
 def explain(
     model: flags.Model,
     tp: flags.Tp = None,
+    experts: flags.Experts = None,
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -29,7 +30,11 @@ def explain(
     Exit code 1 where it cannot be converted as asked. With --tp also how it would be sharded.
     """
     options = flags.given(
-        layers=layers, blocks=blocks, staleness=staleness, expect_blocks=expect_blocks
+        layers=layers,
+        blocks=blocks,
+        staleness=staleness,
+        expect_blocks=expect_blocks,
+        experts=experts,
     )
     with running("explain", debug, json), working(f"tracing {model}"):
         from ladderize.frontends.sharded.parallelize import aot_config

@@ -38,6 +38,7 @@ def rewrite(
     staleness: flags.Staleness = None,
     expect_blocks: flags.ExpectBlocks = None,
     shard_vocabulary: flags.ShardVocabulary = True,
+    experts: flags.Experts = None,
     lowering: flags.Lowering = None,
     lowering_option: flags.LoweringOption = None,
     batch: flags.Batch = 2,
@@ -60,6 +61,7 @@ def rewrite(
         staleness=staleness,
         expect_blocks=expect_blocks,
         shard_vocabulary=shard_vocabulary,
+        experts=experts,
         debug_dir=debug_dir,
         lowering=lowering,
     )

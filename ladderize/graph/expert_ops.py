@@ -1,0 +1,92 @@
+"""Ops for ranks that hold whole experts: which of all entries are this rank's.
+
+    entries of experts 0 0 1 2 2 2 3    ends 2 3 6 7    rank 1 of 2 holds experts 2 and 3: first 2
+
+    own_ends(ends, first, 2)            3 4               of 4 entries, those from 3 on
+    take_own(x, ends, first, 2)         x[3] x[4] x[5] x[6] 0 0 0
+    put_own(y, ends, first, 2)          0 0 0 y[0] y[1] y[2] y[3]
+
+An entry is a token at one of the experts that it was routed to. Every rank has all of them, so
+nothing is exchanged: what a rank leaves out is 0, and the ranks' results are summed. Sizes depend
+on no value. The rank is in none of the ops: `first`, a tensor of one number, says which of all
+experts its first one is. They are CompositeImplicitAutograd: autograd sees what they are made of.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _bounds(ends: Tensor, first: Tensor, count: int) -> Tensor:
+    """Where the entries of this rank's experts start, and where each expert's end."""
+    padded = torch.nn.functional.pad(ends, (1, 0))
+    return padded.index_select(0, first + torch.arange(count + 1, device=ends.device))
+
+
+def _own_ends(ends: Tensor, first: Tensor, count: int) -> Tensor:
+    bounds = _bounds(ends, first, count)
+    return (bounds[1:] - bounds[:1]).to(ends.dtype)
+
+
+def _take_own(x: Tensor, ends: Tensor, first: Tensor, count: int) -> Tensor:
+    bounds = _bounds(ends, first, count)
+    place = torch.arange(x.shape[0], device=x.device)
+    is_own = place < bounds[-1:] - bounds[:1]
+    # A grouped product leaves the rows behind its last end undefined, and their gradients too.
+    return x.index_select(0, (place + bounds[:1]) % x.shape[0]).masked_fill(~is_own[:, None], 0)
+
+
+def _put_own(y: Tensor, ends: Tensor, first: Tensor, count: int) -> Tensor:
+    bounds = _bounds(ends, first, count)
+    place = torch.arange(y.shape[0], device=y.device) - bounds[:1]
+    is_own = (place >= 0) & (place < bounds[-1:] - bounds[:1])
+    return y.index_select(0, place % y.shape[0]).masked_fill(~is_own[:, None], 0)
+
+
+def _own_numbers(experts: Tensor, first: Tensor, count: int) -> Tensor:
+    """The numbers of `experts` among this rank's; some number of these for all others."""
+    return (experts - first).clamp(0, count - 1)
+
+
+def _mask_by_ends(x: Tensor, ends: Tensor, first: Tensor, count: int, dim: int) -> Tensor:
+    """`x` with 0 for the entries of `dim` that are not of this rank's experts."""
+    bounds = _bounds(ends, first, count)
+    place = torch.arange(x.shape[dim], device=x.device)
+    return _mask(x, (place >= bounds[:1]) & (place < bounds[-1:]), dim)
+
+
+def _mask_by_numbers(x: Tensor, experts: Tensor, first: Tensor, count: int, dim: int) -> Tensor:
+    return _mask(x, (experts >= first) & (experts < first + count), dim)
+
+
+def _mask(x: Tensor, is_own: Tensor, dim: int) -> Tensor:
+    shape = [-1 if d == dim else 1 for d in range(x.ndim)]
+    return x.masked_fill(~is_own.view(shape), 0)
+
+
+_OPS = (
+    ("own_ends(Tensor ends, Tensor first, int count) -> Tensor", _own_ends),
+    ("take_own(Tensor x, Tensor ends, Tensor first, int count) -> Tensor", _take_own),
+    ("put_own(Tensor y, Tensor ends, Tensor first, int count) -> Tensor", _put_own),
+    ("own_numbers(Tensor experts, Tensor first, int count) -> Tensor", _own_numbers),
+    (
+        "mask_by_ends(Tensor x, Tensor ends, Tensor first, int count, int dim) -> Tensor",
+        _mask_by_ends,
+    ),
+    (
+        "mask_by_numbers(Tensor x, Tensor experts, Tensor first, int count, int dim) -> Tensor",
+        _mask_by_numbers,
+    ),
+)
+# torch.library is untyped
+_library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema, _function in _OPS:
+    _name = _schema.partition("(")[0]
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+    _library.impl(_name, _function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+own_ends = torch.ops.ladderize.own_ends.default
+take_own = torch.ops.ladderize.take_own.default
+put_own = torch.ops.ladderize.put_own.default
+own_numbers = torch.ops.ladderize.own_numbers.default
+mask_by_ends = torch.ops.ladderize.mask_by_ends.default
+mask_by_numbers = torch.ops.ladderize.mask_by_numbers.default

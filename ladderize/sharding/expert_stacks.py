@@ -1,0 +1,33 @@
+"""Which stacks of expert weights are divided by experts, and which cannot be.
+
+w[8, out, in] over 2 ranks    divided: experts 0 to 3 on rank 0, 4 to 7 on rank 1
+w[6, out, in] over 4 ranks    refused: every expert is split, as any other weight
+"""
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from ladderize.errors import Blocker
+
+
+@dataclass
+class ExpertStacks:
+    """What is known of the stacks; grows as the sharding rules meet them.
+
+    Attributes:
+        is_wanted: whether stacks are to be divided by experts at all.
+        divided: the parameters that are.
+        refused: those that cannot be, and why.
+    """
+
+    is_wanted: bool = False
+    divided: set[Node] = field(default_factory=set)
+    refused: dict[Node, Blocker] = field(default_factory=dict)
+
+    def may_divide(self, parameter: Node) -> bool:
+        return self.is_wanted and parameter not in self.refused
+
+    def refuse(self, parameter: Node, reason: Blocker) -> None:
+        self.divided.discard(parameter)
+        self.refused[parameter] = reason

@@ -1,0 +1,52 @@
+"""Refuse a plan that divides nothing, and warn of what it does not divide as it was to be.
+
+Not all is divided over 2 ranks. Kept whole:
+  - branch: layers.0.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks …
+"""
+
+import warnings
+from collections.abc import Iterable
+
+from ladderize.errors import Blocker, LadderError, LadderWarning
+from ladderize.sharding.plan import ShardPlan
+
+NO_EXPERTS = "no branch multiplies by a stack of expert weights [experts, …, …]"
+
+
+def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
+    """Raise where nothing can be divided; warn, once, of what is not divided as it was to be.
+
+    Args:
+        by_expert: whether each rank was to hold whole experts.
+
+    Raises:
+        LadderError: with the reason for each branch, or for each stack of experts.
+    """
+    if not plan.reductions:
+        raise LadderError(
+            f"No branch can be sharded over {plan.num_ranks} ranks:",
+            [reason for branch in plan.whole for reason in branch.reasons],
+            "use a number of ranks that divides the sizes named above",
+        )
+    if by_expert and not plan.whole_experts:
+        raise LadderError(
+            f"No experts can be placed whole on {plan.num_ranks} ranks:",
+            plan.split_experts or [Blocker(NO_EXPERTS)],
+            'use a number of ranks that divides the experts, or experts="tensor"',
+        )
+    if plan.split_experts:
+        listed = _listed(plan.split_experts)
+        warning = LadderWarning(
+            f"Not all experts are placed whole on {plan.num_ranks} ranks. Split over all:{listed}"
+        )
+        warnings.warn(warning, stacklevel=2)
+    if plan.whole:
+        listed = _listed(plan.whole)
+        warning = LadderWarning(
+            f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"
+        )
+        warnings.warn(warning, stacklevel=2)
+
+
+def _listed(items: Iterable[object]) -> str:
+    return "".join(f"\n  - {item}" for item in items)
