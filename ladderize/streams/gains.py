@@ -16,7 +16,7 @@ from torch.fx import Node
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.graph import ops
-from ladderize.graph.collectives import LAUNCHES, is_wait
+from ladderize.graph.collectives import ALL_REDUCES, LAUNCHES, is_wait
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
@@ -37,6 +37,7 @@ def keep_reads_that_hide(
 ) -> Chosen:
     """`chosen` without the blocks whose stale reads would hide nothing, with a warning of those.
 
+    None of them in a model that reduces the stream itself, not what a branch adds to it.
     Blocks that the options name are kept, unless `strict`, and those that are `stale` already.
 
     Raises:
@@ -53,6 +54,14 @@ def keep_reads_that_hide(
     idle = [_idle(context, *pair, experts) for pair in zip(streams, moved, strict=True)]
     if not any(idle):
         return chosen
+    if not config.names_blocks and _reduces_streams(streams, found):
+        others = [launch for launches in found for launch in launches]
+        warning = LadderWarning(
+            "This model reduces its stream itself, and nothing of it is made stale:",
+            _never_hidden(context, others),
+        )
+        warnings.warn(warning, stacklevel=2)
+        return tuple(frozenset[int]() for _ in chosen)
     places = [Blocker.at(block.add, why) for blocks in idle for block, why in blocks]
     if len(places) == sum(map(len, moved)) or (config.names_blocks and config.strict):
         others = [launch for launches in found for launch in launches]
@@ -75,6 +84,12 @@ def keep_reads_that_hide(
     )
 
 
+def _reduces_streams(streams: Sequence[Stream], found: Sequence[Sequence[Node]]) -> bool:
+    """Whether all collectives are between blocks, none in a branch."""
+    inside = {node for stream in streams for block in stream.blocks for node in block.branch}
+    return all(inside.isdisjoint(launches) for launches in found)
+
+
 def _launches(context: AnalysisContext, stream: Stream) -> list[Node]:
     """What communicates between the first read of a stream and its last sum, and is in that sum."""
     if not stream.blocks or stream.stale_blocks:
@@ -82,6 +97,8 @@ def _launches(context: AnalysisContext, stream: Stream) -> list[Node]:
     first, last = stream.blocks[0], stream.blocks[-1]
     inside = context.ancestors([last.add], context.position[first.anchor])
     inside -= context.static  # the parameters that FSDP gathers
+    ends = [node for node in last.add.users if ALL_REDUCES.intersection(launched(context, node))]
+    inside.update(ends)  # the sum itself is reduced, as ranks' own streams are
     return [node for node in context.nodes if node in inside and launched(context, node)]
 
 

@@ -117,9 +117,22 @@ def whole(x, h):
 
 
 @pytest.mark.usefixtures("first_of_two")
-def test_a_stream_that_is_itself_reduced_is_refused():
-    """The desync residual of arXiv 2501.06589: only every second sum is reduced, as a whole."""
-    text = refusal(lambda x, h: x + RANKS * h, lambda x, h: reduced((x + RANKS * h) / RANKS))
+@pytest.mark.parametrize("period", [2, BLOCKS])
+def test_a_stream_that_is_itself_reduced_is_left_as_it_is(period):
+    """The desync residual of arXiv 2501.06589: every `period`th sum is reduced, as a whole."""
+    net = Net(*[whole] * (period - 1), lambda x, h: reduced(h + x / RANKS))
+    with torch.no_grad(), pytest.warns(LadderWarning, match="reduces its stream itself") as caught:
+        compiled(net)(ids())
+    (said,) = (str(w.message) for w in caught if w.category is LadderWarning)
+    assert said.count("all_reduce changes the stream itself") == BLOCKS // period
+    report = ladderize.last_report()
+    assert not any(block.is_rewired for block in report.blocks)
+    assert f"{BLOCKS // period} all_reduce" in str(report)
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_named_blocks_of_a_stream_that_is_itself_reduced_are_refused():
+    text = refusal(whole, lambda x, h: reduced(h + x / RANKS), blocks=[1])
     assert "would hide no collective" in text
     assert "block 1: no collective is in block 0" in text
     assert "all_reduce changes the stream itself" in text
