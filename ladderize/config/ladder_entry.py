@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ladderize.config.connectivity import LADDER, connectivity_problems, patterns_of
+from ladderize.config.residual_form import PLAIN, desync_period, variant_problems
 from ladderize.config.selection import Selection, ranges_of
 from ladderize.errors import Blocker, LadderError, nearest
 
@@ -41,7 +42,8 @@ class LadderEntry:
     Attributes:
         layers, blocks: one of them, in any form that `LadderConfig` takes. None: all layers.
         staleness: how many blocks earlier a converted block reads, 1 to 8.
-        connectivity, routed: as in `LadderConfig`.
+        connectivity, routed, variant: as in `LadderConfig`; a desync residual is none of a
+            checkpoint, for it depends on the number of ranks.
     """
 
     layers: Any = None
@@ -49,6 +51,7 @@ class LadderEntry:
     staleness: int = 1
     connectivity: str = LADDER
     routed: Any = None
+    variant: str = PLAIN
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "LadderEntry | None":
@@ -87,6 +90,8 @@ class LadderEntry:
     @property
     def left_out(self) -> dict[str, Any]:
         """The options that say what a branch leaves out; empty of a ladder."""
+        if self.variant != PLAIN:
+            return {"variant": self.variant}
         given = {"connectivity": self.connectivity, "routed": list(patterns_of(self.routed))}
         return {} if self.connectivity == LADDER else {n: v for n, v in given.items() if v}
 
@@ -101,7 +106,7 @@ class LadderEntry:
         left = {n: v for n, v in given.items() if n not in SELECTIONS or v is not None}
         asked = [name for name in SELECTIONS if name in left]
         differing = [name for name in asked if self.agrees_with(name, left[name]) is False]
-        reads = ("staleness", "connectivity")
+        reads = ("staleness", "connectivity", "variant")
         differing += [n for n in reads if n in left and left[n] != getattr(self, n)]
         if left.get("routed") and patterns_of(left["routed"]) != patterns_of(self.routed):
             differing.append("routed")
@@ -169,9 +174,11 @@ def _problems(said: Any) -> Iterator[str]:
     staleness = said.get("staleness", 1)
     if not _is_count(staleness) or staleness > MAX_STALENESS:
         yield f"staleness={staleness!r} is not a whole number from 1 to {MAX_STALENESS}"
-    yield from connectivity_problems(
-        said.get("connectivity", LADDER), staleness, said.get("routed")
-    )
+    connectivity, variant = said.get("connectivity", LADDER), said.get("variant", PLAIN)
+    yield from connectivity_problems(connectivity, staleness, said.get("routed"))
+    yield from variant_problems(variant, staleness, connectivity)
+    if desync_period(variant):
+        yield f"variant={variant!r} depends on the number of ranks; no checkpoint can be one"
 
 
 def _papers_problems(layers: Any) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """`LadderConfig`: the options dict of the backend, the keyword arguments and the CLI flags."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ladderize import compat
 from ladderize.config.connectivity import LADDER, connectivity_problems
 from ladderize.config.ladder_entry import MAX_STALENESS, LadderEntry
+from ladderize.config.residual_form import PLAIN, desync_period, variant_problems
 from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, nearest
@@ -44,6 +45,10 @@ class LadderConfig:
             Instella-MoE.
         routed: paths of the modules whose results are the routed experts', as patterns in which
             `*` stands for anything: "*.mlp.experts". None: found by their routers.
+        variant: the form of the residual stream. "ladder": what `layers`, `blocks`, `staleness` and
+            `connectivity` say. "parallel": the branches of a layer read the same value and are
+            added up, with one all-reduce a layer under `mesh`. "desync:n": each rank has a stream
+            of its own, and every n-th block is reduced (arXiv 2501.06589); it needs `mesh`.
         mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
         shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
             where the number of ranks divides it; `cross_entropy` included.
@@ -72,6 +77,7 @@ class LadderConfig:
     staleness: int = 1
     connectivity: str = LADDER
     routed: str | Sequence[str] | None = None
+    variant: str = PLAIN
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
     shard_vocabulary: bool = True
     experts: str = "tensor"
@@ -130,8 +136,14 @@ class LadderConfig:
     @property
     def names_a_ladder(self) -> bool:
         """Whether the options say which ladder is wanted, of a net that is one already too."""
-        names_reads = self.staleness != 1 or self.connectivity != LADDER
+        is_plain = self.connectivity == LADDER and self.variant == PLAIN
+        names_reads = self.staleness != 1 or not is_plain
         return self.blocks is not None or self.layers is not None or names_reads
+
+    @property
+    def period(self) -> int:
+        """Of how many blocks one is reduced, of a desync residual; 0 for all others."""
+        return desync_period(self.variant)
 
     @property
     def names_a_part(self) -> bool:
@@ -152,6 +164,7 @@ class LadderConfig:
             *_choice_problems("verify", self.verify, VERIFY_LEVELS),
             *_count_problems("staleness", self.staleness, least=0, most=MAX_STALENESS),
             *connectivity_problems(self.connectivity, self.staleness, self.routed),
+            *self._variant_problems(),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
             *self._inductor_only_problems(),
             *self._inductor_problems(),
@@ -175,12 +188,17 @@ class LadderConfig:
                 problems.append(
                     f"{name}={value!r} is of staleness {plan.staleness}, not {self.staleness}"
                 )
-            if plan is not None and self.connectivity != LADDER:
-                problems.append(
-                    f"{name}={value!r} was measured with connectivity='ladder', "
-                    f"not {self.connectivity!r}"
-                )
+            for option in ("connectivity", "variant"):
+                form = getattr(self, option)
+                if plan is not None and form != LADDER:
+                    problems.append(
+                        f"{name}={value!r} was measured with {option}='ladder', not {form!r}"
+                    )
         return problems
+
+    def _variant_problems(self) -> Iterator[str]:
+        chosen = self.layers if self.blocks is None else self.blocks
+        return variant_problems(self.variant, self.staleness, self.connectivity, chosen)
 
     def _mesh_problems(self) -> list[str]:
         if self.mesh is None:

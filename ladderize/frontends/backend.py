@@ -13,6 +13,7 @@ from ladderize.backends import LOWERINGS, Lower
 from ladderize.config.connectivity import LADDER
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LadderConfig
+from ladderize.config.residual_form import PLAIN
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import heard_by_all
 from ladderize.frontends.break_hints import Adviser
@@ -131,6 +132,7 @@ def _refuse_options_of_parallelize(config: LadderConfig) -> None:
     given = {"layers=": config.layers is not None, "blocks=": config.blocks is not None}
     given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
     given |= {"connectivity=": config.connectivity != LADDER, "routed=": bool(config.routed)}
+    given |= {"variant=": config.variant != PLAIN}
     surplus = [Blocker(name) for name, is_given in given.items() if is_given]
     if surplus:
         raise LadderError(

@@ -21,15 +21,13 @@ from ladderize.frontends.checkpoints.own_entry import entry_of_folder
 from ladderize.frontends.ladder import ladder
 from ladderize.graph import ops
 from ladderize.passes.after_autograd import AFTER_AUTOGRAD, Deferring
-from ladderize.passes.before_autograd import BEFORE_AUTOGRAD, dump_folder, standardize
-from ladderize.passes.parallel_blocks import ParallelBlocks
+from ladderize.passes.before_autograd import BEFORE_AUTOGRAD, dump_folder
 from ladderize.passes.rewriting_state import RankGroup, Rewriting
-from ladderize.passes.runner import apply_pass, find_step, run_steps
+from ladderize.passes.runner import find_step, run_steps
 from ladderize.report.publish import as_report, publish
 from ladderize.report.report import Report
 from ladderize.streams.cut_streams import warn_of_cut_streams
 from ladderize.streams.existing_ladders import warn_of_ladders
-from ladderize.streams.find import find_streams
 from ladderize.streams.fresh_reads import warn_of_fresh_reads
 
 
@@ -168,20 +166,6 @@ def copy_of(program: ExportedProgram) -> GraphModule:
     for old, new in zip(program.graph_module.graph.nodes, gm.graph.nodes, strict=True):
         new.name = old.name  # a copied input called `input`, as Python's own, becomes `input_1`
     return gm
-
-
-def parallel_program(program: ExportedProgram) -> ExportedProgram:
-    """Another net for comparison: each second block beside the one before it (`ParallelBlocks`).
-
-    Raises:
-        LadderError: no two blocks can be put beside each other.
-    """
-    gm = copy_of(program)
-    names = parameter_names(program, gm)
-    standardize(gm, names)
-    if not apply_pass(gm, ParallelBlocks(find_streams(gm, names))).changed:
-        raise LadderError("No two blocks can be put beside each other in this program.")
-    return _around(gm, program)
 
 
 def _around(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:

@@ -22,6 +22,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from ladderize import compat
 from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
+from ladderize.config.residual_form import PLAIN
 from ladderize.errors import Blocker, LadderError
 from ladderize.integrations.engine_backend import reporting_backend
 
@@ -43,6 +44,8 @@ class Options:
     """ladder; farskip leaves out what is in flight alone, the routed experts; instella."""
     routed: str | None = None
     """The path of the routed experts' modules, with * for the number of the layer."""
+    variant: str = PLAIN
+    """ladder; parallel: the blocks of a layer read the same value."""
     lowering: str = "inductor"
     """What compiles the rewritten graph: inductor, aot_eager or eager."""
     mode: str | None = None

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
+from ladderize.config.residual_form import PARALLEL, PLAIN
 from ladderize.errors import LadderError
 from ladderize.graph import ops
 from ladderize.graph.collectives import is_all_reduce
@@ -54,6 +55,8 @@ from ladderize.passes.spell_engine_ops import (
 )
 from ladderize.passes.spell_sums import SpellSums
 from ladderize.passes.split_sums import SplitSums
+from ladderize.passes.variant_checks import check_layers, refuse_desync_alone
+from ladderize.sharding.own_streams import unreduced_blocks
 from ladderize.sharding.plan import plan_sharding
 from ladderize.sharding.plan_checks import refuse_undivided
 from ladderize.streams.choose import choose_blocks, number_blocks, refuse_other_reads
@@ -126,11 +129,19 @@ def _is_verified(state: Rewriting) -> bool:
     return not state.is_laddered and state.config.verify != "off"
 
 
+def _is_desync(state: Rewriting) -> bool:
+    return bool(state.config.period) and not state.is_laddered
+
+
 def _is_by_expert(state: Rewriting) -> bool:
     return state.config.experts == "expert"
 
 
 # ---- the steps, in the order of the table below ------------------------------------------------
+
+
+def _refuse_desync_alone(state: Rewriting) -> None:
+    refuse_desync_alone(state.config, state.num_ranks)
 
 
 def _inline_regions(state: Rewriting) -> PassResult:
@@ -220,13 +231,15 @@ def _choose_blocks(state: Rewriting) -> None:
         chosen = keep_reads_that_hide(
             state.analysis, state.streams, chosen, state.stale, state.config, state.connectivity
         )
-    refuse_cut_streams(context, streams, chosen, state.config)
+    if state.config.variant == PLAIN:
+        refuse_cut_streams(context, streams, chosen, state.config)
     state.chosen = chosen
     refuse_other_reads(state.reads, state.stale)
+    check_layers(streams, state.config)
 
 
 def _find_fresh_reads(state: Rewriting) -> None:
-    if state.config.staleness:
+    if state.config.staleness and not state.config.period:
         state.fresh_reads = tuple(find_fresh_reads(*state.standard_graph, state.chosen))
 
 
@@ -260,6 +273,8 @@ def _plan_sharding(state: Rewriting) -> None:
         state.num_ranks,
         shard_vocabulary=state.config.shard_vocabulary,
         by_expert=_is_by_expert(state),
+        joins_sums=state.config.variant == PARALLEL,
+        unreduced=unreduced_blocks(state.streams, state.config.period),
     )
 
 
@@ -285,6 +300,7 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
 """Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
 
 BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
+    Step("refuse_desync_alone", _refuse_desync_alone, _is_desync, "check"),
     Step("InlineRegions", _inline_regions),
     Step("refuse_other_devices", _refuse_other_devices, _has_mesh, "check"),
     Step("refuse_unserved_collectives", lambda s: refuse_unserved_collectives(s.gm), kind="check"),

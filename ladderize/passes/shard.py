@@ -26,6 +26,7 @@ from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrit
 from ladderize.sharding.placement import local_shape
 from ladderize.sharding.plan import ShardPlan
 from ladderize.sharding.values import LocalSize
+from ladderize.sharding.visit import FORM_READERS, packet
 
 aten = torch.ops.aten
 
@@ -59,8 +60,9 @@ class ShardBranches:
         for entry in plan.entries:
             self._enter(gm.graph, entry, copies, indices, written)
         ShardExperts(plan.experts, indices).apply(gm.graph)
+        means: dict[Node, Node] = {}
         for reduction in plan.reductions:
-            self._reduce(gm.graph, reduction, order)
+            self._reduce(gm.graph, reduction, order, means)
         ShardVocabulary(plan.vocabulary, plan.num_ranks, self.group_name, indices).apply(gm.graph)
         for node, placement in plan.parameter_nodes.items():
             replace_fake(node, local_shape(node.meta["val"].shape, placement, plan.num_ranks))
@@ -154,24 +156,67 @@ class ShardBranches:
             value = made[key]
         entry.user.replace_input_with(entry.value, value)
 
-    def _reduce(self, graph: Graph, reduction: Reduction, order: dict[Node, int]) -> None:
+    def _reduce(
+        self, graph: Graph, reduction: Reduction, order: dict[Node, int], means: dict[Node, Node]
+    ) -> None:
+        """Sum up a branch over the ranks.
+
+        Args:
+            order: of the nodes in the graph.
+            means: what residual adds have become that are reduced as a whole.
+        """
         *firsts, last = sorted(reduction.partials, key=order.__getitem__)
         readers = list(last.users)
         total = last
         for partial in firsts:
             total = insert_after(graph, total, aten.add.Tensor, (partial, total))
-        total = insert_after(graph, total, parallel_ops.reduce, (total, self.group_name))
-        total = insert_after(graph, total, parallel_ops.wait, (total,))
-        for bias in reduction.biases:
-            total = insert_after(graph, total, aten.add.Tensor, (total, bias))
+        if reduction.sends_skip:
+            means.update(self._reduce_stream(graph, reduction, total))
+            return
+        total = self._finish(graph, reduction, total)
         if reduction.into is None:
             for reader in readers:
                 reader.replace_input_with(last, total)
             return
+        skip = reduction.skip
+        assert skip is not None
         with graph.inserting_before(reduction.into):
             for other in reduction.others:
                 total = like(graph.call_function(aten.add.Tensor, (total, other)), last)
-        reduction.into.args, reduction.into.kwargs = (reduction.skip, total), {}
+            skip = means.get(skip, skip)
+            if reduction.copies_skip:
+                call = graph.call_function(parallel_ops.copy, (skip, self.group_name))
+                skip = like(call, reduction.into)
+        reduction.into.args, reduction.into.kwargs = (skip, total), {}
+        for reader in [user for node in reduction.unread for user in node.users]:
+            if packet(reader) in FORM_READERS:  # an assert, which would keep the sum
+                graph.erase_node(reader)
+
+    def _finish(self, graph: Graph, reduction: Reduction, total: Node) -> Node:
+        """What follows `total`: its sum over the ranks, if it is sent, and the biases."""
+        if reduction.is_sent:
+            total = insert_after(graph, total, parallel_ops.reduce, (total, self.group_name))
+            total = insert_after(graph, total, parallel_ops.wait, (total,))
+        for bias in reduction.biases:
+            own = (bias, self.group_name)  # its gradient on one rank is a part of the gradient
+            place = total
+            if not reduction.is_sent:
+                bias = place = insert_after(graph, total, parallel_ops.copy, own)
+            total = insert_after(graph, place, aten.add.Tensor, (total, bias))
+        return total
+
+    def _reduce_stream(self, graph: Graph, reduction: Reduction, total: Node) -> dict[Node, Node]:
+        """Let the residual add sum up a share of the skip, and reduce what it makes."""
+        into, skip = reduction.into, reduction.skip
+        assert into is not None
+        readers = list(into.users)
+        with graph.inserting_before(into):
+            share = graph.call_function(aten.div.Tensor, (skip, self.plan.num_ranks))
+        into.args, into.kwargs = (total, like(share, into)), {}
+        done = self._finish(graph, reduction, into)
+        for reader in readers:
+            reader.replace_input_with(into, done)
+        return {into: done}
 
 
 def _selection(entry: BranchEntry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:

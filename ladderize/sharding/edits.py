@@ -115,6 +115,13 @@ class Reduction:
 
     With `into` the sum, completed by the replicated `others`, becomes the branch operand of that
     residual add; else it replaces the one partial value for all its readers.
+
+    Attributes:
+        skip: what the residual add `into` adds the branch to.
+        unread: sums that nobody reads once `into` adds up all.
+        is_sent: whether there is an all-reduce; without one each rank goes on with its own part.
+        sends_skip: reduce the mean of the ranks' skips with the branches: `into` as a whole.
+        copies_skip: let the skip enter by copy, as all ranks have it alike and the sum differs.
     """
 
     partials: tuple[Node, ...]
@@ -122,6 +129,12 @@ class Reduction:
     others: tuple[Node, ...] = ()
     skip: Node | None = None
     into: Node | None = None
+    unread: tuple[Node, ...] = ()
+    is_sent: bool = True
+    sends_skip: bool = False
+    copies_skip: bool = False
 
     def __str__(self) -> str:
-        return f"reduce {self.partials} + {self.biases} + {self.others} into {self.into}"
+        how = "reduce" if self.is_sent else "keep"
+        mean = f" + mean of {self.skip}" if self.sends_skip else ""
+        return f"{how} {self.partials} + {self.biases} + {self.others}{mean} into {self.into}"

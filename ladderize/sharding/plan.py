@@ -8,7 +8,7 @@ parameters and through index inputs. `passes.shard.ShardBranches` carries it out
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from ladderize.errors import Blocker
 from ladderize.sharding.edits import BranchEntry, ExpertEdit, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.expert_edits import expert_edits, first_experts
 from ladderize.sharding.expert_stacks import ExpertStacks
+from ladderize.sharding.layer_sums import join_layer_sums
+from ladderize.sharding.own_streams import OwnStreams
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
 from ladderize.sharding.undivided import Undivided, find_undivided
@@ -64,7 +66,7 @@ class ShardPlan:
     @property
     def num_reductions(self) -> int:
         """All-reduces of the branches in one forward run."""
-        return len(self.reductions)
+        return sum(reduction.is_sent for reduction in self.reductions)
 
     def decisions(self) -> list[str]:
         """Every decision as a line: the same lines on all ranks that may run together."""
@@ -102,6 +104,8 @@ def plan_sharding(
     differentiable: Collection[Node] | None = None,
     shard_vocabulary: bool = True,
     by_expert: bool = False,
+    joins_sums: bool = False,
+    unreduced: frozenset[Block] = frozenset(),
 ) -> ShardPlan:
     """Plan the tensor-parallel form of `branches` over `num_ranks` ranks. Linear in depth.
 
@@ -113,16 +117,24 @@ def plan_sharding(
         differentiable: inputs that can require gradients; None: all floating ones.
         shard_vocabulary: divide the embedding and the head too; see `sharding.vocabulary`.
         by_expert: divide stacks of expert weights by experts, where the ranks divide these.
+        joins_sums: reduce sums once that nobody reads but the next sum; see `layer_sums`.
+        unreduced: blocks that are not reduced; see `own_streams`.
 
     Raises:
-        LadderError: the analysis does not converge (a bug).
+        LadderError: the analysis does not converge (a bug), or blocks that are to be `unreduced`
+            cannot be.
     """
     found = Propagation(branches, parameters, num_ranks, ExpertStacks(by_expert))
     found.run()
     vocabulary = Vocabulary()
     if shard_vocabulary:
         vocabulary = find_vocabulary(gm, branches, parameters, num_ranks)
-    return _Writer(gm, found, differentiable, vocabulary).plan()
+    writer = _Writer(gm, found, differentiable, vocabulary)
+    plan = writer.plan(joins_sums)
+    if not unreduced:
+        return plan
+    own = OwnStreams.of(gm, found, writer.reductions(), unreduced, writer.gradients)
+    return replace(plan, reductions=own.reductions(), entries=own.entries(plan.entries))
 
 
 class _Writer:
@@ -140,7 +152,7 @@ class _Writer:
         self.gradients = _carries_gradients(gm, differentiable)
         self.indices: dict[tuple[tuple[int, ...], ...], IndexInput] = {}
 
-    def plan(self) -> ShardPlan:
+    def plan(self, joins_sums: bool = False) -> ShardPlan:
         found, visits = self.found, self._visits_in_order()
         entries = tuple(
             self._entry(visit, operand, selection)
@@ -151,7 +163,10 @@ class _Writer:
         placed = {p: s for p, s in placements.items() if isinstance(s, Shard)}
         experts = tuple(e for visit in visits for e in expert_edits(visit, found.num_ranks))
         firsts = (*first_experts(experts, found.num_ranks), *self.vocabulary.index_inputs)
-        per_block = [self._reductions(i, block) for i, block in enumerate(found.branches)]
+        per_block = self.reductions()
+        reductions = [reduction for own in per_block for reduction in own]
+        if joins_sums:
+            reductions = join_layer_sums(found.branches, per_block)
         return ShardPlan(
             num_ranks=found.num_ranks,
             placements={found.parameters[p]: placement for p, placement in placed.items()},
@@ -164,7 +179,7 @@ class _Writer:
                 for weight, shard in visit.mixed.items()
                 if weight in self.gradients
             ),
-            reductions=tuple(r for reductions in per_block for r in reductions),
+            reductions=tuple(reductions),
             experts=experts,
             whole_experts=frozenset(found.parameters[p] for p in found.stacks.divided),
             split_experts=tuple(found.stacks.refused.values()),
@@ -176,6 +191,10 @@ class _Writer:
             ),
             visits=found.num_visits,
         )
+
+    def reductions(self) -> list[list[Reduction]]:
+        """Those of each branch."""
+        return [self._reductions(i, block) for i, block in enumerate(self.found.branches)]
 
     def _visits_in_order(self) -> list[Visit]:
         nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)

@@ -8,6 +8,9 @@ A branch of a ladder leaves out all that the `staleness` blocks before it added.
 connectivity (arXiv 2511.11505) it leaves out what is in flight of the block before it, and nothing
 else; but experts leave out all of it, so that their dispatch need not wait for it. In AMD's
 Instella-MoE a layer without experts does the latter too.
+
+With `variant="parallel"` the branches of a layer leave out all that the layer added before them,
+as `layer_mates.py` says.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,8 +20,10 @@ from torch.fx import Node
 
 from ladderize.config.connectivity import INSTELLA, LADDER
 from ladderize.config.options import LadderConfig
+from ladderize.config.residual_form import PARALLEL, desync_period
 from ladderize.streams.block import Block, stale_sources
 from ladderize.streams.contributions import Contribution, Contributions
+from ladderize.streams.layer_mates import layer_sources
 from ladderize.streams.summands import Summand
 
 
@@ -45,7 +50,7 @@ class Connectivity:
     """What the branches of a model leave out.
 
     Attributes:
-        name: one of `NAMES` (config/connectivity.py).
+        name: one of `NAMES` (config/connectivity.py), or that of a variant.
         staleness: how many blocks earlier a branch of a ladder reads.
         contributions: of each block, unless it is a ladder.
     """
@@ -56,7 +61,8 @@ class Connectivity:
 
     @classmethod
     def of(cls, config: LadderConfig, contributions: Contributions) -> "Connectivity":
-        return cls(config.connectivity, config.staleness, contributions)
+        name = config.connectivity if config.variant == LADDER else config.variant
+        return cls(name, config.staleness, contributions)
 
     @property
     def is_ladder(self) -> bool:
@@ -69,6 +75,10 @@ class Connectivity:
 
     def sources(self, blocks: Sequence[Block], chosen: Collection[int]) -> dict[int, int]:
         """For each block that leaves out whole blocks: the one whose anchor it reads instead."""
+        if self.name == PARALLEL:
+            return layer_sources(blocks, chosen)
+        if desync_period(self.name):
+            return {}
         earlier = stale_sources(blocks, chosen, self.staleness)
         if self.is_ladder:
             return earlier
@@ -77,7 +87,7 @@ class Connectivity:
 
     def parts(self, blocks: Sequence[Block], chosen: Collection[int]) -> dict[int, Contribution]:
         """For each block that leaves out a part of the one before it: what that one adds."""
-        if self.is_ladder:
+        if not self.contributions:
             return {}
         pairs = {i: blocks[source] for i, source in stale_sources(blocks, chosen, 1).items()}
         return {

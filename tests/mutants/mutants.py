@@ -614,10 +614,10 @@ PASSES = (
         "tests/passes/test_properties.py::test_sums_in_odd_spellings",
     ),
     Mutant(
-        "a parallel block adds attention twice",
-        "ladderize/passes/parallel_blocks.py",
-        "both.args = (out, other)",
-        "both.args = (out, out)",
+        "a parallel layer forgets what its attention adds",
+        "ladderize/sharding/layer_sums.py",
+        "partials=(*before.partials, *found.partials),",
+        "partials=found.partials,",
         "tests/tools/test_bench.py::test_parallel_blocks_share_one_reduction",
     ),
     Mutant(

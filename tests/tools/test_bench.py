@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.rewrite import parallel_program, rewrite
+from ladderize.frontends.rewrite import rewrite
 from ladderize.frontends.sharded.localize import localize
 from ladderize.frontends.sharded.tracing import export_program
 from ladderize.testing.verify.locate import relative_error
@@ -190,7 +190,7 @@ def test_a_net_without_parallel_blocks_is_measured_without(tmp_path):
     assert variants == ["standard", "written", "ladder"]
     refused = run(*args, "--variants", "standard,parallel")
     assert refused.exit_code == 1
-    assert "No two blocks can be put beside each other" in refused.stderr
+    assert "No two branches of a layer are summands of one sum" in refused.stderr
 
 
 # ---- refusals
@@ -262,32 +262,23 @@ def test_parallel_blocks_share_one_reduction(dtype):
     config = transformers.LlamaConfig(**fields, use_cache=False)
     model = transformers.LlamaForCausalLM(config).eval().to(dtype)
     ids = torch.randint(0, 64, (2, 8))
-    program = parallel_program(export_program(model, (ids,), {}, None))
+    exported = export_program(model, (ids,), {}, None)
+    program = rewrite(exported, variant="parallel")
     x = model.model.embed_tokens(ids)
     rotary = model.model.rotary_emb(x, torch.arange(8)[None])
     for layer in model.model.layers:
         attended = layer.self_attn(
             layer.input_layernorm(x), position_embeddings=rotary, attention_mask=None
         )[0]
-        x = x + (attended + layer.mlp(layer.post_attention_layernorm(x)))
+        x = x + attended + layer.mlp(layer.post_attention_layernorm(x))
     expected = model.lm_head(model.model.norm(x))
     torch.testing.assert_close(program.module()(ids).logits, expected)
-    local = localize(program, 2, LadderConfig(staleness=0, shard_vocabulary=False))
+    local = localize(exported, 2, LadderConfig(variant="parallel", shard_vocabulary=False))
     reduces = [
         n for n in local.program.graph.nodes if n.target is torch.ops.ladderize.reduce.default
     ]
     assert len(reduces) == 2
     assert local.bytes_per_rank < 0.75 * local.bytes_in_all  # the MLP is divided too
-
-
-def test_post_norm_blocks_cannot_be_put_beside_each_other():
-    config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    model = transformers.BertModel(config).eval()
-    program = export_program(model, (torch.zeros(1, 8, dtype=torch.int64),), {}, None)
-    with pytest.raises(LadderError, match="No two blocks can be put beside each other"):
-        parallel_program(program)
 
 
 def test_the_bound_has_no_collectives_left():

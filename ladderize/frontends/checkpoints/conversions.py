@@ -64,15 +64,16 @@ def entry_to_write(model: nn.Module) -> LadderEntry | None:
     """The entry that belongs into the config.json of `model`; None if it is not a ladder.
 
     What its configuration says stays. Of an encoder-decoder model the options are written as they
-    were given: its encoder is compiled by itself too, and has other numbers of blocks.
+    were given: its encoder is compiled by itself too, and has other numbers of blocks. A desync
+    residual, which depends on the number of ranks, is no entry.
     """
     if (own := own_entry(model)) is not None:
         return own
     noted = _conversions.get(model)
-    if noted is None or not noted.config.staleness or noted.blocks == ():
+    if noted is None or not noted.config.staleness or noted.config.period or noted.blocks == ():
         return None
     config = noted.config
-    reads = config.staleness, config.connectivity, config.routed
+    reads = config.staleness, config.connectivity, config.routed, config.variant
     if noted.blocks is None or find_encoder(model) is not None:
         return LadderEntry(config.layers, config.blocks, *reads)
     return LadderEntry(None, noted.blocks, *reads)

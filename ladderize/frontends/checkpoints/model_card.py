@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ladderize.config.connectivity import LADDER
 from ladderize.config.ladder_entry import KEY, LadderEntry
+from ladderize.config.residual_form import PARALLEL
 from ladderize.errors import counted
 from ladderize.report.files import write_file
 
@@ -24,6 +25,9 @@ def write_card(folder: Path, entry: LadderEntry) -> None:
 
 
 def _reads(entry: LadderEntry) -> str:
+    if entry.variant == PARALLEL:
+        return """The blocks of a layer read the same value of the residual stream, and are added up
+(GPT-J, PaLM), so that a layer needs one tensor-parallel reduction."""
     if entry.connectivity != LADDER:
         return """Each of these blocks reads the residual stream without what is
 in flight of the block before it (FarSkip-Collective, arXiv 2511.11505): the routed experts. So the

@@ -6,6 +6,7 @@ from typing import Any
 
 from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
+from ladderize.config.residual_form import PLAIN
 from ladderize.errors import Blocker, LadderError
 
 
@@ -14,8 +15,8 @@ class HealOptions:
     """The options of `heal`. A run is resumed with the same ones.
 
     Attributes:
-        blocks, layers, staleness, connectivity, routed, lowering: of the ladder, as those of
-            `LadderConfig`.
+        blocks, layers, staleness, connectivity, routed, variant, lowering: of the ladder, as those
+            of `LadderConfig`.
         fit_tokens: to fit the weights that read the stream first on, by least squares, before it
             is trained; 0: they are not fitted.
         tokens: to train on, over all ranks; repeats the text if it is shorter.
@@ -40,6 +41,7 @@ class HealOptions:
     staleness: int = 1
     connectivity: str = LADDER
     routed: str | Sequence[str] | None = None
+    variant: str = PLAIN
     lowering: str = "inductor"
     fit_tokens: int = 0
     tokens: int = 100_000
@@ -76,7 +78,7 @@ class HealOptions:
     @property
     def ladder(self) -> dict[str, Any]:
         """The options of `ladderize.compile`."""
-        names = ("blocks", "layers", "staleness", "connectivity", "routed", "lowering")
+        names = ("blocks", "layers", "staleness", "connectivity", "routed", "variant", "lowering")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def num_steps(self, num_ranks: int) -> int:

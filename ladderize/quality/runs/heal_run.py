@@ -194,9 +194,8 @@ class _Run:
         num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
         with whole_directory(self.folder.out, num_bytes) as folder:
             asked = self.options
-            entry = LadderEntry(
-                None, result.blocks, asked.staleness, asked.connectivity, asked.routed
-            )
+            reads = asked.staleness, asked.connectivity, asked.routed, asked.variant
+            entry = LadderEntry(None, result.blocks, *reads)
             save_with_entry(model, entry, folder)
             self.standard.tokenizer.save_pretrained(folder)
             if own.is_file():

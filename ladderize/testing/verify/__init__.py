@@ -89,8 +89,8 @@ def verify(
             the whole range of each dynamic dim come on top, its ends among them.
         max_bytes: that the values of one run may take; larger sizes are not tried, and the check
             `sizes` says so.
-        options: `layers`, `blocks`, `staleness`, `connectivity`, `routed` and `expect_blocks`.
-            None given: those noted in the files, or else the defaults.
+        options: `layers`, `blocks`, `staleness`, `connectivity`, `routed`, `variant` and
+            `expect_blocks`. None given: those noted in the files, or else the defaults.
 
     Raises:
         LadderError: a file cannot be read, the original has no stream to convert, or the options
@@ -99,6 +99,11 @@ def verify(
     candidate = _candidate(rewritten)
     noted = {k: v for k, v in (candidate.options or {}).items() if k in _CHOICES}
     config = LadderConfig.from_options(options or noted)
+    if config.period:
+        raise LadderError(
+            "There is no reference of a desync residual to compare with:",
+            cure="compare with a model written by hand; `mesh=` gives each rank its stream",
+        )
     standard = _standard(original, config)
     variants = variants or (3 if is_dynamic(original) else 2)
     with torch.no_grad():
@@ -106,7 +111,7 @@ def verify(
         return Verification(_title(standard, candidate, config), tuple(checks))
 
 
-_CHOICES = ("layers", "blocks", "staleness", "connectivity", "routed", "expect_blocks")
+_CHOICES = ("layers", "blocks", "staleness", "connectivity", "routed", "variant", "expect_blocks")
 
 
 def _candidate(rewritten: Rewritten) -> Candidate:
@@ -148,7 +153,8 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
 def _title(original: Original, candidate: Candidate, config: LadderConfig) -> str:
     blocks = sum(len(stream.blocks) for stream in original.streams)
     ranks = f", {candidate.num_ranks} ranks" if candidate.num_ranks > 1 else ""
-    form = f"staleness {config.staleness}" if config.connectivity == LADDER else config.connectivity
+    forms = {config.connectivity, config.variant} - {LADDER}
+    form = "".join(forms) or f"staleness {config.staleness}"
     stale = f"{original.num_stale} to be read stale ({form})"
     return f"{blocks} blocks, {stale}{ranks}"
 

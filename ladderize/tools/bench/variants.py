@@ -3,8 +3,7 @@
 standard    shard, staleness 0                        torch.compile
 written     shard, staleness 1, waits deferred        torch.compile: what people write by hand
 ladder      the same graph                            torch.compile(backend="ladderize")
-parallel    every second block reads what the one     torch.compile
-            before it reads, so both end in one sum
+parallel    shard, variant="parallel"                 torch.compile
 bound       standard without collectives              torch.compile
 free        "ladder", run on a link that takes no time
 
@@ -23,8 +22,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ladderize.config.options import LadderConfig
+from ladderize.config.residual_form import PARALLEL
 from ladderize.errors import LadderError
-from ladderize.frontends.rewrite import parallel_program, rewrite_program
+from ladderize.frontends.rewrite import rewrite_program
 from ladderize.frontends.sharded.parallelize import parallelize
 from ladderize.graph.collectives import every_node, group_name_of
 from ladderize.tools.bench.bench_settings import VARIANTS, Settings
@@ -86,6 +86,8 @@ def _shard(
     if name in ("written", "ladder"):
         options |= settings.ladder
         return parallelize(program, mesh, **options)
+    if name == PARALLEL:
+        return parallelize(program, mesh, variant=PARALLEL, **options)
     shard = parallelize(ours, mesh, staleness=0, **options)
     if name == "bound":
         drop_collectives(shard.graph_module, mesh.size())
@@ -97,11 +99,18 @@ def _programs(program: ExportedProgram, settings: Settings) -> dict[str, Exporte
     config = LadderConfig.from_options(settings.ladder, checkpoint=settings.checkpoint)
     ladder, _ = rewrite_program(program, config)
     made = {"standard": program, "bound": program, "written": ladder, "ladder": ladder}
-    if "parallel" in settings.variants:
+    if PARALLEL in settings.variants:
         # An error only where it was asked for by name.
         with suppress(LadderError) if settings.variants == tuple(VARIANTS) else nullcontext():
-            made["parallel"] = parallel_program(program)
+            made[PARALLEL] = _parallel(program)
     return made
+
+
+def _parallel(program: ExportedProgram) -> ExportedProgram:
+    rewritten, report = rewrite_program(program, LadderConfig(variant=PARALLEL))
+    if not any(block.is_rewired for block in report.blocks):
+        raise LadderError("No two blocks can be put beside each other in this program.")
+    return rewritten
 
 
 def _compile(

@@ -21,6 +21,13 @@ Blocks = Annotated[str | None, typer.Option(help="The same, counted in blocks.")
 Staleness = Annotated[
     int | None, typer.Option(min=0, help="How many blocks earlier to read. \\[default: 1]")
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        help='"parallel" (the branches of a layer read the same value) or, with --tp, "desync:2" '
+        "(every second block is reduced). \\[default: ladder]"
+    ),
+]
 ExpectBlocks = Annotated[
     int | None, typer.Option(min=1, help="Fail unless exactly this many residual blocks are found.")
 ]

@@ -17,6 +17,7 @@ def explain(
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
+    variant: flags.Variant = None,
     expect_blocks: flags.ExpectBlocks = None,
     batch: flags.Batch = 2,
     length: flags.Length = 32,
@@ -33,6 +34,7 @@ def explain(
         layers=layers,
         blocks=blocks,
         staleness=staleness,
+        variant=variant,
         expect_blocks=expect_blocks,
         experts=experts,
     )
