@@ -3,6 +3,15 @@
 import pytest
 import torch
 from helpers.lockstep import ShardedProgram
+from helpers.residual_forms import (
+    LAYERS,
+    RANKS,
+    WIDTH,
+    FormsNet,
+    PlainBranch,
+    PostNormLayer,
+    TogetherLayer,
+)
 from torch import nn
 
 import ladderize
@@ -11,87 +20,6 @@ from ladderize.config.ladder_entry import ContradictionError, LadderEntry
 from ladderize.frontends.verdicts import settings_of
 from ladderize.graph.collectives import own_launches
 from ladderize.sharding.placement import Replicate, take_local
-
-RANKS, WIDTH, LAYERS = 2, 8, 3
-
-
-class Branch(nn.Module):
-    """A norm and two linears, the second of which ends in a reduction."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-
-    def forward(self, x):
-        return self.down(self.up(self.norm(x)).tanh())
-
-    def part(self, x, rank, ranks):
-        """What one rank makes of `x` with its part of the weights."""
-        up, bias = (p.chunk(ranks)[rank] for p in (self.up.weight, self.up.bias))
-        inner = nn.functional.linear(self.norm(x), up, bias).tanh()
-        return nn.functional.linear(inner, self.down.weight.chunk(ranks, 1)[rank])
-
-
-class Layer(nn.Module):
-    def __init__(self, branches=2):
-        super().__init__()
-        self.branches = nn.ModuleList(Branch() for _ in range(branches))
-        self.gain = nn.Parameter(torch.ones(WIDTH))
-
-    def forward(self, x):
-        for branch in self.branches:
-            x = x + branch(x)
-        return x
-
-
-class PostNorm(Layer):
-    def forward(self, x):
-        for branch in self.branches:
-            x = nn.functional.layer_norm(x + branch(x), (WIDTH,), self.gain)
-        return x
-
-
-class Net(nn.Module):
-    def __init__(self, layer=Layer, **sizes):
-        super().__init__()
-        torch.manual_seed(0)
-        self.table = nn.Linear(WIDTH, WIDTH)
-        self.layers = nn.ModuleList(layer(**sizes) for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.4)
-        self.double()
-
-    def forward(self, x):
-        x = self.table(x)
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x)
-
-    def parallel(self, x, layers=range(LAYERS)):
-        """The `layers` read as GPT-J's and PaLM's do."""
-        x = self.table(x)
-        for number, layer in enumerate(self.layers):
-            x = x + sum(b(x) for b in layer.branches) if number in layers else layer(x)
-        return self.norm(x)
-
-    def desync(self, x, period, normed=False):
-        """As `gpt_desync_TP.py` of the authors of arXiv 2501.06589 has it, each rank in turn."""
-        streams = [self.table(x)] * RANKS
-        branches = [(layer, branch) for layer in self.layers for branch in layer.branches]
-        for count, (layer, branch) in enumerate(branches, 1):
-            parts = [branch.part(own, r, RANKS) for r, own in enumerate(streams)]
-            if count % period and count < len(branches):
-                streams = [
-                    own + p + branch.down.bias for own, p in zip(streams, parts, strict=True)
-                ]
-            else:
-                shares = [p + own / RANKS for own, p in zip(streams, parts, strict=True)]
-                streams = [sum(shares) + branch.down.bias] * RANKS
-            if normed:
-                streams = [nn.functional.layer_norm(own, (WIDTH,), layer.gain) for own in streams]
-        return self.norm(streams[0])
 
 
 def _input():
@@ -141,7 +69,7 @@ def _assert_ranks_equal(net, wanted, reductions, **options):
 
 @pytest.mark.parametrize("branches", [2, 3])
 def test_a_layer_reads_one_value(branches):
-    net, x = Net(branches=branches), _input()
+    net, x = FormsNet(branches=branches), _input()
     exported = _exported(net)
     rewritten = ladderize.rewrite(exported, variant="parallel")
     _assert_equal(rewritten.module()(x), net.parallel(x), net(x))
@@ -150,20 +78,20 @@ def test_a_layer_reads_one_value(branches):
 
 
 def test_a_part_of_the_layers():
-    net, x = Net(), _input()
+    net, x = FormsNet(), _input()
     rewritten = ladderize.rewrite(_exported(net), variant="parallel", layers=[0, 2])
     _assert_equal(rewritten.module()(x), net.parallel(x, {0, 2}), net(x))
 
 
 @pytest.mark.parametrize("branches", [2, 3])
 def test_one_reduction_a_layer(branches):
-    net = Net(branches=branches)
+    net = FormsNet(branches=branches)
     wanted = net.parallel(_input())
     _assert_ranks_equal(net, wanted, LAYERS, variant="parallel", expect_blocks=LAYERS * branches)
 
 
 def test_layers_that_stay_standard_are_reduced_twice():
-    net = Net()
+    net = FormsNet()
     wanted = net.parallel(_input(), {1})
     _assert_ranks_equal(net, wanted, 2 * LAYERS - 1, variant="parallel", layers=[1])
 
@@ -172,7 +100,7 @@ def test_blocks_in_no_list_make_layers_of_two():
     class Flat(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.c = Branch(), Branch(), Branch()
+            self.a, self.b, self.c = PlainBranch(), PlainBranch(), PlainBranch()
 
         def forward(self, x):
             x = x + self.a(x)
@@ -184,7 +112,7 @@ def test_blocks_in_no_list_make_layers_of_two():
 
 
 def test_layers_of_one_branch_stay_as_they_are():
-    net, x = Net(branches=1), _input()
+    net, x = FormsNet(TogetherLayer), _input()
     with pytest.warns(LadderWarning, match="have one branch each, and stay as they are"):
         rewritten = ladderize.rewrite(_exported(net), variant="parallel")
     torch.testing.assert_close(rewritten.module()(x), net(x))
@@ -192,7 +120,7 @@ def test_layers_of_one_branch_stay_as_they_are():
 
 def test_post_norm_layers_have_no_parallel_form():
     with pytest.raises(LadderError, match="No two branches of a layer are summands of one sum"):
-        ladderize.rewrite(_exported(Net(PostNorm)), variant="parallel")
+        ladderize.rewrite(_exported(FormsNet(PostNormLayer)), variant="parallel")
 
 
 # ---- desync ------------------------------------------------------------------------------------
@@ -200,23 +128,28 @@ def test_post_norm_layers_have_no_parallel_form():
 
 @pytest.mark.parametrize(("period", "reductions"), [(2, 3), (4, 2), (5, 2), (9, 1)])
 def test_every_nth_block_is_reduced(period, reductions):
-    net = Net()
+    net = FormsNet()
     wanted = net.desync(_input(), period)
     _assert_ranks_equal(net, wanted, reductions, variant=f"desync:{period}")
 
 
+def test_branches_that_are_added_at_once_are_one_block():
+    net = FormsNet(TogetherLayer)
+    _assert_ranks_equal(net, net.desync(_input(), 2), 2, variant="desync:2")
+
+
 def test_norms_between_blocks_are_of_each_rank():
-    net = Net(PostNorm)
+    net = FormsNet(PostNormLayer)
     _assert_ranks_equal(net, net.desync(_input(), 2, normed=True), LAYERS, variant="desync:2")
 
 
 def test_a_branch_that_is_not_divided_is_refused():
-    class Odd(Branch):
+    class Odd(PlainBranch):
         def __init__(self):
             super().__init__()
             self.up, self.down = nn.Linear(WIDTH, 3), nn.Linear(3, WIDTH)
 
-    net = Net()
+    net = FormsNet()
     net.layers[1].branches[0] = Odd().double()
     with pytest.raises(LadderError) as caught:
         ShardedProgram(_exported(net), RANKS, variant="desync:2")
@@ -224,18 +157,18 @@ def test_a_branch_that_is_not_divided_is_refused():
 
 
 def test_a_sum_inside_of_a_branch_is_refused():
-    class Normed(Branch):
+    class Normed(PlainBranch):
         def forward(self, x):
             return self.norm(super().forward(x))
 
-    net = Net()
+    net = FormsNet()
     net.layers[0].branches[1] = Normed().double()
     with pytest.raises(LadderError, match="block 1 is summed up inside of its branch"):
         ShardedProgram(_exported(net), RANKS, variant="desync:2")
 
 
 def test_a_stream_that_is_returned_is_refused():
-    class Returns(Net):
+    class Returns(FormsNet):
         def forward(self, x):
             x = self.table(x)
             first = x + self.layers[0].branches[0](x)
@@ -248,9 +181,9 @@ def test_a_stream_that_is_returned_is_refused():
 
 def test_one_device_has_one_stream():
     with pytest.raises(LadderError, match="needs ranks, each of which has a stream of its own"):
-        ladderize.rewrite(_exported(Net()), variant="desync:2")
+        ladderize.rewrite(_exported(FormsNet()), variant="desync:2")
     with pytest.raises(LadderError, match="no reference of a desync residual"):
-        ladderize.verify(_exported(Net()), _exported(Net()), variant="desync:2")
+        ladderize.verify(_exported(FormsNet()), _exported(FormsNet()), variant="desync:2")
 
 
 # ---- what is said ------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from ladderize.tools.predict.planning.limits import LEAST_GAIN, fewest_layers, g
 from ladderize.tools.predict.planning.planned_nets import (
     VARIANTS,
     bound,
+    desync,
     ladder,
     parallel,
     standard,
@@ -99,6 +100,13 @@ def test_parallel_joins_attention_with_the_mlp_of_its_layer():
         odd, blocks=tuple(dataclasses.replace(b, layer=None) for b in odd.blocks)
     )
     assert len(parallel(apart).blocks) == 5
+
+
+def test_a_desync_residual_is_reduced_now_and_then():
+    assert seconds(desync(alike(8), 2)) == pytest.approx(8 * 5 + 4 * 4)
+    assert seconds(desync(alike(7), 4)) == pytest.approx(7 * 5 + 2 * 4)  # the last one too
+    found = [net.name for net in variants(alike(4), 2)]
+    assert found == ["standard", "ladder", "parallel", "desync:2", "bound"]
 
 
 def test_what_is_whole_is_neither_divided_nor_sent():
@@ -415,9 +423,11 @@ def test_the_command(llama):  # noqa: F811
 
 
 def test_the_command_in_json(llama):  # noqa: F811
-    told = json.loads(run("plan", llama, "--batch", "2", "--staleness", "2", "--json").stdout)
+    told = json.loads(
+        run("plan", llama, "--batch", "2", "--staleness", "2", "--desync", 4, "--json").stdout
+    )
     (found,) = told["batches"]
-    assert [f["variant"] for f in found["forecasts"]] == list(VARIANTS)
+    assert [f["variant"] for f in found["forecasts"]] == [*VARIANTS[:-1], "desync:4", "bound"]
     assert found["speedup"]["standard"] == 1 <= found["speedup"]["ladder"]
     assert (told["staleness"], told["num_blocks"], told["hardware"]["name"]) == (
         2,

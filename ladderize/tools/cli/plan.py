@@ -17,6 +17,10 @@ Sensitivity = Annotated[
     Path | None,
     typer.Option(help="File of ladderize sensitivity: tokens/s against damage of its sets."),
 ]
+Desync = Annotated[
+    int | None,
+    typer.Option(min=2, help="Also predict a desync residual: every N-th block is reduced."),
+]
 New = Annotated[int, typer.Option(min=1, help="Generated tokens per example.")]
 
 # What is traced; costs are scaled from there.
@@ -30,6 +34,7 @@ def plan(
     prompt: Prompt = 1024,
     new: New = 512,
     sensitivity: Sensitivity = None,
+    desync: Desync = None,
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -57,7 +62,7 @@ def plan(
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
             report = source.explain(aot_config(source.entry, **options))
         with working("planning"):
-            found = predict(report, machine, batches, prompt, new, measured)
+            found = predict(report, machine, batches, prompt, new, measured, desync)
     if json:
         print_json(found.to_json())
     else:

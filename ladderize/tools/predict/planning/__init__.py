@@ -86,6 +86,7 @@ def plan(
     prompt: int = 1024,
     new: int = 512,
     measured: BlockPlan | None = None,
+    desync: int | None = None,
 ) -> LadderPlan:
     """Predict the model in `report` as it is, as the ladder that was asked for, and two others.
 
@@ -95,6 +96,7 @@ def plan(
         batches: how many examples at once, one prediction for each.
         prompt, new: tokens of each example, given and generated.
         measured: what sets of its blocks cost, by `ladderize sensitivity`.
+        desync: predict a desync residual too, of whose blocks every so many-th is reduced.
 
     Raises:
         LadderError: the hardware is not known, the model cannot be planned, or `measured` is of
@@ -106,9 +108,11 @@ def plan(
     """
     if not batches or min(*batches, prompt, new) < 1:
         raise LadderError(f"batches={batches}, prompt={prompt}, new={new}: each is at least 1.")
+    if desync is not None and desync < 2:
+        raise LadderError(f"desync={desync}: of at least 2 blocks one is reduced.")
     hardware = hardware_of(hardware) if isinstance(hardware, str) else hardware
     workload = workload_of(report)
-    nets = variants(workload)
+    nets = variants(workload, desync or 0)
     requests = [Request(batch, prompt, new) for batch in batches]
     rows = tuple(
         PlannedBatch(

@@ -10,7 +10,6 @@ from rich.table import Table
 from ladderize.tools.predict.planning import LadderPlan
 from ladderize.tools.predict.planning.damage_curve import advised
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
-from ladderize.tools.predict.planning.planned_nets import VARIANTS
 from ladderize.tools.units import num_bytes, seconds
 
 
@@ -39,10 +38,11 @@ def _table(*columns: str, left: int = 0) -> Table:
 
 
 def _speeds(plan: LadderPlan) -> Table:
-    names = VARIANTS[1:]
-    table = _table("batch", *(f"{v} tok/s" for v in VARIANTS), *names)
+    variants = [found.variant for found in plan.batches[0].forecasts]
+    names = variants[1:]
+    table = _table("batch", *(f"{v} tok/s" for v in variants), *names)
     for row in plan.batches:
-        speeds = [_number(row.of(variant).tokens_per_s) for variant in VARIANTS]
+        speeds = [_number(row.of(variant).tokens_per_s) for variant in variants]
         table.add_row(str(row.batch), *speeds, *(f"{row.speedup(v):.2f}x" for v in names))
     return table
 

@@ -3,6 +3,7 @@
 standard   h1 waits for the all-reduce of h0
 ladder     a converted h1 reads an earlier sum and does not
 parallel   attention and MLP of a layer read the same sum and share an all-reduce
+desync:n   every n-th block has an all-reduce, and the last one
 bound      no all-reduce at all
 """
 
@@ -33,11 +34,12 @@ class PlannedNet:
     """One net.
 
     Attributes:
-        name: one of `VARIANTS`.
+        name: one of `VARIANTS`, or "desync:n".
         blocks: in order.
         sources: for blocks that read stale the one whose anchor they read.
         outside: costs of the head.
         is_reduced: whether there are all-reduces.
+        period: one for each so many blocks, and for the last one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class PlannedNet:
     outside: PlannedCosts
     sources: Mapping[int, int] = dataclasses.field(default_factory=dict)
     is_reduced: bool = True
+    period: int = 1
 
     @cached_property
     def _tasks(self) -> tuple[Task, ...]:
@@ -53,7 +56,8 @@ class PlannedNet:
     def _branches(self) -> Iterator[Branch]:
         for number, block in enumerate(self.blocks):
             source = self.sources.get(block.index, number)
-            sends = self.is_reduced and block.reduce_bytes > 0
+            is_due = (number + 1) % self.period == 0 or number + 1 == len(self.blocks)
+            sends = self.is_reduced and is_due and block.reduce_bytes > 0
             yield Branch(block.name, (0, number), ((0, source - 1),), sends)
 
     def seconds(self, phase: Phase, hardware: Hardware) -> float:
@@ -98,13 +102,19 @@ def parallel(workload: Workload) -> PlannedNet:
     return PlannedNet("parallel", tuple(_merged(workload.blocks)), workload.outside)
 
 
+def desync(workload: Workload, period: int) -> PlannedNet:
+    """Of whose blocks every `period`th is reduced, and the last one."""
+    return PlannedNet(f"desync:{period}", workload.blocks, workload.outside, period=period)
+
+
 def bound(workload: Workload) -> PlannedNet:
     return PlannedNet("bound", workload.blocks, workload.outside, is_reduced=False)
 
 
-def variants(workload: Workload) -> tuple[PlannedNet, ...]:
-    """Those of `VARIANTS`, in order."""
-    return standard(workload), ladder(workload), parallel(workload), bound(workload)
+def variants(workload: Workload, period: int = 0) -> tuple[PlannedNet, ...]:
+    """Those of `VARIANTS`, in order; ahead of the last one the desync residual of a `period`."""
+    apart = (desync(workload, period),) if period else ()
+    return standard(workload), ladder(workload), parallel(workload), *apart, bound(workload)
 
 
 def _merged(blocks: Sequence[PlannedBlock]) -> Iterator[PlannedBlock]:
