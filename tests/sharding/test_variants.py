@@ -17,6 +17,7 @@ from torch import nn
 import ladderize
 from ladderize import LadderConfig, LadderError, LadderWarning
 from ladderize.config.ladder_entry import ContradictionError, LadderEntry
+from ladderize.frontends.sharded.program_files import write_shards
 from ladderize.frontends.verdicts import settings_of
 from ladderize.graph.collectives import own_launches
 from ladderize.sharding.placement import Replicate, take_local
@@ -88,6 +89,15 @@ def test_one_reduction_a_layer(branches):
     net = FormsNet(branches=branches)
     wanted = net.parallel(_input())
     _assert_ranks_equal(net, wanted, LAYERS, variant="parallel", expect_blocks=LAYERS * branches)
+
+
+def test_shards_that_sum_up_a_layer_are_verified(tmp_path):
+    exported, config = _exported(FormsNet()), LadderConfig(variant="parallel")
+    write_shards(exported, tmp_path / "shards", RANKS, config)
+    options = {"variant": "parallel", "variants": 1}
+    found = ladderize.verify(exported, tmp_path / "shards", **options)
+    assert found.ok, str(found)
+    assert not ladderize.verify(exported, tmp_path / "shards", variant="ladder", variants=1).ok
 
 
 def test_layers_that_stay_standard_are_reduced_twice():

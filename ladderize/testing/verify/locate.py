@@ -3,11 +3,11 @@
     reference   x0  y0 = 0.3 …   y1 = -1.2 …   y2 = 0.7 …
     candidate   … node 14: 0.3 … is y0 … node 31: -1.2 … is y1 … (no node is y2: block 2 departs)
 
-Every sum `y` must be there, in the order of its stream; an anchor `x` that lies behind a `T` may
-have been left out. Each rank has a locator of its own.
+Every sum `y` must be there, in the order of its stream, but for sums inside of a parallel layer; an
+anchor `x` that lies behind a `T` may have been left out. Each rank has a locator of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,9 +62,19 @@ def relative_error(value: Any, wanted: Tensor) -> float:
 
 
 def wanted_values(
-    streams: Sequence[Stream], values: dict[Node, Any], close: float
+    streams: Sequence[Stream],
+    values: dict[Node, Any],
+    close: float,
+    optional: Collection[Node] = (),
 ) -> list[list[Wanted]]:
-    """For each stream what is to be found, in order. Anchors that equal the sum before are that."""
+    """For each stream what is to be found, in order. Anchors that equal the sum before are that.
+
+    Args:
+        streams: of the original.
+        values: of the reference.
+        close: the largest error at which two values are one.
+        optional: sums that a candidate need not compute.
+    """
     wanted = []
     for number, stream in enumerate(streams):
         found: list[Wanted] = []
@@ -73,7 +83,8 @@ def wanted_values(
             if not found or x.error(found[-1].value) > close:
                 found.append(x)
             name = (number, "y", block.index)
-            found.append(Wanted(name, block, block.add, values[block.add], True))
+            must_be = block.add not in optional
+            found.append(Wanted(name, block, block.add, values[block.add], must_be))
         wanted.append(found)
     return wanted
 

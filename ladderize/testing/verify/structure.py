@@ -78,7 +78,7 @@ def _check(
     close = TOLERANCES[precision.wanted]
     given = [precision.of(value) for value in sample_inputs(program, sizes, 0)]
     full, values = _run_reference(program, original, given, precision)
-    wanted = wanted_values(original.streams, values, close)
+    wanted = wanted_values(original.streams, values, close, original.inner_sums())
     locators = [Locator(wanted, close) for _ in candidate.parts]
     arguments = [
         part.arguments(precision.state(candidate.state(rank, full)), given)

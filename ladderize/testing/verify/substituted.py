@@ -57,6 +57,21 @@ class Original:
         """How many blocks read something else than in the standard net."""
         return sum(len(reads.left_out()) for reads in self.reads)
 
+    def inner_sums(self) -> set[Node]:
+        """The sums between branches that read the same value, and that nobody else reads.
+
+        Ranks that share the model may sum up both branches before they are reduced.
+        """
+        found = set()
+        for of_stream in self.reads:
+            for before, block in itertools.pairwise(of_stream.stream.blocks):
+                source = of_stream.sources.get(before.index, before.index)
+                others = set(before.add.users) - {block.add, *block.readers}
+                is_read = any(user.op == "output" or ops.holds_tensor(user) for user in others)
+                if of_stream.sources.get(block.index) == source and not is_read:
+                    found.add(before.add)
+        return found
+
     def stale_reads(self) -> dict[Node, dict[Node, tuple[Block, ...]]]:
         """For each reader in a rerouted branch: its anchor, and the blocks back to the stale one.
 
