@@ -44,6 +44,20 @@ def test_two_ranks_compute_the_variant(two_ranks, variant):
         assert reductions == FORMS[variant][1]
 
 
+def ahead_of_time(variant):
+    """The error of what `parallelize` sharded, compiled."""
+    net, x = FormsNet(), inputs()
+    shard = ladderize.parallelize(net, mesh(), (x,), variant=variant)
+    run = torch.compile(shard, backend="ladderize", fullgraph=True, options={"lowering": "eager"})
+    with torch.no_grad():
+        return (run(x) - FORMS[variant][0](net, x)).abs().max().item()
+
+
+@pytest.mark.parametrize("variant", FORMS)
+def test_what_is_sharded_ahead_of_time_computes_it_too(two_ranks, variant):
+    assert max(two_ranks.run(ahead_of_time, variant)) <= 1e-5
+
+
 def refused():
     """What ranks say that do not ask for the same variant."""
     variant = "desync:2" if dist.get_rank() else "desync:4"

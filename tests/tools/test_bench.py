@@ -58,6 +58,9 @@ def llama(tmp_path_factory):
     return f"hf:{path}"
 
 
+MEASURED = (*VARIANTS, "desync:2")
+
+
 def run(*args):
     return CliRunner().invoke(app, ["bench", *map(str, args)])
 
@@ -73,6 +76,7 @@ def measured(llama, tmp_path_factory, request):
     done = run(
         *(llama, "--ranks", 2, "--lowering", "eager", "--alpha-us", "0,20000", "--batch", 2),
         *("--length", 16, "--phase", ",".join(phases), "--repeats", 3, "--warmup", 1),
+        *("--variants", ",".join(MEASURED)),
         *("--out", folder / "results.json", "--plot", folder / "results.png", "--debug"),
     )
     assert done.exit_code == 0, done.output
@@ -83,13 +87,13 @@ def measured(llama, tmp_path_factory, request):
 def test_every_variant_is_measured_in_each_phase_on_every_link(measured):
     keys = {(r.key["phase"], r.key["link"], r.key["variant"]) for r in measured.results.rows}
     links = ("0 µs", "20000 µs")
-    assert keys == {(p, link, v) for p in measured.phases for link in links for v in VARIANTS}
+    assert keys == {(p, link, v) for p in measured.phases for link in links for v in MEASURED}
 
 
 def test_each_computes_what_it_says(measured):
     for row in measured.results.rows:
         error = row.values["error"]
-        if row.key["variant"] == "bound":
+        if row.key["variant"] in ("bound", "desync:2"):
             assert error is None
         else:
             assert error < 1e-5, row.name
@@ -102,6 +106,7 @@ def test_the_ladder_exposes_less_than_the_standard_net(measured):
         of = {r.key["variant"]: r.values for r in slow if r.key["phase"] == phase}
         assert of["ladder"]["exposed_s"] < of["standard"]["exposed_s"]
         assert of["parallel"]["communicating_s"] < of["standard"]["communicating_s"]
+        assert of["desync:2"]["communicating_s"] < of["standard"]["communicating_s"]
         assert of["bound"].get("exposed_s") is None
         assert of["bound"]["standard_ratio"] < 0.5
         assert of["free"]["standard_ratio"] < 0.5 and "exposed_s" not in of["free"]
@@ -200,6 +205,8 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
     (tmp_path / "there.json").write_text("{}")
     for args, reason in (
         ((llama, "--variants", "standard,turbo"), "there is no variant 'turbo'"),
+        ((llama, "--variants", "standard,desync:1"), "there is no variant 'desync:1'"),
+        ((llama, "--ranks", 1, "--variants", "standard,desync:2"), "one rank has one stream"),
         (
             (llama, "--variants", "bound,free"),
             "'free' is a run of the variant 'ladder'",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ladderize.config.ladder_entry import LadderEntry
+from ladderize.config.residual_form import desync_period
 from ladderize.errors import Blocker, LadderError
 from ladderize.tools.predict.hardware import Link, link_of
 from ladderize.tools.sources import HUGGING_FACE
@@ -27,6 +28,7 @@ VARIANTS = {
     "parallel": "attention and MLP in parallel, one all-reduce a layer, plain Inductor",
     "bound": "the standard net without its collectives, plain Inductor",
 }
+"""Those that are measured by default; "desync:n" is one that has to be named."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,14 @@ class Settings:
             raise LadderError("This cannot be measured:", problems)
 
     def _problems(self) -> list[str]:
+        apart = [name for name in self.variants if desync_period(name) > 1]
         unknown = [
-            f"there is no variant {name!r}" for name in self.variants if name not in VARIANTS
+            f"there is no variant {name!r}"
+            for name in self.variants
+            if name not in (*VARIANTS, *apart)
         ]
+        if apart and self.ranks == 1:
+            unknown.append(f"one rank has one stream: give --ranks, or leave out {apart[0]!r}")
         unknown += [f"there is no phase {name!r}" for name in self.phases if name not in PHASES]
         if "bound" not in self.variants and any(isinstance(link, Share) for link in self.links):
             unknown.append("a share of a block's compute is taken from the variant 'bound'")

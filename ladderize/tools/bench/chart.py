@@ -20,6 +20,8 @@ COLORS = {
     "parallel": "#7a4fbf",
     "bound": "#2f9e62",
 }
+OTHER = "#b5486b"
+"""Of a desync residual."""
 
 
 def draw(results: Results, path: Path, force: bool = False) -> None:
@@ -79,7 +81,7 @@ def _speedups(results: Results, axes: Any, varying: str, label: str, places: Seq
         text = variant if len(cases) == 1 else f"{variant}, {case}"
         style = STYLES[cases.index(case) % len(STYLES)]
         xs, ys = zip(*sorted(points.items()), strict=True)
-        axes.plot(xs, ys, style, marker="o", color=COLORS[variant], label=text)
+        axes.plot(xs, ys, style, marker="o", color=COLORS.get(variant, OTHER), label=text)
     axes.axhline(1, color=COLORS["standard"], linewidth=1)
     axes.set(xlabel=label, ylabel="speedup over standard")
     axes.legend(frameon=False, fontsize=8)
@@ -95,7 +97,7 @@ def _communication(results: Results, axes: Any) -> bool:
     whole = [1e3 * (row.values["communicating_s"] or 0) for row in rows]
     hidden = [max(0.0, w - e) for w, e in zip(whole, exposed, strict=True)]
     places = range(len(rows))
-    colors = [COLORS[str(row.key["variant"])] for row in rows]
+    colors = [COLORS.get(str(row.key["variant"]), OTHER) for row in rows]
     axes.bar(places, exposed, color=colors, label="exposed")
     axes.bar(
         places, hidden, bottom=exposed, color="none", edgecolor=colors, hatch="//", label="hidden"

@@ -4,6 +4,7 @@ standard    shard, staleness 0                        torch.compile
 written     shard, staleness 1, waits deferred        torch.compile: what people write by hand
 ladder      the same graph                            torch.compile(backend="ladderize")
 parallel    shard, variant="parallel"                 torch.compile
+desync:n    shard, variant="desync:n"                 torch.compile
 bound       standard without collectives              torch.compile
 free        "ladder", run on a link that takes no time
 
@@ -22,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ladderize.config.options import LadderConfig
-from ladderize.config.residual_form import PARALLEL
+from ladderize.config.residual_form import PARALLEL, desync_period
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import rewrite_program
 from ladderize.frontends.sharded.parallelize import parallelize
@@ -37,7 +38,8 @@ class BenchVariant:
     Attributes:
         module: runs eagerly; holds the weights.
         compiled: the same, compiled at the first call.
-        expected: the same function, unsharded and eager; None for the bound, which is wrong.
+        expected: the same function, unsharded and eager; None for the bound, which is wrong, and
+            for a desync residual, which one device has none of.
         is_free: an emulated link takes no time for it.
     """
 
@@ -71,7 +73,8 @@ def make_variants(
             module = _shard(name, program, ours, mesh, settings)
             if made:
                 module.load_state_dict(made[0].module.state_dict(), assign=True)
-        expected = None if name == "bound" else ours.module()
+        has_whole = name != "bound" and not desync_period(name)
+        expected = ours.module() if has_whole else None
         made.append(BenchVariant(name, module, _compile(name, module, settings, mesh), expected))
     if "free" in settings.variants and settings.is_emulated:
         (ladder,) = (variant for variant in made if variant.name == "ladder")
@@ -86,8 +89,8 @@ def _shard(
     if name in ("written", "ladder"):
         options |= settings.ladder
         return parallelize(program, mesh, **options)
-    if name == PARALLEL:
-        return parallelize(program, mesh, variant=PARALLEL, **options)
+    if name == PARALLEL or desync_period(name):
+        return parallelize(program, mesh, variant=name, **options)
     shard = parallelize(ours, mesh, staleness=0, **options)
     if name == "bound":
         drop_collectives(shard.graph_module, mesh.size())
@@ -99,6 +102,7 @@ def _programs(program: ExportedProgram, settings: Settings) -> dict[str, Exporte
     config = LadderConfig.from_options(settings.ladder, checkpoint=settings.checkpoint)
     ladder, _ = rewrite_program(program, config)
     made = {"standard": program, "bound": program, "written": ladder, "ladder": ladder}
+    made |= {name: program for name in settings.variants if desync_period(name)}
     if PARALLEL in settings.variants:
         # An error only where it was asked for by name.
         with suppress(LadderError) if settings.variants == tuple(VARIANTS) else nullcontext():
