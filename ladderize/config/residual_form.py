@@ -7,7 +7,7 @@
                   x2 = sum of x1[r] / ranks + mlp[r](x1[r])      every second block is reduced
 
 "parallel" is the form of GPT-J and PaLM (arXiv 2204.02311, Section 2). "desync:n" is the desync
-residual of arXiv 2501.06589 as its authors' inference code has it: "desync-2x", "desync-4x".
+residual of arXiv 2501.06589, as `gpt_desync_TP.py` of its authors' inference code has it.
 """
 
 import re
