@@ -306,6 +306,12 @@ def test_what_a_run_comes_to():
     assert Exposure.of([]).hidden_fraction == 1
 
 
+def test_each_kind_of_collective_is_summed_up_by_itself():
+    reduce, other = transfer(entered=0.25), replace(transfer(), op="all_to_all")
+    found = Exposure.by_kind([reduce, other, reduce])
+    assert found == {"all_reduce": Exposure.of([reduce] * 2), "all_to_all": Exposure.of([other])}
+
+
 def test_carriers_go_before_compute():
     """Where the system allows it; the caller itself never does."""
     usual, seen = os.sched_getscheduler(0), []

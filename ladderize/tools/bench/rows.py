@@ -4,7 +4,7 @@
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from ladderize.report.data import BlockReport
@@ -24,6 +24,7 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
         late_peers_s: that ranks waited for others which launched later; not exposed.
         slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
+        exposed_KIND_s, communicating_KIND_s, hidden_KIND_fraction: of each kind of collective.
         allowed_fraction: of the ladder, the hidden time over what its schedule could hide, whose
             compute is the step without what is exposed.
         error: the largest difference from eager, over the largest value.
@@ -89,6 +90,7 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
     yield "exposed_s", max(exposed)
     yield "communicating_s", max(taken)
     yield "hidden_fraction", 1 - max(exposed) / max(taken)
+    yield from _by_kind(seen)
     if first.link is None:
         return
     yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)
@@ -98,6 +100,18 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
         outside = max(taken) - sum(durations)
         least = outside + exposed_at_least(first.blocks, median - max(exposed), durations)
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
+
+
+def _by_kind(seen: Sequence[Measured]) -> Iterator[tuple[str, float]]:
+    """Of each kind of collective, as of all of them: medians of the slowest rank."""
+    for kind in sorted({kind for m in seen for repeat in m.samples.kinds for kind in repeat}):
+        repeats = [[repeat[kind] for repeat in m.samples.kinds if kind in repeat] for m in seen]
+        exposed = max(statistics.median(each.exposed for each in rank) for rank in repeats)
+        taken = max(statistics.median(each.total for each in rank) for rank in repeats)
+        yield f"exposed_{kind}_s", exposed
+        yield f"communicating_{kind}_s", taken
+        if taken:
+            yield f"hidden_{kind}_fraction", 1 - exposed / taken
 
 
 def exposed_at_least(

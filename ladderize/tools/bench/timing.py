@@ -49,6 +49,7 @@ class Samples:
         seconds: of a step.
         exposed, communicating: seconds that collectives were waited for, and took.
         late_peers: seconds of waiting for ranks that launched later than this one; not exposed.
+        kinds: the same by kind of collective, as the emulated link recorded it.
         num_slow: of the collectives, how often gloo took longer than the link.
         error: largest difference of an output to the expected one, over the largest expected
             value; over all runs, those to warm up included. None where nothing is expected.
@@ -58,6 +59,7 @@ class Samples:
     exposed: list[float] = field(default_factory=list)
     communicating: list[float] = field(default_factory=list)
     late_peers: list[float] = field(default_factory=list)
+    kinds: list[dict[str, Exposure]] = field(default_factory=list)
     num_slow: int = 0
     error: float | None = None
 
@@ -97,6 +99,7 @@ def measure(
                 samples.exposed.append(exposure.exposed)
                 samples.communicating.append(exposure.total)
                 samples.late_peers.append(exposure.late_peer)
+                samples.kinds.append(Exposure.by_kind(group.transfers))
                 samples.num_slow += exposure.num_slow
     if group is not None:
         group.link = link
