@@ -124,8 +124,8 @@ def test_the_tables_name_case_link_and_variants(measured):
     assert "prefill, batch 2, length 16, link: 20000 µs" in measured.output
     assert ("decode, batch 2, length 16" in measured.output) == ("decode" in measured.phases)
     first = [line.split()[0] for line in measured.output.splitlines() if line.strip()]
-    # A phase: two of times, two of communication, one of costs.
-    num_tables = dict.fromkeys(VARIANTS, 5) | {"free": 4, "bound": 3}
+    # A phase: two of times and of communication, one of its kinds where it takes time, one of costs.
+    num_tables = dict.fromkeys(VARIANTS, 6) | {"free": 4, "bound": 3}
     counted = {name: first.count(name) / len(measured.phases) for name in VARIANTS}
     assert counted == num_tables
 
@@ -209,6 +209,7 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
             "'free' is a run of the variant 'ladder'",
         ),
         ((llama, "--phase", "train"), "there is no phase 'train'"),
+        ((llama, "--phase", "training"), "only a model that brings its inputs is trained"),
         ((llama, "--share", "0.3", "--variants", "ladder"), "is taken from the variant 'bound'"),
         ((llama, "--link", "string"), "no link called 'string'"),
         ((llama, "--bandwidth", "3"), "give --alpha-us too"),
