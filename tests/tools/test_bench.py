@@ -124,7 +124,7 @@ def test_the_tables_name_case_link_and_variants(measured):
     assert "prefill, batch 2, length 16, link: 20000 µs" in measured.output
     assert ("decode, batch 2, length 16" in measured.output) == ("decode" in measured.phases)
     first = [line.split()[0] for line in measured.output.splitlines() if line.strip()]
-    # A phase: two of times and of communication, one of its kinds where it takes time, one of costs.
+    # A phase: two of times and of communication, one of its kinds on the slow link, one of costs.
     num_tables = dict.fromkeys(VARIANTS, 6) | {"free": 4, "bound": 3}
     counted = {name: first.count(name) / len(measured.phases) for name in VARIANTS}
     assert counted == num_tables
