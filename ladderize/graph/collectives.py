@@ -29,10 +29,10 @@ GATHERS = frozenset(
 SCATTERS = frozenset(
     {"reduce_scatter_tensor", "reduce_scatter_tensor_out", "reduce_scatter_tensor_coalesced"}
 )
-LAUNCHES = ALL_REDUCES | GATHERS | SCATTERS | {"all_to_all_single", "broadcast"}
+P2P = frozenset({"isend", "irecv", "batch_p2p_ops"})
+"""Sends and receipts: ranks may launch different ones, in an order that is theirs to agree on."""
+LAUNCHES = ALL_REDUCES | GATHERS | SCATTERS | P2P | {"all_to_all_single", "broadcast"}
 """The functional collectives, by name without a trailing `_`: each returns before it is done."""
-HIDDEN = ALL_REDUCES | GATHERS | SCATTERS
-"""Those that `DeferWaits` puts behind compute."""
 WAIT = "wait_tensor"
 
 OWN_LAUNCH, OWN_WAIT = "ladderize::reduce", "ladderize::wait"

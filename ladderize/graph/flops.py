@@ -18,11 +18,11 @@ from ladderize.graph.ops import Kind
 def work_of(node: Node) -> int:
     """FLOPs of a mixing op (of a kind that torch cannot count: its elements); 0 of all others.
 
-    Collectives compute nothing.
+    Collectives compute nothing, nor does what makes or fills a tensor (`zeros`, `zero_`).
 
     Dynamic sizes count with those of the call that is compiled for.
     """
-    if ops.kind(node) is not Kind.MIX or is_launch(node):
+    if ops.kind(node) is not Kind.MIX or is_launch(node) or ops.makes_values(node):
         return 0
     elements = sum(tensor.numel() for tensor in map(_at_hint, ops.tensors(node)))
     formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
@@ -33,12 +33,13 @@ def work_of(node: Node) -> int:
 
 
 def flops_of(node: Node) -> int:
-    """FLOPs of a call in a graph before autograd, in any dialect, products not decomposed yet.
+    """FLOPs of a call in a graph of any dialect, products not decomposed yet.
 
     As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
     """
     formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
-    if formula is None or not ops.tensors(node):
+    is_known = getattr(node.target, "overloadpacket", None) in flop_registry
+    if formula is None or is_known or not ops.tensors(node):
         return work_of(node)
     try:
         return formula(node)

@@ -50,7 +50,7 @@ def tensors_in_flight(launch: Node) -> list[Node]:
 
 
 def launch_is_coalesced(launch: Node) -> bool:
-    return launched_by(launch).endswith("_coalesced")
+    return launched_by(launch).endswith(("_coalesced", "batch_p2p_ops"))
 
 
 def find_in_flight(graph: Graph) -> list[InFlight]:

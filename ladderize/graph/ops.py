@@ -85,6 +85,12 @@ def reads_no_values(node: Node) -> bool:
     return op_name(node) in _FORM_ONLY
 
 
+def makes_values(node: Node) -> bool:
+    """Whether a call reads no tensor's values: it makes a tensor, or fills one."""
+    is_filled = op_name(node) in ("zero_", "fill_")
+    return is_filled or reads_no_values(node) or not any(map(holds_tensor, node.all_input_nodes))
+
+
 def only_scales(node: Node) -> bool:
     """Whether a call multiplies, casts, drops or lays out the values of an operand."""
     return kind(node) is Kind.LAYOUT or op_name(node).rstrip("_") in _SCALES

@@ -16,22 +16,42 @@ from typing import ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 
+from ladderize.config.speeds import Speeds
 from ladderize.graph.dataflow import find_memory_order
 from ladderize.passes import PassResult
-from ladderize.passes.schedule import Schedule, find_schedule
+from ladderize.passes.lane_times import Durations, exposed
+from ladderize.passes.schedule import MAX_AHEAD, Schedule, find_schedule
 
 
 @dataclass(frozen=True)
 class DeferWaits:
+    """The order of least exposed time by the model of `lane_times.py`, or the one written.
+
+    Attributes:
+        speeds: of the ranks and their links, None where no hardware is named.
+        max_ahead: how many later launches of its channel a wait is put off past at most: so many
+            more buffers are in flight.
+    """
+
+    speeds: Speeds | None = None
+    max_ahead: int = MAX_AHEAD
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        schedule = find_schedule(gm.graph)
-        if not schedule.waits:
-            return PassResult(changed=0)
-        order, kept = _order(gm.graph, schedule)
-        _arrange(order)
-        return PassResult(changed=kept)
+        durations = Durations.of(gm.graph, self.speeds)
+        written = list(gm.graph.nodes)
+        best, moved, least = written, 0, exposed(written, durations)
+        for with_chains in (False, True):
+            schedule = find_schedule(gm.graph, durations, self.max_ahead, with_chains=with_chains)
+            if not schedule.waits and not schedule.launches:
+                continue
+            order, kept = _order(gm.graph, schedule)
+            time = exposed(order, durations)
+            if time <= least:
+                best, moved, least = order, kept, time
+        if best is not written:
+            _arrange(best)
+        return PassResult(changed=moved)
 
 
 def _order(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
@@ -41,10 +61,12 @@ def _order(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
     together they make a cycle); those that would block stay where they are.
     """
     ranks = _ranks(graph, schedule.launches)
-    memory = find_memory_order(list(graph.nodes))
+    behind = find_memory_order(list(graph.nodes))
+    for wait, launch in schedule.limits.items():
+        behind.setdefault(wait, []).append(launch)
     waits = dict(schedule.waits)
     while True:
-        order = _sort(graph, waits, memory, ranks)
+        order = _sort(graph, waits, behind, ranks)
         placed = set(order)
         blocked = [wait for wait in waits if wait not in placed]
         if not blocked:
@@ -69,12 +91,12 @@ def _ranks(graph: Graph, launches: Mapping[Node, Node]) -> dict[Node, tuple[int,
 def _sort(
     graph: Graph,
     waits: Mapping[Node, Node],
-    memory: Mapping[Node, Sequence[Node]],
+    behind: Mapping[Node, Sequence[Node]],
     ranks: Mapping[Node, tuple[int, int]],
 ) -> list[Node]:
     """Topological order that takes the node of the lowest rank first."""
     nodes = list(graph.nodes)
-    followers = {node: list(behind) for node, behind in memory.items()}
+    followers = {node: list(later) for node, later in behind.items()}
     for wait, after in waits.items():
         followers.setdefault(after, []).append(wait)
     missing = {node: len(node.all_input_nodes) for node in nodes}

@@ -5,13 +5,14 @@
 
 Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits. If
 a policy of selective checkpointing names a collective but not its wait, as torchtitan's do, the
-forward graph hands out the launch, and the backward graph waits for it again.
+forward graph hands out the launch, and the backward graph waits for it again. A wait for what has
+been waited for, as after `all_to_all_single_autograd`, which waits itself, is dropped.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from ladderize.graph.collectives import is_wait
 from ladderize.graph.in_flight import is_launch, tensors_in_flight
@@ -25,7 +26,7 @@ class JoinWaits:
     def __call__(self, gm: GraphModule) -> PassResult:
         position = {node: i for i, node in enumerate(gm.graph.nodes)}
         outputs = gm.graph.output_node()
-        changed = 0
+        changed = _drop_waits_for_waits(gm.graph)
         for launch in filter(is_launch, gm.graph.nodes):
             for tensor in tensors_in_flight(launch):
                 waits = sorted(filter(is_wait, tensor.users), key=position.__getitem__)
@@ -37,3 +38,11 @@ class JoinWaits:
                     outputs.replace_input_with(tensor, waits[0])
                     changed += 1
         return PassResult(changed)
+
+
+def _drop_waits_for_waits(graph: Graph) -> int:
+    again = [n for n in graph.nodes if is_wait(n) and any(map(is_wait, n.all_input_nodes))]
+    for wait in again:
+        wait.replace_all_uses_with(wait.all_input_nodes[0])
+        graph.erase_node(wait)
+    return len(again)

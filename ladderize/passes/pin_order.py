@@ -23,9 +23,9 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.graph.collectives import GATHERS
-from ladderize.graph.flops import work_of
 from ladderize.graph.in_flight import find_in_flight
 from ladderize.passes import PassResult
+from ladderize.passes.lane_times import Durations
 from ladderize.sharding.views import as_expr
 
 # Any strides will do: to change those of a buffer in flight, Inductor would read it.
@@ -83,6 +83,7 @@ def _find_pins(gm: GraphModule) -> dict[Node, Node]:
     pairs = find_in_flight(gm.graph)
     channel = {pair.launch: pair.channel for pair in pairs}
     own = {pair.wait: pair for pair in pairs}
+    work = Durations.of(gm.graph).work
     latest: dict[tuple[str, str], Node] = {}
     computed: dict[tuple[str, str], Node] = {}
     pins = {}
@@ -96,27 +97,35 @@ def _find_pins(gm: GraphModule) -> dict[Node, Node]:
                 pins[node] = before
             elif own[node].channel in computed:
                 pins[node] = computed[own[node].channel]
-        elif (keys := [key for key in latest if key[0] not in GATHERS]) and work_of(node):
+        elif (keys := [key for key in latest if key[0] not in GATHERS]) and node in work:
             computed |= dict.fromkeys(keys, node)
     return pins
 
 
 def _find_early_launches(gm: GraphModule) -> dict[Node, list[Node]]:
-    """For each op that computes while an all-gather is in flight: those launched just before it.
+    """For each op that computes while something is in flight: what was launched just before it.
 
-    Without the tie Inductor fuses what two gathers need into one kernel, and launches both late.
+    Without the tie Inductor fuses what two launches need into one kernel, and launches both late.
+    An op that needs a later wait needs no tie: that wait has one.
     """
-    waits = {p.wait: p.launch for p in find_in_flight(gm.graph) if p.channel[0] in GATHERS}
-    gathers = set(waits.values())
+    waits = {pair.wait: pair.launch for pair in find_in_flight(gm.graph)}
+    launches = set(waits.values())
+    work = Durations.of(gm.graph).work
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    latest_wait: dict[Node, int] = {}
     new: list[Node] = []
     found = {}
     for node in gm.graph.nodes:
-        if node in gathers:
+        behind = max((latest_wait.get(source, -1) for source in node.all_input_nodes), default=-1)
+        latest_wait[node] = position[node] if node in waits else behind
+        if node in launches:
             new.append(node)
         elif node in waits:
             new = [launch for launch in new if launch is not waits[node]]
-        elif new and work_of(node):
-            found[node], new = new, []
+        elif new and node in work:
+            if untied := [launch for launch in new if position[launch] > behind]:
+                found[node] = untied
+            new = []
     return found
 
 

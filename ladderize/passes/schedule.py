@@ -4,33 +4,36 @@
                       l0 | h1 l1 w0 | h2 l2 w1 | w2
     reduce-scatter    r0 w0 | g1 v1 h1 r1 w1 | g2 v2 h2 r2       g2 gathers x1 = x0 + w0
     and all-gather    r0 | v1 h1 w0 g2 h1 r1 | v2 h2 w1 g3 h2 r2
+    experts           c0 w0 | h1 | router d1 v1 e1 c1            d1 sends what w0 brought
+                      c0 | h1 w0 router d1 h1 | v1 e1 c1
 
-A wait is put off past the next launch of the same kind that does not depend on it, and the last
-wait of its kind past all that computes without it. That would
-leave the all-gather of a sequence-parallel net (Korthikanti et al., arXiv 2205.05198, Section
-4.2.2) no time: it needs what was waited for, and the next block needs it. So the wait of a
-reduce-scatter that an all-gather reads stands in the middle of the work between the two blocks'
-ends, and the all-gather follows at once: each of the two has half of the work to hide behind.
+A launch comes as soon as what it sends is there, ahead of work that it does not need. A wait comes
+as late as it can: just ahead of the first op that needs it and computes or launches, but past no
+more than `max_ahead` later launches of its channel, whose buffers are in flight together.
 
-Pure analysis. Every rank sees the same graph and so decides the same.
+A launch that needs a wait, and hardly any work beside it, forms a chain of transfers with it
+(transfer_chains.py): both hide behind one stretch of work, and the wait stands within it.
+
+Pure analysis, linear in the size of the graph. Every rank sees the same graph and so decides the
+same.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import bisect
+import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from torch.fx import Graph, Node
 
 from ladderize.config.ladder_entry import MAX_STALENESS
-from ladderize.graph import ops
-from ladderize.graph.collectives import GATHERS, SCATTERS
-from ladderize.graph.flops import work_of
-from ladderize.graph.in_flight import InFlight, find_in_flight
-from ladderize.graph.ops import Kind
+from ladderize.graph.collectives import GATHERS, P2P, is_wait
+from ladderize.graph.dataflow import find_memory_order
+from ladderize.graph.in_flight import find_in_flight
+from ladderize.passes.lane_times import Durations
+from ladderize.passes.transfer_chains import Chains
 
-MAX_LAUNCHES_AHEAD = MAX_STALENESS
-"""How many launches a wait is deferred past at most: a ladder of staleness k needs k."""
+MAX_AHEAD = MAX_STALENESS
+"""How many launches a wait is put off past at most: a ladder of staleness k needs k."""
 
 
 @dataclass(frozen=True)
@@ -41,127 +44,158 @@ class Schedule:
         waits: each wait that can be put off, and the node that it is to come after.
         launches: each launch that can be brought forward, with the node that it is to come after,
             together with all that it needs.
+        limits: for each wait the later launch that must stay behind it, so that no more buffers
+            are in flight than allowed.
     """
 
     waits: dict[Node, Node] = field(default_factory=dict)
     launches: dict[Node, Node] = field(default_factory=dict)
+    limits: dict[Node, Node] = field(default_factory=dict)
 
 
-def find_schedule(graph: Graph) -> Schedule:
-    """Linear in the size of the graph: looks from each wait no further than it can be put off."""
-    timeline = _Timeline(list(graph.nodes), find_in_flight(graph))
-    gathers = timeline.gathers_of_scatters()
-    found = Schedule()
-    for pair in timeline.pairs:
-        if pair.channel[0] in GATHERS:
-            continue
-        if pair in gathers:
-            after = timeline.middle_of_the_work(pair, gathers[pair][0])
+def find_schedule(
+    graph: Graph,
+    durations: Durations | None = None,
+    max_ahead: int = MAX_AHEAD,
+    *,
+    with_chains: bool = True,
+) -> Schedule:
+    """The moves that hide most by the model of `lane_times.py`.
+
+    Args:
+        graph: ATen, forward or backward, or a sharded graph before autograd.
+        durations: those of `Durations.of(graph)` if not given.
+        max_ahead: how many later launches of its channel a wait is put off past at most.
+        with_chains: whether waits may stand within a stretch of work.
+    """
+    durations = Durations.of(graph) if durations is None else durations
+    timeline = _Timeline(graph, durations)
+    limits = timeline.limits(max_ahead)
+    found = Schedule(timeline.late_waits(limits), timeline.early_launches(), limits)
+    chains = Chains(timeline.nodes, timeline.pairs, durations, found.launches, limits)
+    for place in chains.places() if with_chains else ():
+        if place.after is None:
+            found.waits.pop(place.wait, None)
         else:
-            after = timeline.last_independent_launch(pair) or timeline.last_independent_work(pair)
-        if after is not None:
-            found.waits[pair.wait] = after
-        for gather in gathers.get(pair, ()):
-            found.launches[gather.launch] = after or pair.wait
+            found.waits[place.wait] = place.after
+        found.launches.update(dict.fromkeys(place.launches, place.after or place.wait))
     timeline.keep_in_order(found.launches)
     return found
 
 
-@dataclass(frozen=True)
 class _Timeline:
-    nodes: Sequence[Node]
-    pairs: Sequence[InFlight]
+    """The nodes of a graph, and what each needs that takes time.
 
-    @cached_property
-    def position(self) -> dict[Node, int]:
-        return {node: i for i, node in enumerate(self.nodes)}
+    Attributes:
+        nodes: in graph order.
+        pairs: what is in flight.
+        position: of each node.
+        acting: the positions of what computes or launches, in order.
+        working: those of what computes.
+    """
 
-    @cached_property
-    def launched(self) -> Mapping[Node, InFlight]:
-        return {pair.launch: pair for pair in self.pairs}
+    def __init__(self, graph: Graph, durations: Durations) -> None:
+        self.nodes = list(graph.nodes)
+        self.pairs = find_in_flight(graph)
+        self.position = {node: i for i, node in enumerate(self.nodes)}
+        self.acting = [i for i, node in enumerate(self.nodes) if durations.acts(node)]
+        self.working = [i for i, node in enumerate(self.nodes) if node in durations.work]
+        self._num_inputs = sum(node.op == "placeholder" for node in self.nodes)
+        self._durations = durations
 
-    @cached_property
-    def waits(self) -> Mapping[Node, Sequence[Node]]:
-        """Of each launch; a coalesced one has several."""
-        found: dict[Node, list[Node]] = {}
+    def limits(self, max_ahead: int) -> dict[Node, Node]:
+        """For each wait the first launch of its channel beyond the next `max_ahead`."""
+        launched: dict[tuple[str, str], list[int]] = {}
+        for launch, channel in self._launches():
+            launched.setdefault(channel, []).append(self.position[launch])
+        found = {}
         for pair in self.pairs:
-            found.setdefault(pair.launch, []).append(pair.wait)
+            later = launched[pair.channel]
+            beyond = bisect.bisect(later, self.position[pair.wait]) + max_ahead
+            if beyond < len(later):
+                found[pair.wait] = self.nodes[later[beyond]]
         return found
 
-    def after(self, node: Node) -> Iterator[Node]:
-        for i in range(self.position[node] + 1, len(self.nodes)):
-            yield self.nodes[i]
+    def late_waits(self, limits: Mapping[Node, Node]) -> dict[Node, Node]:
+        """For each wait that can be put off the last op that acts ahead of what needs it."""
+        needed = self._first_needs()
+        found = {}
+        for pair in self.pairs:
+            end = needed[pair.wait]
+            if pair.wait in limits:
+                end = min(end, self.position[limits[pair.wait]])
+            last = bisect.bisect_left(self.acting, end) - 1
+            if last >= 0 and self.acting[last] > self.position[pair.wait]:
+                found[pair.wait] = self.nodes[self.acting[last]]
+        return found
 
-    def last_independent_launch(self, pair: InFlight) -> Node | None:
-        """The last of the next launches of the channel that do not depend on the wait."""
-        dependent = {pair.wait}
-        last, passed = None, 0
-        for node in self.after(pair.wait):
-            if not dependent.isdisjoint(node.all_input_nodes):
-                dependent.add(node)
-            if node not in self.launched or self.launched[node].channel != pair.channel:
-                continue
-            if node in dependent or passed == MAX_LAUNCHES_AHEAD:
-                break
-            last, passed = node, passed + 1
-        return last
+    def early_launches(self) -> dict[Node, Node]:
+        """For each launch that stands behind work it does not need the last node that it needs.
 
-    def last_independent_work(self, pair: InFlight) -> Node | None:
-        """Of the last collective of its channel: the last op that computes without its result."""
-        dependent = {pair.wait}
-        last = None
-        for node in self.after(pair.wait):
-            if node in self.launched and self.launched[node].channel == pair.channel:
-                return None
-            if not dependent.isdisjoint(node.all_input_nodes):
-                dependent.add(node)
-            elif work_of(node):
-                last = node
-        return last
-
-    def gathers_of_scatters(self) -> dict[InFlight, list[InFlight]]:
-        """For each reduce-scatter the all-gathers that can be launched once it is waited for.
-
-        Those are on the same group, and need no later reduce-scatter.
+        Little work that leads to it comes forward with it. Of parameters, which nothing computes,
+        gathers stay where they are: all of them at once would fill the memory. Ranks may send
+        each other different messages; those stay too.
         """
-        waited = {pair.wait: pair for pair in self.pairs if pair.channel[0] in SCATTERS}
-        latest: dict[Node, Node] = {}
-        found: dict[InFlight, list[InFlight]] = {}
-        for node in self.nodes:
-            waits = [latest[source] for source in node.all_input_nodes if source in latest]
-            if node in waited:
-                waits.append(node)
-            if not waits:
+        found = {}
+        for launch, (name, _) in self._launches():
+            if name in GATHERS | P2P:
                 continue
-            latest[node] = max(waits, key=self.position.__getitem__)
-            gather, scatter = self.launched.get(node), waited[latest[node]]
-            if gather and gather.channel[0] in GATHERS and gather.channel[1] == scatter.channel[1]:
-                found.setdefault(scatter, []).append(gather)
+            needs, leading = self._last_need(launch)
+            start = bisect.bisect(self.working, needs)
+            end = bisect.bisect_left(self.working, self.position[launch])
+            if end - start > leading:
+                found[launch] = self.nodes[needs]
         return found
+
+    def _last_need(self, launch: Node) -> tuple[int, int]:
+        """The position of what a launch has to come after; and how many ops lead from there to it.
+
+        That is the last wait, launch or work that it needs, but for little work.
+        """
+        work, leading = 0.0, 0
+        todo, seen = [-self.position[launch]], {launch}
+        while todo:
+            at = -heapq.heappop(todo)
+            node = self.nodes[at]
+            if is_wait(node) or (node in self._durations.transfer and node is not launch):
+                return at, leading
+            work += self._durations.work.get(node, 0.0)
+            if node in self._durations.work:
+                if work >= self._durations.little:
+                    return at, leading
+                leading += 1
+            behind = [n for n in node.all_input_nodes if n not in seen]
+            seen.update(behind)
+            for source in behind:
+                heapq.heappush(todo, -self.position[source])
+        return self._num_inputs - 1, leading
 
     def keep_in_order(self, launches: dict[Node, Node]) -> None:
-        """Let no all-gather that was brought forward pass an earlier one of its channel."""
+        """Let no launch that was brought forward pass an earlier one of its channel."""
         soonest: dict[tuple[str, str], Node] = {}
-        for pair in reversed(self.pairs):
-            after, next_one = launches.get(pair.launch), soonest.get(pair.channel)
-            if next_one and self.position[next_one] < self.position[after or pair.launch]:
-                after = launches[pair.launch] = next_one
+        for launch, channel in reversed(self._launches()):
+            after, next_one = launches.get(launch), soonest.get(channel)
+            if next_one and self.position[next_one] < self.position[after or launch]:
+                after = launches[launch] = next_one
             if after:
-                soonest[pair.channel] = after
+                soonest[channel] = after
 
-    def middle_of_the_work(self, pair: InFlight, gather: InFlight) -> Node | None:
-        """The op nearest to half of the work that can hide both; None if there is none."""
-        late, gathered = {pair.wait}, set(self.waits[gather.launch])
-        steps: list[tuple[Node, int]] = []
-        for node in self.after(pair.launch):
-            if not gathered.isdisjoint(node.all_input_nodes):
-                if ops.kind(node) is Kind.MIX:
-                    break
-                gathered.add(node)
-            if not late.isdisjoint(node.all_input_nodes):
-                late.add(node)
-            elif work := work_of(node):
-                steps.append((node, work))
-        done = list(itertools.accumulate(work for _, work in steps))
-        nearest = min(range(len(steps)), key=lambda i: abs(2 * done[i] - done[-1]), default=None)
-        return None if nearest is None else steps[nearest][0]
+    def _launches(self) -> list[tuple[Node, tuple[str, str]]]:
+        return list({pair.launch: pair.channel for pair in self.pairs}.items())
+
+    def _first_needs(self) -> dict[Node, int]:
+        """Of each node the position of the first op that acts and needs it."""
+        memory = find_memory_order(self.nodes)
+        needed: dict[Node, int] = {}
+        for node in reversed(self.nodes):
+            readers = (*node.users, *memory.get(node, ()))
+            needed[node] = min(
+                (
+                    self.position[reader]
+                    if self._durations.acts(reader)
+                    else needed.get(reader, self.position[reader])
+                    for reader in readers
+                ),
+                default=len(self.nodes),
+            )
+        return needed

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from ladderize.errors import LadderError
-from ladderize.graph.collectives import HIDDEN
+from ladderize.graph.collectives import LAUNCHES
 from ladderize.passes.rewriting_state import Rewriting
 from ladderize.passes.runner import Log
 from ladderize.report.communication import find_collectives
@@ -142,7 +142,7 @@ class ReportBuilder:
 
         def hidden_by(index: int) -> tuple[str, ...]:
             behind = names.get(index, set())
-            return tuple(c.op for c in collectives if c.block in behind and c.op in HIDDEN)
+            return tuple(c.op for c in collectives if c.block in behind and c.op in LAUNCHES)
 
         blocks = (dataclasses.replace(b, hides=hidden_by(b.index)) for b in stream.blocks)
         return dataclasses.replace(stream, blocks=tuple(blocks))

@@ -1,6 +1,7 @@
-"""What a stale read hides: the collectives of the blocks that it leaves out.
+"""What a stale read hides: the collectives of the blocks that it leaves out, and its block's own.
 
     x1 = x0 + all_reduce(h0(x0));  x2 = x1 + h1(x0)      h1 runs while h0 is reduced
+    x1 = x0 + h0(x0);  x2 = x1 + e(all_to_all(r(x0)))    tokens travel to the experts while h0 runs
     x1 = x0 + h0(x0);              x2 = x1 + h1(x0)      h1 is stale for nothing
 
 A model that communicates by itself gets no stale read that hides nothing. On one device, and where
@@ -14,7 +15,9 @@ from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
-from ladderize.graph.collectives import HIDDEN, launched_by_call
+from ladderize.graph import ops
+from ladderize.graph.collectives import LAUNCHES, is_wait, launched_by_call
+from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
 from ladderize.streams.joins import StaleReads
@@ -103,7 +106,7 @@ def _idle(
     return [
         (stream.blocks[index], _without(stream.blocks[index], blocks))
         for index, blocks in left_out.items()
-        if hides.isdisjoint(blocks)
+        if hides.isdisjoint(blocks) and not _computes_behind(context, stream.blocks[index])
     ]
 
 
@@ -113,17 +116,33 @@ def _without(block: Block, blocks: Sequence[Block]) -> str:
         before = "the last blocks of the streams joined"
     else:
         before = f"block {first}" if len(blocks) == 1 else f"blocks {first} to {block.index - 1}"
-    return f"block {block.index}: no all-reduce, reduce-scatter or all-gather is in {before}"
+    return f"block {block.index}: no collective is in {before}"
 
 
 def _is_hidden(context: AnalysisContext, block: Block) -> bool:
-    return any(op in HIDDEN for node in block.branch for op in launched(context, node))
+    return any(_launches_one(context, node) for node in block.branch)
+
+
+def _computes_behind(context: AnalysisContext, block: Block) -> bool:
+    """Whether its branch computes with what a collective of its own brings, as experts do."""
+    brought: set[Node] = set()
+    for node in block.branch:
+        if _launches_one(context, node):
+            brought.add(node)
+        elif not brought.isdisjoint(node.all_input_nodes):
+            if ops.kind(node) is Kind.MIX and not is_wait(node):
+                return True
+            brought.add(node)
+    return False
+
+
+def _launches_one(context: AnalysisContext, node: Node) -> bool:
+    return any(op in LAUNCHES for op in launched(context, node))
 
 
 def _never_hidden(context: AnalysisContext, launches: Sequence[Node]) -> list[Blocker]:
-    found = []
-    for node in launches:
-        for op in launched(context, node):
-            what = "changes the stream itself" if op in HIDDEN else "is waited for at once"
-            found.append(Blocker.at(node, f"{op} {what}"))
-    return found
+    return [
+        Blocker.at(node, f"{op} changes the stream itself")
+        for node in launches
+        for op in launched(context, node)
+    ]

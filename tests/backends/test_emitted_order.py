@@ -201,7 +201,8 @@ def test_adjacent_waits_of_one_launch_or_of_two_groups_are_in_order() -> None:
     """
     groups = [f"all_reduce_.default(buf{i}, 'sum', '{i + 1}')" for i in range(2)]
     third = f"torch.ops._c10d_functional.{groups[0].replace('buf0', 'buf2')}"
-    assert disorder(body.format(*groups, third)) == []
+    needs_both = body.replace("mm(buf0,", "addmm(buf0, buf1,")
+    assert disorder(needs_both.format(*groups, third)) == []
     assert len(disorder(body.format(*groups, third).replace("'2'", "'1'"))) == 1
     coalesced = "all_reduce_coalesced_.default([{}], 'sum', '0')"
     two = (coalesced.format("arg0_1"), coalesced.format("buf0, buf1"))
@@ -211,6 +212,27 @@ def test_adjacent_waits_of_one_launch_or_of_two_groups_are_in_order() -> None:
     assert len(disorder(early)) == 1
     (text,) = disorder(early.replace("WAIT(buf1)", "").replace("WAIT(buf2)", "WAIT(buf1)"))
     assert text.endswith("wait_tensor.default(buf0)")  # the first wait waits for both
+
+
+DISPATCH = """
+    buf0 = NEW
+    buf1 = NEW
+    buf2 = torch.ops._c10d_functional.all_to_all_single.default(arg0_1, [4], [4], '0')
+    extern_kernels.mm(arg0_1, arg1_1, out=buf0)
+    WAIT(buf2)
+    extern_kernels.mm(buf2, arg1_1, out=buf1)
+    return (buf0, buf1)
+"""
+
+
+def test_a_dispatch_that_could_hide_behind_a_product_is_found() -> None:
+    """The wait comes ahead of the product that does not need it; or of one that does."""
+    assert disorder(DISPATCH) == []
+    lines = DISPATCH.splitlines()
+    early = "\n".join([*lines[:4], lines[5], lines[4], *lines[6:]])
+    (text,) = disorder(early)
+    assert text.endswith("wait_tensor.default(buf2)")
+    assert disorder(early.replace("mm(arg0_1,", "mm(buf2,")) == []
 
 
 def test_adjacent_waits_of_a_deeper_schedule() -> None:

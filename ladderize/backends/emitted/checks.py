@@ -9,9 +9,13 @@ In order is `AR_0 … AR_1 W_0 … AR_2 W_1 … AR_n W_n-1 W_n`: a wait comes af
 the same collective on the same group, unless a launch between them (itself included) is computed
 from what is waited for. Collectives may not pass each other, so such a wait can not be later.
 An all-gather is waited for by the block that it was launched for, and not paired with the next.
+
+Of every other kind a flight holds compute, where there is any to hold: a wait with no product of
+matrices between its launch and itself is early if one follows ahead of all that needs it.
 """
 
-from collections.abc import Iterator, Sequence
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -125,11 +129,13 @@ def find_disorder(program: Program) -> tuple[Finding, ...]:
     """
     needs = _launches_needed(program)
     wait_of = _first_waits(program)
+    products = [i for i, event in enumerate(program.events) if _is_product(event)]
     findings: dict[int, Finding] = {}
 
     def report(launch: int, last: int, what: str) -> None:
         wait = wait_of[launch]
-        needed = any(launch in needs[later] for later in needs if wait < later <= last)
+        launches = (i for i in needs if program.events[i].kind is EventKind.LAUNCH)
+        needed = any(launch in needs[later] for later in launches if wait < later <= last)
         if not needed and wait not in findings:
             findings[wait] = Finding(what, program.events[wait])
 
@@ -140,16 +146,49 @@ def find_disorder(program: Program) -> tuple[Finding, ...]:
     for launches, following in _waited_for_together(program, wait_of):
         for launch in launches:
             report(launch, following, "two waits with no launch between them; one could be later")
+    for launch, wait in wait_of.items():
+        if (product := _idle_until(program, needs, products, launch, wait)) is not None:
+            what = f"nothing runs ahead of this wait; line {product.line} could"
+            findings.setdefault(wait, Finding(what, program.events[wait]))
     return tuple(findings[index] for index in sorted(findings))
 
 
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "convolution")
+
+
+def _is_product(event: Event) -> bool:
+    return event.kind is EventKind.COMPUTE and event.name.split(".")[-1] in _PRODUCTS
+
+
+def _idle_until(
+    program: Program,
+    needs: Mapping[int, frozenset[int]],
+    products: Sequence[int],
+    launch: int,
+    wait: int,
+) -> Event | None:
+    """The product that could run ahead of a wait for a flight that hides none; None if none can.
+
+    Products are in the order of the graph: only the next one could.
+    """
+    if program.events[launch].name in GATHERS:
+        return None
+    following = bisect.bisect(products, wait)
+    if following == len(products) or bisect.bisect(products, launch) != following:
+        return None
+    product = products[following]
+    if any(launch in needs.get(later, ()) for later in range(wait + 1, product + 1)):
+        return None
+    return program.events[product]
+
+
 def _launches_needed(program: Program) -> dict[int, frozenset[int]]:
-    """For each launch, those whose results, once waited for, its operands are computed from."""
+    """For each launch and product, the launches whose results its operands are computed from."""
     launch_of = {(flight.storage, flight.wait): flight.launch for flight in find_flights(program)}
     content: dict[Storage, frozenset[int]] = {}
     needs = {}
     for index, event in enumerate(program.events):
-        if event.kind is EventKind.LAUNCH:
+        if event.kind is EventKind.LAUNCH or _is_product(event):
             needs[index] = _from(event.reads, content)
         if event.kind is EventKind.WAIT:
             content.update({s: frozenset({launch_of.get((s, index), -1)}) for s in event.pending})

@@ -165,15 +165,16 @@ def test_experts_and_local_tensors(tmp_path: Path) -> None:
         2,
         wanted=run("variants", "qwen3_moe", *PAIRS),
         ladder=run(LADDER, "tiny.qwen3_moe", *PAIRS, *eager),
-        wanted_apart=run("variants", "qwen3_moe", *apart, READ_STALE="1,3"),
+        wanted_apart=run("variants", "qwen3_moe", *apart),
         ladder_apart=run(LADDER, "tiny.qwen3_moe", *apart, *eager),
+        standard_apart=run("tiny", "qwen3_moe", *apart),
         wanted_local=run("variants", "llama3_spmd", *local),
         ladder_local=run(LADDER, "variants.standard_llama3_spmd", *local, *eager, BARE="1"),
     )
     losses = {name: answer["losses"] for name, answer in answers.items()}
     for kind, tolerance in (("", CLOSE_EXPERTS), ("_apart", CLOSE_EXPERTS), ("_local", CLOSE)):
         assert losses[f"ladder{kind}"] == pytest.approx(losses[f"wanted{kind}"], rel=tolerance)
-    assert losses["wanted"] != pytest.approx(losses["wanted_apart"], rel=5e-4)
+    assert losses["standard_apart"] != pytest.approx(losses["wanted_apart"], rel=5e-4)
     in_branches = {("all_gather_into_tensor", True): 4, ("reduce_scatter_tensor", True): 4}
     assert found(answers["ladder"]) == AROUND | in_branches
     assert found(answers["ladder_apart"]) == AROUND | {
@@ -181,7 +182,7 @@ def test_experts_and_local_tensors(tmp_path: Path) -> None:
         ("all_gather_into_tensor", True): 2,
         ("reduce_scatter_tensor", True): 2,
     }
-    assert stale(answers["ladder_apart"]) == [1, 3]  # behind what an attention reduces
+    assert stale(answers["ladder_apart"]) == [1, 2, 3]
     # Their autograd functions show what the backward pass launches.
     gathered, scattered = "all_gather_into_tensor", "reduce_scatter_tensor"
     backward = {(f"{op} (backward)", True): 4 for op in (gathered, scattered)}

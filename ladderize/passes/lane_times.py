@@ -1,0 +1,160 @@
+"""How long an order of nodes takes on two lanes: compute, and a link for each process group.
+
+    compute    h0 | h1 ........ | wait | h2 |           a rank computes its nodes in order
+    link         | l0 ...... |    | l1 ...... |         a group moves one transfer at a time
+
+Durations need no hardware: an op takes its FLOPs, and the transfers of a graph together take half
+as long as all of its ops. Where hardware is named (`Speeds`), both are seconds.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch.fx import Graph, Node
+
+from ladderize import compat
+from ladderize.config.speeds import Speeds
+from ladderize.graph import ops
+from ladderize.graph.collectives import ALL_REDUCES, SCATTERS, is_wait
+from ladderize.graph.flops import flops_of, work_of
+from ladderize.graph.in_flight import channel_of, is_launch, tensors_in_flight
+
+BUSY = 0.5
+"""How much of the time of compute the link is busy, where no hardware is named."""
+LEAST = 0.1
+"""How long the shortest transfer takes there, over the mean: a message of nothing has latency."""
+
+LITTLE = 0.25
+"""Up to this part of the mean work from launch to launch counts as little."""
+NEGLIGIBLE = 0.01
+"""Below this part of it an op counts as if it took no time."""
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Of the nodes that take any, in one unit.
+
+    Attributes:
+        work: of each node that computes.
+        transfer: of each launch, on its group's link.
+    """
+
+    work: Mapping[Node, float] = field(default_factory=dict)
+    transfer: Mapping[Node, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: Graph, speeds: Speeds | None = None) -> "Durations":
+        sent = _bytes_by_launch(graph)
+        work = _work(graph, len(sent))
+        if speeds is not None:
+            return cls(
+                {node: flops / speeds.flops for node, flops in work.items()},
+                {node: speeds.latency + sent[node] / speeds.bandwidth for node in sent},
+            )
+        mean = sum(sent.values()) / max(len(sent), 1) or 1.0
+        long = {node: max(size / mean, LEAST) for node, size in sent.items()}
+        unit = BUSY * (sum(work.values()) or 1.0) / (sum(long.values()) or 1.0)
+        return cls(work, {node: unit * share for node, share in long.items()})
+
+    @cached_property
+    def little(self) -> float:
+        """Below this work is little: a router's, not a block's. A part of the mean of a launch."""
+        return LITTLE * sum(self.work.values()) / max(len(self.transfer), 1)
+
+    def acts(self, node: Node) -> bool:
+        """Whether a node takes time, or launches what does."""
+        return node in self.work or node in self.transfer
+
+
+def _work(graph: Graph, num_launches: int) -> dict[Node, float]:
+    """FLOPs of what computes, without what is negligible, as a look-up among products is."""
+    every = {node: float(flops_of(node)) for node in graph.nodes if work_of(node)}
+    least = NEGLIGIBLE * sum(every.values()) / max(num_launches, 1)
+    return {node: flops for node, flops in every.items() if flops >= least}
+
+
+def _bytes_by_launch(graph: Graph) -> dict[Node, float]:
+    """What each launch sends; one whose size depends on values as much as the mean of its kind."""
+    sent = {node: _sent_bytes(node) for node in graph.nodes if is_launch(node)}
+    known: dict[str, list[float]] = {}
+    for node, size in sent.items():
+        if size is not None:
+            known.setdefault(channel_of(node)[0], []).append(size)
+    means = {name: sum(sizes) / len(sizes) for name, sizes in known.items()}
+    return {
+        node: means.get(channel_of(node)[0], 1.0) if size is None else size
+        for node, size in sent.items()
+    }
+
+
+def _sent_bytes(launch: Node) -> float | None:
+    """What a rank of many sends: of an all-reduce twice its result, else the whole tensor once.
+
+    None if its size depends on values.
+    """
+    name, _ = channel_of(launch)
+    if name.startswith("all_to_all"):
+        sizes = [_num_bytes(node) for node in (launch, *launch.all_input_nodes[:1])]
+        return max((size for size in sizes if size is not None), default=None)
+    whole = [
+        _num_bytes(node) for node in (launch.all_input_nodes if name in SCATTERS else [launch])
+    ]
+    total = sum(size or 0 for size in whole)
+    if None in whole:
+        return None
+    return 2.0 * total if name in ALL_REDUCES or name == "reduce" else float(total)
+
+
+def _num_bytes(node: Node) -> int | None:
+    tensors = ops.tensors(node)
+    if not all(compat.has_hint(tensor.numel()) for tensor in tensors):
+        return None
+    return sum(compat.hint(tensor.numel()) * tensor.dtype.itemsize for tensor in tensors)
+
+
+def exposed(order: Sequence[Node], durations: Durations) -> float:
+    """How long waits block, in the unit of `durations`, if the nodes run in `order`."""
+    now = blocked = 0.0
+    free: dict[str, float] = {}
+    done: dict[Node, float] = {}
+    for node in order:
+        if node in durations.transfer:
+            group = channel_of(node)[1]
+            free[group] = max(free.get(group, 0.0), now) + durations.transfer[node]
+            done |= dict.fromkeys(tensors_in_flight(node), free[group])
+        elif is_wait(node):
+            late = max(_ends(node.all_input_nodes, done), default=now)
+            blocked += max(late - now, 0.0)
+            now = max(late, now)
+        now += durations.work.get(node, 0.0)
+    return blocked
+
+
+def _ends(sources: Iterable[Node], done: Mapping[Node, float]) -> list[float]:
+    return [done[source] for source in sources if source in done]
+
+
+def split(slots: Sequence[float], parts: Sequence[float], taken: Sequence[float]) -> list[int]:
+    """Where consecutive `slots` are cut, so that each part has its share of the time.
+
+    Args:
+        slots: durations of consecutive work.
+        parts: durations of the transfers that are to hide behind it, one after the other.
+        taken: of each part what other work it has to hide behind.
+
+    Returns:
+        For each part but the last, the index of the slot that it ends behind, nearest to its
+        share.
+    """
+    done = list(itertools.accumulate(slots))
+    time = done[-1] + sum(taken)
+    shares = [
+        max(time * part / sum(parts) - own, 0.0) for part, own in zip(parts, taken, strict=True)
+    ]
+    ends = [end * done[-1] / sum(shares) for end in itertools.accumulate(shares)]
+    return [
+        min(range(len(slots)), key=lambda i, end=end: abs(done[i] - end))  # type: ignore[misc]
+        for end in ends[:-1]
+    ]

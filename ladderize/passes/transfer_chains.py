@@ -1,0 +1,210 @@
+"""Transfers that follow each other with hardly any work between, behind one stretch of work.
+
+    r0  w0  norm  g2  v2  h2         a reduce-scatter, and the all-gather of its sum
+    c0  w0  router  d2  v2  e2       what experts return, and what the next ones are sent
+    c0  w0  router  n2  u2  d2  …    the same, with the counts of tokens sent ahead
+
+    stretch   h1 h1 h1 h1            work that needs neither w0 nor what follows it
+    placed    c0 h1 h1 w0 router d2 h1 h1 v2 e2
+
+Each transfer of a chain has its share of the stretch to hide behind: as long a part of the work as
+it is long itself among them. Work that needs a wait, but not the next one (experts that all tokens
+go to), hides the later transfers, and is counted there.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from ladderize.graph.collectives import GATHERS
+from ladderize.graph.in_flight import InFlight
+from ladderize.passes.lane_times import Durations, split
+
+
+@dataclass(frozen=True)
+class PlacedWait:
+    """Where a wait within a stretch of work stands.
+
+    Attributes:
+        wait: the wait.
+        after: the op of the stretch that it comes after, None if there is none before it.
+        launches: what it makes possible; they come right after it, with all that they need.
+    """
+
+    wait: Node
+    after: Node | None
+    launches: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class _Link:
+    """Transfers of a chain that are launched together.
+
+    Attributes:
+        launches: of those transfers.
+        waits: theirs.
+    """
+
+    launches: tuple[Node, ...]
+    waits: frozenset[Node]
+
+
+@dataclass
+class _Stretch:
+    """Work that the transfers of a chain can hide behind.
+
+    Attributes:
+        free: what needs none of its waits, in graph order.
+        own: for each link of the chain the work that needs the wait ahead of it, but not its own.
+        num_needed: how many of `free` a launch of the chain needs, with all ahead of them.
+    """
+
+    free: list[Node]
+    own: list[float]
+    num_needed: int = 0
+
+    def add(self, node: Node, work: float, link: int, *, is_needed: bool) -> None:
+        """Count work that needs the waits ahead of a link, 0: none."""
+        if not link:
+            self.free.append(node)
+            self.num_needed = len(self.free) if is_needed else self.num_needed
+        elif not is_needed:
+            self.own[link] += work
+
+
+class Chains:
+    """The chains of a graph. Linear in its size: a stretch ends where its chain is needed.
+
+    Args:
+        nodes: in graph order.
+        pairs: what is in flight.
+        durations: of work and transfers.
+        early: the launches that come forward, with the node that each comes after.
+        limits: the launches that have to stay behind a wait.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        pairs: Sequence[InFlight],
+        durations: Durations,
+        early: Mapping[Node, Node],
+        limits: Mapping[Node, Node],
+    ) -> None:
+        self._nodes = nodes
+        self._position = {node: i for i, node in enumerate(nodes)}
+        self._durations = durations
+        self._early = early
+        self._limits = limits
+        self._channel = {pair.launch: pair.channel for pair in pairs}
+        self._waits: dict[Node, set[Node]] = {}
+        self._launch_of: dict[Node, Node] = {}
+        for pair in pairs:
+            self._waits.setdefault(pair.launch, set()).add(pair.wait)
+            self._launch_of[pair.wait] = pair.launch
+        self._next = self._find_next()
+
+    def places(self) -> Iterator[PlacedWait]:
+        """The waits of all chains, those of a chain in graph order."""
+        for chain in self._chains():
+            yield from self._places(chain)
+
+    def _chains(self) -> Iterator[list[_Link]]:
+        """From the first transfer of each to those that nothing follows."""
+        followers = {launch for launches in self._next.values() for launch in launches}
+        for launch in self._next:
+            if launch in followers:
+                continue
+            chain = [self._link([launch])]
+            while following := self._after(chain[-1]):
+                chain.append(self._link(following))
+            yield chain
+
+    def _places(self, chain: Sequence[_Link]) -> Iterator[PlacedWait]:
+        stretch = self._stretch(chain)
+        parts = [max(self._durations.transfer[n] for n in link.launches) for link in chain]
+        afters: list[Node | None] = [None] * (len(chain) - 1)
+        if stretch.free:
+            work = [self._durations.work[node] for node in stretch.free]
+            ends = split(work, parts, stretch.own)
+            afters = [stretch.free[max(end, stretch.num_needed - 1)] for end in ends]
+        for link, after in zip(chain, afters, strict=False):
+            for launch in link.launches:
+                for wait in self._waits[launch]:
+                    if following := self._next.get(launch):
+                        yield PlacedWait(wait, after, tuple(following))
+
+    def _stretch(self, chain: Sequence[_Link]) -> _Stretch:
+        """From the first launch to the first work that needs the last wait, or to its limit."""
+        first = chain[0].launches[0]
+        start = self._position[self._early.get(first, first)]
+        limits = {self._limits[wait] for wait in chain[0].waits if wait in self._limits}
+        ahead = self._needed([first], start)
+        needed = self._needed([launch for link in chain[1:] for launch in link.launches], start)
+        own = {wait: i for i, link in enumerate(chain, 1) for wait in link.waits}
+        level: dict[Node, int] = {}  # of what needs waits of the chain: the latest of their links
+        stretch = _Stretch([], [0.0] * len(chain))
+        for node in self._nodes[start + 1 :]:
+            deepest = max((level.get(source, 0) for source in node.all_input_nodes), default=0)
+            deepest = own.get(node, deepest)
+            if deepest:
+                level[node] = deepest
+            work = self._durations.work.get(node, 0.0)
+            if (work and deepest == len(chain)) or node in limits:
+                break
+            if work and node not in ahead:
+                stretch.add(node, work, deepest, is_needed=node in needed)
+        return stretch
+
+    def _needed(self, launches: Sequence[Node], start: int) -> set[Node]:
+        """Those launches, and what they need that stands behind a position."""
+        todo = list(launches)
+        found = set(todo)
+        while todo:
+            behind = [n for n in todo.pop().all_input_nodes if self._position[n] > start]
+            todo += [n for n in behind if n not in found]
+            found.update(behind)
+        return found
+
+    def _link(self, launches: Sequence[Node]) -> _Link:
+        waits = frozenset(wait for launch in launches for wait in self._waits[launch])
+        return _Link(tuple(launches), waits)
+
+    def _after(self, link: _Link) -> list[Node]:
+        found = (launch for one in link.launches for launch in self._next.get(one, ()))
+        return list(dict.fromkeys(found))
+
+    def _find_next(self) -> dict[Node, list[Node]]:
+        """For each launch those that need its wait, no later one, and little work since."""
+        latest: dict[Node, Node] = {}
+        found: dict[Node, list[Node]] = {}
+        for node in self._nodes:
+            waits = [latest[source] for source in node.all_input_nodes if source in latest]
+            if node in self._launch_of:
+                waits.append(node)
+            if not waits:
+                continue
+            last = latest[node] = max(waits, key=self._position.__getitem__)
+            before = self._launch_of[last]
+            if self._may_follow(before, node) and self._is_little(node, latest):
+                found.setdefault(before, []).append(node)
+        return found
+
+    def _may_follow(self, before: Node, node: Node) -> bool:
+        """Whether `node` is a launch; a gather of another group is one of parameters."""
+        if node not in self._channel:
+            return False
+        (_, group), (name, own) = self._channel[before], self._channel[node]
+        return name not in GATHERS or own == group
+
+    def _is_little(self, launch: Node, latest: Mapping[Node, Node]) -> bool:
+        """Whether the work that leads from the latest wait that a launch needs to it is."""
+        work, todo, seen = 0.0, [launch], {launch}
+        while todo and work < self._durations.little:
+            node = todo.pop()
+            work += self._durations.work.get(node, 0.0)
+            behind = [n for n in node.all_input_nodes if latest.get(n) is latest[launch]]
+            todo += [n for n in behind if n not in seen]
+            seen.update(behind)
+        return work < self._durations.little

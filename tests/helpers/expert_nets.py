@@ -1,0 +1,145 @@
+"""A decoder whose experts are on different ranks, and its eager ladder on one process.
+
+    tokens of this rank ── router ── all_to_all ── experts of this rank ── all_to_all ── sum
+
+Each rank has tokens of its own, and all that is not an expert. "capacity" sends each expert as many
+tokens of each rank as `CAPACITY` says, and drops what is over; "exact" exchanges the counts first
+and sends all, so that sizes depend on values.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+import torch.nn.functional as F
+from helpers.parallel_nets import VOCABULARY, Attention
+from torch import Tensor, nn
+
+WIDTH, HEADS, EXPERTS, CAPACITY = 32, 4, 4, 6
+Send = Callable[[Tensor, list[int] | None, list[int] | None], Tensor]
+
+
+def alone(x: Tensor, output: list[int] | None, given: list[int] | None) -> Tensor:  # noqa: ARG001
+    """An all-to-all of one rank."""
+    return x
+
+
+def over_ranks(x: Tensor, output: list[int] | None, given: list[int] | None) -> Tensor:
+    if torch.is_grad_enabled() and x.is_floating_point():
+        return funcol.all_to_all_single_autograd(x, output, given, dist.group.WORLD)
+    return funcol.wait_tensor(funcol.all_to_all_single(x, output, given, dist.group.WORLD))
+
+
+class Experts(nn.Module):
+    """Top-1 of `EXPERTS`, beside one that all tokens go to.
+
+    Args:
+        form: "capacity" or "exact".
+        send: `over_ranks`, or `alone` with all experts here.
+        num_ranks: among which the experts are divided.
+    """
+
+    def __init__(self, form: str, send: Send = alone, num_ranks: int = 1) -> None:
+        super().__init__()
+        self.form, self.send, self.num_ranks = form, send, num_ranks
+        self.gate = nn.Linear(WIDTH, EXPERTS, bias=False)
+        self.up = nn.Parameter(torch.empty(EXPERTS, WIDTH, WIDTH))
+        self.down = nn.Parameter(torch.empty(EXPERTS, WIDTH, WIDTH))
+        self.shared = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        weights = self.gate(tokens).softmax(-1)
+        weight, expert = weights.max(-1)
+        routed = getattr(self, self.form)(tokens, expert) * weight.unsqueeze(-1)
+        return self.shared(x) + routed.view(x.shape)
+
+    def capacity(self, tokens: Tensor, expert: Tensor) -> Tensor:
+        chosen = F.one_hot(expert, EXPERTS)
+        place = (chosen.cumsum(0) * chosen).sum(-1) - 1
+        fits = place < CAPACITY
+        slot = torch.where(fits, expert * CAPACITY + place, EXPERTS * CAPACITY)
+        slots = tokens.new_zeros(EXPERTS * CAPACITY + 1, WIDTH).index_copy(0, slot, tokens)
+        sent = self.send(slots[:-1].contiguous(), None, None)
+        mine = sent.view(self.num_ranks, -1, CAPACITY, WIDTH).transpose(0, 1).flatten(1, 2)
+        made = F.gelu(mine @ self.up) @ self.down
+        back = made.unflatten(1, (self.num_ranks, CAPACITY)).transpose(0, 1).reshape(-1, WIDTH)
+        found = F.pad(self.send(back.contiguous(), None, None), (0, 0, 0, 1))
+        return found[slot] * fits.unsqueeze(-1)
+
+    def exact(self, tokens: Tensor, expert: Tensor) -> Tensor:
+        order = expert.argsort(stable=True)
+        counts = F.one_hot(expert, EXPERTS).sum(0)
+        arriving = self.send(counts, None, None).view(self.num_ranks, -1)
+        given = [sum(part) for part in _rows(counts.tolist(), self.num_ranks)]
+        output = arriving.sum(1).tolist()
+        for size in (*given, *output):
+            torch._check(size >= 0)
+        sent = self.send(tokens[order], output, given)
+        owner = torch.arange(EXPERTS // self.num_ranks, device=tokens.device)
+        of = owner.repeat(self.num_ranks).repeat_interleave(
+            arriving.flatten(), output_size=sent.shape[0]
+        )
+        is_of = F.one_hot(of, EXPERTS // self.num_ranks).to(sent.dtype)
+        made = F.gelu(torch.einsum("td,te,edf->tf", sent, is_of, self.up))
+        made = torch.einsum("tf,te,efd->td", made, is_of, self.down)
+        back = self.send(made.contiguous(), given, output)
+        return torch.empty_like(tokens).index_copy(0, order, back)
+
+
+def _rows(values: list[int], number: int) -> list[list[int]]:
+    size = len(values) // number
+    return [values[i * size : (i + 1) * size] for i in range(number)]
+
+
+class ExpertLayer(nn.Module):
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.RMSNorm(WIDTH), Attention(WIDTH, HEADS)
+        self.norm2, self.experts = nn.RMSNorm(WIDTH), experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.experts(self.norm2(x))
+
+
+class ExpertNet(nn.Module):
+    def __init__(self, layers: int, form: str, send: Send = alone, num_ranks: int = 1) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(
+            ExpertLayer(Experts(form, send, num_ranks)) for _ in range(layers)
+        )
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        generator = torch.Generator().manual_seed(3)
+        for weight in self.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=weight.shape[-1] ** -0.5, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def net_of_rank(layers: int, form: str, rank: int, num_ranks: int) -> ExpertNet:
+    """With the experts of that rank alone, whose weights are those of the whole net."""
+    net = ExpertNet(layers, form, over_ranks, num_ranks)
+    size = EXPERTS // num_ranks
+    for layer in net.layers:
+        for name in ("up", "down"):
+            whole = getattr(layer.experts, name).detach()
+            part = nn.Parameter(whole[rank * size : (rank + 1) * size].clone())
+            setattr(layer.experts, name, part)
+    return net
+
+
+def eager_expert_ladder(net: ExpertNet, ids: Tensor) -> Tensor:
+    """Each block reads what the one before it read of the stream, written by hand."""
+    before = x = net.embedding(ids)
+    for layer in net.layers:
+        before, x = x, x + layer.attention(layer.norm1(before))
+        before, x = x, x + layer.experts(layer.norm2(before))
+    return net.head(x)
