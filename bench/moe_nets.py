@@ -31,7 +31,7 @@ Made = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class MoeSizes:
     """Of a model and its inputs.
 
     Attributes:
@@ -60,10 +60,10 @@ class Sizes:
         return math.ceil(tokens * self.top / self.num_experts * self.slots)
 
 
-class Attention(nn.Module):
+class CachedAttention(nn.Module):
     """Causal, over what is cached and the new tokens."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: MoeSizes) -> None:
         super().__init__()
         width, heads = sizes.width, sizes.heads
         self.heads = heads
@@ -92,14 +92,14 @@ class Attention(nn.Module):
         return made
 
 
-class Experts(nn.Module):
+class ExpertBlock(nn.Module):
     """The routed experts of one rank, and the shared one.
 
     Attributes:
         group: name of the group whose ranks share the experts; None: all are here.
     """
 
-    def __init__(self, sizes: Sizes, rank: int, num_ranks: int, group: str | None) -> None:
+    def __init__(self, sizes: MoeSizes, rank: int, num_ranks: int, group: str | None) -> None:
         super().__init__()
         self.sizes, self.num_ranks, self.group = sizes, num_ranks, group
         width, inner, all_experts = sizes.width, sizes.inner, sizes.num_experts
@@ -167,14 +167,14 @@ class Experts(nn.Module):
 class MoeNet(nn.Module):
     """The standard model."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: MoeSizes) -> None:
         super().__init__()
         alone = not dist.is_initialized()
         rank, num_ranks = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
         group = None if num_ranks == 1 else dist.group.WORLD.group_name
-        self.attention = nn.ModuleList(Attention(sizes) for _ in range(sizes.layers))
+        self.attention = nn.ModuleList(CachedAttention(sizes) for _ in range(sizes.layers))
         self.experts = nn.ModuleList(
-            Experts(sizes, rank, num_ranks, group) for _ in range(sizes.layers)
+            ExpertBlock(sizes, rank, num_ranks, group) for _ in range(sizes.layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,12 +213,12 @@ def _landing(
     return land
 
 
-PREFILL = Sizes(batch=1, length=512)
-DECODE = Sizes(batch=64, length=1, cached=128)
-TRAINING = Sizes(batch=1, length=512, layers=4, is_trained=True)
+PREFILL = MoeSizes(batch=1, length=512)
+DECODE = MoeSizes(batch=64, length=1, cached=128)
+TRAINING = MoeSizes(batch=1, length=512, layers=4, is_trained=True)
 
 
-def make(kind: type[MoeNet], sizes: Sizes) -> Made:
+def make(kind: type[MoeNet], sizes: MoeSizes) -> Made:
     model = kind(sizes).train(sizes.is_trained).requires_grad_(sizes.is_trained)
     return model, (torch.randn(sizes.batch, sizes.length, sizes.width),)
 

@@ -161,7 +161,12 @@ def _measure_case(
             compiled[variant.name] = _compile(variant, call)
     reporter.stage(f"{case}: measure")
     expected = {v.name: out for v in variants if (out := _expected(v, call)) is not None}
-    graphs = {v.name: StepGraph.of(v.module, call.run) for v in variants if is_own}
+    # `ladder` itself is the standard net until the backend rewrites it; what is expected is not.
+    graphs = {
+        v.name: StepGraph.of(v.expected, call.run)
+        for v in variants
+        if is_own and v.expected is not None
+    }
     found = []
     for name, link in _links(settings, len(blocks), variants, call):
         reporter.stage(f"{case}: measure")  # as many seconds for each link

@@ -55,8 +55,12 @@ class Link:
                 unequal splits of the one that sends most.
             op: "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast" or "p2p".
         """
+        return self.latency + self.bytes_sent(num_bytes, op) / self.bandwidth
+
+    def bytes_sent(self, num_bytes: float, op: str) -> float:
+        """Bytes that a rank sends; the arguments are those of `seconds`."""
         share = 1.0 if op in _SENT_WHOLE else _CROSSINGS[op] * (self.ranks - 1) / self.ranks
-        return self.latency + share * num_bytes / self.bandwidth
+        return share * num_bytes
 
     def __str__(self) -> str:
         return (
