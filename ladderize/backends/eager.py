@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from ladderize.backends.flights import find_flights
 from ladderize.backends.lowered import Lowered
 from ladderize.config.options import LadderConfig
 from ladderize.passes.defer_waits import DeferWaits
@@ -21,4 +22,4 @@ def lower_to_eager(
     config: LadderConfig,  # noqa: ARG001
 ) -> Lowered:
     run_pass(gm, DeferWaits(), Log())
-    return Lowered(gm)
+    return Lowered(gm, flights=find_flights(gm))

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule
 
 from ladderize import compat
 from ladderize.backends.emitted import check_emitted
+from ladderize.backends.flights import FlightReport, find_flights
 from ladderize.backends.lowered import Lowered
 from ladderize.backends.source_digest import digest_of_sources
 from ladderize.compat.graph_pass import CustomGraphPass
@@ -17,7 +18,7 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError, LadderWarning
 from ladderize.graph.collectives import find_groups
 from ladderize.passes import pin_order
-from ladderize.passes.after_autograd import AFTER_AUTOGRAD, defer
+from ladderize.passes.after_autograd import AFTER_AUTOGRAD, DEFERRED, defer
 
 _HOOK = "post_grad_custom_post_pass"
 
@@ -42,9 +43,15 @@ def lower_to_inductor(
     if find_groups(gm):
         keep_windows(settings)
     users_own = compat.inductor_setting(settings, _HOOK)
-    settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
+    flights: list[FlightReport] = []
+
+    def see(gm: GraphModule) -> None:
+        flights.extend(find_flights(gm))
+
+    settings[_HOOK] = DeferInInductor(config.verify, _as_tuple(users_own), see)
     check = check_emitted if config.verify == "code" else None
-    return Lowered(compat.inductor_compile(gm, example_inputs, settings, on_source=check))
+    run = compat.inductor_compile(gm, example_inputs, settings, on_source=check)
+    return Lowered(run, flights=tuple(flights))
 
 
 def keep_windows(settings: dict[str, Any]) -> None:
@@ -75,13 +82,17 @@ class DeferInInductor(CustomGraphPass):
 
     verify: str
     first: tuple[Any, ...] = ()
+    see: Callable[[GraphModule], object] = find_flights
+    """Called with each graph when its waits are deferred, unless it comes out of a cache."""
 
     def __call__(self, graph: Graph) -> None:
         for users_pass in self.first:
             users_pass(graph)
         gm = graph.owning_module
         assert gm is not None
-        defer(gm, AFTER_AUTOGRAD)
+        defer(gm, DEFERRED)
+        self.see(gm)  # pins hide waits in the bodies of `control_deps`
+        defer(gm, AFTER_AUTOGRAD[len(DEFERRED) :])
 
     def uuid(self) -> Any:
         """Hash of the options and of all sources that can edit the graph.

@@ -14,6 +14,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from ladderize.backends.flights import FlightReport
 from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 from ladderize.errors import Blocker, LadderError
 
@@ -203,6 +204,8 @@ class GraphReport:
         outcome: a key of `OUTCOMES` (present/lines.py).
         outside: what is computed outside of its branches.
         engines: of TensorRT, None for other lowerings.
+        flights: the collectives in the order that was compiled, forward and backward; empty before
+            the graph is lowered, and where its code came out of a cache.
     """
 
     index: int
@@ -215,6 +218,7 @@ class GraphReport:
     sharding: ShardReport | None = None
     outside: Outside = Outside()
     engines: EnginesReport | None = None
+    flights: tuple[FlightReport, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,13 @@ Sensitivity = Annotated[
     Path | None,
     typer.Option(help="File of ladderize sensitivity: tokens/s against damage of its sets."),
 ]
+Experts = Annotated[
+    str,
+    typer.Option(
+        help='"tensor": every expert split over the ranks; "expert": whole ones on each rank, '
+        "to which tokens travel by all-to-all."
+    ),
+]
 New = Annotated[int, typer.Option(min=1, help="Generated tokens per example.")]
 
 # What is traced; costs are scaled from there.
@@ -30,6 +37,7 @@ def plan(
     prompt: Prompt = 1024,
     new: New = 512,
     sensitivity: Sensitivity = None,
+    experts: Experts = "tensor",
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -49,7 +57,9 @@ def plan(
             from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.planning import plan as predict
             from ladderize.tools.predict.planning.plan_tables import show
+            from ladderize.tools.predict.planning.routed import routed_experts
             from ladderize.tools.sources import InputSizes, open_model
+            from ladderize.tools.sources import Module as ModelSource
 
         machine = hardware_of(hardware)
         measured = None if sensitivity is None else read_block_plan(sensitivity)
@@ -57,7 +67,8 @@ def plan(
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
             report = source.explain(aot_config(source.entry, **options))
         with working("planning"):
-            found = predict(report, machine, batches, prompt, new, measured)
+            routed = routed_experts(source.model) if isinstance(source, ModelSource) else None
+            found = predict(report, machine, batches, prompt, new, measured, experts, routed)
     if json:
         print_json(found.to_json())
     else:

@@ -81,6 +81,10 @@ class Hardware:
     def reduce_seconds(self, num_bytes: float) -> float:
         return self.link.seconds(num_bytes) if self.ranks > 1 else 0.0
 
+    def exchange_seconds(self, num_bytes: float) -> float:
+        """Of an all-to-all to which a rank gives `num_bytes`."""
+        return self.link.seconds(num_bytes, "all_to_all") if self.ranks > 1 else 0.0
+
     def __str__(self) -> str:
         link = self.link
         return (

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from ladderize.streams.block import stale_sources
 from ladderize.tools.predict.hardware import Hardware
@@ -20,6 +21,7 @@ from ladderize.tools.predict.timeline.two_lanes import (
     Branch,
     Task,
     as_step,
+    dispatch_of,
     place,
     reduce_of,
     tasks_of,
@@ -37,7 +39,7 @@ class PlannedNet:
         blocks: in order.
         sources: for blocks that read stale the one whose anchor they read.
         outside: costs of the head.
-        is_reduced: whether there are all-reduces.
+        is_reduced: whether ranks communicate.
     """
 
     name: str
@@ -53,8 +55,10 @@ class PlannedNet:
     def _branches(self) -> Iterator[Branch]:
         for number, block in enumerate(self.blocks):
             source = self.sources.get(block.index, number)
-            sends = self.is_reduced and block.reduce_bytes > 0
-            yield Branch(block.name, (0, number), ((0, source - 1),), sends)
+            reads = ((0, source - 1),)
+            is_exchanged = self.is_reduced and block.exchanged_bytes > 0
+            sends = is_exchanged or (self.is_reduced and block.reduce_bytes > 0)
+            yield Branch(block.name, (0, number), reads, sends, is_dispatched=is_exchanged)
 
     def seconds(self, phase: Phase, hardware: Hardware) -> float:
         """Of one run, with the head."""
@@ -80,6 +84,9 @@ class PlannedNet:
             found[block.name] = work + (block.num_branches - 1) * hardware.launch
             sent = block.reduce_bytes * phase.tokens
             found[reduce_of(block.name)] = hardware.reduce_seconds(sent)
+            if block.exchanged_bytes:
+                exchange = hardware.exchange_seconds(block.exchanged_bytes * phase.tokens)
+                found[dispatch_of(block.name)] = found[reduce_of(block.name)] = exchange
         return found
 
 
@@ -95,6 +102,10 @@ def ladder(workload: Workload, chosen: Collection[int] | None = None) -> Planned
 
 
 def parallel(workload: Workload) -> PlannedNet:
+    """Attention and experts share no collective: each of them reads what the other one reads."""
+    if workload.is_expert_parallel:
+        together = dict(_same_reads(workload.blocks))
+        return PlannedNet("parallel", workload.blocks, workload.outside, together)
     return PlannedNet("parallel", tuple(_merged(workload.blocks)), workload.outside)
 
 
@@ -105,6 +116,13 @@ def bound(workload: Workload) -> PlannedNet:
 def variants(workload: Workload) -> tuple[PlannedNet, ...]:
     """Those of `VARIANTS`, in order."""
     return standard(workload), ladder(workload), parallel(workload), bound(workload)
+
+
+def _same_reads(blocks: Sequence[PlannedBlock]) -> Iterator[tuple[int, int]]:
+    """For each block behind the attention of its layer: both, by their indices."""
+    for before, block in pairwise(blocks):
+        if before.is_attention and before.layer == block.layer is not None:
+            yield block.index, before.index
 
 
 def _merged(blocks: Sequence[PlannedBlock]) -> Iterator[PlannedBlock]:
