@@ -10,17 +10,18 @@ from ladderize.backends.flights import FlightReport, find_flights
 from ladderize.backends.lowered import Lowered
 from ladderize.config.options import LadderConfig
 from ladderize.passes.after_autograd import defer
+from ladderize.passes.defer_waits import DeferWaits
 
 
 def lower_to_aot_eager(
     gm: GraphModule,
     example_inputs: Sequence[Any],
-    config: LadderConfig,  # noqa: ARG001  # the signature of every lowering
+    config: LadderConfig,
 ) -> Lowered:
     flights: list[FlightReport] = []
 
     def defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        defer(gm)
+        defer(gm, DeferWaits.of(config))
         flights.extend(find_flights(gm))
         return compat.boxed(gm.forward)
 

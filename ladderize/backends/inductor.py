@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, GraphModule
@@ -19,6 +19,7 @@ from ladderize.errors import LadderError, LadderWarning
 from ladderize.graph.collectives import find_groups
 from ladderize.passes import pin_order
 from ladderize.passes.after_autograd import AFTER_AUTOGRAD, DEFERRED, defer
+from ladderize.passes.defer_waits import DeferWaits
 
 _HOOK = "post_grad_custom_post_pass"
 
@@ -48,7 +49,9 @@ def lower_to_inductor(
     def see(gm: GraphModule) -> None:
         flights.extend(find_flights(gm))
 
-    settings[_HOOK] = DeferInInductor(config.verify, _as_tuple(users_own), see)
+    settings[_HOOK] = DeferInInductor(
+        config.verify, _as_tuple(users_own), DeferWaits.of(config), see
+    )
     check = check_emitted if config.verify == "code" else None
     run = compat.inductor_compile(gm, example_inputs, settings, on_source=check)
     return Lowered(run, flights=tuple(flights))
@@ -82,6 +85,7 @@ class DeferInInductor(CustomGraphPass):
 
     verify: str
     first: tuple[Any, ...] = ()
+    waits: DeferWaits = field(default_factory=DeferWaits)
     see: Callable[[GraphModule], object] = find_flights
     """Called with each graph when its waits are deferred, unless it comes out of a cache."""
 
@@ -90,9 +94,9 @@ class DeferInInductor(CustomGraphPass):
             users_pass(graph)
         gm = graph.owning_module
         assert gm is not None
-        defer(gm, DEFERRED)
+        defer(gm, self.waits, DEFERRED)
         self.see(gm)  # pins hide waits in the bodies of `control_deps`
-        defer(gm, AFTER_AUTOGRAD[len(DEFERRED) :])
+        defer(gm, self.waits, AFTER_AUTOGRAD[len(DEFERRED) :])
 
     def uuid(self) -> Any:
         """Hash of the options and of all sources that can edit the graph.
@@ -102,7 +106,8 @@ class DeferInInductor(CustomGraphPass):
         theirs = [p.uuid() if hasattr(p, "uuid") else None for p in self.first]
         if any(identity is None for identity in theirs):
             return None
-        options = (self.verify, theirs, pin_order.PinOrder(), digest_of_sources(__name__))
+        passes = (self.waits, pin_order.PinOrder())
+        options = (self.verify, theirs, *passes, digest_of_sources(__name__))
         return hashlib.sha256(repr(options).encode()).hexdigest()
 
 

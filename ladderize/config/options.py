@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
 from ladderize.config.connectivity import LADDER, connectivity_problems
+from ladderize.config.hardware import Hardware, hardware_of
 from ladderize.config.ladder_entry import MAX_STALENESS, LadderEntry
 from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
@@ -50,6 +51,11 @@ class LadderConfig:
         experts: with `mesh`, how the experts of a mixture are divided: "tensor" splits every expert
             over all ranks, "expert" gives each rank whole ones, where the number of ranks divides
             them.
+        hardware: what collectives are scheduled for: a name as `h100x8-nvlink` (`ladderize plan
+            --list`), or a `Hardware`, measured. None: FLOPs and bytes are counted, and it is
+            assumed that the link is busy half of the time.
+        launches_ahead: how many later launches of its kind a wait is put off past at most, 1 to 64;
+            the buffers of so many more are in flight.
         lowering: what compiles the rewritten graph.
         lowering_options: handed to the lowering: Inductor's config patches, or the fields of
             `TensorRTOptions`.
@@ -75,6 +81,8 @@ class LadderConfig:
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
     shard_vocabulary: bool = True
     experts: str = "tensor"
+    hardware: str | Hardware | None = None
+    launches_ahead: int = MAX_STALENESS
     lowering: str = "inductor"
     lowering_options: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None
@@ -117,6 +125,11 @@ class LadderConfig:
         return cls(**filled, checkpoint=checkpoint)
 
     @property
+    def known_hardware(self) -> Hardware | None:
+        """`hardware`, looked up if it is a name."""
+        return hardware_of(self.hardware) if isinstance(self.hardware, str) else self.hardware
+
+    @property
     def selection(self) -> Selection:
         """The parsed `blocks`, or `layers` when `blocks` is not given."""
         given = self.layers if self.blocks is None else self.blocks
@@ -153,6 +166,8 @@ class LadderConfig:
             *_count_problems("staleness", self.staleness, least=0, most=MAX_STALENESS),
             *connectivity_problems(self.connectivity, self.staleness, self.routed),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
+            *_count_problems("launches_ahead", self.launches_ahead, least=1, most=64),
+            *self._hardware_problems(),
             *self._inductor_only_problems(),
             *self._inductor_problems(),
             *self._tensorrt_problems(),
@@ -181,6 +196,18 @@ class LadderConfig:
                     f"not {self.connectivity!r}"
                 )
         return problems
+
+    def _hardware_problems(self) -> list[str]:
+        if self.hardware is None or isinstance(self.hardware, Hardware):
+            return []
+        if not isinstance(self.hardware, str):
+            return [f"hardware={self.hardware!r} is neither a name nor a Hardware"]
+        try:
+            hardware_of(self.hardware)
+        except LadderError as error:
+            known = "; ".join(map(str, error.blockers))
+            return [f"hardware={self.hardware!r} is not known ({known})"]
+        return []
 
     def _mesh_problems(self) -> list[str]:
         if self.mesh is None:

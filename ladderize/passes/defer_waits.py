@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.config.speeds import Speeds
+from ladderize.config.hardware import Hardware
+from ladderize.config.options import LadderConfig
 from ladderize.graph.dataflow import find_memory_order
 from ladderize.passes import PassResult
 from ladderize.passes.lane_times import Durations, exposed
@@ -28,17 +29,21 @@ class DeferWaits:
     """The order of least exposed time by the model of `lane_times.py`, or the one written.
 
     Attributes:
-        speeds: of the ranks and their links, None where no hardware is named.
+        hardware: what durations are those of; None: they are counted, and name no hardware.
         max_ahead: how many later launches of its channel a wait is put off past at most: so many
             more buffers are in flight.
     """
 
-    speeds: Speeds | None = None
+    hardware: Hardware | None = None
     max_ahead: int = MAX_AHEAD
     preserves_values: ClassVar[bool] = True
 
+    @classmethod
+    def of(cls, config: LadderConfig) -> "DeferWaits":
+        return cls(config.known_hardware, config.launches_ahead)
+
     def __call__(self, gm: GraphModule) -> PassResult:
-        durations = Durations.of(gm.graph, self.speeds)
+        durations = Durations.of(gm.graph, self.hardware)
         written = list(gm.graph.nodes)
         best, moved, least = written, 0, exposed(written, durations)
         for with_chains in (False, True):

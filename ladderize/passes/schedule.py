@@ -33,7 +33,7 @@ from ladderize.passes.lane_times import Durations
 from ladderize.passes.transfer_chains import Chains
 
 MAX_AHEAD = MAX_STALENESS
-"""How many launches a wait is put off past at most: a ladder of staleness k needs k."""
+"""`launches_ahead` where no one says: a ladder of staleness k needs k."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.config.speeds import Speeds
+from ladderize.config.hardware import Hardware, Link
 from ladderize.graph.flops import flops_of, work_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.lane_times import Durations, exposed
@@ -146,8 +146,8 @@ def test_named_hardware_decides_how_the_work_is_shared_out():
     for node in net.graph.nodes:
         if node.name == "r0":
             node.meta["val"] = torch.empty(640, 64, device="meta")
-    speeds = Speeds(flops=1e9, bandwidth=1e9)
-    schedule = find_schedule(net.graph, Durations.of(net.graph, speeds))
+    hardware = Hardware(Link("slow", 2, latency=0.0, bandwidth=1e9), flops=1e9, memory=1e9)
+    schedule = find_schedule(net.graph, Durations.of(net.graph, hardware))
     assert {w.name: after.name for w, after in schedule.waits.items()}["w0"] == "d1"
 
 

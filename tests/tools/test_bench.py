@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
+from ladderize.config.hardware import Link, link_of
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import parallel_program, rewrite
@@ -33,7 +34,6 @@ from ladderize.tools.bench.timing import Samples
 from ladderize.tools.bench.variants import drop_collectives
 from ladderize.tools.cli import app
 from ladderize.tools.emulation import Exposure
-from ladderize.tools.predict.hardware import Link, link_of
 
 LLAMA = {
     "model_type": "llama",

@@ -11,9 +11,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ladderize import rewrite
+from ladderize.config.hardware import Link
 from ladderize.tools.bench.least_exposed import StepGraph, StepOp
 from ladderize.tools.cli import app
-from ladderize.tools.predict.hardware import Link
 
 FACTORIES = "helpers.tiny_experts"
 LINK = Link("test", ranks=2, latency=1.0, bandwidth=1e18)

@@ -21,10 +21,10 @@ from helpers.reads import BODY
 from helpers.sharded import MODELS
 from torch.distributed.device_mesh import init_device_mesh
 
+from ladderize.config.hardware import Link
 from ladderize.testing import eager_ladder
 from ladderize.tools.emulation import EmulatedGroup, Exposure, Transfer, init_emulated
 from ladderize.tools.emulation.priority import before_compute
-from ladderize.tools.predict.hardware import Link
 
 ALPHA = 0.05  # long against what gloo takes, also on a busy machine
 LINK = Link("test", ranks=2, latency=ALPHA, bandwidth=1e6)
@@ -422,7 +422,7 @@ def test_a_dead_rank_is_an_error_on_the_others():
 LAUNCHED_BY_ONE = """
 import sys, torch, torch.distributed as dist
 from ladderize.tools.emulation import init_emulated
-from ladderize.tools.predict.hardware import Link
+from ladderize.config.hardware import Link
 
 rank, folder, end = int(sys.argv[1]), *sys.argv[2:]
 store = dist.FileStore(folder + "/store", 2)

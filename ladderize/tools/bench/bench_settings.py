@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ladderize.config.hardware import Link, link_of
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.predict.hardware import Link, link_of
 from ladderize.tools.sources import HUGGING_FACE
 
 UNLIMITED = 1e18  # bytes per second

@@ -16,11 +16,11 @@ import functorch.compile as aot  # type: ignore[import-untyped]
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from ladderize.config.hardware import Link
 from ladderize.graph import ops
 from ladderize.graph.collectives import ALL_REDUCES, GATHERS, SCATTERS, launched_by
 from ladderize.graph.flops import work_of
 from ladderize.report.data import BlockReport
-from ladderize.tools.predict.hardware import Link
 from ladderize.tools.predict.timeline.two_lanes import Branch, place, reduce_of, tasks_of
 
 

@@ -21,6 +21,7 @@ from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
 from ladderize.backends.emitted import find_races, read_events
+from ladderize.config.hardware import Link
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import explain_program
@@ -42,7 +43,6 @@ from ladderize.tools.bench.timing import (
 from ladderize.tools.bench.variants import BenchVariant, has_collectives, make_variants
 from ladderize.tools.emulation import EmulatedGroup, init_emulated
 from ladderize.tools.launch.progress import Reporter
-from ladderize.tools.predict.hardware import Link
 
 HANG_AFTER = 1800.0
 """Seconds that one stage of several ranks may take: compiling a deep model does."""

@@ -17,6 +17,8 @@ def explain(
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
+    connectivity: flags.Connectivity = None,
+    routed: flags.Routed = None,
     expect_blocks: flags.ExpectBlocks = None,
     batch: flags.Batch = 2,
     length: flags.Length = 32,
@@ -33,6 +35,8 @@ def explain(
         layers=layers,
         blocks=blocks,
         staleness=staleness,
+        connectivity=connectivity,
+        routed=routed or None,
         expect_blocks=expect_blocks,
         experts=experts,
     )

@@ -53,8 +53,8 @@ def plan(
     with running("plan", debug, json):
         with working("loading torch"):
             from ladderize.config.block_plan import read_block_plan
+            from ladderize.config.hardware import hardware_of
             from ladderize.frontends.sharded.parallelize import aot_config
-            from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.planning import plan as predict
             from ladderize.tools.predict.planning.plan_tables import show
             from ladderize.tools.predict.planning.routed import routed_experts

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import torch.distributed as dist
 
+from ladderize.config.hardware import Link
 from ladderize.tools.emulation.group import EmulatedGroup
-from ladderize.tools.predict.hardware import Link
 
 BACKEND = "emulated"
 TIMEOUT = timedelta(minutes=5)

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ladderize import compat
+from ladderize.config.hardware import Link
 from ladderize.tools.emulation.board import LaunchBoard
 from ladderize.tools.emulation.carrier import Carrier, EmulatedWork, Start
 from ladderize.tools.emulation.priority import before_compute
 from ladderize.tools.emulation.transfers import Transfer
-from ladderize.tools.predict.hardware import Link
 
 # Torch's stubs know neither the constructor nor half of what gloo's class has.
 _ProcessGroup: Any = dist.ProcessGroup

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ladderize.config.block_plan import BlockPlan
+from ladderize.config.hardware import Hardware, hardware_of
 from ladderize.errors import LadderError
 from ladderize.report.report import Report
-from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.planning.confidence import Confidence, confidence
 from ladderize.tools.predict.planning.damage_curve import DamagePoint, damage_curve
 from ladderize.tools.predict.planning.forecast import Forecast, Request, forecast

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ladderize.tools.predict.hardware import Errors, Hardware, calibration_errors
+from ladderize.config.hardware import Errors, Hardware, calibration_errors
 from ladderize.tools.predict.planning.forecast import Request
 from ladderize.tools.predict.planning.workload import Workload
 from ladderize.tools.units import num_bytes

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from ladderize.tools.predict.hardware import Hardware
+from ladderize.config.hardware import Hardware
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
 from ladderize.tools.predict.planning.planned_nets import PlannedNet, ladder, standard
 from ladderize.tools.predict.planning.workload import Phase, Workload

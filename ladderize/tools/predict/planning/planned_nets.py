@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from ladderize.config.hardware import Hardware
 from ladderize.streams.block import stale_sources
-from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.planning.workload import Phase, PlannedBlock, PlannedCosts, Workload
 from ladderize.tools.predict.timeline.spans import Span
 from ladderize.tools.predict.timeline.steps import TimelineStep

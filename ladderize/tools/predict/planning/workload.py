@@ -10,12 +10,12 @@ are a `Phase`: a prompt has as many queries as keys, a decode step has one query
 
 from dataclasses import dataclass
 
+from ladderize.config.hardware import Hardware
 from ladderize.errors import Blocker, LadderError
 from ladderize.report.data import BlockReport, GraphReport, SegmentReport
 from ladderize.report.naming import block_name
 from ladderize.report.report import Report
 from ladderize.streams.branch_kinds import ATTENTION
-from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.timeline.division import Division
 
 

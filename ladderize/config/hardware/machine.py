@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf
 
+from ladderize.config.hardware.calibrated import Calibration, calibrated_links, calibration
+from ladderize.config.hardware.link import Link, known_links, read_table
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.predict.hardware.calibrated import Calibration, calibrated_links, calibration
-from ladderize.tools.predict.hardware.link import Link, known_links, read_table
 
 
 @dataclass(frozen=True)

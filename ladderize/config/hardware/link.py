@@ -72,7 +72,7 @@ class Link:
 @cache
 def read_table(name: str) -> dict[str, dict[str, Any]]:
     """A `.toml` file beside this module."""
-    file = resources.files("ladderize.tools.predict.hardware").joinpath(f"{name}.toml")
+    file = resources.files("ladderize.config.hardware").joinpath(f"{name}.toml")
     return tomllib.loads(file.read_text("utf-8"))
 
 
