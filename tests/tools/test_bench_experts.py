@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers.fake_group import fake_group
 from helpers.forked_launch import forked_launch
 from helpers.tiny_experts import SIZES
 from moe_nets import MoeNet, WrittenMoe, make
@@ -102,6 +103,17 @@ def test_ops_that_are_ready_hide_transfers(ops, exposed):
     assert StepGraph((tuple(ops),) * 2).least_exposed(2 * seconds, LINK) == pytest.approx(
         2 * exposed
     )
+
+
+def test_the_collectives_of_a_step_are_found():
+    """Of a rank of two: dispatch and combine of each layer, of the slots of both ranks' experts."""
+    with fake_group():
+        model, (x,) = make(MoeNet, SIZES)
+        graph = StepGraph.of(model, lambda module: module(x))
+    sent = [each for each in graph.graphs[0] if each.kind]
+    assert {each.kind for each in sent} == {"all_to_all"} and len(sent) == 2 * SIZES.layers
+    slots = SIZES.num_experts * SIZES.capacity
+    assert {each.num_bytes for each in sent} == {4 * slots * SIZES.width}
 
 
 def test_the_graphs_of_a_step_are_those_after_autograd():

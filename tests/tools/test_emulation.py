@@ -228,11 +228,26 @@ def exchange(to_other):
     return [(t.seconds, t.due) for t in group.transfers]
 
 
-def test_the_slowest_rank_decides_how_long_unequal_splits_take(emulated_ranks):
+def test_the_busiest_rank_decides_how_long_unequal_splits_take(emulated_ranks):
     one, other = emulated_ranks.run(exchange, [(500, 0, 100, 0), (500, 1000, 300, 0)])
     assert one == other
     busiest = [ALPHA + 4 * rows / LINK.bandwidth for rows in (500, 1000, 300, 0)]
     assert [seconds for seconds, _ in one] == pytest.approx(busiest)
+
+
+def launch_on_links_of_their_own():
+    """That of rank 1 is the slower one, as if it sent more."""
+    group = world()
+    group.link = replace(LINK, latency=ALPHA * (1 + dist.get_rank()))
+    for _ in range(2):
+        launch(group).wait()
+    return [(t.seconds, t.due) for t in group.transfers]
+
+
+def test_a_transfer_takes_as_long_as_on_the_slowest_rank(emulated_ranks):
+    one, other = emulated_ranks.run(launch_on_links_of_their_own)
+    assert one == other
+    assert [seconds for seconds, _ in one] == pytest.approx([2 * ALPHA + 4000 / 1e6] * 2)
 
 
 def send_to_each_other():
