@@ -553,8 +553,8 @@ PASSES = (
     Mutant(
         "the order of memory is not kept",
         "ladderize/passes/defer_waits.py",
-        "followers = {node: list(behind) for node, behind in memory.items()}",
-        "followers = {node: list(behind) for node, behind in memory.items() if not waits}",
+        "followers = {node: list(later) for node, later in behind.items()}",
+        "followers = {node: list(later) for node, later in behind.items() if not waits}",
         "tests/passes/test_defer_waits.py::test_writes_into_memory_keep_their_place",
     ),
     Mutant(
@@ -581,8 +581,8 @@ PASSES = (
     Mutant(
         "the next matmul does not wait for a gather",
         "ladderize/passes/pin_order.py",
-        "elif new and work_of(node):",
-        "elif new and not work_of(node):",
+        "elif new and node in work:",
+        "elif new and node not in work:",
         "tests/passes/test_schedule.py::test_waits_and_early_gathers_are_pinned",
     ),
     Mutant(
@@ -799,32 +799,61 @@ SHARDING = (
 
 COLLECTIVES = (
     Mutant(
-        "a wait is put off by one launch at most",
+        "more buffers are in flight than allowed",
         "ladderize/passes/schedule.py",
-        "if node in dependent or passed == MAX_LAUNCHES_AHEAD:",
-        "if node in dependent or passed == 1:",
-        "tests/passes/test_defer_waits.py::test_staleness_two_hides_behind_two_blocks",
+        "bisect.bisect(later, self.position[pair.wait]) + max_ahead",
+        "bisect.bisect(later, self.position[pair.wait]) + max_ahead + 1",
+        "tests/passes/test_schedule.py::test_no_more_buffers_in_flight_than_allowed",
     ),
     Mutant(
-        "waits are paired across groups",
+        "a wait is put off past what it makes possible",
         "ladderize/passes/schedule.py",
-        "self.launched[node].channel != pair.channel:",
-        "self.launched[node].channel[0] != pair.channel[0]:",
-        "tests/passes/test_defer_waits.py::test_only_collectives_of_one_channel_are_paired",
+        "if self._durations.acts(reader)",
+        "if reader in self._durations.work",
+        "tests/passes/test_defer_waits.py::test_the_wait_comes_right_after_that_launch",
+    ),
+    Mutant(
+        "a launch stays behind work that it does not need",
+        "ladderize/passes/schedule.py",
+        "if end - start > leading:",
+        "if end - start > leading + 4:",
+        "tests/passes/test_schedule.py::test_combine_and_dispatch_hide_behind_one_attention",
     ),
     Mutant(
         "a wait stands at the end of the work",
-        "ladderize/passes/schedule.py",
-        "abs(2 * done[i] - done[-1])",
-        "abs(done[i] - done[-1])",
+        "ladderize/passes/lane_times.py",
+        "key=lambda i, end=end: abs(done[i] - end)",
+        "key=lambda i, end=end: abs(done[i] - done[-1])",
         "tests/passes/test_schedule.py::test_each_has_half_a_block_to_hide_behind",
     ),
     Mutant(
         "gathers of other groups are brought forward",
-        "ladderize/passes/schedule.py",
-        "if gather and gather.channel[0] in GATHERS and gather.channel[1] == scatter.channel[1]:",
-        "if gather and gather.channel[0] in GATHERS:",
+        "ladderize/passes/transfer_chains.py",
+        "return name not in GATHERS or own == group",
+        "return True",
         "tests/passes/test_schedule.py::test_gathers_of_other_groups_are_left_alone",
+    ),
+    Mutant(
+        "any work may lead from a wait to a launch",
+        "ladderize/passes/transfer_chains.py",
+        "return work < self._durations.little",
+        "return True",
+        "tests/passes/test_schedule.py::test_staleness_two_has_a_block_for_each",
+    ),
+    Mutant(
+        "the counts of tokens are no link of the chain",
+        "ladderize/passes/transfer_chains.py",
+        "while following := self._after(chain[-1]):",
+        "while len(chain) < 2 and (following := self._after(chain[-1])):",
+        "tests/passes/test_schedule.py::test_counts_are_a_link_of_the_chain",
+    ),
+    Mutant(
+        "a wait that hides nothing passes in emitted code",
+        "ladderize/backends/emitted/checks.py",
+        "if any(launch in needs.get(later, ()) for later in range(wait + 1, product + 1)):",
+        "if wait:",
+        "tests/backends/test_emitted_order.py"
+        "::test_a_dispatch_that_could_hide_behind_a_product_is_found",
     ),
     Mutant(
         "a launch needs no wait",
@@ -1289,14 +1318,6 @@ CHECKS = (
         "return [self._call(norm, (total, [width], weight, epsilon), branch), total]",
         "return [self._call(norm, (branch, [width], weight, epsilon), branch), total]",
         "tests/passes/test_spell_engine_ops.py::test_a_norm_of_the_sum",
-    ),
-    Mutant(
-        "the last wait of a graph is not put off",
-        "ladderize/passes/schedule.py",
-        "timeline.last_independent_launch(pair) or timeline.last_independent_work(pair)",
-        "timeline.last_independent_launch(pair)",
-        "tests/passes/test_schedule.py"
-        "::test_the_last_wait_is_put_off_past_what_computes_without_it",
     ),
     Mutant(
         "the last wait of a graph is not pinned",
