@@ -65,7 +65,7 @@ def _order(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
     A few waits may contradict each other in graphs that are no ladder (each is possible alone,
     together they make a cycle); those that would block stay where they are.
     """
-    ranks = _ranks(graph, schedule.launches)
+    ranks = _ranks(graph, {**schedule.work, **schedule.launches})
     behind = find_memory_order(list(graph.nodes))
     for wait, launch in schedule.limits.items():
         behind.setdefault(wait, []).append(launch)
@@ -79,16 +79,17 @@ def _order(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
         del waits[blocked[0]]
 
 
-def _ranks(graph: Graph, launches: Mapping[Node, Node]) -> dict[Node, tuple[int, int]]:
-    """What comes first: the old position; what a launch brought forward needs ranks with it."""
+def _ranks(graph: Graph, early: Mapping[Node, Node]) -> dict[Node, tuple[int, int]]:
+    """What comes first: the old position; what is brought forward ranks with all that it needs."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     ranks = {node: (i, i) for node, i in position.items()}
-    for launch, after in launches.items():
-        needed = [launch]
+    for first, after in early.items():
+        place, _ = ranks[after]
+        needed = [first]
         while needed:
             node = needed.pop()
-            if ranks[node][0] > position[after]:
-                ranks[node] = (position[after], position[node])
+            if ranks[node][0] > place:
+                ranks[node] = (place, position[node])
                 needed += node.all_input_nodes
     return ranks
 

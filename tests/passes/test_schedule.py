@@ -140,6 +140,18 @@ def test_counts_are_a_link_of_the_chain():
     )
 
 
+def test_what_a_dispatch_needs_runs_ahead_of_what_it_does_not():
+    """Written behind attention 1, `p0` is part of what the router of layer 1 reads."""
+    net = Experts(2, staleness=1)
+    named = {node.name: node for node in net.graph.nodes}
+    for node in (named["y0"], named["p0"]):
+        named["d1"].append(node)
+    named["y0"].append(named["x2"])
+    assert net.order("abcdefolvrwp") == (
+        "o0 l0 a0 b0 c0 d0 v0 e0 f0 r0 p0 a1 w0 o1 l1 b1 c1 d1 v1 e1 f1 r1 p1 w1"
+    )
+
+
 def test_named_hardware_decides_how_the_work_is_shared_out():
     """A combine that takes most of the time of the chain has most of the work to hide behind."""
     net = Experts(2, staleness=1)
