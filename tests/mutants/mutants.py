@@ -552,7 +552,7 @@ PASSES = (
     ),
     Mutant(
         "the order of memory is not kept",
-        "ladderize/passes/defer_waits.py",
+        "ladderize/passes/node_order.py",
         "followers = {node: list(later) for node, later in behind.items()}",
         "followers = {node: list(later) for node, later in behind.items() if not waits}",
         "tests/passes/test_defer_waits.py::test_writes_into_memory_keep_their_place",
@@ -581,8 +581,8 @@ PASSES = (
     Mutant(
         "the next matmul does not wait for a gather",
         "ladderize/passes/pin_order.py",
-        "elif new and node in work:",
-        "elif new and node not in work:",
+        "elif flying and node in work and behind < position[flying[-1]]:",
+        "elif flying and node not in work and behind < position[flying[-1]]:",
         "tests/passes/test_schedule.py::test_waits_and_early_gathers_are_pinned",
     ),
     Mutant(
@@ -839,6 +839,27 @@ COLLECTIVES = (
         "return work < self._durations.little",
         "return True",
         "tests/passes/test_schedule.py::test_staleness_two_has_a_block_for_each",
+    ),
+    Mutant(
+        "gradients of weights run ahead of a launch",
+        "ladderize/passes/node_order.py",
+        "if node not in needed and (node in durations.work or not late.isdisjoint(reads)):",
+        "if node not in needed and not late.isdisjoint(reads):",
+        "tests/passes/test_schedule.py::test_a_launch_comes_ahead_of_gradients_of_weights",
+    ),
+    Mutant(
+        "what a dispatch needs stays behind attention",
+        "ladderize/passes/node_order.py",
+        "ranks[node] = (place, position[node])",
+        "ranks[node] = (position[node], position[node])",
+        "tests/passes/test_schedule.py::test_what_a_dispatch_needs_runs_ahead_of_what_it_does_not",
+    ),
+    Mutant(
+        "what is stored through another parameter is lost",
+        "ladderize/backends/emitted/events.py",
+        "if p != param and given.get(p, NOTHING) & storages]",
+        "if p != param and not given]",
+        "tests/backends/test_emitted_order.py::test_a_cat_that_is_read_as_a_whole_carries_its_parts",
     ),
     Mutant(
         "the counts of tokens are no link of the chain",
@@ -1322,8 +1343,8 @@ CHECKS = (
     Mutant(
         "the last wait of a graph is not pinned",
         "ladderize/passes/pin_order.py",
-        "computed |= dict.fromkeys(keys, node)",
-        "computed |= dict.fromkeys(keys[1:], node)",
+        "computed[key] = [*(op for op in computed[key] if op not in needs), node]",
+        "computed[key] = []",
         "tests/passes/test_schedule.py"
         "::test_the_last_wait_is_put_off_past_what_computes_without_it",
     ),

@@ -152,6 +152,17 @@ def test_what_a_dispatch_needs_runs_ahead_of_what_it_does_not():
     )
 
 
+def test_a_launch_comes_ahead_of_gradients_of_weights():
+    """`g0` of the experts is not sent: it runs while what `f0` made is under way."""
+    net = Experts(1, staleness=1)
+    named = {node.name: node for node in net.graph.nodes}
+    with net.graph.inserting_before(named["e0"]):
+        g0 = net.call(aten.mm.default, named["v0"], net.weight, name="g0")
+    output = net.graph.output_node()
+    output.args = ((*output.args[0], g0),)
+    assert net.order("abcdefgolvrwp") == "o0 l0 a0 b0 c0 d0 v0 e0 f0 r0 g0 p0 w0"
+
+
 def test_named_hardware_decides_how_the_work_is_shared_out():
     """A combine that takes most of the time of the chain has most of the work to hide behind."""
     net = Experts(2, staleness=1)
@@ -176,7 +187,8 @@ def test_a_dispatch_is_pinned_ahead_of_the_work_it_hides_behind():
         "a0": ["l0"],
         "v0": ["d0"],
         "p0": ["r0"],
-        "w0": ["a1"],
+        "a1": ["r0"],
+        "w0": ["p0", "a1"],
         "b1": ["l1"],
         "v1": ["d1"],
         "p1": ["r1"],
