@@ -43,8 +43,9 @@ class BlockReport:
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
         was_stale: whether it reads stale in the graph that was given already, and stays as it is.
-        hides: the collectives that its stale read gives time to run behind it: those of the blocks
-            that it leaves out. Empty without a stale read, and on one device.
+        hides: the collectives that its stale read gives time to run: those of the blocks that it
+            leaves out; where they have none, those of its own branch that it computes with. Empty
+            without a stale read, and on one device.
         num_nodes: operations in its branch.
         flops: of its branch in one forward run, as `graph/flops.py` counts them.
         weight_bytes: of the parameters and buffers that its branch reads.

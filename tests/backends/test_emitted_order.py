@@ -297,7 +297,7 @@ def test_check_emitted_lists_every_finding_with_its_line() -> None:
 def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(LadderError, match="no Python `call`"):
         check_emitted("cpp_wrapper_src = '...'\n")
-    with pytest.raises(LadderError, match=r"control flow.*line 5\d"):
+    with pytest.raises(LadderError, match=r"control flow.*line 6\d"):
         check_emitted(call("buf0 = NEW\nwhile True: AR(buf0)\nreturn ()"))
 
 
