@@ -3,7 +3,7 @@
     pip install scipy
     python bench/calibrate.py           # --leave-out: also fit once without each row, and by halves
 
-The numbers are those of ladderize/tools/predict/hardware/calibrated.toml.
+The numbers are those of ladderize/config/hardware/calibrated.toml.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paper_table import PaperRow, predicted, ratio_errors, residuals, table
 from scipy.optimize import OptimizeResult, least_squares
 
-from ladderize.tools.predict.hardware import Calibration, calibration
+from ladderize.config.hardware import Calibration, calibration
 
 # Far from each other: the sum of squares has kinks, and more than one lowest point.
 STARTS = (

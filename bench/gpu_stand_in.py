@@ -27,10 +27,10 @@ from stand_in import KernelLane, LaneWithoutKernel, stand_in
 from step_times import Timed, check_kernel, time_on_cpu, time_on_cuda
 from transformers import LlamaConfig
 
+from ladderize.config.hardware.link import Link, link_of
 from ladderize.report.files import refuse_file
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.record import Key, ResultRow, Results, Values
-from ladderize.tools.predict.hardware.link import Link, link_of
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def arguments() -> argparse.Namespace:
     add("--model", type=Path, default=models / "llama-70b.json", help="a config.json of a Llama")
     add("--layers", type=int, help="so many of its layers only")
     add("--hidden", type=int, help="shrink it to this hidden size")
-    add("--link", default="nvlink-8", help="a link of ladderize/tools/predict/hardware/links.toml")
+    add("--link", default="nvlink-8", help="a link of ladderize/config/hardware/links.toml")
     add("--latency-us", type=float, help="instead of the link's")
     add("--bandwidth", type=float, help="GB/s, instead of the link's")
     add("--sms", type=int, default=1, help="that a transfer takes away from compute")

@@ -46,8 +46,8 @@ _KINDS = (
     _Kind("*_fraction", "higher", has_unit=False, floor=1.0),
     _Kind("*error", "lower", has_unit=False, floor=1e-5, slack=100.0),
     _Kind("races", "lower", has_unit=False),
-    _Kind("exposed_s", "lower", floor=1e-3),
-    _Kind("communicating_s", ""),  # what was asked of the link
+    _Kind("exposed_*s", "lower", floor=1e-3),
+    _Kind("communicating_*s", ""),  # what was asked of the link
     _Kind("*_latency_s", ""),
     _Kind("compile_s", "lower", slack=6.0),
     _Kind("passes_s", "lower", floor=0.1, slack=6.0),

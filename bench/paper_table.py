@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ladderize.tools.predict.hardware import Calibration, Hardware, hardware_of
+from ladderize.config.hardware import Calibration, Hardware, hardware_of
 from ladderize.tools.predict.planning.confidence import NEW, PROMPT
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
 from ladderize.tools.predict.planning.planned_nets import VARIANTS, PlannedNet, variants

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ladderize import compat
+from ladderize.config.hardware.link import Link
 from ladderize.errors import LadderError
-from ladderize.tools.predict.hardware.link import Link
 
 BACKEND = "stand_in"
 Action = Callable[[], None]

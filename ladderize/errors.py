@@ -78,9 +78,12 @@ _METHOD = re.compile(r"\.\w+\.__closure__\[\d+\]\.cell_contents\.__self__")
 _WRAPPER = re.compile(r"\._checkpoint_wrapped_module")
 
 
-def module_path(node: Node) -> str:
-    """The path of the innermost module that ran `node` (`model.layers.3.mlp`), "" if unknown."""
-    stack = node.meta.get("nn_module_stack")
+def module_path(node: Node, stack_key: str = "nn_module_stack") -> str:
+    """The path of the innermost module that ran `node` (`model.layers.3.mlp`), "" if unknown.
+
+    In a backward graph `stack_key="fwd_nn_module_stack"` tells whose gradient it is part of.
+    """
+    stack = node.meta.get(stack_key)
     if not stack:
         return ""
     name = str(next(reversed(stack.values()))[0])

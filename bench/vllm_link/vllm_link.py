@@ -16,8 +16,8 @@ def register() -> None:
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
     from vllm.platforms import current_platform
 
-    from ladderize.tools.emulation.group import BACKEND, register_backend
-    from ladderize.tools.predict.hardware import Link
+    from ladderize.config.hardware import Link
+    from ladderize.tools.emulation.emulated_backend import BACKEND, register_backend
 
     latency, bandwidth = map(float, os.environ["LADDERIZE_LINK"].split())
     link = Link("emulated", ranks=2, latency=latency, bandwidth=bandwidth)

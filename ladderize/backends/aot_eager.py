@@ -6,19 +6,24 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ladderize import compat
+from ladderize.backends.flights import FlightReport, find_flights
 from ladderize.backends.lowered import Lowered
 from ladderize.config.options import LadderConfig
 from ladderize.passes.after_autograd import defer
+from ladderize.passes.defer_waits import DeferWaits
 
 
 def lower_to_aot_eager(
     gm: GraphModule,
     example_inputs: Sequence[Any],
-    config: LadderConfig,  # noqa: ARG001  # the signature of every lowering
+    config: LadderConfig,
 ) -> Lowered:
-    return Lowered(compat.aot_compile(gm, example_inputs, _defer_and_run))
+    flights: list[FlightReport] = []
 
+    def defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        defer(gm, DeferWaits.of(config))
+        flights.extend(find_flights(gm))
+        return compat.boxed(gm.forward)
 
-def _defer_and_run(gm: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-    defer(gm)
-    return compat.boxed(gm.forward)
+    run = compat.aot_compile(gm, example_inputs, defer_and_run)
+    return Lowered(run, flights=tuple(flights))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from ladderize.backends.flights import find_flights
 from ladderize.backends.lowered import Lowered
 from ladderize.config.options import LadderConfig
 from ladderize.passes.defer_waits import DeferWaits
@@ -18,7 +19,7 @@ from ladderize.passes.runner import Log, run_pass
 def lower_to_eager(
     gm: GraphModule,
     example_inputs: Sequence[Any],  # noqa: ARG001  # the signature of every lowering
-    config: LadderConfig,  # noqa: ARG001
+    config: LadderConfig,
 ) -> Lowered:
-    run_pass(gm, DeferWaits(), Log())
-    return Lowered(gm)
+    run_pass(gm, DeferWaits.of(config), Log())
+    return Lowered(gm, flights=find_flights(gm))

@@ -2,14 +2,15 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, GraphModule
 
 from ladderize import compat
 from ladderize.backends.emitted import check_emitted
+from ladderize.backends.flights import FlightReport, find_flights
 from ladderize.backends.lowered import Lowered
 from ladderize.backends.source_digest import digest_of_sources
 from ladderize.compat.graph_pass import CustomGraphPass
@@ -17,7 +18,8 @@ from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError, LadderWarning
 from ladderize.graph.collectives import find_groups
 from ladderize.passes import pin_order
-from ladderize.passes.after_autograd import AFTER_AUTOGRAD, defer
+from ladderize.passes.after_autograd import AFTER_AUTOGRAD, DEFERRED, defer
+from ladderize.passes.defer_waits import DeferWaits
 
 _HOOK = "post_grad_custom_post_pass"
 
@@ -42,9 +44,17 @@ def lower_to_inductor(
     if find_groups(gm):
         keep_windows(settings)
     users_own = compat.inductor_setting(settings, _HOOK)
-    settings[_HOOK] = DeferInInductor(verify=config.verify, first=_as_tuple(users_own))
+    flights: list[FlightReport] = []
+
+    def see(gm: GraphModule) -> None:
+        flights.extend(find_flights(gm))
+
+    settings[_HOOK] = DeferInInductor(
+        config.verify, _as_tuple(users_own), DeferWaits.of(config), see
+    )
     check = check_emitted if config.verify == "code" else None
-    return Lowered(compat.inductor_compile(gm, example_inputs, settings, on_source=check))
+    run = compat.inductor_compile(gm, example_inputs, settings, on_source=check)
+    return Lowered(run, flights=tuple(flights))
 
 
 def keep_windows(settings: dict[str, Any]) -> None:
@@ -75,13 +85,18 @@ class DeferInInductor(CustomGraphPass):
 
     verify: str
     first: tuple[Any, ...] = ()
+    waits: DeferWaits = field(default_factory=DeferWaits)
+    see: Callable[[GraphModule], object] = find_flights
+    """Called with each graph when its waits are deferred, unless it comes out of a cache."""
 
     def __call__(self, graph: Graph) -> None:
         for users_pass in self.first:
             users_pass(graph)
         gm = graph.owning_module
         assert gm is not None
-        defer(gm, AFTER_AUTOGRAD)
+        defer(gm, self.waits, DEFERRED)
+        self.see(gm)  # pins hide waits in the bodies of `control_deps`
+        defer(gm, self.waits, AFTER_AUTOGRAD[len(DEFERRED) :])
 
     def uuid(self) -> Any:
         """Hash of the options and of all sources that can edit the graph.
@@ -91,7 +106,8 @@ class DeferInInductor(CustomGraphPass):
         theirs = [p.uuid() if hasattr(p, "uuid") else None for p in self.first]
         if any(identity is None for identity in theirs):
             return None
-        options = (self.verify, theirs, pin_order.PinOrder(), digest_of_sources(__name__))
+        passes = (self.waits, pin_order.PinOrder())
+        options = (self.verify, theirs, *passes, digest_of_sources(__name__))
         return hashlib.sha256(repr(options).encode()).hexdigest()
 
 

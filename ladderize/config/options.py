@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
 from ladderize.config.connectivity import LADDER, connectivity_problems
+from ladderize.config.hardware import Hardware, hardware_of
 from ladderize.config.ladder_entry import MAX_STALENESS, LadderEntry
 from ladderize.config.residual_form import PLAIN, desync_period, variant_problems
 from ladderize.config.selection import Selection
@@ -55,6 +56,11 @@ class LadderConfig:
         experts: with `mesh`, how the experts of a mixture are divided: "tensor" splits every expert
             over all ranks, "expert" gives each rank whole ones, where the number of ranks divides
             them.
+        hardware: what collectives are scheduled for: a name as `h100x8-nvlink` (`ladderize plan
+            --list`), or a `Hardware`, measured. None: FLOPs and bytes are counted, and it is
+            assumed that the link is busy half of the time.
+        launches_ahead: how many later launches of its kind a wait is put off past at most, 1 to 64;
+            the buffers of so many more are in flight.
         lowering: what compiles the rewritten graph.
         lowering_options: handed to the lowering: Inductor's config patches, or the fields of
             `TensorRTOptions`.
@@ -81,6 +87,8 @@ class LadderConfig:
     mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
     shard_vocabulary: bool = True
     experts: str = "tensor"
+    hardware: str | Hardware | None = None
+    launches_ahead: int = MAX_STALENESS
     lowering: str = "inductor"
     lowering_options: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None
@@ -121,6 +129,11 @@ class LadderConfig:
             raise LadderError("These options are not known:", unknown)
         filled = given if checkpoint is None else checkpoint.fill(given)
         return cls(**filled, checkpoint=checkpoint)
+
+    @property
+    def known_hardware(self) -> Hardware | None:
+        """`hardware`, looked up if it is a name."""
+        return hardware_of(self.hardware) if isinstance(self.hardware, str) else self.hardware
 
     @property
     def selection(self) -> Selection:
@@ -166,6 +179,8 @@ class LadderConfig:
             *connectivity_problems(self.connectivity, self.staleness, self.routed),
             *self._variant_problems(),
             *_count_problems("expect_blocks", self.expect_blocks, least=1),
+            *_count_problems("launches_ahead", self.launches_ahead, least=1, most=64),
+            *self._hardware_problems(),
             *self._inductor_only_problems(),
             *self._inductor_problems(),
             *self._tensorrt_problems(),
@@ -199,6 +214,18 @@ class LadderConfig:
     def _variant_problems(self) -> Iterator[str]:
         chosen = self.layers if self.blocks is None else self.blocks
         return variant_problems(self.variant, self.staleness, self.connectivity, chosen)
+
+    def _hardware_problems(self) -> list[str]:
+        if self.hardware is None or isinstance(self.hardware, Hardware):
+            return []
+        if not isinstance(self.hardware, str):
+            return [f"hardware={self.hardware!r} is neither a name nor a Hardware"]
+        try:
+            hardware_of(self.hardware)
+        except LadderError as error:
+            known = "; ".join(map(str, error.blockers))
+            return [f"hardware={self.hardware!r} is not known ({known})"]
+        return []
 
     def _mesh_problems(self) -> list[str]:
         if self.mesh is None:

@@ -127,8 +127,9 @@ class GraphCompilation:
         examples = [*self.example_inputs, *(ops.value(node) for node in blends)]
         local = self._local_inputs(state, examples)
         lowered = self._lower_together(state.gm, examples if local is None else local.examples())
-        if lowered.engines is not None:
-            self._publish(dataclasses.replace(graph, engines=lowered.engines))
+        if lowered.engines is not None or lowered.flights:
+            known = dataclasses.replace(graph, engines=lowered.engines, flights=lowered.flights)
+            publish(as_report(known, self.config), dump_folder(self.config), is_amended=True)
         run = lowered.run if local is None else local.feed(lowered.run)
         return run if self.blends is None else self.blends.feed(run, list(blends.values()))
 

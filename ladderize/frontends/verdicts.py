@@ -75,7 +75,7 @@ def describe_graph(
     for node in filter(ops.holds_tensor, every_node(gm)):
         count = numbers[node] = len(numbers)
         reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
-        line = source_line(node).rpartition("/")[2]  # installed elsewhere on another machine
+        line = _place(source_line(node))
         where = " at ".join(filter(None, (module_path(node), line)))
         what = ops.op_name(node) or node.op
         moved = _moved(node, group_name)
@@ -130,3 +130,12 @@ def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
         for text in (expected, found)
     )
     return list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]
+
+
+def _place(line: str) -> str:
+    """A source line without what differs from rank to rank.
+
+    Folders, for ladderize may be installed elsewhere on another machine; and generated code, which
+    is numbered in the order in which a process made it: `<eval_with_key>.7:12`.
+    """
+    return "" if line.startswith("<") else line.rpartition("/")[2]

@@ -98,7 +98,8 @@ def _counted(node: Node) -> int:
 
 
 _BEFORE_AUTOGRAD: Mapping[str, Callable[[Node], int]] = {
-    **dict.fromkeys("linear matmul __matmul__ mm bmm _grouped_mm grouped_mm".split(), _product),
+    **dict.fromkeys("linear matmul __matmul__ mm bmm".split(), _product),
+    **dict.fromkeys("grouped_mm _grouped_mm grouped_mm_fallback".split(), _product),
     **dict.fromkeys("addmm baddbmm __rmatmul__".split(), partial(_product, first=1)),
     **dict.fromkeys("conv1d conv2d conv3d convolution".split(), _convolution),
     **dict.fromkeys(

@@ -4,7 +4,7 @@
     link         | l0 ...... |    | l1 ...... |         a group moves one transfer at a time
 
 Durations need no hardware: an op takes its FLOPs, and the transfers of a graph together take half
-as long as all of its ops. Where hardware is named (`Speeds`), both are seconds.
+as long as all of its ops. Where hardware is named, both are seconds.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from functools import cached_property
 from torch.fx import Graph, Node
 
 from ladderize import compat
-from ladderize.config.speeds import Speeds
+from ladderize.config.hardware import Hardware
 from ladderize.graph import ops
 from ladderize.graph.collectives import ALL_REDUCES, SCATTERS, is_wait
 from ladderize.graph.flops import flops_of, work_of
@@ -45,13 +45,14 @@ class Durations:
     transfer: Mapping[Node, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, speeds: Speeds | None = None) -> "Durations":
+    def of(cls, graph: Graph, hardware: Hardware | None = None) -> "Durations":
         sent = _bytes_by_launch(graph)
         work = _work(graph, len(sent))
-        if speeds is not None:
+        if hardware is not None:
+            link = hardware.link
             return cls(
-                {node: flops / speeds.flops for node, flops in work.items()},
-                {node: speeds.latency + sent[node] / speeds.bandwidth for node in sent},
+                {node: flops / hardware.flops for node, flops in work.items()},
+                {node: link.latency + sent[node] / link.bandwidth for node in sent},
             )
         mean = sum(sent.values()) / max(len(sent), 1) or 1.0
         long = {node: max(size / mean, LEAST) for node, size in sent.items()}

@@ -13,7 +13,7 @@ their operands, so that Inductor runs them after it, but never read it:
     after    l1; c0 = wait_after(l0, l1); y = mul(x0, c0)    # any other reader: c0 is a copy
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -67,70 +67,76 @@ class PinOrder:
         if self.use_control_deps:
             after = _find_early_launches(gm)
             for wait, before in pins.items():
-                after.setdefault(wait, []).append(before)
+                after.setdefault(wait, []).extend(before)
             compat.preserve_node_ordering(gm.graph, after)
         else:
             _make_opaque(gm, pins)
         return PassResult(changed=len(pins))
 
 
-def _find_pins(gm: GraphModule) -> dict[Node, Node]:
+def _find_pins(gm: GraphModule) -> dict[Node, list[Node]]:
     """For each wait that was put off, what it has to come after.
 
-    That is the latest launch of its channel; where no other has followed yet, the latest op that
-    computes.
+    That is the latest launch of its channel; where no other has followed yet, what computes since
+    its own, apart from what other of these ops need.
     """
     pairs = find_in_flight(gm.graph)
     channel = {pair.launch: pair.channel for pair in pairs}
     own = {pair.wait: pair for pair in pairs}
     work = Durations.of(gm.graph).work
     latest: dict[tuple[str, str], Node] = {}
-    computed: dict[tuple[str, str], Node] = {}
+    computed: dict[tuple[str, str], list[Node]] = {}
+    nearest: dict[Node, frozenset[Node]] = {}  # of each node the last ops that compute it
     pins = {}
     for node in gm.graph.nodes:
+        needs = frozenset().union(*(nearest.get(n, ()) for n in node.all_input_nodes))
+        nearest[node] = frozenset({node}) if node in work else needs
         if node in channel:
             latest[channel[node]] = node
-            computed.pop(channel[node], None)
+            computed[channel[node]] = []
         elif node in own:
             before = latest[own[node].channel]
             if before is not own[node].launch:
-                pins[node] = before
-            elif own[node].channel in computed:
-                pins[node] = computed[own[node].channel]
-        elif (keys := [key for key in latest if key[0] not in GATHERS]) and node in work:
-            computed |= dict.fromkeys(keys, node)
+                pins[node] = [before]
+            elif since := computed[own[node].channel]:
+                pins[node] = since
+        elif node in work:
+            for key in latest:
+                if key[0] not in GATHERS:
+                    computed[key] = [*(op for op in computed[key] if op not in needs), node]
     return pins
 
 
 def _find_early_launches(gm: GraphModule) -> dict[Node, list[Node]]:
-    """For each op that computes while something is in flight: what was launched just before it.
+    """For each op that computes while something is in flight the launch that it stays behind.
 
-    Without the tie Inductor fuses what two launches need into one kernel, and launches both late.
-    An op that needs a later wait needs no tie: that wait has one.
+    Without the tie Inductor fuses what two launches need into one kernel, and launches both late;
+    or fuses what a launch needs with what an op of the stretch behind it makes, and has that op
+    run first. An op needs no tie that needs a later wait, which has one, or another op with one.
     """
     waits = {pair.wait: pair.launch for pair in find_in_flight(gm.graph)}
     launches = set(waits.values())
     work = Durations.of(gm.graph).work
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
-    latest_wait: dict[Node, int] = {}
-    new: list[Node] = []
+    kept_behind: dict[Node, int] = {}
+    flying: list[Node] = []
     found = {}
     for node in gm.graph.nodes:
-        behind = max((latest_wait.get(source, -1) for source in node.all_input_nodes), default=-1)
-        latest_wait[node] = position[node] if node in waits else behind
+        behind = max((kept_behind.get(source, -1) for source in node.all_input_nodes), default=-1)
         if node in launches:
-            new.append(node)
+            flying.append(node)
         elif node in waits:
-            new = [launch for launch in new if launch is not waits[node]]
-        elif new and node in work:
-            if untied := [launch for launch in new if position[launch] > behind]:
-                found[node] = untied
-            new = []
+            flying = [launch for launch in flying if launch is not waits[node]]
+            behind = position[node]
+        elif flying and node in work and behind < position[flying[-1]]:
+            found[node] = [flying[-1]]
+            behind = position[flying[-1]]
+        kept_behind[node] = behind
     return found
 
 
-def _make_opaque(gm: GraphModule, pins: Mapping[Node, Node]) -> None:
-    for wait, after in pins.items():
+def _make_opaque(gm: GraphModule, pins: Mapping[Node, Sequence[Node]]) -> None:
+    for wait, (*_, after) in pins.items():
         if not wait.users:  # the opaque op would be dropped as unused, and the wait with it
             continue
         (pending,) = wait.all_input_nodes

@@ -33,7 +33,7 @@ from ladderize.passes.lane_times import Durations
 from ladderize.passes.transfer_chains import Chains
 
 MAX_AHEAD = MAX_STALENESS
-"""How many launches a wait is put off past at most: a ladder of staleness k needs k."""
+"""`launches_ahead` where no one says: a ladder of staleness k needs k."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Schedule:
         waits: each wait that can be put off, and the node that it is to come after.
         launches: each launch that can be brought forward, with the node that it is to come after,
             together with all that it needs.
+        work: what has to run early in a stretch of work, because launches need it, with the node
+            that it is to come after.
         limits: for each wait the later launch that must stay behind it, so that no more buffers
             are in flight than allowed.
     """
@@ -51,6 +53,7 @@ class Schedule:
     waits: dict[Node, Node] = field(default_factory=dict)
     launches: dict[Node, Node] = field(default_factory=dict)
     limits: dict[Node, Node] = field(default_factory=dict)
+    work: dict[Node, Node] = field(default_factory=dict)
 
 
 def find_schedule(
@@ -79,6 +82,7 @@ def find_schedule(
         else:
             found.waits[place.wait] = place.after
         found.launches.update(dict.fromkeys(place.launches, place.after or place.wait))
+        found.work.update(dict.fromkeys(place.first, place.start))
     timeline.keep_in_order(found.launches)
     return found
 

@@ -13,7 +13,7 @@ go to), hides the later transfers, and is counted there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.fx import Node
 
@@ -30,11 +30,15 @@ class PlacedWait:
         wait: the wait.
         after: the op of the stretch that it comes after, None if there is none before it.
         launches: what it makes possible; they come right after it, with all that they need.
+        first: work that they need beside it; it comes ahead of other work of the stretch.
+        start: what that work comes after.
     """
 
     wait: Node
     after: Node | None
     launches: tuple[Node, ...]
+    first: tuple[Node, ...]
+    start: Node
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,26 @@ class _Stretch:
     """Work that the transfers of a chain can hide behind.
 
     Attributes:
-        free: what needs none of its waits, in graph order.
+        start: the node that it comes after.
         own: for each link of the chain the work that needs the wait ahead of it, but not its own.
-        num_needed: how many of `free` a launch of the chain needs, with all ahead of them.
+        needed: what needs none of its waits, and a launch of the chain needs, in graph order.
+        others: what needs none of its waits, and none of its launches needs.
     """
 
-    free: list[Node]
+    start: Node
     own: list[float]
-    num_needed: int = 0
+    needed: list[Node] = field(default_factory=list)
+    others: list[Node] = field(default_factory=list)
+
+    @property
+    def free(self) -> list[Node]:
+        """In the order in which it is to run."""
+        return [*self.needed, *self.others]
 
     def add(self, node: Node, work: float, link: int, *, is_needed: bool) -> None:
         """Count work that needs the waits ahead of a link, 0: none."""
         if not link:
-            self.free.append(node)
-            self.num_needed = len(self.free) if is_needed else self.num_needed
+            (self.needed if is_needed else self.others).append(node)
         elif not is_needed:
             self.own[link] += work
 
@@ -128,12 +138,14 @@ class Chains:
         if stretch.free:
             work = [self._durations.work[node] for node in stretch.free]
             ends = split(work, parts, stretch.own)
-            afters = [stretch.free[max(end, stretch.num_needed - 1)] for end in ends]
+            afters = [stretch.free[max(end, len(stretch.needed) - 1)] for end in ends]
         for link, after in zip(chain, afters, strict=False):
             for launch in link.launches:
                 for wait in self._waits[launch]:
                     if following := self._next.get(launch):
-                        yield PlacedWait(wait, after, tuple(following))
+                        yield PlacedWait(
+                            wait, after, tuple(following), tuple(stretch.needed), stretch.start
+                        )
 
     def _stretch(self, chain: Sequence[_Link]) -> _Stretch:
         """From the first launch to the first work that needs the last wait, or to its limit."""
@@ -144,7 +156,7 @@ class Chains:
         needed = self._needed([launch for link in chain[1:] for launch in link.launches], start)
         own = {wait: i for i, link in enumerate(chain, 1) for wait in link.waits}
         level: dict[Node, int] = {}  # of what needs waits of the chain: the latest of their links
-        stretch = _Stretch([], [0.0] * len(chain))
+        stretch = _Stretch(self._early.get(first, first), [0.0] * len(chain))
         for node in self._nodes[start + 1 :]:
             deepest = max((level.get(source, 0) for source in node.all_input_nodes), default=0)
             deepest = own.get(node, deepest)

@@ -27,6 +27,7 @@ from ladderize.report.data import (
 )
 from ladderize.report.snapshot import module_of, read_branches, snapshot
 from ladderize.streams.block import Block, Stream
+from ladderize.streams.contributions import brought
 from ladderize.streams.left_out import LeftOut
 
 
@@ -48,6 +49,7 @@ class ReportBuilder:
     _home: dict[Node, str] = field(default_factory=dict)
     _left_out: tuple[dict[int, tuple[LeftOut, ...]], ...] = ()
     _name_of: dict[Block, str] = field(default_factory=dict)
+    _brought: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
     _home_of_parts: dict[Node, str] = field(default_factory=dict)
     _of_parts: tuple[CollectiveReport, ...] = ()
 
@@ -82,6 +84,11 @@ class ReportBuilder:
             for name, block in _named(stream, number)
         }
         self._left_out = tuple(found.left_out() for found in state.reads)
+        self._brought = {
+            (number, index): brought(state.analysis, state.streams[number].blocks[index])
+            for number, of_stream in enumerate(self._left_out)
+            for index in of_stream
+        }
         self._home_of_parts = {
             node: self._name_of[left.block]
             for of_stream in self._left_out
@@ -174,7 +181,8 @@ class ReportBuilder:
             behind = {self._name_of[left.block] for left in parts}
             is_part = any(left.summands for left in parts)
             found = self._of_parts if is_part else collectives
-            return tuple(c.op for c in found if c.block in behind and c.op in LAUNCHES)
+            of_others = tuple(c.op for c in found if c.block in behind and c.op in LAUNCHES)
+            return of_others or (self._brought.get((stream.index, index), ()) if parts else ())
 
         blocks = (dataclasses.replace(b, hides=hidden_by(b.index)) for b in stream.blocks)
         return dataclasses.replace(stream, blocks=tuple(blocks))

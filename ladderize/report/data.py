@@ -14,6 +14,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from ladderize.backends.flights import FlightReport
 from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 from ladderize.errors import Blocker, LadderError
 
@@ -42,8 +43,9 @@ class BlockReport:
         is_converted: whether the options choose it. The first block of a segment is converted but
             has nothing earlier to read.
         was_stale: whether it reads stale in the graph that was given already, and stays as it is.
-        hides: the collectives that its stale read gives time to run behind it: those of the blocks
-            that it leaves out. Empty without a stale read, and on one device.
+        hides: the collectives that its stale read gives time to run: those of the blocks that it
+            leaves out; where they have none, those of its own branch that it computes with. Empty
+            without a stale read, and on one device.
         num_nodes: operations in its branch.
         flops: of its branch in one forward run, as `graph/flops.py` counts them.
         weight_bytes: of the parameters and buffers that its branch reads.
@@ -203,6 +205,8 @@ class GraphReport:
         outcome: a key of `OUTCOMES` (present/lines.py).
         outside: what is computed outside of its branches.
         engines: of TensorRT, None for other lowerings.
+        flights: the collectives in the order that was compiled, forward and backward; empty before
+            the graph is lowered, and where its code came out of a cache.
     """
 
     index: int
@@ -215,6 +219,7 @@ class GraphReport:
     sharding: ShardReport | None = None
     outside: Outside = Outside()
     engines: EnginesReport | None = None
+    flights: tuple[FlightReport, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,19 @@ def as_report(graph: GraphReport, config: LadderConfig) -> Report:
     return Report((graph,), options=shown_options(config), versions=versions())
 
 
-def publish(report: Report, folder: Path | None) -> None:
-    """Keep `report` for `last_report`, hand it to tlparse, and write it to `folder`."""
+def publish(report: Report, folder: Path | None, *, is_amended: bool = False) -> None:
+    """Keep `report` for `last_report`, hand it to tlparse, and write it to `folder`.
+
+    Args:
+        report: the report.
+        folder: None: it is not written.
+        is_amended: whether it takes the place of the one published before, of the same graph.
+    """
     global _last
     _last = report
     if (collected := _collecting.get()) is not None:
+        if is_amended and collected:
+            collected.pop()
         collected.append(report)
     compat.trace_artifact("ladderize_report", "string", lambda: report.table(True, WIDTH))
     compat.trace_artifact("ladderize_report_data", "json", report.to_json)

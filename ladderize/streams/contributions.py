@@ -17,7 +17,7 @@ from ladderize.config.connectivity import LADDER, patterns_of
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, module_path
 from ladderize.graph import ops
-from ladderize.graph.collectives import launched_by_call
+from ladderize.graph.collectives import LAUNCHES, is_wait, launched_by_call
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.branch_kinds import MOE, kind_behind
@@ -158,6 +158,24 @@ def launched(context: AnalysisContext, node: Node) -> list[str]:
     """The collectives of the forward pass that `node` launches."""
     found = (op for op, _ in launched_by_call(context.gm, node))
     return [op for op in found if not op.endswith(" (backward)")]
+
+
+def brought(context: AnalysisContext, block: Block) -> tuple[str, ...]:
+    """The collectives in a branch whose results it computes with, as experts do with tokens.
+
+    They may run behind a block that the branch leaves out.
+    """
+    behind: dict[Node, set[Node]] = {}  # of what is made of their results, the launches
+    computed_with: dict[Node, None] = {}
+    for node in block.branch:
+        launches = set().union(*(behind.get(source, ()) for source in node.all_input_nodes))
+        if any(op in LAUNCHES for op in launched(context, node)):
+            launches = {node}
+        elif ops.kind(node) is Kind.MIX and not is_wait(node):
+            computed_with |= dict.fromkeys(launches)
+            launches = set()
+        behind[node] = launches
+    return tuple(op for node in computed_with for op in launched(context, node))
 
 
 def _all(summands: _Summands) -> Iterable[Summand]:

@@ -15,12 +15,10 @@ from torch.fx import Node
 
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, LadderWarning
-from ladderize.graph import ops
-from ladderize.graph.collectives import ALL_REDUCES, LAUNCHES, is_wait
-from ladderize.graph.ops import Kind
+from ladderize.graph.collectives import ALL_REDUCES, LAUNCHES
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
-from ladderize.streams.contributions import launched
+from ladderize.streams.contributions import brought, launched
 from ladderize.streams.joins import StaleReads
 from ladderize.streams.left_out import Connectivity, LeftOut
 
@@ -127,7 +125,7 @@ def _idle(
     return [
         (block, _without(block, [left.block for left in parts]))
         for block, parts in ((stream.blocks[index], parts) for index, parts in left_out.items())
-        if hides.isdisjoint(parts) and block not in early and not _computes_behind(context, block)
+        if hides.isdisjoint(parts) and block not in early and not brought(context, block)
     ]
 
 
@@ -142,19 +140,6 @@ def _without(block: Block, blocks: Sequence[Block]) -> str:
 
 def _is_hidden(context: AnalysisContext, nodes: Iterable[Node]) -> bool:
     return any(_launches_one(context, node) for node in nodes)
-
-
-def _computes_behind(context: AnalysisContext, block: Block) -> bool:
-    """Whether its branch computes with what a collective of its own brings, as experts do."""
-    brought: set[Node] = set()
-    for node in block.branch:
-        if _launches_one(context, node):
-            brought.add(node)
-        elif not brought.isdisjoint(node.all_input_nodes):
-            if ops.kind(node) is Kind.MIX and not is_wait(node):
-                return True
-            brought.add(node)
-    return False
 
 
 def _launches_one(context: AnalysisContext, node: Node) -> bool:

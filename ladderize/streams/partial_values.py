@@ -62,12 +62,16 @@ class PartialValues:
     def see(self, node: Node) -> None:
         """Take notice of `node`, which is in no branch."""
         carried = {n: self.known[n] for n in node.all_input_nodes if n in self.known}
-        if node in self.known or not any(map(_holds_part, carried.values())):
+        has_part = any(map(_holds_part, carried.values()))
+        is_cast = bool(carried) and ops.op_name(node) in _CASTS
+        if node in self.known or not (has_part or is_cast):
             return
         is_plain_sum = ops.kind(node) is Kind.ADD and not node.kwargs
         is_whole = is_plain_sum and len(carried) == len(node.all_input_nodes)
         found = sympy.Add(*carried.values()) if is_whole else called(node, carried)
-        self.known[node] = self.values[node] = found
+        self.known[node] = found
+        if has_part:
+            self.values[node] = found
 
 
 def _holds_part(value: sympy.Basic) -> bool:

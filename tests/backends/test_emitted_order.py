@@ -235,6 +235,23 @@ def test_a_dispatch_that_could_hide_behind_a_product_is_found() -> None:
     assert disorder(early.replace("mm(arg0_1,", "mm(buf2,")) == []
 
 
+def test_a_cat_that_is_read_as_a_whole_carries_its_parts() -> None:
+    """One kernel stores a part of buf2 and reads buf2 by another name, for what is sent next."""
+    body = """
+        buf0 = NEW
+        buf2 = NEW
+        buf3 = NEW
+        AR(buf0)
+        WAIT(buf0)
+        cpp_fused_cat_3(buf0, buf2, reinterpret_tensor(buf2, (2, 8), (8, 1), 0), buf3)
+        AR(buf3)
+        WAIT(buf3)
+        return (buf2, buf3)
+    """
+    assert disorder(body) == []
+    assert len(disorder(body.replace("cat_3(buf0, buf2", "cat_3(arg0_1, buf2"))) == 1
+
+
 def test_adjacent_waits_of_a_deeper_schedule() -> None:
     """Staleness 2 has two in flight; waiting for both at once exposes the second."""
     body = """
@@ -280,7 +297,7 @@ def test_check_emitted_lists_every_finding_with_its_line() -> None:
 def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(LadderError, match="no Python `call`"):
         check_emitted("cpp_wrapper_src = '...'\n")
-    with pytest.raises(LadderError, match=r"control flow.*line 5\d"):
+    with pytest.raises(LadderError, match=r"control flow.*line 6\d"):
         check_emitted(call("buf0 = NEW\nwhile True: AR(buf0)\nreturn ()"))
 
 

@@ -13,7 +13,7 @@ from rank_shard import Phase, Weights, make_step
 from stand_in import LaneWithoutKernel, stand_in
 
 from ladderize.backends.emitted import find_races, read_events
-from ladderize.tools.predict.hardware.link import link_of
+from ladderize.config.hardware.link import link_of
 
 ORDERS = {
     "standard": "AR_0 W_0 AR_1 W_1 AR_2 W_2 AG_0 W_AG_0",

@@ -18,6 +18,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from ladderize import LadderError, LadderWarning
 from ladderize.backends.inductor import DeferInInductor
 from ladderize.passes import before_autograd
+from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.reroute import RerouteReads
 
 
@@ -327,6 +328,7 @@ def test_cache_identity_follows_options_and_user_passes():
     assert ours.uuid() == DeferInInductor(verify="graph").uuid()
     assert ours.uuid() != DeferInInductor(verify="code").uuid()
     assert ours.uuid() != DeferInInductor(verify="graph", first=(CountingPass(),)).uuid()
+    assert ours.uuid() != DeferInInductor("graph", waits=DeferWaits(max_ahead=2)).uuid()
     assert DeferInInductor(verify="graph", first=(print,)).uuid() is None
 
 

@@ -1,5 +1,6 @@
 """Reports made by hand, without a model: streams of blocks with given reads and costs."""
 
+from ladderize.config.hardware import Hardware, Link
 from ladderize.report import (
     BlockReport,
     CollectiveReport,
@@ -8,7 +9,6 @@ from ladderize.report import (
     SegmentReport,
     StreamReport,
 )
-from ladderize.tools.predict.hardware import Hardware, Link
 
 
 def block(index, stale=1, stream=0, graph=0, **fields):

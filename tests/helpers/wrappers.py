@@ -47,6 +47,20 @@ extern "C"  void  kernel(float* in_out_ptr0)
     in_out_ptr0[0L] = tmp0 * tmp0;
 }
 ''')
+
+
+cpp_fused_cat_3 = async_compile.cpp_pybinding(['const float*', 'const float*', '...'], r'''
+extern "C"  void  kernel(const float* in_ptr0,
+                       const float* in_ptr1,
+                       float* out_ptr0,
+                       float* out_ptr1)
+{
+    auto tmp0 = in_ptr0[0L];
+    out_ptr0[0L] = tmp0;
+    auto tmp1 = in_ptr1[0L];
+    out_ptr1[0L] = tmp1;
+}
+''')
 """
 
 

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from helpers.expert_nets import MODELS, InstellaNet, Mixture, expert_model, farskip_logits
+from helpers.expert_nets import (
+    MODELS,
+    Dense,
+    Experts,
+    InstellaNet,
+    Mixture,
+    expert_model,
+    farskip_logits,
+)
 from helpers.fake_group import fake_group
 from helpers.graphs import capture
 from helpers.lockstep import ShardedProgram
+from torch import nn
 from torch.distributed import _functional_collectives as funcol
 from torch.utils.checkpoint import checkpoint
 
@@ -82,6 +91,28 @@ def test_by_blocks_of_the_reference():
         assert_ladder_equal(net, (x,), reference=reference, options={"connectivity": "instella"})
     with pytest.raises(ValueError, match="needs reference="):
         assert_ladder_equal(net, (x,), reads=["layers.*.norm1"], connectivity="farskip")
+
+
+class Wide(nn.Module):
+    """Its routed experts are in float64, and behind them the stream is."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.shared = Experts(16).double(), Dense(16, 24)
+        self.second = Dense(16, 24)
+
+    def forward(self, x):
+        x = x + (self.experts(x.double()) + self.shared(x))
+        return x + self.second(x.float())
+
+
+def test_a_part_in_the_dtype_of_the_whole():
+    net, x = Wide(), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        found = _compiled(net, expect_blocks=2)(x)
+        whole = x + (net.experts(x.double()) + net.shared(x))
+        wanted = whole + net.second((x.double() + net.shared(x)).float())
+        _assert_equal(found, wanted, net(x))
 
 
 def test_checkpointed_layers():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ladderize.config.speeds import Speeds
+from ladderize.config.hardware import Hardware, Link
 from ladderize.graph.flops import flops_of, work_of
 from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.lane_times import Durations, exposed
@@ -140,14 +140,37 @@ def test_counts_are_a_link_of_the_chain():
     )
 
 
+def test_what_a_dispatch_needs_runs_ahead_of_what_it_does_not():
+    """Written behind attention 1, `p0` is part of what the router of layer 1 reads."""
+    net = Experts(2, staleness=1)
+    named = {node.name: node for node in net.graph.nodes}
+    for node in (named["y0"], named["p0"]):
+        named["d1"].append(node)
+    named["y0"].append(named["x2"])
+    assert net.order("abcdefolvrwp") == (
+        "o0 l0 a0 b0 c0 d0 v0 e0 f0 r0 p0 a1 w0 o1 l1 b1 c1 d1 v1 e1 f1 r1 p1 w1"
+    )
+
+
+def test_a_launch_comes_ahead_of_gradients_of_weights():
+    """`g0` of the experts is not sent: it runs while what `f0` made is under way."""
+    net = Experts(1, staleness=1)
+    named = {node.name: node for node in net.graph.nodes}
+    with net.graph.inserting_before(named["e0"]):
+        g0 = net.call(aten.mm.default, named["v0"], net.weight, name="g0")
+    output = net.graph.output_node()
+    output.args = ((*output.args[0], g0),)
+    assert net.order("abcdefgolvrwp") == "o0 l0 a0 b0 c0 d0 v0 e0 f0 r0 g0 p0 w0"
+
+
 def test_named_hardware_decides_how_the_work_is_shared_out():
     """A combine that takes most of the time of the chain has most of the work to hide behind."""
     net = Experts(2, staleness=1)
     for node in net.graph.nodes:
         if node.name == "r0":
             node.meta["val"] = torch.empty(640, 64, device="meta")
-    speeds = Speeds(flops=1e9, bandwidth=1e9)
-    schedule = find_schedule(net.graph, Durations.of(net.graph, speeds))
+    hardware = Hardware(Link("slow", 2, latency=0.0, bandwidth=1e9), flops=1e9, memory=1e9)
+    schedule = find_schedule(net.graph, Durations.of(net.graph, hardware))
     assert {w.name: after.name for w, after in schedule.waits.items()}["w0"] == "d1"
 
 
@@ -164,7 +187,8 @@ def test_a_dispatch_is_pinned_ahead_of_the_work_it_hides_behind():
         "a0": ["l0"],
         "v0": ["d0"],
         "p0": ["r0"],
-        "w0": ["a1"],
+        "a1": ["r0"],
+        "w0": ["p0", "a1"],
         "b1": ["l1"],
         "v1": ["d1"],
         "p1": ["r1"],

@@ -209,10 +209,11 @@ def test_the_model_is_given_back(model):
 
 def test_refusals(model):
     with pytest.raises(LadderError) as told:
-        ladderize.sensitivity(model, [], shares=[0.5, 1.5], blocks=[1])
+        ladderize.sensitivity(model, [], shares=[0.5, 1.5], blocks=[1], connectivity="farskip")
     assert [b.what for b in told.value.blockers] == [
         "a share of 1.5",
         "blocks= is what is to be found",
+        "connectivity='farskip': blocks of ladders are measured",
         "no batch",
     ]
     with pytest.raises(LadderError, match="No residual block was found"):

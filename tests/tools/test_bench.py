@@ -4,6 +4,7 @@ import json
 import pickle
 import statistics
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 import transformers
 from helpers.forked_launch import forked_launch
 from moves import read
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
+from ladderize.config.hardware import Link, link_of
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.rewrite import rewrite
@@ -25,11 +28,12 @@ from ladderize.tools.bench.chart import draw
 from ladderize.tools.bench.paired import paired_ratio
 from ladderize.tools.bench.rank import Compiled, Measured, stages
 from ladderize.tools.bench.record import Results
+from ladderize.tools.bench.result_tables import show
 from ladderize.tools.bench.rows import exposed_at_least, rows_of
 from ladderize.tools.bench.timing import Samples
 from ladderize.tools.bench.variants import drop_collectives
 from ladderize.tools.cli import app
-from ladderize.tools.predict.hardware import Link, link_of
+from ladderize.tools.emulation import Exposure
 
 LLAMA = {
     "model_type": "llama",
@@ -125,8 +129,8 @@ def test_the_tables_name_case_link_and_variants(measured):
     assert "prefill, batch 2, length 16, link: 20000 µs" in measured.output
     assert ("decode, batch 2, length 16" in measured.output) == ("decode" in measured.phases)
     first = [line.split()[0] for line in measured.output.splitlines() if line.strip()]
-    # A phase: two of times, two of communication, one of costs.
-    num_tables = dict.fromkeys(VARIANTS, 5) | {"free": 4, "bound": 3}
+    # A phase: two of times and of communication, one of its kinds on the slow link, one of costs.
+    num_tables = dict.fromkeys(VARIANTS, 6) | {"free": 4, "bound": 3}
     counted = {name: first.count(name) / len(measured.phases) for name in VARIANTS}
     assert counted == num_tables
 
@@ -212,6 +216,7 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
             "'free' is a run of the variant 'ladder'",
         ),
         ((llama, "--phase", "train"), "there is no phase 'train'"),
+        ((llama, "--phase", "training"), "only a model that brings its inputs is trained"),
         ((llama, "--share", "0.3", "--variants", "ladder"), "is taken from the variant 'bound'"),
         ((llama, "--link", "string"), "no link called 'string'"),
         ((llama, "--bandwidth", "3"), "give --alpha-us too"),
@@ -354,6 +359,31 @@ def test_a_step_is_as_slow_as_its_slowest_rank():
     assert ladder.values["exposed_s"] == 0.02
     assert ladder.values["hidden_fraction"] == pytest.approx(0.8)
     assert ladder.values["passes_A_s"] == 0.5
+
+
+def with_kinds(measured, *seconds):
+    """Each repeat: exposed seconds of all-to-alls that take 0.1 s, next to an all-reduce."""
+    repeats = [
+        {"all_reduce": Exposure(1, 0.2, 0.2, 0.0, 0), "all_to_all": Exposure(1, 0.1, each, 0.0, 0)}
+        for each in seconds
+    ]
+    return replace(measured, samples=replace(measured.samples, kinds=repeats))
+
+
+def test_each_kind_of_collective_is_told():
+    one = made("standard", [1.0] * 3, [0.3] * 3)
+    rows = rows_of([[with_kinds(one, 0.01, 0.02, 0.03)], [with_kinds(one, 0.05, 0.04, 0.09)]])
+    values = rows[0].values
+    assert (values["exposed_all_to_all_s"], values["communicating_all_to_all_s"]) == (0.05, 0.1)
+    assert values["hidden_all_to_all_fraction"] == pytest.approx(0.5)
+    assert values["hidden_all_reduce_fraction"] == 0
+    with (console := Console(width=200)).capture() as shown:
+        show(console, rows)
+    assert "all_to_all exposed ms" in shown.get()
+    rows[0].values.pop("communicating_all_reduce_s")
+    with console.capture() as shown:
+        show(console, rows)
+    assert "all_to_all exposed ms" not in shown.get()  # the table of all says so already
 
 
 def test_the_ladder_is_held_against_itself_on_a_free_link():

@@ -1,5 +1,6 @@
 """`bench/compare.py`, `run.py` and `slow_link.py`: what they print, command lines of scenarios."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -88,7 +89,15 @@ def test_scenarios(scenario, tmp_path):
     line = run.command_of(scenario, tmp_path)
     assert line[:3] == ["ladderize", "bench", given["model"]]
     assert line.count("--ranks") == 1 and line[-2] == "--out"
-    assert AutoConfig.from_pretrained(ROOT / given["model"].removeprefix("hf:")).num_hidden_layers
+    assert _exists(given["model"]) and _exists(given["options"].get("written", given["model"]))
+
+
+def _exists(model):
+    """Whether a path, relative to the root, or a function of that name is there."""
+    if model.startswith("hf:"):
+        return AutoConfig.from_pretrained(ROOT / model.removeprefix("hf:")).num_hidden_layers
+    module, _, function = model.partition(":")
+    return callable(getattr(importlib.import_module(module.removeprefix("bench.")), function))
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from helpers.reads import BODY
 from helpers.sharded import MODELS
 from torch.distributed.device_mesh import init_device_mesh
 
+from ladderize.config.hardware import Link
 from ladderize.testing import eager_ladder
 from ladderize.tools.emulation import EmulatedGroup, Exposure, Transfer, init_emulated
-from ladderize.tools.emulation.group import before_compute
-from ladderize.tools.predict.hardware import Link
+from ladderize.tools.emulation.priority import before_compute
 
 ALPHA = 0.05  # long against what gloo takes, also on a busy machine
 LINK = Link("test", ranks=2, latency=ALPHA, bandwidth=1e6)
@@ -70,12 +70,16 @@ def collectives(group):
         "reduce_scatter": [OPS.reduce_scatter_tensor(x, "sum", 2, name)],
         "reduce_scatter coalesced": OPS.reduce_scatter_tensor_coalesced([x, -x], "sum", 2, name),
         "all_to_all": [OPS.all_to_all_single(x, [1, 1], [1, 1], name)],
+        "all_to_all unequal": [OPS.all_to_all_single(x, [2 * rank] * 2, [0, 2], name)],
+        "broadcast": [OPS.broadcast(x, 1, name)],
     }
     found = {key: [OPS.wait_tensor(y) for y in ys] for key, ys in pending.items()}
     found["in place"] = [x.clone(), x.new_empty(4, 3), x.new_empty(1, 3)]
+    found["list"] = [x.new_empty(3), x.new_empty(3)]
     dist.all_reduce(found["in place"][0], group=group)
     dist.all_gather_into_tensor(found["in place"][1], x, group=group)
     dist.reduce_scatter_tensor(found["in place"][2], x, group=group)
+    dist.all_to_all(found["list"], list(x), group=group)
     return {key: [y.tolist() for y in ys] for key, ys in found.items()}
 
 
@@ -93,8 +97,10 @@ def test_values_are_those_of_gloo(emulated_ranks):
             *(("all_reduce", size) for size in (24, 24, 48)),
             *(("all_gather", size) for size in (48, 96)),
             *(("reduce_scatter", size) for size in (24, 48)),
-            ("all_to_all", 24),
+            *(("all_to_all", size) for size in (24, 24)),
+            ("broadcast", 24),
             *(("all_reduce", 24), ("all_gather", 48), ("reduce_scatter", 24)),
+            ("all_to_all", 24),
         ]
 
 
@@ -121,17 +127,15 @@ def test_values_appear_when_the_transfer_is_due(emulated_ranks):
 
 def go_past_the_link():
     group = world()
-    x = torch.full((2,), float(dist.get_rank()))
-    dist.broadcast(x, 1)
     dist.barrier()
     objects = [None, None]
     dist.all_gather_object(objects, {"rank": dist.get_rank()})
-    return x.tolist(), objects, len(group.transfers), dist.get_backend(), group.group_name
+    return objects, len(group.transfers), dist.get_backend(), group.group_name
 
 
 def test_everything_else_goes_past_the_link(emulated_ranks):
     for outcome in emulated_ranks.run(go_past_the_link):
-        assert outcome == ([1.0, 1.0], [{"rank": 0}, {"rank": 1}], 0, "emulated", "0")
+        assert outcome == ([{"rank": 0}, {"rank": 1}], 0, "emulated", "0")
 
 
 # Times
@@ -212,6 +216,60 @@ def test_a_late_peer_is_told_apart(emulated_ranks):
     assert late.late_peer == 0
 
 
+def exchange(to_other):
+    """All-to-alls of which a rank gives the other one so many of 1000 rows, 4 bytes each."""
+    group, rank = world(), dist.get_rank()
+    for rows in zip(*to_other, strict=True):
+        given = [1000 - rows[rank]] * 2
+        given[1 - rank] = rows[rank]
+        taken = [1000 - rows[rank]] * 2
+        taken[1 - rank] = rows[1 - rank]
+        dist.all_to_all_single(torch.empty(sum(taken)), torch.ones(1000), taken, given)
+    return [(t.seconds, t.due) for t in group.transfers]
+
+
+def test_the_busiest_rank_decides_how_long_unequal_splits_take(emulated_ranks):
+    one, other = emulated_ranks.run(exchange, [(500, 0, 100, 0), (500, 1000, 300, 0)])
+    assert one == other
+    busiest = [ALPHA + 4 * rows / LINK.bandwidth for rows in (500, 1000, 300, 0)]
+    assert [seconds for seconds, _ in one] == pytest.approx(busiest)
+
+
+def launch_on_links_of_their_own():
+    """That of rank 1 is the slower one, as if it sent more."""
+    group = world()
+    group.link = replace(LINK, latency=ALPHA * (1 + dist.get_rank()))
+    for _ in range(2):
+        launch(group).wait()
+    return [(t.seconds, t.due) for t in group.transfers]
+
+
+def test_a_transfer_takes_as_long_as_on_the_slowest_rank(emulated_ranks):
+    one, other = emulated_ranks.run(launch_on_links_of_their_own)
+    assert one == other
+    assert [seconds for seconds, _ in one] == pytest.approx([2 * ALPHA + 4000 / 1e6] * 2)
+
+
+def send_to_each_other():
+    """Both send and receive at once, as a ring does."""
+    group, other = world(), 1 - dist.get_rank()
+    found = torch.zeros(1000)
+    given = torch.full((1000,), float(other))
+    ops = [dist.P2POp(dist.isend, given, other), dist.P2POp(dist.irecv, found, other)]
+    for work in dist.batch_isend_irecv(ops):
+        work.wait()
+    return found[0].item(), [(t.op, t.seconds, t.started) for t in group.transfers]
+
+
+def test_messages_have_a_lane_in_each_direction(emulated_ranks):
+    (found, one), (also, other) = emulated_ranks.run(send_to_each_other)
+    assert (found, also) == (0.0, 1.0)
+    assert one == other[::-1]
+    for op, seconds, _ in one:
+        assert (op, seconds) == ("p2p", pytest.approx(ALPHA + 4000 / LINK.bandwidth))
+    assert abs(one[0][2] - one[1][2]) < ALPHA  # neither waits for the other
+
+
 def change_the_link():
     group = world()
     launch(group).wait()
@@ -261,6 +319,12 @@ def test_what_a_run_comes_to():
     found = Exposure.of([transfer(entered=0.25), transfer(entered=3, released=3)])
     assert (found.hidden, found.hidden_fraction) == (1.25, 0.625)
     assert Exposure.of([]).hidden_fraction == 1
+
+
+def test_each_kind_of_collective_is_summed_up_by_itself():
+    reduce, other = transfer(entered=0.25), replace(transfer(), op="all_to_all")
+    found = Exposure.by_kind([reduce, other, reduce])
+    assert found == {"all_reduce": Exposure.of([reduce] * 2), "all_to_all": Exposure.of([other])}
 
 
 def test_carriers_go_before_compute():
@@ -373,7 +437,7 @@ def test_a_dead_rank_is_an_error_on_the_others():
 LAUNCHED_BY_ONE = """
 import sys, torch, torch.distributed as dist
 from ladderize.tools.emulation import init_emulated
-from ladderize.tools.predict.hardware import Link
+from ladderize.config.hardware import Link
 
 rank, folder, end = int(sys.argv[1]), *sys.argv[2:]
 store = dist.FileStore(folder + "/store", 2)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from ladderize import LadderError
-from ladderize.tools.predict.hardware import Link, known_links, link_of
+from ladderize.config.hardware import Link, known_links, link_of
 
 ANY = Link("any", ranks=4, latency=1e-3, bandwidth=1e9)
 

@@ -15,8 +15,8 @@ from test_cli import LLAMA, llama, run  # noqa: F401 (a fixture)
 
 import ladderize
 from ladderize import LadderError
+from ladderize.config.hardware import hardware_of, known_devices
 from ladderize.streams.block import stale_sources
-from ladderize.tools.predict.hardware import hardware_of, known_devices
 from ladderize.tools.predict.planning import plan
 from ladderize.tools.predict.planning.confidence import confidence
 from ladderize.tools.predict.planning.forecast import Request, forecast, tokens_per_s

@@ -9,8 +9,8 @@ import pytest
 from calibrate import fit, spread, squares
 from paper_table import llama_70b, predicted, ratio_errors, table
 
+from ladderize.config.hardware import Errors, calibration, calibration_errors
 from ladderize.frontends.sharded.parallelize import aot_config
-from ladderize.tools.predict.hardware import Errors, calibration, calibration_errors
 from ladderize.tools.predict.planning.confidence import BATCHES, DEVICE, LINKS, RANKS
 from ladderize.tools.predict.planning.planned_nets import standard
 from ladderize.tools.predict.planning.workload import workload_of

@@ -24,9 +24,9 @@ from stand_in import (
 from transformers import LlamaConfig
 
 from ladderize import LadderError, compat
+from ladderize.config.hardware.link import Link
 from ladderize.frontends.agreement import agree
 from ladderize.frontends.verdicts import Verdict
-from ladderize.tools.predict.hardware.link import Link
 
 LINK = Link("planted", ranks=8, latency=1e-5, bandwidth=1e9)
 functional = torch.ops._c10d_functional

@@ -220,9 +220,10 @@ class _WrapperReader:
             param: storages_of(self._value(arg))
             for param, arg in zip(flow.params, call.args, strict=False)
         }
+        shared = _stored_elsewhere(flow, given)
         writes: dict[Storage, Storages] = {}
         for param, sources in flow.sources.items():
-            content = union(given.get(source, NOTHING) for source in sources)
+            content = union(given.get(p, NOTHING) for p in _with_shared(sources, shared))
             for storage in given.get(param, NOTHING):
                 writes[storage] = writes.get(storage, NOTHING) | content | self.record.kept(storage)
         self.record.add(
@@ -314,3 +315,26 @@ class _WrapperReader:
     def _mentioned(self, *nodes: ast.AST) -> Storages:
         names = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
         return union(self.names[name] for name in names)
+
+
+def _stored_elsewhere(flow: KernelFlow, given: Mapping[str, Storages]) -> dict[str, frozenset[str]]:
+    """For each parameter of a kernel what is stored to its storage through others.
+
+    A `cat` is stored in parts, and read as a whole by the same kernel: `(buf55[:8], …, buf55)`.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for param, storages in given.items():
+        others = [p for p in flow.sources if p != param and given.get(p, NOTHING) & storages]
+        if others:
+            found[param] = frozenset().union(*(flow.sources[other] for other in others))
+    return found
+
+
+def _with_shared(sources: frozenset[str], shared: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """`sources`, and what comes into them through other parameters, however often."""
+    found, todo = set(sources), list(sources)
+    while todo:
+        new = shared.get(todo.pop(), frozenset()) - found
+        found |= new
+        todo += new
+    return frozenset(found)

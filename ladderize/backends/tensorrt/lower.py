@@ -25,6 +25,7 @@ from ladderize.backends.tensorrt.islands import is_call, islands_of
 from ladderize.compat.tensorrt import tensorrt_decompositions
 from ladderize.config.options import LadderConfig
 from ladderize.passes.after_autograd import defer
+from ladderize.passes.defer_waits import DeferWaits
 from ladderize.passes.runner import Log, run_pass
 
 
@@ -51,20 +52,27 @@ def lower_to_tensorrt(
     def compile_forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         inputs = graph.graph.find_nodes(op="placeholder")
         chosen = [node for node in inputs if compat.input_position(node) in weights]
-        steps.append(prepare(graph, chosen, options))
+        steps.append(prepare(graph, chosen, options, DeferWaits.of(config)))
         return compat.boxed(steps[0])
 
     run = compat.aot_compile(gm, example_inputs, compile_forward, tensorrt_decompositions())
     return Lowered(run, steps[0].built.report.summary)
 
 
-def prepare(gm: GraphModule, weights: Sequence[Node], options: TensorRTOptions) -> CutGraph:
+def prepare(
+    gm: GraphModule,
+    weights: Sequence[Node],
+    options: TensorRTOptions,
+    waits: DeferWaits | None = None,
+) -> CutGraph:
     """Cut `gm`, a functional ATen graph, in place and build the engines of its islands.
 
     Args:
         weights: those of its inputs that are to become weights of the engines.
+        options: of the engines.
+        waits: the pass as configured.
     """
-    defer(gm)
+    defer(gm, waits)
     log = Log()
     run_pass(gm, DropChecks(), log)
     run_pass(gm, CutIslands(), log, cut_of(gm))

@@ -34,6 +34,7 @@ from ladderize.integrations.vllm.request import (
     mode_of,
     options_of,
 )
+from ladderize.passes.defer_waits import DeferWaits
 
 
 def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any:
@@ -80,7 +81,7 @@ class VllmLowering:
         settings |= config.lowering_options
         if find_groups(gm):
             keep_windows(settings)
-        deferring = DeferInInductor(verify=config.verify)
+        deferring = DeferInInductor(verify=config.verify, waits=DeferWaits.of(config))
         self.backend.pass_manager.add(CallableInductorPass(deferring, deferring.uuid()))
         # vLLM's key of compiled graphs covers the files that made them.
         self.backend.compilation_config.traced_files |= {

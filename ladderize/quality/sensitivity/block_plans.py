@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ladderize import compat
 from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
+from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.checkpoints.own_entry import own_entry
@@ -99,6 +100,8 @@ def _refuse_arguments(
         for name in ("blocks", "layers")
         if options.get(name) is not None
     ]
+    if (connectivity := options.get("connectivity", LADDER)) != LADDER:
+        blockers.append(Blocker(f"connectivity={connectivity!r}: blocks of ladders are measured"))
     blockers += [] if batches else [Blocker("no batch")]
     if blockers:
         raise LadderError("Sensitivity cannot be measured with these arguments:", blockers)

@@ -26,6 +26,7 @@ from ladderize.report.data import (
     ShardReport,
     StreamReport,
 )
+from ladderize.report.present.order import describe_flights
 from ladderize.report.present.repeats import Run, find_runs
 
 OUTCOMES = {
@@ -129,6 +130,8 @@ def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Secti
         yield _refused(graph.refusal, prefix)
     if graph.collectives:
         yield Section(f"{prefix}collectives", lines=tuple(_collectives(graph)))
+    if graph.flights:
+        yield Section(f"{prefix}order", lines=tuple(describe_flights(graph, full)))
     if graph.sharding is not None:
         yield _sharded(graph.sharding, prefix)
     if graph.engines is not None:

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from ladderize.config.hardware import Link, link_of
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.residual_form import desync_period
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.predict.hardware import Link, link_of
 from ladderize.tools.sources import HUGGING_FACE
 
 UNLIMITED = 1e18  # bytes per second
 FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
-PHASES = ("prefill", "decode")
+PHASES = ("prefill", "decode", "training")
 VARIANTS = {
     "standard": "tensor parallelism as it is, plain Inductor",
     "written": "the ladder in eager form, as written by hand, under plain torch.compile",
@@ -47,7 +47,7 @@ class Case:
 
     Attributes:
         phase: "prefill", a call on whole sequences; "decode", one token behind `length` cached
-            ones; "forward", the inputs that the model came with.
+            ones; "forward", the inputs that the model came with; "training", forward and backward.
         batch, length: sequences, and tokens of each; 0 for "forward".
     """
 
@@ -59,6 +59,10 @@ class Case:
     def num_tokens(self) -> int:
         """That one step computes."""
         return self.batch * (self.length if self.phase == "prefill" else 1)
+
+    @property
+    def is_training(self) -> bool:
+        return self.phase == "training"
 
     def __str__(self) -> str:
         return f"{self.phase} {self.batch} x {self.length}" if self.batch else self.phase
@@ -72,6 +76,8 @@ class Settings:
         model: its name, as on the command line.
         links: each is measured; a `Share` is worked out from the bound.
         new: tokens that a cache has room for behind `length`.
+        written: another model, the ladder of this one as written by hand; "" for one that
+            ladderize writes.
         ladder: which one, as options of `ladderize.LadderConfig`.
         checkpoint: what the config.json of the model says of it.
         shard_vocabulary: divide embedding and head by words too; that takes a collective each.
@@ -91,6 +97,7 @@ class Settings:
     batches: tuple[int, ...] = (1,)
     lengths: tuple[int, ...] = (128,)
     new: int = 16
+    written: str = ""
     variants: tuple[str, ...] = tuple(VARIANTS)
     repeats: int = 15
     warmup: int = 3
@@ -124,6 +131,8 @@ class Settings:
             unknown.append("one rank has no link: give --ranks, or no link")
         if "decode" in self.phases and not self.model.startswith(HUGGING_FACE):
             unknown.append("only an hf: model is decoded: others bring the inputs of one call")
+        if "training" in self.phases and self.model.startswith(HUGGING_FACE):
+            unknown.append("only a model that brings its inputs is trained: give module:function")
         if self.device not in ("cpu", "cuda"):
             unknown.append(f"there is no device {self.device!r}: cpu or cuda")
         if self.device == "cuda" and self.links:
@@ -142,7 +151,7 @@ class Settings:
     def cases(self) -> tuple[Case, ...]:
         """Of a configuration; a program or a function has the inputs that it came with."""
         if not self.model.startswith(HUGGING_FACE):
-            return (Case("forward"),)
+            return (Case("training" if "training" in self.phases else "forward"),)
         return tuple(Case(*sizes) for sizes in product(self.phases, self.batches, self.lengths))
 
 

@@ -1,6 +1,7 @@
 """A case's model as an exported program, with its inputs.
 
 Settings, Case ── ladderize/tools/sources ── program, call
+          ──────────── settings.written ──── its ladder, as written by hand
 """
 
 from pathlib import Path
@@ -25,15 +26,23 @@ def prepare(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]
     """
     if case.phase == "decode":
         return _decoding(settings, case)
-    sizes = InputSizes(case.batch or 1, case.length or 1)
-    program = open_model(settings.model, sizes).program()
+    program = _opened(settings.model, case)
     if program.example_inputs is None:
         raise LadderError(
             f"{settings.model} holds no example inputs to call it with.",
             cure="write a function that returns (model, args, kwargs), and pass module:function",
         )
     args, kwargs = program.example_inputs
-    return program, ModelCall(tuple(args), dict(kwargs))
+    return program, ModelCall(tuple(args), dict(kwargs), is_training=case.is_training)
+
+
+def written_by_hand(settings: Settings, case: Case) -> ExportedProgram | None:
+    """The model that `settings` name as the ladder written by hand; None where they name none."""
+    return _opened(settings.written, case) if settings.written else None
+
+
+def _opened(name: str, case: Case) -> ExportedProgram:
+    return open_model(name, InputSizes(case.batch or 1, case.length or 1)).program()
 
 
 def _decoding(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
 from ladderize.backends.emitted import find_races, read_events
+from ladderize.config.hardware import Link
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import explain_program
@@ -28,21 +29,20 @@ from ladderize.report.data import BlockReport
 from ladderize.report.publish import collect_reports
 from ladderize.testing.emitted_code import record_emitted_code
 from ladderize.tools.bench.bench_settings import FREE, UNLIMITED, Case, Settings, Share
-from ladderize.tools.bench.case_programs import prepare
+from ladderize.tools.bench.case_programs import prepare, written_by_hand
+from ladderize.tools.bench.least_exposed import StepGraph
 from ladderize.tools.bench.memory import keep_freed_memory
 from ladderize.tools.bench.timing import (
     ModelCall,
     Samples,
     measure,
-    outputs_of,
     peak_bytes,
     timed,
     traced,
 )
-from ladderize.tools.bench.variants import BenchVariant, make_variants
+from ladderize.tools.bench.variants import BenchVariant, has_collectives, make_variants
 from ladderize.tools.emulation import EmulatedGroup, init_emulated
 from ladderize.tools.launch.progress import Reporter
-from ladderize.tools.predict.hardware import Link
 
 HANG_AFTER = 1800.0
 """Seconds that one stage of several ranks may take: compiling a deep model does."""
@@ -76,6 +76,7 @@ class Measured:
         asked: the link as it was asked for, "" where none was.
         link: that was emulated; None where there is one rank, or where the links are real.
         blocks: of the whole model, with their FLOPs and bytes.
+        graph: of a model that brings its own collectives, what its step consists of.
     """
 
     case: Case
@@ -85,6 +86,7 @@ class Measured:
     samples: Samples
     compiled: Compiled
     blocks: tuple[BlockReport, ...]
+    graph: StepGraph | None = None
 
 
 def stages(settings: Settings) -> dict[str, str]:
@@ -104,11 +106,12 @@ def work(reporter: Reporter, settings: Settings) -> list[Measured]:
     reporter.stage("start")
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    with torch.no_grad(), _joined(settings) as (mesh, group):
+    with _joined(settings) as (mesh, group):
         found: list[Measured] = []
         for case in settings.cases:
             torch._dynamo.reset()
-            found += _measure_case(settings, case, mesh, group, reporter)
+            with torch.set_grad_enabled(case.is_training):
+                found += _measure_case(settings, case, mesh, group, reporter)
         return found
 
 
@@ -144,9 +147,11 @@ def _measure_case(
 ) -> list[Measured]:
     reporter.stage(f"{case}: trace")
     program, call = _on_device(*prepare(settings, case), settings.device)
-    variants = make_variants(program, settings, mesh)
+    is_own = has_collectives(program)
+    written = written_by_hand(settings, case)
+    variants = make_variants(program, settings, None if is_own else mesh, written)
     blocks = explain_program(program, LadderConfig()).blocks
-    if not any(block.is_rewired for block in blocks):
+    if "ladder" in settings.variants and not any(block.is_rewired for block in blocks):
         raise LadderError(f"{settings.model} has no block whose read could be moved.")
     _set_link(group, FREE)
     compiled = {}
@@ -156,6 +161,12 @@ def _measure_case(
             compiled[variant.name] = _compile(variant, call)
     reporter.stage(f"{case}: measure")
     expected = {v.name: out for v in variants if (out := _expected(v, call)) is not None}
+    # `ladder` itself is the standard net until the backend rewrites it; what is expected is not.
+    graphs = {
+        v.name: StepGraph.of(v.expected, call.run)
+        for v in variants
+        if is_own and v.expected is not None
+    }
     found = []
     for name, link in _links(settings, len(blocks), variants, call):
         reporter.stage(f"{case}: measure")  # as many seconds for each link
@@ -169,7 +180,8 @@ def _measure_case(
         for v in variants:
             how = compiled["ladder" if v.is_free else v.name]
             over = FREE if v.is_free else link
-            found.append(Measured(case, name, over, v.name, samples[v.name], how, blocks))
+            graph = graphs.get(v.name)
+            found.append(Measured(case, name, over, v.name, samples[v.name], how, blocks, graph))
     return found
 
 
@@ -183,7 +195,9 @@ def _on_device(
         return value.to(device) if isinstance(value, Tensor) else value
 
     args, kwargs = pytree.tree_map(there, (call.args, call.kwargs))
-    return move_to_device_pass(program, device), ModelCall(args, kwargs, call.reset, device)
+    return move_to_device_pass(program, device), replace(
+        call, args=args, kwargs=kwargs, device=device
+    )
 
 
 def _set_link(group: EmulatedGroup | None, link: Link) -> None:
@@ -213,8 +227,8 @@ def _compile(variant: BenchVariant, call: ModelCall) -> Compiled:
 def _expected(variant: BenchVariant, call: ModelCall) -> Tensor | None:
     if variant.expected is None:
         return None
-    call.reset(variant.expected)
-    return outputs_of(variant.expected(*call.args, **call.kwargs))
+    call.begin(variant.expected)
+    return call.results(call.run(variant.expected), variant.expected)
 
 
 def _links(

@@ -1,5 +1,6 @@
 """The rows of a benchmark as tables: times, communication and costs of each case."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from ladderize.tools.bench.record import ResultRow, Values
 
 Text = Callable[[Values], str]
+_OF_A_KIND = re.compile(r"communicating_(.+)_s")
 
 
 def show(console: Console, rows: Iterable[ResultRow]) -> None:
@@ -19,6 +21,7 @@ def show(console: Console, rows: Iterable[ResultRow]) -> None:
         found = list(group)
         _show(console, f"{_case(found[0])}{_link(found)}", found, TIMES)
         _show(console, "communication", found, COMMUNICATION)
+        _show(console, "communication by kind", found, _by_kind(found))
     compiled = [row for row in rows if row.key["variant"] != "free"]  # as the ladder is
     for _, group in groupby(compiled, lambda row: _without(row, "variant", "link")):
         found = list({str(row.key["variant"]): row for row in group}.values())
@@ -70,6 +73,22 @@ def _scaled(name: str, form: str, factor: float = 1.0) -> Text:
         return "" if value is None else format(value * factor, form)
 
     return text
+
+
+def _by_kind(rows: Iterable[ResultRow]) -> dict[str, Text]:
+    """Two columns for each kind of collective, where there are several."""
+    names = {name for row in rows for name in row.values}
+    kinds = sorted(found[1] for name in names if (found := _OF_A_KIND.fullmatch(name)))
+    if len(kinds) < 2:
+        return {}
+    return {
+        title: text
+        for kind in kinds
+        for title, text in (
+            (f"{kind} exposed ms", _scaled(f"exposed_{kind}_s", ".2f", 1e3)),
+            (f"{kind} hidden", _scaled(f"hidden_{kind}_fraction", ".1%")),
+        )
+    }
 
 
 def _speedup(values: Values) -> str:

@@ -4,14 +4,13 @@
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from ladderize.report.data import BlockReport
+from ladderize.tools.bench.least_exposed import exposed_at_least
 from ladderize.tools.bench.paired import step_values
 from ladderize.tools.bench.rank import Measured
 from ladderize.tools.bench.record import ResultRow
-from ladderize.tools.predict.timeline.two_lanes import Branch, place, reduce_of, tasks_of
 
 
 def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
@@ -24,8 +23,10 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
         late_peers_s: that ranks waited for others which launched later; not exposed.
         slow_transfers: of a step, on average: gloo took longer than the emulated link.
         hidden_fraction: of the communication, that compute covers.
+        exposed_KIND_s, communicating_KIND_s, hidden_KIND_fraction: of each kind of collective.
         allowed_fraction: of the ladder, the hidden time over what its schedule could hide, whose
-            compute is the step without what is exposed.
+            compute is the step without what is exposed. Of a model with collectives of its own it
+            is known of each variant, as `StepGraph` says.
         error: the largest difference from eager, over the largest value.
         races: how often the emitted code touches a buffer in flight.
         peak_bytes: of a step, beside weights and inputs.
@@ -89,10 +90,14 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
     yield "exposed_s", max(exposed)
     yield "communicating_s", max(taken)
     yield "hidden_fraction", 1 - max(exposed) / max(taken)
+    yield from _by_kind(seen)
     if first.link is None:
         return
     yield "slow_transfers", max(m.samples.num_slow / len(m.samples.exposed) for m in seen)
-    if first.variant == "ladder":
+    if first.graph is not None:
+        least = first.graph.least_exposed(median - max(exposed), first.link)
+        yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
+    elif first.variant == "ladder":
         durations = [first.link.seconds(block.reduce_bytes or 0) for block in first.blocks]
         # Those of embedding and head have no block to run behind.
         outside = max(taken) - sum(durations)
@@ -100,23 +105,13 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
 
 
-def exposed_at_least(
-    blocks: Sequence[BlockReport], seconds: float, reduces: Sequence[float]
-) -> float:
-    """Exposed seconds of the ladder on two lanes: what no order of it can hide.
-
-    The last block has nothing behind it. Block i waits for the all-reduce of block i - 2, the end
-    of the step for all.
-
-    Args:
-        blocks: blocks of the step, with their FLOPs; each ends in one all-reduce.
-        seconds: their compute in total, which is divided by FLOPs.
-        reduces: duration of the all-reduce of each.
-    """
-    flops = [block.flops or 0 for block in blocks]
-    branches = [Branch(f"h{i}", (0, i), ((0, i - 2),)) for i in range(len(flops))]
-    durations: dict[str, float] = {}
-    for branch, part, reduce in zip(branches, flops, reduces, strict=False):
-        durations[branch.name] = seconds * part / sum(flops)
-        durations[reduce_of(branch.name)] = reduce
-    return max(end for _, end in place(tasks_of(branches), durations).values()) - seconds
+def _by_kind(seen: Sequence[Measured]) -> Iterator[tuple[str, float]]:
+    """Of each kind of collective, as of all of them: medians of the slowest rank."""
+    for kind in sorted({kind for m in seen for repeat in m.samples.kinds for kind in repeat}):
+        repeats = [[repeat[kind] for repeat in m.samples.kinds if kind in repeat] for m in seen]
+        exposed = max(statistics.median(each.exposed for each in rank) for rank in repeats)
+        taken = max(statistics.median(each.total for each in rank) for rank in repeats)
+        yield f"exposed_{kind}_s", exposed
+        yield f"communicating_{kind}_s", taken
+        if taken:
+            yield f"hidden_{kind}_fraction", 1 - exposed / taken

@@ -33,12 +33,33 @@ class ModelCall:
     Attributes:
         reset: brings a module back to where each call begins.
         device: where it runs, "cpu" or "cuda".
+        is_training: whether a step takes the gradients of the parameters too.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     reset: Callable[[nn.Module], None] = lambda _: None
     device: str = "cpu"
+    is_training: bool = False
+
+    def run(self, module: Callable[..., Any]) -> Any:
+        """One step; its outputs."""
+        output = module(*self.args, **self.kwargs)
+        if self.is_training:
+            loss = sum(t.float().square().mean() for t in _floating_point(output))
+            assert isinstance(loss, Tensor), "the model returns no floating-point tensor"
+            loss.backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def begin(self, module: nn.Module) -> None:
+        """Bring `module` back to where each step begins."""
+        module.zero_grad()
+        self.reset(module)
+
+    def results(self, output: Any, module: nn.Module) -> Tensor:
+        """What a step found, as one vector: its outputs, and the gradients in order of names."""
+        parameters = sorted(module.named_parameters()) if self.is_training else ()
+        return outputs_of((output, [parameter.grad for _, parameter in parameters]))
 
 
 @dataclass
@@ -49,6 +70,7 @@ class Samples:
         seconds: of a step.
         exposed, communicating: seconds that collectives were waited for, and took.
         late_peers: seconds of waiting for ranks that launched later than this one; not exposed.
+        kinds: the same by kind of collective, as the emulated link recorded it.
         num_slow: of the collectives, how often gloo took longer than the link.
         error: largest difference of an output to the expected one, over the largest expected
             value; over all runs, those to warm up included. None where nothing is expected.
@@ -58,6 +80,7 @@ class Samples:
     exposed: list[float] = field(default_factory=list)
     communicating: list[float] = field(default_factory=list)
     late_peers: list[float] = field(default_factory=list)
+    kinds: list[dict[str, Exposure]] = field(default_factory=list)
     num_slow: int = 0
     error: float | None = None
 
@@ -97,6 +120,7 @@ def measure(
                 samples.exposed.append(exposure.exposed)
                 samples.communicating.append(exposure.total)
                 samples.late_peers.append(exposure.late_peer)
+                samples.kinds.append(Exposure.by_kind(group.transfers))
                 samples.num_slow += exposure.num_slow
     if group is not None:
         group.link = link
@@ -104,13 +128,13 @@ def measure(
 
 
 def timed(variant: BenchVariant, call: ModelCall) -> tuple[float, Tensor]:
-    """Seconds of one step, and its outputs. On CUDA both ends are events on the device."""
-    call.reset(variant.module)
+    """Seconds of one step, and its results. On CUDA both ends are events on the device."""
+    call.begin(variant.module)
     if dist.is_initialized():
         dist.barrier()
     if call.device == "cpu":
         started = time.perf_counter()
-        output = variant.compiled(*call.args, **call.kwargs)
+        output = call.run(variant.compiled)
         seconds = time.perf_counter() - started
     else:
         begin, end = (
@@ -119,17 +143,21 @@ def timed(variant: BenchVariant, call: ModelCall) -> tuple[float, Tensor]:
         )
         torch.cuda.synchronize()
         begin.record()
-        output = variant.compiled(*call.args, **call.kwargs)
+        output = call.run(variant.compiled)
         end.record()
         torch.cuda.synchronize()
         seconds = begin.elapsed_time(end) / 1000
-    return seconds, outputs_of(output)
+    return seconds, call.results(output, variant.module)
 
 
 def outputs_of(output: Any) -> Tensor:
     """The floating-point tensors in `output`, as one vector."""
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return torch.cat([t.detach().double().flatten() for t in tensors if t.is_floating_point()])
+    return torch.cat([t.detach().double().flatten() for t in _floating_point(output)])
+
+
+def _floating_point(output: Any) -> list[Tensor]:
+    tensors = (leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 # ---- one run more, watched by the profiler

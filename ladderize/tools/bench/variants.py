@@ -8,26 +8,27 @@ desync:n    shard, variant="desync:n"                 torch.compile
 bound       standard without collectives              torch.compile
 free        "ladder", run on a link that takes no time
 
-Without a mesh nothing is sharded, and there are no collectives.
+Without a mesh nothing is sharded: there are no collectives, or those that the model brings. Then
+`ladder` is the standard net, which the backend rewrites, and `written` may be a model of its own.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ladderize.config.options import LadderConfig
 from ladderize.config.residual_form import PARALLEL, desync_period
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import rewrite_program
 from ladderize.frontends.sharded.parallelize import parallelize
-from ladderize.graph.collectives import every_node, group_name_of
+from ladderize.graph.collectives import collective_of, every_node, group_name_of, is_wait
 from ladderize.tools.bench.bench_settings import VARIANTS, Settings
 
 
@@ -50,29 +51,42 @@ class BenchVariant:
     is_free: bool = False
 
 
+def has_collectives(program: ExportedProgram) -> bool:
+    """Whether the model brings its own."""
+    return any(group_name_of(node) for node in every_node(program.graph_module))
+
+
 def make_variants(
-    program: ExportedProgram, settings: Settings, mesh: DeviceMesh | None
+    program: ExportedProgram,
+    settings: Settings,
+    mesh: DeviceMesh | None,
+    written: ExportedProgram | None = None,
 ) -> list[BenchVariant]:
     """Those of `settings.variants`, in that order. Weights are shared between them.
+
+    Args:
+        program: of the standard net.
+        mesh: to shard it over; None where there is one rank, or it brings its own collectives.
+        written: its ladder as written by hand, if it is a model of its own.
 
     Where all are wanted, `parallel` is left out of nets that have no such form.
 
     Raises:
         LadderError: the program has no blocks, or cannot be sharded.
     """
-    programs = _programs(program, settings)
+    is_sharded = mesh is not None or has_collectives(program)
+    programs = _programs(program, settings, written)
     made: list[BenchVariant] = []
     for name in settings.variants:
-        if (name == "bound" and mesh is None) or name not in programs:
+        if (name == "bound" and not is_sharded) or name not in programs:
             continue  # "free" among them: it is no program of its own
         ours = programs[name]
         if mesh is None:
-            # `ladder` is given the standard net: rewriting it is ladderize's own work.
-            module: nn.Module = (program if name == "ladder" else ours).module()
+            module = _unsharded(name, program, ours)
         else:
             module = _shard(name, program, ours, mesh, settings)
-            if made:
-                module.load_state_dict(made[0].module.state_dict(), assign=True)
+        if made:
+            module.load_state_dict(made[0].module.state_dict(), assign=True)
         has_whole = name != "bound" and not desync_period(name)
         expected = ours.module() if has_whole else None
         made.append(BenchVariant(name, module, _compile(name, module, settings, mesh), expected))
@@ -80,6 +94,15 @@ def make_variants(
         (ladder,) = (variant for variant in made if variant.name == "ladder")
         made.append(replace(ladder, name="free", is_free=True))
     return sorted(made, key=lambda variant: settings.variants.index(variant.name))
+
+
+def _unsharded(name: str, program: ExportedProgram, ours: ExportedProgram) -> nn.Module:
+    """The program of a variant as it is; collectives in it are the model's own."""
+    # Rewriting it is ladderize's own work.
+    module: Any = (program if name == "ladder" else ours).module()
+    if name == "bound":
+        drop_collectives(module, 1)
+    return cast(nn.Module, module)
 
 
 def _shard(
@@ -97,11 +120,16 @@ def _shard(
     return shard
 
 
-def _programs(program: ExportedProgram, settings: Settings) -> dict[str, ExportedProgram]:
+def _programs(
+    program: ExportedProgram, settings: Settings, written: ExportedProgram | None
+) -> dict[str, ExportedProgram]:
     """What each variant computes, unsharded, by its name."""
-    config = LadderConfig.from_options(settings.ladder, checkpoint=settings.checkpoint)
-    ladder, _ = rewrite_program(program, config)
-    made = {"standard": program, "bound": program, "written": ladder, "ladder": ladder}
+    made = {"standard": program, "bound": program}
+    if "ladder" in settings.variants or ("written" in settings.variants and written is None):
+        config = LadderConfig.from_options(settings.ladder, checkpoint=settings.checkpoint)
+        made["ladder"], _ = rewrite_program(program, config)
+    if found := written or made.get("ladder"):
+        made["written"] = found
     made |= {name: program for name in settings.variants if desync_period(name)}
     if PARALLEL in settings.variants:
         # An error only where it was asked for by name.
@@ -138,11 +166,13 @@ def _compile(
 def drop_collectives(gm: GraphModule, num_ranks: int) -> None:
     """Take the collectives out of a rank-local graph; what it computes is wrong then.
 
+    All-to-alls of equal splits are passed on as they are, like all-reduces.
+
     before   r = reduce(h)   y = wait(r)   w = gather(logits, …, dim, n)
     after    h               h             w = cat([logits] * n, dim)
     """
     for node in list(gm.graph.nodes):
-        if node.target in _PASSED_ON:
+        if node.target in _PASSED_ON or _keeps_its_shape(node) or is_wait(node):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
         elif node.target is torch.ops.ladderize.gather.default:
@@ -157,8 +187,16 @@ def drop_collectives(gm: GraphModule, num_ranks: int) -> None:
     gm.recompile()
 
 
+def _keeps_its_shape(node: Node) -> bool:
+    """Whether it is a collective of torch's whose result is as large as what it is given."""
+    op = collective_of(node)
+    if op == "all_to_all_single":
+        _, outputs, inputs, *_ = node.args
+        return outputs == inputs
+    return op == "all_reduce"
+
+
 _PASSED_ON = (
     torch.ops.ladderize.copy.default,
     torch.ops.ladderize.reduce.default,
-    torch.ops.ladderize.wait.default,
 )

@@ -34,6 +34,17 @@ ExpectBlocks = Annotated[
 ShardVocabulary = Annotated[
     bool, typer.Option(help="With --tp: divide embedding and head by words too.")
 ]
+Connectivity = Annotated[
+    str | None,
+    typer.Option(
+        help="What a converted branch leaves out of the blocks before it: ladder, farskip or "
+        "instella. \\[default: ladder]"
+    ),
+]
+Routed = Annotated[
+    list[str] | None,
+    typer.Option(help='With farskip: modules of routed experts, "*.mlp.experts". Repeatable.'),
+]
 Experts = Annotated[
     str | None,
     typer.Option(

@@ -30,7 +30,15 @@ Bandwidth = Annotated[
 Batches = Annotated[str, typer.Option("--batch", help="Batch sizes of an hf: model: 1,4.")]
 Lengths = Annotated[str, typer.Option("--length", help="Tokens per sequence: 64,128.")]
 New = Annotated[int, typer.Option(min=1, help="Free positions in the KV cache, in tokens.")]
-Phases = Annotated[str, typer.Option("--phase", help="prefill, decode, or both: prefill,decode.")]
+Phases = Annotated[
+    str,
+    typer.Option(
+        "--phase", help="Some of prefill,decode; training for a model that brings its inputs."
+    ),
+]
+Written = Annotated[
+    str, typer.Option(help="Variant written: a MODEL that is the ladder of this one by hand.")
+]
 Variants = Annotated[
     str | None, typer.Option(help="Some of standard,written,ladder,parallel,bound,free.")
 ]
@@ -62,6 +70,7 @@ def bench(
     new: New = 16,
     phase: Phases = "prefill",
     variants: Variants = None,
+    written: Written = "",
     staleness: flags.Staleness = None,
     layers: flags.Layers = None,
     shard_vocabulary: flags.ShardVocabulary = True,
@@ -122,6 +131,7 @@ def bench(
             lengths=flags.numbers(length, "--length", int),
             new=new,
             variants=flags.words(variants) or tuple(VARIANTS),
+            written=written,
             repeats=repeats,
             warmup=warmup,
             lowering=lowering,

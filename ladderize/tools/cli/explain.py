@@ -18,6 +18,8 @@ def explain(
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
     variant: flags.Variant = None,
+    connectivity: flags.Connectivity = None,
+    routed: flags.Routed = None,
     expect_blocks: flags.ExpectBlocks = None,
     batch: flags.Batch = 2,
     length: flags.Length = 32,
@@ -35,6 +37,8 @@ def explain(
         blocks=blocks,
         staleness=staleness,
         variant=variant,
+        connectivity=connectivity,
+        routed=routed or None,
         expect_blocks=expect_blocks,
         experts=experts,
     )

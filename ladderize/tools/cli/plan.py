@@ -21,6 +21,13 @@ Desync = Annotated[
     int | None,
     typer.Option(min=2, help="Also predict a desync residual: every N-th block is reduced."),
 ]
+Experts = Annotated[
+    str,
+    typer.Option(
+        help='"tensor": every expert split over the ranks; "expert": whole ones on each rank, '
+        "to which tokens travel by all-to-all."
+    ),
+]
 New = Annotated[int, typer.Option(min=1, help="Generated tokens per example.")]
 
 # What is traced; costs are scaled from there.
@@ -35,6 +42,7 @@ def plan(
     new: New = 512,
     sensitivity: Sensitivity = None,
     desync: Desync = None,
+    experts: Experts = "tensor",
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
@@ -50,11 +58,13 @@ def plan(
     with running("plan", debug, json):
         with working("loading torch"):
             from ladderize.config.block_plan import read_block_plan
+            from ladderize.config.hardware import hardware_of
             from ladderize.frontends.sharded.parallelize import aot_config
-            from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.planning import plan as predict
             from ladderize.tools.predict.planning.plan_tables import show
+            from ladderize.tools.predict.planning.routed import routed_experts
             from ladderize.tools.sources import InputSizes, open_model
+            from ladderize.tools.sources import Module as ModelSource
 
         machine = hardware_of(hardware)
         measured = None if sensitivity is None else read_block_plan(sensitivity)
@@ -62,7 +72,10 @@ def plan(
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
             report = source.explain(aot_config(source.entry, **options))
         with working("planning"):
-            found = predict(report, machine, batches, prompt, new, measured, desync)
+            routed = routed_experts(source.model) if isinstance(source, ModelSource) else None
+            found = predict(
+                report, machine, batches, prompt, new, measured, experts, routed, desync
+            )
     if json:
         print_json(found.to_json())
     else:

@@ -49,10 +49,10 @@ def plot(
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plot", debug, json):
         with working("loading torch"):
+            from ladderize.config.hardware import hardware_of
             from ladderize.frontends.sharded.parallelize import aot_config
             from ladderize.report.files import refuse_file
             from ladderize.tools.plot import draw
-            from ladderize.tools.predict.hardware import hardware_of
             from ladderize.tools.predict.timeline import measure, predict, write_perfetto
             from ladderize.tools.sources import InputSizes, open_model
 

@@ -9,15 +9,17 @@
 transfers.py   Transfer and Exposure: when each was launched, due, waited for and released
 board.py       the ranks' launch times, in memory that they share
 carrier.py     a thread of its own for the values; what `wait()` does
-group.py       EmulatedGroup, the process group; `init_emulated`, which makes it the default one;
-               that thread, and gloo's, go before compute where the system allows it
+group.py       EmulatedGroup, the process group
+priority.py    that thread, and gloo's, go before compute where the system allows it
+emulated_backend.py   `init_emulated`, which makes an EmulatedGroup the default group
 
-A transfer starts when the last rank has launched it and the link is free. All ranks
-know each other's launch times, and so compute the same schedule. `wait()` returns
-when the transfer is due and the values are there.
+A transfer starts when the last rank has launched it and the link is free; it takes as long as on
+the rank that sends, or is sent, most. All ranks know each other's launch times, and so compute the
+same schedule. `wait()` returns when the transfer is due and the values are there.
 """
 
-from ladderize.tools.emulation.group import EmulatedGroup, init_emulated
+from ladderize.tools.emulation.emulated_backend import init_emulated
+from ladderize.tools.emulation.group import EmulatedGroup
 from ladderize.tools.emulation.transfers import Exposure, Transfer
 
 __all__ = ["EmulatedGroup", "Exposure", "Transfer", "init_emulated"]

@@ -1,6 +1,6 @@
 """A thread that moves the values by gloo, one transfer at a time, and what `wait()` does with it.
 
-    launch(work) ──► queue ──► gloo: the values ──► board: the latest launch ──► times ──► wait()
+    launch(work) ──► queue ──► gloo: the values ──► lane: the latest launch ──► times ──► wait()
 
 The values must not travel inside of `wait()`: what gloo takes there would look like compute. Gloo
 and the queue release the interpreter lock while they block, so that the rank computes meanwhile.
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ladderize.tools.emulation.board import LaunchBoard
+from ladderize.tools.emulation.board import LaunchLane
 from ladderize.tools.emulation.transfers import Transfer
 
 Start = Callable[[Any, list[Tensor]], list[dist.Work]]
@@ -98,11 +98,11 @@ class EmulatedWork(dist.Work):
 
 
 class Carrier:
-    """One link. Carries what it is given in that order, which must be the same on every rank."""
+    """One lane. Carries what it is given in that order, the same on every rank that shares it."""
 
-    def __init__(self, gloo: Any, board: LaunchBoard) -> None:
+    def __init__(self, gloo: Any, lane: LaunchLane) -> None:
         self._gloo = gloo
-        self._board = board
+        self._lane = lane
         self._free = 0.0
         self._num_carried = 0
         self._is_under_way = False
@@ -149,11 +149,11 @@ class Carrier:
     def _carry(self, work: EmulatedWork, start: Start) -> TransferTimes:
         number = self._num_carried
         self._num_carried += 1
-        self._board.write(number, work.launched)
+        self._lane.write(number, work.launched, work.seconds)
         for part in start(self._gloo, work.staged):
             self._wait_for(part)
-        peers, free = self._board.latest(number), self._free
-        self._free = max(peers, free) + work.seconds
+        peers, free = self._lane.latest(number), self._free
+        self._free = max(peers, free) + self._lane.longest(number)
         return TransferTimes(peers, free, due=self._free, arrived=time.perf_counter())
 
     def _wait_for(self, part: dist.Work) -> None:

@@ -1,31 +1,26 @@
 """A process group whose collectives take the time that a `Link` says.
 
     allreduce(tensors) ──► EmulatedWork ──► Carrier (carrier.py) ──► gloo, the group "values"
-    broadcast, barrier, all_gather_object, … ───────────────────────► gloo, the group "control"
+    send(tensors, 1) ────► EmulatedWork ──► Carrier of 0 → 1 ──────► gloo, the group "values"
+    barrier, all_gather_object, … ──────────────────────────────────► gloo, the group "control"
 
 Two gloo groups, because a gloo group must be given its collectives in one order by all ranks, and
 the carrier's thread and the caller's have none between them.
 """
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
 from ladderize import compat
+from ladderize.config.hardware import Link
 from ladderize.tools.emulation.board import LaunchBoard
 from ladderize.tools.emulation.carrier import Carrier, EmulatedWork, Start
+from ladderize.tools.emulation.priority import before_compute
 from ladderize.tools.emulation.transfers import Transfer
-from ladderize.tools.predict.hardware import Link
-
-BACKEND = "emulated"
-TIMEOUT = timedelta(minutes=5)
-
 
 # Torch's stubs know neither the constructor nor half of what gloo's class has.
 _ProcessGroup: Any = dist.ProcessGroup
@@ -35,9 +30,11 @@ _c10d: Any = dist
 class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
     """Gloo with the clock of a link, and a record of every transfer.
 
-    All-reduces, all-gathers and reduce-scatters of tensors and all-to-alls take their time on the
-    link, one after the other in the order of their launches; so they are launched alike by all
-    ranks. Everything else (broadcasts, barriers, objects, lists of tensors) goes past it.
+    All-reduces, all-gathers and reduce-scatters of tensors, all-to-alls and broadcasts take their
+    time on the link, one after the other in the order of their launches; so they are launched alike
+    by all ranks. Messages (`send`, `recv`) from one rank to another have a lane of their own, in
+    the order in which both launch them. Everything else (barriers, gathered objects and lists of
+    tensors) goes past the link.
 
     Attributes:
         link: for what is launched from now on. Set it between runs, on every rank alike.
@@ -52,8 +49,10 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
                 _c10d.ProcessGroupGloo(_c10d.PrefixStore(name, store), rank, size, timeout)
                 for name in ("values", "control")
             )
-            board = LaunchBoard(_c10d.PrefixStore("board", store), rank, size)
-            self._carrier = Carrier(values, board)
+            self._board = LaunchBoard(_c10d.PrefixStore("board", store), rank, size)
+            self._carrier = Carrier(values, self._board.collectives())
+        self._values = values
+        self._messengers: dict[tuple[int, int], Carrier] = {}
         compat.pass_on(self, control)
 
     @property
@@ -67,7 +66,8 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Called by `destroy_process_group`."""
-        self._carrier.close()
+        for carrier in (self._carrier, *self._messengers.values()):
+            carrier.close()
         super().shutdown()
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> EmulatedWork:
@@ -129,6 +129,7 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
         opts: Any = None,
     ) -> EmulatedWork:
         opts = opts or _c10d.AllToAllOptions()
+        exchanged = max(self._to_others(given, input_sizes), self._to_others(output, output_sizes))
         return self._launch(
             "all_to_all",
             [given],
@@ -136,6 +137,54 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
             lambda gloo, staged: [
                 gloo.alltoall_base(staged[0], given, output_sizes, input_sizes, opts)
             ],
+            self._as_equal_splits(exchanged),
+        )
+
+    def alltoall(
+        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
+    ) -> EmulatedWork:
+        opts = opts or _c10d.AllToAllOptions()
+        exchanged = max(
+            sum(tensor.nbytes for rank, tensor in enumerate(tensors) if rank != self.rank())
+            for tensors in (inputs, outputs)
+        )
+        return self._launch(
+            "all_to_all",
+            inputs,
+            outputs,
+            lambda gloo, staged: [gloo.alltoall(staged, inputs, opts)],
+            self._as_equal_splits(exchanged),
+        )
+
+    def broadcast(self, tensors: list[Tensor], opts: Any = None) -> EmulatedWork:
+        opts = opts or _c10d.BroadcastOptions()
+        return self._launch(
+            "broadcast",
+            tensors,
+            tensors,
+            # The root may be through before others have begun: the barrier makes all of them known.
+            lambda gloo, staged: [
+                gloo.broadcast(staged, opts),
+                gloo.barrier(_c10d.BarrierOptions()),
+            ],
+        )
+
+    def send(self, tensors: list[Tensor], target: int, tag: int) -> EmulatedWork:
+        return self._launch(
+            "p2p",
+            tensors,
+            [],
+            lambda gloo, _: [gloo.send(tensors, target, tag)],
+            carrier=self._messenger(self.rank(), target),
+        )
+
+    def recv(self, tensors: list[Tensor], source: int, tag: int) -> EmulatedWork:
+        return self._launch(
+            "p2p",
+            tensors,
+            tensors,
+            lambda gloo, staged: [gloo.recv(staged, source, tag)],
+            carrier=self._messenger(source, self.rank()),
         )
 
     # The names of torch 2.13 for the same; 2.11 knows those above only.
@@ -145,94 +194,47 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
     reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced
     all_to_all_single = alltoall_base
 
+    def _messenger(self, source: int, target: int) -> Carrier:
+        """What carries the messages from rank `source` to rank `target`; one of them is this."""
+        if (source, target) not in self._messengers:
+            with before_compute():
+                carrier = Carrier(self._values, self._board.messages(source, target))
+            self._messengers[source, target] = carrier
+        return self._messengers[source, target]
+
+    def _to_others(self, tensor: Tensor, sizes: Sequence[int]) -> int:
+        """Bytes of `tensor`, split along dim 0 into `sizes`, that are not this rank's own part."""
+        rows = tensor.shape[0] if tensor.dim() else 1
+        own: int = sizes[self.rank()] if sizes else rows // self.size()
+        return tensor.nbytes // max(rows, 1) * (rows - own)
+
+    def _as_equal_splits(self, exchanged: int) -> float:
+        """Bytes of a tensor of which a rank exchanges so many, were it split evenly."""
+        others = self.size() - 1
+        return exchanged * self.size() / others if others else 0.0
+
     def _launch(
-        self, op: str, whole: Sequence[Tensor], outputs: Sequence[Tensor], start: Start
+        self,
+        op: str,
+        whole: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        start: Start,
+        charged: float | None = None,
+        carrier: Carrier | None = None,
     ) -> EmulatedWork:
+        """Put a transfer on the link.
+
+        Args:
+            op: as `Link.seconds` names it.
+            whole: tensors whose bytes are recorded.
+            outputs: tensors that it fills when it is due.
+            start: of gloo.
+            charged: bytes that the link is busy with, if not those of `whole`.
+            carrier: of its lane; by default that of the collectives.
+        """
         num_bytes = sum(tensor.nbytes for tensor in whole)
-        work = EmulatedWork(op, num_bytes, self.link.seconds(num_bytes, op), outputs)
+        seconds = self.link.seconds(num_bytes if charged is None else charged, op)
+        work = EmulatedWork(op, num_bytes, seconds, outputs)
         self._launched.append(work)
-        self._carrier.launch(work, start)
+        (carrier or self._carrier).launch(work, start)
         return work
-
-
-def register_backend() -> None:
-    """Make `BACKEND` known to `torch.distributed`; `init_emulated` does.
-
-    A default group of it takes its `Link` as `pg_options`, groups made later take that of the
-    default one.
-    """
-    if BACKEND not in dist.Backend.backend_list:
-        dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu"])
-
-
-def init_emulated(
-    link: Link,
-    *,
-    rank: int = -1,
-    world_size: int = -1,
-    store: Any = None,
-    init_method: str | None = None,
-    timeout: timedelta = TIMEOUT,
-) -> EmulatedGroup:
-    """`torch.distributed.init_process_group` with an emulated link between the ranks.
-
-    All ranks must be processes of one machine. Groups made later (`new_group`, a `DeviceMesh` of
-    several axes) have a link of their own each, at first like the default group's.
-
-    Args:
-        link: how long a collective takes. It need not have as many ranks as the group: two
-            processes can stand in for eight GPUs.
-        rank: of this process; by default, like what follows, as `torchrun` says.
-        store: a `torch.distributed.Store`, instead of `init_method`.
-        timeout: after which a collective that a rank does not join is an error on the others.
-
-    Returns:
-        The default group, also `torch.distributed.group.WORLD`.
-    """
-    register_backend()
-    dist.init_process_group(
-        BACKEND,
-        init_method=init_method,
-        rank=rank,
-        world_size=world_size,
-        store=store,
-        timeout=timeout,
-        pg_options=link,
-    )
-    return cast(EmulatedGroup, dist.group.WORLD)
-
-
-def _create(options: Any, link: Link | None) -> EmulatedGroup:
-    """Called by torch for the default group, and without a link for each one made later."""
-    if link is None:
-        link = cast(EmulatedGroup, dist.group.WORLD).link
-    return EmulatedGroup(
-        options.store, options.group_rank, options.group_size, options.timeout, link
-    )
-
-
-@contextmanager
-def before_compute() -> Iterator[bool]:
-    """Threads started inside go before all ordinary ones (SCHED_FIFO), not the caller afterwards.
-
-    A network card does not wait for a core; gloo's threads do. On two busy cores an all-reduce of
-    two computing ranks took 20 ms that takes 0.7 ms this way, for it is many short turns of six
-    threads.
-
-    Yields:
-        Whether it is so: where the system does not allow it (on Linux to root, or with an
-        `rtprio` limit of 1), nothing changes.
-    """
-    if sys.platform != "linux":
-        yield False
-        return
-    usual = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.sched_setscheduler(0, *usual)

@@ -13,6 +13,7 @@ ranks launched when this one did; the rest is exposed.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Transfer:
     """One collective over an emulated link.
 
     Attributes:
-        op: as `Link.seconds` names it: "all_reduce", "all_gather", …
-        num_bytes: of the whole tensor.
+        op: kind of collective, as `Link.seconds` names it: "all_reduce", "all_gather", …
+        num_bytes: of the whole tensor; of an all-to-all what this rank is given.
         launched: by this rank.
         peers: when the last rank launched it.
         free: when the link was through with the transfer before it.
@@ -101,6 +102,12 @@ class Exposure:
             late_peer=sum(t.late_peer for t in given),
             num_slow=sum(t.is_slow for t in given),
         )
+
+    @classmethod
+    def by_kind(cls, transfers: Iterable[Transfer]) -> "dict[str, Exposure]":
+        """The same for each `Transfer.op`, in alphabetical order."""
+        given = sorted(transfers, key=lambda transfer: transfer.op)
+        return {op: cls.of(same) for op, same in groupby(given, lambda transfer: transfer.op)}
 
     @property
     def hidden(self) -> float:

@@ -1,1 +1,1 @@
-"""A step on hardware that need not be here: devices and links, timelines, plans."""
+"""A step on hardware that need not be here: timelines and plans."""

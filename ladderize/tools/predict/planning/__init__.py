@@ -4,6 +4,7 @@ Report ── workload.py ── planned_nets.py ── forecast.py ──┬─
  of a trace   costs for any   standard, ladder,           ├── limits.py: where the gain ends
               batch, length   parallel, bound             └── confidence.py
 
+routed.py makes of a workload that of one rank, where each rank holds whole experts.
 hardware/calibrated.toml is fitted by bench/calibrate.py.
 """
 
@@ -13,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ladderize.config.block_plan import BlockPlan
+from ladderize.config.hardware import Hardware, hardware_of
 from ladderize.errors import LadderError
 from ladderize.report.report import Report
-from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.planning.confidence import Confidence, confidence
 from ladderize.tools.predict.planning.damage_curve import DamagePoint, damage_curve
 from ladderize.tools.predict.planning.forecast import Forecast, Request, forecast
 from ladderize.tools.predict.planning.limits import Fewest, Limits, fewest_layers, limits
 from ladderize.tools.predict.planning.planned_nets import variants
+from ladderize.tools.predict.planning.routed import RoutedExperts, expert_parallel
 from ladderize.tools.predict.planning.workload import workload_of
 
 
@@ -86,6 +88,8 @@ def plan(
     prompt: int = 1024,
     new: int = 512,
     measured: BlockPlan | None = None,
+    experts: str = "tensor",
+    routed: RoutedExperts | None = None,
     desync: int | None = None,
 ) -> LadderPlan:
     """Predict the model in `report` as it is, as the ladder that was asked for, and two others.
@@ -96,11 +100,14 @@ def plan(
         batches: how many examples at once, one prediction for each.
         prompt, new: tokens of each example, given and generated.
         measured: what sets of its blocks cost, by `ladderize sensitivity`.
+        experts: "tensor", every expert split over the ranks, or "expert", whole ones on each rank,
+            which has its own tokens and sends them to the experts and back.
+        routed: the experts of the model, by `routed_experts`; needed for "expert".
         desync: predict a desync residual too, of whose blocks every so many-th is reduced.
 
     Raises:
-        LadderError: the hardware is not known, the model cannot be planned, or `measured` is of
-            another one.
+        LadderError: the hardware is not known, the model cannot be planned, its experts cannot be
+            divided, or `measured` is of another one.
 
     Example:
         >>> found = plan(ladderize.explain(model, input_ids), "h100x8-nvlink", [1, 16])
@@ -112,6 +119,11 @@ def plan(
         raise LadderError(f"desync={desync}: of at least 2 blocks one is reduced.")
     hardware = hardware_of(hardware) if isinstance(hardware, str) else hardware
     workload = workload_of(report)
+    if experts == "expert":
+        modules = [block.module for block in report.blocks]
+        workload = expert_parallel(workload, modules, routed, hardware.ranks)
+    elif experts != "tensor":
+        raise LadderError(f'experts={experts!r}: it is "tensor" or "expert".')
     nets = variants(workload, desync or 0)
     requests = [Request(batch, prompt, new) for batch in batches]
     rows = tuple(

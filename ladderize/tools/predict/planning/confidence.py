@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ladderize.tools.predict.hardware import Errors, Hardware, calibration_errors
+from ladderize.config.hardware import Errors, Hardware, calibration_errors
 from ladderize.tools.predict.planning.forecast import Request
 from ladderize.tools.predict.planning.workload import Workload
 from ladderize.tools.units import num_bytes
@@ -70,6 +70,11 @@ def _model(workload: Workload, hardware: Hardware, kinds: Sequence[str]) -> Iter
         yield f"{num_bytes(int(held))} of weights on a rank (measured: 19 to 72 GB)"
     if any("MoE" in kind for kind in kinds):
         yield "experts: all of their weights are assumed to be read in every step"
+    if workload.is_expert_parallel:
+        yield (
+            "expert parallelism is not calibrated: tokens are assumed to be spread evenly over "
+            "ranks and experts, and an all-to-all to have the latency of an all-reduce"
+        )
 
 
 def _memory(workload: Workload, requests: Sequence[Request], hardware: Hardware) -> Iterator[str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ladderize.config.block_plan import BlockPlan, MeasuredSet
+from ladderize.config.hardware import Hardware
 from ladderize.errors import LadderError
-from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
 from ladderize.tools.predict.planning.planned_nets import ladder, standard
 from ladderize.tools.predict.planning.workload import Workload

@@ -9,7 +9,7 @@ middle stands for all of them.
 
 from dataclasses import dataclass
 
-from ladderize.tools.predict.hardware import Hardware
+from ladderize.config.hardware import Hardware
 from ladderize.tools.predict.planning.planned_nets import PlannedNet
 from ladderize.tools.predict.planning.workload import Phase
 

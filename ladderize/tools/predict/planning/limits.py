@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from ladderize.tools.predict.hardware import Hardware
+from ladderize.config.hardware import Hardware
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
 from ladderize.tools.predict.planning.planned_nets import PlannedNet, ladder, standard
 from ladderize.tools.predict.planning.workload import Phase, Workload
@@ -24,15 +24,17 @@ class Hiding:
     """What one block can hide, in one phase.
 
     Attributes:
-        reduce: seconds of an all-reduce.
+        reduce: seconds of one of its collectives.
         hidden: seconds of the longest one that the shortest block hides whole.
         bandwidth: bytes per second from which on it hides one of this size; None: from none, as
             the latency alone is longer.
+        op: kind of the collective: "all_reduce", with expert parallelism "all_to_all".
     """
 
     reduce: float
     hidden: float
     bandwidth: float | None
+    op: str = "all_reduce"
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,23 @@ def _whole(value: float | None) -> int | None:
 
 
 def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
-    blocks = [block for block in workload.blocks if block.reduce_bytes]
+    """Of all-reduces behind the blocks that have them; of all-to-alls behind all other blocks."""
     ranks, link = hardware.ranks, hardware.link
+    is_exchanged = workload.is_expert_parallel
+    blocks = [
+        b for b in workload.blocks if (not b.exchanged_bytes if is_exchanged else b.reduce_bytes)
+    ]
     each = [block.costs.seconds(phase, hardware, block.ranks(ranks)) for block in blocks]
     compute = min(each, default=0.0)
-    most = max((block.reduce_bytes for block in blocks), default=0.0) * phase.tokens
+    most = max((b.reduce_bytes + b.exchanged_bytes for b in workload.blocks), default=0.0)
+    sent = most * phase.tokens
     hidden = compute / (1 - hardware.contention)
+    op = "all_to_all" if is_exchanged else "all_reduce"
     bandwidth = None
-    if most and hidden > link.latency:
-        bandwidth = 2 * (ranks - 1) / ranks * most / (hidden - link.latency)
-    return Hiding(hardware.reduce_seconds(most), hidden, bandwidth)
+    if sent and hidden > link.latency:
+        bandwidth = link.bytes_sent(sent, op) / (hidden - link.latency)
+    seconds = link.seconds(sent, op) if ranks > 1 else 0.0
+    return Hiding(seconds, hidden, bandwidth, op)
 
 
 def _full(

@@ -72,10 +72,11 @@ def _ends(found: Limits) -> Table | str:
     bandwidth, latency = found.last_bandwidth, found.least_latency
     none = "never (latency-bound)"
     table.add_row("bandwidth of the link", _rate("above", bandwidth) if bandwidth else none)
-    table.add_row("latency of an all-reduce", f"below {seconds(latency)}" if latency else "never")
+    op = f"an {found.prefill.op.replace('_', '-')}"
+    table.add_row(f"latency of {op}", f"below {seconds(latency)}" if latency else "never")
     table.add_section()
     for name, phase in (("prefill", found.prefill), ("decode", found.decode)):
-        table.add_row(f"an all-reduce of {name}, {seconds(phase.reduce)}", _hidden(phase))
+        table.add_row(f"{op} of {name}, {seconds(phase.reduce)}", _hidden(phase))
     return table
 
 

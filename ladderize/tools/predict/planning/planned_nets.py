@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
+from ladderize.config.hardware import Hardware
 from ladderize.streams.block import stale_sources
-from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.planning.workload import Phase, PlannedBlock, PlannedCosts, Workload
 from ladderize.tools.predict.timeline.spans import Span
 from ladderize.tools.predict.timeline.steps import TimelineStep
@@ -21,6 +22,7 @@ from ladderize.tools.predict.timeline.two_lanes import (
     Branch,
     Task,
     as_step,
+    dispatch_of,
     place,
     reduce_of,
     tasks_of,
@@ -38,8 +40,8 @@ class PlannedNet:
         blocks: in order.
         sources: for blocks that read stale the one whose anchor they read.
         outside: costs of the head.
-        is_reduced: whether there are all-reduces.
-        period: one for each so many blocks, and for the last one.
+        is_reduced: whether ranks communicate.
+        period: one all-reduce for each so many blocks, and for the last one.
     """
 
     name: str
@@ -56,9 +58,11 @@ class PlannedNet:
     def _branches(self) -> Iterator[Branch]:
         for number, block in enumerate(self.blocks):
             source = self.sources.get(block.index, number)
+            reads = ((0, source - 1),)
             is_due = (number + 1) % self.period == 0 or number + 1 == len(self.blocks)
-            sends = self.is_reduced and is_due and block.reduce_bytes > 0
-            yield Branch(block.name, (0, number), ((0, source - 1),), sends)
+            is_exchanged = self.is_reduced and block.exchanged_bytes > 0
+            sends = is_exchanged or (self.is_reduced and is_due and block.reduce_bytes > 0)
+            yield Branch(block.name, (0, number), reads, sends, is_dispatched=is_exchanged)
 
     def seconds(self, phase: Phase, hardware: Hardware) -> float:
         """Of one run, with the head."""
@@ -84,6 +88,9 @@ class PlannedNet:
             found[block.name] = work + (block.num_branches - 1) * hardware.launch
             sent = block.reduce_bytes * phase.tokens
             found[reduce_of(block.name)] = hardware.reduce_seconds(sent)
+            if block.exchanged_bytes:
+                exchange = hardware.exchange_seconds(block.exchanged_bytes * phase.tokens)
+                found[dispatch_of(block.name)] = found[reduce_of(block.name)] = exchange
         return found
 
 
@@ -99,6 +106,10 @@ def ladder(workload: Workload, chosen: Collection[int] | None = None) -> Planned
 
 
 def parallel(workload: Workload) -> PlannedNet:
+    """Attention and experts share no collective: each of them reads what the other one reads."""
+    if workload.is_expert_parallel:
+        together = dict(_same_reads(workload.blocks))
+        return PlannedNet("parallel", workload.blocks, workload.outside, together)
     return PlannedNet("parallel", tuple(_merged(workload.blocks)), workload.outside)
 
 
@@ -115,6 +126,13 @@ def variants(workload: Workload, period: int = 0) -> tuple[PlannedNet, ...]:
     """Those of `VARIANTS`, in order; ahead of the last one the desync residual of a `period`."""
     apart = (desync(workload, period),) if period else ()
     return standard(workload), ladder(workload), parallel(workload), *apart, bound(workload)
+
+
+def _same_reads(blocks: Sequence[PlannedBlock]) -> Iterator[tuple[int, int]]:
+    """For each block behind the attention of its layer: both, by their indices."""
+    for before, block in pairwise(blocks):
+        if before.is_attention and before.layer == block.layer is not None:
+            yield block.index, before.index
 
 
 def _merged(blocks: Sequence[PlannedBlock]) -> Iterator[PlannedBlock]:

@@ -10,12 +10,12 @@ are a `Phase`: a prompt has as many queries as keys, a decode step has one query
 
 from dataclasses import dataclass
 
+from ladderize.config.hardware import Hardware
 from ladderize.errors import Blocker, LadderError
 from ladderize.report.data import BlockReport, GraphReport, SegmentReport
 from ladderize.report.naming import block_name
 from ladderize.report.report import Report
 from ladderize.streams.branch_kinds import ATTENTION
-from ladderize.tools.predict.hardware import Hardware
 from ladderize.tools.predict.timeline.division import Division
 
 
@@ -78,6 +78,9 @@ class PlannedBlock:
         is_attention: whether its branch, and no other, is an attention.
         costs: of its branch.
         reduce_bytes: of one token that its all-reduce sums up; 0: it stays whole and sends nothing.
+        exchanged_bytes: bytes of the rows that a rank gives to an all-to-all, for one token of the
+            whole batch, once before its branch (dispatch) and once behind it (combine); 0 without
+            expert parallelism.
         is_local: its costs are those of one rank already.
         num_branches: parallel ones count one by one.
         is_prologue: whether it comes before the first layer, in none.
@@ -89,6 +92,7 @@ class PlannedBlock:
     is_attention: bool
     costs: PlannedCosts
     reduce_bytes: float
+    exchanged_bytes: float = 0.0
     is_local: bool = False
     num_branches: int = 1
     is_prologue: bool = False
@@ -117,6 +121,11 @@ class Workload:
     outside: PlannedCosts
     chosen: frozenset[int]
     staleness: int = 1
+
+    @property
+    def is_expert_parallel(self) -> bool:
+        """Whether tokens travel to experts on other ranks."""
+        return any(block.exchanged_bytes for block in self.blocks)
 
     def bytes_of_a_rank(self, ranks: int, batch: int, keys: int) -> float:
         """Weights and KV cache that one of `ranks` holds."""
@@ -194,6 +203,6 @@ def _planned(block: BlockReport, traced: Phase, division: Division) -> PlannedBl
         block.kind == ATTENTION,
         costs,
         sent / traced.tokens if is_reduced else 0.0,
-        division.is_local,
+        is_local=division.is_local,
         is_prologue=block.is_prologue,
     )

@@ -13,10 +13,10 @@ stay whole on every rank take the time of a whole branch and send nothing.
 
 from collections.abc import Iterator
 
+from ladderize.config.hardware import Hardware, hardware_of
 from ladderize.report.data import BlockReport, GraphReport
 from ladderize.report.naming import block_name, parse
 from ladderize.report.report import Report
-from ladderize.tools.predict.hardware import Hardware, hardware_of
 from ladderize.tools.predict.timeline.division import Division
 from ladderize.tools.predict.timeline.steps import Interval, Lane, Timeline, TimelineStep, key_of
 from ladderize.tools.predict.timeline.two_lanes import (

@@ -29,6 +29,7 @@ class Branch:
         reads: sums that its branch reads; a sum that no branch writes is there from the start.
         is_reduced: whether it ends in an all-reduce.
         block: its key in a report.
+        is_dispatched: whether it begins with an all-to-all, which needs nothing but its reads.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Branch:
     reads: tuple[Sum, ...]
     is_reduced: bool = True
     block: BlockKey | None = None
+    is_dispatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
     reduces: dict[Sum, tuple[str, ...]] = {}  # of those, the all-reduces
     for branch in branches:
         waits = tuple(dict.fromkeys(task for r in branch.reads for task in behind.get(r, ())))
+        if branch.is_dispatched:
+            first = dispatch_of(branch.name)
+            tasks.append(Task(first, LINK, waits, branch.block))
+            waits = (*waits, first)
         tasks.append(Task(branch.name, COMPUTE, waits, branch.block))
         if branch.is_reduced:
             last = reduce_of(branch.name)  # the link works in order: earlier ones are done
@@ -65,6 +71,10 @@ def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
             reduces[branch.sum] = reduces.get((stream, index - 1), ())
             behind[branch.sum] = (branch.name, *reduces[branch.sum])
     return tuple(tasks)
+
+
+def dispatch_of(name: str) -> str:
+    return f"dispatch {name}"
 
 
 def reduce_of(name: str) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf
 
+from ladderize.config.hardware.calibrated import Calibration, calibrated_links, calibration
+from ladderize.config.hardware.link import Link, known_links, read_table
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.predict.hardware.calibrated import Calibration, calibrated_links, calibration
-from ladderize.tools.predict.hardware.link import Link, known_links, read_table
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Hardware:
 
     def reduce_seconds(self, num_bytes: float) -> float:
         return self.link.seconds(num_bytes) if self.ranks > 1 else 0.0
+
+    def exchange_seconds(self, num_bytes: float) -> float:
+        """Of an all-to-all to which a rank gives `num_bytes`."""
+        return self.link.seconds(num_bytes, "all_to_all") if self.ranks > 1 else 0.0
 
     def __str__(self) -> str:
         link = self.link

@@ -5,14 +5,14 @@ devices.toml ── Device, what a data sheet promises ────────�
 calibrated.toml ── calibrated.py: Calibration, what is reached of it ───┘
 """
 
-from ladderize.tools.predict.hardware.calibrated import (
+from ladderize.config.hardware.calibrated import (
     Calibration,
     Errors,
     calibration,
     calibration_errors,
 )
-from ladderize.tools.predict.hardware.link import Link, known_links, link_of
-from ladderize.tools.predict.hardware.machine import (
+from ladderize.config.hardware.link import Link, known_links, link_of
+from ladderize.config.hardware.machine import (
     Device,
     Hardware,
     hardware_of,

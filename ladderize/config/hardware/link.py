@@ -1,7 +1,8 @@
 """A link between ranks: how long a collective takes on it, in the alpha-beta model.
 
 seconds = latency + share * bytes / bandwidth      share: 2 (n - 1) / n of an all-reduce,
-                                                   (n - 1) / n of a reduce-scatter, an all-gather
+                                                   (n - 1) / n of a reduce-scatter, an all-gather,
+                                                   an all-to-all; 1 of a broadcast, a message
 """
 
 import tomllib
@@ -15,6 +16,8 @@ from ladderize.errors import LadderError
 
 # How often the bytes of the whole tensor cross the link of a rank, over (n - 1) / n.
 _CROSSINGS = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1}
+# All of the bytes cross the link of a rank once, however many ranks there are.
+_SENT_WHOLE = frozenset({"broadcast", "p2p"})
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class Link:
 
         Args:
             num_bytes: of the whole tensor: what an all-reduce returns, what a reduce-scatter is
-                given, what an all-gather returns.
-            op: "all_reduce", "reduce_scatter", "all_gather" or "all_to_all".
+                given, what an all-gather returns. Of an all-to-all what a rank is given; with
+                unequal splits of the one that sends most.
+            op: "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast" or "p2p".
         """
-        share = _CROSSINGS[op] * (self.ranks - 1) / self.ranks
-        return self.latency + share * num_bytes / self.bandwidth
+        return self.latency + self.bytes_sent(num_bytes, op) / self.bandwidth
+
+    def bytes_sent(self, num_bytes: float, op: str) -> float:
+        """Bytes that a rank sends; the arguments are those of `seconds`."""
+        share = 1.0 if op in _SENT_WHOLE else _CROSSINGS[op] * (self.ranks - 1) / self.ranks
+        return share * num_bytes
 
     def __str__(self) -> str:
         return (
@@ -64,7 +72,7 @@ class Link:
 @cache
 def read_table(name: str) -> dict[str, dict[str, Any]]:
     """A `.toml` file beside this module."""
-    file = resources.files("ladderize.tools.predict.hardware").joinpath(f"{name}.toml")
+    file = resources.files("ladderize.config.hardware").joinpath(f"{name}.toml")
     return tomllib.loads(file.read_text("utf-8"))
 
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ladderize.tools.predict.hardware.link import Link, read_table
+from ladderize.config.hardware.link import Link, read_table
 
 
 @dataclass(frozen=True)

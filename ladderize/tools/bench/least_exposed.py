@@ -1,0 +1,165 @@
+"""The communication that no order of a step hides, by a model of two lanes.
+
+    compute   one op at a time, for its part of the FLOPs        h0 h1 ░░ h2
+    link      one transfer at a time, as long as the link says       ══D══
+
+StepGraph       the step as it was compiled, forward and backward: any mixture of collectives
+exposed_at_least   blocks that each end in one all-reduce, by their FLOPs alone
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import functorch.compile as aot  # type: ignore[import-untyped]
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from ladderize.config.hardware import Link
+from ladderize.graph import ops
+from ladderize.graph.collectives import ALL_REDUCES, GATHERS, SCATTERS, launched_by
+from ladderize.graph.flops import work_of
+from ladderize.report.data import BlockReport
+from ladderize.tools.predict.timeline.two_lanes import Branch, place, reduce_of, tasks_of
+
+
+@dataclass(frozen=True)
+class StepOp:
+    """One op of a graph.
+
+    Attributes:
+        flops: of computing it; 0 for what costs next to nothing.
+        kind: of the collective that it launches, as `Link.seconds` names it, else "".
+        num_bytes: that it transfers.
+        needs: numbers of the ops that come before it.
+    """
+
+    flops: float
+    kind: str
+    num_bytes: int
+    needs: tuple[int, ...]
+
+    def seconds(self, per_flop: float, link: Link) -> float:
+        return link.seconds(self.num_bytes, self.kind) if self.kind else self.flops * per_flop
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """The ops of a step: those of its forward graph, and of its backward graph where it trains."""
+
+    graphs: tuple[tuple[StepOp, ...], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, step: Callable[[nn.Module], Any]) -> "StepGraph":
+        """Of `step` of `module`, which is run once, after autograd has divided it."""
+        seen: list[GraphModule] = []
+
+        def see(gm: GraphModule, _: Any) -> Any:
+            seen.append(gm)
+            return aot.make_boxed_func(gm.forward)
+
+        parts = {"partition_fn": aot.min_cut_rematerialization_partition}
+        step(aot.aot_module(module, see, see, **parts))
+        return cls(tuple(_ops(gm) for gm in seen))
+
+    def least_exposed(self, seconds: float, link: Link) -> float:
+        """Seconds that the step lasts beyond its compute, ops taken as they come to be ready.
+
+        Of several ready ops the one with the longest way to the end is first. A graph ends when its
+        transfers have: the backward graph begins after them.
+
+        Args:
+            seconds: of compute in all, divided by FLOPs.
+            link: that carries one transfer at a time.
+        """
+        flops = sum(op.flops for graph in self.graphs for op in graph)
+        per_flop = seconds / flops if flops else 0.0
+        ends = (_end(graph, [op.seconds(per_flop, link) for op in graph]) for graph in self.graphs)
+        return max(0.0, sum(ends) - seconds)
+
+
+def _ops(gm: GraphModule) -> tuple[StepOp, ...]:
+    numbers = {node: i for i, node in enumerate(gm.graph.nodes)}
+    return tuple(
+        StepOp(
+            work_of(node),
+            _kind(node),
+            _bytes(node),
+            tuple(numbers[needed] for needed in node.all_input_nodes),
+        )
+        for node in gm.graph.nodes
+    )
+
+
+def _kind(node: Node) -> str:
+    name = launched_by(node)
+    kinds = ((ALL_REDUCES, "all_reduce"), (GATHERS, "all_gather"), (SCATTERS, "reduce_scatter"))
+    other = {"all_to_all_single": "all_to_all", "broadcast": "broadcast"}
+    return next((kind for names, kind in kinds if name in names), other.get(name, ""))
+
+
+def _bytes(node: Node) -> int:
+    """The larger of what a collective is given and what it returns."""
+    if not _kind(node):
+        return 0
+    given = (tensor for source in node.all_input_nodes for tensor in ops.tensors(source))
+    return max(sum(t.nbytes for t in tensors) for tensors in (ops.tensors(node), list(given)))
+
+
+def _end(graph: Sequence[StepOp], seconds: Sequence[float]) -> float:
+    """When the last op ends, of a graph that begins at 0."""
+    users: list[list[int]] = [[] for _ in graph]
+    for i, op in enumerate(graph):
+        for needed in op.needs:
+            users[needed].append(i)
+    left = list(seconds)  # from the start of an op to the end of the graph
+    for i in reversed(range(len(graph))):
+        left[i] += max((left[user] for user in users[i]), default=0.0)
+    missing = [len(op.needs) for op in graph]
+    ready: dict[bool, list[tuple[float, int]]] = {True: [], False: []}  # by whether on the link
+    done: list[tuple[float, int]] = []
+    busy = {True: False, False: False}
+    now = 0.0
+
+    def release(number: int) -> None:
+        heapq.heappush(ready[bool(graph[number].kind)], (-left[number], number))
+
+    for i, count in enumerate(missing):
+        if count == 0:
+            release(i)
+    while any(ready.values()) or done:
+        for lane in (True, False):
+            if ready[lane] and not busy[lane]:
+                _, number = heapq.heappop(ready[lane])
+                heapq.heappush(done, (now + seconds[number], number))
+                busy[lane] = True
+        now, number = heapq.heappop(done)
+        busy[bool(graph[number].kind)] = False
+        for user in users[number]:
+            missing[user] -= 1
+            if missing[user] == 0:
+                release(user)
+    return now
+
+
+def exposed_at_least(
+    blocks: Sequence[BlockReport], seconds: float, reduces: Sequence[float]
+) -> float:
+    """Exposed seconds of the ladder on two lanes: what no order of it can hide.
+
+    The last block has nothing behind it. Block i waits for the all-reduce of block i - 2, the end
+    of the step for all.
+
+    Args:
+        blocks: blocks of the step, with their FLOPs; each ends in one all-reduce.
+        seconds: their compute in total, which is divided by FLOPs.
+        reduces: duration of the all-reduce of each.
+    """
+    flops = [block.flops or 0 for block in blocks]
+    branches = [Branch(f"h{i}", (0, i), ((0, i - 2),)) for i in range(len(flops))]
+    durations: dict[str, float] = {}
+    for branch, part, reduce in zip(branches, flops, reduces, strict=False):
+        durations[branch.name] = seconds * part / sum(flops)
+        durations[reduce_of(branch.name)] = reduce
+    return max(end for _, end in place(tasks_of(branches), durations).values()) - seconds
