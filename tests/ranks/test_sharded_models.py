@@ -208,7 +208,7 @@ def check_sequence(orders, problems):
     assert count_hidden(forward, "RS") == 3  # Inductor's order for peak memory would expose one
     # In C++ one kernel computes what the last two scatters send: they leave, and wait, together.
     is_fused = not inductor_config.fallback_by_default
-    assert count_hidden(backward, "RS") == (2 if is_fused else 3)
+    assert count_hidden(backward, "RS") >= (2 if is_fused else 5)
     assert min(count_hidden(order, "AG") for order in orders) >= 2
 
 
