@@ -50,11 +50,14 @@ class Experts(nn.Module):
         self.shared = nn.Linear(WIDTH, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.shared(x) + self.routed(x)
+
+    def routed(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         weights = self.gate(tokens).softmax(-1)
         weight, expert = weights.max(-1)
-        routed = getattr(self, self.form)(tokens, expert) * weight.unsqueeze(-1)
-        return self.shared(x) + routed.view(x.shape)
+        made: Tensor = getattr(self, self.form)(tokens, expert) * weight.unsqueeze(-1)
+        return made.view(x.shape)
 
     def capacity(self, tokens: Tensor, expert: Tensor) -> Tensor:
         chosen = F.one_hot(expert, EXPERTS)
@@ -143,4 +146,15 @@ def eager_expert_ladder(net: ExpertNet, ids: Tensor) -> Tensor:
     for layer in net.layers:
         before, x = x, x + layer.attention(layer.norm1(before))
         before, x = x, x + layer.experts(layer.norm2(before))
+    return net.head(x)
+
+
+def eager_farskip(net: ExpertNet, ids: Tensor) -> Tensor:
+    """Attention reads without the routed experts before it, experts without their attention."""
+    landed = x = net.embedding(ids)
+    for layer in net.layers:
+        before, x = x, x + layer.attention(layer.norm1(landed))
+        normed = layer.norm2(before)
+        landed = x + layer.experts.shared(normed)
+        x = landed + layer.experts.routed(normed)
     return net.head(x)

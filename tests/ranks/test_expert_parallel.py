@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.expert_parallel_nets import ExpertNet, eager_expert_ladder, net_of_rank
+from helpers.expert_parallel_nets import ExpertNet, eager_expert_ladder, eager_farskip, net_of_rank
 from helpers.parallel_nets import VOCABULARY
 from torch import Tensor
 
@@ -34,16 +34,21 @@ def ids_of(rank: int, tokens: str) -> Tensor:
     return ids if tokens == "mixed" else torch.full_like(ids, rank)
 
 
-def errors(form: str, tokens: str, lowering: str) -> Errors:
+def errors(form: str, tokens: str, lowering: str, connectivity: str = "ladder") -> Errors:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     net, whole = net_of_rank(LAYERS, form, rank, ranks), ExpertNet(LAYERS, form)
-    options = {"lowering": lowering, "verify": "code" if lowering == "inductor" else "graph"}
+    options = {
+        "lowering": lowering,
+        "verify": "code" if lowering == "inductor" else "graph",
+        "connectivity": connectivity,
+    }
+    eager = eager_farskip if connectivity == "farskip" else eager_expert_ladder
     run = torch.compile(net, backend="ladderize", fullgraph=True, options=options)
     ids = [ids_of(each, tokens) for each in range(ranks)]
     with record_emitted_code() as sources:
         found = run(ids[rank])
         found.square().mean().backward()
-    wanted = [eager_expert_ladder(whole, each) for each in ids]
+    wanted = [eager(whole, each) for each in ids]
     torch.stack([each.square().mean() for each in wanted]).sum().backward()
     return Errors(
         float((found - wanted[rank]).abs().max()),
@@ -90,8 +95,13 @@ def test_two_ranks(two_ranks, form, tokens, lowering):
     check(two_ranks.run(errors, form, tokens, lowering))
 
 
-def test_four_ranks(four_ranks):
-    check(four_ranks.run(errors, "exact", "mixed", "aot_eager"))
+def test_two_ranks_of_farskip(two_ranks):
+    check(two_ranks.run(errors, "capacity", "mixed", "aot_eager", "farskip"))
+
+
+@pytest.mark.parametrize("connectivity", ["ladder", "farskip"])
+def test_four_ranks(four_ranks, connectivity):
+    check(four_ranks.run(errors, "exact", "mixed", "aot_eager", connectivity))
 
 
 def called(source: str) -> list[str]:

@@ -192,13 +192,19 @@ def test_experts_and_local_tensors(tmp_path: Path) -> None:
 
 
 def test_four_ranks(tmp_path: Path) -> None:
-    """FSDP2 over two pairs, selective checkpointing."""
+    """FSDP2 over two pairs, selective checkpointing; experts on the ranks of a pair."""
+    eager = ("--ladderize.lowering", "aot_eager")
     answers, orders = train(
         tmp_path,
         4,
         wanted=run("variants", "llama3", *PAIRS),
         ladder=run(LADDER, "tiny.llama3", *PAIRS),
+        wanted_apart=run("variants", "qwen3_moe", *PAIRS, *EXPERTS),
+        ladder_apart=run(LADDER, "tiny.qwen3_moe", *PAIRS, *EXPERTS, *eager),
     )
+    apart = [answers[name]["losses"] for name in ("wanted_apart", "ladder_apart")]
+    assert apart[1] == pytest.approx(apart[0], rel=CLOSE_EXPERTS)
+    assert stale(answers["ladder_apart"]) == [1, 2, 3]
     wanted, ladder = (answers[name]["losses"] for name in ("wanted", "ladder"))
     assert len(ladder) == 10
     assert ladder == pytest.approx(wanted, rel=CLOSE)
