@@ -7,8 +7,8 @@
     experts           c0 w0 | h1 | router d1 v1 e1 c1            d1 sends what w0 brought
                       c0 | h1 w0 router d1 h1 | v1 e1 c1
 
-A launch comes as soon as what it sends is there, ahead of work that it does not need. A wait comes
-as late as it can: just ahead of the first op that needs it and computes or launches, but past no
+A launch comes as soon as what it sends is there, ahead of work that it does not need. A wait, but
+that of an all-gather, comes as late as it can: just ahead of the first op that needs it and computes or launches, but past no
 more than `max_ahead` later launches of its channel, whose buffers are in flight together.
 
 A launch that needs a wait, and hardly any work beside it, forms a chain of transfers with it
@@ -121,10 +121,15 @@ class _Timeline:
         return found
 
     def late_waits(self, limits: Mapping[Node, Node]) -> dict[Node, Node]:
-        """For each wait that can be put off the last op that acts ahead of what needs it."""
+        """For each wait that can be put off the last op that acts ahead of what needs it.
+
+        An all-gather is waited for where it is written: it is launched for the op behind.
+        """
         needed = self._first_needs()
         found = {}
         for pair in self.pairs:
+            if pair.channel[0] in GATHERS:
+                continue
             end = needed[pair.wait]
             if pair.wait in limits:
                 end = min(end, self.position[limits[pair.wait]])
