@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize.config.options import LadderConfig
-from ladderize.frontends.rewrite import parallel_program
 from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.sharded.state import StateEntry
@@ -93,9 +92,12 @@ def make_step(
 
     model, _ = build(factory)
     program = trace(model, step_inputs(phase, torch.device("meta")), {})
-    if is_parallel:  # attention and MLP share one all-reduce
-        program = parallel_program(program)
-    options = LadderConfig(staleness=staleness, shard_vocabulary=shard_vocabulary)
+    variant = "parallel" if is_parallel else "ladder"  # attention and MLP share one all-reduce
+    options = LadderConfig(
+        staleness=1 if is_parallel else staleness,
+        variant=variant,
+        shard_vocabulary=shard_vocabulary,
+    )
     local = localize(program, weights.mesh.size(), options)
     shard = ShardedModule(local, weights.of(local, dict(model.named_buffers())), weights.mesh)
     plain = {"backend": lowering}

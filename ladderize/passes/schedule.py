@@ -8,8 +8,9 @@
                       c0 | h1 w0 router d1 h1 | v1 e1 c1
 
 A launch comes as soon as what it sends is there, ahead of work that it does not need. A wait, but
-that of an all-gather, comes as late as it can: just ahead of the first op that needs it and computes or launches, but past no
-more than `max_ahead` later launches of its channel, whose buffers are in flight together.
+that of an all-gather, comes as late as it can: just ahead of the first op that needs it and
+computes or launches, but past no more than `max_ahead` later launches of its channel, whose buffers
+are in flight together.
 
 A launch that needs a wait, and hardly any work beside it, forms a chain of transfers with it
 (transfer_chains.py): both hide behind one stretch of work, and the wait stands within it.
