@@ -26,6 +26,7 @@ ILLUSTRATIONS = {
     ("docs/design.md", "flat   h0"),
     ("docs/emulation.md", "launched        peers"),
     ("docs/experts.md", "standard   attention(l)"),
+    ("docs/experts.md", "# combine of layer 0"),
     ("docs/ladder.md", "standard   x[i+1]"),
     ("docs/ladder.md", "standard    x1 = x0"),
     ("docs/ladder.md", "layer of experts     x1 = x0"),

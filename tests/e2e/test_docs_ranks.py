@@ -107,6 +107,7 @@ FRAGMENTS = {
     "docs/command-line.md": ((PROGRAM, FRESH),),
     "README.md": ((SHARDED, COMPILED), (MODEL, COMPILED), ("", SHARD)),
     "docs/index.md": ((SHARDED, COMPILED),),
+    "docs/experts.md": ((SHARDED, COMPILED),),
     "docs/parallelize.md": (
         ("", "assert logits.shape == (1, 8, 64)" + SHARD),
         ("", SHARD),
