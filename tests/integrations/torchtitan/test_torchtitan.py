@@ -343,7 +343,8 @@ def test_flags_reach_the_backend(
     found = parse(*CHOSEN, *flags).model_spec.parallelize_fn
     standard = parse("--module", "tiny", "--config", "llama3").model_spec.parallelize_fn
     assert found.original is standard
-    assert found.options == {"staleness": 1, "lowering": "inductor", "verify": "graph"} | options
+    given = {"staleness": 1, "lowering": "inductor", "verify": "graph"}
+    assert found.options == {**given, "connectivity": "ladder", "variant": "ladder"} | options
 
 
 @pytest.mark.usefixtures("parse")
