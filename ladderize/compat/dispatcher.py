@@ -1,5 +1,8 @@
 """What the dispatcher calls: ops, their packets, higher-order ops. Seen in torch 2.11 to 2.15."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -9,6 +12,7 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
+    "define_composite_ops",
     "is_composite",
     "memory_id",
     "rename",
@@ -17,6 +21,26 @@ __all__ = [
 
 set_grad_enabled = torch._C._set_grad_enabled
 """How a trace spells `torch.no_grad()`."""
+
+
+def define_composite_ops(
+    functions: Iterable[tuple[str, Callable[..., Any]]],
+) -> torch.library.Library:
+    """Ops of the namespace `ladderize` that autograd and AOTAutograd see through.
+
+    Args:
+        functions: the schema of each, `wait(Tensor pending) -> Tensor`, and what it does.
+
+    Returns:
+        What they last as long as.
+    """
+    # torch.library is untyped
+    library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for schema, function in functions:
+        name = schema.partition("(")[0]
+        library.define(schema)  # type: ignore[no-untyped-call]
+        library.impl(name, function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+    return library
 
 
 def is_composite(op: OpOverload) -> bool:

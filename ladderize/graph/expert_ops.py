@@ -15,6 +15,8 @@ experts its first one is. They are CompositeImplicitAutograd: autograd sees what
 import torch
 from torch import Tensor
 
+from ladderize.compat.dispatcher import define_composite_ops
+
 
 def _bounds(ends: Tensor, first: Tensor, count: int) -> Tensor:
     """Where the entries of this rank's experts start, and where each expert's end."""
@@ -77,12 +79,7 @@ _OPS = (
         _mask_by_numbers,
     ),
 )
-# torch.library is untyped
-_library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
-for _schema, _function in _OPS:
-    _name = _schema.partition("(")[0]
-    _library.define(_schema)  # type: ignore[no-untyped-call]
-    _library.impl(_name, _function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_library = define_composite_ops(_OPS)
 
 own_ends = torch.ops.ladderize.own_ends.default
 take_own = torch.ops.ladderize.take_own.default

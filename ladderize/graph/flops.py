@@ -37,14 +37,15 @@ def flops_of(node: Node) -> int:
 
     As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
     """
+    work = work_of(node)
     formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
     is_known = getattr(node.target, "overloadpacket", None) in flop_registry
-    if formula is None or is_known or not ops.tensors(node):
-        return work_of(node)
+    if not work or formula is None or is_known:
+        return work
     try:
         return formula(node)
     except (AttributeError, IndexError, KeyError, TypeError):
-        return work_of(node)  # operands in a form unforeseen: a number must not stop a compilation
+        return work  # operands in a form unforeseen: a number must not stop a compilation
 
 
 def _product(node: Node, first: int = 0) -> int:

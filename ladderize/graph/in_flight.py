@@ -8,10 +8,13 @@ ops of `parallel_ops.py` before it.
 """
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.fx import Graph, Node
 
+from ladderize import compat
 from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.collectives import group_name_of, is_wait, launched_by
@@ -51,6 +54,23 @@ def tensors_in_flight(launch: Node) -> list[Node]:
 
 def launch_is_coalesced(launch: Node) -> bool:
     return launched_by(launch).endswith(("_coalesced", "batch_p2p_ops"))
+
+
+def transfer_bytes(launch: Node) -> int | None:
+    """The whole tensor that a launch moves: the larger of what it is given and what it returns.
+
+    None if its size depends on values.
+    """
+    sources = launch.all_input_nodes[: None if launch_is_coalesced(launch) else 1]
+    given = [tensor for source in sources for tensor in ops.tensors(source)]
+    sizes = (_num_bytes(tensors) for tensors in (given, ops.tensors(launch)))
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _num_bytes(tensors: Sequence[Tensor]) -> int | None:
+    if not all(compat.has_hint(tensor.numel()) for tensor in tensors):
+        return None
+    return sum(compat.hint(tensor.numel()) * tensor.dtype.itemsize for tensor in tensors)
 
 
 def find_in_flight(graph: Graph) -> list[InFlight]:

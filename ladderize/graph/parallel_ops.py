@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
+from ladderize.compat.dispatcher import define_composite_ops
+
 _functional = torch.ops._c10d_functional
 
 
@@ -136,12 +138,7 @@ _OPS = (
         _vocab_cross_entropy,
     ),
 )
-# torch.library is untyped
-_library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
-for _schema, _function in _OPS:
-    _name = _schema.partition("(")[0]
-    _library.define(_schema)  # type: ignore[no-untyped-call]
-    _library.impl(_name, _function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_library = define_composite_ops(_OPS)
 
 copy = torch.ops.ladderize.copy.default
 reduce = torch.ops.ladderize.reduce.default

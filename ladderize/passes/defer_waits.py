@@ -17,7 +17,7 @@ from ladderize.config.options import LadderConfig
 from ladderize.passes import PassResult
 from ladderize.passes.lane_times import Durations, exposed
 from ladderize.passes.node_order import arrange, launches_first, ordered
-from ladderize.passes.schedule import MAX_AHEAD, find_schedule
+from ladderize.passes.schedule import MAX_AHEAD, find_schedules
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class DeferWaits:
         durations = Durations.of(gm.graph, self.hardware)
         written = list(gm.graph.nodes)
         best, moved, least = written, 0, exposed(written, durations)
-        for with_chains in (False, True):
-            schedule = find_schedule(gm.graph, durations, self.max_ahead, with_chains=with_chains)
+        for schedule in find_schedules(gm.graph, durations, self.max_ahead):
             if not schedule.waits and not schedule.launches:
                 continue
             order, kept = ordered(gm.graph, schedule)

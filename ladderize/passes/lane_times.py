@@ -14,12 +14,10 @@ from functools import cached_property
 
 from torch.fx import Graph, Node
 
-from ladderize import compat
 from ladderize.config.hardware import Hardware
-from ladderize.graph import ops
-from ladderize.graph.collectives import ALL_REDUCES, SCATTERS, is_wait
-from ladderize.graph.flops import flops_of, work_of
-from ladderize.graph.in_flight import channel_of, is_launch, tensors_in_flight
+from ladderize.graph.collectives import ALL_REDUCES, is_wait
+from ladderize.graph.flops import flops_of
+from ladderize.graph.in_flight import channel_of, is_launch, tensors_in_flight, transfer_bytes
 
 BUSY = 0.5
 """How much of the time of compute the link is busy, where no hardware is named."""
@@ -71,7 +69,7 @@ class Durations:
 
 def _work(graph: Graph, num_launches: int) -> dict[Node, float]:
     """FLOPs of what computes, without what is negligible, as a look-up among products is."""
-    every = {node: float(flops_of(node)) for node in graph.nodes if work_of(node)}
+    every = {node: float(flops) for node in graph.nodes if (flops := flops_of(node))}
     least = NEGLIGIBLE * sum(every.values()) / max(num_launches, 1)
     return {node: flops for node, flops in every.items() if flops >= least}
 
@@ -91,28 +89,10 @@ def _bytes_by_launch(graph: Graph) -> dict[Node, float]:
 
 
 def _sent_bytes(launch: Node) -> float | None:
-    """What a rank of many sends: of an all-reduce twice its result, else the whole tensor once.
-
-    None if its size depends on values.
-    """
+    """What a rank of many sends: of an all-reduce the whole tensor twice, else once."""
+    size = transfer_bytes(launch)
     name, _ = channel_of(launch)
-    if name.startswith("all_to_all"):
-        sizes = [_num_bytes(node) for node in (launch, *launch.all_input_nodes[:1])]
-        return max((size for size in sizes if size is not None), default=None)
-    whole = [
-        _num_bytes(node) for node in (launch.all_input_nodes if name in SCATTERS else [launch])
-    ]
-    total = sum(size or 0 for size in whole)
-    if None in whole:
-        return None
-    return 2.0 * total if name in ALL_REDUCES or name == "reduce" else float(total)
-
-
-def _num_bytes(node: Node) -> int | None:
-    tensors = ops.tensors(node)
-    if not all(compat.has_hint(tensor.numel()) for tensor in tensors):
-        return None
-    return sum(compat.hint(tensor.numel()) * tensor.dtype.itemsize for tensor in tensors)
+    return size if size is None else size * (2.0 if name in {*ALL_REDUCES, "reduce"} else 1.0)
 
 
 def exposed(order: Sequence[Node], durations: Durations) -> float:

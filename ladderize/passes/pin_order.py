@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.graph.collectives import GATHERS
-from ladderize.graph.in_flight import find_in_flight
+from ladderize.graph.in_flight import InFlight, find_in_flight
 from ladderize.passes import PassResult
 from ladderize.passes.lane_times import Durations
 from ladderize.sharding.views import as_expr
@@ -63,9 +63,11 @@ class PinOrder:
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
-        pins = _find_pins(gm)
+        pairs = find_in_flight(gm.graph)
+        work = Durations.of(gm.graph).work
+        pins = _find_pins(gm, pairs, work)
         if self.use_control_deps:
-            after = _find_early_launches(gm)
+            after = _find_early_launches(gm, pairs, work)
             for wait, before in pins.items():
                 after.setdefault(wait, []).extend(before)
             compat.preserve_node_ordering(gm.graph, after)
@@ -74,16 +76,16 @@ class PinOrder:
         return PassResult(changed=len(pins))
 
 
-def _find_pins(gm: GraphModule) -> dict[Node, list[Node]]:
+def _find_pins(
+    gm: GraphModule, pairs: Sequence[InFlight], work: Mapping[Node, float]
+) -> dict[Node, list[Node]]:
     """For each wait that was put off, what it has to come after.
 
     That is the latest launch of its channel; where no other has followed yet, what computes since
     its own, apart from what other of these ops need.
     """
-    pairs = find_in_flight(gm.graph)
     channel = {pair.launch: pair.channel for pair in pairs}
     own = {pair.wait: pair for pair in pairs}
-    work = Durations.of(gm.graph).work
     latest: dict[tuple[str, str], Node] = {}
     computed: dict[tuple[str, str], list[Node]] = {}
     nearest: dict[Node, frozenset[Node]] = {}  # of each node the last ops that compute it
@@ -107,16 +109,17 @@ def _find_pins(gm: GraphModule) -> dict[Node, list[Node]]:
     return pins
 
 
-def _find_early_launches(gm: GraphModule) -> dict[Node, list[Node]]:
+def _find_early_launches(
+    gm: GraphModule, pairs: Sequence[InFlight], work: Mapping[Node, float]
+) -> dict[Node, list[Node]]:
     """For each op that computes while something is in flight the launch that it stays behind.
 
     Without the tie Inductor fuses what two launches need into one kernel, and launches both late;
     or fuses what a launch needs with what an op of the stretch behind it makes, and has that op
     run first. An op needs no tie that needs a later wait, which has one, or another op with one.
     """
-    waits = {pair.wait: pair.launch for pair in find_in_flight(gm.graph)}
+    waits = {pair.wait: pair.launch for pair in pairs}
     launches = set(waits.values())
-    work = Durations.of(gm.graph).work
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     kept_behind: dict[Node, int] = {}
     flying: list[Node] = []

@@ -58,34 +58,38 @@ class Schedule:
 
 
 def find_schedule(
-    graph: Graph,
-    durations: Durations | None = None,
-    max_ahead: int = MAX_AHEAD,
-    *,
-    with_chains: bool = True,
+    graph: Graph, durations: Durations | None = None, max_ahead: int = MAX_AHEAD
 ) -> Schedule:
-    """The moves that hide most by the model of `lane_times.py`.
+    """The moves with chains: the last of `find_schedules`."""
+    return find_schedules(graph, durations, max_ahead)[-1]
+
+
+def find_schedules(
+    graph: Graph, durations: Durations | None = None, max_ahead: int = MAX_AHEAD
+) -> tuple[Schedule, Schedule]:
+    """Without chains, and with waits that stand within a stretch of work.
 
     Args:
         graph: ATen, forward or backward, or a sharded graph before autograd.
         durations: those of `Durations.of(graph)` if not given.
         max_ahead: how many later launches of its channel a wait is put off past at most.
-        with_chains: whether waits may stand within a stretch of work.
     """
     durations = Durations.of(graph) if durations is None else durations
     timeline = _Timeline(graph, durations)
     limits = timeline.limits(max_ahead)
-    found = Schedule(timeline.late_waits(limits), timeline.early_launches(), limits)
-    chains = Chains(timeline.nodes, timeline.pairs, durations, found.launches, limits)
-    for place in chains.places() if with_chains else ():
+    plain = Schedule(timeline.late_waits(limits), timeline.early_launches(), limits)
+    chains = Chains(timeline.nodes, timeline.pairs, durations, plain.launches, limits)
+    found = Schedule({**plain.waits}, {**plain.launches}, limits)
+    for place in chains.places():
         if place.after is None:
             found.waits.pop(place.wait, None)
         else:
             found.waits[place.wait] = place.after
         found.launches.update(dict.fromkeys(place.launches, place.after or place.wait))
         found.work.update(dict.fromkeys(place.first, place.start))
-    timeline.keep_in_order(found.launches)
-    return found
+    for each in (plain, found):
+        timeline.keep_in_order(each.launches)
+    return plain, found
 
 
 class _Timeline:

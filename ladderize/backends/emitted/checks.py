@@ -130,12 +130,12 @@ def find_disorder(program: Program) -> tuple[Finding, ...]:
     needs = _launches_needed(program)
     wait_of = _first_waits(program)
     products = [i for i, event in enumerate(program.events) if _is_product(event)]
+    every_launch = [i for i in needs if program.events[i].kind is EventKind.LAUNCH]
     findings: dict[int, Finding] = {}
 
     def report(launch: int, last: int, what: str) -> None:
         wait = wait_of[launch]
-        launches = (i for i in needs if program.events[i].kind is EventKind.LAUNCH)
-        needed = any(launch in needs[later] for later in launches if wait < later <= last)
+        needed = any(launch in needs[later] for later in every_launch if wait < later <= last)
         if not needed and wait not in findings:
             findings[wait] = Finding(what, program.events[wait])
 

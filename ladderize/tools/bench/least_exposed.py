@@ -17,9 +17,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ladderize.config.hardware import Link
-from ladderize.graph import ops
 from ladderize.graph.collectives import ALL_REDUCES, GATHERS, SCATTERS, launched_by
 from ladderize.graph.flops import work_of
+from ladderize.graph.in_flight import transfer_bytes
 from ladderize.report.data import BlockReport
 from ladderize.tools.predict.timeline.two_lanes import Branch, place, reduce_of, tasks_of
 
@@ -85,7 +85,7 @@ def _ops(gm: GraphModule) -> tuple[StepOp, ...]:
         StepOp(
             work_of(node),
             _kind(node),
-            _bytes(node),
+            (transfer_bytes(node) or 0) if _kind(node) else 0,
             tuple(numbers[needed] for needed in node.all_input_nodes),
         )
         for node in gm.graph.nodes
@@ -97,14 +97,6 @@ def _kind(node: Node) -> str:
     kinds = ((ALL_REDUCES, "all_reduce"), (GATHERS, "all_gather"), (SCATTERS, "reduce_scatter"))
     other = {"all_to_all_single": "all_to_all", "broadcast": "broadcast"}
     return next((kind for names, kind in kinds if name in names), other.get(name, ""))
-
-
-def _bytes(node: Node) -> int:
-    """The larger of what a collective is given and what it returns."""
-    if not _kind(node):
-        return 0
-    given = (tensor for source in node.all_input_nodes for tensor in ops.tensors(source))
-    return max(sum(t.nbytes for t in tensors) for tensors in (ops.tensors(node), list(given)))
 
 
 def _end(graph: Sequence[StepOp], seconds: Sequence[float]) -> float:
