@@ -86,7 +86,7 @@ class ReportBuilder:
         self._left_out = tuple(found.left_out() for found in state.reads)
         self._brought = {
             (number, index): brought(state.analysis, state.streams[number].blocks[index])
-            for number, of_stream in enumerate(self._left_out)
+            for number, of_stream in enumerate(self._left_out if self._found else ())
             for index in of_stream
         }
         self._home_of_parts = {
