@@ -14,6 +14,7 @@ from ladderize.compat.autograd import (
     is_compiled_wrapper,
     saves_random_states_behind_meshes,
     without_wrapper,
+    wrap_compiled,
 )
 from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
@@ -150,4 +151,5 @@ __all__ = [
     "watch_loaded_code",
     "without_functorch",
     "without_wrapper",
+    "wrap_compiled",
 ]

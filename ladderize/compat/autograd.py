@@ -14,6 +14,15 @@ def drop_compiled(module: nn.Module) -> None:
     module._compiled_call_impl = None
 
 
+def wrap_compiled(
+    module: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Call `around(what module.compile(...) made)` in the place of what it made."""
+    compiled = module._compiled_call_impl
+    assert compiled is not None
+    module._compiled_call_impl = around(compiled)
+
+
 def drop_graphs() -> None:
     """Let Dynamo trace every function anew at its next call, in this process."""
     import torch._dynamo

@@ -39,6 +39,7 @@ from ladderize.frontends.generation import (
     refuse_relative_counts,
     set_compile_by_generate,
 )
+from ladderize.frontends.local_caches import lead_caches
 from ladderize.frontends.local_parameters import PARTS
 from ladderize.passes.blend_reads import Blends
 
@@ -129,6 +130,8 @@ def _compile(
     restore(model)
     for module in _entry_points(model):
         module.compile(backend=backend, dynamic=dynamic, fullgraph=fullgraph, options=options)
+        if config.device_mesh is not None:
+            lead_caches(module, config.device_mesh)
         lead_forward_through_call(module)
         lead_continuous_batching(module)
         lead_saving(module)

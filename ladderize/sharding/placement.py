@@ -110,7 +110,15 @@ class OwnRows:
         return f"own rows of {self.num_experts} experts on dim {self.dim}, told by {self.teller}"
 
 
-Placement = Replicate | Whole | Partial | Shard | OwnRows
+@dataclass(frozen=True)
+class Local:
+    """Every rank holds what it keeps for its own heads, in the shape that the graph has already."""
+
+    def __str__(self) -> str:
+        return "of this rank's heads"
+
+
+Placement = Replicate | Whole | Partial | Shard | OwnRows | Local
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ REPLICATE = Replicate()
 class Ban:
     """Parameters that stay whole, why, and the node that said so; see `Illegal`.
 
+    Among them may be calls of `all_heads`: what a cache keeps of each rank is gathered there.
+
     With `parts` it is only these parts of them that every rank holds whole.
     """
 
@@ -106,7 +108,7 @@ class Propagation:
                 return
             except NeedsCuts as needed:
                 self.cuts.update(needed.cuts)
-                self._requeue([user for p in needed.cuts for user in self._readers[p]])
+                self._requeue([user for p in needed.cuts for user in self._read_by(p)])
                 return
 
     def _visit(self, node: Node) -> None:
@@ -208,9 +210,13 @@ class Propagation:
             self.bans.update(dict.fromkeys(new, ban))
         self._forget(new)
 
+    def _read_by(self, source: Node) -> tuple[Node, ...]:
+        """What is to be visited again when `source` is to lie otherwise."""
+        return self._readers.get(source, (source,))
+
     def _forget(self, parameters: Sequence[Node]) -> None:
         """Walk again what reads `parameters`, which are to lie otherwise."""
-        users = [user for p in parameters for user in self._readers[p] if user in self._place]
+        users = [user for p in parameters for user in self._read_by(p) if user in self._place]
         for user in users:  # reductions further on may not be where they were
             self.reduced.difference_update(self.owned(*self._place[user]))
         self._requeue(users)

@@ -13,6 +13,7 @@ from typing import Any
 from torch.fx import Node
 
 from ladderize.sharding.placement import (
+    Local,
     OwnRows,
     Partial,
     Placement,
@@ -98,6 +99,10 @@ class Value:
     @property
     def shard(self) -> Shard | None:
         return self.placement if isinstance(self.placement, Shard) else None
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.placement, Local)
 
     @property
     def own(self) -> OwnRows | None:

@@ -1,9 +1,13 @@
-"""Sharding rules of writes into memory that the module owns: KV caches.
+"""Sharding rules of KV caches: those that the module owns, and those that are passed to it.
 
 index_copy_(cache, 2, position, k)    k sharded on its heads -> the cache is, on every rank
 index_put_(cache, [None, None, position], k)
 
 Who reads the cache itself aligns it as any other parameter; all must want it alike.
+
+own_heads(k)         k sharded on its heads -> k, local
+cat([past, local])   anything of local values and replicated ones: local
+all_heads(local)     itself, sharded on its heads; kept, and replicated, where these must be whole
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +16,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.sharding.placement import Shard
-from ladderize.sharding.values import REPLICATED, Value, Values
+from ladderize.graph.local_heads import all_heads, own_heads
+from ladderize.sharding.placement import Local, Shard
+from ladderize.sharding.values import REPLICATED, NeedsReduction, Origin, Value, Values
 from ladderize.sharding.visit import Visit
 
 aten = torch.ops.aten
@@ -52,6 +57,51 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
     if shard is None and visit.value(cache).shard is None:
         return visit.value(source) if visit.is_whole(source) else REPLICATED
     return visit.meet([cache, source], mixed_dims)
+
+
+def by_heads(visit: Visit) -> Values | None:
+    """The placement of what has to do with local values; None for all else."""
+    if visit.node.target is own_heads:
+        return _own(visit)
+    if visit.node.target is all_heads:
+        return _all(visit)
+    operands = visit.operands()
+    if not any(visit.value(node).is_local for node in operands):
+        return None
+    for node in operands:
+        value = visit.value(node)
+        if value.is_partial:
+            raise NeedsReduction(node)
+        if not value.is_local and not value.is_replicated:
+            visit.illegal(f"{visit.op_name} mixes a rank's cache with divided values")
+    made = visit.node.meta["val"]
+    if isinstance(made, (tuple, list)):
+        return (Value(Local()),) * len(made)
+    return Value(Local()) if isinstance(made, torch.Tensor) else REPLICATED
+
+
+def _own(visit: Visit) -> Value:
+    """own_heads(x, dim, …)"""
+    x, dim = visit.argument(0), visit.argument(1)
+    value, heads = visit.value(x), Shard(dim, (int(visit.shape(x)[dim]),))
+    if value.is_partial:
+        raise NeedsReduction(x)
+    if value.is_replicated or value.is_whole:
+        visit.select(x, dim, heads)
+    elif value.shard != heads:
+        visit.illegal(f"{visit.op_name} keeps heads, which are divided otherwise")
+    visit.rewrite((x,), aten.alias.default)
+    return Value(Local())
+
+
+def _all(visit: Visit) -> Value:
+    """all_heads(x, dim, …)"""
+    x, dim = visit.argument(0), visit.argument(1)
+    if visit.node in visit.banned:
+        return REPLICATED
+    heads = int(visit.shape()[dim])
+    visit.rewrite((x,), aten.alias.default)
+    return Value(Shard(dim, (heads,)), (Origin(visit.node, 0, heads),))
 
 
 CACHE_RULES: dict[Any, Callable[[Visit], Values]] = {

@@ -20,7 +20,7 @@ from torch.fx import Node
 from ladderize.graph.writes import written_operands
 from ladderize.sharding.placement import Partial, Shard, Whole
 from ladderize.sharding.rules import layouts as layout
-from ladderize.sharding.rules.caches import CACHE_RULES
+from ladderize.sharding.rules.caches import CACHE_RULES, by_heads
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
 from ladderize.sharding.rules.own_rows import carry_own_rows
@@ -229,6 +229,8 @@ def apply_rule(visit: Visit) -> Values:
     """The placement of `visit.node`, by the tables."""
     if (divided := by_expert(visit)) is not None:
         return divided
+    if (kept := by_heads(visit)) is not None:
+        return kept
     op = packet(visit.node)
     inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]

@@ -1,0 +1,108 @@
+"""`generate` of a model that is divided over a mesh: tokens of one process, caches of local size."""
+
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from helpers.ranks import mesh
+
+import ladderize
+from ladderize import LadderWarning
+
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "bos_token_id": 1,
+    "eos_token_id": 95,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+    "use_cache": True,
+}
+GROUPED = {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16}
+WINDOWED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "llama": GROUPED,
+    "gpt2": {"n_positions": 64},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "gemma3_text": GROUPED | WINDOWED,
+    "gpt_oss": GROUPED | WINDOWED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+PROMPT = torch.arange(2, 16).reshape(2, 7)
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+def new_model(family, **changes):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **SHAPE | FAMILIES[family] | changes)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def generated(model, prompt=PROMPT, **how):
+    """The tokens, and the bytes of the cache that made them."""
+    made = model.generate(prompt, return_dict_in_generate=True, **how)
+    layers = made.past_key_values.layers
+    return made.sequences.tolist(), sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+
+def on_both(model, how):
+    """What is generated in one process and over the mesh, and the warnings of the latter."""
+    results = []
+    for options in ({}, {"mesh": mesh()}):
+        torch._dynamo.reset()
+        ladderize.compile(model, lowering="eager", **options)
+        torch.manual_seed(dist.get_rank() if options else 0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append(generated(model, **how))
+        ladderize.restore(model)
+    return *results, [str(w.message) for w in caught if isinstance(w.message, LadderWarning)]
+
+
+def compared(family, run):
+    """Whether the tokens are equal, the cache's share of one process's, warnings."""
+    (one, held_by_one), (two, held), warned = on_both(new_model(family), RUNS[run])
+    return one == two, held / held_by_one, warned
+
+
+MASK = torch.ones_like(PROMPT)
+MASK[0, :3] = 0
+RUNS = {
+    "growing": GREEDY,
+    "static": GREEDY | {"cache_implementation": "static"},
+    "padded beams": GREEDY | {"attention_mask": MASK, "num_beams": 3},
+    "sampled, static": {
+        "max_new_tokens": 6,
+        "do_sample": True,
+        "top_k": 20,
+        "cache_implementation": "static",
+    },
+}
+"""The ranks have different seeds."""
+
+
+@pytest.mark.parametrize("run", ["padded beams", "sampled, static"])
+def test_ways_to_generate(two_ranks, run):
+    for are_equal, share, warned in two_ranks.run(compared, "llama", run):
+        assert (are_equal, share) == (True, 0.5)
+        assert warned == []
+
+
+DEEP = [(family, "growing") for family in ("opt", "falcon", "gpt_oss")]
+
+
+@pytest.mark.parametrize(
+    ("family", "run"),
+    [
+        ("gpt2", "growing"),
+        ("gemma3_text", "static"),
+        *(pytest.param(*row, marks=pytest.mark.deep) for row in DEEP),
+    ],
+)
+def test_families(two_ranks, family, run):
+    for are_equal, share, _ in two_ranks.run(compared, family, run):
+        assert (are_equal, share) == (True, 0.5)
