@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         restore_full_parameters,
     )
     from ladderize.frontends.explain import explain
+    from ladderize.frontends.from_pretrained import from_pretrained
     from ladderize.frontends.rewrite import rewrite
     from ladderize.frontends.sharded.parallelize import parallelize, plan_parallel
     from ladderize.frontends.sharded.program_files import load
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "compile",
     "explain",
+    "from_pretrained",
     "last_report",
     "load",
     "parallel_ops",
@@ -64,6 +66,7 @@ _HOMES = {
     "Verification": "testing.verify",
     "compile": "frontends.compile",
     "explain": "frontends.explain",
+    "from_pretrained": "frontends.from_pretrained",
     "last_report": "report",
     "load": "frontends.sharded.program_files",
     "parallelize": "frontends.sharded.parallelize",

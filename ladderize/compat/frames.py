@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -36,13 +37,21 @@ def carry_inputs(old: GraphModule, new: GraphModule) -> None:
     """
     if _COMPILE_ID in old.meta:
         new.meta[_COMPILE_ID] = old.meta[_COMPILE_ID]
-    if hasattr(old, "_param_name_to_source"):
-        new._param_name_to_source = old._param_name_to_source
+    sources: Any = getattr(old, "_param_name_to_source", None)
+    if sources is not None:
+        new._param_name_to_source = _constant_sources(new) | sources
     inputs = (gm.graph.find_nodes(op="placeholder") for gm in (old, new))
     for before, after in zip(*inputs, strict=True):
         copy_source(before, after)
         if _TENSOR_DICT in before.meta:
             after.meta[_TENSOR_DICT] = before.meta[_TENSOR_DICT]
+
+
+def _constant_sources(gm: GraphModule) -> dict[str, Any]:
+    """Of tensors that the trace found in the code: AOTAutograd asks where each comes from."""
+    from torch._dynamo.source import ConstantSource
+
+    return {name: ConstantSource(source_name=name) for name, _ in gm.named_buffers()}
 
 
 def mark_static(node: Node) -> None:

@@ -14,7 +14,7 @@ parameters, for all graphs that divide them alike (prefill and decode share one 
 import weakref
 from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -106,18 +106,26 @@ def _memory(full: Tensor) -> StorageWeakRef:
     return StorageWeakRef(full.untyped_storage())  # type: ignore[no-untyped-call]
 
 
+Reader = Callable[[Place | None], Tensor]
+"""Reads the part at a place of a parameter, or all of it."""
+
+
 class Parts:
     """How full parameters are divided, and the parts that are kept of them, while these live.
 
     Attributes:
         read_whole: parameters that a compiled graph reads whole.
         released: parameters without memory, with the bytes that they had.
+        stored: of released parameters that lie in files, what reads a part of them.
+        num_changes: how often memory of a parameter was freed or given back.
     """
 
     def __init__(self) -> None:
         self._parts: MutableMapping[Tensor, dict[Place, Part | None]] = WeakTensorKeyDictionary()
         self.read_whole: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self.released: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
+        self.stored: MutableMapping[Tensor, Reader] = WeakTensorKeyDictionary()
+        self.num_changes = 0
 
     def places(self, full: Tensor) -> Collection[Place]:
         """In which ways `full` is divided, by graphs themselves or by parts that are kept."""
@@ -136,10 +144,12 @@ class Parts:
         part = self._parts.get(full, {}).get(place)
         if not self.is_released(full) and (part is None or not part.is_of(full)):
             part = Part.of(full, place)
-            self._parts.setdefault(full, {})[place] = part
+        if part is None and full in self.stored:
+            part = Part(full, self.stored[full](place), is_view=False)
         if part is None:
             self.require_memory(full)
         assert part is not None
+        self._parts.setdefault(full, {})[place] = part
         if part.local.requires_grad != full.requires_grad:
             part.local.requires_grad_(full.requires_grad)
         return part
@@ -170,14 +180,48 @@ class Parts:
         return bool(self.released) and full in self.released
 
     def require_memory(self, full: Any) -> None:
-        """Raise `LadderError` for a parameter whose memory was freed."""
-        if self.released and isinstance(full, Tensor) and full in self.released:
+        """Raise `LadderError` for a parameter whose memory was freed; read one that is stored."""
+        if not self.released or not isinstance(full, Tensor) or full not in self.released:
+            return
+        if full not in self.stored:
             raise LadderError(
                 "The memory of a parameter that is needed whole was freed: gradients are enabled, "
                 "or this graph divides it in another way or not at all.",
                 cure="ladderize.restore_full_parameters(model), on all ranks; or call the model "
                 "under torch.no_grad()",
             )
+        self.fill(full, self.stored[full](None))
+
+    def release(self, full: Tensor) -> None:
+        """Free the memory of `full`. Its values are in its parts, or stored."""
+        storage = full.untyped_storage()
+        self.released[full] = storage.nbytes()
+        self.num_changes += 1
+        storage.resize_(0)
+        for name in _COPIES:
+            setattr(full, name, refuse_released)
+
+    def fill(self, full: Tensor, values: Tensor) -> None:
+        """Give `full` its memory and its values back."""
+        full.untyped_storage().resize_(self.released.pop(full))
+        self.stored.pop(full, None)  # what is written to it from now on is not in the files
+        self.num_changes += 1
+        # Through .data: the values are the old ones, and the local parts stay up to date.
+        with torch.inference_mode(full.is_inference()), torch.no_grad():
+            full.data.copy_(values)
+        for name in _COPIES:
+            delattr(full, name)
+
+
+_COPIES = ("__reduce_ex__", "__deepcopy__")
+
+
+def refuse_released(*_: Any, **__: Any) -> NoReturn:
+    """What stands for all that would read freed memory."""
+    raise LadderError(
+        "The full parameters of this model were released; they cannot be read, written or copied.",
+        cure="ladderize.restore_full_parameters(model), on all ranks",
+    )
 
 
 PARTS = Parts()
@@ -260,15 +304,18 @@ class LocalInputs:
         """A callable that takes the full inputs and gives the local ones to `compiled`.
 
         Its work grows with the parts that are kept, not with the parameters. Those it looks at when
-        it is called for another model than before (one graph may serve several), and while memory
-        of any parameter is freed.
+        it is called for another model than before (one graph may serve several), and when memory of
+        any parameter was freed.
         """
         seen: Callable[[], Any] = _nothing
+        num_changes = -1
 
         def call(*full: Any) -> Any:
-            nonlocal seen
-            if PARTS.released or self._first is None or seen() is not full[self._first]:
+            nonlocal seen, num_changes
+            is_other = self._first is None or seen() is not full[self._first]
+            if is_other or num_changes != PARTS.num_changes:
                 self._look_at(full)
+                num_changes = PARTS.num_changes
                 seen = _nothing if self._first is None else weakref.ref(full[self._first])
             if not self._places:
                 return compiled(*full, *self._indices)

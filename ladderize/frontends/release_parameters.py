@@ -6,7 +6,7 @@ The next call compiles graphs that take the parts. Everything else that touches 
 would read freed memory: saving and copying it raise instead.
 """
 
-from typing import Any, NoReturn
+from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,13 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.local_parameters import PARTS
+from ladderize.frontends.local_parameters import PARTS, Reader, refuse_released
 from ladderize.sharding.placement import local_indices
 
 _hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
 """What keeps each module from saving or loading the parameters that were taken from it."""
-
-_COPIES = ("__reduce_ex__", "__deepcopy__")
 
 
 def free(model: nn.Module) -> int:
@@ -46,9 +44,7 @@ def free(model: nn.Module) -> int:
     for parameter in divided.values():
         if _owns_its_memory(parameter):
             _free(parameter)
-    for module in model.modules():
-        if any(p in PARTS.released for p in module.parameters(recurse=False)):
-            _guard(module)
+    _guard_released(model)
     return sum(PARTS.released.values()) - before
 
 
@@ -77,42 +73,55 @@ def _owns_its_memory(parameter: Tensor) -> bool:
     return is_whole and storage.resizable() and not PARTS.is_released(parameter)
 
 
+def store(model: nn.Module, readers: Mapping[str, Reader]) -> None:
+    """Let the parameters of `model` be read when they are needed, and only what is needed.
+
+    Args:
+        model: its parameters hold no values.
+        readers: of each parameter, by name.
+    """
+    for name, parameter in model.named_parameters():
+        PARTS.stored[parameter] = readers[name]
+        PARTS.release(parameter)
+    _guard_released(model)
+
+
+def _guard_released(model: nn.Module) -> None:
+    for module in model.modules():
+        if any(p in PARTS.released for p in module.parameters(recurse=False)):
+            _guard(module)
+
+
 def _free(parameter: Tensor) -> None:
     PARTS.own(parameter)
-    storage = parameter.untyped_storage()
-    PARTS.released[parameter] = storage.nbytes()
-    storage.resize_(0)
-    for name in _COPIES:
-        setattr(parameter, name, _refuse)
+    PARTS.release(parameter)
 
 
 def _refill(parameter: Tensor) -> None:
+    if parameter in PARTS.stored:
+        PARTS.require_memory(parameter)
+    else:
+        PARTS.fill(parameter, _gathered(parameter))
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    """The whole of a parameter, from the parts of all ranks."""
     place, part = next(iter(PARTS.of(parameter).items()))
     local = part.local.detach().contiguous()
     parts = [torch.empty_like(local) for _ in range(place.num_ranks)]
     dist.all_gather(parts, local, group=compat.process_group(place.group_name))
-    parameter.untyped_storage().resize_(PARTS.released.pop(parameter))
-    # Through .data: the values are the old ones, and the local parts stay up to date.
-    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-        for rank, gathered in enumerate(parts):
-            ranges = local_indices(place.placement, rank, place.num_ranks)
-            pieces = torch.split(gathered, [len(r) for r in ranges], place.placement.dim)
-            for r, piece in zip(ranges, pieces, strict=True):
-                parameter.data.narrow(place.placement.dim, r.start, len(r)).copy_(piece)
-    for name in _COPIES:
-        delattr(parameter, name)
+    whole = torch.empty_like(parameter, device=local.device)
+    for rank, gathered in enumerate(parts):
+        ranges = local_indices(place.placement, rank, place.num_ranks)
+        pieces = torch.split(gathered, [len(r) for r in ranges], place.placement.dim)
+        for r, piece in zip(ranges, pieces, strict=True):
+            whole.data.narrow(place.placement.dim, r.start, len(r)).copy_(piece)
+    return whole
 
 
 def _guard(module: nn.Module) -> None:
     if module not in _hooks:
         _hooks[module] = [
-            module.register_state_dict_pre_hook(_refuse),  # type: ignore[no-untyped-call]
-            module.register_load_state_dict_pre_hook(_refuse),  # type: ignore[no-untyped-call]
+            module.register_state_dict_pre_hook(refuse_released),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(refuse_released),  # type: ignore[no-untyped-call]
         ]
-
-
-def _refuse(*_: Any, **__: Any) -> NoReturn:
-    raise LadderError(
-        "The full parameters of this model were released; they cannot be read, written or copied.",
-        cure="ladderize.restore_full_parameters(model), on all ranks",
-    )

@@ -1,4 +1,4 @@
-"""`generate` of a model that is divided over a mesh: tokens of one process, caches of local size."""
+"""`generate` over a mesh: the tokens of one process, and caches of local size."""
 
 import warnings
 

@@ -17,6 +17,7 @@ from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import agree, heard_by_all
 from ladderize.frontends.checkpoints.own_entry import entry_of_folder, own_entry, the_one_of
+from ladderize.frontends.from_pretrained import load_in_parts
 from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram, localize
 from ladderize.frontends.sharded.materialize import read_slices
@@ -36,7 +37,7 @@ def parallelize(
     dynamic_shapes: Any = None,
     checkpoint: str | Path | Mapping[str, Tensor] | None = None,
     **options: Any,
-) -> ShardedModule:
+) -> Any:
     """This rank's part of the model as a ladder network sharded over `mesh`.
 
     >>> shard = ladderize.parallelize(
@@ -53,7 +54,9 @@ def parallelize(
             then never materialised; a model, whose own parameters stay as they are; or an exported
             program.
         mesh: the tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
-        args, kwargs: example inputs; only their shapes, dtypes and devices matter.
+        args, kwargs: example inputs; only their shapes, dtypes and devices matter. Without any, the
+            factory of a model of transformers gives that model back, as `from_pretrained` does: it
+            compiles when it is called, and has `generate`.
         dynamic_shapes: which dims of them vary, as `torch.export.export` takes them.
         checkpoint: a directory of safetensors files (an index file is respected), one such file, or
             a state dict with full tensors. None: the weights of the model itself.
@@ -61,7 +64,8 @@ def parallelize(
             which ladder it is needs none but `mesh`.
 
     Returns:
-        A module that owns this rank's slices under the names of the full model. It runs eagerly
+        A module that owns this rank's slices under the names of the full model (without example
+        inputs the model itself). It runs eagerly
         with deferred waits, trains, and compiles with `torch.compile(shard, backend="ladderize")`.
 
     Raises:
@@ -72,6 +76,12 @@ def parallelize(
     options["mesh"] = mesh
     ranks = aot_config(**options).device_mesh
     assert ranks is not None
+    if not args and not kwargs and not isinstance(model_or_factory, (nn.Module, ExportedProgram)):
+        with heard_by_all([ranks.get_group()], "refused"):
+            model_or_factory, _ = build(model_or_factory)
+        if hasattr(model_or_factory, "generate"):
+            model = model_or_factory
+            return load_in_parts(lambda: (model, _source(checkpoint, {})), options)
     inputs = (args, kwargs or {}, dynamic_shapes)
     return together(ranks, lambda: _prepare(model_or_factory, options, ranks, inputs, checkpoint))
 
@@ -159,20 +169,25 @@ def _prepare(
     said = None if files is None else entry_of_folder(Path(files))
     config = aot_config(the_one_of(traced.entry, said), **options)
     local = localize(traced.program, mesh.size(), config)
-    if checkpoint is None:
-        if not traced.has_weights:
-            raise LadderError(
-                "A factory's model has shapes, but no weights.",
-                cure="pass checkpoint=, or a model instead of the factory",
-            )
-        names = {name for entry in local.entries if entry.is_persistent for name in entry.names}
-        source: TensorSource = StateDict({name: t for name, t in state.items() if name in names})
-    elif isinstance(checkpoint, Mapping):
-        source = StateDict(checkpoint)
-    else:
-        source = open_checkpoint(checkpoint)
+    names = {name for entry in local.entries if entry.is_persistent for name in entry.names}
+    own = {name: t for name, t in state.items() if name in names} if traced.has_weights else {}
+    source = _source(checkpoint, own)
     match(local.entries, source)
     return Prepared(local, lambda: read_slices(local.entries, state, source, mesh))
+
+
+def _source(
+    checkpoint: str | Path | Mapping[str, Tensor] | None, own: Mapping[str, Tensor]
+) -> TensorSource:
+    """Where the weights are; `own` are the model's."""
+    if isinstance(checkpoint, str | Path):
+        return open_checkpoint(checkpoint)
+    if checkpoint is None and not own:
+        raise LadderError(
+            "A factory's model has shapes, but no weights.",
+            cure="pass checkpoint=, or a model instead of the factory",
+        )
+    return StateDict(own if checkpoint is None else checkpoint)
 
 
 def _program(

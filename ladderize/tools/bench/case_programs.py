@@ -9,12 +9,13 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from ladderize.errors import LadderError
+from ladderize.frontends.checkpoints.configurations import read_config
 from ladderize.frontends.sharded.tracing import export_program
 from ladderize.tools.bench.bench_settings import Case, Settings
 from ladderize.tools.bench.timing import ModelCall
 from ladderize.tools.sources import HUGGING_FACE, InputSizes, open_model
 from ladderize.tools.sources.cached import CachedLM, decode_inputs, set_cached
-from ladderize.tools.sources.hugging_face import build, read_config
+from ladderize.tools.sources.hugging_face import build
 
 
 def prepare(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:

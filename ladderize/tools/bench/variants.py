@@ -27,6 +27,7 @@ from ladderize.config.options import LadderConfig
 from ladderize.config.residual_form import PARALLEL, desync_period
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import rewrite_program
+from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.frontends.sharded.parallelize import parallelize
 from ladderize.graph.collectives import collective_of, every_node, group_name_of, is_wait
 from ladderize.tools.bench.bench_settings import VARIANTS, Settings
@@ -109,12 +110,16 @@ def _shard(
     name: str, program: ExportedProgram, ours: ExportedProgram, mesh: DeviceMesh, settings: Settings
 ) -> nn.Module:
     options: dict[str, Any] = {"shard_vocabulary": settings.shard_vocabulary}
+    source = ours
     if name in ("written", "ladder"):
         options |= settings.ladder
-        return parallelize(program, mesh, **options)
-    if name == PARALLEL or desync_period(name):
-        return parallelize(program, mesh, variant=name, **options)
-    shard = parallelize(ours, mesh, staleness=0, **options)
+        source = program
+    elif name == PARALLEL or desync_period(name):
+        options["variant"] = name
+        source = program
+    else:
+        options["staleness"] = 0
+    shard: ShardedModule = parallelize(source, mesh, **options)
     if name == "bound":
         drop_collectives(shard.graph_module, mesh.size())
     return shard

@@ -136,7 +136,8 @@ def _build(hf: str | None, num_layers: int | None) -> Any:
     """
     from transformers import AutoModelForCausalLM, LlamaConfig  # here: it takes seconds, reported
 
-    from ladderize.tools.sources.hugging_face import build, read_config
+    from ladderize.frontends.checkpoints.configurations import read_config
+    from ladderize.tools.sources.hugging_face import build
 
     config = LlamaConfig(**SMALL_LLAMA) if hf is None else read_config(Path(hf))
     classes: Any = AutoModelForCausalLM._model_mapping

@@ -21,6 +21,7 @@ from ladderize.compat.archive import read_program
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.checkpoints.configurations import read_config
 from ladderize.frontends.checkpoints.own_entry import entry_of_configuration, own_entry
 from ladderize.frontends.rewrite import explain_program
 from ladderize.frontends.sharded.tracing import export_program, trace
@@ -29,7 +30,6 @@ from ladderize.tools.sources.hugging_face import (
     HUGGING_FACE,
     InputSizes,
     open_configuration,
-    read_config,
     seeded,
 )
 

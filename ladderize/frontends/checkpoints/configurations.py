@@ -1,0 +1,69 @@
+"""The configurations of transformers' models in local folders, and the classes that they are of.
+
+config.json ── architectures[0], or the causal LM of its model_type ── class
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ladderize.compat.json_files import read_json
+from ladderize.errors import LadderError
+
+PAPERS_MODEL = "llamaLadder"
+"""The `model_type` of the published models of arXiv 2501.06589."""
+
+
+def read_config(path: Path) -> Any:
+    """The configuration in a file, or in a folder's `config.json`.
+
+    Raises:
+        LadderError: it is not there, or not one.
+    """
+    if find_spec("transformers") is None:
+        raise LadderError(f"{path} needs transformers.", cure="pip install 'ladderize[demo]'")
+    if not path.exists():
+        raise LadderError(f"{path}: no such file or folder.", cure="nothing is fetched from a hub")
+    from transformers import AutoConfig, LlamaConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        kind = LlamaConfig if _is_papers(path) else AutoConfig
+        return kind.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise LadderError(
+            f"transformers does not know the configuration {path}: {reason}"
+        ) from error
+
+
+def _is_papers(path: Path) -> bool:
+    """Whether it is of the class that the paper's authors published, `LlamaLadderForCausalLM`.
+
+    It is Llama, with Llama's names of weights and `ladder_layers`. transformers does not know it.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    data = read_json(file, "configuration") if file.is_file() else None
+    return isinstance(data, dict) and data.get("model_type") == PAPERS_MODEL
+
+
+def model_class(config: Any) -> Any:
+    """The class that a configuration names, or else the causal LM of its kind.
+
+    Raises:
+        LadderError: it names none that transformers knows.
+    """
+    import transformers
+
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    known = transformers.AutoModelForCausalLM._model_mapping
+    if type(config) in known:
+        return known[type(config)]
+    raise LadderError(
+        f"This configuration of {config.model_type} does not say which model it is of.",
+        cure='name the class in it: "architectures": ["BertForMaskedLM"]',
+    )

@@ -1,0 +1,148 @@
+"""`ladderize.from_pretrained(DIR, mesh)`: a ladder over a mesh that `generate`s, loaded in parts.
+
+config.json ── the model, without weights ── compile(mesh=) ── first call: each rank reads its parts
+
+The model is the class of transformers that config.json names, with all it can do. Its parameters
+have shapes and no memory; what is divided is read by the graphs that need it, and what each rank
+needs whole (norms, routers) is read whole.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ladderize import compat
+from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError
+from ladderize.frontends import release_parameters
+from ladderize.frontends.agreement import agree, heard_by_all
+from ladderize.frontends.checkpoints.configurations import model_class, read_config
+from ladderize.frontends.checkpoints.stored_weights import StoredWeights, open_weights
+from ladderize.frontends.compile import compile
+from ladderize.frontends.local_parameters import Place, Reader
+from ladderize.frontends.sharded.checkpoint import TensorSource, open_checkpoint
+from ladderize.frontends.sharded.tracing import META, shapes_only
+from ladderize.frontends.verdicts import Verdict
+
+
+def from_pretrained(
+    folder: str | Path,
+    mesh: DeviceMesh | tuple[str, DeviceMesh],
+    *,
+    dtype: torch.dtype | None = None,
+    dynamic: bool | None = None,
+    **options: Any,
+) -> Any:
+    """A model of transformers as a ladder over `mesh`; no rank ever holds all of its weights.
+
+    >>> model = ladderize.from_pretrained("Llama-3.1-70B-Instruct", mesh)
+    >>> model.generate(**inputs, max_new_tokens=100)
+
+    Every rank of the mesh calls it with the same arguments. The first call of the model reads this
+    rank's parts of the weights. A weight that transformers makes of several stored tensors (experts
+    in a stack) is in memory whole for a moment. The model is for inference: its parameters require
+    no gradients, and reading one in any way but by calling the model is an error.
+
+    Args:
+        folder: with config.json and safetensors files, as `save_pretrained` or a download makes it.
+        mesh: the tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
+        dtype: of the weights; None: the one in config.json.
+        dynamic: as in `torch.compile`.
+        options: of `LadderConfig`. A checkpoint whose config.json says which ladder it is needs
+            none.
+
+    Returns:
+        The model, in eval mode, on this rank's device; `ladderize.compile` has been applied to it.
+
+    Raises:
+        LadderError: on every rank, whichever rank found it: the folder holds no model, or weights
+            are missing, surplus or misshapen (all are listed). What keeps the graph from being
+            converted is raised by the first call.
+    """
+
+    def build() -> tuple[nn.Module, TensorSource]:
+        return build_without_values(Path(folder), dtype), open_checkpoint(folder)
+
+    return load_in_parts(build, {"mesh": mesh, **options}, dynamic)
+
+
+def load_in_parts(
+    build: Callable[[], tuple[nn.Module, TensorSource]],
+    options: Mapping[str, Any],
+    dynamic: bool | None = None,
+) -> nn.Module:
+    """Make a model of transformers a ladder over a mesh whose ranks read their parts when called.
+
+    Args:
+        build: makes the model, with parameters on the meta device, and what holds its weights.
+        options: of `LadderConfig`, the mesh among them.
+        dynamic: as in `torch.compile`.
+
+    Raises:
+        LadderError: on every rank, whichever rank found it: as `from_pretrained`.
+    """
+    mesh = LadderConfig.from_options(options).device_mesh
+    assert mesh is not None
+    groups = [mesh.get_group()]
+    with heard_by_all(groups, "refused"):
+        model, source = build()
+        _place_parameters(model, compat.current_device(mesh.device_type))
+        stored = open_weights(model, source)
+        _fill_buffers(model, stored)
+    agree(dict.fromkeys(groups, Verdict("opened")))
+    release_parameters.store(model, _readers(model, stored))
+    return compile(model, dynamic=dynamic, **options)
+
+
+def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """The model in `folder`, its parameters on the meta device."""
+    config = read_config(folder)
+    kind = model_class(config)
+    wanted = dtype or config.dtype or torch.float32
+    with shapes_only():
+        try:
+            model: Any = kind._from_config(config, dtype=wanted).eval()
+        except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error
+    if (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
+        model.generation_config = type(model.generation_config).from_pretrained(folder)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _place_parameters(model: nn.Module, device: torch.device) -> None:
+    """Give parameters on the meta device memory that is never touched; move buffers."""
+    made: dict[Tensor, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.device != META:
+                continue
+            if parameter not in made:
+                empty = torch.empty_like(parameter, device=device)
+                made[parameter] = nn.Parameter(empty, requires_grad=False)
+            module._parameters[name] = made[parameter]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
+    for name, buffer in model.named_buffers():
+        if name in stored.recipes:
+            buffer.copy_(stored.read(name, buffer.device))
+
+
+def _readers(model: nn.Module, stored: StoredWeights) -> Mapping[str, Reader]:
+    """What reads parts of each parameter."""
+
+    def read(name: str, device: torch.device, place: Place | None) -> Tensor:
+        if place is None:
+            return stored.read(name, device)
+        return stored.read(name, device, place.placement, place.rank, place.num_ranks)
+
+    return {name: partial(read, name, p.device) for name, p in model.named_parameters()}
