@@ -28,6 +28,7 @@ class Sharder:
         leaves: then of each rank the local parameters by name.
         inputs: of each rank its own copies of the other floating inputs.
         outputs: what each rank's graph returned.
+        order: of each input of the graph the parameter's name, None for what a caller passes.
     """
 
     num_ranks: int
@@ -38,6 +39,7 @@ class Sharder:
     leaves: list[dict[str, torch.Tensor]] = field(default_factory=list)
     inputs: list[list[torch.Tensor]] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    order: list[str | None] = field(default_factory=list)
 
     def __call__(self, gm: GraphModule, _: Any) -> Callable[..., Any]:
         differentiable = {
@@ -51,7 +53,7 @@ class Sharder:
         self.plan = plan_sharding(
             aten, self.blocks, names, self.num_ranks, {inputs[i] for i in differentiable}
         )
-        order = [names.get(node) for node in inputs]
+        order = self.order = [names.get(node) for node in inputs]
         run_pass(aten, ShardBranches(self.plan, "group"), Log())
         self.gm = aten
         return self.runner(order) if self.execute else gm.forward

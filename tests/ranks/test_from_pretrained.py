@@ -50,7 +50,8 @@ def loaded(path, how):
         model = ladderize.from_pretrained(path, mesh(), lowering="eager")
     else:
         kind, config = type(whole), whole.config
-        model = ladderize.parallelize(lambda: kind(config), mesh(), checkpoint=path)
+        made = {"checkpoint": path, "lowering": "eager"}
+        model = ladderize.parallelize(lambda: kind(config), mesh(), **made)
     with pytest.raises(LadderError, match="released"):
         model.state_dict()
     found = model.generate(PROMPT, **GREEDY)

@@ -60,8 +60,8 @@ def parallelize(
         dynamic_shapes: which dims of them vary, as `torch.export.export` takes them.
         checkpoint: a directory of safetensors files (an index file is respected), one such file, or
             a state dict with full tensors. None: the weights of the model itself.
-        options: of `LadderConfig`, without those for lowering. A checkpoint whose config.json says
-            which ladder it is needs none but `mesh`.
+        options: of `LadderConfig`; with example inputs without those for lowering. A checkpoint
+            whose config.json says which ladder it is needs none but `mesh`.
 
     Returns:
         A module that owns this rank's slices under the names of the full model (without example
@@ -74,7 +74,7 @@ def parallelize(
             or there are no weights. Nothing has been loaded then.
     """
     options["mesh"] = mesh
-    ranks = aot_config(**options).device_mesh
+    ranks = LadderConfig.from_options({"mesh": mesh}).device_mesh
     assert ranks is not None
     if not args and not kwargs and not isinstance(model_or_factory, (nn.Module, ExportedProgram)):
         with heard_by_all([ranks.get_group()], "refused"):
@@ -82,6 +82,7 @@ def parallelize(
         if hasattr(model_or_factory, "generate"):
             model = model_or_factory
             return load_in_parts(lambda: (model, _source(checkpoint, {})), options)
+    aot_config(**options)
     inputs = (args, kwargs or {}, dynamic_shapes)
     return together(ranks, lambda: _prepare(model_or_factory, options, ranks, inputs, checkpoint))
 
