@@ -171,7 +171,9 @@ class _Writer:
             num_ranks=found.num_ranks,
             placements={found.parameters[p]: placement for p, placement in placed.items()},
             parameter_nodes=placed,
-            rewrites=tuple(Rewrite(v.node, v.target, v.args) for v in visits if v.args is not None),
+            rewrites=tuple(
+                Rewrite(v.node, v.target, v.args, v.kwargs) for v in visits if v.args is not None
+            ),
             entries=entries,
             mixed=tuple(
                 self._mixed(visit.node, weight, shard)
@@ -197,12 +199,12 @@ class _Writer:
         return [self._reductions(i, block) for i, block in enumerate(self.found.branches)]
 
     def _visits_in_order(self) -> list[Visit]:
-        nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
+        nodes = dict.fromkeys(node for walked in self.found.walked for node in walked)
         return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
     def _entry(self, visit: Visit, operand: Node, selection: RowSelection | None) -> BranchEntry:
-        # What is whole on each rank was entered where it was made.
-        needs_copy = operand in self.gradients and not visit.is_whole(operand)
+        # What is whole or divided was entered where it was made.
+        needs_copy = operand in self.gradients and visit.value(operand).is_replicated
         share = self.found.num_ranks if operand in visit.shared else 1
         if selection is None:
             return BranchEntry(visit.node, operand, needs_copy, share=share)

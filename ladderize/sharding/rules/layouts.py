@@ -149,11 +149,12 @@ def _rewrite_size(visit: Visit, shard: Shard) -> None:
     if op is aten.unflatten:  # unflatten(x, dim, sizes) spells only the new dims
         at -= wrap(visit.argument(1), len(visit.shape()) - len(sizes) + 1)
     if 0 <= at < len(sizes) and sizes[at] != -1:
-        local = [_local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
+        local = [local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
         visit.set_argument(index, local)
 
 
-def _local_size(visit: Visit, size: Any, shard: Shard) -> Any:
+def local_size(visit: Visit, size: Any, shard: Shard) -> Any:
+    """What a call must spell that spells `size` at the sharded dim."""
     if isinstance(size, int):
         return size * shard.local_size(visit.num_ranks) // shard.size
     if shard.whole:
@@ -212,6 +213,8 @@ def squeeze(visit: Visit) -> Values:
     shape = visit.shape(node)
     dims = visit.argument(1, "dim", list(range(len(shape))))
     wrapped = [wrap(d, len(shape)) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    if shard.dim in wrapped and shard.local_size(visit.num_ranks) == 1:
+        visit.illegal(f"{visit.op_name} would drop the sharded dim")
     return value.at(shard.dim - sum(shape[d] == 1 and d < shard.dim for d in wrapped))
 
 

@@ -23,10 +23,13 @@ from ladderize.sharding.rules import layouts as layout
 from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
+from ladderize.sharding.rules.norms import sum_of_norm
 from ladderize.sharding.rules.own_rows import carry_own_rows
 from ladderize.sharding.rules.partials import join_partials
 from ladderize.sharding.rules.parts import PART_RULES
 from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
+from ladderize.sharding.rules.repeats import REPEAT_RULES
+from ladderize.sharding.rules.writes import WRITES, make, makes_memory, write
 from ladderize.sharding.values import REPLICATED, RowSelection, Value, Values
 from ladderize.sharding.visit import Visit, packet
 
@@ -112,6 +115,8 @@ def reduction(visit: Visit) -> Values:
     dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
     if shard.dim in dims and sums_experts(visit, value):
         return Value(Partial())
+    if shard.dim in dims and (partial := sum_of_norm(visit, node, shard)) is not None:
+        return partial
     if shard.dim in dims:
         visit.illegal(f"{visit.op_name} reduces the sharded dim")
     made = visit.node.meta["val"]
@@ -150,6 +155,11 @@ def einsum(visit: Visit) -> Values:
         elif node not in inside:
             visit.enter(node)
     return Value(dataclasses.replace(shard, dim=result.index(letter)), visit.origins(inside))
+
+
+def triangle(visit: Visit) -> Values:
+    """tril(x, diagonal), triu: entries of the last two dims become 0 by their positions."""
+    return visit.meet(visit.operands(), (-1, -2))
 
 
 def choice(visit: Visit) -> Values:
@@ -196,6 +206,7 @@ RULES: dict[Any, Rule] = {
     aten.linalg_vector_norm: lambda visit: visit.illegal("a norm over a sharded tensor"),
     **dict.fromkeys((aten.topk, aten.sort), choice),
     aten.einsum: einsum,
+    **dict.fromkeys((aten.tril, aten.triu), triangle),
     aten.sym_size: size,
     **dict.fromkeys((aten.view_as_complex, aten.view_as_real), layout.pairs),
     **dict.fromkeys(
@@ -209,13 +220,13 @@ RULES: dict[Any, Rule] = {
     aten.unsqueeze: layout.unsqueeze,
     aten.squeeze: layout.squeeze,
     **CACHE_RULES,
+    **REPEAT_RULES,
     # pointwise, but without the tag
     **dict.fromkeys(
         (
             aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
             aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
-            aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.multiply,
-            aten.expand_as,
+            aten.multiply, aten.expand_as,
         ),
         pointwise,
     ),
@@ -230,6 +241,10 @@ def apply_rule(visit: Visit) -> Values:
     if (divided := by_expert(visit)) is not None:
         return divided
     op = packet(visit.node)
+    if op in WRITES:
+        return write(visit)
+    if makes_memory(visit):
+        return make(visit)
     inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
     if all(part.is_replicated for part in parts) and op not in WEIGHTED:
