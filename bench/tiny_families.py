@@ -27,7 +27,7 @@ _LAST = {name: kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
 FAMILIES: dict[str, str] = {kind: name for name, kind in sorted(_LAST.items())}
 
 _NAMES: Sequence[tuple[int, str]] = (
-    (VOCABULARY, "vocab_size"),
+    (VOCABULARY, "vocab_size shape_vocab_size pronunciation_vocab_size"),
     (WIDTH, "hidden_size d_model n_embd emb_dim embedding_size word_embed_proj_dim embedding_dim"),
     (WIDTH, "lru_width attention_hidden_size dim_model input_embedding_size output_embedding_size"),
     (WIDTH, "mamba_d_ssm attention_hidden_size"),
@@ -94,11 +94,13 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2},
     "lfm2": {"block_auto_adjust_ff_dim": False},
-    "mpt": {"attn_config": {"attn_pdrop": 0}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 4, "rope_theta": 1e4, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "rwkv": {"rescale_every": 0, "attention_hidden_size": 64},
     "xlstm": {"chunk_size": 4},
-    "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
     "xmod": {"languages": ["en"], "default_language": "en"},
     "whisper": {"max_source_positions": 16},
     "stablelm": {"use_parallel_residual": False},
@@ -140,8 +142,8 @@ def feed() -> dict[str, Tensor]:
 def small_config(kind: Any, own: Mapping[str, Any]) -> Any:
     """Of that class, every size that it has by a name of `SIZES`."""
     known = kind().to_dict()
-    sizes = {**SIZES, **FLAGS, **dict.fromkeys(NO_DROPOUT, 0.0)}
-    made = {name: value for name, value in sizes.items() if name in known}
+    made = {name: value for name, value in {**SIZES, **FLAGS}.items() if name in known}
+    made |= {name: type(known[name])(0) for name in NO_DROPOUT if known.get(name) is not None}
     if "qk_rope_head_dim" in known:  # which the configuration takes for `head_dim`
         made.pop("head_dim", None)
         made["num_key_value_heads"] = HEADS
@@ -152,7 +154,8 @@ def small_config(kind: Any, own: Mapping[str, Any]) -> Any:
     made |= {name: depth for name in made if SIZES.get(name) == LAYERS and name.endswith(_DEPTHS)}
     made |= {name: (listed * depth)[:depth] for name, listed in lists.items()}
     for name, part in _parts(kind, known):
-        made[name] = small_config(part, {}).to_dict()
+        if name not in own:
+            made[name] = small_config(part, {}).to_dict()
     return kind(**{**made, **own})
 
 

@@ -19,6 +19,7 @@ from ladderize.errors import Blocker
 from ladderize.sharding.edits import BranchEntry, ExpertEdit, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.expert_edits import expert_edits, first_experts
 from ladderize.sharding.expert_stacks import ExpertStacks
+from ladderize.sharding.folded_lines import folded_lines
 from ladderize.sharding.layer_sums import join_layer_sums
 from ladderize.sharding.own_streams import OwnStreams
 from ladderize.sharding.placement import IndexInput, Placement, Shard
@@ -80,7 +81,7 @@ class ShardPlan:
         lines = [f"{name}: {self.describe_placement(name)}" for name in self.placements]
         lines.append(f"{self.num_reductions} all-reduces over {self.num_ranks} ranks")
         lines += self.vocabulary.describe()
-        lines += [f"kept whole: {undivided}" for undivided in self.whole]
+        lines += [f"kept whole: {line}" for line in folded_lines(self.whole)]
         return lines + [f"experts split: {reason}" for reason in self.split_experts]
 
     def describe_placement(self, name: str) -> str:

@@ -54,6 +54,17 @@ def view(visit: Visit) -> Values:
     return _refuse_view(visit, places)
 
 
+def view_as(visit: Visit) -> Values:
+    """reshape_as(x, y): as y, which must be divided as x is."""
+    found = view(visit)
+    other = visit.node.args[1]
+    assert isinstance(found, Value)
+    assert isinstance(other, Node)
+    if visit.value(other).placement != found.placement:
+        visit.illegal(f"{visit.op_name} takes the shape of what is divided otherwise")
+    return found
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where the sharded entries may be found: `value` there, one entry as large as `unit` old."""
@@ -151,6 +162,8 @@ def _rewrite_size(visit: Visit, shard: Shard) -> None:
     if 0 <= at < len(sizes) and sizes[at] != -1:
         local = [local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
         visit.set_argument(index, local)
+    if op is aten.view:  # a kernel may give a local part other strides than the whole
+        visit.rewrite(visit.args or visit.node.args, aten.reshape.default)
 
 
 def local_size(visit: Visit, size: Any, shard: Shard) -> Any:

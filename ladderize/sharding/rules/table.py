@@ -23,13 +23,13 @@ from ladderize.sharding.rules import layouts as layout
 from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
+from ladderize.sharding.rules.filled import WRITES, make, makes_memory, write
 from ladderize.sharding.rules.norms import sum_of_norm
 from ladderize.sharding.rules.own_rows import carry_own_rows
 from ladderize.sharding.rules.partials import join_partials
 from ladderize.sharding.rules.parts import PART_RULES
 from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
-from ladderize.sharding.rules.repeats import REPEAT_RULES
-from ladderize.sharding.rules.writes import WRITES, make, makes_memory, write
+from ladderize.sharding.rules.repeated import REPEAT_RULES
 from ladderize.sharding.values import REPLICATED, RowSelection, Value, Values
 from ladderize.sharding.visit import Visit, packet
 
@@ -180,10 +180,12 @@ def size(visit: Visit) -> Values:
 
 
 def extremes(visit: Visit) -> Values:
-    """max(x, dim, keepdim): values and positions."""
-    found = reduction(visit)
+    """max(x, dim, keepdim): values and positions; max(x), max(x, y): values."""
+    if isinstance(visit.argument(1), Node):
+        return pointwise(visit)
+    found, made = reduction(visit), visit.node.meta["val"]
     assert isinstance(found, Value)
-    return (found,) * len(visit.node.meta["val"])
+    return found if isinstance(made, torch.Tensor) else (found,) * len(made)
 
 
 RULES: dict[Any, Rule] = {
@@ -212,6 +214,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten), layout.view
     ),
+    **dict.fromkeys((aten.view_as, aten.reshape_as), layout.view_as),
     **dict.fromkeys((aten.expand, aten.broadcast_to), layout.expand),
     aten.permute: layout.permute,
     aten.transpose: layout.transpose,
