@@ -85,6 +85,7 @@ class Propagation:
     num_visits: int = 0
 
     def __post_init__(self) -> None:
+        self._order = {parameter: i for i, parameter in enumerate(self.parameters)}
         self._place: dict[Node, tuple[int, int]] = {}
         taken = {node for block in self.branches for node in block.branch}
         self.walked = [walked_nodes(block, taken) for block in self.branches]
@@ -217,7 +218,7 @@ class Propagation:
     def _ban(self, node: Node, refused: Illegal) -> None:
         parts = self._parts(refused)
         new = [p for p in map(_parameter, refused.culprits) if p not in self.bans]
-        new = list(dict.fromkeys(new))
+        new = sorted(dict.fromkeys(new), key=self._order.__getitem__)
         assert new, f"{refused.reason}, and no parameter is to blame"
         ban = Ban(tuple(new), refused.reason, node, refused.is_consequence, parts)
         for part in parts:
@@ -252,7 +253,8 @@ class Propagation:
         origins = [o for o in refused.culprits if isinstance(o, Origin)]
         if len(origins) < len(refused.culprits) or not all(map(self._is_part, origins)):
             return ()
-        return tuple(o for o in origins if o.parameter not in self.bans)
+        parts = (o for o in origins if o.parameter not in self.bans)
+        return tuple(sorted(parts, key=lambda o: (self._order[o.parameter], o.start)))
 
     def _is_part(self, origin: Origin) -> bool:
         """Whether something of the parameter is left to divide when this part is whole."""

@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator
 from torch.fx import Node
 
 from ladderize.graph import ops
+from ladderize.graph.writes import written_operands
 from ladderize.sharding.visit import FORM_READERS, is_tensor, packet
 from ladderize.streams.block import Block
 
@@ -25,7 +26,8 @@ def walked_nodes(block: Block, taken: Container[Node]) -> tuple[Node, ...]:
     made: set[Node] = set()
     for node in reversed(_candidates(block, taken)):
         readers = [user for user in node.users if packet(user) not in FORM_READERS]
-        if readers and all(user in made or user in block.members for user in readers):
+        is_used = bool(readers) or bool(written_operands(node))  # memory is filled with 0, too
+        if is_used and all(user in made or user in block.members for user in readers):
             made.add(node)
     if not made:
         return block.branch

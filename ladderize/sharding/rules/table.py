@@ -108,11 +108,11 @@ def along(index: int, name: str = "dim") -> Rule:
     return rule
 
 
-def reduction(visit: Visit) -> Values:
-    """mean(x, dims, keepdim): reduced dims must be whole."""
+def reduction(visit: Visit, at: int = 1) -> Values:
+    """mean(x, dims, keepdim): reduced dims must be whole; argument `at` names them."""
     node, value, shard = layout.source(visit)
     ndim = len(visit.shape(node))
-    dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
+    dims = {d + ndim for d in _from_right(visit.argument(at, "dim"), ndim)} or set(range(ndim))
     if shard.dim in dims and sums_experts(visit, value):
         return Value(Partial())
     if shard.dim in dims and (partial := sum_of_norm(visit, node, shard)) is not None:
@@ -205,7 +205,7 @@ RULES: dict[Any, Rule] = {
         (aten.mean, aten.sum, aten.var, aten.std, aten.amax, aten.amin, aten.logsumexp), reduction
     ),
     **dict.fromkeys((aten.max, aten.min), extremes),
-    aten.linalg_vector_norm: lambda visit: visit.illegal("a norm over a sharded tensor"),
+    aten.linalg_vector_norm: lambda visit: reduction(visit, at=2),
     **dict.fromkeys((aten.topk, aten.sort), choice),
     aten.einsum: einsum,
     **dict.fromkeys((aten.tril, aten.triu), triangle),
@@ -229,7 +229,8 @@ RULES: dict[Any, Rule] = {
         (
             aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
             aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
-            aten.multiply, aten.expand_as,
+            aten.multiply, aten.expand_as, aten.divide, aten.subtract, aten.rsub, aten.negative,
+            aten.absolute, aten.log_sigmoid, aten.hardswish,
         ),
         pointwise,
     ),
