@@ -25,6 +25,7 @@ from ladderize.frontends.sharded.module import ShardedModule
 from ladderize.graph.collectives import find_groups
 from ladderize.passes.blend_reads import Blends
 from ladderize.report.publish import forget
+from ladderize.sharding.plan_checks import forget_warnings
 
 
 @dataclass
@@ -151,6 +152,7 @@ def _reset() -> None:
     global _session
     _session = _Session()
     forget()
+    forget_warnings()
 
 
 ladderize.reset = _reset  # type: ignore[attr-defined]  # the attribute Dynamo looks for

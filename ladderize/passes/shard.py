@@ -53,6 +53,8 @@ class ShardBranches:
         for rewrite in plan.rewrites:
             rewrite.node.target = rewrite.target
             rewrite.node.args = self._with_local_sizes(gm.graph, rewrite)
+            if rewrite.kwargs is not None:
+                rewrite.node.kwargs = dict(rewrite.kwargs)
         for weight in plan.mixed:
             self._mix(gm.graph, weight)
         copies: dict[Node, Node] = {}

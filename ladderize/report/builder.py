@@ -26,6 +26,7 @@ from ladderize.report.data import (
     StreamReport,
 )
 from ladderize.report.snapshot import module_of, read_branches, snapshot
+from ladderize.sharding.folded_lines import folded_lines
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.contributions import brought
 from ladderize.streams.left_out import LeftOut
@@ -136,7 +137,7 @@ class ReportBuilder:
         self._sharding = ShardReport(
             plan.num_ranks,
             placements,
-            tuple(map(str, plan.whole)),
+            tuple(folded_lines(plan.whole)),
             sum(undivided.num_bytes for undivided in plan.whole),
             sum(undivided.flops for undivided in plan.whole),
             len(plan.whole_experts),

@@ -7,6 +7,7 @@ reduce (p,) + (b,) into add         Reduction     one all-reduce, then the bias
 own rows of grouped_mm              ExpertProduct the tokens of this rank's experts alone
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,20 @@ from ladderize.sharding.placement import OwnRows
 
 @dataclass(frozen=True)
 class Rewrite:
-    """`node` becomes a call of `target` with `args` (a size in a view, a bias taken out)."""
+    """`node` becomes a call of `target` with `args` (a size in a view, a bias taken out).
+
+    Attributes:
+        kwargs: None: those that it has.
+    """
 
     node: Node
     target: Any
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{self.node} := {self.target}{self.args}"
+        named = "" if self.kwargs is None else f" {dict(self.kwargs)}"
+        return f"{self.node} := {self.target}{self.args}{named}"
 
 
 @dataclass(frozen=True)

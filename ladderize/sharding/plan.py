@@ -19,6 +19,7 @@ from ladderize.errors import Blocker
 from ladderize.sharding.edits import BranchEntry, ExpertEdit, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.expert_edits import expert_edits, first_experts
 from ladderize.sharding.expert_stacks import ExpertStacks
+from ladderize.sharding.folded_lines import folded_lines
 from ladderize.sharding.layer_sums import join_layer_sums
 from ladderize.sharding.own_streams import OwnStreams
 from ladderize.sharding.placement import IndexInput, Placement, Shard
@@ -80,7 +81,7 @@ class ShardPlan:
         lines = [f"{name}: {self.describe_placement(name)}" for name in self.placements]
         lines.append(f"{self.num_reductions} all-reduces over {self.num_ranks} ranks")
         lines += self.vocabulary.describe()
-        lines += [f"kept whole: {undivided}" for undivided in self.whole]
+        lines += [f"kept whole: {line}" for line in folded_lines(self.whole)]
         return lines + [f"experts split: {reason}" for reason in self.split_experts]
 
     def describe_placement(self, name: str) -> str:
@@ -171,7 +172,9 @@ class _Writer:
             num_ranks=found.num_ranks,
             placements={found.parameters[p]: placement for p, placement in placed.items()},
             parameter_nodes=placed,
-            rewrites=tuple(Rewrite(v.node, v.target, v.args) for v in visits if v.args is not None),
+            rewrites=tuple(
+                Rewrite(v.node, v.target, v.args, v.kwargs) for v in visits if v.args is not None
+            ),
             entries=entries,
             mixed=tuple(
                 self._mixed(visit.node, weight, shard)
@@ -197,12 +200,12 @@ class _Writer:
         return [self._reductions(i, block) for i, block in enumerate(self.found.branches)]
 
     def _visits_in_order(self) -> list[Visit]:
-        nodes = dict.fromkeys(node for block in self.found.branches for node in block.branch)
+        nodes = dict.fromkeys(node for walked in self.found.walked for node in walked)
         return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
     def _entry(self, visit: Visit, operand: Node, selection: RowSelection | None) -> BranchEntry:
-        # What is whole on each rank was entered where it was made.
-        needs_copy = operand in self.gradients and not visit.is_whole(operand)
+        # What is whole or divided was entered where it was made.
+        needs_copy = operand in self.gradients and visit.value(operand).is_replicated
         share = self.found.num_ranks if operand in visit.shared else 1
         if selection is None:
             return BranchEntry(visit.node, operand, needs_copy, share=share)

@@ -1,20 +1,25 @@
 """Refuse a plan that divides nothing, and warn of what it does not divide as it was to be.
 
 Not all is divided over 2 ranks. Kept whole:
-  - branch: layers.0.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks …
+  - branch: layers.{0-3}.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks …
 """
 
 import warnings
 from collections.abc import Iterable
 
 from ladderize.errors import Blocker, LadderError, LadderWarning
+from ladderize.sharding.folded_lines import folded_lines, reasons
 from ladderize.sharding.plan import ShardPlan
 
+_told: set[tuple[str, ...]] = set()
 NO_EXPERTS = "no branch multiplies by a stack of expert weights [experts, …, …]"
 
 
 def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
-    """Raise where nothing can be divided; warn, once, of what is not divided as it was to be.
+    """Raise where nothing can be divided; warn of what is not divided as it was to be.
+
+    Of the same parameters and reasons once, until `forget_warnings`: prefill, decode and new
+    lengths are compiled one after the other.
 
     Args:
         by_expert: whether each rank was to hold whole experts.
@@ -40,12 +45,18 @@ def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
             f"Not all experts are placed whole on {plan.num_ranks} ranks. Split over all:{listed}"
         )
         warnings.warn(warning, stacklevel=2)
-    if plan.whole:
-        listed = _listed(plan.whole)
+    if plan.whole and (told := (str(plan.num_ranks), *reasons(plan.whole))) not in _told:
+        _told.add(told)
+        listed = _listed(folded_lines(plan.whole))
         warning = LadderWarning(
             f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"
         )
         warnings.warn(warning, stacklevel=2)
+
+
+def forget_warnings() -> None:
+    """Warn again of what stays whole."""
+    _told.clear()
 
 
 def _listed(items: Iterable[object]) -> str:

@@ -17,8 +17,17 @@ from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.placement import Placement, Replicate
 from ladderize.sharding.rules.table import apply_rule
 from ladderize.sharding.statics import stand_in
-from ladderize.sharding.values import Illegal, NeedsCuts, NeedsReduction, Origin, Value, Values
+from ladderize.sharding.values import (
+    Illegal,
+    NeedsCuts,
+    NeedsLocal,
+    NeedsReduction,
+    Origin,
+    Value,
+    Values,
+)
 from ladderize.sharding.visit import FORM_READERS, Visit, op_name, packet
+from ladderize.sharding.walks import walked_nodes
 from ladderize.streams.block import Block
 
 REPLICATE = Replicate()
@@ -54,6 +63,8 @@ class Propagation:
         bans: of each parameter that must stay whole.
         kept: of each parameter of which every rank holds parts whole, one for each refusal.
         whole: the ranges of those parts.
+        made: how memory is made that a branch fills.
+        walked: of each branch the nodes that carry shardings, in graph order.
         reduced: nodes whose partial value is reduced right there.
         biases: parameters to be added after the reduction of a partial value.
         num_visits: evaluations in all.
@@ -69,14 +80,19 @@ class Propagation:
     kept: dict[Node, list[Ban]] = field(default_factory=dict)
     whole: dict[Node, frozenset[tuple[int, int]]] = field(default_factory=dict)
     cuts: dict[Node, frozenset[int]] = field(default_factory=dict)
+    made: dict[Node, Value] = field(default_factory=dict)
+    walked: list[tuple[Node, ...]] = field(default_factory=list)
     reduced: set[Node] = field(default_factory=set)
     biases: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     num_visits: int = 0
 
     def __post_init__(self) -> None:
+        self._order = {parameter: i for i, parameter in enumerate(self.parameters)}
         self._place: dict[Node, tuple[int, int]] = {}
-        for index, block in enumerate(self.branches):
-            for position, node in enumerate(block.branch):
+        taken = {node for block in self.branches for node in block.branch}
+        self.walked = [walked_nodes(block, taken) for block in self.branches]
+        for index, nodes in enumerate(self.walked):
+            for position, node in enumerate(nodes):
                 self._place.setdefault(node, (index, position))
         self._readers = {p: tuple(_readers(p, self.parameters)) for p in self.parameters}
         self._dirty: dict[int, int] = {}
@@ -93,7 +109,7 @@ class Propagation:
 
     def _walk(self, index: int, start: int) -> None:
         self._walks[index] += 1
-        if self._walks[index] > 4 * len(self.branches[index].branch) + 8:
+        if self._walks[index] > 4 * len(self.walked[index]) + 8:
             where = describe_origin(self.branches[index].add)
             raise LadderError(f"the sharding of the branch at {where} does not converge")
         for node in self.owned(index, start):
@@ -105,6 +121,9 @@ class Propagation:
             except NeedsReduction as needed:
                 self.reduced.add(needed.value)
                 self._requeue([needed.value])
+                return
+            except NeedsLocal as needed:
+                self._make_local(node, needed)
                 return
             except NeedsCuts as needed:
                 self.cuts.update(needed.cuts)
@@ -123,6 +142,8 @@ class Propagation:
             self.whole,
             self.num_ranks,
             self.stacks,
+            self.made,
+            self.branches[self._place[node][0]].outputs,
         )
         value = apply_rule(visit)
         self._check_demands(visit)
@@ -199,7 +220,7 @@ class Propagation:
     def _ban(self, node: Node, refused: Illegal) -> None:
         parts = self._parts(refused)
         new = [p for p in map(_parameter, refused.culprits) if p not in self.bans]
-        new = list(dict.fromkeys(new))
+        new = sorted(dict.fromkeys(new), key=self._order.__getitem__)
         assert new, f"{refused.reason}, and no parameter is to blame"
         ban = Ban(tuple(new), refused.reason, node, refused.is_consequence, parts)
         for part in parts:
@@ -214,9 +235,21 @@ class Propagation:
         """What is to be visited again when `source` is to lie otherwise."""
         return self._readers.get(source, (source,))
 
+    def _make_local(self, node: Node, needed: NeedsLocal) -> None:
+        if needed.memory in self._place:
+            self.made[needed.memory] = needed.value
+            self._requeue([needed.memory])
+        else:
+            reason = f"{op_name(node)} writes divided values into memory that stays whole"
+            self._refuse(node, Illegal(reason, needed.value.origins))
+
     def _forget(self, parameters: Sequence[Node]) -> None:
         """Walk again what reads `parameters`, which are to lie otherwise."""
         users = [user for p in parameters for user in self._read_by(p) if user in self._place]
+        indices = {self._place[user][0] for user in users}
+        users += [memory for memory in self.made if self._place[memory][0] in indices]
+        for memory in users:
+            self.made.pop(memory, None)
         for user in users:  # reductions further on may not be where they were
             self.reduced.difference_update(self.owned(*self._place[user]))
         self._requeue(users)
@@ -226,7 +259,8 @@ class Propagation:
         origins = [o for o in refused.culprits if isinstance(o, Origin)]
         if len(origins) < len(refused.culprits) or not all(map(self._is_part, origins)):
             return ()
-        return tuple(o for o in origins if o.parameter not in self.bans)
+        parts = (o for o in origins if o.parameter not in self.bans)
+        return tuple(sorted(parts, key=lambda o: (self._order[o.parameter], o.start)))
 
     def _is_part(self, origin: Origin) -> bool:
         """Whether something of the parameter is left to divide when this part is whole."""
@@ -257,7 +291,7 @@ class Propagation:
 
     def owned(self, index: int, start: int = 0) -> list[Node]:
         """The nodes of branch `index` from `start` on; of those in several it owns its own."""
-        nodes = self.branches[index].branch[start:]
+        nodes = self.walked[index][start:]
         return [node for node in nodes if self._place[node][0] == index]
 
     def placements(self) -> dict[Node, Placement]:

@@ -17,7 +17,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class StandIn:
-    """A value that stands for `parameter`; `dims[i]` is the parameter's dim behind its dim `i`."""
+    """A value that stands for `parameter`; `dims[i]` is the parameter's dim behind its dim `i`.
+
+    -1 for a dim of one entry that the parameter has not.
+    """
 
     parameter: Node
     dims: tuple[int, ...]
@@ -29,11 +32,12 @@ def stand_in(node: Any, parameters: Collection[Node]) -> StandIn | None:
         return None
     if node in parameters:
         return StandIn(node, tuple(range(node.meta["val"].dim())))
-    order = _ORDERS.get(_packet(node))
+    order = _ORDERS.get(_packet(node)) if node.target is not aten.squeeze.default else None
     source = stand_in(node.args[0], parameters) if order is not None and node.args else None
     if source is None or order is None:
         return None
-    return StandIn(source.parameter, tuple(source.dims[d] for d in order(node, len(source.dims))))
+    behind = order(node, len(source.dims))
+    return StandIn(source.parameter, tuple(-1 if d < 0 else source.dims[d] for d in behind))
 
 
 def _packet(node: Node) -> Any:
@@ -71,6 +75,20 @@ def _permuted(node: Node, ndim: int) -> list[int]:
     return [dim % ndim for dim in order]
 
 
+def _unsqueezed(node: Node, ndim: int) -> list[int]:
+    at: Any = node.args[1]
+    dims = list(range(ndim))
+    dims.insert(at % (ndim + 1), -1)
+    return dims
+
+
+def _squeezed(node: Node, ndim: int) -> list[int]:
+    source: Any = node.args[0]
+    named: Any = node.args[1]
+    gone = {d % ndim for d in (named if isinstance(named, (list, tuple)) else [named])}
+    return [dim for dim in range(ndim) if dim not in gone or source.meta["val"].shape[dim] != 1]
+
+
 # op -> (node, number of dims) -> the old dim behind each new one
 _ORDERS: dict[Any, Any] = {
     **dict.fromkeys(
@@ -81,4 +99,6 @@ _ORDERS: dict[Any, Any] = {
     aten.transpose: _transposed,
     aten.permute: _permuted,
     aten.select: _selected,
+    aten.unsqueeze: _unsqueezed,
+    aten.squeeze: _squeezed,
 }

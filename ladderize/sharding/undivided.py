@@ -37,10 +37,17 @@ class Undivided:
     flops: int
     is_branch: bool
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
+        """What and why, without the cost."""
         kind = "branch: " if self.is_branch else ""
-        cost = f"{self.num_bytes:,} bytes and {self.flops:,} FLOPs more on each rank"
-        return f"{kind}{'; '.join(map(str, self.reasons))}; {cost}"
+        return f"{kind}{'; '.join(map(str, self.reasons))}"
+
+    def __str__(self) -> str:
+        return f"{self.describe()}; {cost_of(self.num_bytes, self.flops)}"
+
+
+def cost_of(num_bytes: int, flops: int) -> str:
+    return f"{num_bytes:,} bytes and {flops:,} FLOPs more on each rank"
 
 
 def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[Undivided]:

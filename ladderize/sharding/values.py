@@ -70,6 +70,15 @@ class NeedsCuts(Exception):
         self.cuts = cuts
 
 
+class NeedsLocal(Exception):
+    """Memory that the branch makes must be made otherwise: `memory` as `value` says."""
+
+    def __init__(self, memory: Node, value: "Value") -> None:
+        super().__init__(memory.name)
+        self.memory = memory
+        self.value = value
+
+
 @dataclass(frozen=True)
 class Value:
     """The placement of a tensor inside a branch.

@@ -47,6 +47,8 @@ class Visit:
         whole: ranges of a parameter's output dim that every rank must hold.
         num_ranks: the number of ranks to divide over.
         stacks: which weights of experts are divided by experts.
+        made: how memory must be made that the branch fills.
+        outputs: what the branch adds to the stream.
         demands: result: how parameters must lie.
         entries: result: replicated operands entering sharded computation, and what is selected.
         mixed: result: weights that are divided but for some chunks, by how they lie.
@@ -54,7 +56,7 @@ class Visit:
             partial value.
         computed: result: what of the node is computed with the experts of this rank.
         masked: result: operands that are to be 0 where an entry is another rank's.
-        target, args: result: the rewritten call.
+        target, args, kwargs: result: the rewritten call; None for what stays.
     """
 
     node: Node
@@ -65,6 +67,8 @@ class Visit:
     whole: Mapping[Node, frozenset[tuple[int, int]]]
     num_ranks: int
     stacks: ExpertStacks = field(default_factory=ExpertStacks)
+    made: Mapping[Node, Value] = field(default_factory=dict)
+    outputs: Container[Node] = ()
     demands: dict[Node, Placement] = field(default_factory=dict)
     entries: dict[Node, RowSelection | None] = field(default_factory=dict)
     mixed: dict[Node, Shard] = field(default_factory=dict)
@@ -73,6 +77,7 @@ class Visit:
     masked: dict[Node, OwnRows] = field(default_factory=dict)
     target: Any = None
     args: tuple[Any, ...] | None = None
+    kwargs: Mapping[str, Any] | None = None
 
     # -- reading
 
@@ -209,8 +214,10 @@ class Visit:
         ndim = max(len(self.shape(node)) for node in operands)
         return Value(dataclasses.replace(shard, dim=ndim + dim), self.origins(inside))
 
-    def rewrite(self, args: Sequence[Any], target: Any = None) -> None:
-        self.args = tuple(args)
+    def rewrite(
+        self, args: Sequence[Any], target: Any = None, kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.args, self.kwargs = tuple(args), kwargs
         self.target = target or self.node.target
 
     def set_argument(self, index: int, value: Any) -> None:

@@ -11,6 +11,7 @@ from helpers.fake_group import fake_group
 from helpers.forked import GC_THRESHOLD
 from helpers.inductor import prepare_inductor
 from helpers.ranks import Ranks
+from ladderize.sharding.plan_checks import forget_warnings
 
 prepare_inductor()
 gc.set_threshold(*GC_THRESHOLD)
@@ -25,6 +26,7 @@ def pytest_collection_finish() -> None:
 def _fresh_torch() -> Iterator[None]:
     """No test sees what another one left behind in torch, or in the environment."""
     torch._dynamo.reset()
+    forget_warnings()  # Dynamo resets a backend only after a compilation
     torch.manual_seed(0)
     torch.set_num_threads(1)
     fused_layers = torch.backends.mha.get_fastpath_enabled()

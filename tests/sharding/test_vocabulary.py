@@ -341,7 +341,7 @@ def test_what_stays_whole_is_listed(model, reason):
         assert reason in str(whole[0])
         assert whole[0].num_bytes > 0
         assert "table.weight" not in plan.placements
-        assert f"kept whole: {whole[0]}" in plan.describe()
+        assert any(reason in line for line in plan.describe() if line.startswith("kept whole: "))
     assert plan.num_reductions == 2
 
 

@@ -38,17 +38,20 @@ NO_WEIGHT = "multiplies by no weight of its own"
 EXPECTED: dict[str, Row] = {
     # Nothing of these branches has a tensor-parallel plan in transformers either.
     "jetmoe": Row(2, 2, "topk"),
-    "mamba2": Row(0, 3, "outside of the branch"),
-    "bamba": Row(3, 1, "outside of the branch"),
-    "granite-moe-hybrid": Row(3, 1, "outside of the branch"),
-    "qwen3-next (linear attention)": Row(3, 1, "the weight of aten.conv1d"),
     "fnet (fourier transforms)": Row(2, 2, NO_WEIGHT),
     "squeezebert": Row(2, 2, "no second weight"),
     "wav2vec2": Row(4, 1, NO_WEIGHT),  # the positional convolution: its weight is computed
     "wav2vec2 (pre-norm)": Row(4, 1, NO_WEIGHT),
     "poolformer": Row(4, 4, NO_WEIGHT),
     "bit (pre-activation)": Row(0, 4, NO_WEIGHT),  # its weights are standardized in each run
-    # A second all-reduce inside the branch: a small one for gates, or for an inner product.
+    # A second all-reduce inside the branch: a small one for gates, for a norm over all inner
+    # channels, or for an inner product.
+    "mamba": Row(6),
+    "mamba (associative scan)": Row(4),
+    "mamba2": Row(6),
+    "bamba": Row(5),
+    "granite-moe-hybrid": Row(5),
+    "minimax (skip of the normed)": Row(5),
     "doge (scaled skip)": Row(6),
     "regnet": Row(8),
     "focalnet": Row(12),

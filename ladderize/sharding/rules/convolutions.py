@@ -36,7 +36,7 @@ def convolution(visit: Visit) -> Values:
         return _by_outputs(visit, x, weight, bias, groups)
     if shard.dim != channel_dim(visit, x, weight):
         visit.illegal(f"{visit.op_name} slides along the sharded dim")
-    if shard.outer != 1 or shard.whole:
+    if shard.outer != 1 or (shard.whole and groups == 1):
         visit.illegal(f"{visit.op_name} takes channels that are not evenly divided")
     if groups == 1:
         return _by_inputs(visit, x, weight, bias)
@@ -95,14 +95,18 @@ def _by_groups(visit: Visit, weight: Node, bias: Any, groups: int) -> Values:
     shard = value.shard
     assert shard is not None
     inputs, outputs = shard.size // groups, visit.shape(weight)[0] // groups
-    if any(length % (inputs * visit.num_ranks) for length in shard.chunks):
-        visit.illegal(visit.describe_size(groups, "groups of channels"))
+    for i, length in enumerate(shard.chunks):
+        if length % (inputs * (1 if i in shard.whole else visit.num_ranks)):
+            visit.illegal(visit.describe_size(groups, "groups of channels"))
     refuse_without_second(visit, visit.argument(0, "input"), weight)
-    made = Shard(0, tuple(length // inputs * outputs for length in shard.chunks))
+    made = Shard(0, tuple(length // inputs * outputs for length in shard.chunks), shard.whole)
     visit.demand(weight, made)
+    if made.whole:
+        visit.enter_weight(weight, made)
     if isinstance(bias, Node):
         visit.align(bias, -1, made)
-    visit.set_argument(GROUPS[packet(visit.node)], groups // visit.num_ranks)
+    local = made.local_size(visit.num_ranks) // outputs
+    visit.set_argument(GROUPS[packet(visit.node)], local)
     return value.at(shard.dim, made.chunks)
 
 

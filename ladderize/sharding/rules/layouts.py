@@ -54,6 +54,17 @@ def view(visit: Visit) -> Values:
     return _refuse_view(visit, places)
 
 
+def view_as(visit: Visit) -> Values:
+    """reshape_as(x, y): as y, which must be divided as x is."""
+    found = view(visit)
+    other = visit.node.args[1]
+    assert isinstance(found, Value)
+    assert isinstance(other, Node)
+    if visit.value(other).placement != found.placement:
+        visit.illegal(f"{visit.op_name} takes the shape of what is divided otherwise")
+    return found
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where the sharded entries may be found: `value` there, one entry as large as `unit` old."""
@@ -149,11 +160,14 @@ def _rewrite_size(visit: Visit, shard: Shard) -> None:
     if op is aten.unflatten:  # unflatten(x, dim, sizes) spells only the new dims
         at -= wrap(visit.argument(1), len(visit.shape()) - len(sizes) + 1)
     if 0 <= at < len(sizes) and sizes[at] != -1:
-        local = [_local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
+        local = [local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
         visit.set_argument(index, local)
+    if op is aten.view:  # a kernel may give a local part other strides than the whole
+        visit.rewrite(visit.args or visit.node.args, aten.reshape.default)
 
 
-def _local_size(visit: Visit, size: Any, shard: Shard) -> Any:
+def local_size(visit: Visit, size: Any, shard: Shard) -> Any:
+    """What a call must spell that spells `size` at the sharded dim."""
     if isinstance(size, int):
         return size * shard.local_size(visit.num_ranks) // shard.size
     if shard.whole:
@@ -212,6 +226,8 @@ def squeeze(visit: Visit) -> Values:
     shape = visit.shape(node)
     dims = visit.argument(1, "dim", list(range(len(shape))))
     wrapped = [wrap(d, len(shape)) for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    if shard.dim in wrapped and shard.local_size(visit.num_ranks) == 1:
+        visit.illegal(f"{visit.op_name} would drop the sharded dim")
     return value.at(shard.dim - sum(shape[d] == 1 and d < shard.dim for d in wrapped))
 
 

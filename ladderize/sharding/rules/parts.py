@@ -147,6 +147,15 @@ def index_select(visit: Visit) -> Values:
     return value
 
 
+def index_add(visit: Visit) -> Values:
+    """index_add(x, dim, index, source): entries of `dim` mix."""
+    dim = wrap(visit.argument(1, "dim"), len(visit.shape()))
+    if visit.sharded([visit.argument(2, "index")]):
+        visit.illegal(f"{visit.op_name} adds to sharded positions")
+    both = [visit.argument(0), visit.argument(3)]
+    return visit.meet(both, [dim - len(visit.shape())])
+
+
 def gather(visit: Visit) -> Values:
     dim = wrap(visit.argument(1, "dim"), len(visit.shape()))
     return visit.meet(visit.operands(), [dim - len(visit.shape())])
@@ -253,6 +262,7 @@ PART_RULES: dict[Any, Any] = {
     aten.unbind: unbind,
     aten.index: index,
     aten.index_select: index_select,
+    aten.index_add: index_add,
     aten.gather: gather,
     **dict.fromkeys((aten.pad, aten.constant_pad_nd), pad),
     aten.glu: glu,

@@ -49,6 +49,8 @@ BATCHED = (aten.matmul, aten.bmm, aten.baddbmm)
 
 def weighted(visit: Visit) -> Values:
     """Column-parallel for a replicated input, row-parallel for one sharded on its last dim."""
+    if _is_weight_first(visit):
+        return _weight_first(visit)
     form = PRODUCTS[packet(visit.node)]
     x, weight = visit.node.args[form.x], visit.node.args[form.weight]
     bias = None if form.bias is None else visit.argument(form.bias, "bias")
@@ -61,6 +63,11 @@ def weighted(visit: Visit) -> Values:
         return _column_parallel(visit, form, x, weight, bias)
     if shard.dim == last and shard.outer == 1:
         return _row_parallel(visit, form, x, weight, bias)
+    if len(visit.shape(weight)) > 2 and shard.dim == 0 and packet(visit.node) in BATCHED[1:]:
+        for operand in (weight, bias):  # each part by a weight of its own, which go with it
+            if isinstance(operand, Node):
+                visit.align(operand, -3, shard)
+        return visit.value(x)
     if len(visit.shape(weight)) > 2:
         visit.illegal(f"{visit.op_name} multiplies each part of the sharded dim by another weight")
     visit.enter(weight)
@@ -83,8 +90,69 @@ def _without_weight(visit: Visit) -> Values:
 
 
 def batched(visit: Visit) -> Values:
-    """matmul, bmm, attention without weights: leading dims are independent, the last two mix."""
+    """matmul, bmm, attention without weights: leading dims are independent, the last two mix.
+
+    But for the rows of a first and the columns of a second factor, which the result has too.
+    """
+    sharded = visit.sharded(visit.operands())
+    if packet(visit.node) in BATCHED[:2] and len(sharded) == 1 and _is_free(visit, *sharded[0]):
+        (node, shard), operands = sharded[0], visit.operands()
+        for other in operands:
+            if other is not node:
+                visit.enter(other)
+        from_right = shard.dim - len(visit.shape(node))
+        return visit.value(node).at(len(visit.shape()) + from_right)
     return visit.meet(visit.operands(), mixed_dims=(-1, -2))
+
+
+def _is_free(visit: Visit, node: Node, shard: Shard) -> bool:
+    """Whether `node` is sharded on the dim of a product of matrices that is not summed up."""
+    first, second = visit.node.args[:2]
+    assert isinstance(first, Node)
+    assert isinstance(second, Node)
+    if first is second or min(len(visit.shape(first)), len(visit.shape(second))) < 2:
+        return False
+    return shard.dim == len(visit.shape(node)) - (2 if node is first else 1)
+
+
+# ---- weights
+
+
+def _is_weight_first(visit: Visit) -> bool:
+    """matmul(w, x): columns of x are multiplied"""
+    first, second = visit.node.args[:2]
+    is_product = packet(visit.node) in (aten.matmul, aten.mm)
+    if not is_product or visit.parameter(second) is not None or visit.parameter(first) is None:
+        return False
+    assert isinstance(first, Node)
+    assert isinstance(second, Node)
+    return len(visit.shape(first)) == 2 and len(visit.shape(second)) >= 2
+
+
+def _weight_first(visit: Visit) -> Values:
+    weight, x = visit.node.args[:2]
+    assert isinstance(weight, Node)
+    assert isinstance(x, Node)
+    shard, rows = visit.value(x).shard, len(visit.shape(x)) - 2
+    if shard is not None and shard.dim != rows:
+        visit.enter(weight)
+        return visit.value(x)
+    if shard is not None:
+        if shard.whole or shard.outer != 1:
+            visit.illegal(f"{visit.op_name} takes rows that are not evenly divided")
+        refuse_without_second(visit, x, weight)
+        visit.demand(weight, Shard(1, shard.chunks))
+        return Value(Partial())
+    parameter = visit.parameter(weight)
+    if not visit.can_shard(weight) or parameter is None:
+        return REPLICATED
+    shard = visit.output_shard(weight, 0)
+    origin = Origin(parameter, 0, shard.size)
+    visit.demand(weight, shard, origin)
+    visit.enter(x)
+    if shard.whole:
+        visit.enter_weight(weight, shard)
+    return Value(Shard(rows, shard.chunks, shard.whole), (origin,))
 
 
 def _column_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any) -> Values:

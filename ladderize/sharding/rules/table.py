@@ -23,10 +23,13 @@ from ladderize.sharding.rules import layouts as layout
 from ladderize.sharding.rules.caches import CACHE_RULES, by_heads
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
+from ladderize.sharding.rules.filled import WRITES, make, makes_memory, write
+from ladderize.sharding.rules.norms import sum_of_norm
 from ladderize.sharding.rules.own_rows import carry_own_rows
 from ladderize.sharding.rules.partials import join_partials
 from ladderize.sharding.rules.parts import PART_RULES
 from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
+from ladderize.sharding.rules.repeated import REPEAT_RULES
 from ladderize.sharding.values import REPLICATED, RowSelection, Value, Values
 from ladderize.sharding.visit import Visit, packet
 
@@ -105,13 +108,15 @@ def along(index: int, name: str = "dim") -> Rule:
     return rule
 
 
-def reduction(visit: Visit) -> Values:
-    """mean(x, dims, keepdim): reduced dims must be whole."""
+def reduction(visit: Visit, at: int = 1) -> Values:
+    """mean(x, dims, keepdim): reduced dims must be whole; argument `at` names them."""
     node, value, shard = layout.source(visit)
     ndim = len(visit.shape(node))
-    dims = {d + ndim for d in _from_right(visit.argument(1, "dim"), ndim)} or set(range(ndim))
+    dims = {d + ndim for d in _from_right(visit.argument(at, "dim"), ndim)} or set(range(ndim))
     if shard.dim in dims and sums_experts(visit, value):
         return Value(Partial())
+    if shard.dim in dims and (partial := sum_of_norm(visit, node, shard)) is not None:
+        return partial
     if shard.dim in dims:
         visit.illegal(f"{visit.op_name} reduces the sharded dim")
     made = visit.node.meta["val"]
@@ -152,6 +157,11 @@ def einsum(visit: Visit) -> Values:
     return Value(dataclasses.replace(shard, dim=result.index(letter)), visit.origins(inside))
 
 
+def triangle(visit: Visit) -> Values:
+    """tril(x, diagonal), triu: entries of the last two dims become 0 by their positions."""
+    return visit.meet(visit.operands(), (-1, -2))
+
+
 def choice(visit: Visit) -> Values:
     """topk(x, k, dim), sort: values and positions along `dim`."""
     at = {aten.topk: 2, aten.sort: 1}[packet(visit.node)]
@@ -170,10 +180,12 @@ def size(visit: Visit) -> Values:
 
 
 def extremes(visit: Visit) -> Values:
-    """max(x, dim, keepdim): values and positions."""
-    found = reduction(visit)
+    """max(x, dim, keepdim): values and positions; max(x), max(x, y): values."""
+    if isinstance(visit.argument(1), Node):
+        return pointwise(visit)
+    found, made = reduction(visit), visit.node.meta["val"]
     assert isinstance(found, Value)
-    return (found,) * len(visit.node.meta["val"])
+    return found if isinstance(made, torch.Tensor) else (found,) * len(made)
 
 
 RULES: dict[Any, Rule] = {
@@ -193,14 +205,16 @@ RULES: dict[Any, Rule] = {
         (aten.mean, aten.sum, aten.var, aten.std, aten.amax, aten.amin, aten.logsumexp), reduction
     ),
     **dict.fromkeys((aten.max, aten.min), extremes),
-    aten.linalg_vector_norm: lambda visit: visit.illegal("a norm over a sharded tensor"),
+    aten.linalg_vector_norm: lambda visit: reduction(visit, at=2),
     **dict.fromkeys((aten.topk, aten.sort), choice),
     aten.einsum: einsum,
+    **dict.fromkeys((aten.tril, aten.triu), triangle),
     aten.sym_size: size,
     **dict.fromkeys((aten.view_as_complex, aten.view_as_real), layout.pairs),
     **dict.fromkeys(
         (aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten), layout.view
     ),
+    **dict.fromkeys((aten.view_as, aten.reshape_as), layout.view_as),
     **dict.fromkeys((aten.expand, aten.broadcast_to), layout.expand),
     aten.permute: layout.permute,
     aten.transpose: layout.transpose,
@@ -209,13 +223,14 @@ RULES: dict[Any, Rule] = {
     aten.unsqueeze: layout.unsqueeze,
     aten.squeeze: layout.squeeze,
     **CACHE_RULES,
+    **REPEAT_RULES,
     # pointwise, but without the tag
     **dict.fromkeys(
         (
             aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
             aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
-            aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.multiply,
-            aten.expand_as,
+            aten.multiply, aten.expand_as, aten.divide, aten.subtract, aten.rsub, aten.negative,
+            aten.absolute, aten.log_sigmoid, aten.hardswish,
         ),
         pointwise,
     ),
@@ -232,6 +247,10 @@ def apply_rule(visit: Visit) -> Values:
     if (kept := by_heads(visit)) is not None:
         return kept
     op = packet(visit.node)
+    if op in WRITES:
+        return write(visit)
+    if makes_memory(visit):
+        return make(visit)
     inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
     if all(part.is_replicated for part in parts) and op not in WEIGHTED:

@@ -1,0 +1,72 @@
+"""What stays whole for the same reason in many layers, as one line: short paths, costs added up.
+
+layers.0.mlp.gate.weight: why (… at /usr/lib/site-packages/x/y.py:3); 8 bytes and 64 FLOPs …
+layers.1.mlp.gate.weight: why (… at /usr/lib/site-packages/x/y.py:3); 8 bytes and 64 FLOPs …
+──
+layers.{0-1}.mlp.gate.weight: why (… at x/y.py:3); 16 bytes and 128 FLOPs …
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ladderize.sharding.undivided import Undivided, cost_of
+
+_INSTALLED = re.compile(r"[^\s(]*/site-packages/")
+_LAYER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+?(\d+)\.")  # the first module list that is named
+
+
+@dataclass
+class _Fold:
+    """Lines that differ in the number of the layer alone."""
+
+    layers: list[int] = field(default_factory=list)
+    num_bytes: int = 0
+    flops: int = 0
+
+
+def folded_lines(whole: Iterable[Undivided]) -> list[str]:
+    """A line for each reason, in the order of the first layers that have it."""
+    folds: dict[str, _Fold] = {}
+    for undivided in whole:
+        text, layer = _without_layer(_short(undivided.describe()))
+        fold = folds.setdefault(text, _Fold())
+        fold.layers += [] if layer is None else [layer]
+        fold.num_bytes += undivided.num_bytes
+        fold.flops += undivided.flops
+    return [_line(text, fold) for text, fold in folds.items()]
+
+
+def reasons(whole: Iterable[Undivided]) -> tuple[str, ...]:
+    """The same without costs, which differ between two lengths of a prompt."""
+    return tuple(dict.fromkeys(_without_layer(undivided.describe())[0] for undivided in whole))
+
+
+def _line(text: str, fold: _Fold) -> str:
+    named = text.replace("{}", _spell(fold.layers)) if fold.layers else text
+    return f"{named}; {cost_of(fold.num_bytes, fold.flops)}"
+
+
+def _short(text: str) -> str:
+    return _INSTALLED.sub("", text).replace(f"{Path.cwd()}/", "")
+
+
+def _without_layer(text: str) -> tuple[str, int | None]:
+    """`layers.3.mlp of layers.3` -> `layers.{}.mlp of layers.{}`, 3"""
+    found = _LAYER.search(text)
+    if found is None:
+        return text, None
+    head = text[found.start() : found.start(1)]
+    number = re.compile(rf"{re.escape(head)}{found[1]}(?=\.|\b)")
+    return number.sub(lambda _: f"{head}{{}}", text), int(found[1])
+
+
+def _spell(layers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "{0-2,5}"; [3] -> "3"."""
+    if len(set(layers)) == 1:
+        return str(layers[0])
+    runs = itertools.groupby(enumerate(sorted(set(layers))), lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
+    return "{" + ",".join(f"{a}-{b}" if a < b else str(a) for a, b in ends) + "}"
