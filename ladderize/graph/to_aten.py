@@ -19,6 +19,7 @@ from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload
 from ladderize.compat.frames import carry_inputs
 from ladderize.graph import ops
+from ladderize.graph.call_templates import spell_calls
 from ladderize.graph.higher_order import REGION
 
 
@@ -28,6 +29,18 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
     The order of the inputs, module paths, source lines and the regions of inlined calls stay; fake
     values are in `meta["val"]` under the fake mode of the inputs.
     """
+    inputs = gm.graph.find_nodes(op="placeholder")
+    with compat.fake_mode_of([ops.value(node) for node in inputs]) or contextlib.nullcontext():
+        aten = spell_calls(gm)
+    if aten is None:
+        aten = _trace_whole(gm)
+    carry_inputs(gm, aten)
+    traced = aten.graph.find_nodes(op="placeholder")
+    carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
+    return aten, carried
+
+
+def _trace_whole(gm: GraphModule) -> GraphModule:
     inputs = gm.graph.find_nodes(op="placeholder")
     for node in gm.graph.nodes:
         if REGION in node.meta:
@@ -44,10 +57,7 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
     for node in aten.graph.nodes:  # what a tracer copies from one graph to the next is "custom"
         if region := node.meta.get("custom", {}).pop(REGION, None):
             node.meta[REGION] = region
-    carry_inputs(gm, aten)
-    traced = aten.graph.find_nodes(op="placeholder")
-    carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
-    return aten, carried
+    return aten
 
 
 def is_aten(gm: GraphModule) -> bool:
