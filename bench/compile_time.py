@@ -1,9 +1,9 @@
 """How long ladderize's own passes take, next to the whole compilation, over depth.
 
-    python bench/compile_time.py [--layers 32 126] [--ranks 2] [--json FILE]
+    python bench/compile_time.py [--layers 32 126] [--ranks 2] [--lowering inductor] [--json FILE]
 
-A Llama of tiny width is compiled with Inductor for one rank of `--ranks` (a fake process group
-stands in for the others; nothing is run), each depth in a process of its own with cold caches.
+A Llama of tiny width is compiled for one rank of `--ranks` (a fake process group stands in for the
+others; nothing is run), each depth in a process of its own with cold caches.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class PassTimes(logging.Handler):
         self.seconds[name] += seconds
 
 
-def measure(num_layers: int, num_ranks: int) -> dict[str, object]:
+def measure(num_layers: int, num_ranks: int, lowering: str) -> dict[str, object]:
     """Compile once and time it. Expects to be the only thing its process does."""
     import torch.distributed as dist
     from tiny_llama import tiny_llama
@@ -45,7 +45,7 @@ def measure(num_layers: int, num_ranks: int) -> dict[str, object]:
     logger.addHandler(times)
     logger.setLevel(logging.INFO)
     torch.set_num_threads(1)
-    options = {}
+    options: dict[str, object] = {"lowering": lowering}
     if num_ranks > 1:
         dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
         options["mesh"] = init_device_mesh("cpu", (num_ranks,))
@@ -70,18 +70,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[32, 126])
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--lowering", choices=["inductor", "aot_eager"], default="inductor")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
-        print(json.dumps(measure(args.layers[0], args.ranks)))
+        print(json.dumps(measure(args.layers[0], args.ranks, args.lowering)))
         return
     results = []
     for num_layers in args.layers:
         with tempfile.TemporaryDirectory() as cache:
             command = [sys.executable, __file__, "--here", "--layers", str(num_layers)]
+            command += ["--ranks", str(args.ranks), "--lowering", args.lowering]
             ran = subprocess.run(
-                [*command, "--ranks", str(args.ranks)],
+                command,
                 env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
                 check=True,
                 capture_output=True,

@@ -20,6 +20,7 @@ from ladderize.compat.cuda import compile_kernel, most_shared_memory
 from ladderize.compat.distributed import (
     backend_name,
     current_device,
+    data_parallel_group,
     default_store,
     device_types,
     drop_part_hooks,
@@ -95,6 +96,7 @@ __all__ = [
     "current_code",
     "current_compile_id",
     "current_device",
+    "data_parallel_group",
     "default_store",
     "device_types",
     "drop_compiled",

@@ -72,6 +72,14 @@ def pass_on(group: Any, backend: Any) -> None:
     group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
 
 
+def data_parallel_group() -> Any:
+    """The group of the DistributedDataParallel whose forward is running; None for none."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    running: Any = DistributedDataParallel._active_ddp_module
+    return None if running is None else running.process_group
+
+
 def is_bucket() -> bool:
     """Whether the graph being compiled is one of several that Dynamo split a DDP model into."""
     from torch._dynamo.backends.distributed import SubmodCompiler

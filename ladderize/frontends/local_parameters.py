@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ladderize.errors import LadderError
+from ladderize.frontends.whole_gradients import WholeGradients
 from ladderize.graph.writes import written_values
 from ladderize.passes.slice_parameters import SliceParameters
 from ladderize.sharding.placement import Shard, take_local, view_local
@@ -230,8 +231,8 @@ PARTS = Parts()
 class LocalInputs:
     """The arguments of a sharded graph, in the place of those that Dynamo passes.
 
-    Each parameter gets the gradient of this rank's part: through the slices of the graph, or since
-    its part is cut anew at every call while gradients are recorded.
+    While gradients are recorded each parameter gets that of this rank's part, through the slices of
+    the graph or since its part is cut anew at every call; `WholeGradients` completes it.
     """
 
     def __init__(
@@ -275,6 +276,10 @@ class LocalInputs:
         }
         self._places = {i: place for i, place in places.items() if i not in self._sliced}
         self._first = next(iter(places), None)
+        self._trained = [i for i in places if _is_trained(example_inputs[i])]
+        self._gradients = WholeGradients(
+            [places[i].placement for i in self._trained], mesh.get_group()
+        )
         self._values = [node.meta["val"] for node in nodes]
         self._indices = [index.tensor(rank, mesh.device_type) for index in plan.index_inputs]
         self._full = example_inputs
@@ -317,14 +322,25 @@ class LocalInputs:
                 self._look_at(full)
                 num_changes = PARTS.num_changes
                 seen = _nothing if self._first is None else weakref.ref(full[self._first])
-            if not self._places:
+            if not self._places and not self._trained:
                 return compiled(*full, *self._indices)
             local = [*full, *self._indices]
+            if self._trained:
+                self._follow(local)
             for i, place in self._places.items():
-                local[i] = self._local(i, full[i], place)
+                local[i] = self._local(i, local[i], place)
             return compiled(*local)
 
         return call
+
+    def _follow(self, inputs: list[Any]) -> None:
+        """Let the gradients of what is trained be completed."""
+        full = [inputs[i] for i in self._trained]
+        for parameter in full:
+            PARTS.require_memory(parameter)
+        views = self._gradients.follow(full)
+        for i, view in zip(self._trained, views, strict=True):
+            inputs[i] = view
 
     def _look_at(self, full: Sequence[Any]) -> None:
         """Note what of a model is divided by the graph or read whole: its memory is needed."""
@@ -351,13 +367,17 @@ class LocalInputs:
 
     def _local(self, i: int, full: Tensor, place: Place) -> Tensor:
         if full.requires_grad and torch.is_grad_enabled():
-            PARTS.require_memory(full)
             return place.take(full)
         part = self._last[i]()
         if part is None or not part.is_of(full) or part.local.requires_grad != full.requires_grad:
             part = PARTS.get(full, place)
             self._last[i] = weakref.ref(part)  # a look into `PARTS` takes ten times as long
         return part.local
+
+
+def _is_trained(example: Any) -> bool:
+    """Whether gradients of an input are recorded where its graph was traced."""
+    return torch.is_grad_enabled() and isinstance(example, Tensor) and example.requires_grad
 
 
 def _nothing() -> None:

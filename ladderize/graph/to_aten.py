@@ -19,15 +19,32 @@ from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload
 from ladderize.compat.frames import carry_inputs
 from ladderize.graph import ops
+from ladderize.graph.call_templates import spell_calls
+from ladderize.graph.higher_order import REGION
 
 
 def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, dict[Node, str]]:
     """Trace `gm` on its fake inputs. Returns the ATen graph and `names` carried over to it.
 
-    The order of the inputs, module paths and source lines stay; fake values are in `meta["val"]`
-    under the fake mode of the inputs.
+    The order of the inputs, module paths, source lines and the regions of inlined calls stay; fake
+    values are in `meta["val"]` under the fake mode of the inputs.
     """
     inputs = gm.graph.find_nodes(op="placeholder")
+    with compat.fake_mode_of([ops.value(node) for node in inputs]) or contextlib.nullcontext():
+        aten = spell_calls(gm)
+    if aten is None:
+        aten = _trace_whole(gm)
+    carry_inputs(gm, aten)
+    traced = aten.graph.find_nodes(op="placeholder")
+    carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
+    return aten, carried
+
+
+def _trace_whole(gm: GraphModule) -> GraphModule:
+    inputs = gm.graph.find_nodes(op="placeholder")
+    for node in gm.graph.nodes:
+        if REGION in node.meta:
+            node.meta["custom"] = {**node.meta.get("custom", {}), REGION: node.meta[REGION]}
     # Not the backend's example inputs: where Dynamo made a tensor of a Python float (dynamic=True)
     # those hold a real tensor, whose item() cannot be traced; the fake one remembers its symbol.
     values = [ops.value(node) for node in inputs]
@@ -37,10 +54,10 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
 
     with preserve_node_meta(), compat.fake_mode_of(values) or contextlib.nullcontext():
         aten = make_fx(interpret, pre_dispatch=True, tracing_mode="real")(*values)
-    carry_inputs(gm, aten)
-    traced = aten.graph.find_nodes(op="placeholder")
-    carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
-    return aten, carried
+    for node in aten.graph.nodes:  # what a tracer copies from one graph to the next is "custom"
+        if region := node.meta.get("custom", {}).pop(REGION, None):
+            node.meta[REGION] = region
+    return aten
 
 
 def is_aten(gm: GraphModule) -> bool:

@@ -2,7 +2,7 @@
 
     Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums
                  ── ReduceBranches ── SplitSums ── find_streams ── RerouteReads
-                 ── (BlendReads) ── OutlineRegions ── (ranks: plan_sharding, ShardBranches)
+                 ── (BlendReads) ── (ranks: plan_sharding, ShardBranches) ── OutlineRegions
 
 `BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
 keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
@@ -19,7 +19,6 @@ from ladderize import compat
 from ladderize.config.connectivity import LADDER
 from ladderize.config.options import LadderConfig
 from ladderize.config.residual_form import PARALLEL, PLAIN
-from ladderize.errors import LadderError
 from ladderize.graph import ops
 from ladderize.graph.collectives import is_all_reduce
 from ladderize.graph.cuts import find_cuts
@@ -30,6 +29,7 @@ from ladderize.passes.blend_reads import BlendReads
 from ladderize.passes.device_checks import (
     check_host_transfers,
     is_captured,
+    refuse_data_parallel,
     refuse_other_devices,
     refuse_unserved_collectives,
     refuse_unserved_mesh,
@@ -41,7 +41,7 @@ from ladderize.passes.gradient_checks import (
     refuse_unsaved_states,
     refuse_wrong_gradients,
 )
-from ladderize.passes.inline_regions import InlineRegions
+from ladderize.passes.inline_regions import InlineRegions, refuse_sharded_regions
 from ladderize.passes.outline_regions import OutlineRegions
 from ladderize.passes.reduce_branches import ReduceBranches, refuse_reduced_residuals
 from ladderize.passes.reroute import RerouteReads
@@ -153,6 +153,7 @@ def _inline_regions(state: Rewriting) -> PassResult:
 def _refuse_other_devices(state: Rewriting) -> None:
     assert state.ranks is not None
     refuse_unserved_mesh(state.ranks.name, state.ranks.device_type)
+    refuse_data_parallel(state.ranks.name)
     refuse_other_devices(state.names, state.ranks.device_type)
 
 
@@ -160,14 +161,6 @@ def _check_host_transfers(state: Rewriting) -> None:
     ranks = state.ranks
     group = ranks.name if ranks is not None and ranks.device_type == "cuda" else ""
     check_host_transfers(state.gm, group, is_captured(state.config))
-
-
-def _refuse_sharded_regions(state: Rewriting) -> None:
-    if state.num_regions:
-        raise LadderError(
-            f"{state.num_regions} checkpointed regions cannot be sharded:",
-            cure="switch gradient checkpointing off (it is of no use in inference)",
-        )
 
 
 def _refuse_wrapped(state: Rewriting) -> None:
@@ -305,7 +298,7 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("refuse_other_devices", _refuse_other_devices, _has_mesh, "check"),
     Step("refuse_unserved_collectives", lambda s: refuse_unserved_collectives(s.gm), kind="check"),
     Step("check_host_transfers", _check_host_transfers, kind="check"),
-    Step("refuse_sharded_regions", _refuse_sharded_regions, _has_ranks, "check"),
+    Step("refuse_sharded_regions", lambda s: refuse_sharded_regions(s.gm), _has_ranks, "check"),
     Step("refuse_wrapped", _refuse_wrapped, _has_ranks, "check"),
     Step("refuse_lost_gradients", lambda s: refuse_lost_gradients(s.gm), _has_ranks, "check"),
     Step("ToAten", _to_aten, _needs_aten),
@@ -326,10 +319,10 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("read_rewritten", _read_rewritten, _is_standard, "analysis"),
     Step("check_recurrence", _check_recurrence, _is_verified, "check"),
     Step("BlendReads", _blend_reads, _is_blended),
-    Step("OutlineRegions", lambda s: apply_pass(s.gm, OutlineRegions()), _has_regions),
     Step("plan_sharding", _plan_sharding, _has_ranks, "analysis"),
     Step("refuse_undivided", _refuse_undivided, _has_ranks, "check"),
     Step("ShardBranches", _shard_branches, _has_ranks),
+    Step("OutlineRegions", lambda s: apply_pass(s.gm, OutlineRegions()), _has_regions),
 )
 """A pass edits the graph, an analysis reads it, a check refuses it.
 

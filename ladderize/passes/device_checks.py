@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
@@ -82,6 +83,25 @@ def refuse_unserved_mesh(group_name: str, device_type: str) -> None:
         raise LadderError(
             f"The mesh is on {device_type}, and its group sends from {devices} only.",
             cure=_CURE,
+        )
+
+
+def refuse_data_parallel(group_name: str) -> None:
+    """Raise if ranks of a mesh, which compute one batch together, are given different ones.
+
+    Raises:
+        LadderError: with the ranks.
+    """
+    mesh, other = compat.find_process_group(group_name), compat.data_parallel_group()
+    if mesh is None or other is None:
+        return
+    both = set(dist.get_process_group_ranks(mesh)) & set(dist.get_process_group_ranks(other))
+    if len(both) > 1:
+        raise LadderError(
+            "DistributedDataParallel gives ranks of one mesh different batches:",
+            [Blocker(f"ranks {', '.join(map(str, sorted(both)))}")],
+            "do not wrap the model (nor leave it to a Trainer of several processes): over a mesh "
+            "each rank has whole gradients; or give DDP the group of another axis of the ranks",
         )
 
 

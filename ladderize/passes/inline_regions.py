@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from ladderize.graph.higher_order import can_inline, hidden_sums, inline
+from ladderize.errors import Blocker, LadderError
+from ladderize.graph.higher_order import REGION, can_inline, hidden_sums, inline
 from ladderize.passes import PassResult
 
 
@@ -35,3 +36,25 @@ class InlineRegions:
 
 def _can_inline(gm: GraphModule, node: Node) -> bool:
     return bool(hidden_sums(gm, node)) and can_inline(gm, node)
+
+
+def refuse_sharded_regions(gm: GraphModule) -> None:
+    """Raise for inlined regions that sharding loses: all but checkpointed layers.
+
+    Raises:
+        LadderError: naming the kind of each.
+    """
+    regions = {
+        region: node
+        for node in gm.graph.nodes
+        if REGION in node.meta
+        for region in node.meta[REGION].chain()
+        if "activation_checkpoint" not in region.target.__name__
+    }
+    if regions:
+        raise LadderError(
+            "These regions cannot be sharded:",
+            [Blocker.at(node, str(region.target.__name__)) for region, node in regions.items()],
+            "call the model under that mode (torch.autocast, torch.no_grad) instead of entering it "
+            "around some of its layers",
+        )

@@ -97,6 +97,14 @@ stand_in = engines_in_pytorch()
 stand_in.__enter__()
 """
 OVER_MESH = "\nmesh = init_device_mesh('cpu', (2,))"
+SAME_PARAMETERS = """
+import torch.distributed as dist
+
+mine = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+every = [torch.empty_like(mine) for _ in range(2)]
+dist.all_gather(every, mine)
+assert all(torch.equal(mine, other) for other in every)
+"""
 PROGRAM = "program = torch.export.load('model.pt2')"
 FRESH = "assert found.failed[0].found == 'on rank 0, its branch reads x1, fresh, not x0'"
 COMPILED = IS_A_LADDER.format(run="model") + REPORTS_COLLECTIVES
@@ -118,6 +126,7 @@ FRAGMENTS = {
         ("", IS_A_LADDER.format(run="shard")),
     ),
     "docs/sharded.md": (("", COMPILED),),
+    "docs/training.md": ((MODEL, SAME_PARAMETERS),),
     "docs/sharding.md": ((OWNS_ITS_MEMORY, "assert freed > 0" + IS_A_LADDER.format(run="model")),),
 }
 

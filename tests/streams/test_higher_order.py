@@ -15,10 +15,15 @@ from torch.utils.checkpoint import (
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ladderize import LadderError
+from ladderize.config.options import LadderConfig
+from ladderize.graph.collectives import launched_by
+from ladderize.graph.higher_order import bodies
+from ladderize.passes.before_autograd import rewrite_graph
 from ladderize.passes.drop_grad_regions import DropGradRegions
 from ladderize.passes.functionalize import Functionalize
-from ladderize.passes.inline_regions import InlineRegions
+from ladderize.passes.inline_regions import InlineRegions, refuse_sharded_regions
 from ladderize.passes.outline_regions import OutlineRegions
+from ladderize.passes.rewriting_state import RankGroup, Rewriting
 from ladderize.passes.runner import Log, run_pass
 from ladderize.streams.find import find_streams
 from ladderize.testing import run_with_gradients
@@ -238,14 +243,27 @@ def test_layers_inside_of_a_loop_are_refused():
     assert "test_higher_order.py" in str(caught.value)
 
 
-def test_sharding_over_regions_is_refused():
-    from ladderize.config.options import LadderConfig
-    from ladderize.passes.before_autograd import rewrite_graph
-    from ladderize.passes.rewriting_state import RankGroup, Rewriting
-
+def test_checkpointed_layers_are_sharded():
     gm, names = capture(Net(plain), torch.randn(3, WIDTH))
-    with pytest.raises(LadderError, match="3 checkpointed regions cannot be sharded"):
-        rewrite_graph(Rewriting(gm, names, LadderConfig(), RankGroup(2, "group")))
+    state = rewrite_graph(Rewriting(gm, names, LadderConfig(), RankGroup(2, "group")))
+    regions = [node for node in state.gm.graph.nodes if bodies(state.gm, node)]
+    assert len(regions) == 3
+    for (body,) in (bodies(state.gm, node) for node in regions):
+        assert [launched_by(node) for node in body.graph.nodes].count("reduce") == 2
+
+
+class UnderAutocast(Net):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def test_other_regions_are_not_sharded():
+    gm = torch.export.export(UnderAutocast(), (torch.randn(3, WIDTH),)).module()
+    run_pass(gm, InlineRegions(), Log())
+    with pytest.raises(LadderError, match="These regions cannot be sharded") as caught:
+        refuse_sharded_regions(gm)
+    assert str(caught.value).count("wrap_with_autocast") == 1
 
 
 # ---- regions without gradients
