@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from ladderize.report.data import BlockReport
 
+LANDED = "s"
+"""The letter of what a block adds to its stream, without what is in flight: `s3`."""
+
 _VALUE = re.compile(r"([a-z])(\d+)(?:_(\d+))?")
 
 

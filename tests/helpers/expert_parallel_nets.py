@@ -4,7 +4,8 @@
 
 Each rank has tokens of its own, and all that is not an expert. "capacity" sends each expert as many
 tokens of each rank as `CAPACITY` says, and drops what is over; "exact" exchanges the counts first
-and sends all, so that sizes depend on values.
+and sends all, so that sizes depend on values; "dtensor" is "capacity" with DTensors, whose
+redistribution from the tokens' dim to that of the experts is the all-to-all.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from helpers.parallel_nets import VOCABULARY, Attention
 
@@ -36,7 +39,7 @@ class Experts(nn.Module):
     """Top-1 of `EXPERTS`, beside one that all tokens go to.
 
     Args:
-        form: "capacity" or "exact".
+        form: "capacity", "exact" or "dtensor".
         send: `over_ranks`, or `alone` with all experts here.
         num_ranks: among which the experts are divided.
     """
@@ -65,12 +68,24 @@ class Experts(nn.Module):
         fits = place < CAPACITY
         slot = torch.where(fits, expert * CAPACITY + place, EXPERTS * CAPACITY)
         slots = tokens.new_zeros(EXPERTS * CAPACITY + 1, WIDTH).index_copy(0, slot, tokens)
-        sent = self.send(slots[:-1].contiguous(), None, None)
+        made = self.redistributed if isinstance(self.up, DTensor) else self.exchanged
+        found = F.pad(made(slots[:-1].contiguous()), (0, 0, 0, 1))
+        return found[slot] * fits.unsqueeze(-1)
+
+    dtensor = capacity
+
+    def exchanged(self, slots: Tensor) -> Tensor:
+        sent = self.send(slots, None, None)
         mine = sent.view(self.num_ranks, -1, CAPACITY, WIDTH).transpose(0, 1).flatten(1, 2)
         made = F.gelu(mine @ self.up) @ self.down
         back = made.unflatten(1, (self.num_ranks, CAPACITY)).transpose(0, 1).reshape(-1, WIDTH)
-        found = F.pad(self.send(back.contiguous(), None, None), (0, 0, 0, 1))
-        return found[slot] * fits.unsqueeze(-1)
+        return self.send(back.contiguous(), None, None)
+
+    def redistributed(self, slots: Tensor) -> Tensor:
+        mesh = self.up.device_mesh
+        given = DTensor.from_local(slots.view(EXPERTS, CAPACITY, WIDTH), mesh, [Shard(1)])
+        made = F.gelu(given.redistribute(placements=[Shard(0)]) @ self.up) @ self.down
+        return made.redistribute(placements=[Shard(1)]).to_local().view(-1, WIDTH)
 
     def exact(self, tokens: Tensor, expert: Tensor) -> Tensor:
         order = expert.argsort(stable=True)
@@ -135,8 +150,10 @@ def net_of_rank(layers: int, form: str, rank: int, num_ranks: int) -> ExpertNet:
     for layer in net.layers:
         for name in ("up", "down"):
             whole = getattr(layer.experts, name).detach()
-            part = nn.Parameter(whole[rank * size : (rank + 1) * size].clone())
-            setattr(layer.experts, name, part)
+            part = whole[rank * size : (rank + 1) * size].clone()
+            if form == "dtensor":
+                part = DTensor.from_local(part, init_device_mesh("cpu", (num_ranks,)), [Shard(0)])
+            setattr(layer.experts, name, nn.Parameter(part))
     return net
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from helpers.expert_parallel_nets import ExpertNet, eager_expert_ladder, eager_farskip, net_of_rank
 from helpers.parallel_nets import VOCABULARY
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ladderize.backends.emitted import check_emitted, order_string, read_events
 from ladderize.testing.emitted_code import record_emitted_code
@@ -66,6 +67,7 @@ def gradient_error(net: ExpertNet, whole: ExpertNet) -> float:
         net.named_parameters(), whole.named_parameters(), strict=True
     ):
         grad = torch.zeros_like(part) if part.grad is None else part.grad.clone()
+        grad = grad.to_local() if isinstance(grad, DTensor) else grad
         if name.endswith(("up", "down")):
             wanted = other.grad.chunk(ranks)[rank]
         else:
@@ -88,6 +90,8 @@ def check(found: list[Errors]) -> None:
         ("exact", "mixed", "aot_eager"),
         ("exact", "alike", "aot_eager"),
         ("capacity", "alike", "inductor"),
+        ("dtensor", "mixed", "aot_eager"),
+        ("dtensor", "alike", "inductor"),
     ],
 )
 def test_two_ranks(two_ranks, form, tokens, lowering):

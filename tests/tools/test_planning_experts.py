@@ -8,10 +8,17 @@ import torch
 from helpers.reports import machine
 from test_cli import run
 from torch import nn
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 import ladderize
 from ladderize import LadderError
+from ladderize.tools.predict.planning.confidence import confidence
+from ladderize.tools.predict.planning.damage_curve import damage_curve
 from ladderize.tools.predict.planning.forecast import Request
 from ladderize.tools.predict.planning.limits import limits
 from ladderize.tools.predict.planning.planned_nets import variants
@@ -20,7 +27,14 @@ from ladderize.tools.predict.planning.routed import (
     expert_parallel,
     routed_experts,
 )
-from ladderize.tools.predict.planning.workload import Phase, PlannedBlock, PlannedCosts, Workload
+from ladderize.tools.predict.planning.workload import (
+    Phase,
+    PlannedBlock,
+    PlannedCosts,
+    Workload,
+    workload_of,
+)
+from ladderize.tools.predict.timeline import predict
 
 CONFIG = {
     "hidden_size": 32,
@@ -58,6 +72,82 @@ def test_steps_by_hand():
     # ladder: a0 0-5, D0 0-2.5, e0 5-10, C0 10-12.5, a1 10-15, D1 behind C0 12.5-15, e1 15-20, C1
     # parallel: a1 and D1 wait for C0 until 12.5, e1 17.5-22.5, C1
     assert found == pytest.approx({"standard": 30, "ladder": 22.5, "parallel": 25, "bound": 20})
+
+
+# ---- other connectivities
+
+GLM = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 64,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "use_cache": False,
+}
+
+
+@pytest.fixture(scope="module")
+def glm():
+    """The report with "farskip". Layer 0 is dense; the others have a shared expert."""
+    with torch.device("meta"):
+        model, ids = Glm4MoeForCausalLM(Glm4MoeConfig(**GLM)), torch.zeros(2, 8, dtype=torch.int64)
+        return ladderize.explain(model, ids, options={"connectivity": "farskip"})
+
+
+def alike(found):
+    """Its blocks take 5 s each on two ranks, all-reduces 4 s."""
+    costs = PlannedCosts(1000.0)
+    blocks = (dataclasses.replace(block, costs=costs, reduce_bytes=100.0) for block in found.blocks)
+    return dataclasses.replace(found, blocks=tuple(blocks), outside=PlannedCosts())
+
+
+def seconds(found):
+    return {net.name: net.seconds(ONE, machine()) for net in variants(found)}
+
+
+def test_connectivities_over_a_divided_model_by_hand(glm):
+    """What a shared expert adds is reduced apart, and waited for."""
+    # a0 0-5 R0 5-9, m0 9-14 R1 14-18, a1 18-23 R2, e1 23-28, landed R3 28-32 R3 32-36,
+    # a2 32-37 R4 37-41, e2 37-42 R5 42-46: no block reads the landed summand of e2
+    farskip = alike(workload_of(glm))
+    assert seconds(farskip) == pytest.approx(
+        {"standard": 6 * 9, "ladder": 6 * 5 + 4, "farskip": 46, "parallel": 42, "bound": 30}
+    )
+    # as with "instella", m0 does not wait for R0: four seconds less
+    dense = dataclasses.replace(farskip.blocks[1], leaves_out=True)
+    blocks = (farskip.blocks[0], dense, *farskip.blocks[2:])
+    assert seconds(dataclasses.replace(farskip, blocks=blocks))["farskip"] == pytest.approx(42)
+
+
+def test_with_whole_experts_the_times_are_those_of_a_ladder(glm):
+    names = [f"model.layers.{layer}.mlp.experts" for layer in (1, 2)]
+    experts = RoutedExperts(4, 2, dict.fromkeys(names, 9))
+    found = expert_parallel(alike(workload_of(glm)), [b.module for b in glm.blocks], experts, 2)
+    times = seconds(found)
+    assert times["farskip"] == times["ladder"] < times["standard"]
+    said = confidence(found, [Request(1, 1, 2)], machine()).outside
+    assert any("farskip is not calibrated" in s and "those of a ladder" in s for s in said)
+
+
+def test_a_connectivity_is_said_to_be_uncalibrated(glm):
+    for found, expected in ((workload_of(glm), ["farskip is not calibrated"]), (workload(), [])):
+        said = confidence(found, [Request(1, 1, 2)], machine()).outside
+        assert [s.partition(":")[0] for s in said if "calibrated" in s] == expected
+    with pytest.raises(LadderError, match="not with connectivity='farskip'"):
+        damage_curve(workload_of(glm), Request(1, 1, 2), machine(), measured=None)
+
+
+def test_a_predicted_step_waits_for_landed_summands_alone(glm):
+    """`plot`: the attention behind a mixture starts with its landed all-reduce, not the other."""
+    _, step = predict(glm, machine(flops=1e4)).steps
+    tasks = {i.label: i for i in (*step.compute.intervals, *step.communication.intervals)}
+    landed, routed = tasks["all-reduce h3 (landed)"], tasks["all-reduce h3"]
+    assert landed.end <= tasks["h4"].start < routed.end
+    assert "all-reduce h5 (landed)" not in tasks  # no block reads it apart
 
 
 def test_a_rank_holds_whole_experts_and_all_else():
@@ -136,5 +226,9 @@ def test_the_command(tmp_path):
     assert expert["limits"]["prefill"]["op"] == "all_to_all"
     speeds = [found["batches"][0]["forecasts"][0]["tokens_per_s"] for found in (tensor, expert)]
     assert speeds[0] != speeds[1]
+    farskip = run("plan", f"hf:{tmp_path}", "--batch", "8", "--connectivity", "farskip")
+    assert "connectivity farskip" in farskip.stdout and "farskip is not" in farskip.stdout
+    refused = run("plan", "hf:no-such-model", "--connectivity", "farskop")
+    assert refused.exit_code == 1 and "did you mean 'farskip'" in refused.stderr
     refused = run(*given, "--experts", "both")
     assert refused.exit_code == 1 and 'it is "tensor" or "expert"' in refused.stderr

@@ -46,6 +46,8 @@ def plan(
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
+    connectivity: flags.Connectivity = None,
+    routed: flags.Routed = None,
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
@@ -54,7 +56,13 @@ def plan(
     The model is traced once, without weights. Nothing is compiled or measured.
     """
     batches = flags.numbers(batch, "--batch", int)
-    options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
+    options = flags.given(
+        layers=layers,
+        blocks=blocks,
+        staleness=staleness,
+        connectivity=connectivity,
+        routed=routed or None,
+    )
     with running("plan", debug, json):
         with working("loading torch"):
             from ladderize.config.block_plan import read_block_plan
@@ -66,15 +74,16 @@ def plan(
             from ladderize.tools.sources import InputSizes, open_model
             from ladderize.tools.sources import Module as ModelSource
 
+        aot_config(**options)  # mistaken ones need no model
         machine = hardware_of(hardware)
         measured = None if sensitivity is None else read_block_plan(sensitivity)
         with working(f"tracing {model}"):
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
             report = source.explain(aot_config(source.entry, **options))
         with working("planning"):
-            routed = routed_experts(source.model) if isinstance(source, ModelSource) else None
+            mixtures = routed_experts(source.model) if isinstance(source, ModelSource) else None
             found = predict(
-                report, machine, batches, prompt, new, measured, experts, routed, desync
+                report, machine, batches, prompt, new, measured, experts, mixtures, desync
             )
     if json:
         print_json(found.to_json())

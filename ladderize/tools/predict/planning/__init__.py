@@ -56,6 +56,7 @@ class LadderPlan:
         hardware: what it is of.
         prompt, new: tokens of each example.
         num_blocks, num_converted, staleness: of the ladder.
+        connectivity: what converted blocks leave out, and the name of the variant with it.
         batches: what is predicted for each.
         limits: where the gain of the first batch ends.
         confidence: how sure all of it is.
@@ -68,6 +69,7 @@ class LadderPlan:
     num_blocks: int
     num_converted: int
     staleness: int
+    connectivity: str
     batches: tuple[PlannedBatch, ...]
     limits: Limits
     confidence: Confidence
@@ -95,7 +97,8 @@ def plan(
     """Predict the model in `report` as it is, as the ladder that was asked for, and two others.
 
     Args:
-        report: of `ladderize.explain`, for any batch and length: costs are scaled.
+        report: of `ladderize.explain`, for any batch and length: costs are scaled. If its
+            connectivity is not a ladder's, that variant is predicted next to the ladder.
         hardware: or its name, as `h100x8-nvlink`.
         batches: how many examples at once, one prediction for each.
         prompt, new: tokens of each example, given and generated.
@@ -141,6 +144,7 @@ def plan(
         len(workload.blocks),
         len(workload.chosen),
         workload.staleness,
+        workload.connectivity,
         rows,
         limits(workload, requests[0], hardware),
         confidence(workload, requests, hardware, [block.kind for block in report.blocks]),

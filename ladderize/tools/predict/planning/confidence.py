@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ladderize.config.connectivity import LADDER
 from ladderize.config.hardware import Errors, Hardware, calibration_errors
 from ladderize.tools.predict.planning.forecast import Request
 from ladderize.tools.predict.planning.workload import Workload
@@ -37,6 +38,7 @@ def confidence(
         *_hardware(hardware),
         *_requests(requests),
         *_model(workload, hardware, kinds),
+        *_connectivity(workload),
         *_memory(workload, requests, hardware),
     )
     return Confidence(calibration_errors(), found)
@@ -75,6 +77,24 @@ def _model(workload: Workload, hardware: Hardware, kinds: Sequence[str]) -> Iter
             "expert parallelism is not calibrated: tokens are assumed to be spread evenly over "
             "ranks and experts, and an all-to-all to have the latency of an all-reduce"
         )
+
+
+def _connectivity(workload: Workload) -> Iterator[str]:
+    name = workload.connectivity
+    if name == LADDER:
+        return
+    if workload.is_expert_parallel:
+        yield (
+            f"{name} is not calibrated: shared experts are part of their block, so the same "
+            "all-to-alls are hidden as in a ladder, and the times are those of a ladder"
+        )
+    elif any(block.reads_landed for block in workload.blocks):
+        yield (
+            f"{name} is not calibrated: shared experts have an all-reduce of their own, which is "
+            "assumed to start when their whole block is computed, and so to be exposed"
+        )
+    else:
+        yield f"{name} is not calibrated"
 
 
 def _memory(workload: Workload, requests: Sequence[Request], hardware: Hardware) -> Iterator[str]:

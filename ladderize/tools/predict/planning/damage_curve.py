@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ladderize.config.block_plan import BlockPlan, MeasuredSet
+from ladderize.config.connectivity import LADDER
 from ladderize.config.hardware import Hardware
 from ladderize.errors import LadderError
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
@@ -45,8 +46,13 @@ def damage_curve(
         measured: of the same model, by `ladderize sensitivity`.
 
     Raises:
-        LadderError: `measured` is of a model with other blocks.
+        LadderError: `measured` is of a model with other blocks, or a connectivity is planned.
     """
+    if (planned := workload.connectivity) != LADDER:
+        raise LadderError(
+            f"Sets of blocks are measured as ladders, not with connectivity={planned!r}.",
+            cure="plan without --sensitivity, or with --connectivity ladder",
+        )
     if measured.layers != [block.layer for block in workload.blocks]:
         raise LadderError(
             f"The sets were measured on another model ({measured.model}): it has "

@@ -12,7 +12,7 @@ from math import inf
 
 from ladderize.config.hardware import Hardware
 from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
-from ladderize.tools.predict.planning.planned_nets import PlannedNet, ladder, standard
+from ladderize.tools.predict.planning.planned_nets import PlannedNet, converted, standard
 from ladderize.tools.predict.planning.workload import Phase, Workload
 
 LEAST_GAIN = 0.02
@@ -65,7 +65,7 @@ class Limits:
 
 def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
     """Around `request`; without ends where there is no gain at all."""
-    nets = (standard(workload), ladder(workload))
+    nets = (standard(workload), converted(workload))
 
     def gain(**changes: float) -> float:
         """With other fields of the request, or of the link."""
@@ -205,7 +205,7 @@ def fewest_layers(
 
     def gain(layers: tuple[int, ...]) -> float:
         chosen = {block for layer in layers for block in groups[layer]}
-        return gain_of((base, ladder(workload, chosen)), request, hardware)
+        return gain_of((base, converted(workload, chosen)), request, hardware)
 
     enough = share * gain(tuple(groups))
     if enough <= 0:

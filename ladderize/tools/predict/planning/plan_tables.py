@@ -7,9 +7,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ladderize.config.connectivity import LADDER
 from ladderize.tools.predict.planning import LadderPlan
 from ladderize.tools.predict.planning.damage_curve import advised
-from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding, Limits
+from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding
+from ladderize.tools.predict.planning.planned_nets import VARIANTS
 from ladderize.tools.units import num_bytes, seconds
 
 
@@ -18,15 +20,21 @@ def show(plan: LadderPlan, console: Console) -> None:
     converted = f"{plan.num_converted} of {plan.num_blocks} blocks converted"
     console.print(f"{plan.hardware.name}: {plan.hardware}", highlight=False, soft_wrap=True)
     console.print(
-        f"{converted}, staleness {plan.staleness}; prompt {plan.prompt}, {plan.new} new tokens\n",
+        f"{converted}, {_reads(plan)}; prompt {plan.prompt}, {plan.new} new tokens\n",
         highlight=False,
     )
-    for table in (_speeds(plan), _phases(plan), _ends(plan.limits)):
+    for table in (_speeds(plan), _phases(plan), _ends(plan)):
         console.print(table, "", highlight=False)
     if plan.damage:
         console.print(_damage(plan), "", highlight=False)
     for line in (*_advice(plan), *_fewest(plan), "", *_sureness(plan)):
         console.print(line, highlight=False, markup=False)
+
+
+def _reads(plan: LadderPlan) -> str:
+    if plan.connectivity != LADDER:
+        return f"connectivity {plan.connectivity}"
+    return f"staleness {plan.staleness}"
 
 
 def _table(*columns: str, left: int = 0) -> Table:
@@ -40,7 +48,8 @@ def _table(*columns: str, left: int = 0) -> Table:
 def _speeds(plan: LadderPlan) -> Table:
     variants = [found.variant for found in plan.batches[0].forecasts]
     names = variants[1:]
-    table = _table("batch", *(f"{v} tok/s" for v in variants), *names)
+    gap = " " if len(variants) <= len(VARIANTS) else "\n"  # more do not fit into 100 columns
+    table = _table("batch", *(f"{v}{gap}tok/s" for v in variants), *names)
     for row in plan.batches:
         speeds = [_number(row.of(variant).tokens_per_s) for variant in variants]
         table.add_row(str(row.batch), *speeds, *(f"{row.speedup(v):.2f}x" for v in names))
@@ -48,9 +57,10 @@ def _speeds(plan: LadderPlan) -> Table:
 
 
 def _phases(plan: LadderPlan) -> Table:
-    table = _table("batch", "one", "standard", "exposed", "ladder", "exposed", "bound", left=1)
+    names = ("standard", plan.connectivity)
+    table = _table("batch", "one", names[0], "exposed", names[1], "exposed", "bound", left=1)
     for row in plan.batches:
-        nets = [row.of(name) for name in ("standard", "ladder")]
+        nets = [row.of(name) for name in names]
         bound = row.of("bound")
         prefill = [t for net in nets for t in (net.prefill, net.prefill_exposed)]
         decode = [t for net in nets for t in (net.decode, net.decode_exposed)]
@@ -59,11 +69,12 @@ def _phases(plan: LadderPlan) -> Table:
     return table
 
 
-def _ends(found: Limits) -> Table | str:
+def _ends(plan: LadderPlan) -> Table | str:
     """Where the gain ends, and what the shortest block hides."""
+    found = plan.limits
     least = f"{100 * LEAST_GAIN:g} %"
     if found.gain < LEAST_GAIN:
-        return f"At batch {found.batch} the ladder gains less than {least}."
+        return f"At batch {found.batch} the {plan.connectivity} form gains less than {least}."
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(f"at batch {found.batch}, all else as above")
     table.add_column(f"the gain of {100 * found.gain:.0f} % falls below {least}")

@@ -2,6 +2,7 @@
 
 standard   h1 waits for the all-reduce of h0
 ladder     a converted h1 reads an earlier sum and does not
+farskip    it waits for the landed summand of h0, not for the routed experts; also "instella"
 parallel   attention and MLP of a layer read the same sum and share an all-reduce
 desync:n   every n-th block has an all-reduce, and the last one
 bound      no all-reduce at all
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from ladderize.config.connectivity import LADDER
 from ladderize.config.hardware import Hardware
 from ladderize.streams.block import stale_sources
 from ladderize.tools.predict.planning.workload import Phase, PlannedBlock, PlannedCosts, Workload
@@ -23,6 +25,7 @@ from ladderize.tools.predict.timeline.two_lanes import (
     Task,
     as_step,
     dispatch_of,
+    landed_of,
     place,
     reduce_of,
     tasks_of,
@@ -36,12 +39,13 @@ class PlannedNet:
     """One net.
 
     Attributes:
-        name: one of `VARIANTS`, or "desync:n".
+        name: one of `VARIANTS`, a connectivity, or "desync:n".
         blocks: in order.
         sources: for blocks that read stale the one whose anchor they read.
         outside: costs of the head.
         is_reduced: whether ranks communicate.
         period: one all-reduce for each so many blocks, and for the last one.
+        reads_landed: indices of blocks that read the landed summand of the block before them.
     """
 
     name: str
@@ -50,6 +54,7 @@ class PlannedNet:
     sources: Mapping[int, int] = dataclasses.field(default_factory=dict)
     is_reduced: bool = True
     period: int = 1
+    reads_landed: frozenset[int] = frozenset()
 
     @cached_property
     def _tasks(self) -> tuple[Task, ...]:
@@ -62,7 +67,16 @@ class PlannedNet:
             is_due = (number + 1) % self.period == 0 or number + 1 == len(self.blocks)
             is_exchanged = self.is_reduced and block.exchanged_bytes > 0
             sends = is_exchanged or (self.is_reduced and is_due and block.reduce_bytes > 0)
-            yield Branch(block.name, (0, number), reads, sends, is_dispatched=is_exchanged)
+            is_split = block.index + 1 in self.reads_landed
+            yield Branch(
+                block.name,
+                (0, number),
+                reads,
+                sends,
+                is_dispatched=is_exchanged,
+                landed=((0, number - 1),) if block.index in self.reads_landed else (),
+                has_landed_reduce=is_split and sends and not block.is_local,
+            )
 
     def seconds(self, phase: Phase, hardware: Hardware) -> float:
         """Of one run, with the head."""
@@ -87,7 +101,8 @@ class PlannedNet:
             work = block.costs.seconds(phase, hardware, block.ranks(hardware.ranks))
             found[block.name] = work + (block.num_branches - 1) * hardware.launch
             sent = block.reduce_bytes * phase.tokens
-            found[reduce_of(block.name)] = hardware.reduce_seconds(sent)
+            reduced = hardware.reduce_seconds(sent)
+            found[reduce_of(block.name)] = found[landed_of(block.name)] = reduced
             if block.exchanged_bytes:
                 exchange = hardware.exchange_seconds(block.exchanged_bytes * phase.tokens)
                 found[dispatch_of(block.name)] = found[reduce_of(block.name)] = exchange
@@ -99,10 +114,23 @@ def standard(workload: Workload) -> PlannedNet:
 
 
 def ladder(workload: Workload, chosen: Collection[int] | None = None) -> PlannedNet:
-    """With the blocks `chosen` (None: those of the workload) converted."""
+    """With the blocks `chosen` (None: those of the workload) converted to a ladder."""
     chosen = workload.chosen if chosen is None else chosen
     sources = stale_sources(workload.blocks, chosen, workload.staleness)
-    return PlannedNet("ladder", workload.blocks, workload.outside, sources)
+    return PlannedNet(LADDER, workload.blocks, workload.outside, sources)
+
+
+def converted(workload: Workload, chosen: Collection[int] | None = None) -> PlannedNet:
+    """The same, with the connectivity of the workload."""
+    if workload.connectivity == LADDER:
+        return ladder(workload, chosen)
+    chosen = workload.chosen if chosen is None else chosen
+    stale = [block for block in workload.blocks if block.index in chosen and block.leaves_out]
+    sources = stale_sources(workload.blocks, {block.index for block in stale}, workload.staleness)
+    landed = frozenset(block.index for block in stale if block.reads_landed)
+    return PlannedNet(
+        workload.connectivity, workload.blocks, workload.outside, sources, reads_landed=landed
+    )
 
 
 def parallel(workload: Workload) -> PlannedNet:
@@ -123,9 +151,15 @@ def bound(workload: Workload) -> PlannedNet:
 
 
 def variants(workload: Workload, period: int = 0) -> tuple[PlannedNet, ...]:
-    """Those of `VARIANTS`, in order; ahead of the last one the desync residual of a `period`."""
+    """Those of `VARIANTS`, in order.
+
+    Behind the ladder comes the connectivity of the workload if it is another one, ahead of the
+    bound the desync residual of a `period`.
+    """
+    other = () if workload.connectivity == LADDER else (converted(workload),)
     apart = (desync(workload, period),) if period else ()
-    return standard(workload), ladder(workload), parallel(workload), *apart, bound(workload)
+    nets = (standard(workload), ladder(workload), *other, parallel(workload))
+    return *nets, *apart, bound(workload)
 
 
 def _same_reads(blocks: Sequence[PlannedBlock]) -> Iterator[tuple[int, int]]:

@@ -8,12 +8,14 @@ A trace of 2 examples of 32 tokens says all of that. The batch, the queries and 
 are a `Phase`: a prompt has as many queries as keys, a decode step has one query.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
+from ladderize.config.connectivity import LADDER
 from ladderize.config.hardware import Hardware
 from ladderize.errors import Blocker, LadderError
 from ladderize.report.data import BlockReport, GraphReport, SegmentReport
-from ladderize.report.naming import block_name
+from ladderize.report.naming import LANDED, block_name, parse
 from ladderize.report.report import Report
 from ladderize.streams.branch_kinds import ATTENTION
 from ladderize.tools.predict.timeline.division import Division
@@ -84,6 +86,8 @@ class PlannedBlock:
         is_local: its costs are those of one rank already.
         num_branches: parallel ones count one by one.
         is_prologue: whether it comes before the first layer, in none.
+        leaves_out: whether it leaves anything out of the stream where it is converted.
+        reads_landed: whether it then still reads the landed summand of the block before it.
     """
 
     index: int
@@ -96,6 +100,8 @@ class PlannedBlock:
     is_local: bool = False
     num_branches: int = 1
     is_prologue: bool = False
+    leaves_out: bool = True
+    reads_landed: bool = False
 
     @property
     def name(self) -> str:
@@ -115,12 +121,14 @@ class Workload:
         outside: costs of the head, which each rank computes whole.
         chosen: indices of the blocks to convert.
         staleness: how many blocks earlier they read.
+        connectivity: what they leave out, as in `LadderConfig`.
     """
 
     blocks: tuple[PlannedBlock, ...]
     outside: PlannedCosts
     chosen: frozenset[int]
     staleness: int = 1
+    connectivity: str = LADDER
 
     @property
     def is_expert_parallel(self) -> bool:
@@ -148,12 +156,25 @@ def workload_of(report: Report) -> Workload:
     if unknown or graph.outside.flops is None:
         raise LadderError("Sizes of these blocks are not known before the model runs:", unknown)
     traced = Phase(batch, length, length)
-    staleness = int(dict(report.options).get("staleness", 1))
+    options = dict(report.options)
+    connectivity = options.get("connectivity", LADDER)
+    blocks = tuple(_planned(block, traced, division) for block in stream.blocks)
+    if connectivity != LADDER:
+        blocks = tuple(map(_with_reads, blocks, stream.blocks))
     return Workload(
-        tuple(_planned(block, traced, division) for block in stream.blocks),
+        blocks,
         PlannedCosts(graph.outside.flops / traced.tokens, weight_bytes=graph.outside.weight_bytes),
         frozenset(block.index for block in stream.blocks if block.is_converted),
-        staleness,
+        int(options.get("staleness", 1)),
+        connectivity,
+    )
+
+
+def _with_reads(planned: PlannedBlock, block: BlockReport) -> PlannedBlock:
+    """With what it leaves out, as the report of a rewritten graph says."""
+    reads_landed = any(parse(read).letter == LANDED for read in block.reads_after)
+    return dataclasses.replace(
+        planned, leaves_out=bool(block.leaves_out), reads_landed=reads_landed
     )
 
 

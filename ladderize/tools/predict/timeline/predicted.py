@@ -11,11 +11,11 @@ traffic other than of weights. The first value of each stream is taken to be the
 stay whole on every rank take the time of a whole branch and send nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 
 from ladderize.config.hardware import Hardware, hardware_of
 from ladderize.report.data import BlockReport, GraphReport
-from ladderize.report.naming import block_name, parse
+from ladderize.report.naming import LANDED, block_name, parse
 from ladderize.report.report import Report
 from ladderize.tools.predict.timeline.division import Division
 from ladderize.tools.predict.timeline.steps import Interval, Lane, Timeline, TimelineStep, key_of
@@ -23,6 +23,7 @@ from ladderize.tools.predict.timeline.two_lanes import (
     Branch,
     Sum,
     as_step,
+    landed_of,
     place,
     reduce_of,
     tasks_of,
@@ -61,7 +62,9 @@ def _step(name: str, report: Report, hardware: Hardware) -> TimelineStep:
     for graph in report.graphs:
         division = Division.of(graph)
         blocks = list(_in_order(graph))
-        tasks = tasks_of(_branch(block, division, hardware, name == "ladder") for block in blocks)
+        reads = {b: b.reads_after if name == "ladder" else b.reads_before for b in blocks}
+        read_apart = {_sum_behind(r) for b in blocks for r in reads[b] if parse(r).letter == LANDED}
+        tasks = tasks_of(_branch(b, reads[b], read_apart, division, hardware) for b in blocks)
         seconds: dict[str, float] = {}
         for block in blocks:
             seconds.update(_seconds(block, division, hardware))
@@ -72,12 +75,29 @@ def _step(name: str, report: Report, hardware: Hardware) -> TimelineStep:
     return TimelineStep(name, Lane(tuple(compute)), Lane(tuple(communication)))
 
 
-def _branch(block: BlockReport, division: Division, hardware: Hardware, is_ladder: bool) -> Branch:
-    reads = block.reads_after if is_ladder else block.reads_before
+def _branch(
+    block: BlockReport,
+    reads: Sequence[str],
+    read_apart: Container[Sum],
+    division: Division,
+    hardware: Hardware,
+) -> Branch:
     # What is inside of a branch (`b3`) is there once that is computed.
-    sums = tuple(_sum_behind(read) for read in reads if parse(read).letter != "b")
+    letters = {read: parse(read).letter for read in reads}
+    sums = tuple(_sum_behind(read) for read in reads if letters[read] not in ("b", LANDED))
+    landed = tuple(_sum_behind(read) for read in reads if letters[read] == LANDED)
+    key = (block.stream, block.index)
     is_reduced = division.is_reduced(block) and hardware.ranks > 1
-    return Branch(block_name(block), (block.stream, block.index), sums, is_reduced, key_of(block))
+    is_apart = is_reduced and key in read_apart and not division.is_local
+    return Branch(
+        block_name(block),
+        key,
+        sums,
+        is_reduced,
+        key_of(block),
+        landed=landed,
+        has_landed_reduce=is_apart,
+    )
 
 
 def _seconds(block: BlockReport, division: Division, hardware: Hardware) -> dict[str, float]:
@@ -86,9 +106,11 @@ def _seconds(block: BlockReport, division: Division, hardware: Hardware) -> dict
     assert block.weight_bytes is not None
     assert block.reduce_bytes is not None
     name, ranks = block_name(block), division.ranks(block, hardware.ranks)
+    reduced = hardware.reduce_seconds(block.reduce_bytes)
     return {
         name: hardware.compute_seconds(block.flops, block.weight_bytes, ranks),
-        reduce_of(name): hardware.reduce_seconds(block.reduce_bytes),
+        reduce_of(name): reduced,
+        landed_of(name): reduced,
     }
 
 

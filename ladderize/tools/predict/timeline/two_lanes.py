@@ -6,6 +6,9 @@
 A task starts when its lane is free and all tasks that it waits for are done: h1 waits for AR0 in
 the standard model, not in the ladder. While the link is busy, computing may be slower, because
 communication kernels take processors and memory bandwidth.
+
+Where the next block reads the landed summand of a block alone (shared experts, without the routed
+ones), that summand has an all-reduce of its own, for which it waits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +33,8 @@ class Branch:
         is_reduced: whether it ends in an all-reduce.
         block: its key in a report.
         is_dispatched: whether it begins with an all-to-all, which needs nothing but its reads.
+        landed: sums of blocks of which it reads the landed summand alone.
+        has_landed_reduce: whether its own landed summand is all-reduced apart from the rest.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Branch:
     is_reduced: bool = True
     block: BlockKey | None = None
     is_dispatched: bool = False
+    landed: tuple[Sum, ...] = ()
+    has_landed_reduce: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,20 @@ def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
     tasks: list[Task] = []
     behind: dict[Sum, tuple[str, ...]] = {}  # the tasks that each sum needs
     reduces: dict[Sum, tuple[str, ...]] = {}  # of those, the all-reduces
+    landed: dict[Sum, str] = {}  # the task that its landed summand needs
     for branch in branches:
-        waits = tuple(dict.fromkeys(task for r in branch.reads for task in behind.get(r, ())))
+        summands = (landed[read] for read in branch.landed)
+        sums = (task for read in branch.reads for task in behind.get(read, ()))
+        waits = tuple(dict.fromkeys((*sums, *summands)))
         if branch.is_dispatched:
             first = dispatch_of(branch.name)
             tasks.append(Task(first, LINK, waits, branch.block))
             waits = (*waits, first)
         tasks.append(Task(branch.name, COMPUTE, waits, branch.block))
+        landed[branch.sum] = branch.name
+        if branch.has_landed_reduce:
+            landed[branch.sum] = landed_of(branch.name)
+            tasks.append(Task(landed_of(branch.name), LINK, (branch.name,), branch.block))
         if branch.is_reduced:
             last = reduce_of(branch.name)  # the link works in order: earlier ones are done
             tasks.append(Task(last, LINK, (branch.name,), branch.block))
@@ -75,6 +89,10 @@ def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
 
 def dispatch_of(name: str) -> str:
     return f"dispatch {name}"
+
+
+def landed_of(name: str) -> str:
+    return f"all-reduce {name} (landed)"
 
 
 def reduce_of(name: str) -> str:
