@@ -30,6 +30,7 @@ from ladderize.frontends.checkpoints.conversions import note_compilation
 from ladderize.frontends.dynamo_graph import copy_graph
 from ladderize.frontends.generation import warn_of_standard_prefill
 from ladderize.frontends.ladder import Laddered
+from ladderize.frontends.local_caches import hold_to_one_layout
 from ladderize.frontends.local_parameters import PARTS, LocalInputs
 from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
 from ladderize.graph import ops
@@ -98,6 +99,8 @@ class GraphCompilation:
             if standard is None or not falls_back:
                 raise error
             return self._standard(standard, error)
+        if laddered.state.plan is not None:
+            hold_to_one_layout(compat.compiled_module(), laddered.state.plan.states)
         if not is_laddered:
             self._note_and_warn(laddered.state)
         return explain_failed_calls(self._lowered(laddered.state, graph), verdicts)

@@ -4,8 +4,9 @@
     model(ids)          ── a DynamicCache, as the model itself would make one
 
 A layer's own code is left as it is, and runs on the rank's part: `own_heads` in front of it,
-`all_heads` behind. Layers whose heads the ranks do not divide, cross attention, quantized caches
-and the states of state-space layers stay whole.
+`all_heads` behind. Layers whose heads the ranks do not divide, cross attention and quantized caches
+stay whole. The states of convolutions and of state-space layers have their whole size, and each
+rank uses its part (`keep_part`, `kept_part`).
 
 A new cache is the start of a generation: all ranks go on with the random numbers of the first one,
 so that they sample the same tokens.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -26,7 +28,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
-from ladderize.graph.local_heads import all_heads, own_heads
+from ladderize.errors import Blocker, LadderError
+from ladderize.graph.local_heads import all_heads, keep_part, kept_part, own_heads
+from ladderize.sharding.placement import Shard
 
 _MARK = "ladderize_group"
 """The attribute of a cache whose layers keep the heads of one rank: the group's name."""
@@ -69,6 +73,9 @@ def keep_own_heads(value: Any, group: dist.ProcessGroup) -> bool:
     setattr(value, _MARK, group.group_name)
     if isinstance(value, caches.EncoderDecoderCache):
         value = value.self_attention_cache
+    _refuse_filled_states(value)
+    kind: Any = type(value)
+    value.__class__ = _of_rank(kind)
     if value.layer_class_to_replicate is not None:
         value.layer_class_to_replicate = _own(value.layer_class_to_replicate, group)
     for layer in value.layers:
@@ -120,6 +127,72 @@ def _derived(base: Any, num_ranks: int, group_name: str) -> type:
             "_layer_type": None,  # else transformers would make one wherever it makes a `base`
         },
     )
+
+
+@cache
+def _of_rank(base: Any) -> type:
+    """`base`, a class of caches, of whose states each rank uses its part."""
+
+    def update_conv_state(
+        self: Any, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Any:
+        site = f"conv {layer_idx}.{state_idx}"
+        kept = keep_part(conv_states, _HEADS, site)
+        states = base.update_conv_state(self, kept, layer_idx, state_idx, **kwargs)
+        return _part_of(states, site)
+
+    def update_recurrent_state(
+        self: Any, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Any:
+        site = f"recurrent {layer_idx}.{state_idx}"
+        kept = keep_part(recurrent_states, _HEADS, site)
+        states = base.update_recurrent_state(self, kept, layer_idx, state_idx, **kwargs)
+        return _part_of(states, site)
+
+    def get_conv_state(self: Any, layer_idx: int, state_idx: int = 0) -> Any:
+        states = base.get_conv_state(self, layer_idx, state_idx)
+        return _part_of(states, f"conv {layer_idx}.{state_idx}")
+
+    def get_recurrent_state(self: Any, layer_idx: int, state_idx: int = 0) -> Any:
+        states = base.get_recurrent_state(self, layer_idx, state_idx)
+        return _part_of(states, f"recurrent {layer_idx}.{state_idx}")
+
+    own = (update_conv_state, update_recurrent_state, get_conv_state, get_recurrent_state)
+    return type(f"{base.__name__}OfRank", (base,), {method.__name__: method for method in own})
+
+
+def _part_of(states: Any, site: str) -> Any:
+    return states if states is None else kept_part(states, _HEADS, site)
+
+
+def _refuse_filled_states(value: Any) -> None:
+    """What a cache got elsewhere is not in the layout that the graphs agree on."""
+    for layer in value.layers:
+        if any(getattr(layer, "has_previous_state", {}).values()):
+            raise LadderError(
+                "This cache holds states of convolutions or of state-space layers that were made "
+                "outside of the mesh.",
+                cure="start with a new cache",
+            )
+
+
+_layouts: WeakKeyDictionary[nn.Module, dict[str, Shard | None]] = WeakKeyDictionary()
+"""How the states of each model's caches lie, by site."""
+
+
+def hold_to_one_layout(module: nn.Module | None, states: Mapping[str, Shard | None]) -> None:
+    """Raise `LadderError` where another graph of `module` divides a state in another way."""
+    if module is None:
+        return
+    known = _layouts.setdefault(module, {})
+    others = [site for site, part in states.items() if known.get(site, part) != part]
+    if others:
+        raise LadderError(
+            "Two graphs of this model divide a state of its cache in different ways:",
+            [Blocker(f"{site}: {known[site]}, and now {states[site]}") for site in others],
+            "pass use_cache=False",
+        )
+    known.update(states)
 
 
 def _keep_part(layer: Any, group: dist.ProcessGroup) -> None:

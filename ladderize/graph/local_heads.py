@@ -1,13 +1,18 @@
-"""What a rank keeps of a KV cache, as two `ladderize` ops around the code that keeps it.
+"""What a rank keeps of a cache, as `ladderize` ops around the code that keeps it.
 
     k [b, heads, new, d] ── own_heads ── cat, index_copy_, … ── all_heads ── [b, heads, all, d]
                         what the cache holds: [b, heads/n, all, d]
 
     own_heads(x, dim, n, group)   forward this rank's entries of dim    backward all_gather
     all_heads(x, dim, n, group)   forward all_gather                    backward this rank's entries
+    keep_part(x, dim, site)       in a divided graph: x, then zeros up to the whole size
+    kept_part(x, dim, site)       in a divided graph: x without what follows this rank's part
 
-Each op alone is right on every rank, in eager mode too. A graph that is divided by heads needs
-neither: there `x` is the part already, and the rules drop both (`sharding/rules/caches.py`).
+The first two are right on every rank by themselves, in eager mode too; a graph that is divided by
+heads needs neither, as its `x` is the part already (`sharding/rules/caches.py`). They know how much
+a rank has. The other two serve where that is decided with the graph (of the channels of a
+convolution some are divided and some whole), and can only be traced. The `site` names the state, so
+that all graphs are held to one layout.
 """
 
 from typing import Any
@@ -18,6 +23,7 @@ from torch.autograd import Function
 
 from ladderize import compat
 from ladderize.compat.dispatcher import define_composite_ops
+from ladderize.errors import LadderError
 
 _functional = torch.ops._c10d_functional
 
@@ -57,10 +63,28 @@ def _gather(x: Tensor, dim: int, num_ranks: int, group_name: str) -> Tensor:
     return whole
 
 
-_SIGNATURE = "(Tensor x, int dim, int num_ranks, str group_name) -> Tensor"
+def _part(x: Tensor, dim: int, site: str) -> Tensor:  # noqa: ARG001
+    if compat.fake_mode_of([x]) is None:
+        raise LadderError(
+            "This cache belongs to a model that is divided over a mesh; it cannot be read in eager "
+            "mode.",
+            cure="start with a new cache",
+        )
+    return x.view_as(x)
+
+
+_BY_HEADS = "(Tensor x, int dim, int num_ranks, str group_name) -> Tensor"
+_BY_PARTS = "(Tensor x, int dim, str site) -> Tensor"
 _library = define_composite_ops(
-    [("own_heads" + _SIGNATURE, _OwnHeads.apply), ("all_heads" + _SIGNATURE, _AllHeads.apply)]
+    [
+        ("own_heads" + _BY_HEADS, _OwnHeads.apply),
+        ("all_heads" + _BY_HEADS, _AllHeads.apply),
+        ("keep_part" + _BY_PARTS, _part),
+        ("kept_part" + _BY_PARTS, _part),
+    ]
 )
 
 own_heads = torch.ops.ladderize.own_heads.default
 all_heads = torch.ops.ladderize.all_heads.default
+keep_part = torch.ops.ladderize.keep_part.default
+kept_part = torch.ops.ladderize.kept_part.default

@@ -112,7 +112,13 @@ class OwnRows:
 
 @dataclass(frozen=True)
 class Local:
-    """Every rank holds what it keeps for its own heads, in the shape that the graph has already."""
+    """Every rank holds what it keeps for its own heads, in the shape that the graph has already.
+
+    Attributes:
+        part: how what is kept lies over the ranks; None where the graph only reads it.
+    """
+
+    part: Shard | None = None
 
     def __str__(self) -> str:
         return "of this rank's heads"

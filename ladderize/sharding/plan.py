@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from ladderize.compat.dispatcher import set_grad_enabled
 from ladderize.errors import Blocker
+from ladderize.graph.local_heads import keep_part, kept_part
 from ladderize.sharding.edits import BranchEntry, ExpertEdit, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.expert_edits import expert_edits, first_experts
 from ladderize.sharding.expert_stacks import ExpertStacks
@@ -46,6 +47,8 @@ class ShardPlan:
         vocabulary: the edits outside of the branches, with collectives of their own.
         index_inputs: inputs that the graph gains, after all that it has.
         whole: what each rank keeps and computes whole, and why.
+        states: how the states of a cache lie of which each rank keeps a part, by their sites; None
+            for those that are whole.
         visits: rule evaluations that the analysis took.
     """
 
@@ -62,6 +65,7 @@ class ShardPlan:
     vocabulary: Vocabulary
     index_inputs: tuple[IndexInput, ...]
     whole: tuple[Undivided, ...]
+    states: Mapping[str, Shard | None]
     visits: int
 
     @property
@@ -73,6 +77,7 @@ class ShardPlan:
         """Every decision as a line: the same lines on all ranks that may run together."""
         parts: list[object] = [self.num_ranks, *self.index_inputs]
         parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
+        parts += sorted(f"{site}: {part}" for site, part in self.states.items())
         parts += [*self.rewrites, *self.entries, *self.mixed, *self.experts, *self.reductions]
         return [str(part) for part in (*parts, *self.vocabulary.edits)]
 
@@ -148,6 +153,7 @@ class _Writer:
         differentiable: Collection[Node] | None,
         vocabulary: Vocabulary,
     ) -> None:
+        self.gm = gm
         self.found = found
         self.vocabulary = vocabulary
         self.gradients = _carries_gradients(gm, differentiable)
@@ -192,6 +198,7 @@ class _Writer:
                 *find_undivided(found, [bool(reductions) for reductions in per_block]),
                 *self.vocabulary.whole,
             ),
+            states=_states(self.gm, visits),
             visits=found.num_visits,
         )
 
@@ -279,3 +286,11 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
         elif any(source in carries for source in node.all_input_nodes):
             carries.add(node)
     return carries
+
+
+def _states(gm: GraphModule, visits: Sequence[Visit]) -> dict[str, Shard | None]:
+    """How each state lies that the graph keeps or reads by its site."""
+    by_parts = (keep_part, kept_part)
+    sites = [str(node.args[2]) for node in gm.graph.nodes if node.target in by_parts]
+    kept = {site: part for visit in visits for site, part in visit.kept.items()}
+    return {site: kept.get(site) for site in sites}

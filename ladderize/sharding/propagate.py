@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from ladderize.errors import Blocker, LadderError, describe_origin
+from ladderize.errors import Blocker, LadderError, describe_origin, module_path
 from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.placement import Placement, Replicate
 from ladderize.sharding.rules.table import apply_rule
@@ -87,13 +87,14 @@ class Propagation:
     num_visits: int = 0
 
     def __post_init__(self) -> None:
-        self._order = {parameter: i for i, parameter in enumerate(self.parameters)}
         self._place: dict[Node, tuple[int, int]] = {}
         taken = {node for block in self.branches for node in block.branch}
         self.walked = [walked_nodes(block, taken) for block in self.branches]
         for index, nodes in enumerate(self.walked):
             for position, node in enumerate(nodes):
                 self._place.setdefault(node, (index, position))
+        sources = [*self.parameters, *self._place]
+        self._order = {source: i for i, source in enumerate(sources)}
         self._readers = {p: tuple(_readers(p, self.parameters)) for p in self.parameters}
         self._dirty: dict[int, int] = {}
         self._walks = [0] * len(self.branches)
@@ -288,6 +289,10 @@ class Propagation:
         """The parameter that `node` is or stands for."""
         found = stand_in(node, self.parameters)
         return None if found is None else found.parameter
+
+    def name(self, source: Node) -> str:
+        """What a report calls a parameter, or what is read of a cache."""
+        return self.parameters.get(source) or f"the cache of {module_path(source)}"
 
     def owned(self, index: int, start: int = 0) -> list[Node]:
         """The nodes of branch `index` from `start` on; of those in several it owns its own."""

@@ -103,7 +103,7 @@ def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:
         size = max([size, *(max(shape) for shape in dims)])
         length = sum(part.length for part in ban.parts)
         held, flops = held * length // size, flops * length // size
-    names = tuple(found.parameters[p] for p in ban.parameters)
+    names = tuple(map(found.name, ban.parameters))
     return Undivided(
         (_reason(found, ban),),
         names,
@@ -114,7 +114,7 @@ def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:
 
 
 def _reason(found: Propagation, ban: Ban) -> Blocker:
-    names = ", ".join(found.parameters[p] for p in ban.parameters)
+    names = ", ".join(map(found.name, ban.parameters))
     if ban.parts:
         names += " [" + ", ".join(f"{p.start}:{p.start + p.length}" for p in ban.parts) + "]"
     return Blocker.at(ban.node, f"{names}: {ban.reason}")

@@ -110,8 +110,8 @@ class Value:
         return self.placement if isinstance(self.placement, Shard) else None
 
     @property
-    def is_local(self) -> bool:
-        return isinstance(self.placement, Local)
+    def local(self) -> Local | None:
+        return self.placement if isinstance(self.placement, Local) else None
 
     @property
     def own(self) -> OwnRows | None:

@@ -75,6 +75,7 @@ class Visit:
     shared: set[Node] = field(default_factory=set)
     computed: OwnRows | None = None
     masked: dict[Node, OwnRows] = field(default_factory=dict)
+    kept: dict[str, Shard] = field(default_factory=dict)
     target: Any = None
     args: tuple[Any, ...] | None = None
     kwargs: Mapping[str, Any] | None = None
@@ -123,6 +124,10 @@ class Visit:
         """How a column-parallel weight is divided on `dim`: cut where somebody asked for it."""
         parameter, size = self.parameter(weight), int(self.shape(weight)[dim])
         assert parameter is not None
+        return self.cut_shard(parameter, dim, size)
+
+    def cut_shard(self, parameter: Node, dim: int, size: int) -> Shard:
+        """How `size` entries of `parameter`, or of what a cache keeps, lie along `dim`."""
         ranges = self.whole.get(parameter, frozenset())
         ends = {0, size, *self.cuts.get(parameter, ()), *(end for pair in ranges for end in pair)}
         pieces = list(itertools.pairwise(sorted(ends)))

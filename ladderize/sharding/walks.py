@@ -3,6 +3,8 @@
     s = slice(h);  z = zeros_like(s);  c = cat(z, h)      h, c: of the branch;  s, z: made for it
     m = empty([2, 8]);  copy_(slice(m), h)                m, its slice: made for it
 
+    p = pad(h);  keep_part(p)                             p: made for what a cache keeps
+
 A branch holds the nodes that its values flow through. `z` takes the form of `s` alone, but both
 are divided if `h` is.
 """
@@ -12,6 +14,7 @@ from collections.abc import Container, Iterator
 from torch.fx import Node
 
 from ladderize.graph import ops
+from ladderize.graph.local_heads import keep_part
 from ladderize.graph.writes import written_operands
 from ladderize.sharding.visit import FORM_READERS, is_tensor, packet
 from ladderize.streams.block import Block
@@ -27,7 +30,8 @@ def walked_nodes(block: Block, taken: Container[Node]) -> tuple[Node, ...]:
     for node in reversed(_candidates(block, taken)):
         readers = [user for user in node.users if packet(user) not in FORM_READERS]
         is_used = bool(readers) or bool(written_operands(node))  # memory is filled with 0, too
-        if is_used and all(user in made or user in block.members for user in readers):
+        is_own = all(user in made or user in block.members for user in readers)
+        if node.target is keep_part or (is_used and is_own):
             made.add(node)
     if not made:
         return block.branch
@@ -35,7 +39,7 @@ def walked_nodes(block: Block, taken: Container[Node]) -> tuple[Node, ...]:
 
 
 def _candidates(block: Block, taken: Container[Node]) -> list[Node]:
-    """What makes memory or takes the form of a value of the branch, and what is behind that."""
+    """What makes memory, takes the form of a value of the branch, and what is behind that."""
     found: dict[Node, None] = {}
     for node in _stretch(block):
         if node in taken or node.op != "call_function" or packet(node) in FORM_READERS:

@@ -8,6 +8,8 @@ Who reads the cache itself aligns it as any other parameter; all must want it al
 own_heads(k)         k sharded on its heads -> k, local
 cat([past, local])   anything of local values and replicated ones: local
 all_heads(local)     itself, sharded on its heads; kept, and replicated, where these must be whole
+keep_part(x)         x sharded -> local, with zeros behind; x whole -> x
+kept_part(local)     what was sharded, without the zeros
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ladderize.graph.local_heads import all_heads, own_heads
+from ladderize.graph.local_heads import all_heads, keep_part, kept_part, own_heads
 from ladderize.sharding.placement import Local, Shard
 from ladderize.sharding.values import REPLICATED, NeedsReduction, Origin, Value, Values
 from ladderize.sharding.visit import Visit
@@ -61,26 +63,25 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
 
 def by_heads(visit: Visit) -> Values | None:
     """The placement of what has to do with local values; None for all else."""
-    if visit.node.target is own_heads:
-        return _own(visit)
-    if visit.node.target is all_heads:
-        return _all(visit)
-    operands = visit.operands()
-    if not any(visit.value(node).is_local for node in operands):
+    if (rule := _LOCAL_RULES.get(visit.node.target)) is not None:
+        return rule(visit)
+    kept = [value for node in visit.operands() if (value := visit.value(node)).local]
+    if not kept:
         return None
-    for node in operands:
+    for node in visit.operands():
         value = visit.value(node)
         if value.is_partial:
             raise NeedsReduction(node)
-        if not value.is_local and not value.is_replicated:
+        if not value.local and not value.is_replicated:
             visit.illegal(f"{visit.op_name} mixes a rank's cache with divided values")
+    value = max(kept, key=lambda value: bool(value.origins))
     made = visit.node.meta["val"]
     if isinstance(made, (tuple, list)):
-        return (Value(Local()),) * len(made)
-    return Value(Local()) if isinstance(made, torch.Tensor) else REPLICATED
+        return (value,) * len(made)
+    return value if isinstance(made, torch.Tensor) else REPLICATED
 
 
-def _own(visit: Visit) -> Value:
+def _own_heads(visit: Visit) -> Value:
     """own_heads(x, dim, …)"""
     x, dim = visit.argument(0), visit.argument(1)
     value, heads = visit.value(x), Shard(dim, (int(visit.shape(x)[dim]),))
@@ -91,10 +92,10 @@ def _own(visit: Visit) -> Value:
     elif value.shard != heads:
         visit.illegal(f"{visit.op_name} keeps heads, which are divided otherwise")
     visit.rewrite((x,), aten.alias.default)
-    return Value(Local())
+    return Value(Local(heads), value.origins)
 
 
-def _all(visit: Visit) -> Value:
+def _all_heads(visit: Visit) -> Value:
     """all_heads(x, dim, …)"""
     x, dim = visit.argument(0), visit.argument(1)
     if visit.node in visit.banned:
@@ -102,6 +103,50 @@ def _all(visit: Visit) -> Value:
     heads = int(visit.shape()[dim])
     visit.rewrite((x,), aten.alias.default)
     return Value(Shard(dim, (heads,)), (Origin(visit.node, 0, heads),))
+
+
+def _keep_part(visit: Visit) -> Value:
+    """keep_part(x, dim, site)"""
+    x, dim, site = (visit.argument(i) for i in range(3))
+    value, shard = visit.value(x), visit.value(x).shard
+    if value.is_partial:
+        raise NeedsReduction(x)
+    if shard is None:
+        visit.rewrite((x,), aten.alias.default)
+        return value
+    if shard.dim != dim or shard.outer != 1 or shard.inner != 1:
+        visit.illegal(f"{visit.op_name} keeps dim {dim}, and another one is divided")
+    rest = int(visit.shape(x)[dim]) - shard.local_size(visit.num_ranks)
+    behind = [0, 0] * (len(visit.shape(x)) - 1 - dim)
+    visit.rewrite((x, [*behind, 0, rest]), aten.constant_pad_nd.default)
+    visit.kept[site] = shard
+    return Value(Local(shard), value.origins)
+
+
+def _kept_part(visit: Visit) -> Value:
+    """kept_part(x, dim, site)"""
+    x, dim, site = (visit.argument(i) for i in range(3))
+    value, size = visit.value(x), int(visit.shape(x)[dim])
+    if value.local is not None and value.local.part is not None:
+        part, origins = value.local.part, value.origins
+    elif visit.node in visit.banned:
+        visit.rewrite((x,), aten.alias.default)
+        return REPLICATED
+    else:
+        part, origins = visit.cut_shard(visit.node, dim, size), (Origin(visit.node, 0, size),)
+    if any(n % visit.num_ranks for i, n in enumerate(part.chunks) if i not in part.whole):
+        visit.illegal(visit.describe_size(size), origins)
+    visit.rewrite((x, dim, 0, part.local_size(visit.num_ranks)), aten.slice.Tensor)
+    visit.kept[site] = part
+    return Value(part, origins)
+
+
+_LOCAL_RULES: dict[Any, Callable[[Visit], Value]] = {
+    own_heads: _own_heads,
+    all_heads: _all_heads,
+    keep_part: _keep_part,
+    kept_part: _kept_part,
+}
 
 
 CACHE_RULES: dict[Any, Callable[[Visit], Values]] = {
