@@ -9,7 +9,6 @@ and those that are refused have rows, too.
 """
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -27,6 +26,7 @@ from torch.export import ExportedProgram, export
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from families_table import family, read_rows
 from helpers.lockstep import ShardedProgram
 from tiny_families import FAMILIES, feed, tiny
 
@@ -78,13 +78,7 @@ def arguments() -> argparse.Namespace:
 
 
 def read(path: Path | None) -> list[ResultRow]:
-    if path is None or not path.exists():
-        return []
-    return [ResultRow(row["key"], row["values"]) for row in json.loads(path.read_text())["rows"]]
-
-
-def family(row: ResultRow) -> str:
-    return str(row.key["family"])
+    return [] if path is None or not path.exists() else read_rows(path)
 
 
 def sort_key(row: ResultRow) -> tuple[str, int]:

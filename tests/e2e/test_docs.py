@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+from families_table import read_rows, table
 from helpers.pages import PAGES, ROOT, Block, blocks, of_kind, steady
 from test_troubleshooting import summaries, words
 
@@ -33,7 +34,7 @@ ILLUSTRATIONS = {
     ("docs/planner.md", "h100x8-nvlink: 8 ranks"),
     ("docs/report.md", "stream 1: 12 blocks of [2, 7, 32]"),
     ("docs/tensorrt.md", "ladder graph"),
-    ("docs/sharding.md", "branch: layers.0.self_attn.q_proj.weight: 7 heads"),
+    ("docs/sharding.md", "branch: layers.{0-1}.self_attn.q_proj.weight: 7"),
     ("docs/sharding.md", "order, ends       the choices of all tokens"),
 }
 
@@ -99,3 +100,10 @@ def test_the_reference_has_every_public_name():
     public |= {f"ladderize.testing.{name}" for name in testing.__all__}
     public |= {f"ladderize.quality.{name}" for name in quality.__all__}
     assert public <= here
+
+
+def test_the_table_of_families_is_the_measured_one():
+    rows = read_rows(ROOT / "bench/results/sharded_families.json")
+    assert table(rows) in (ROOT / "docs/sharding.md").read_text()
+    measured = [row.values["difference"] for row in rows]
+    assert all(float(found) <= 1e-4 for found in measured if found is not None)

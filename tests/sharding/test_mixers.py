@@ -103,19 +103,33 @@ class LatentKeys(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down, self.query = nn.Linear(WIDTH, 12), nn.Linear(WIDTH, HEADS * 12)
-        self.norm, self.up = nn.LayerNorm(8), nn.Linear(8, HEADS * 16)
+        self.up = nn.Linear(8, HEADS * 16)
         self.out = nn.Linear(HEADS * 8, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
         latent, shared = self.down(x).split([8, 4], -1)
-        both = self.up(self.norm(latent)).view(batch, length, HEADS, 16).transpose(1, 2)
+        latent = latent * torch.rsqrt(latent.pow(2).mean(-1, keepdim=True) + 1e-6)
+        both = self.up(latent).view(batch, length, HEADS, 16).transpose(1, 2)
         key = both.new_empty(batch, HEADS, length, 12)
         key[..., :8] = both[..., :8]
         key[..., 8:] = shared[:, None].expand(-1, HEADS, -1, -1)
         query = self.query(x).view(batch, length, HEADS, 12).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, key, both[..., 8:], is_causal=True)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Reshaped(nn.Module):
+    """A write into a value under another shape, which a rank's part may have to be copied for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.up(x).view(x.shape[0], -1, HEADS, HEAD) * 2
+        heads.view(-1, HEADS, HEAD)[0] = 1
+        return self.down(heads.flatten(2))
 
 
 class BlockDiagonal(nn.Module):
@@ -212,6 +226,7 @@ MIXERS = {
     "chunked scan, one group": Mixer(lambda: ChunkedScan(1), 2, ("all.weight",)),
     "delta rule": Mixer(DeltaRule),
     "latent keys": Mixer(LatentKeys, whole=("down.weight",)),
+    "reshaped": Mixer(Reshaped, 0, ("up.weight", "down.weight")),
     "block diagonal": Mixer(BlockDiagonal),
     "repeat_interleave": Mixer(lambda: RepeatedKeys(False)),
     "repeat": Mixer(lambda: RepeatedKeys(True)),

@@ -37,7 +37,6 @@ class Row:
 NO_WEIGHT = "multiplies by no weight of its own"
 EXPECTED: dict[str, Row] = {
     # Nothing of these branches has a tensor-parallel plan in transformers either.
-    "jetmoe": Row(2, 2, "topk"),
     "fnet (fourier transforms)": Row(2, 2, NO_WEIGHT),
     "squeezebert": Row(2, 2, "no second weight"),
     "wav2vec2": Row(4, 1, NO_WEIGHT),  # the positional convolution: its weight is computed

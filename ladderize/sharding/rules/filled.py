@@ -27,15 +27,6 @@ MADE: dict[Any, int | None] = {
 WRITES = {aten.copy_, aten.fill_, aten.zero_}
 
 
-def makes_memory(visit: Visit) -> bool:
-    """Whether `visit` has a rule here: not for rows of experts, which have their own."""
-    if packet(visit.node) not in MADE:
-        return False
-    return all(isinstance(visit.values.get(n), Value | None) for n in visit.operands()) and not any(
-        visit.value(n).own for n in visit.operands()
-    )
-
-
 def make(visit: Visit) -> Value:
     """Memory lies as what is written into it, or as what gives it its form."""
     like = MADE[packet(visit.node)]
@@ -69,6 +60,7 @@ def write(visit: Visit) -> Value:
     target = visit.value(memory)
     sharded = visit.sharded(visit.operands())
     if target.shard is not None:
+        _refuse_reshaped(visit, memory)
         return visit.meet(visit.operands())
     if not sharded and target.is_whole:
         for node in visit.operands():
@@ -76,6 +68,14 @@ def write(visit: Visit) -> Value:
                 visit.enter(node)
         return target
     return _make_fit(visit, memory, sharded)
+
+
+def _refuse_reshaped(visit: Visit, memory: Any) -> None:
+    """A local part may have to be copied where the whole has another shape in the same memory."""
+    while packet(memory) in _ALIASES and isinstance(memory.args[0], Node):
+        if packet(memory) in _RESHAPES:
+            visit.illegal(f"{visit.op_name} writes into a divided value under another shape")
+        memory = memory.args[0]
 
 
 def _make_fit(visit: Visit, memory: Node, sharded: list[tuple[Node, Shard]]) -> NoReturn:
@@ -123,6 +123,12 @@ def _selected(view: Node, source: Node, dim: int) -> int:
     return dim + (0 <= wrap(at, source.meta["val"].dim()) <= dim)
 
 
+_RESHAPES = {aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.view_as, aten.reshape_as}
+_ALIASES = {
+    *_RESHAPES,
+    *(aten.slice, aten.select, aten.alias, aten.detach, aten.transpose, aten.permute),
+    *(aten.unsqueeze, aten.squeeze, aten.expand),
+}
 _VIEWS: dict[Any, Callable[[Node, Node, int], int | None]] = {
     aten.slice: _sliced,
     aten.select: _selected,

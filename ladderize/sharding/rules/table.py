@@ -23,7 +23,7 @@ from ladderize.sharding.rules import layouts as layout
 from ladderize.sharding.rules.caches import CACHE_RULES, by_heads
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
-from ladderize.sharding.rules.filled import WRITES, make, makes_memory, write
+from ladderize.sharding.rules.filled import MADE, WRITES, make, write
 from ladderize.sharding.rules.norms import sum_of_norm
 from ladderize.sharding.rules.own_rows import carry_own_rows
 from ladderize.sharding.rules.partials import join_partials
@@ -249,7 +249,7 @@ def apply_rule(visit: Visit) -> Values:
     op = packet(visit.node)
     if op in WRITES:
         return write(visit)
-    if makes_memory(visit):
+    if op in MADE:
         return make(visit)
     inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
