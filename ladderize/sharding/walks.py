@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator
 from torch.fx import Node
 
 from ladderize.graph import ops
-from ladderize.graph.local_heads import keep_part
+from ladderize.graph.local_heads import all_heads, keep_part, kept_part
 from ladderize.graph.writes import written_operands
 from ladderize.sharding.visit import FORM_READERS, is_tensor, packet
 from ladderize.streams.block import Block
@@ -46,10 +46,13 @@ def _candidates(block: Block, taken: Container[Node]) -> list[Node]:
             continue
         sources = node.all_input_nodes
         has_values = any(map(is_tensor, sources)) and not ops.reads_no_values(node)
-        is_made = is_tensor(node) and not has_values
+        is_made = is_tensor(node) and (not has_values or node.target in _READS_OF_CACHES)
         if is_made or any(source in found or source in block.members for source in sources):
             found[node] = None
     return list(found)
+
+
+_READS_OF_CACHES = (kept_part, all_heads)
 
 
 def _stretch(block: Block) -> Iterator[Node]:

@@ -208,6 +208,7 @@ RULES: dict[Any, Rule] = {
     aten.linalg_vector_norm: lambda visit: reduction(visit, at=2),
     **dict.fromkeys((aten.topk, aten.sort), choice),
     aten.einsum: einsum,
+    aten.linalg_solve_triangular: lambda visit: visit.meet(visit.operands(), (-1, -2)),
     **dict.fromkeys((aten.tril, aten.triu), triangle),
     aten.sym_size: size,
     **dict.fromkeys((aten.view_as_complex, aten.view_as_real), layout.pairs),
