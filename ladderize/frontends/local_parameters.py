@@ -23,9 +23,12 @@ from torch.fx import GraphModule, Node
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ladderize import compat
 from ladderize.errors import LadderError
+from ladderize.graph.to_aten import wrapped
 from ladderize.graph.writes import written_values
 from ladderize.passes.slice_parameters import SliceParameters
+from ladderize.passes.spell_linears import SpellLinears
 from ladderize.sharding.placement import Shard, take_local, view_local
 from ladderize.sharding.plan import ShardPlan
 
@@ -69,7 +72,7 @@ class Part:
 
     def __init__(self, full: Tensor, local: Tensor, is_view: bool) -> None:
         self.full = weakref.ref(full)
-        self.local, self.pointer = local, full.data_ptr()
+        self.local, self.pointer = local, _pointer(full)
         self.is_forgotten = False
         self.version = _version(full)
         self.memory = None if is_view else _memory(full)
@@ -77,7 +80,7 @@ class Part:
     @classmethod
     def of(cls, full: Tensor, place: Place) -> "Part":
         with torch.inference_mode(False), torch.no_grad():
-            if not place.is_view:
+            if not place.is_view or compat.is_wrapper_subclass(full):
                 return cls(full, place.copy(full), is_view=False)
             seen = place.take(full)
             # Not a view to autograd: it would keep the parameter alive.
@@ -91,19 +94,29 @@ class Part:
         A write through `.data` or to an inference tensor leaves no trace; a view needs none. It is
         made anew at other writes too: engines take a weight again when it is another tensor.
         """
-        if self.version != _version(full) or self.pointer != full.data_ptr():
+        if self.version != _version(full) or self.pointer != _pointer(full):
             return False
         if self.is_forgotten or self.full() is not full:
             return False
         return self.memory is None or self.memory == _memory(full)
 
 
-def _version(full: Tensor) -> int:
-    return 0 if full.is_inference() else full._version
+def _version(full: Tensor) -> tuple[int, ...]:
+    return tuple(0 if t.is_inference() else t._version for t in tensors_in(full))
 
 
-def _memory(full: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(full.untyped_storage())  # type: ignore[no-untyped-call]
+def _pointer(full: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in tensors_in(full))
+
+
+def _memory(full: Tensor) -> tuple[StorageWeakRef, ...]:
+    storages = (tensor.untyped_storage() for tensor in tensors_in(full))
+    return tuple(map(StorageWeakRef, storages))
+
+
+def tensors_in(full: Tensor) -> Collection[Tensor]:
+    """Those that it is made of: values and scales of a quantised weight."""
+    return compat.inner_tensors(full).values()
 
 
 class Parts:
@@ -146,10 +159,10 @@ class Parts:
 
     def own(self, full: Tensor) -> None:
         """Keep all parts of `full` as copies. Graphs that cut it or read strided ones are lost."""
-        places = self.places(full)
+        places, is_wrapped = self.places(full), compat.is_wrapper_subclass(full)
         self._forget(full)
         self._parts[full] = {
-            replace(place, is_view=place.is_view and place.is_dense): Part(
+            replace(place, is_view=place.is_view and place.is_dense and not is_wrapped): Part(
                 full, place.copy(full), is_view=False
             )
             for place in places
@@ -217,8 +230,7 @@ class LocalInputs:
                 rank,
                 mesh.size(),
                 is_view=placement.is_one_stretch
-                and example_inputs[i].is_contiguous()
-                and (placement.dim == 0 or not is_released),
+                and _may_be_view(example_inputs[i], placement, mesh.size(), slices, is_released),
             )
             for i, node in enumerate(nodes)
             if isinstance(placement := plan.parameter_nodes.get(node), Shard)
@@ -232,12 +244,15 @@ class LocalInputs:
         self._places = {i: place for i, place in places.items() if i not in self._sliced}
         self._first = next(iter(places), None)
         self._values = [node.meta["val"] for node in nodes]
+        self._wrapped = [wrapped(node) for node in nodes]
         self._indices = [index.tensor(rank, mesh.device_type) for index in plan.index_inputs]
         self._full = example_inputs
         self._last: dict[int, Callable[[], Part | None]] = dict.fromkeys(self._places, _nothing)
-        self._slice(gm, nodes)
+        spelled = SpellLinears()(gm).changed
+        if self._slice(gm, nodes) or spelled:
+            gm.recompile()
 
-    def _slice(self, gm: GraphModule, nodes: Sequence[Node]) -> None:
+    def _slice(self, gm: GraphModule, nodes: Sequence[Node]) -> int:
         if self._sliced:
             place = next(iter(self._sliced.values()))
             SliceParameters(
@@ -246,7 +261,7 @@ class LocalInputs:
                 place.rank,
                 place.num_ranks,
             )(gm)
-            gm.recompile()
+        return len(self._sliced)
 
     def examples(self) -> list[Any]:
         """Fake inputs of the local graph, from those of the full one."""
@@ -295,6 +310,8 @@ class LocalInputs:
             return full
         local = self._values[i]  # fake, already of the local shape
         with local.fake_mode, torch.no_grad():
+            if (fake := self._wrapped[i]) is not None:
+                return place.take(fake)
             part = torch.empty_like(local)
             if place.is_view:
                 part = place.take(part.new_empty_strided(full.shape, full.stride())).detach()
@@ -311,6 +328,19 @@ class LocalInputs:
             part = PARTS.get(full, place)
             self._last[i] = weakref.ref(part)  # a look into `PARTS` takes ten times as long
         return part.local
+
+
+def _may_be_view(
+    full: Tensor, placement: Shard, num_ranks: int, slices: bool, is_released: bool
+) -> bool:
+    """Whether a rank's part, one stretch of `full`, may lie in its memory."""
+    if not compat.is_wrapper_subclass(full):
+        return full.is_contiguous() and (placement.dim == 0 or not is_released)
+    if is_released or not slices:
+        return False
+    with torch.no_grad():
+        parts = tensors_in(view_local(full, placement, 0, num_ranks))
+    return all(part.is_contiguous() for part in parts)  # its kernels want dense values and scales
 
 
 def _nothing() -> None:

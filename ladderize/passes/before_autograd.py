@@ -171,7 +171,8 @@ def _refuse_sharded_regions(state: Rewriting) -> None:
 
 
 def _refuse_wrapped(state: Rewriting) -> None:
-    refuse_wrapped({name: ops.value(node) for node, name in state.names.items()})
+    values = {name: ops.value(node) for node, name in state.names.items()}
+    refuse_wrapped(values, takes_quantised=True)
 
 
 def _to_aten(state: Rewriting) -> None:
