@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from helpers.packed_weights import PackedWeight
+from helpers.graphs import Residual
+from helpers.packed_weights import PackedWeight, UnpackingLinear
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ladderize import compat
+import ladderize
+from ladderize import LadderWarning, compat
 from ladderize.sharding.placement import Shard, take_local
 from ladderize.sharding.rules.quantized import not_linear, refused_parts
 
@@ -50,3 +52,16 @@ def test_sums_over_ranks_need_a_linear_product():
     assert not_linear(fake(packed())) is None
     rounding = not_linear(fake(packed(quantises_inputs=True)))
     assert rounding == "aten.abs of what PackedWeight multiplies"
+
+
+def test_a_weight_that_is_computed_is_named_with_the_op_and_its_bytes():
+    model = Residual(3, 16)
+    layer = model.layers[1]
+    layer.up, layer.down = UnpackingLinear(16, 16), UnpackingLinear(16, 16)
+    with pytest.warns(LadderWarning, match="Not all is divided"):
+        lines = ladderize.plan_parallel(model, 2, (torch.zeros(2, 16),)).lines
+    (said,) = (line for line in lines if line.startswith("kept whole"))
+    held = ", ".join(f"layers.1.up.{name}" for name in ("g_idx", "qweight", "qzeros", "scales"))
+    assert f"aten.matmul.default in layers.1.up multiplies by aten.mul of {held}: only" in said
+    bytes_of = 2 * sum(buffer.nbytes for buffer in layer.up.buffers())
+    assert f"{bytes_of // 2:,} bytes and " in said
