@@ -19,7 +19,8 @@ from rich.console import Console
 from ladderize.tools.bench.record import ResultRow
 
 HEAD = (
-    "| families (`model_type`) | all-reduces a block | bytes whole | FLOPs whole | what stays whole |\n"
+    "| families (`model_type`) | all-reduces a block | bytes whole | FLOPs whole "
+    "| what stays whole |\n"
     "|---|---|---|---|---|"
 )
 # What of the names is told: modules, without the layer and "weight".

@@ -1,12 +1,13 @@
 """Fake tensors, symbolic sizes, and tensors that are made of others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 
 def fake_mode_of(values: Sequence[Any]) -> Any:
@@ -21,6 +22,57 @@ def is_wrapper_subclass(value: Any) -> bool:
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return is_traceable_wrapper_subclass(value)
+
+
+def inner_tensors(value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that a wrapper subclass is made of, by name, down to plain ones; else itself."""
+    if not is_wrapper_subclass(value):
+        return {"": value}
+    names, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]
+    return {
+        f"{name}.{inner}".rstrip("."): tensor
+        for name in names
+        for inner, tensor in inner_tensors(getattr(value, name)).items()
+    }
+
+
+def plain_like(value: torch.Tensor) -> torch.Tensor:
+    """A plain fake tensor in the form of the fake wrapper subclass `value`."""
+    with fake_mode_of([*inner_tensors(value).values()]):
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+
+def ops_reading(x: torch.Tensor, run: Callable[[], object]) -> list[Any]:
+    """The packets of the ops in `run` that make tensors of `x` or of what is made of it, in order.
+
+    Wrapper subclasses are taken apart: the ops are those on the tensors that they are made of.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    ops: list[Any] = []
+    made = {id(x): x}
+
+    class Readers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            read = _tensors((args, kwargs))
+            if any(map(is_wrapper_subclass, read)):
+                return NotImplemented  # its own rule comes first, and calls ops on its tensors
+            result = func(*args, **(kwargs or {}))
+            found = _tensors(result)
+            if found and any(id(value) in made for value in read):
+                ops.append(func.overloadpacket)
+                made.update((id(value), value) for value in found)
+            return result
+
+    with Readers():  # type: ignore[no-untyped-call]
+        run()
+    return ops
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def without_functorch(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,13 @@ from torch.fx import GraphModule, Node
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ladderize import compat
 from ladderize.errors import LadderError
 from ladderize.frontends.whole_gradients import WholeGradients
+from ladderize.graph.to_aten import wrapped
 from ladderize.graph.writes import written_values
 from ladderize.passes.slice_parameters import SliceParameters
+from ladderize.passes.spell_linears import SpellLinears
 from ladderize.sharding.placement import Shard, take_local, view_local
 from ladderize.sharding.plan import ShardPlan
 
@@ -70,7 +73,7 @@ class Part:
 
     def __init__(self, full: Tensor, local: Tensor, is_view: bool) -> None:
         self.full = weakref.ref(full)
-        self.local, self.pointer = local, full.data_ptr()
+        self.local, self.pointer = local, _pointer(full)
         self.is_forgotten = False
         self.version = _version(full)
         self.memory = None if is_view else _memory(full)
@@ -78,7 +81,7 @@ class Part:
     @classmethod
     def of(cls, full: Tensor, place: Place) -> "Part":
         with torch.inference_mode(False), torch.no_grad():
-            if not place.is_view:
+            if not place.is_view or compat.is_wrapper_subclass(full):
                 return cls(full, place.copy(full), is_view=False)
             seen = place.take(full)
             # Not a view to autograd: it would keep the parameter alive.
@@ -92,19 +95,29 @@ class Part:
         A write through `.data` or to an inference tensor leaves no trace; a view needs none. It is
         made anew at other writes too: engines take a weight again when it is another tensor.
         """
-        if self.version != _version(full) or self.pointer != full.data_ptr():
+        if self.version != _version(full) or self.pointer != _pointer(full):
             return False
         if self.is_forgotten or self.full() is not full:
             return False
         return self.memory is None or self.memory == _memory(full)
 
 
-def _version(full: Tensor) -> int:
-    return 0 if full.is_inference() else full._version
+def _version(full: Tensor) -> tuple[int, ...]:
+    return tuple(0 if t.is_inference() else t._version for t in tensors_in(full))
 
 
-def _memory(full: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(full.untyped_storage())  # type: ignore[no-untyped-call]
+def _pointer(full: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in tensors_in(full))
+
+
+def _memory(full: Tensor) -> tuple[StorageWeakRef, ...]:
+    storages = (tensor.untyped_storage() for tensor in tensors_in(full))
+    return tuple(map(StorageWeakRef, storages))
+
+
+def tensors_in(full: Tensor) -> Collection[Tensor]:
+    """Those that it is made of: values and scales of a quantised weight."""
+    return compat.inner_tensors(full).values()
 
 
 Reader = Callable[[Place | None], Tensor]
@@ -157,10 +170,10 @@ class Parts:
 
     def own(self, full: Tensor) -> None:
         """Keep all parts of `full` as copies. Graphs that cut it or read strided ones are lost."""
-        places = self.places(full)
+        places, is_wrapped = self.places(full), compat.is_wrapper_subclass(full)
         self._forget(full)
         self._parts[full] = {
-            replace(place, is_view=place.is_view and place.is_dense): Part(
+            replace(place, is_view=place.is_view and place.is_dense and not is_wrapped): Part(
                 full, place.copy(full), is_view=False
             )
             for place in places
@@ -191,25 +204,28 @@ class Parts:
                 cure="ladderize.restore_full_parameters(model), on all ranks; or call the model "
                 "under torch.no_grad()",
             )
-        self.fill(full, self.stored[full](None))
+        values = self.stored[full](None)
+        self.regain(full)
+        with torch.inference_mode(full.is_inference()), torch.no_grad():
+            full.data.copy_(values)
 
     def release(self, full: Tensor) -> None:
         """Free the memory of `full`. Its values are in its parts, or stored."""
-        storage = full.untyped_storage()
-        self.released[full] = storage.nbytes()
+        tensors = tensors_in(full)
+        self.released[full] = sum(tensor.nbytes for tensor in tensors)
         self.num_changes += 1
-        storage.resize_(0)
+        for tensor in tensors:
+            tensor.untyped_storage().resize_(0)
         for name in _COPIES:
             setattr(full, name, refuse_released)
 
-    def fill(self, full: Tensor, values: Tensor) -> None:
-        """Give `full` its memory and its values back."""
-        full.untyped_storage().resize_(self.released.pop(full))
+    def regain(self, full: Tensor) -> None:
+        """Give `full` its memory back, whose values are then to be written through `.data`."""
+        self.released.pop(full)
         self.stored.pop(full, None)  # what is written to it from now on is not in the files
         self.num_changes += 1
-        # Through .data: the values are the old ones, and the local parts stay up to date.
-        with torch.inference_mode(full.is_inference()), torch.no_grad():
-            full.data.copy_(values)
+        for tensor in tensors_in(full):
+            tensor.untyped_storage().resize_(tensor.nbytes)
         for name in _COPIES:
             delattr(full, name)
 
@@ -262,8 +278,7 @@ class LocalInputs:
                 rank,
                 mesh.size(),
                 is_view=placement.is_one_stretch
-                and example_inputs[i].is_contiguous()
-                and (placement.dim == 0 or not is_released),
+                and _may_be_view(example_inputs[i], placement, mesh.size(), slices, is_released),
             )
             for i, node in enumerate(nodes)
             if isinstance(placement := plan.parameter_nodes.get(node), Shard)
@@ -281,12 +296,15 @@ class LocalInputs:
             [places[i].placement for i in self._trained], mesh.get_group()
         )
         self._values = [node.meta["val"] for node in nodes]
+        self._wrapped = [wrapped(node) for node in nodes]
         self._indices = [index.tensor(rank, mesh.device_type) for index in plan.index_inputs]
         self._full = example_inputs
         self._last: dict[int, Callable[[], Part | None]] = dict.fromkeys(self._places, _nothing)
-        self._slice(gm, nodes)
+        spelled = SpellLinears()(gm).changed
+        if self._slice(gm, nodes) or spelled:
+            gm.recompile()
 
-    def _slice(self, gm: GraphModule, nodes: Sequence[Node]) -> None:
+    def _slice(self, gm: GraphModule, nodes: Sequence[Node]) -> int:
         if self._sliced:
             place = next(iter(self._sliced.values()))
             SliceParameters(
@@ -295,7 +313,7 @@ class LocalInputs:
                 place.rank,
                 place.num_ranks,
             )(gm)
-            gm.recompile()
+        return len(self._sliced)
 
     def examples(self) -> list[Any]:
         """Fake inputs of the local graph, from those of the full one."""
@@ -358,6 +376,8 @@ class LocalInputs:
             return full
         local = self._values[i]  # fake, already of the local shape
         with local.fake_mode, torch.no_grad():
+            if (fake := self._wrapped[i]) is not None:
+                return place.take(fake)
             part = torch.empty_like(local)
             if place.is_view:
                 part = place.take(part.new_empty_strided(full.shape, full.stride())).detach()
@@ -378,6 +398,19 @@ class LocalInputs:
 def _is_trained(example: Any) -> bool:
     """Whether gradients of an input are recorded where its graph was traced."""
     return torch.is_grad_enabled() and isinstance(example, Tensor) and example.requires_grad
+
+
+def _may_be_view(
+    full: Tensor, placement: Shard, num_ranks: int, slices: bool, is_released: bool
+) -> bool:
+    """Whether a rank's part, one stretch of `full`, may lie in its memory."""
+    if not compat.is_wrapper_subclass(full):
+        return full.is_contiguous() and (placement.dim == 0 or not is_released)
+    if is_released or not slices:
+        return False
+    with torch.no_grad():
+        parts = tensors_in(view_local(full, placement, 0, num_ranks))
+    return all(part.is_contiguous() for part in parts)  # its kernels want dense values and scales
 
 
 def _nothing() -> None:

@@ -6,7 +6,8 @@ The next call compiles graphs that take the parts. Everything else that touches 
 would read freed memory: saving and copying it raise instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.local_parameters import PARTS, Reader, refuse_released
+from ladderize.frontends.local_parameters import (
+    PARTS,
+    Place,
+    Reader,
+    refuse_released,
+    tensors_in,
+)
 from ladderize.sharding.placement import local_indices
 
 _hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
@@ -68,9 +75,11 @@ def _why_needed(parameter: Tensor) -> str:
 
 
 def _owns_its_memory(parameter: Tensor) -> bool:
-    storage = parameter.untyped_storage()
-    is_whole = storage.nbytes() == parameter.numel() * parameter.element_size()
-    return is_whole and storage.resizable() and not PARTS.is_released(parameter)
+    is_whole = all(
+        tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.untyped_storage().resizable()
+        for tensor in tensors_in(parameter)
+    )
+    return is_whole and not PARTS.is_released(parameter)
 
 
 def store(model: nn.Module, readers: Mapping[str, Reader]) -> None:
@@ -100,23 +109,40 @@ def _free(parameter: Tensor) -> None:
 def _refill(parameter: Tensor) -> None:
     if parameter in PARTS.stored:
         PARTS.require_memory(parameter)
-    else:
-        PARTS.fill(parameter, _gathered(parameter))
-
-
-def _gathered(parameter: Tensor) -> Tensor:
-    """The whole of a parameter, from the parts of all ranks."""
+        return
     place, part = next(iter(PARTS.of(parameter).items()))
-    local = part.local.detach().contiguous()
-    parts = [torch.empty_like(local) for _ in range(place.num_ranks)]
-    dist.all_gather(parts, local, group=compat.process_group(place.group_name))
-    whole = torch.empty_like(parameter, device=local.device)
-    for rank, gathered in enumerate(parts):
-        ranges = local_indices(place.placement, rank, place.num_ranks)
-        pieces = torch.split(gathered, [len(r) for r in ranges], place.placement.dim)
-        for r, piece in zip(ranges, pieces, strict=True):
-            whole.data.narrow(place.placement.dim, r.start, len(r)).copy_(piece)
-    return whole
+    PARTS.regain(parameter)
+    locals_of = tensors_in(part.local)
+    for full, local in zip(tensors_in(parameter), locals_of, strict=True):
+        _refill_tensor(full, local.detach().contiguous(), place)
+
+
+def _refill_tensor(full: Tensor, local: Tensor, place: Place) -> None:
+    """Gather `full`, a parameter or a tensor that one is made of, from the ranks' `local` parts."""
+    # gloo of torch 2.13 has no floats of one byte
+    sent = local.view(torch.uint8) if local.is_floating_point() and local.itemsize == 1 else local
+    parts = [torch.empty_like(sent) for _ in range(place.num_ranks)]
+    dist.all_gather(parts, sent, group=compat.process_group(place.group_name))
+    # Through .data: the values are the old ones, and the local parts stay up to date.
+    with torch.inference_mode(full.is_inference()), torch.no_grad():
+        for rank, gathered in enumerate(parts):
+            for part, piece in _stretches(full.data, gathered.view(local.dtype), place, rank):
+                part.copy_(piece)
+
+
+def _stretches(
+    full: Tensor, gathered: Tensor, place: Place, rank: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stretches of `full` that `rank` holds, and their values in `gathered`."""
+    if full.shape == gathered.shape:  # a scale of the whole weight
+        yield full, gathered
+        return
+    dim = next(d for d in range(full.dim()) if full.shape[d] != gathered.shape[d])
+    unit = Fraction(full.shape[dim], place.placement.size)  # packed: less than one entry
+    ranges = local_indices(place.placement, rank, place.num_ranks)
+    starts, sizes = [int(r.start * unit) for r in ranges], [int(len(r) * unit) for r in ranges]
+    for start, size, piece in zip(starts, sizes, torch.split(gathered, sizes, dim), strict=True):
+        yield full.narrow(dim, start, size), piece
 
 
 def _guard(module: nn.Module) -> None:

@@ -3,7 +3,8 @@
     before   q = torch._C._nn.linear(h, w);  y = call_method view(q, 2, 8, -1)
     after    q = aten.linear.default(h, w);  y = aten.view.default(q, [2, 8, -1])
 
-Composite ops that sharding has rules for (linear, attention, layer_norm) stay whole.
+Composite ops that sharding has rules for (linear, attention, layer_norm) stay whole. A weight that
+is made of other tensors (quantised) is a plain one of its form here; `wrapped` tells what it is.
 """
 
 import contextlib
@@ -30,13 +31,19 @@ def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, di
     values are in `meta["val"]` under the fake mode of the inputs.
     """
     inputs = gm.graph.find_nodes(op="placeholder")
-    with compat.fake_mode_of([ops.value(node) for node in inputs]) or contextlib.nullcontext():
-        aten = spell_calls(gm)
+    given = [ops.value(node) for node in inputs]
+    aten = None
+    if not any(map(compat.is_wrapper_subclass, given)):
+        with compat.fake_mode_of(given) or contextlib.nullcontext():
+            aten = spell_calls(gm)
     if aten is None:
         aten = _trace_whole(gm)
     carry_inputs(gm, aten)
     traced = aten.graph.find_nodes(op="placeholder")
     carried = {new: names[old] for old, new in zip(inputs, traced, strict=True) if old in names}
+    for node, value in zip(traced, given, strict=True):
+        if compat.is_wrapper_subclass(value):
+            node.meta[_WRAPPED] = value
     return aten, carried
 
 
@@ -47,7 +54,8 @@ def _trace_whole(gm: GraphModule) -> GraphModule:
             node.meta["custom"] = {**node.meta.get("custom", {}), REGION: node.meta[REGION]}
     # Not the backend's example inputs: where Dynamo made a tensor of a Python float (dynamic=True)
     # those hold a real tensor, whose item() cannot be traced; the fake one remembers its symbol.
-    values = [ops.value(node) for node in inputs]
+    given = [ops.value(node) for node in inputs]
+    values = [compat.plain_like(v) if compat.is_wrapper_subclass(v) else v for v in given]
 
     def interpret(*args: Any) -> Any:
         return torch.fx.Interpreter(gm).run(*args)
@@ -60,6 +68,12 @@ def _trace_whole(gm: GraphModule) -> GraphModule:
     return aten
 
 
+def wrapped(node: Node) -> torch.Tensor | None:
+    """What a graph input is whose value in the graph is a plain tensor in the place of others."""
+    found: torch.Tensor | None = node.meta.get(_WRAPPED)
+    return found
+
+
 def is_aten(gm: GraphModule) -> bool:
     """Whether `gm` speaks ATen already, as an exported program does."""
     calls = [node for node in gm.graph.nodes if node.op.startswith("call_")]
@@ -69,4 +83,5 @@ def is_aten(gm: GraphModule) -> bool:
     )
 
 
+_WRAPPED = "ladderize_wrapped"
 _DIALECTS = ("torch", "torch.nn.functional", "torch._C._nn")

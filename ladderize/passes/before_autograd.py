@@ -164,7 +164,8 @@ def _check_host_transfers(state: Rewriting) -> None:
 
 
 def _refuse_wrapped(state: Rewriting) -> None:
-    refuse_wrapped({name: ops.value(node) for node, name in state.names.items()})
+    values = {name: ops.value(node) for node, name in state.names.items()}
+    refuse_wrapped(values, takes_quantised=True)
 
 
 def _to_aten(state: Rewriting) -> None:

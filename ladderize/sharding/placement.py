@@ -178,5 +178,8 @@ def take_local(full: Tensor, placement: Placement, rank: int, num_ranks: int) ->
     """`rank`'s part of `full` in memory of its own (the tensor itself when replicated)."""
     if not isinstance(placement, Shard):
         return full
+    if placement.is_one_stretch:  # all that a tensor made of others may allow
+        view = view_local(full, placement, rank, num_ranks)
+        return view.clone(memory_format=torch.contiguous_format)
     ranges = local_indices(placement, rank, num_ranks)
     return torch.cat([full.narrow(placement.dim, r.start, len(r)) for r in ranges], placement.dim)

@@ -14,6 +14,8 @@ from ladderize import compat
 from ladderize.errors import Blocker
 from ladderize.graph.flops import flops_of
 from ladderize.sharding.propagate import Ban, Propagation
+from ladderize.sharding.rules.products import PRODUCTS
+from ladderize.sharding.visit import op_name, packet
 from ladderize.streams.block import Block
 
 NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"
@@ -84,6 +86,9 @@ def _branch(
     """Reasons that are mere consequences are left out where a cause is known."""
     causes = [ban for ban in bans if not ban.is_consequence] or bans
     reasons = tuple(dict.fromkeys(_reason(found, ban) for ban in causes))
+    if not reasons and (computed := dict(_computed(found, block))):
+        reasons = tuple(_computed_reason(found, node, computed[node]) for node in computed)
+        weights = [*weights, *dict.fromkeys(p for held in computed.values() for p in held)]
     return Undivided(
         reasons or (Blocker.at(block.add, NO_WEIGHT),),
         tuple(found.parameters[w] for w in weights),
@@ -91,6 +96,44 @@ def _branch(
         beyond_share(sum(map(flops_of, block.branch)), found.num_ranks),
         is_branch=True,
     )
+
+
+def _computed(found: Propagation, block: Block) -> Iterator[tuple[Node, list[Node]]]:
+    """Products whose weight is computed, as where it is unpacked first, and from what."""
+    for node in block.branch:
+        form = PRODUCTS.get(packet(node))
+        weight = node.args[form.weight] if form is not None else None
+        if isinstance(weight, Node) and found.parameter(weight) is None:
+            held = _parameters_behind(found, weight)
+            if held:
+                yield node, held
+
+
+def _computed_reason(found: Propagation, node: Node, held: Sequence[Node]) -> Blocker:
+    weight = node.args[PRODUCTS[packet(node)].weight]
+    assert isinstance(weight, Node)
+    names = ", ".join(sorted(found.parameters[parameter] for parameter in held))
+    return Blocker.at(
+        node,
+        f"{op_name(node)} multiplies by {packet(weight)} of {names}: only parameters are divided",
+    )
+
+
+def _parameters_behind(found: Propagation, weight: Node) -> list[Node]:
+    """The parameters that `weight` is computed from; none where it depends on anything else."""
+    held: dict[Node, None] = {}
+    seen, left = {weight}, [weight]
+    while left:
+        node = left.pop()
+        if node in found.parameters:
+            held[node] = None
+            continue
+        if node.op == "placeholder":
+            return []
+        new = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(new)
+        left += new
+    return list(held)
 
 
 def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:

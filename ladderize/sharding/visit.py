@@ -16,8 +16,10 @@ import torch
 from torch.fx import Node
 
 from ladderize.errors import module_path
+from ladderize.graph.to_aten import wrapped
 from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.placement import OwnRows, Placement, Shard, local_indices
+from ladderize.sharding.rules.quantized import refused_parts
 from ladderize.sharding.statics import stand_in
 from ladderize.sharding.values import (
     REPLICATED,
@@ -147,6 +149,9 @@ class Visit:
                 self.illegal(self.describe_size(length), [part or found.parameter])
             start += length
         lies = dataclasses.replace(placement, dim=found.dims[placement.dim])
+        whole = wrapped(found.parameter)
+        if whole is not None and (reason := refused_parts(whole, lies, self.num_ranks)):
+            self.illegal(reason, [found.parameter])
         self.demands[found.parameter] = lies
 
     def demand_stack(self, weight: Node) -> Origin:
@@ -248,7 +253,8 @@ class Visit:
         if len({(shard.outer, shard.inner) for _, shard in sharded}) > 1:
             self.illegal(f"{self.op_name} takes operands sharded in different ways")
         cuts = frozenset(cut for _, shard in sharded for cut in inner_cuts(shard.chunks))
-        raise self.needs_cuts([node for node, _ in sharded], cuts)
+        coarse = [node for node, shard in sharded if not cuts <= inner_cuts(shard.chunks)]
+        raise self.needs_cuts(coarse or [node for node, _ in sharded], cuts)
 
     def needs_cuts(self, operands: Iterable[Node], cuts: frozenset[int]) -> NeedsCuts:
         """Translate `cuts` of the operands' sharded dim into cuts of the parameters behind it."""

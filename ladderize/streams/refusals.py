@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
 from ladderize import compat
@@ -247,19 +248,21 @@ def _dense(context: AnalysisContext, node: Node) -> str:
     return ""
 
 
-def refuse_wrapped(parameters: Mapping[str, Any]) -> None:
+def refuse_wrapped(parameters: Mapping[str, Any], takes_quantised: bool = False) -> None:
     """Raise `LadderError` for weights that are tensor subclasses, and so more than one tensor.
 
-    Quantised weights are values and scales in one; no sharding rule divides both.
+    Args:
+        parameters: by name.
+        takes_quantised: whether values and scales are divided together; DTensors are not.
     """
     wrapped = [
         Blocker(f"{name} is a {type(value).__name__} of {type(value).__module__.partition('.')[0]}")
         for name, value in parameters.items()
-        if compat.is_wrapper_subclass(value)
+        if compat.is_wrapper_subclass(value) and (isinstance(value, DTensor) or not takes_quantised)
     ]
     if wrapped:
         raise LadderError(
             "These weights cannot be sharded, for they are no plain tensors:",
             wrapped,
-            "shard weights that are not quantised; leave mesh= out where they are DTensors already",
+            "compile quantised models with mesh=; leave it out where weights are DTensors already",
         )

@@ -36,6 +36,8 @@ ILLUSTRATIONS = {
     ("docs/tensorrt.md", "ladder graph"),
     ("docs/sharding.md", "branch: layers.{0-1}.self_attn.q_proj.weight: 7"),
     ("docs/sharding.md", "order, ends       the choices of all tokens"),
+    ("docs/sharding.md", "w [128, 64] of int8 [128, 64]"),
+    ("docs/sharding.md", "model.layers.0.mlp.down_proj.weight: aten.amin"),
 }
 
 

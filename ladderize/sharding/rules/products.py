@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ladderize.graph.to_aten import wrapped
 from ladderize.sharding.lookahead import cuts_by_readers
 from ladderize.sharding.placement import Partial, Shard
+from ladderize.sharding.rules.quantized import not_linear
 from ladderize.sharding.values import REPLICATED, Illegal, NeedsCuts, Origin, Value, Values
 from ladderize.sharding.visit import Visit, packet
 
@@ -181,6 +183,7 @@ def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any)
     if shard.whole:
         visit.illegal(f"{visit.op_name} would count what each rank holds whole more than once")
     refuse_without_second(visit, x, weight)
+    _refuse_not_linear(visit, weight)
     visit.demand(weight, Shard(len(visit.shape(weight)) + form.inputs, shard.chunks))
     if not isinstance(bias, Node):
         return Value(Partial())
@@ -189,6 +192,14 @@ def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any)
         return Value(Partial())
     visit.rewrite((x, weight), aten.mm.default if packet(visit.node) is aten.addmm else None)
     return Value(Partial(), biases=(bias,))
+
+
+def _refuse_not_linear(visit: Visit, weight: Node) -> None:
+    parameter = visit.parameter(weight)
+    assert parameter is not None
+    whole = wrapped(parameter)
+    if whole is not None and (reason := not_linear(whole)):
+        visit.illegal(reason, [parameter])
 
 
 def refuse_without_second(visit: Visit, x: Node, weight: Node) -> None:

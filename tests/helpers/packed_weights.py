@@ -1,0 +1,106 @@
+"""Weights of four bits a value, with scales and zero points of groups: what libraries make.
+
+    PackedWeight [out, in]   packed uint8 [out, in/2]   scale, zero [out, in/group]
+
+    UnpackingLinear          qweight int32 [in/8, out]   scales, qzeros of groups: plain buffers
+
+Stand-ins where no such library is installed; the second has the buffers of GPTQ.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+
+class PackedWeight(torch.Tensor):
+    """Made of `packed`, `scale` and `zero`.
+
+    Args:
+        group: inputs that share a scale.
+        quantises_inputs: whether its linear rounds what it multiplies, by the largest of a row.
+    """
+
+    @staticmethod
+    def __new__(cls, packed, scale, zero, group, quantises_inputs=False):
+        shape = (packed.shape[0], packed.shape[1] * 2)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=scale.dtype, device=scale.device
+        )
+
+    def __init__(self, packed, scale, zero, group, quantises_inputs=False):
+        self.packed, self.scale, self.zero = packed, scale, zero
+        self.group, self.quantises_inputs = group, quantises_inputs
+
+    @classmethod
+    def of(cls, weight, group, quantises_inputs=False):
+        grouped = weight.detach().unflatten(1, (-1, group))
+        low, high = grouped.amin(-1), grouped.amax(-1)
+        scale = (high - low) / 15
+        values = ((grouped - low.unsqueeze(-1)) / scale.unsqueeze(-1)).round().flatten(1)
+        values = values.to(torch.uint8)
+        return cls(values[:, ::2] | (values[:, 1::2] << 4), scale, low, group, quantises_inputs)
+
+    def __tensor_flatten__(self):
+        return ["packed", "scale", "zero"], (self.group, self.quantises_inputs)
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, context, size, stride):
+        return cls(inner["packed"], inner["scale"], inner["zero"], *context)
+
+    def unpacked(self):
+        values = torch.stack((self.packed & 15, self.packed >> 4), -1).flatten(1)
+        scale, zero = (t.repeat_interleave(self.group, 1) for t in (self.scale, self.zero))
+        return values.to(scale.dtype) * scale + zero
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.quantises_inputs:
+            step = x.abs().amax(-1, keepdim=True) / 127
+            x = (x / step).round() * step
+        return F.linear(x, self.unpacked(), bias)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            return args[1].linear(args[0], *args[2:], **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        weight = args[0]
+        if not isinstance(weight, PackedWeight):
+            raise NotImplementedError(f"{func} of packed weights")
+        context = (weight.group, weight.quantises_inputs)
+        inner = (weight.packed, weight.scale, weight.zero)
+        if func is aten.slice.Tensor:
+            dim, start, end = args[1:4]
+            if dim == 0:
+                return cls(*(func(t, 0, start, end) for t in inner), *context)
+            per = (2, weight.group, weight.group)  # the last group is not whole where it is cut
+            ends = zip(inner, per, strict=True)
+            return cls(*(func(t, 1, start // n, -(-end // n)) for t, n in ends), *context)
+        if func in (aten.clone.default, aten.detach.default):
+            return cls(*(func(t, **(kwargs or {})) for t in inner), *context)
+        raise NotImplementedError(f"{func} of packed weights")
+
+
+class UnpackingLinear(nn.Module):
+    """Unpacks eight values of each int32 along the inputs, and multiplies."""
+
+    def __init__(self, inputs, outputs, group=8):
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        bits = {"low": -(2**31), "high": 2**31 - 1, "dtype": torch.int32, "generator": draw}
+        packed = torch.randint(size=(inputs // 8, outputs), **bits)
+        zeros = torch.randint(size=(inputs // group, outputs // 8), **bits)
+        self.register_buffer("qweight", packed)
+        self.register_buffer("qzeros", zeros)
+        self.register_buffer("scales", torch.rand(inputs // group, outputs, generator=draw))
+        self.register_buffer("g_idx", torch.arange(inputs) // group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = torch.arange(0, 32, 4, dtype=torch.int32)
+        zeros = (self.qzeros.unsqueeze(2) >> bits & 15).flatten(1)
+        values = (self.qweight.unsqueeze(1) >> bits.unsqueeze(1) & 15).flatten(0, 1)
+        return x @ (self.scales[self.g_idx] * (values - zeros[self.g_idx]))
