@@ -19,6 +19,7 @@ KINDS = {"python", "py", "sh", "text"}
 # Text blocks that show no output of the block before, by how they begin: diagrams, and excerpts
 # of what a model too big for this page prints.
 ILLUSTRATIONS = {
+    ("docs/multi-node.md", "$ sudo PYTHON=.venv/bin/python bench/multi_node.sh"),
     ("README.md", "standard   h0 ─ AR0"),
     ("docs/design.md", "Dynamo or export graph"),
     ("docs/design.md", "front end ── Rewriting"),

@@ -47,6 +47,7 @@ BENCH = {
 # Shell scripts that the pages name, and why the suite does not run them.
 NOT_RUN = {
     "bench/gpu_first.sh": "tests/tools/test_gpu_first.py does",
+    "bench/multi_node.sh": "as netns.sh; test_examples.py runs its example",
     "bench/netns.sh": "makes network namespaces: needs root and iproute2",
 }
 
@@ -136,6 +137,11 @@ SERVER = ROOT / "examples" / "transformers_serve.py"
 SERVER_TEST = ROOT / "tests" / "integrations" / "transformers" / "test_serve.py"
 
 
+def is_of_several_machines(_: Block, line: str, __: Path) -> None:
+    """As its program has it, which is run without a second machine."""
+    assert line in (ROOT / "examples" / "multi_node.py").read_text()
+
+
 def trains(block: Block, line: str, _: Path) -> None:
     """In an environment of its own, where torchtitan is; its output too is compared there."""
     tested = ROOT / "tests" / "integrations" / "torchtitan" / "test_torchtitan.py"
@@ -146,8 +152,9 @@ def trains(block: Block, line: str, _: Path) -> None:
 OUTPUT_IS_COMPARED = (is_an_example, is_run_with_the_fragments, is_run_with_the_server, trains)
 COMMANDS = {
     r"python3 -m venv .*": installs,
-    r"(\.venv/bin/)?torchrun (?!.*torchtitan).*": is_an_example,
+    r"(\.venv/bin/)?torchrun (?!.*torchtitan|--nnodes).*": is_an_example,
     r"torchrun .*torchtitan.*": trains,
+    r"torchrun --nnodes .*": is_of_several_machines,
     r"\.venv/bin/pytest( .*)?": is_a_test,
     r"\.venv/bin/python tests/\S+": is_a_test,
     r"\.venv/bin/pre-commit install": sets_hooks,

@@ -39,6 +39,18 @@ def printed_by_torchrun(line: str, folder: Path) -> list[str]:
     return ran.stdout.splitlines()
 
 
+@pytest.mark.deep
+def test_ranks_of_two_machines():
+    """`bench/multi_node.sh` runs it on two of them."""
+    lines = run_program(
+        EXAMPLES / "multi_node.py", ["--machines", "2"], ranks=4, lowering="eager"
+    ).splitlines()
+    ranks = [re.search(r"ranks ([\d ]+)", line)[1] for line in lines[:3]]
+    assert ranks == ["0 1", "0 2", "0 1 2 3"]
+    assert lines[3] == "another option on the last machine: refused on all 4 ranks"
+    assert any("+staleness = 2" in line for line in lines[4:])
+
+
 def printed(line: str, lowering: str = "eager") -> list[str]:
     """The same from forked ranks, with another lowering in place of Inductor."""
     found = re.fullmatch(r"torchrun --standalone --nproc-per-node (\d) examples/(\S+)", line)

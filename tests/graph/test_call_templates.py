@@ -41,8 +41,8 @@ class Unlike(nn.Module):
     """Calls that are near to each other, and results that are nested."""
 
     def forward(self, x):
-        first, second = x.chunk(2, 1)
-        signs = 1 / torch.full_like(first, 0.0), 1 / torch.full_like(second, -0.0)
+        first, _ = x.chunk(2, 1)
+        signs = 1 / torch.full_like(first, 0.0), 1 / torch.full_like(first, -0.0)
         with torch.no_grad():
             means = x.mean(1, keepdim=True), x.mean(1, keepdim=False), x.mean(0)
         whole, part = x.T.sum(0), x[:, 2:].sum(1)

@@ -1,5 +1,6 @@
 """Training an unsharded model over a mesh: whole gradients on every rank, so one step for all."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -9,6 +10,7 @@ from helpers.graphs import Residual
 from helpers.language_models import language_model
 from helpers.ranks import mesh
 from helpers.reads import HEAD
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import profile
@@ -138,6 +140,25 @@ def test_different_batches_on_the_ranks_of_a_mesh_are_refused():
     with pytest.raises(LadderError, match="different batches") as caught:
         wrapped(torch.ones(2, 8))
     assert "ranks 0, 1" in str(caught.value)
+
+
+def data_parallel():
+    """The largest error of a gradient, averaged over the pairs of ranks that share a model."""
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    torch.manual_seed(0)
+    net = Residual(2)
+    whole = copy.deepcopy(net)
+    batches = [torch.randn(3, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    ladderize.compile(net, mesh=grid["model"], lowering="eager")
+    run = DistributedDataParallel(net, process_group=grid["data"].get_group())
+    run(batches[grid["data"].get_local_rank()]).square().mean().backward()
+    (sum(whole.ladder(x).square().mean() for x in batches) / 2).backward()
+    return largest_error(*({n: p.grad for n, p in m.named_parameters()} for m in (net, whole)))
+
+
+@pytest.mark.deep
+def test_data_parallel_over_another_axis(four_ranks):
+    assert max(four_ranks.run(data_parallel)) <= 1e-5
 
 
 PLACEMENTS = [Shard(0, (4,)), Shard(1, (4, 2)), Shard(0, (4, 2), whole=(1,))]
