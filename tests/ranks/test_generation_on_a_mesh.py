@@ -9,7 +9,7 @@ import transformers
 from helpers.ranks import mesh
 
 import ladderize
-from ladderize import LadderWarning
+from ladderize import LadderError, LadderWarning
 
 SHAPE = {
     "hidden_size": 64,
@@ -31,6 +31,25 @@ FAMILIES = {
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gemma3_text": GROUPED | WINDOWED,
     "gpt_oss": GROUPED | WINDOWED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mamba2": {
+        "num_heads": 8,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 4,
+    },
+    "qwen3_next": GROUPED
+    | {
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
 }
 PROMPT = torch.arange(2, 16).reshape(2, 7)
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -45,8 +64,8 @@ def new_model(family, **changes):
 def generated(model, prompt=PROMPT, **how):
     """The tokens, and the bytes of the cache that made them."""
     made = model.generate(prompt, return_dict_in_generate=True, **how)
-    layers = made.past_key_values.layers
-    return made.sequences.tolist(), sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    kept = [layer for layer in made.past_key_values.layers if hasattr(layer, "keys")]
+    return made.sequences.tolist(), sum(layer.keys.nbytes + layer.values.nbytes for layer in kept)
 
 
 def on_both(model, how):
@@ -66,7 +85,7 @@ def on_both(model, how):
 def compared(family, run):
     """Whether the tokens are equal, the cache's share of one process's, warnings."""
     (one, held_by_one), (two, held), warned = on_both(new_model(family), RUNS[run])
-    return one == two, held / held_by_one, warned
+    return one == two, held / held_by_one if held_by_one else None, warned
 
 
 MASK = torch.ones_like(PROMPT)
@@ -106,3 +125,27 @@ DEEP = [(family, "growing") for family in ("opt", "falcon", "gpt_oss")]
 def test_families(two_ranks, family, run):
     for are_equal, share, _ in two_ranks.run(compared, family, run):
         assert (are_equal, share) == (True, 0.5)
+
+
+@pytest.mark.parametrize(("family", "share"), [("mamba2", None), ("qwen3_next", 0.5)])
+def test_states_of_mixers_are_kept_by_parts(two_ranks, family, share):
+    """Of what each rank keeps the mixers compute with its part: none of them is whole."""
+    for *found, warned in two_ranks.run(compared, family, "growing"):
+        assert found == [True, share]
+        assert not any("mixer" in text or "linear_attn" in text for text in warned)
+
+
+def filled_elsewhere():
+    """What a cache with states of another model is answered."""
+    model = new_model("mamba2")
+    with torch.no_grad():
+        cache = model(PROMPT, use_cache=True).cache_params
+        ladderize.compile(model, mesh=mesh(), lowering="eager")
+        with pytest.raises(LadderError) as caught:
+            model(PROMPT[:, :1], cache_params=cache)
+    return str(caught.value)
+
+
+def test_states_made_elsewhere_are_refused(two_ranks):
+    for message in two_ranks.run(filled_elsewhere):
+        assert "made outside of the mesh" in message
