@@ -48,7 +48,8 @@ SUBSTITUTIONS = (
     # A C++ compiler is not the point.
     ("fullgraph=True)", 'fullgraph=True, options={"lowering": "eager"})'),
     ('options={"mesh": mesh}', 'options={"mesh": mesh, "lowering": "eager"}'),
-    ("compile(model, mesh=mesh)", 'compile(model, mesh=mesh, lowering="eager")'),
+    ("compile(model, mesh=mesh", 'compile(model, lowering="eager", mesh=mesh'),
+    ("from_pretrained(folder, mesh)", 'from_pretrained(folder, mesh, lowering="eager")'),
 )
 TRIED_ELSEWHERE = {"ladderize doctor"}  # tests/tools/test_doctor.py
 # Run under --deep: of the first the suite has tests/tools/test_bench.py, of the second
@@ -97,6 +98,31 @@ stand_in = engines_in_pytorch()
 stand_in.__enter__()
 """
 OVER_MESH = "\nmesh = init_device_mesh('cpu', (2,))"
+EXPERTS = f"""
+from transformers import MixtralConfig, MixtralForCausalLM
+
+mesh = init_device_mesh("cpu", (2,))
+mixture = MixtralConfig(num_hidden_layers=2, num_local_experts=4, use_cache=False, **{SHAPE})
+torch.manual_seed(0)
+model = MixtralForCausalLM(mixture).eval()
+llama, folder, factory = folder, model.state_dict(), lambda: MixtralForCausalLM(mixture)
+"""
+SAME_LOGITS = """
+with torch.no_grad():
+    assert torch.allclose(shard(ids).logits, model(ids).logits, atol=1e-4)
+folder = llama
+"""
+TOKENIZER = """
+import torch.distributed as dist
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+"""
+SAME_TOKENS = """
+every = [torch.empty_like(tokens) for _ in range(2)]
+dist.all_gather(every, tokens)
+assert torch.equal(*every) and tokens.shape[1] > 8
+"""
 SAME_PARAMETERS = """
 import torch.distributed as dist
 
@@ -127,7 +153,11 @@ FRAGMENTS = {
     ),
     "docs/sharded.md": (("", COMPILED),),
     "docs/training.md": ((MODEL, SAME_PARAMETERS),),
-    "docs/sharding.md": ((OWNS_ITS_MEMORY, "assert freed > 0" + IS_A_LADDER.format(run="model")),),
+    "docs/generate.md": ((TOKENIZER, SAME_TOKENS),),
+    "docs/sharding.md": (
+        (EXPERTS, SAME_LOGITS),
+        (OWNS_ITS_MEMORY, "assert freed > 0" + IS_A_LADDER.format(run="model")),
+    ),
 }
 
 

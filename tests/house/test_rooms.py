@@ -102,6 +102,7 @@ STATE = {
     "frontends/compile.py _compiled",
     "frontends/checkpoints/conversions.py _conversions",
     "frontends/release_parameters.py _hooks",
+    "frontends/local_caches.py _layouts",
     "frontends/local_parameters.py PARTS",
     "compat/paged_cache.py _caches",
 }
