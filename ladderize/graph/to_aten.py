@@ -19,6 +19,7 @@ from torch.fx.traceback import preserve_node_meta
 from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload
 from ladderize.compat.frames import carry_inputs
+from ladderize.errors import Blocker, LadderError
 from ladderize.graph import ops
 from ladderize.graph.call_templates import spell_calls
 from ladderize.graph.higher_order import REGION
@@ -65,7 +66,26 @@ def _trace_whole(gm: GraphModule) -> GraphModule:
     for node in aten.graph.nodes:  # what a tracer copies from one graph to the next is "custom"
         if region := node.meta.get("custom", {}).pop(REGION, None):
             node.meta[REGION] = region
+    _refuse_lost_values(aten)
     return aten
+
+
+def _refuse_lost_values(aten: GraphModule) -> None:
+    """Raise where the trace took a value that is computed for a constant."""
+    lost = {name for name, tensor in aten.named_buffers() if compat.fake_mode_of([tensor])}
+    readers = [
+        Blocker.at(reader, f"{reader.target} reads a value that torch has lost")
+        for node in aten.graph.find_nodes(op="get_attr")
+        if node.target in lost
+        for reader in node.users
+    ]
+    if readers:
+        raise LadderError(
+            "This graph cannot be traced to ATen, which sharding needs:",
+            dict.fromkeys(readers),
+            "choose another implementation of the model, without associative_scan "
+            "(use_associative_scan=False)",
+        )
 
 
 def wrapped(node: Node) -> torch.Tensor | None:

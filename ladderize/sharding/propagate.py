@@ -31,6 +31,10 @@ from ladderize.sharding.walks import walked_nodes
 from ladderize.streams.block import Block
 
 REPLICATE = Replicate()
+_RETURNED = (
+    "the graph returns it; of keys and values, use_cache=False returns none, and "
+    "ladderize.compile(model, mesh=mesh) divides caches whose heads the ranks divide"
+)
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ class Propagation:
         if node in self.branches[self._place[node][0]].outputs:
             reason = "no second weight brings it back to the stream's size"
             raise Illegal(reason, culprits, is_consequence=True)
+        if reader.op == "output":
+            raise Illegal(_RETURNED, culprits)
         raise Illegal(f"{op_name(reader)} reads {node} outside of the branch", culprits)
 
     def _check_demands(self, visit: Visit) -> None:

@@ -207,6 +207,23 @@ def transpose(visit: Visit) -> Values:
     return value.at({a: b, b: a}.get(shard.dim, shard.dim))
 
 
+def movedim(visit: Visit) -> Values:
+    """movedim(x, source, destination): the dims that are not named stay in their order."""
+    node, value, shard = source(visit)
+    ndim = len(visit.shape(node))
+    named = (visit.argument(i, name) for i, name in ((1, "source"), (2, "destination")))
+    old, new = ([wrap(d, ndim) for d in _listed(dims)] for dims in named)
+    places = dict(zip(new, old, strict=True))
+    rest = iter(d for d in range(ndim) if d not in old)
+    return value.at(
+        [places[d] if d in places else next(rest) for d in range(ndim)].index(shard.dim)
+    )
+
+
+def _listed(dims: Any) -> list[Any]:
+    return list(dims) if isinstance(dims, (list, tuple)) else [dims]
+
+
 def transpose_matrix(visit: Visit) -> Values:
     node, value, shard = source(visit)
     return value.at(

@@ -218,6 +218,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.view_as, aten.reshape_as), layout.view_as),
     **dict.fromkeys((aten.expand, aten.broadcast_to), layout.expand),
     aten.permute: layout.permute,
+    aten.movedim: layout.movedim,
     aten.transpose: layout.transpose,
     aten.t: layout.transpose_matrix,
     aten.mT: layout.transpose_matrix,
