@@ -13,12 +13,13 @@ ANY = Link("any", ranks=4, latency=1e-3, bandwidth=1e9)
 def test_the_profiles():
     assert list(known_links()) == [
         *(f"{kind}-{ranks}" for kind in ("nvlink", "pcie") for ranks in (2, 4, 8)),
-        *("ethernet-100g", "ethernet-10g", "wifi"),
+        *("ethernet-100g", "ethernet-10g", "wifi", "infiniband-16"),
     ]
     for name, link in known_links().items():
         assert link_of(name) == link
         assert link.name == name
-        assert link.ranks == (int(name[-1]) if name[-1].isdigit() else 2)
+        _, _, ranks = name.partition("-")
+        assert link.ranks == (int(ranks) if ranks.isdigit() else 2)
 
 
 @pytest.mark.parametrize("link", known_links().values(), ids=known_links())
