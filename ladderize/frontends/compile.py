@@ -20,7 +20,6 @@ from ladderize import compat
 from ladderize.backends import Lower
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends import release_parameters
 from ladderize.frontends.backend import compile_graph, ladderize
 from ladderize.frontends.checkpoints.conversions import forget_conversion, note_request
 from ladderize.frontends.checkpoints.own_entry import own_entry
@@ -39,8 +38,9 @@ from ladderize.frontends.generation import (
     refuse_relative_counts,
     set_compile_by_generate,
 )
-from ladderize.frontends.local_caches import lead_caches
-from ladderize.frontends.local_parameters import PARTS
+from ladderize.frontends.mesh import release_parameters
+from ladderize.frontends.mesh.local_caches import lead_caches
+from ladderize.frontends.mesh.local_parts import PARTS
 from ladderize.passes.blend_reads import Blends
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -19,12 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from ladderize import compat
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
-from ladderize.frontends import release_parameters
 from ladderize.frontends.agreement import agree, heard_by_all
 from ladderize.frontends.checkpoints.configurations import model_class, read_config
 from ladderize.frontends.checkpoints.stored_weights import StoredWeights, open_weights
 from ladderize.frontends.compile import compile
-from ladderize.frontends.local_parameters import Place, Reader
+from ladderize.frontends.mesh import release_parameters
+from ladderize.frontends.mesh.local_parts import Place, Reader
 from ladderize.frontends.sharded.checkpoint import TensorSource, open_checkpoint
 from ladderize.frontends.sharded.tracing import META, shapes_only
 from ladderize.frontends.verdicts import Verdict

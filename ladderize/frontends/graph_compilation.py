@@ -30,8 +30,9 @@ from ladderize.frontends.checkpoints.conversions import note_compilation
 from ladderize.frontends.dynamo_graph import copy_graph
 from ladderize.frontends.generation import warn_of_standard_prefill
 from ladderize.frontends.ladder import Laddered
-from ladderize.frontends.local_caches import hold_to_one_layout
-from ladderize.frontends.local_parameters import PARTS, LocalInputs
+from ladderize.frontends.mesh.local_caches import hold_to_one_layout
+from ladderize.frontends.mesh.local_parameters import LocalInputs
+from ladderize.frontends.mesh.local_parts import PARTS
 from ladderize.frontends.verdicts import Verdict, describe_graph, settings_of
 from ladderize.graph import ops
 from ladderize.graph.collectives import find_groups

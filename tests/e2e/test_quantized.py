@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import ladderize
 from ladderize import LadderError, compat
-from ladderize.frontends.local_parameters import PARTS
+from ladderize.frontends.mesh.local_parts import PARTS
 
 REASON = "torchao is not installed; .ci/run installs it for this file alone"
 quantization = pytest.importorskip("torchao.quantization", reason=REASON)

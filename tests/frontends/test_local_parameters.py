@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ladderize
-from ladderize.frontends.local_parameters import PARTS, Place
+from ladderize.frontends.mesh.local_parts import PARTS, Place
 from ladderize.sharding.placement import Shard, take_local
 
 ROWS = Shard(0, (8,))

@@ -17,8 +17,8 @@ from helpers.reads import HEAD
 
 import ladderize
 from ladderize import LadderError
-from ladderize.frontends import release_parameters
-from ladderize.frontends.local_parameters import PARTS, Place
+from ladderize.frontends.mesh import release_parameters
+from ladderize.frontends.mesh.local_parts import PARTS, Place
 from ladderize.sharding.placement import Shard
 from ladderize.testing import eager_ladder
 

@@ -101,9 +101,9 @@ STATE = {
     "sharding/plan_checks.py _told",
     "frontends/compile.py _compiled",
     "frontends/checkpoints/conversions.py _conversions",
-    "frontends/release_parameters.py _hooks",
-    "frontends/local_caches.py _layouts",
-    "frontends/local_parameters.py PARTS",
+    "frontends/mesh/release_parameters.py _hooks",
+    "frontends/mesh/local_caches.py _layouts",
+    "frontends/mesh/local_parts.py PARTS",
     "compat/paged_cache.py _caches",
 }
 CHANGING = ("Counter", "defaultdict", "dict", "list", "set", "Weak", "_Session", "Parts", "Cache")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import ladderize
 from ladderize import LadderError
-from ladderize.frontends.local_parameters import PARTS
+from ladderize.frontends.mesh.local_parts import PARTS
 
 SHAPE = {
     "hidden_size": 32,

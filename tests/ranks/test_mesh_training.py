@@ -17,7 +17,7 @@ from torch.profiler import profile
 
 import ladderize
 from ladderize import LadderError
-from ladderize.frontends.whole_gradients import WholeGradients
+from ladderize.frontends.mesh.whole_gradients import WholeGradients
 from ladderize.sharding.placement import Shard, local_indices
 from ladderize.testing import eager_ladder
 

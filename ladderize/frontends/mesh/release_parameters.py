@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
-from ladderize.frontends.local_parameters import (
+from ladderize.frontends.mesh.local_parts import (
     PARTS,
     Place,
     Reader,
