@@ -40,6 +40,7 @@ BENCH = {
     "bench/quality/held_out_curve.py": "--help",
     "bench/quality/real_model.py": "--help",
     "bench/run.py": "--help",
+    "bench/sharded_families.py": "--help",
     "bench/sequence_parallel.py": "--layers 1 --ranks 2",
     "bench/slow_link.py": "--help",
     "bench/vllm_speed.py": "--help",

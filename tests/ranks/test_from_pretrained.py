@@ -24,7 +24,7 @@ SHAPE = {
 }
 MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 PROMPT = torch.arange(2, 8)[None]
-GREEDY = {"max_new_tokens": 4, "do_sample": False}
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
 
 
 @pytest.fixture(scope="module")
