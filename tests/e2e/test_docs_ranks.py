@@ -102,7 +102,9 @@ EXPERTS = f"""
 from transformers import MixtralConfig, MixtralForCausalLM
 
 mesh = init_device_mesh("cpu", (2,))
-mixture = MixtralConfig(num_hidden_layers=2, num_local_experts=4, use_cache=False, **{SHAPE})
+sizes = dict(num_hidden_layers=2, num_local_experts=4, num_key_value_heads=4, use_cache=False)
+mixture = MixtralConfig(**sizes, **{SHAPE})
+mixture._experts_implementation = "grouped_mm"
 torch.manual_seed(0)
 model = MixtralForCausalLM(mixture).eval()
 llama, folder, factory = folder, model.state_dict(), lambda: MixtralForCausalLM(mixture)
