@@ -31,14 +31,12 @@ class WeightRecipe:
     converter: Any = None
 
     def make(self, model: Any, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The whole parameters.
+        """The whole parameters, of a recipe with a converter.
 
         Args:
             model: whose parameters they are.
             read: gives a tensor of the checkpoint.
         """
-        if self.converter is None:
-            return {self.target: read(self.keys[0][0])}
         converter = copy.deepcopy(self.converter)
         for key, pattern in self.keys:
             converter.add_tensor(self.target, key, pattern, read(key))

@@ -18,9 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
-from ladderize.errors import LadderError
 from ladderize.frontends.agreement import agree, heard_by_all
-from ladderize.frontends.checkpoints.configurations import model_class, read_config
+from ladderize.frontends.checkpoints.configurations import new_model, read_config
 from ladderize.frontends.checkpoints.stored_weights import StoredWeights, open_weights
 from ladderize.frontends.compile import compile
 from ladderize.frontends.mesh import release_parameters
@@ -102,14 +101,8 @@ def load_in_parts(
 def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model in `folder`, its parameters on the meta device."""
     config = read_config(folder)
-    kind = model_class(config)
-    wanted = dtype or config.dtype or torch.float32
     with shapes_only():
-        try:
-            model: Any = kind._from_config(config, dtype=wanted).eval()
-        except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error
+        model = new_model(config, dtype)
     if (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
         model.generation_config = type(model.generation_config).from_pretrained(folder)
     assert isinstance(model, nn.Module)

@@ -24,8 +24,7 @@ from torch.autograd import Function
 from ladderize import compat
 from ladderize.compat.dispatcher import define_composite_ops
 from ladderize.errors import LadderError
-
-_functional = torch.ops._c10d_functional
+from ladderize.graph.parallel_ops import gathered
 
 
 class _OwnHeads(Function):
@@ -36,14 +35,14 @@ class _OwnHeads(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _gather(grad, *ctx.how), None, None, None
+        return gathered(grad, *ctx.how), None, None, None
 
 
 class _AllHeads(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, num_ranks: int, group_name: str) -> Tensor:
         ctx.how = dim, num_ranks, group_name
-        return _gather(x, dim, num_ranks, group_name)
+        return gathered(x, dim, num_ranks, group_name)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -54,13 +53,6 @@ def _take(x: Tensor, dim: int, num_ranks: int, group_name: str) -> Tensor:
     share = x.shape[dim] // num_ranks
     rank = compat.process_group(group_name).rank()
     return x.narrow(dim, rank * share, share).contiguous()
-
-
-def _gather(x: Tensor, dim: int, num_ranks: int, group_name: str) -> Tensor:
-    pending = _functional.all_gather_into_tensor(x.contiguous(), num_ranks, group_name)
-    parts = _functional.wait_tensor(pending).view(num_ranks, *x.shape)
-    whole: Tensor = parts.movedim(0, dim).flatten(dim, dim + 1)
-    return whole
 
 
 def _part(x: Tensor, dim: int, site: str) -> Tensor:  # noqa: ARG001

@@ -64,6 +64,14 @@ class _Wait(Function):
         return grad
 
 
+def gathered(x: Tensor, dim: int, group_size: int, group_name: str) -> Tensor:
+    """The parts of all ranks along `dim`; not recorded by autograd."""
+    pending = _functional.all_gather_into_tensor(x.contiguous(), group_size, group_name)
+    parts = _functional.wait_tensor(pending).view(group_size, *x.shape)
+    whole: Tensor = parts.movedim(0, dim).flatten(dim, dim + 1)
+    return whole
+
+
 class _Gather(Function):
     @staticmethod
     def forward(
@@ -71,10 +79,7 @@ class _Gather(Function):
     ) -> Tensor:
         ctx.save_for_backward(first)
         ctx.dim, ctx.size = dim, x.shape[dim]
-        pending = _functional.all_gather_into_tensor(x.contiguous(), group_size, group_name)
-        parts = _functional.wait_tensor(pending).view(group_size, *x.shape)
-        whole: Tensor = parts.movedim(0, dim).flatten(dim, dim + 1)
-        return whole
+        return gathered(x, dim, group_size, group_name)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:

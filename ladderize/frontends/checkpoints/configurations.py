@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ladderize.compat.json_files import read_json
 from ladderize.errors import LadderError
 
@@ -67,3 +69,21 @@ def model_class(config: Any) -> Any:
         f"This configuration of {config.model_type} does not say which model it is of.",
         cure='name the class in it: "architectures": ["BertForMaskedLM"]',
     )
+
+
+def new_model(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """The model of `config` in eval mode, its weights as they are initialized.
+
+    Args:
+        config: of transformers.
+        dtype: of the weights; None: the one that `config` names.
+
+    Raises:
+        LadderError: transformers has no class for it, or cannot build it.
+    """
+    kind = model_class(config)
+    try:
+        return kind._from_config(config, dtype=dtype or config.dtype or torch.float32).eval()
+    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error

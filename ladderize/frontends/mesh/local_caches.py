@@ -132,33 +132,24 @@ def _derived(base: Any, num_ranks: int, group_name: str) -> type:
 @cache
 def _of_rank(base: Any) -> type:
     """`base`, a class of caches, of whose states each rank uses its part."""
+    methods = _state_methods(base, "conv") | _state_methods(base, "recurrent")
+    return type(f"{base.__name__}OfRank", (base,), methods)
 
-    def update_conv_state(
-        self: Any, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
-    ) -> Any:
-        site = f"conv {layer_idx}.{state_idx}"
-        kept = keep_part(conv_states, _HEADS, site)
-        states = base.update_conv_state(self, kept, layer_idx, state_idx, **kwargs)
-        return _part_of(states, site)
 
-    def update_recurrent_state(
-        self: Any, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
-    ) -> Any:
-        site = f"recurrent {layer_idx}.{state_idx}"
-        kept = keep_part(recurrent_states, _HEADS, site)
-        states = base.update_recurrent_state(self, kept, layer_idx, state_idx, **kwargs)
-        return _part_of(states, site)
+def _state_methods(base: Any, kind: str) -> dict[str, Any]:
+    """How a cache takes and gives its states of one kind."""
+    names = f"update_{kind}_state", f"get_{kind}_state"
+    update_of, get_of = (getattr(base, name) for name in names)
 
-    def get_conv_state(self: Any, layer_idx: int, state_idx: int = 0) -> Any:
-        states = base.get_conv_state(self, layer_idx, state_idx)
-        return _part_of(states, f"conv {layer_idx}.{state_idx}")
+    def update(self: Any, states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Any:
+        site = f"{kind} {layer_idx}.{state_idx}"
+        kept = keep_part(states, _HEADS, site)
+        return _part_of(update_of(self, kept, layer_idx, state_idx, **kwargs), site)
 
-    def get_recurrent_state(self: Any, layer_idx: int, state_idx: int = 0) -> Any:
-        states = base.get_recurrent_state(self, layer_idx, state_idx)
-        return _part_of(states, f"recurrent {layer_idx}.{state_idx}")
+    def get(self: Any, layer_idx: int, state_idx: int = 0) -> Any:
+        return _part_of(get_of(self, layer_idx, state_idx), f"{kind} {layer_idx}.{state_idx}")
 
-    own = (update_conv_state, update_recurrent_state, get_conv_state, get_recurrent_state)
-    return type(f"{base.__name__}OfRank", (base,), {method.__name__: method for method in own})
+    return dict(zip(names, (update, get), strict=True))
 
 
 def _part_of(states: Any, site: str) -> Any:

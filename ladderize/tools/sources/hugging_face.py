@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ladderize.errors import LadderError
-from ladderize.frontends.checkpoints.configurations import model_class, read_config
+from ladderize.frontends.checkpoints.configurations import model_class, new_model, read_config
 from ladderize.frontends.sharded.tracing import shapes_only
 
 HUGGING_FACE = "hf:"
@@ -79,11 +79,7 @@ def build(config: Any, path: Path | None = None, *, has_weights: bool = True) ->
         return model.eval()
     seeded()
     with nullcontext() if has_weights else shapes_only():
-        try:
-            return kind._from_config(config, dtype=config.dtype or torch.float32).eval()
-        except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error
+        return new_model(config)
 
 
 def _holds_weights(folder: Path) -> bool:
