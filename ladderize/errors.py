@@ -5,13 +5,16 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.fx import Node
+if TYPE_CHECKING:
+    from torch.fx import Node  # not at run time: the command line refuses before it loads torch
 
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"  # and not torchtitan beside it
+_spec = find_spec("torch")
+assert _spec is not None and _spec.origin is not None
+_TORCH = f"{Path(_spec.origin).parent}{os.sep}"  # and not torchtitan beside it
 _STANDARD_LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
 
 
@@ -23,7 +26,7 @@ class Blocker:
     where: str = ""
 
     @classmethod
-    def at(cls, node: Node, what: str) -> "Blocker":
+    def at(cls, node: "Node", what: str) -> "Blocker":
         """A blocker located by the module path and source line that produced `node`."""
         return cls(what, describe_origin(node))
 
@@ -70,15 +73,20 @@ class LadderWarning(UserWarning):
         super().__init__(_listed(summary, blockers))
 
 
+class ReportedWarning(LadderWarning):
+    """One whose lines are in the report too: who prints the report need not print it."""
+
+
 # How Dynamo spells a module that Python reaches by other ways than attributes: the module in a
 # wrapper that forwards attributes to it, one whose `forward` is a function around its own; and the
 # wrapper of activation checkpointing, which parameters are named without.
 _ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]")
 _METHOD = re.compile(r"\.\w+\.__closure__\[\d+\]\.cell_contents\.__self__")
+_INSTALLED = re.compile(r"^.*/site-packages/")
 _WRAPPER = re.compile(r"\._checkpoint_wrapped_module")
 
 
-def module_path(node: Node, stack_key: str = "nn_module_stack") -> str:
+def module_path(node: "Node", stack_key: str = "nn_module_stack") -> str:
     """The path of the innermost module that ran `node` (`model.layers.3.mlp`), "" if unknown.
 
     In a backward graph `stack_key="fwd_nn_module_stack"` tells whose gradient it is part of.
@@ -92,7 +100,7 @@ def module_path(node: Node, stack_key: str = "nn_module_stack") -> str:
     return name.removeprefix("L['self']").removeprefix(".")
 
 
-def source_line(node: Node) -> str:
+def source_line(node: "Node") -> str:
     """The user's source line behind `node` as `file:line`, "" if the trace kept none.
 
     The innermost one that is neither torch's nor the standard library's: Dynamo traces Python's
@@ -115,9 +123,13 @@ def _is_library(path: str) -> bool:
     return is_standard or path.startswith(_TORCH)
 
 
-def describe_origin(node: Node) -> str:
-    """Module path and source line of `node`, as far as the trace knows them."""
-    parts = [part for part in (module_path(node), source_line(node)) if part]
+def describe_origin(node: "Node") -> str:
+    """Module path and source line of `node`, as far as the trace knows them.
+
+    Files of installed packages are named from the package on: `transformers/pytorch_utils.py:119`.
+    """
+    line = _INSTALLED.sub("", source_line(node))
+    parts = [part for part in (module_path(node), line) if part]
     return " at ".join(parts) if parts else f"graph node {node.name}"
 
 

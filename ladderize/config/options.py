@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-from torch.distributed.device_mesh import DeviceMesh
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 from ladderize import compat
 from ladderize.config.connectivity import LADDER, connectivity_problems
@@ -16,6 +14,9 @@ from ladderize.config.residual_form import PLAIN, desync_period, variant_problem
 from ladderize.config.selection import Selection
 from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, nearest
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh  # options are checked without torch
 
 Lowering = Literal["inductor", "tensorrt", "aot_eager", "eager"]
 LOWERING_OPTIONS = ("lowering", "lowering_options", "mode")
@@ -84,7 +85,7 @@ class LadderConfig:
     connectivity: str = LADDER
     routed: str | Sequence[str] | None = None
     variant: str = PLAIN
-    mesh: DeviceMesh | tuple[str, DeviceMesh] | None = None
+    mesh: "DeviceMesh | tuple[str, DeviceMesh] | None" = None
     shard_vocabulary: bool = True
     experts: str = "tensor"
     hardware: str | Hardware | None = None
@@ -164,7 +165,7 @@ class LadderConfig:
         return self.expect_blocks is not None or self.names_blocks
 
     @property
-    def device_mesh(self) -> DeviceMesh | None:
+    def device_mesh(self) -> "DeviceMesh | None":
         assert not isinstance(self.mesh, tuple)  # replaced by its axis in __post_init__
         return self.mesh
 
@@ -231,12 +232,12 @@ class LadderConfig:
         if self.mesh is None:
             return []
         if isinstance(self.mesh, tuple):
-            if len(self.mesh) != 2 or not isinstance(self.mesh[1], DeviceMesh):
+            if len(self.mesh) != 2 or not _is_mesh(self.mesh[1]):
                 return [f"mesh={self.mesh!r} is neither a DeviceMesh nor (axis name, DeviceMesh)"]
             axis, mesh = self.mesh
             axes = mesh.mesh_dim_names or ()
             return [] if axis in axes else [f"mesh axis {axis!r} is not among {list(axes)}"]
-        if not isinstance(self.mesh, DeviceMesh):
+        if not _is_mesh(self.mesh):
             return [f"mesh={self.mesh!r} is not a DeviceMesh"]
         if self.mesh.ndim != 1:
             axes = self.mesh.mesh_dim_names or ("name",)
@@ -249,7 +250,7 @@ class LadderConfig:
     def _inductor_problems(self) -> list[str]:
         if self.lowering != "inductor":
             return []
-        known = compat.inductor_options()
+        known = compat.inductor_options() if self.lowering_options else ()
         problems = [
             f"lowering_options={name!r} is not an option of Inductor{nearest(name, known)}"
             for name in self.lowering_options
@@ -281,6 +282,12 @@ class LadderConfig:
         except LadderError as error:
             return [f"lowering_options: {blocker}" for blocker in error.blockers]
         return []
+
+
+def _is_mesh(value: object) -> "TypeGuard[DeviceMesh]":
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return isinstance(value, DeviceMesh)
 
 
 def _describe_unknown(name: str, known: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """What a rank is about to do with a graph, as text that the ranks of a group can compare.
 
-4 of 4 blocks converted                       the headline
+3 of 4 blocks read stale                      the headline
 staleness = 2                                 what shapes the graph: options, versions, blocks
 ladderize::reduce float32[2, 6, 32] at layers.0.mlp.down_proj  reads -1 -7
                                               one line an op; what moves through it

@@ -132,10 +132,11 @@ class Rewriting:
         return sorted(blocks, key=lambda block: position[block.add])
 
     def describe(self) -> str:
-        """One line: how many blocks were found and converted."""
+        """One line: how many blocks were found, and how many read stale."""
         found = sum(len(stream.blocks) for stream in self.streams)
-        converted = f"{sum(map(len, self.chosen))} of {found} blocks converted"
+        stale = sum(len(reads.left_out()) for reads in self.reads)
+        told = f"{stale} of {found} blocks read stale"
         if kept := sum(map(len, self.stale)):
-            return f"{converted}, of which {kept} read stale already"
-        stale = sum(len(stream.stale_blocks) for stream in self.streams)
-        return f"{converted}, {stale} more read stale already" if stale else converted
+            return f"{told}, {kept} of them before"
+        others = sum(len(stream.stale_blocks) for stream in self.streams)
+        return f"{told}, {others} more did before" if others else told

@@ -88,12 +88,20 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """A run of blocks whose anchors have one shape; `shape` holds ints and symbols as text."""
+    """A run of blocks whose anchors have one shape.
+
+    Attributes:
+        index: among the segments of its stream.
+        first, last: indices of its blocks.
+        shape: of the stream there, ints and symbols as text.
+        dtype: of the stream there ("bfloat16"), "" when unknown.
+    """
 
     index: int
     first: int
     last: int
     shape: tuple[int | str, ...]
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -255,6 +263,11 @@ class ReportData:
         return tuple(block for stream in self.streams for block in stream.blocks)
 
     @property
+    def num_stale(self) -> int:
+        """Blocks that read stale, or would; the first one of a segment does not."""
+        return sum(block.is_rewired for block in self.blocks)
+
+    @property
     def refused(self) -> tuple[Refusal, ...]:
         """Why graphs are left as they are: summary, blockers and cure of each."""
         return tuple(graph.refusal for graph in self.graphs if graph.refusal is not None)
@@ -280,5 +293,6 @@ class ReportData:
         return tuple(entry for graph in self.graphs for entry in graph.collectives)
 
     def to_json(self) -> str:
-        """Everything that the report holds, as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        """Everything that the report holds, as JSON, behind the counts of its headline."""
+        counts = {"num_blocks": len(self.blocks), "num_stale": self.num_stale}
+        return json.dumps({**counts, **dataclasses.asdict(self)}, indent=1)

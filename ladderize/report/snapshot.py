@@ -109,7 +109,9 @@ def _segments(stream: Stream) -> tuple[SegmentReport, ...]:
     for index in dict.fromkeys(block.segment for block in stream.blocks):
         blocks = [block for block in stream.blocks if block.segment == index]
         shape = ops.floating_shape(blocks[0].anchor) or ()
-        found.append(SegmentReport(index, blocks[0].index, blocks[-1].index, _sizes(shape)))
+        dtype = str(getattr(ops.value(blocks[0].anchor), "dtype", "")).removeprefix("torch.")
+        ends = blocks[0].index, blocks[-1].index
+        found.append(SegmentReport(index, *ends, _sizes(shape), dtype))
     return tuple(found)
 
 

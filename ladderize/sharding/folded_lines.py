@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ladderize.sharding.undivided import Undivided, cost_of
 
-_INSTALLED = re.compile(r"[^\s(]*/site-packages/")
 _LAYER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+?(\d+)\.")  # the first module list that is named
 
 
@@ -39,18 +38,29 @@ def folded_lines(whole: Iterable[Undivided]) -> list[str]:
     return [_line(text, fold) for text, fold in folds.items()]
 
 
-def reasons(whole: Iterable[Undivided]) -> tuple[str, ...]:
+def reasons(whole: Iterable[Undivided]) -> list[str]:
     """The same without costs, which differ between two lengths of a prompt."""
-    return tuple(dict.fromkeys(_without_layer(undivided.describe())[0] for undivided in whole))
+    return folded(str(reason) for undivided in whole for reason in undivided.reasons)
+
+
+def folded(texts: Iterable[str]) -> list[str]:
+    """`texts`, those that differ in the number of the layer alone as one."""
+    folds: dict[str, _Fold] = {}
+    for text, layer in map(_without_layer, map(_short, texts)):
+        folds.setdefault(text, _Fold()).layers += [] if layer is None else [layer]
+    return [_named(text, fold) for text, fold in folds.items()]
 
 
 def _line(text: str, fold: _Fold) -> str:
-    named = text.replace("{}", _spell(fold.layers)) if fold.layers else text
-    return f"{named}; {cost_of(fold.num_bytes, fold.flops)}"
+    return f"{_named(text, fold)}; {cost_of(fold.num_bytes, fold.flops)}"
+
+
+def _named(text: str, fold: _Fold) -> str:
+    return text.replace("{}", _spell(fold.layers)) if fold.layers else text
 
 
 def _short(text: str) -> str:
-    return _INSTALLED.sub("", text).replace(f"{Path.cwd()}/", "")
+    return text.replace(f"{Path.cwd()}/", "")
 
 
 def _without_layer(text: str) -> tuple[str, int | None]:

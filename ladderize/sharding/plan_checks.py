@@ -7,8 +7,8 @@ Not all is divided over 2 ranks. Kept whole:
 import warnings
 from collections.abc import Iterable
 
-from ladderize.errors import Blocker, LadderError, LadderWarning
-from ladderize.sharding.folded_lines import folded_lines, reasons
+from ladderize.errors import Blocker, LadderError, ReportedWarning
+from ladderize.sharding.folded_lines import folded, folded_lines, reasons
 from ladderize.sharding.plan import ShardPlan
 
 _told: set[tuple[str, ...]] = set()
@@ -30,28 +30,36 @@ def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
     if not plan.reductions:
         raise LadderError(
             f"No branch can be sharded over {plan.num_ranks} ranks:",
-            [reason for branch in plan.whole for reason in branch.reasons],
+            map(Blocker, reasons(plan.whole)),
             "use a number of ranks that divides the sizes named above",
         )
     if by_expert and not plan.whole_experts:
         raise LadderError(
             f"No experts can be placed whole on {plan.num_ranks} ranks:",
-            plan.split_experts or [Blocker(NO_EXPERTS)],
+            map(Blocker, folded(map(str, plan.split_experts)) or [NO_EXPERTS]),
             'use a number of ranks that divides the experts, or experts="tensor"',
         )
-    if plan.split_experts:
-        listed = _listed(plan.split_experts)
-        warning = LadderWarning(
+    split = folded(map(str, plan.split_experts))
+    if split and _is_new(plan, split):
+        listed = _listed(split)
+        warning = ReportedWarning(
             f"Not all experts are placed whole on {plan.num_ranks} ranks. Split over all:{listed}"
         )
         warnings.warn(warning, stacklevel=2)
-    if plan.whole and (told := (str(plan.num_ranks), *reasons(plan.whole))) not in _told:
-        _told.add(told)
+    if plan.whole and _is_new(plan, reasons(plan.whole)):
         listed = _listed(folded_lines(plan.whole))
-        warning = LadderWarning(
+        warning = ReportedWarning(
             f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"
         )
         warnings.warn(warning, stacklevel=2)
+
+
+def _is_new(plan: ShardPlan, lines: Iterable[str]) -> bool:
+    """Whether this has not been told yet; from now on it has."""
+    told = (str(plan.num_ranks), *lines)
+    is_new = told not in _told
+    _told.add(told)
+    return is_new
 
 
 def forget_warnings() -> None:

@@ -120,7 +120,7 @@ def test_serving():
 
 def check_serving(lines: list[str]) -> None:
     found, cache, *_, last = lines
-    assert found == "8 of 8 blocks converted"
+    assert found == "7 of 8 blocks read stale"
     assert cache == "a layer's keys: [1, 2, 128, 8] on each of 2 ranks"  # of 4 heads
     assert last == "same tokens as one process"
 

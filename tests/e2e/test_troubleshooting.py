@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 RAISED = (
     "LadderError",
     "LadderWarning",
+    "ReportedWarning",
     "DisagreementError",
     "ContradictionError",
     "CannotFitError",

@@ -107,7 +107,7 @@ def test_options_are_the_fields_of_the_configuration(program, tmp_path):
     options = {"layers": "last:1", "expect_blocks": "4", "shard_vocabulary": "False"}
     assert manifest["options"] == options
     assert not any("embedding" in line for line in manifest["plan"]["lines"])
-    assert manifest["plan"]["lines"][0] == "2 of 4 blocks converted"
+    assert manifest["plan"]["lines"][0] == "2 of 4 blocks read stale"
 
 
 def test_without_tp_a_program_comes_out(program, tmp_path):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from ladderize.tools.sources import Module
+from ladderize.tools.sources.opened_models import Module
 
 
 @contextmanager

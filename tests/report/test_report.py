@@ -340,6 +340,11 @@ def test_json_holds_everything(model, x):
     report = ladderize.explain(model, x)
     held = json.loads(report.to_json())
     assert held["graphs"][0]["streams"][0]["blocks"][2]["reads_after"] == ["x1"]
+    assert held.pop("num_blocks") == 4
+    stale = [
+        b["reads_before"] != b["reads_after"] for b in held["graphs"][0]["streams"][0]["blocks"]
+    ]
+    assert held.pop("num_stale") == sum(stale) == 3
     assert held.keys() == {field.name for field in dataclasses.fields(report)}
 
 
@@ -413,10 +418,10 @@ def test_debug_dir_holds_the_report(model, x, tmp_path):
     compiled(model, debug_dir=tmp_path / "compiled")(x)
     last = ladderize.last_report()
     ladderize.explain(model, x, options={"debug_dir": tmp_path / "explained"})
-    for name in ("compiled", "explained"):
+    for name, reads in (("compiled", "read"), ("explained", "would read")):
         (folder,) = (tmp_path / name).glob("rank0/*")
         assert {"report.txt", "report.json"} <= {path.name for path in folder.iterdir()}
-        assert "4 blocks in 1 stream, 3 read stale" in (folder / "report.txt").read_text()
+        assert f"4 blocks in 1 stream, 3 {reads} stale" in (folder / "report.txt").read_text()
         held = json.loads((folder / "report.json").read_text())
         assert len(held["graphs"][0]["streams"][0]["blocks"]) == 4
     assert json.loads((next((tmp_path / "compiled").glob("*/*/*.json"))).read_text()) == json.loads(

@@ -55,7 +55,7 @@ def test_one_block_a_line():
     ]
     text = str(report)
     assert text.splitlines()[:2] == [
-        "2 blocks in 1 stream, 1 read stale; only explained, nothing is compiled",
+        "2 blocks in 1 stream, 1 would read stale; nothing is compiled",
         WARNING,
     ]
     assert "stream 0: 2 blocks of [2, s0, 8]" in text

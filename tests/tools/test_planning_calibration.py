@@ -9,12 +9,13 @@ import pytest
 from calibrate import fit, spread, squares
 from paper_table import llama_70b, predicted, ratio_errors, table
 
+from ladderize.config.ahead_of_time import aot_config
 from ladderize.config.hardware import Errors, calibration, calibration_errors
-from ladderize.frontends.sharded.parallelize import aot_config
 from ladderize.tools.predict.planning.confidence import BATCHES, DEVICE, LINKS, RANKS
 from ladderize.tools.predict.planning.planned_nets import standard
 from ladderize.tools.predict.planning.workload import workload_of
-from ladderize.tools.sources import InputSizes, open_model
+from ladderize.tools.sources.hugging_face import InputSizes
+from ladderize.tools.sources.opened_models import open_model
 
 
 def ratios():

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.export import ExportedProgram
 
+from ladderize.config.ahead_of_time import aot_config
 from ladderize.config.ladder_entry import LadderEntry
-from ladderize.config.options import LOWERING_OPTIONS, LadderConfig
-from ladderize.errors import Blocker, LadderError
+from ladderize.config.options import LadderConfig
+from ladderize.errors import LadderError
 from ladderize.frontends.agreement import agree, heard_by_all
 from ladderize.frontends.checkpoints.own_entry import entry_of_folder, own_entry, the_one_of
 from ladderize.frontends.from_pretrained import load_in_parts
@@ -106,20 +107,6 @@ def plan_parallel(
     """
     traced = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
     return localize(traced.program, num_ranks, aot_config(traced.entry, **options))
-
-
-def aot_config(checkpoint: LadderEntry | None = None, /, **options: Any) -> LadderConfig:
-    """The configuration of what is sharded ahead of time: the options of lowering come later.
-
-    Args:
-        checkpoint: what the model's config.json says.
-        options: of `LadderConfig`.
-    """
-    surplus = [Blocker(f"{name}=") for name in LOWERING_OPTIONS if name in options]
-    if surplus:
-        cure = 'torch.compile(shard, backend="ladderize", options={…}) takes them'
-        raise LadderError("Nothing is lowered ahead of time:", surplus, cure)
-    return LadderConfig.from_options(options, checkpoint=checkpoint)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from ladderize.compat.archive import NOTE, parse_options, read_program
+from ladderize.config.ahead_of_time import aot_config
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.sharded.checkpoint import StateDict, TensorSource, match, open_checkpoint
@@ -41,7 +42,7 @@ from ladderize.frontends.sharded.localize import LocalProgram, localize
 from ladderize.frontends.sharded.manifest import EntryRecord, FileRecord, parse_manifest
 from ladderize.frontends.sharded.materialize import local_forms, read_entries, read_parts
 from ladderize.frontends.sharded.module import ShardedModule
-from ladderize.frontends.sharded.parallelize import Prepared, aot_config, together
+from ladderize.frontends.sharded.parallelize import Prepared, together
 from ladderize.frontends.sharded.state import StateEntry
 from ladderize.report.publish import changed_options
 

@@ -30,7 +30,7 @@ from ladderize.report.present.order import describe_flights
 from ladderize.report.present.repeats import Run, find_runs
 
 OUTCOMES = {
-    "explained": "only explained, nothing is compiled",
+    "explained": "nothing is compiled",
     "rewritten": "the ladder is compiled",
     "program": "the program is rewritten, nothing is compiled",
     "standard": "the standard graph is compiled instead",
@@ -104,11 +104,10 @@ def page_of(report: ReportData, full: bool = False) -> Page:
 
 
 def _headline(report: ReportData) -> str:
-    blocks = report.blocks
-    rewired = sum(block.is_rewired for block in blocks)
-    found = f"{counted(len(blocks), 'block')} in {counted(len(report.streams), 'stream')}"
+    found = f"{counted(len(report.blocks), 'block')} in {counted(len(report.streams), 'stream')}"
     outcomes = dict.fromkeys(OUTCOMES[graph.outcome] for graph in report.graphs)
-    return f"{found}, {rewired} read stale; {', '.join(outcomes)}"
+    reads = "would read" if [*outcomes] == [OUTCOMES["explained"]] else "read"
+    return f"{found}, {report.num_stale} {reads} stale; {', '.join(outcomes)}"
 
 
 def _warning(report: ReportData) -> str:
@@ -133,16 +132,16 @@ def _graph(graph: GraphReport, report: ReportData, full: bool) -> Iterator[Secti
     if graph.flights:
         yield Section(f"{prefix}order", lines=tuple(describe_flights(graph, full)))
     if graph.sharding is not None:
-        yield _sharded(graph.sharding, prefix)
+        yield _sharded(graph.sharding, prefix, graph.outcome == "explained")
     if graph.engines is not None:
         title, *left = graph.engines.describe()
         yield Section(prefix + title, lines=_cut(left))
 
 
-def _sharded(sharding: ShardReport, prefix: str) -> Section:
+def _sharded(sharding: ShardReport, prefix: str, is_plan: bool) -> Section:
     title = (
-        f"{prefix}{counted(len(sharding.placements), 'parameter')} divided over "
-        f"{sharding.num_ranks} ranks"
+        f"{prefix}{counted(len(sharding.placements), 'parameter')} "
+        f"{'to be ' if is_plan else ''}sharded over {sharding.num_ranks} ranks"
     )
     if sharding.num_by_expert:
         title += f", {sharding.num_by_expert} of them by experts"
@@ -191,12 +190,13 @@ def _refused(refusal: Refusal, prefix: str) -> Section:
 
 
 def _collectives(graph: GraphReport) -> Iterator[str]:
+    inserted = "to be inserted" if graph.outcome == "explained" else "inserted by ladderize"
     found = Counter(
-        (c.op, c.group, "put in by ladderize" if c.is_inserted else "found", bool(c.block))
+        (c.op, c.group, inserted if c.is_inserted else "found", bool(c.block))
         for c in graph.collectives
     )
     for (op, group, origin, is_inside), count in found.items():
-        place = "in branches" if is_inside else "outside of branches"
+        place = "inside branches" if is_inside else "outside branches"
         where = f" on group {group!r}" if group else ""
         yield f"{count} {op}{where}, {origin}, {place}"
     yield from _hidden(graph)
@@ -208,7 +208,8 @@ def _hidden(graph: GraphReport) -> Iterator[str]:
     for hides, count in Counter(block.hides for block in stale if block.hides).items():
         each = " each" if count > 1 else ""
         ops = ", ".join(f"{number} {op}" for op, number in Counter(hides).items())
-        yield f"{counted(count, 'stale read')} {'hide' if count > 1 else 'hides'} {ops}{each}"
+        hide = "hide" if count > 1 else "hides"
+        yield f"{counted(count, 'stale read')} {hide} {ops}{each}"
     if idle := [f"block {block.index}" for block in stale if not block.hides]:
         yield f"hides nothing: the stale read of {', '.join(_cut(idle))}"
 

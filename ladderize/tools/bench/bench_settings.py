@@ -15,7 +15,7 @@ from ladderize.config.hardware import Link, link_of
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.residual_form import desync_period
 from ladderize.errors import Blocker, LadderError
-from ladderize.tools.sources import HUGGING_FACE
+from ladderize.tools.sources.model_names import is_configuration
 
 UNLIMITED = 1e18  # bytes per second
 FREE = Link("free", ranks=1, latency=0.0, bandwidth=UNLIMITED)
@@ -129,9 +129,9 @@ class Settings:
             unknown.append("the variant 'free' is a run of the variant 'ladder'")
         if self.ranks == 1 and self.links:
             unknown.append("one rank has no link: give --ranks, or no link")
-        if "decode" in self.phases and not self.model.startswith(HUGGING_FACE):
+        if "decode" in self.phases and not is_configuration(self.model):
             unknown.append("only an hf: model is decoded: others bring the inputs of one call")
-        if "training" in self.phases and self.model.startswith(HUGGING_FACE):
+        if "training" in self.phases and is_configuration(self.model):
             unknown.append("only a model that brings its inputs is trained: give module:function")
         if self.device not in ("cpu", "cuda"):
             unknown.append(f"there is no device {self.device!r}: cpu or cuda")
@@ -150,7 +150,7 @@ class Settings:
     @property
     def cases(self) -> tuple[Case, ...]:
         """Of a configuration; a program or a function has the inputs that it came with."""
-        if not self.model.startswith(HUGGING_FACE):
+        if not is_configuration(self.model):
             return (Case("training" if "training" in self.phases else "forward"),)
         return tuple(Case(*sizes) for sizes in product(self.phases, self.batches, self.lengths))
 

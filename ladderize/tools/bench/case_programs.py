@@ -4,18 +4,15 @@ Settings, Case ── ladderize/tools/sources ── program, call
           ──────────── settings.written ──── its ladder, as written by hand
 """
 
-from pathlib import Path
-
 from torch.export import ExportedProgram
 
 from ladderize.errors import LadderError
-from ladderize.frontends.checkpoints.configurations import read_config
 from ladderize.frontends.sharded.tracing import export_program
 from ladderize.tools.bench.bench_settings import Case, Settings
 from ladderize.tools.bench.timing import ModelCall
-from ladderize.tools.sources import HUGGING_FACE, InputSizes, open_model
 from ladderize.tools.sources.cached import CachedLM, decode_inputs, set_cached
-from ladderize.tools.sources.hugging_face import build
+from ladderize.tools.sources.hugging_face import InputSizes, configured_model
+from ladderize.tools.sources.opened_models import open_model
 
 
 def prepare(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:
@@ -47,8 +44,7 @@ def _opened(name: str, case: Case) -> ExportedProgram:
 
 
 def _decoding(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:
-    path = Path(settings.model.removeprefix(HUGGING_FACE))
-    model = build(read_config(path), path)
+    model = configured_model(settings.model)
     if not model.can_generate():
         raise LadderError(
             f"{type(model).__name__} does not generate: there is nothing to decode.",

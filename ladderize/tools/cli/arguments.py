@@ -134,6 +134,20 @@ def numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, ..
     return found
 
 
+def refuse_mistakes(*models: str, **options: Any) -> None:
+    """Refuse models that are not there and options that cannot be used, before torch is loaded.
+
+    Raises:
+        LadderError: naming them.
+    """
+    from ladderize.config.ahead_of_time import aot_config
+    from ladderize.tools.sources.model_names import refuse_unknown
+
+    for model in models:
+        refuse_unknown(model)
+    aot_config(**options)
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}

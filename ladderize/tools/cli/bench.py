@@ -92,6 +92,7 @@ def bench(
     NCCL, and the exposed time is read from a trace.
     """
     with running("bench", debug, json):
+        flags.refuse_mistakes(model, **flags.given(layers=layers, staleness=staleness))
         with working("loading torch"):
             from rich.console import Console
 
@@ -106,7 +107,7 @@ def bench(
             from ladderize.tools.bench.result_tables import show
             from ladderize.tools.bench.run import run_benchmark
             from ladderize.tools.pictures import refuse_picture
-            from ladderize.tools.sources import entry_called
+            from ladderize.tools.sources.opened_models import entry_called
 
         ladder = flags.given(layers=layers, staleness=staleness)
         entry = entry_called(model)

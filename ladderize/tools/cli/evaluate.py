@@ -50,6 +50,7 @@ def evaluate(
     converted needs no options.
     """
     with running("evaluate", debug, json):
+        flags.refuse_mistakes(standard, ladder)
         with working("loading torch"):
             from ladderize.quality.evaluation import evaluate as compare
             from ladderize.tools.quality.evaluation_tables import as_json, show, show_tasks

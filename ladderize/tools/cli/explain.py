@@ -42,11 +42,12 @@ def explain(
         expect_blocks=expect_blocks,
         experts=experts,
     )
-    with running("explain", debug, json), working(f"tracing {model}"):
-        from ladderize.frontends.sharded.parallelize import aot_config
-        from ladderize.tools.sources import InputSizes, open_model
+    with running("explain", debug, json, shows_report=True), working(f"tracing {model}"):
+        flags.refuse_mistakes(model, **options)
+        from ladderize.config.ahead_of_time import aot_config
+        from ladderize.tools.sources.hugging_face import InputSizes
+        from ladderize.tools.sources.opened_models import open_model
 
-        aot_config(**options)  # mistaken ones need no model
         source = open_model(model, InputSizes(batch, length, image_size), has_weights=False)
         config = aot_config(source.entry, **options)
         if tp is None:

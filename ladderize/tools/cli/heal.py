@@ -84,6 +84,7 @@ def heal(
     the batches.
     """
     with running("heal", debug, json):
+        flags.refuse_mistakes(model)
         with working("loading torch"):
             from rich.console import Console
 

@@ -64,17 +64,18 @@ def plan(
         routed=routed or None,
     )
     with running("plan", debug, json):
+        flags.refuse_mistakes(model, **options)
         with working("loading torch"):
+            from ladderize.config.ahead_of_time import aot_config
             from ladderize.config.block_plan import read_block_plan
             from ladderize.config.hardware import hardware_of
-            from ladderize.frontends.sharded.parallelize import aot_config
             from ladderize.tools.predict.planning import plan as predict
             from ladderize.tools.predict.planning.plan_tables import show
             from ladderize.tools.predict.planning.routed import routed_experts
-            from ladderize.tools.sources import InputSizes, open_model
-            from ladderize.tools.sources import Module as ModelSource
+            from ladderize.tools.sources.hugging_face import InputSizes
+            from ladderize.tools.sources.opened_models import Module as ModelSource
+            from ladderize.tools.sources.opened_models import open_model
 
-        aot_config(**options)  # mistaken ones need no model
         machine = hardware_of(hardware)
         measured = None if sensitivity is None else read_block_plan(sensitivity)
         with working(f"tracing {model}"):

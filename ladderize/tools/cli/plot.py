@@ -48,13 +48,15 @@ def plot(
     """
     options = flags.given(layers=layers, blocks=blocks, staleness=staleness)
     with running("plot", debug, json):
+        flags.refuse_mistakes(model, **options)
         with working("loading torch"):
+            from ladderize.config.ahead_of_time import aot_config
             from ladderize.config.hardware import hardware_of
-            from ladderize.frontends.sharded.parallelize import aot_config
             from ladderize.report.files import refuse_file
             from ladderize.tools.plot import draw
             from ladderize.tools.predict.timeline import measure, predict, write_perfetto
-            from ladderize.tools.sources import InputSizes, open_model
+            from ladderize.tools.sources.hugging_face import InputSizes
+            from ladderize.tools.sources.opened_models import open_model
 
         for path in filter(None, (out, perfetto)):
             refuse_file(path, force)

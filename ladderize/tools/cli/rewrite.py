@@ -69,14 +69,16 @@ def rewrite(
         shard_vocabulary=shard_vocabulary,
         experts=experts,
         debug_dir=debug_dir,
-        lowering=lowering,
     )
+    before_lowering = dict(options)
+    options |= flags.given(lowering=lowering)
     if lowering_option:
         options["lowering_options"] = flags.lowering_options(lowering_option)
-    with running("rewrite", debug, json):
+    with running("rewrite", debug, json, shows_report=True):
+        flags.refuse_mistakes(model, **before_lowering)
         with working("loading torch"):
             from ladderize.tools.cli.rewriting import graph_of_model, rewrite_model
-            from ladderize.tools.sources import InputSizes
+            from ladderize.tools.sources.hugging_face import InputSizes
 
         sizes = InputSizes(batch, length, image_size, dynamic)
         if stop_after is not None:

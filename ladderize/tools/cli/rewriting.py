@@ -12,17 +12,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ladderize.config.ahead_of_time import aot_config
 from ladderize.config.ladder_entry import LadderEntry
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.rewrite import graph_after, rewrite_program
 from ladderize.frontends.sharded.directory import refuse_existing
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram, localize
-from ladderize.frontends.sharded.parallelize import aot_config
 from ladderize.frontends.sharded.program_files import write_program, write_shards
 from ladderize.passes.rewriting_state import RankGroup
 from ladderize.report import Report
-from ladderize.tools.sources import InputSizes, open_model
+from ladderize.tools.sources.hugging_face import InputSizes
+from ladderize.tools.sources.opened_models import open_model
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,20 @@ def console() -> Console:
 
 
 @contextmanager
-def running(verb: str, debug: bool, as_json: bool = False) -> Iterator[None]:
-    """The body of a verb: what it refuses ends the process with exit code 1 and the reason."""
+def running(
+    verb: str, debug: bool, as_json: bool = False, *, shows_report: bool = False
+) -> Iterator[None]:
+    """The body of a verb: what it refuses ends the process with exit code 1 and the reason.
+
+    Args:
+        verb: for messages.
+        debug: show tracebacks and all warnings.
+        as_json: print a refusal as JSON, too.
+        shows_report: whether the verb prints the report, which lists what is kept whole.
+    """
     with warnings.catch_warnings():
         if not debug:
-            _tell_only_our_warnings(verb)
+            _tell_only_our_warnings(verb, shows_report)
         try:
             yield
         except (typer.Exit, typer.BadParameter, KeyboardInterrupt):
@@ -107,11 +116,13 @@ def _as_data(error: Exception) -> dict[str, Any]:
     return {"summary": error.summary, "reasons": reasons, "cure": error.cure}
 
 
-def _tell_only_our_warnings(verb: str) -> None:
-    from ladderize.errors import LadderWarning
+def _tell_only_our_warnings(verb: str, shows_report: bool) -> None:
+    from ladderize.errors import LadderWarning, ReportedWarning
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", LadderWarning)
+    if shows_report:
+        warnings.simplefilter("ignore", ReportedWarning)
 
     def tell(message: Any, *_: Any, **__: Any) -> None:
         typer.echo(f"ladderize {verb}: warning: {message}", err=True)

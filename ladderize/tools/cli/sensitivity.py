@@ -57,6 +57,7 @@ def sensitivity(
     an interrupted run continues where it stopped.
     """
     with running("sensitivity", debug, json):
+        flags.refuse_mistakes(model)
         with working("loading torch"):
             import torch
 

@@ -39,17 +39,14 @@ def verify(
     dtype: Dtype = None,
     variants: Variants = None,
     memory: Memory = 256,
-    batch: flags.Batch = 2,
-    length: flags.Length = 32,
-    image_size: flags.ImageSize = 224,
-    dynamic: flags.Dynamic = False,
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
     """Check a rewritten model against a reference ladder that is built from the original.
 
     Without --layers, --blocks and --staleness it is held to what the config.json of an hf: model
-    says, or else to what its files say was asked for.
+    says, or else to what its files say was asked for. The original is traced with the sizes of the
+    rewritten one.
     """
     unknown = [name for name in dtype or () if name not in DTYPES]
     if unknown:
@@ -58,18 +55,22 @@ def verify(
         layers=layers, blocks=blocks, staleness=staleness, expect_blocks=expect_blocks
     )
     with running("verify", debug, json), working(f"verifying {rewritten[0]}"):
+        flags.refuse_mistakes(original, **options)
         import torch
 
         from ladderize.testing.verify import verify as check
-        from ladderize.tools.sources import InputSizes, open_model
+        from ladderize.testing.verify.candidate import read_candidate
+        from ladderize.tools.sources.opened_models import open_model
+        from ladderize.tools.sources.traced_sizes import sizes_of
 
-        source = open_model(original, InputSizes(batch, length, image_size, dynamic))
+        candidate = read_candidate(rewritten)
+        source = open_model(original, sizes_of(candidate.parts[0].program))
         if source.entry is not None:
             options = source.entry.fill(options)
         dtypes = [getattr(torch, name) for name in dtype] if dtype else None
         found = check(
             source.program(),
-            rewritten,
+            candidate,
             dtypes=dtypes,
             variants=variants,
             max_bytes=memory << 20,

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from ladderize.errors import LadderError
 from ladderize.frontends.compile import compile
 from ladderize.quality.texts import read_tokens
-from ladderize.tools.sources import HUGGING_FACE, Module, open_model
+from ladderize.tools.sources.model_names import HUGGING_FACE, is_configuration
+from ladderize.tools.sources.opened_models import Module, open_model
 
 Batches = list[Mapping[str, Any]]
 
@@ -89,7 +90,8 @@ def trained_model(name: str, device: str | None) -> tuple[nn.Module, Module]:
     Raises:
         LadderError: there is no such model, it is an exported program, or it has no weights.
     """
-    if is_folder(name) and not any(_folder(name).glob("*.safetensors")):
+    is_named = is_folder(name) or is_configuration(name)
+    if is_named and not any(_folder(name).glob("*.safetensors")):
         raise LadderError(
             f"{_folder(name)} has no weights: random ones say nothing about quality.",
             cure="pass the folder of a trained model, with its *.safetensors and tokenizer",

@@ -3,6 +3,7 @@
 config.json ── architectures[0], or the causal LM of its model_type ── model, example inputs
 """
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,9 +15,8 @@ import torch
 from ladderize.errors import LadderError
 from ladderize.frontends.checkpoints.configurations import model_class, new_model, read_config
 from ladderize.frontends.sharded.tracing import shapes_only
-
-HUGGING_FACE = "hf:"
-"""How the name of a transformers configuration begins."""
+from ladderize.tools.sources.model_names import find_configuration
+from ladderize.tools.sources.reduced_sizes import reduce_sizes
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,16 @@ def open_configuration(
         LadderError: transformers is missing, there is no configuration, it is of no known class, or
             the weights are no safetensors.
     """
-    path = Path(text.removeprefix(HUGGING_FACE))
-    config = read_config(path)
-    model = build(config, path, has_weights=has_weights)
+    model = configured_model(text, has_weights=has_weights)
     return model, make_inputs(model, sizes)
+
+
+def configured_model(text: str, *, has_weights: bool = True) -> Any:
+    """The model of `hf:PATH` in eval mode, as `open_configuration` opens it."""
+    named = find_configuration(text)
+    config = read_config(named.path)
+    reduce_sizes(config, named.layers, named.width)
+    return build(config, named.path, has_weights=has_weights)
 
 
 def build(config: Any, path: Path | None = None, *, has_weights: bool = True) -> Any:
@@ -77,9 +83,24 @@ def build(config: Any, path: Path | None = None, *, has_weights: bool = True) ->
             path, config=config, local_files_only=True, use_safetensors=True
         )
         return model.eval()
+    if has_weights:
+        _refuse_too_large(config)
     seeded()
     with nullcontext() if has_weights else shapes_only():
         return new_model(config)
+
+
+def _refuse_too_large(config: Any) -> None:
+    """Refuse random weights that this machine has no memory for."""
+    with shapes_only():
+        needed = sum(parameter.nbytes for parameter in new_model(config).parameters())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise LadderError(
+            f"Random weights of this {config.model_type} take {needed >> 30:,} GiB; this machine "
+            f"has {memory >> 30:,} GiB.",
+            cure="explain, plan and plot need no weights; hf:NAME,layers=2,width=512 is smaller",
+        )
 
 
 def _holds_weights(folder: Path) -> bool:

@@ -55,7 +55,8 @@ class LadderPlan:
     Attributes:
         hardware: what it is of.
         prompt, new: tokens of each example.
-        num_blocks, num_converted, staleness: of the ladder.
+        num_blocks, num_stale, staleness: of the ladder.
+        dtype: of the residual stream.
         connectivity: what converted blocks leave out, and the name of the variant with it.
         batches: what is predicted for each.
         limits: where the gain of the first batch ends.
@@ -67,13 +68,14 @@ class LadderPlan:
     prompt: int
     new: int
     num_blocks: int
-    num_converted: int
+    num_stale: int
     staleness: int
     connectivity: str
     batches: tuple[PlannedBatch, ...]
     limits: Limits
     confidence: Confidence
     damage: tuple[DamagePoint, ...] = ()
+    dtype: str = ""
 
     def to_json(self) -> str:
         """All of it; each batch with its speed-ups."""
@@ -142,11 +144,12 @@ def plan(
         prompt,
         new,
         len(workload.blocks),
-        len(workload.chosen),
+        report.num_stale,
         workload.staleness,
         workload.connectivity,
         rows,
         limits(workload, requests[0], hardware),
         confidence(workload, requests, hardware, [block.kind for block in report.blocks]),
         () if measured is None else damage_curve(workload, requests[0], hardware, measured),
+        report.streams[0].segments[0].dtype,
     )

@@ -17,10 +17,11 @@ from ladderize.tools.units import num_bytes, seconds
 
 def show(plan: LadderPlan, console: Console) -> None:
     """Print `plan`."""
-    converted = f"{plan.num_converted} of {plan.num_blocks} blocks converted"
+    stale = f"{plan.num_stale} of {plan.num_blocks} blocks read stale"
+    sizes = f"{plan.dtype}, prompt {plan.prompt}, {plan.new} new tokens"
     console.print(f"{plan.hardware.name}: {plan.hardware}", highlight=False, soft_wrap=True)
     console.print(
-        f"{converted}, {_reads(plan)}; prompt {plan.prompt}, {plan.new} new tokens\n",
+        f"{stale}, {_reads(plan)}; {sizes}\n",
         highlight=False,
     )
     for table in (_speeds(plan), _phases(plan), _ends(plan)):
