@@ -1,4 +1,4 @@
-"""Free the full parameters of which every compiled graph reads a part, and get them back.
+"""Free the full parameters and buffers of which every compiled graph reads a part; get them back.
 
 before   w 64 x 32 (full)     w_local 32 x 32          after   w of no bytes     w_local 32 x 32
 
@@ -31,14 +31,14 @@ _hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary(
 
 
 def free(model: nn.Module) -> int:
-    """Free the divided parameters of `model`; returns their bytes.
+    """Free the divided parameters and buffers of `model`; returns their bytes.
 
     A parameter whose memory is not its own (a view, a file mapped to memory) stays.
 
     Raises:
         LadderError: listing every parameter that is still needed whole.
     """
-    divided = {name: p for name, p in model.named_parameters() if PARTS.places(p)}
+    divided = {name: p for name, p in _named_tensors(model) if PARTS.places(p)}
     if not divided:
         raise LadderError(
             "Nothing of this model is divided: no graph of it has run on a mesh yet.",
@@ -57,7 +57,7 @@ def free(model: nn.Module) -> int:
 
 def refill(model: nn.Module) -> None:
     """Give the released parameters of `model` their memory and values back, from all ranks."""
-    released = [p for p in model.parameters() if PARTS.is_released(p)]
+    released = [p for _, p in _named_tensors(model) if PARTS.is_released(p)]
     for parameter in released:
         _refill(parameter)
         PARTS.forget(parameter)
@@ -66,6 +66,12 @@ def refill(model: nn.Module) -> None:
     for module in model.modules():
         for hook in _hooks.pop(module, []):
             hook.remove()
+
+
+def _named_tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers: packed words are in either."""
+    yield from module.named_parameters(recurse=recurse)
+    yield from module.named_buffers(recurse=recurse)
 
 
 def _why_needed(parameter: Tensor) -> str:
@@ -97,7 +103,7 @@ def store(model: nn.Module, readers: Mapping[str, Reader]) -> None:
 
 def _guard_released(model: nn.Module) -> None:
     for module in model.modules():
-        if any(p in PARTS.released for p in module.parameters(recurse=False)):
+        if any(p in PARTS.released for _, p in _named_tensors(module, recurse=False)):
             _guard(module)
 
 
