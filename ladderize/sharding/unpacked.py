@@ -42,11 +42,11 @@ class _WeightsOf:
             return None
         behind = self._behind(weight)
         held = tuple(node for node in behind if node in self.parameters)
-        inputs = [node for node in behind if node.op != "call_function"]
+        given = [node for node in behind if node.op == "placeholder" and node not in held]
         words = [parameter for parameter in held if _is_packed(parameter)]
         calls = sorted(node for node in behind if node.op == "call_function")
         own = self._own(calls)
-        if not words or len(inputs) > len(held) or not self._depending(calls, held) <= own:
+        if not words or given or not self._depending(calls, held) <= own:
             return None
         main = max(words, key=lambda node: node.meta["val"].numel())
         return Unpacked(weight, tuple(node for node in calls if node in own), held, main)

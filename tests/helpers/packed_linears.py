@@ -19,6 +19,12 @@ BITS, PER_WORD = 4, 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
+def _weight(linear: nn.Linear) -> Tensor:
+    """[in, out]; any values where there are none yet."""
+    weight = linear.weight.detach().T
+    return torch.rand(weight.shape) if weight.is_meta else weight
+
+
 def _grouped(weight: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The values of `weight` [in, out], their scales and zero points [groups, out]."""
     num_groups = int(groups.max()) + 1
@@ -42,7 +48,7 @@ class GptqLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, group: int, is_shuffled: bool = False) -> None:
         super().__init__()
-        weight = linear.weight.detach().T
+        weight = _weight(linear)
         g_idx = torch.arange(weight.shape[0]) // group
         if is_shuffled:  # "act order": by how much an input matters
             g_idx = g_idx[torch.randperm(len(g_idx), generator=torch.Generator().manual_seed(0))]
@@ -78,7 +84,7 @@ class AwqLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, group: int) -> None:
         super().__init__()
-        weight = linear.weight.detach().T
+        weight = _weight(linear)
         values, scales, zeros = _grouped(weight, torch.arange(weight.shape[0]) // group)
         self.group = group
         self.register_buffer("qweight", self._pack(values))
@@ -115,7 +121,7 @@ class NibblesLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, group: int) -> None:
         super().__init__()
-        weight = linear.weight.detach().T
+        weight = _weight(linear)
         values, scales, zeros = _grouped(weight, torch.arange(weight.shape[0]) // group)
         low, high = values.T.unflatten(1, (-1, 2)).unbind(2)
         self.group, self.bias = group, linear.bias

@@ -899,11 +899,11 @@ SHARDING = (
         "tests/sharding/test_packed_linears.py::test_gradients_of_scales",
     ),
     Mutant(
-        "groups are cut that ranks share",
+        "repeated scales are those of each entry",
         "ladderize/sharding/rules/unpacking.py",
-        "    elif any(length % repeats for length in shard.chunks):",
-        "    elif False:",
-        "tests/sharding/test_packed_linears.py::test_groups_that_ranks_share_stay_whole",
+        "chunks=tuple(n // repeats for n in shard.chunks)",
+        "chunks=tuple(n for n in shard.chunks)",
+        "tests/sharding/test_packed_linears.py::test_ranks_compute_what_one_process_does",
     ),
     Mutant(
         "values within a word are divided",
