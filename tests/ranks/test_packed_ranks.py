@@ -9,8 +9,11 @@ from helpers.packed_linears import AwqLinear, GptqLinear, packed
 from helpers.ranks import mesh
 from helpers.reads import HEAD
 from safetensors.torch import save_file
+from transformers import LlamaConfig
 
 import ladderize
+from ladderize import LadderError
+from ladderize.frontends.from_pretrained import build_without_values
 from ladderize.frontends.mesh.local_parts import PARTS
 from ladderize.testing import eager_ladder
 
@@ -70,9 +73,28 @@ def parallelized(path):
     return largest, held / sum(t.nbytes for name, t in whole.items() if "proj" in name)
 
 
-def test_parallelize_reads_slices_of_packed_words(two_ranks, tmp_path):
+def loaded_when_called(path):
+    model = ladderize.parallelize(llama, mesh(), checkpoint=path, lowering="eager")
+    assert hasattr(model, "generate")
+    with torch.no_grad():
+        largest = error(model(IDS))
+    held = buffers(model)
+    left = sum(tensor.untyped_storage().nbytes() for tensor in held)
+    left += sum(part.local.nbytes for full in held for part in PARTS.of(full).values())
+    return largest, left / sum(tensor.nbytes for tensor in held)
+
+
+@pytest.mark.parametrize("load", [parallelized, loaded_when_called])
+def test_slices_of_packed_words_are_read(two_ranks, tmp_path, load):
     path = str(tmp_path / "model.safetensors")
     save_file({name: t.contiguous() for name, t in llama().state_dict().items()}, path)
-    for largest, share in two_ranks.run(parallelized, path):
+    for largest, share in two_ranks.run(load, path):
         assert largest <= 1e-5
         assert 0.5 < share < PACKED
+
+
+def test_folders_that_only_a_library_can_load_are_refused(tmp_path):
+    config = LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4})
+    config.save_pretrained(tmp_path)
+    with pytest.raises(LadderError, match=r"(?s)are quantised.*quantization_config of gptq"):
+        build_without_values(tmp_path, None)

@@ -1,9 +1,10 @@
-"""Free the full parameters and buffers of which every compiled graph reads a part; get them back.
+"""Free the full parameters of which every compiled graph reads a part, and get them back.
 
 before   w 64 x 32 (full)     w_local 32 x 32          after   w of no bytes     w_local 32 x 32
 
 The next call compiles graphs that take the parts. Everything else that touches a released parameter
-would read freed memory: saving and copying it raise instead.
+would read freed memory: saving and copying it raise instead. Buffers of packed linears count as
+parameters; others, as caches, stay.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ _hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary(
 
 
 def free(model: nn.Module) -> int:
-    """Free the divided parameters and buffers of `model`; returns their bytes.
+    """Free the divided parameters of `model`; returns their bytes.
 
     A parameter whose memory is not its own (a view, a file mapped to memory) stays.
 
@@ -68,10 +69,26 @@ def refill(model: nn.Module) -> None:
             hook.remove()
 
 
-def _named_tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers: packed words are in either."""
-    yield from module.named_parameters(recurse=recurse)
-    yield from module.named_buffers(recurse=recurse)
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from packed_buffers(model)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def packed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Words, scales and zero points of linears that unpack them: as large as weights."""
+    for path, module in model.named_modules():
+        own = dict(module.named_buffers(path, recurse=False))
+        if any(buffer.dim() > 1 and _is_integer(buffer) for buffer in own.values()):
+            yield from own.items()
+
+
+def _is_integer(buffer: Tensor) -> bool:
+    return not buffer.dtype.is_floating_point and buffer.dtype != torch.bool
 
 
 def _why_needed(parameter: Tensor) -> str:
@@ -93,17 +110,18 @@ def store(model: nn.Module, readers: Mapping[str, Reader]) -> None:
 
     Args:
         model: its parameters hold no values.
-        readers: of each parameter, by name.
+        readers: of each parameter, and of the buffers that are as large, by name.
     """
-    for name, parameter in model.named_parameters():
-        PARTS.stored[parameter] = readers[name]
-        PARTS.release(parameter)
+    for name, tensor in _named_tensors(model):
+        if name in readers:
+            PARTS.stored[tensor] = readers[name]
+            PARTS.release(tensor)
     _guard_released(model)
 
 
 def _guard_released(model: nn.Module) -> None:
     for module in model.modules():
-        if any(p in PARTS.released for _, p in _named_tensors(module, recurse=False)):
+        if any(p in PARTS.released for p in _own_tensors(module)):
             _guard(module)
 
 
