@@ -106,7 +106,7 @@ def _computed(found: Propagation, block: Block) -> Iterator[tuple[Node, list[Nod
         weight = node.args[form.weight] if form is not None else None
         if isinstance(weight, Node) and found.parameter(weight) is None:
             held = _parameters_behind(found, weight)
-            if held:
+            if held or (held is not None and weight not in block.members):
                 yield node, held
 
 
@@ -114,14 +114,15 @@ def _computed_reason(found: Propagation, node: Node, held: Sequence[Node]) -> Bl
     weight = node.args[PRODUCTS[packet(node)].weight]
     assert isinstance(weight, Node)
     names = ", ".join(sorted(found.parameters[parameter] for parameter in held))
+    names = names or "memory that the graph fills"
     return Blocker.at(
         node,
         f"{op_name(node)} multiplies by {packet(weight)} of {names}: only parameters are divided",
     )
 
 
-def _parameters_behind(found: Propagation, weight: Node) -> list[Node]:
-    """The parameters that `weight` is computed from; none where it depends on anything else."""
+def _parameters_behind(found: Propagation, weight: Node) -> list[Node] | None:
+    """The parameters that `weight` is computed from; None where it depends on anything else."""
     held: dict[Node, None] = {}
     seen, left = {weight}, [weight]
     while left:
@@ -130,7 +131,7 @@ def _parameters_behind(found: Propagation, weight: Node) -> list[Node]:
             held[node] = None
             continue
         if node.op == "placeholder":
-            return []
+            return None
         new = [source for source in node.all_input_nodes if source not in seen]
         seen.update(new)
         left += new

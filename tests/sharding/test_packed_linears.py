@@ -17,6 +17,7 @@ from helpers.packed_linears import (
 from torch import nn
 from torch.export import export
 from transformers import Phi3Config, Phi3ForCausalLM
+from transformers.integrations.bitnet import BitLinear
 
 from ladderize import LadderWarning
 from ladderize.sharding.placement import Replicate, local_shape, take_local
@@ -219,6 +220,19 @@ def test_what_cannot_be_cut_is_named(form, ranks, said):
     (whole,) = program.plan.whole
     held = sum(t.nbytes for t in model.layers[1].state_dict().values() if t.dim() > 1)
     assert whole.num_bytes == held - held // ranks
+
+
+def test_memory_that_is_filled_with_values_is_named():
+    def bit_linear(linear):
+        made = BitLinear(linear.in_features, linear.out_features, bias=False, dtype=torch.float32)
+        made.weight.fill_(0b01_10_00_01)
+        return made
+
+    model = residual(plain, bit_linear).requires_grad_(False)
+    said = r"layers.1.up multiplies by aten.sub of memory that the graph fills"
+    with pytest.warns(LadderWarning, match=said):
+        program = ShardedProgram(exported(model), 2)
+    assert largest_error(program, model.ladder(x())) <= 1e-4
 
 
 def test_positions_that_are_counted_on_are_absolute():
