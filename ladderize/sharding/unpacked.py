@@ -48,7 +48,7 @@ class _WeightsOf:
         own = self._own(calls)
         if not words or given or not self._depending(calls, held) <= own:
             return None
-        main = max(words, key=lambda node: node.meta["val"].numel())
+        main = max(words, key=_size)
         return Unpacked(weight, tuple(node for node in calls if node in own), held, main)
 
     def _behind(self, weight: Node) -> list[Node]:
@@ -84,3 +84,9 @@ def _is_packed(parameter: Node) -> bool:
     """Whether `parameter` is a matrix of integers, or of floats of a byte."""
     value: torch.Tensor = parameter.meta["val"]
     return value.dim() > 1 and (not value.is_floating_point() or value.element_size() == 1)
+
+
+def _size(parameter: Node) -> tuple[int, int]:
+    """Bytes, and entries."""
+    value: torch.Tensor = parameter.meta["val"]
+    return value.nbytes, value.numel()
