@@ -1,10 +1,10 @@
 """Carry shardings through the branches until nothing changes any more.
 
-A branch is walked in graph order. A walk stops where a rule cannot hold as things are (`Illegal`,
-`NeedsReduction`, `NeedsCuts`); the change it asks for is made, and every branch that reads what
-changed is walked again *from its first node that does so*. Each change is monotone (bans, cuts and
-reductions only grow), so the walks end; the cost is linear in depth because branches are of
-bounded size and meet in nothing but shared parameters.
+A branch is walked in graph order, what unpacks its weights included. A walk stops where a rule
+cannot hold as things are (`Illegal`, `NeedsReduction`, `NeedsCuts`, …); the change it asks for is
+made, and every branch that reads what changed is walked again *from its first node that does so*.
+Each change is monotone (bans, cuts and reductions only grow), so the walks end; the cost is linear
+in depth because branches are of bounded size and meet in nothing but shared parameters.
 """
 
 from collections import ChainMap
@@ -73,6 +73,7 @@ class Propagation:
         kept: of each parameter of which every rank holds parts whole, one for each refusal.
         whole: the ranges of those parts.
         made: how memory is made that a branch fills.
+        packed: weights that are computed from packed parameters, and how these lie.
         walked: of each branch the nodes that carry shardings, in graph order.
         reduced: nodes whose partial value is reduced right there.
         biases: parameters to be added after the reduction of a partial value.

@@ -3,7 +3,7 @@
 A rule reads the placements of the node's inputs through a `Visit`, asks for what it needs (a weight
 divided in a certain way, a slice of a replicated operand, another size in a view), and returns the
 placement of the result. It changes nothing itself. When the inputs cannot be had as they are, it
-raises one of the three signals of `values` and is visited again after the change.
+raises one of the signals of `values` and is visited again after the change.
 """
 
 import dataclasses
