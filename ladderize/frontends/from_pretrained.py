@@ -3,8 +3,8 @@
 config.json ── the model, without weights ── compile(mesh=) ── first call: each rank reads its parts
 
 The model is the class of transformers that config.json names, with all it can do. Its parameters
-have shapes and no memory; what is divided is read by the graphs that need it, and what each rank
-needs whole (norms, routers) is read whole.
+and packed buffers have shapes and no memory; what is divided is read by the graphs that need it,
+and what each rank needs whole (norms, routers) is read whole.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
 from ladderize.config.options import LadderConfig
+from ladderize.errors import Blocker, LadderError
 from ladderize.frontends.agreement import agree, heard_by_all
 from ladderize.frontends.checkpoints.configurations import new_model, read_config
 from ladderize.frontends.checkpoints.stored_weights import StoredWeights, open_weights
@@ -101,12 +102,27 @@ def load_in_parts(
 def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model in `folder`, its parameters on the meta device."""
     config = read_config(folder)
+    _refuse_quantised(config)
     with shapes_only():
         model = new_model(config, dtype)
     if (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
         model.generation_config = type(model.generation_config).from_pretrained(folder)
     assert isinstance(model, nn.Module)
     return model
+
+
+def _refuse_quantised(config: Any) -> None:
+    """Which modules hold quantised weights is known to the libraries that made them."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    raise LadderError(
+        "The weights of this folder are quantised, and their own library has to load them:",
+        [Blocker(f"config.json: quantization_config of {method}")],
+        "load them with transformers, then ladderize.compile(model, mesh=mesh); or pass "
+        "ladderize.parallelize a function that builds the model with its packed linears",
+    )
 
 
 def _place_parameters(model: nn.Module, device: torch.device) -> None:
@@ -125,17 +141,20 @@ def _place_parameters(model: nn.Module, device: torch.device) -> None:
 
 
 def _fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
+    packed = dict(release_parameters.packed_buffers(model))
     for name, buffer in model.named_buffers():
-        if name in stored.recipes:
+        if name in stored.recipes and name not in packed:
             buffer.copy_(stored.read(name, buffer.device))
 
 
 def _readers(model: nn.Module, stored: StoredWeights) -> Mapping[str, Reader]:
-    """What reads parts of each parameter."""
+    """What reads parts of each parameter and packed buffer."""
 
     def read(name: str, device: torch.device, place: Place | None) -> Tensor:
         if place is None:
             return stored.read(name, device)
         return stored.read(name, device, place.placement, place.rank, place.num_ranks)
 
-    return {name: partial(read, name, p.device) for name, p in model.named_parameters()}
+    packed = release_parameters.packed_buffers(model)
+    held = {n: b for n, b in packed if n in stored.recipes} | dict(model.named_parameters())
+    return {name: partial(read, name, tensor.device) for name, tensor in held.items()}

@@ -5,6 +5,7 @@ gm ── ladder_frame ── verdicts ── agree ── report ── (local 
 """
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -163,11 +164,11 @@ class GraphCompilation:
 
 
 def _is_released() -> bool:
-    """Whether parameters of the model that is compiled were released."""
+    """Whether parameters or buffers of the model that is compiled were released."""
     module = compat.compiled_module()
     if module is None:
         return bool(PARTS.released)
-    return any(map(PARTS.is_released, module.parameters()))
+    return any(map(PARTS.is_released, itertools.chain(module.parameters(), module.buffers())))
 
 
 def verdicts_of(laddered: Laddered, groups: Groups) -> dict[dist.ProcessGroup, Verdict]:

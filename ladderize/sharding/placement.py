@@ -71,6 +71,11 @@ class Shard:
         """Whether each rank's part is one stretch of the dim."""
         return len(self.chunks) == 1 and not self.whole
 
+    def undivided(self, num_ranks: int) -> list[int]:
+        """The numbers of the chunks that cannot be divided as they should."""
+        lengths = enumerate(self.chunks)
+        return [i for i, n in lengths if n % num_ranks and i not in self.whole]
+
     def local_size(self, num_ranks: int, last: int | None = None) -> int:
         """What one rank holds of the first `last` chunks (of all), once."""
         return sum(

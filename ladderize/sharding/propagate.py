@@ -1,27 +1,32 @@
 """Carry shardings through the branches until nothing changes any more.
 
-A branch is walked in graph order. A walk stops where a rule cannot hold as things are (`Illegal`,
-`NeedsReduction`, `NeedsCuts`); the change it asks for is made, and every branch that reads what
-changed is walked again *from its first node that does so*. Each change is monotone (bans, cuts and
-reductions only grow), so the walks end; the cost is linear in depth because branches are of
-bounded size and meet in nothing but shared parameters.
+A branch is walked in graph order, what unpacks its weights included. A walk stops where a rule
+cannot hold as things are (`Illegal`, `NeedsReduction`, `NeedsCuts`, …); the change it asks for is
+made, and every branch that reads what changed is walked again *from its first node that does so*.
+Each change is monotone (bans, cuts and reductions only grow), so the walks end; the cost is linear
+in depth because branches are of bounded size and meet in nothing but shared parameters.
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch.fx import Node
 
 from ladderize.errors import Blocker, LadderError, describe_origin, module_path
 from ladderize.sharding.expert_stacks import ExpertStacks
+from ladderize.sharding.packed_parts import PackedParts
 from ladderize.sharding.placement import Placement, Replicate
 from ladderize.sharding.rules.table import apply_rule
 from ladderize.sharding.statics import stand_in
+from ladderize.sharding.unpacked import unpacked_weights
 from ladderize.sharding.values import (
     Illegal,
     NeedsCuts,
     NeedsLocal,
     NeedsReduction,
+    NeedsUnpacked,
     Origin,
     Value,
     Values,
@@ -68,6 +73,7 @@ class Propagation:
         kept: of each parameter of which every rank holds parts whole, one for each refusal.
         whole: the ranges of those parts.
         made: how memory is made that a branch fills.
+        packed: weights that are computed from packed parameters, and how these lie.
         walked: of each branch the nodes that carry shardings, in graph order.
         reduced: nodes whose partial value is reduced right there.
         biases: parameters to be added after the reduction of a partial value.
@@ -93,7 +99,15 @@ class Propagation:
     def __post_init__(self) -> None:
         self._place: dict[Node, tuple[int, int]] = {}
         taken = {node for block in self.branches for node in block.branch}
-        self.walked = [walked_nodes(block, taken) for block in self.branches]
+        weights = [list(unpacked_weights(block, self.parameters)) for block in self.branches]
+        self.packed = PackedParts({w.weight: w for own in weights for w in own}, self.num_ranks)
+        packed = self.packed.placed
+        self._placed = ChainMap(self.values, cast(dict[Node, Values], packed))
+        self._made = ChainMap(self.made, packed)
+        self.walked = [
+            walked_nodes(block, taken, [node for weight in own for node in weight.nodes])
+            for block, own in zip(self.branches, weights, strict=True)
+        ]
         for index, nodes in enumerate(self.walked):
             for position, node in enumerate(nodes):
                 self._place.setdefault(node, (index, position))
@@ -130,6 +144,9 @@ class Propagation:
             except NeedsLocal as needed:
                 self._make_local(node, needed)
                 return
+            except NeedsUnpacked as needed:
+                self._unpack(node, needed)
+                return
             except NeedsCuts as needed:
                 self.cuts.update(needed.cuts)
                 self._requeue([user for p in needed.cuts for user in self._read_by(p)])
@@ -140,17 +157,19 @@ class Propagation:
         self.visits.pop(node, None)
         visit = Visit(
             node,
-            self.values,
+            self._placed,
             self.parameters,
             self.bans,
             self.cuts,
             self.whole,
             self.num_ranks,
             self.stacks,
-            self.made,
+            self._made,
             self.branches[self._place[node][0]].outputs,
+            self.packed.weights,
         )
         value = apply_rule(visit)
+        self._demand_packed(visit)
         self._check_demands(visit)
         if isinstance(value, Value) and value.is_partial and self._leaves(node):
             self._settle_partial(node)
@@ -194,9 +213,7 @@ class Propagation:
 
     def _check_demands(self, visit: Visit) -> None:
         """All readers of a parameter must want it placed alike, and all must be in branches."""
-        read = {visit.parameter(node) for node in visit.node.all_input_nodes} - {None}
-        for parameter in read:
-            assert parameter is not None
+        for parameter in self._read(visit.node):
             wanted = visit.demands.get(parameter, REPLICATE)
             for user in self._readers[parameter]:
                 if user not in self._place and wanted != REPLICATE:
@@ -209,6 +226,18 @@ class Propagation:
                     continue
                 if other.demands.get(parameter, REPLICATE) != wanted:
                     raise Illegal(f"{self.parameters[parameter]} is used in two ways", [parameter])
+
+    def _demand_packed(self, visit: Visit) -> None:
+        """What reads a part of a packed parameter wants it so."""
+        for parameter in self._read(visit.node):
+            placed = self.packed.placed.get(parameter)
+            if placed is not None and placed.shard is not None:
+                visit.demands[parameter] = placed.shard
+
+    def _read(self, node: Node) -> list[Node]:
+        """The parameters that `node` reads, transposed or cast too."""
+        found = (stand_in(source, self.parameters) for source in node.all_input_nodes)
+        return list(dict.fromkeys(stood.parameter for stood in found if stood is not None))
 
     # -- changes
 
@@ -240,7 +269,15 @@ class Propagation:
 
     def _read_by(self, source: Node) -> tuple[Node, ...]:
         """What is to be visited again when `source` is to lie otherwise."""
-        return self._readers.get(source, (source,))
+        made = [node for whole in self.packed.made_from(source) for node in whole.nodes]
+        return (*self._readers.get(source, (source,)), *made)
+
+    def _unpack(self, node: Node, needed: NeedsUnpacked) -> None:
+        whole = self.packed.weights[needed.weight]
+        reason = self.packed.divide(needed)
+        if reason is not None:
+            self._refuse(node, Illegal(reason, [whole.main]))
+        self._requeue(whole.nodes)
 
     def _make_local(self, node: Node, needed: NeedsLocal) -> None:
         if needed.memory in self._place:
@@ -252,6 +289,8 @@ class Propagation:
 
     def _forget(self, parameters: Sequence[Node]) -> None:
         """Walk again what reads `parameters`, which are to lie otherwise."""
+        for whole in [whole for p in parameters for whole in self.packed.made_from(p)]:
+            self.packed.release(whole)
         users = [user for p in parameters for user in self._read_by(p) if user in self._place]
         indices = {self._place[user][0] for user in users}
         users += [memory for memory in self.made if self._place[memory][0] in indices]
@@ -293,6 +332,8 @@ class Propagation:
 
     def parameter(self, node: Node) -> Node | None:
         """The parameter that `node` is or stands for."""
+        if node in self.packed.weights:
+            return self.packed.weights[node].main
         found = stand_in(node, self.parameters)
         return None if found is None else found.parameter
 

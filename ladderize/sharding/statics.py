@@ -1,8 +1,9 @@
 """Weights that reach an op through layout and casts: `matmul(x, w.T)`, `linear(x, experts[3])`.
 
     t = numpy_T(w);  to = to(t, float16)      both stand for w, their dim 0 for its dim 1
+    m = mul(unpack(q), index(scales, g))      is unpacked from q, scales and g
 
-Such a value is divided by dividing the parameter that it stands for.
+Such a value is divided by dividing the parameters that it stands for or is unpacked from.
 """
 
 from collections.abc import Collection
@@ -26,13 +27,31 @@ class StandIn:
     dims: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """How a weight is computed from parameters that hold packed words, scales and zero points.
+
+    Attributes:
+        weight: the value that products read.
+        nodes: what computes it and nothing else, in graph order, the weight last.
+        parameters: what it is computed from.
+        main: the largest that holds words. It stands for all of them: to rules it is the weight,
+            in whose entries cuts and origins count.
+    """
+
+    weight: Node
+    nodes: tuple[Node, ...]
+    parameters: tuple[Node, ...]
+    main: Node
+
+
 def stand_in(node: Any, parameters: Collection[Node]) -> StandIn | None:
     """What `node` stands for: itself if it is a parameter, None if it is none in another form."""
     if not isinstance(node, Node) or not isinstance(node.meta.get("val"), torch.Tensor):
         return None
     if node in parameters:
         return StandIn(node, tuple(range(node.meta["val"].dim())))
-    order = _ORDERS.get(_packet(node)) if node.target is not aten.squeeze.default else None
+    order = ORDERS.get(_packet(node)) if node.target is not aten.squeeze.default else None
     source = stand_in(node.args[0], parameters) if order is not None and node.args else None
     if source is None or order is None:
         return None
@@ -90,7 +109,7 @@ def _squeezed(node: Node, ndim: int) -> list[int]:
 
 
 # op -> (node, number of dims) -> the old dim behind each new one
-_ORDERS: dict[Any, Any] = {
+ORDERS: dict[Any, Any] = {
     **dict.fromkeys(
         (aten.to, aten._to_copy, aten.clone, aten.contiguous, aten.detach, aten.alias), _same
     ),

@@ -71,7 +71,8 @@ def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[U
 def _weights(found: Propagation, node: Node) -> list[Node]:
     """The parameters of two dims or more that `node` computes with: sharding would divide them."""
     read = (found.parameter(source) for source in node.all_input_nodes)
-    return [p for p in read if p is not None and (p.meta["val"].dim() > 1 or p in found.bans)]
+    held = [p for main in read if main is not None for p in found.packed.with_it(main)]
+    return [p for p in held if p.meta["val"].dim() > 1 or p in found.bans]
 
 
 def _bans(found: Propagation, weights: Iterable[Node]) -> list[Ban]:
@@ -105,7 +106,7 @@ def _computed(found: Propagation, block: Block) -> Iterator[tuple[Node, list[Nod
         weight = node.args[form.weight] if form is not None else None
         if isinstance(weight, Node) and found.parameter(weight) is None:
             held = _parameters_behind(found, weight)
-            if held:
+            if held or (held is not None and weight not in block.members):
                 yield node, held
 
 
@@ -113,14 +114,15 @@ def _computed_reason(found: Propagation, node: Node, held: Sequence[Node]) -> Bl
     weight = node.args[PRODUCTS[packet(node)].weight]
     assert isinstance(weight, Node)
     names = ", ".join(sorted(found.parameters[parameter] for parameter in held))
+    names = names or "memory that the graph fills"
     return Blocker.at(
         node,
         f"{op_name(node)} multiplies by {packet(weight)} of {names}: only parameters are divided",
     )
 
 
-def _parameters_behind(found: Propagation, weight: Node) -> list[Node]:
-    """The parameters that `weight` is computed from; none where it depends on anything else."""
+def _parameters_behind(found: Propagation, weight: Node) -> list[Node] | None:
+    """The parameters that `weight` is computed from; None where it depends on anything else."""
     held: dict[Node, None] = {}
     seen, left = {weight}, [weight]
     while left:
@@ -129,7 +131,7 @@ def _parameters_behind(found: Propagation, weight: Node) -> list[Node]:
             held[node] = None
             continue
         if node.op == "placeholder":
-            return []
+            return None
         new = [source for source in node.all_input_nodes if source not in seen]
         seen.update(new)
         left += new
@@ -139,7 +141,8 @@ def _parameters_behind(found: Propagation, weight: Node) -> list[Node]:
 def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:
     """Parameters that stay whole, or parts of them, in a branch that is divided."""
     readers = [n for n in block.branch if not set(_weights(found, n)).isdisjoint(ban.parameters)]
-    held, flops = sum(map(num_bytes, ban.parameters)), sum(map(flops_of, readers))
+    parameters = dict.fromkeys(q for p in ban.parameters for q in found.packed.with_it(p))
+    held, flops = sum(map(num_bytes, parameters)), sum(map(flops_of, readers))
     if ban.parts:
         size = max(part.start + part.length for part in ban.parts)
         dims = [p.meta["val"].shape for p in ban.parameters]

@@ -79,6 +79,19 @@ class NeedsLocal(Exception):
         self.value = value
 
 
+class NeedsUnpacked(Exception):
+    """What `weight` is computed from must be divided so that `weight` lies as `shard`.
+
+    `is_of_outputs`: its entries along the divided dim are outputs of the product.
+    """
+
+    def __init__(self, weight: Node, shard: Shard, is_of_outputs: bool) -> None:
+        super().__init__(weight.name)
+        self.weight = weight
+        self.shard = shard
+        self.is_of_outputs = is_of_outputs
+
+
 @dataclass(frozen=True)
 class Value:
     """The placement of a tensor inside a branch.

@@ -3,7 +3,7 @@
 A rule reads the placements of the node's inputs through a `Visit`, asks for what it needs (a weight
 divided in a certain way, a slice of a replicated operand, another size in a view), and returns the
 placement of the result. It changes nothing itself. When the inputs cannot be had as they are, it
-raises one of the three signals of `values` and is visited again after the change.
+raises one of the signals of `values` and is visited again after the change.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from ladderize.graph.to_aten import wrapped
 from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.placement import OwnRows, Placement, Shard, local_indices
 from ladderize.sharding.rules.quantized import refused_parts
-from ladderize.sharding.statics import stand_in
+from ladderize.sharding.statics import Unpacked, stand_in
 from ladderize.sharding.values import (
     REPLICATED,
     Illegal,
     NeedsCuts,
+    NeedsUnpacked,
     Origin,
     RowSelection,
     Value,
@@ -51,6 +52,7 @@ class Visit:
         stacks: which weights of experts are divided by experts.
         made: how memory must be made that the branch fills.
         outputs: what the branch adds to the stream.
+        unpacked: weights that are computed from packed parameters.
         demands: result: how parameters must lie.
         entries: result: replicated operands entering sharded computation, and what is selected.
         mixed: result: weights that are divided but for some chunks, by how they lie.
@@ -71,6 +73,7 @@ class Visit:
     stacks: ExpertStacks = field(default_factory=ExpertStacks)
     made: Mapping[Node, Value] = field(default_factory=dict)
     outputs: Container[Node] = ()
+    unpacked: Mapping[Node, Unpacked] = field(default_factory=dict)
     demands: dict[Node, Placement] = field(default_factory=dict)
     entries: dict[Node, RowSelection | None] = field(default_factory=dict)
     mixed: dict[Node, Shard] = field(default_factory=dict)
@@ -107,13 +110,16 @@ class Visit:
         return shape
 
     def parameter(self, node: Any) -> Node | None:
-        """The parameter that `node` is or stands for, transposed or cast."""
+        """The parameter that `node` is or stands for, transposed, cast or unpacked."""
+        if node in self.unpacked:
+            return self.unpacked[node].main
         found = stand_in(node, self.parameters)
         return None if found is None else found.parameter
 
     def can_shard(self, node: Any) -> bool:
-        parameter = self.parameter(node)
-        return parameter is not None and parameter not in self.banned
+        parameter, whole = self.parameter(node), self.unpacked.get(node)
+        parts = [parameter] if whole is None else whole.parameters
+        return parameter is not None and not any(part in self.banned for part in parts)
 
     def sharded(self, operands: Iterable[Node]) -> list[tuple[Node, Shard]]:
         found = ((node, self.value(node).shard) for node in operands)
@@ -140,14 +146,20 @@ class Visit:
 
     def demand(self, weight: Node, placement: Shard, origin: Origin | None = None) -> None:
         """Divide `weight`; `origin` is given for a dim of outputs, which may be whole in parts."""
-        found = stand_in(weight, self.parameters)
-        assert found is not None
+        parameter = self.parameter(weight)
+        assert parameter is not None
         start = 0
         for i, length in enumerate(placement.chunks):
             if length % self.num_ranks and i not in placement.whole:
-                part = origin and Origin(found.parameter, start, length)
-                self.illegal(self.describe_size(length), [part or found.parameter])
+                part = origin and Origin(parameter, start, length)
+                self.illegal(self.describe_size(length), [part or parameter])
             start += length
+        if weight in self.unpacked:
+            if self.value(weight).placement != placement:
+                raise NeedsUnpacked(weight, placement, is_of_outputs=origin is not None)
+            return
+        found = stand_in(weight, self.parameters)
+        assert found is not None
         lies = dataclasses.replace(placement, dim=found.dims[placement.dim])
         whole = wrapped(found.parameter)
         if whole is not None and (reason := refused_parts(whole, lies, self.num_ranks)):
@@ -163,6 +175,11 @@ class Visit:
             self.illegal(self.describe_size(num_experts, "experts"), [parameter])
         self.demand(weight, Shard(0, (num_experts,)))
         return Origin(parameter, 0, num_experts)
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether the node computes a weight."""
+        return any(self.node in whole.nodes for whole in self.unpacked.values())
 
     def describe_size(self, size: Any, unit: str = "entries") -> str:
         return f"{size} {unit} cannot be divided over {self.num_ranks} ranks"

@@ -4,12 +4,13 @@
     m = empty([2, 8]);  copy_(slice(m), h)                m, its slice: made for it
 
     p = pad(h);  keep_part(p)                             p: made for what a cache keeps
+    w = unpack(q);  y = matmul(h, w)                      w: unpacked for it alone
 
 A branch holds the nodes that its values flow through. `z` takes the form of `s` alone, but both
 are divided if `h` is.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 
 from torch.fx import Node
 
@@ -20,11 +21,14 @@ from ladderize.sharding.visit import FORM_READERS, is_tensor, packet
 from ladderize.streams.block import Block
 
 
-def walked_nodes(block: Block, taken: Container[Node]) -> tuple[Node, ...]:
+def walked_nodes(
+    block: Block, taken: Container[Node], unpacked: Sequence[Node] = ()
+) -> tuple[Node, ...]:
     """The branch and what is made for it alone, in graph order.
 
     Args:
         taken: the nodes of all branches.
+        unpacked: what computes weights of the branch.
     """
     made: set[Node] = set()
     for node in reversed(_candidates(block, taken)):
@@ -34,8 +38,10 @@ def walked_nodes(block: Block, taken: Container[Node]) -> tuple[Node, ...]:
         if node.target is keep_part or (is_used and is_own):
             made.add(node)
     if not made:
-        return block.branch
-    return tuple(node for node in _stretch(block) if node in made or node in block.members)
+        branch = block.branch
+    else:
+        branch = tuple(node for node in _stretch(block) if node in made or node in block.members)
+    return tuple(sorted({*branch, *unpacked})) if unpacked else branch
 
 
 def _candidates(block: Block, taken: Container[Node]) -> list[Node]:

@@ -39,6 +39,8 @@ ILLUSTRATIONS = {
     ("docs/sharding.md", "order, ends       the choices of all tokens"),
     ("docs/sharding.md", "w [128, 64] of int8 [128, 64]"),
     ("docs/sharding.md", "model.layers.0.mlp.down_proj.weight: aten.amin"),
+    ("docs/sharding.md", "w [64, 32] of GPTQ: qweight int32 [8, 32]"),
+    ("docs/sharding.md", "layers.1.up.packed: no sharding rule for"),
 }
 
 

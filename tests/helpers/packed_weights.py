@@ -2,14 +2,12 @@
 
     PackedWeight [out, in]   packed uint8 [out, in/2]   scale, zero [out, in/group]
 
-    UnpackingLinear          qweight int32 [in/8, out]   scales, qzeros of groups: plain buffers
-
-Stand-ins where no such library is installed; the second has the buffers of GPTQ.
+A stand-in where no such library is installed.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 aten = torch.ops.aten
 
@@ -83,24 +81,3 @@ class PackedWeight(torch.Tensor):
         if func in (aten.clone.default, aten.detach.default):
             return cls(*(func(t, **(kwargs or {})) for t in inner), *context)
         raise NotImplementedError(f"{func} of packed weights")
-
-
-class UnpackingLinear(nn.Module):
-    """Unpacks eight values of each int32 along the inputs, and multiplies."""
-
-    def __init__(self, inputs, outputs, group=8):
-        super().__init__()
-        draw = torch.Generator().manual_seed(0)
-        bits = {"low": -(2**31), "high": 2**31 - 1, "dtype": torch.int32, "generator": draw}
-        packed = torch.randint(size=(inputs // 8, outputs), **bits)
-        zeros = torch.randint(size=(inputs // group, outputs // 8), **bits)
-        self.register_buffer("qweight", packed)
-        self.register_buffer("qzeros", zeros)
-        self.register_buffer("scales", torch.rand(inputs // group, outputs, generator=draw))
-        self.register_buffer("g_idx", torch.arange(inputs) // group)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bits = torch.arange(0, 32, 4, dtype=torch.int32)
-        zeros = (self.qzeros.unsqueeze(2) >> bits & 15).flatten(1)
-        values = (self.qweight.unsqueeze(1) >> bits.unsqueeze(1) & 15).flatten(0, 1)
-        return x @ (self.scales[self.g_idx] * (values - zeros[self.g_idx]))

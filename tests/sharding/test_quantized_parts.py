@@ -3,7 +3,8 @@
 import pytest
 import torch
 from helpers.graphs import Residual
-from helpers.packed_weights import PackedWeight, UnpackingLinear
+from helpers.packed_weights import PackedWeight
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ladderize
@@ -54,14 +55,23 @@ def test_sums_over_ranks_need_a_linear_product():
     assert rounding == "aten.abs of what PackedWeight multiplies"
 
 
+class ScaledLinear(nn.Linear):
+    def __init__(self, width):
+        super().__init__(width, width, bias=False)
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x @ (self.weight * self.gain)
+
+
 def test_a_weight_that_is_computed_is_named_with_the_op_and_its_bytes():
     model = Residual(3, 16)
     layer = model.layers[1]
-    layer.up, layer.down = UnpackingLinear(16, 16), UnpackingLinear(16, 16)
+    layer.up, layer.down = ScaledLinear(16), ScaledLinear(16)
     with pytest.warns(LadderWarning, match="Not all is divided"):
         lines = ladderize.plan_parallel(model, 2, (torch.zeros(2, 16),)).lines
     (said,) = (line for line in lines if line.startswith("kept whole"))
-    held = ", ".join(f"layers.1.up.{name}" for name in ("g_idx", "qweight", "qzeros", "scales"))
+    held = "layers.1.up.gain, layers.1.up.weight"
     assert f"aten.matmul.default in layers.1.up multiplies by aten.mul of {held}: only" in said
-    bytes_of = 2 * sum(buffer.nbytes for buffer in layer.up.buffers())
+    bytes_of = 2 * sum(p.nbytes for p in layer.up.parameters())
     assert f"{bytes_of // 2:,} bytes and " in said

@@ -3,7 +3,8 @@
 before   w 64 x 32 (full)     w_local 32 x 32          after   w of no bytes     w_local 32 x 32
 
 The next call compiles graphs that take the parts. Everything else that touches a released parameter
-would read freed memory: saving and copying it raise instead.
+would read freed memory: saving and copying it raise instead. Buffers of packed linears count as
+parameters; others, as caches, stay.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,7 @@ def free(model: nn.Module) -> int:
     Raises:
         LadderError: listing every parameter that is still needed whole.
     """
-    divided = {name: p for name, p in model.named_parameters() if PARTS.places(p)}
+    divided = {name: p for name, p in _named_tensors(model) if PARTS.places(p)}
     if not divided:
         raise LadderError(
             "Nothing of this model is divided: no graph of it has run on a mesh yet.",
@@ -57,7 +58,7 @@ def free(model: nn.Module) -> int:
 
 def refill(model: nn.Module) -> None:
     """Give the released parameters of `model` their memory and values back, from all ranks."""
-    released = [p for p in model.parameters() if PARTS.is_released(p)]
+    released = [p for _, p in _named_tensors(model) if PARTS.is_released(p)]
     for parameter in released:
         _refill(parameter)
         PARTS.forget(parameter)
@@ -66,6 +67,28 @@ def refill(model: nn.Module) -> None:
     for module in model.modules():
         for hook in _hooks.pop(module, []):
             hook.remove()
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from packed_buffers(model)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def packed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Words, scales and zero points of linears that unpack them: as large as weights."""
+    for path, module in model.named_modules():
+        own = dict(module.named_buffers(path, recurse=False))
+        if any(buffer.dim() > 1 and _is_integer(buffer) for buffer in own.values()):
+            yield from own.items()
+
+
+def _is_integer(buffer: Tensor) -> bool:
+    return not buffer.dtype.is_floating_point and buffer.dtype != torch.bool
 
 
 def _why_needed(parameter: Tensor) -> str:
@@ -87,17 +110,18 @@ def store(model: nn.Module, readers: Mapping[str, Reader]) -> None:
 
     Args:
         model: its parameters hold no values.
-        readers: of each parameter, by name.
+        readers: of each parameter, and of the buffers that are as large, by name.
     """
-    for name, parameter in model.named_parameters():
-        PARTS.stored[parameter] = readers[name]
-        PARTS.release(parameter)
+    for name, tensor in _named_tensors(model):
+        if name in readers:
+            PARTS.stored[tensor] = readers[name]
+            PARTS.release(tensor)
     _guard_released(model)
 
 
 def _guard_released(model: nn.Module) -> None:
     for module in model.modules():
-        if any(p in PARTS.released for p in module.parameters(recurse=False)):
+        if any(p in PARTS.released for p in _own_tensors(module)):
             _guard(module)
 
 

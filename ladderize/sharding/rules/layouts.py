@@ -48,7 +48,7 @@ def view(visit: Visit) -> Values:
     group = next(g for g in dim_groups(old, new) if shard.dim in g.old)
     places = list(_places(value, group, old, new))
     for place in places:
-        if not _undivided(visit, place):
+        if not place.shard.undivided(visit.num_ranks):
             _rewrite_size(visit, place.shard)
             return place.value
     return _refuse_view(visit, places)
@@ -63,6 +63,15 @@ def view_as(visit: Visit) -> Values:
     if visit.value(other).placement != found.placement:
         visit.illegal(f"{visit.op_name} takes the shape of what is divided otherwise")
     return found
+
+
+def moved(shard: Shard, old: Sequence[Any], new: Sequence[Any], num_ranks: int) -> Shard | None:
+    """Where `shard` of a shape is found in another one, at whole entries; None if nowhere."""
+    group = next(g for g in dim_groups(old, new) if shard.dim in g.old)
+    found = [place.shard for place in _places(Value(shard), group, old, new)]
+    count = len(shard.chunks)  # fewer would be parts of each word
+    whole = [at for at in found if at.outer == at.inner == 1 and len(at.chunks) == count]
+    return next((at for at in whole if not at.undivided(num_ranks)), whole[0] if whole else None)
 
 
 @dataclass(frozen=True)
@@ -116,12 +125,6 @@ def _as_repeats(value: Value) -> Value | None:
     return Value(replace(shard, chunks=shard.chunks[:1], outer=shard.outer * count), tuple(origins))
 
 
-def _undivided(visit: Visit, place: _Place) -> list[int]:
-    """The chunks that cannot be divided at `place`."""
-    lengths = enumerate(place.shard.chunks)
-    return [i for i, n in lengths if n % visit.num_ranks and i not in place.shard.whole]
-
-
 def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
     """Ask for cuts with which it might do, else refuse the chunks that do not divide."""
     if not places:
@@ -132,9 +135,10 @@ def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
         if cuts and not cuts <= inner_cuts(shard.chunks) and shard.outer == 1:
             raise visit.needs_cuts([node], cuts | inner_cuts(shard.chunks))
     place = places[0]
-    bad = _undivided(visit, place)
+    bad = place.shard.undivided(visit.num_ranks)
     parts = [part for i in bad for part in parts_of(place.value, i)]
-    unit = "entries" if place.unit == 1 else f"heads of size {place.unit}"
+    kind = "groups" if visit.unpacks else "heads"
+    unit = "entries" if place.unit == 1 else f"{kind} of size {place.unit}"
     visit.illegal(visit.describe_size(sum(place.shard.chunks[i] for i in bad), unit), parts)
 
 

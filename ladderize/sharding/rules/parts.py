@@ -1,4 +1,4 @@
-"""Sharding rules of ops that take a tensor apart or join several: slice, select, index, cat.
+"""Sharding rules of ops that take a tensor apart or join several: slice, select, cat.
 
 split(qkv, 32->16)    slice(gate_up, 0, 48->24)    chunk(qkv, 3) -> split(qkv, [16, 8, 8])
 """
@@ -27,8 +27,8 @@ def select(visit: Visit) -> Values:
     if dim != shard.dim:
         return value.at(shard.dim - (dim < shard.dim))
     at = wrap(visit.argument(2, "index"), shard.size)
-    piece = _cut(visit, node, [at, 1, shard.size - at - 1])[1]
-    visit.set_argument(2, _local_start(visit, shard, at))
+    piece = cut(visit, node, [at, 1, shard.size - at - 1])[1]
+    visit.set_argument(2, local_start(visit, shard, at))
     return piece  # a single entry that is not divided is whole
 
 
@@ -36,7 +36,7 @@ def unbind(visit: Visit) -> Values:
     node, value, shard = source(visit)
     dim = wrap(visit.argument(1, "dim", 0), len(visit.shape(node)))
     if dim == shard.dim:
-        return _cut(visit, node, [1] * shard.size)
+        return cut(visit, node, [1] * shard.size)
     return (value.at(shard.dim - (dim < shard.dim)),) * len(visit.node.meta["val"])
 
 
@@ -51,8 +51,8 @@ def slice_(visit: Visit) -> Values:
     first, last, _ = slice(start, end).indices(shard.size)
     if step != 1:
         return _every(visit, node, first, last, step)
-    piece = _cut(visit, node, [first, last - first, shard.size - last])[1]
-    visit.rewrite((node, dim, _local_start(visit, shard, first), _local_start(visit, shard, last)))
+    piece = cut(visit, node, [first, last - first, shard.size - last])[1]
+    visit.rewrite((node, dim, local_start(visit, shard, first), local_start(visit, shard, last)))
     return piece
 
 
@@ -84,81 +84,15 @@ def split(visit: Visit) -> Values:
     if dim != shard.dim:
         return (value,) * len(parts)
     lengths = [int(part.shape[dim]) for part in parts]
-    pieces = _cut(visit, node, lengths)
+    pieces = cut(visit, node, lengths)
     ends = [0, *itertools.accumulate(lengths)]
-    local = [_local_start(visit, shard, end) for end in ends]
+    local = [local_start(visit, shard, end) for end in ends]
     sizes = [b - a for a, b in itertools.pairwise(local)]
     if len(set(sizes)) > 1 or isinstance(visit.argument(1), (list, tuple)):
         visit.rewrite((node, sizes, dim), aten.split_with_sizes.default)
     elif packet(visit.node) is not aten.chunk:
         visit.set_argument(1, sizes[0])
     return pieces
-
-
-def index(visit: Visit) -> Values:
-    """x[…, [3], …]: entries of whole dims, or one known entry of the sharded dim."""
-    node, value, shard = source(visit)
-    indices = list(visit.argument(1))
-    indexed = [i for i, at in enumerate(indices) if at is not None]
-    if any(not visit.value(at).is_replicated for at in indices if at is not None):
-        visit.illegal(f"{visit.op_name} looks up sharded entries")
-    if shard.dim in indexed:
-        return _pick(visit, node, indices)
-    if indexed != list(range(indexed[0], indexed[-1] + 1)):
-        visit.illegal(f"{visit.op_name} indexes dims that are not neighbours")
-    ndim = max(len(visit.shape(indices[i])) for i in indexed)
-    return value.at(shard.dim + (ndim - len(indexed) if shard.dim > indexed[-1] else 0))
-
-
-def _pick(visit: Visit, node: Node, indices: list[Any]) -> Value:
-    """x[…, [-2], …] at the sharded dim: the one key head behind the query heads."""
-    value = visit.value(node)
-    shard = value.shard
-    assert shard is not None
-    entries = known_constant(indices.pop(shard.dim))
-    if any(at is not None for at in indices) or entries is None or entries.numel() != 1:
-        visit.illegal(f"{visit.op_name} looks up entries of the sharded dim")
-    at = wrap(entries.item(), shard.size)
-    piece = _cut(visit, node, [at, 1, shard.size - at - 1])[1]
-    first = _local_start(visit, shard, at)
-    visit.rewrite((node, shard.dim, first, first + 1), aten.slice.Tensor)
-    return piece
-
-
-def known_constant(node: Any) -> torch.Tensor | None:
-    """The value of a small constant of the traced program (`x[:, [-2]]`), where the trace kept it.
-
-    A fake tensor remembers it as `constant`: seen in torch 2.11 to 2.13.
-    """
-    while isinstance(node, Node) and packet(node) in (
-        aten.lift_fresh_copy,
-        aten.detach,
-        aten.alias,
-    ):
-        node = node.args[0]
-    fake = node.meta.get("val") if isinstance(node, Node) else None
-    return getattr(fake, "constant", None)
-
-
-def index_select(visit: Visit) -> Values:
-    node, value, shard = source(visit)
-    if wrap(visit.argument(1, "dim"), len(visit.shape(node))) == shard.dim:
-        visit.illegal(f"{visit.op_name} looks up entries of the sharded dim")
-    return value
-
-
-def index_add(visit: Visit) -> Values:
-    """index_add(x, dim, index, source): entries of `dim` mix."""
-    dim = wrap(visit.argument(1, "dim"), len(visit.shape()))
-    if visit.sharded([visit.argument(2, "index")]):
-        visit.illegal(f"{visit.op_name} adds to sharded positions")
-    both = [visit.argument(0), visit.argument(3)]
-    return visit.meet(both, [dim - len(visit.shape())])
-
-
-def gather(visit: Visit) -> Values:
-    dim = wrap(visit.argument(1, "dim"), len(visit.shape()))
-    return visit.meet(visit.operands(), [dim - len(visit.shape())])
 
 
 def pad(visit: Visit) -> Values:
@@ -175,7 +109,7 @@ def glu(visit: Visit) -> Values:
     node, value, shard = source(visit)
     if wrap(visit.argument(1, "dim", -1), len(visit.shape(node))) != shard.dim:
         return value
-    first, second = _cut(visit, node, [shard.size // 2] * 2)
+    first, second = cut(visit, node, [shard.size // 2] * 2)
     if first.shard is None or first.placement != second.placement:
         visit.illegal(f"{visit.op_name} takes halves that are divided differently")
     return Value(first.placement, (*first.origins, *second.origins))
@@ -184,13 +118,13 @@ def glu(visit: Visit) -> Values:
 # ---- the parts
 
 
-def _local_start(visit: Visit, shard: Shard, first: int) -> int:
+def local_start(visit: Visit, shard: Shard, first: int) -> int:
     """Where a rank holds entry `first` (or the end), which is where a chunk starts."""
     ends = [0, *itertools.accumulate(shard.chunks)]
     return shard.local_size(visit.num_ranks, ends.index(first))
 
 
-def _cut(visit: Visit, node: Node, lengths: Sequence[int]) -> tuple[Value, ...]:
+def cut(visit: Visit, node: Node, lengths: Sequence[int]) -> tuple[Value, ...]:
     """The parts of `lengths` along the sharded dim; its chunks must meet where the parts do."""
     value = visit.value(node)
     shard = value.shard
@@ -260,10 +194,6 @@ PART_RULES: dict[Any, Any] = {
     aten.slice: slice_,
     **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk), split),
     aten.unbind: unbind,
-    aten.index: index,
-    aten.index_select: index_select,
-    aten.index_add: index_add,
-    aten.gather: gather,
     **dict.fromkeys((aten.pad, aten.constant_pad_nd), pad),
     aten.glu: glu,
     **dict.fromkeys((aten.cat, aten.concatenate), cat),

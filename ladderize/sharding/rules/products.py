@@ -72,6 +72,8 @@ def weighted(visit: Visit) -> Values:
         return visit.value(x)
     if len(visit.shape(weight)) > 2:
         visit.illegal(f"{visit.op_name} multiplies each part of the sharded dim by another weight")
+    if visit.sharded([weight]):
+        visit.illegal(f"{visit.op_name} multiplies divided rows by it", visit.origins([weight]))
     visit.enter(weight)
     if isinstance(bias, Node):
         visit.align(bias, shard.dim - last - 1, shard)

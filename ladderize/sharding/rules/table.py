@@ -24,6 +24,7 @@ from ladderize.sharding.rules.caches import CACHE_RULES, by_heads
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
 from ladderize.sharding.rules.filled import MADE, WRITES, make, write
+from ladderize.sharding.rules.lookups import LOOKUP_RULES, arange
 from ladderize.sharding.rules.norms import sum_of_norm
 from ladderize.sharding.rules.own_rows import carry_own_rows
 from ladderize.sharding.rules.partials import join_partials
@@ -192,6 +193,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(PRODUCTS, weighted),
     **CONV_RULES,
     **PART_RULES,
+    **LOOKUP_RULES,
     aten.scaled_dot_product_attention: attention,
     **dict.fromkeys(
         (
@@ -233,6 +235,7 @@ RULES: dict[Any, Rule] = {
             aten.dropout, aten.native_dropout, aten.where, aten.masked_fill, aten.selu,
             aten.multiply, aten.expand_as, aten.divide, aten.subtract, aten.rsub, aten.negative,
             aten.absolute, aten.log_sigmoid, aten.hardswish,
+            aten.__and__, aten.__or__, aten.__xor__, aten.__lshift__, aten.__rshift__,
         ),
         pointwise,
     ),
@@ -253,6 +256,8 @@ def apply_rule(visit: Visit) -> Values:
         return write(visit)
     if op in MADE:
         return make(visit)
+    if op is aten.arange:
+        return arange(visit)
     inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
     parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
     if all(part.is_replicated for part in parts) and op not in WEIGHTED:
