@@ -77,13 +77,9 @@ class ReportedWarning(LadderWarning):
     """One whose lines are in the report too: who prints the report need not print it."""
 
 
-# How Dynamo spells a module that Python reaches by other ways than attributes: the module in a
-# wrapper that forwards attributes to it, one whose `forward` is a function around its own; and the
-# wrapper of activation checkpointing, which parameters are named without.
-_ITEM = re.compile(r"\.__dict__\['_modules'\]\['(\w+)'\]")
-_METHOD = re.compile(r"\.\w+\.__closure__\[\d+\]\.cell_contents\.__self__")
 _INSTALLED = re.compile(r"^.*/site-packages/")
 _WRAPPER = re.compile(r"\._checkpoint_wrapped_module")
+"""Of activation checkpointing; parameters are named without it."""
 
 
 def module_path(node: "Node", stack_key: str = "nn_module_stack") -> str:
@@ -94,9 +90,7 @@ def module_path(node: "Node", stack_key: str = "nn_module_stack") -> str:
     stack = node.meta.get(stack_key)
     if not stack:
         return ""
-    name = str(next(reversed(stack.values()))[0])
-    if "__" in name:
-        name = _WRAPPER.sub("", _METHOD.sub("", _ITEM.sub(r".\1", name)))
+    name = _WRAPPER.sub("", str(next(reversed(stack.values()))[0]))
     return name.removeprefix("L['self']").removeprefix(".")
 
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         trace_artifact,
         uncompiled,
         undo_caching,
+        value_of,
         watch_failures,
     )
     from ladderize.compat.engines import (
@@ -158,6 +159,7 @@ __all__ = [
     "trace_artifact",
     "uncompiled",
     "undo_caching",
+    "value_of",
     "vllm_group",
     "warn_if_untried",
     "watch_failures",

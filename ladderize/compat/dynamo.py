@@ -1,6 +1,7 @@
 """Dynamo: what it is translating, where it gave up, and errors that it lets through."""
 
 import copy
+import functools
 import os
 import sys
 import traceback
@@ -39,8 +40,41 @@ def current_code() -> types.CodeType | None:
 def compiled_module() -> nn.Module | None:
     """The module whose call Dynamo is translating; None for a plain function."""
     found = _current_translation()
-    module = None if found is None else found.f_locals.get("self")
-    return module if isinstance(module, nn.Module) else None
+    if found is None:
+        return None
+    held = {name: _without_partial(value) for name, value in found.f_locals.items()}
+    modules = {name: value for name, value in held.items() if isinstance(value, nn.Module)}
+    if "self" in modules:
+        return modules["self"]
+    code = original_code(found.f_code)
+    return next((each for each in modules.values() if _is_run_by(each, code)), None)
+
+
+def _without_partial(value: object) -> object:
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value.__self__ if isinstance(value, types.MethodType) else value
+
+
+def _is_run_by(module: nn.Module, code: types.CodeType | None) -> bool:
+    """Whether `code` is a method of `module`, or the function in which Dynamo calls a callable."""
+    from torch._dynamo import external_utils
+
+    if code is None or code.co_filename == external_utils.__file__:
+        return code is not None
+    method = getattr(type(module), code.co_name, None)
+    return getattr(method, "__code__", None) is code
+
+
+def value_of(source: str) -> Any:
+    """The value behind the name that Dynamo gives it, as `L['self'].layers`; None if unknown."""
+    found = _current_translation()
+    if found is None:
+        return None
+    try:  # the name is an expression that guards evaluate in the same way
+        return eval(source, {"L": found.f_locals, "G": found.f_globals})
+    except Exception:
+        return None
 
 
 def _current_translation() -> Any:

@@ -7,6 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
 from ladderize.compat.frames import carry_inputs, copy_source, current_frame, parameter_names
+from ladderize.compat.module_paths import name_modules
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.break_hints import Adviser
@@ -31,6 +32,7 @@ def ladder_frame(
     pipeline; the places where Dynamo gave up are added to either.
     """
     frame = current_frame(gm)
+    name_modules(gm)
     ranks = RankGroup.of(config.device_mesh)
     # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
     may_be_a_layer = not frame.left_to_python

@@ -263,6 +263,11 @@ class ReportData:
         return tuple(block for stream in self.streams for block in stream.blocks)
 
     @property
+    def dtype(self) -> str:
+        """Of the first stream; "" without one."""
+        return next((stream.segments[0].dtype for stream in self.streams), "")
+
+    @property
     def num_stale(self) -> int:
         """Blocks that read stale, or would; the first one of a segment does not."""
         return sum(block.is_rewired for block in self.blocks)

@@ -153,6 +153,20 @@ def _sharded(sharding: ShardReport, prefix: str, is_plan: bool) -> Section:
     return Section(title, lines=(*kept, *split))
 
 
+def call_of(report: ReportData) -> str:
+    """The sizes of the call that was traced: "batch 2, length 32, bfloat16"."""
+    if not report.streams:
+        return ""
+    shape = report.streams[0].segments[0].shape[:-1]
+    named = zip(("batch", "length"), shape, strict=False)
+    sizes = (
+        [f"{name} {size}" for name, size in named]
+        if len(shape) <= 2
+        else [shape_of(report.streams[0], 0)]
+    )
+    return ", ".join([*sizes, *filter(None, [report.dtype])])
+
+
 def title_of(stream: StreamReport) -> str:
     segments = f", {len(stream.segments)} segments" if len(stream.segments) > 1 else ""
     shape = f" of {shape_of(stream, 0)}" if len(stream.segments) == 1 else ""

@@ -77,6 +77,7 @@ class Measured:
         link: that was emulated; None where there is one rank, or where the links are real.
         blocks: of the whole model, with their FLOPs and bytes.
         graph: of a model that brings its own collectives, what its step consists of.
+        dtype: of the residual stream.
     """
 
     case: Case
@@ -87,6 +88,7 @@ class Measured:
     compiled: Compiled
     blocks: tuple[BlockReport, ...]
     graph: StepGraph | None = None
+    dtype: str = ""
 
 
 def stages(settings: Settings) -> dict[str, str]:
@@ -150,7 +152,8 @@ def _measure_case(
     is_own = has_collectives(program)
     written = written_by_hand(settings, case)
     variants = make_variants(program, settings, None if is_own else mesh, written)
-    blocks = explain_program(program, LadderConfig()).blocks
+    report = explain_program(program, LadderConfig())
+    blocks = report.blocks
     if "ladder" in settings.variants and not any(block.is_rewired for block in blocks):
         raise LadderError(f"{settings.model} has no block whose read could be moved.")
     _set_link(group, FREE)
@@ -181,7 +184,9 @@ def _measure_case(
             how = compiled["ladder" if v.is_free else v.name]
             over = FREE if v.is_free else link
             graph = graphs.get(v.name)
-            found.append(Measured(case, name, over, v.name, samples[v.name], how, blocks, graph))
+            own = samples[v.name]
+            dtype = report.dtype
+            found.append(Measured(case, name, over, v.name, own, how, blocks, graph, dtype))
     return found
 
 

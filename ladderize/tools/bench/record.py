@@ -85,6 +85,7 @@ class Results:
         rows: no two of one key.
         machine, versions: as `describe_machine` and `describe_versions` say.
         when: UTC, ISO 8601.
+        subject: what was measured, for people.
 
     Raises:
         LadderError: two rows have one key.
@@ -95,6 +96,7 @@ class Results:
     machine: Mapping[str, str | int] = field(default_factory=describe_machine)
     versions: Mapping[str, str] = field(default_factory=describe_versions)
     when: str = field(default_factory=_now)
+    subject: str = ""
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -111,6 +113,7 @@ class Results:
         data = {
             "format": FORMAT,
             "command": self.command,
+            **({"subject": self.subject} if self.subject else {}),
             "when": self.when,
             "machine": self.machine,
             "versions": self.versions,

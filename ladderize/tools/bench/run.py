@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from rich.console import Console
 
-from ladderize.errors import LadderError
+from ladderize.errors import LadderError, counted
 from ladderize.tools.bench.bench_settings import Settings
 from ladderize.tools.bench.rank import HANG_AFTER, stages, work
 from ladderize.tools.bench.record import Results
@@ -36,7 +36,10 @@ def run_benchmark(settings: Settings, command: str, told: Console) -> Results | 
             return None
     else:
         outcomes = _by_itself(settings, told)
-    return Results(command, rows_of(without_refusals(outcomes)))
+    measured = without_refusals(outcomes)
+    ranks = counted(settings.ranks, f"{settings.device} rank")
+    subject = f"{settings.model}: {measured[0][0].dtype}, {settings.lowering}, {ranks}"
+    return Results(command, rows_of(measured), subject=subject)
 
 
 def _under_torchrun(settings: Settings) -> list[Any]:

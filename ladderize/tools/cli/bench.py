@@ -159,4 +159,5 @@ def bench(
     if json:
         print_json(results.to_json())
     else:
+        console().print(f"{results.subject}\n", highlight=False, markup=False)
         show(console(), results.rows)

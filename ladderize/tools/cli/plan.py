@@ -11,8 +11,22 @@ from ladderize.tools.cli.running import console, print_json, running, working
 Hardware = Annotated[
     str, typer.Option(help="DEVICExRANKS-LINK; an unknown name lists the known ones.")
 ]
-Batches = Annotated[str, typer.Option("--batch", help="Batch sizes, separated by commas.")]
-Prompt = Annotated[int, typer.Option(min=1, help="Prompt tokens per example.")]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        "--batch",
+        help="Batch sizes, separated by commas. \\[default: 1,4,16,64; of the traced call if MODEL "
+        "brings its inputs]",
+    ),
+]
+Prompt = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Prompt tokens per example. \\[default: 1024; of the traced call if MODEL brings its "
+        "inputs]",
+    ),
+]
 Sensitivity = Annotated[
     Path | None,
     typer.Option(help="File of ladderize sensitivity: tokens/s against damage of its sets."),
@@ -37,8 +51,8 @@ _TRACED = (2, 32)
 def plan(
     model: flags.Model,
     hardware: Hardware = "h100x8-nvlink",
-    batch: Batches = "1,4,16,64",
-    prompt: Prompt = 1024,
+    batch: Batches = None,
+    prompt: Prompt = None,
     new: New = 512,
     sensitivity: Sensitivity = None,
     desync: Desync = None,
@@ -72,7 +86,9 @@ def plan(
             from ladderize.tools.predict.planning import plan as predict
             from ladderize.tools.predict.planning.plan_tables import show
             from ladderize.tools.predict.planning.routed import routed_experts
+            from ladderize.tools.predict.planning.workload import traced_examples
             from ladderize.tools.sources.hugging_face import InputSizes
+            from ladderize.tools.sources.model_names import is_configuration
             from ladderize.tools.sources.opened_models import Module as ModelSource
             from ladderize.tools.sources.opened_models import open_model
 
@@ -81,6 +97,10 @@ def plan(
         with working(f"tracing {model}"):
             source = open_model(model, InputSizes(*_TRACED), has_weights=False)
             report = source.explain(aot_config(source.entry, **options))
+        if not is_configuration(model) and report.streams:
+            own_batch, own_length = traced_examples(report.streams[0].segments[0])
+            batches, prompt = batches or (own_batch,), prompt or own_length
+        batches, prompt = batches or (1, 4, 16, 64), prompt or 1024
         with working("planning"):
             mixtures = routed_experts(source.model) if isinstance(source, ModelSource) else None
             found = predict(

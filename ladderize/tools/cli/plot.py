@@ -34,8 +34,8 @@ def plot(
     layers: flags.Layers = None,
     blocks: flags.Blocks = None,
     staleness: flags.Staleness = None,
-    batch: flags.Batch = 2,
-    length: flags.Length = 32,
+    batch: flags.Batch = 1,
+    length: flags.Length = 1024,
     image_size: flags.ImageSize = 224,
     dark: Dark = False,
     force: flags.Force = False,
@@ -53,6 +53,7 @@ def plot(
             from ladderize.config.ahead_of_time import aot_config
             from ladderize.config.hardware import hardware_of
             from ladderize.report.files import refuse_file
+            from ladderize.report.present.lines import call_of
             from ladderize.tools.plot import draw
             from ladderize.tools.predict.timeline import measure, predict, write_perfetto
             from ladderize.tools.sources.hugging_face import InputSizes
@@ -70,7 +71,9 @@ def plot(
             timeline = measure(report, trace_standard, trace_ladder)
         with working("drawing"):
             theme = "dark" if dark else "light"
-            draw(report, out, timeline, title=model, theme=theme, force=force)
+            where = "measured" if trace_standard or trace_ladder else f"on {hardware}"
+            title = f"{model} {where}: {call_of(report)}".removesuffix(": ")
+            draw(report, out, timeline, title=title, theme=theme, force=force)
             if perfetto is not None:
                 write_perfetto(timeline, perfetto, force)
     if json:

@@ -151,5 +151,5 @@ def plan(
         limits(workload, requests[0], hardware),
         confidence(workload, requests, hardware, [block.kind for block in report.blocks]),
         () if measured is None else damage_curve(workload, requests[0], hardware, measured),
-        report.streams[0].segments[0].dtype,
+        report.dtype,
     )

@@ -150,7 +150,7 @@ def workload_of(report: Report) -> Workload:
     """
     graph = _only_graph(report)
     (stream,) = graph.streams
-    batch, length = _examples(stream.segments[0])
+    batch, length = traced_examples(stream.segments[0])
     division = Division.of(graph)
     unknown = [Blocker(block_name(b), b.module) for b in stream.blocks if None in _numbers(b)]
     if unknown or graph.outside.flops is None:
@@ -190,7 +190,7 @@ def _only_graph(report: Report) -> GraphReport:
     return graphs[0]
 
 
-def _examples(segment: SegmentReport) -> tuple[int, int]:
+def traced_examples(segment: SegmentReport) -> tuple[int, int]:
     """Batch and length of the trace: the dims of a stream before its features."""
     shape = segment.shape
     if not 2 <= len(shape) <= 3 or not all(isinstance(size, int) for size in shape):

@@ -51,7 +51,11 @@ def predict(report: Report, hardware: Hardware | None = None) -> Timeline:
     steps = [_step("standard", report, hardware)]
     if any(block.is_rewired for block in report.blocks):
         steps.append(_step("ladder", report, hardware))
-    return Timeline(tuple(steps), f"predicted from FLOPs, bytes and a link model: {hardware}")
+    origin = f"predicted from FLOPs, bytes and a link model: {hardware}"
+    if hardware.contention:
+        rate = f"{1 - hardware.contention:.0%}"
+        origin += f"; while the link is busy, a block computes at {rate} of its rate"
+    return Timeline(tuple(steps), origin)
 
 
 def _step(name: str, report: Report, hardware: Hardware) -> TimelineStep:

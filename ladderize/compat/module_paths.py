@@ -1,0 +1,80 @@
+"""The modules behind the nodes of a Dynamo graph, by the paths that the user knows them by.
+
+Dynamo names a module by how Python reached it in the function that it translates:
+
+    L['s'].layers.0             an attribute of the compiled module, which the function calls s
+    G['nets']['a'].layers.0     in a dict outside of it
+    G['old'].__self__           through a bound method
+
+One that is a part of the compiled module gets its path there (`layers.0`); others are spelled as
+attributes of the variable that holds them (`nets.a.layers.0`).
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+
+from torch.fx import GraphModule
+
+from ladderize import compat
+
+_STACK = "nn_module_stack"
+_VARIABLE = re.compile(r"\b[LG]\['(\w+)'\]")
+_NUMBER = re.compile(r"\.(\d+)(?=[.\[)]|$)")
+_PARTIAL = re.compile(r"^(\.func\b)+")
+_ATTRIBUTE = re.compile(r"getattr\((.*), '([^']+)'\)")
+_ITEM = re.compile(r"\[(?:'([^']*)'|(\d+))\]")
+_MODULES = re.compile(r"\.__dict__\['_modules'\]|\._modules\b")
+
+
+def name_modules(gm: GraphModule) -> None:
+    """Let the nodes of `gm`, which Dynamo has just traced, name modules by the user's paths.
+
+    Call it from inside a backend.
+    """
+    root = compat.compiled_module()
+    paths = {} if root is None else {id(part): path for path, part in root.named_modules()}
+    known: dict[str, str] = {}
+    for part in _graphs(gm):
+        for node in part.graph.nodes:
+            if stack := node.meta.get(_STACK):
+                node.meta[_STACK] = {
+                    key: (_path(str(source), paths, known), kind)
+                    for key, (source, kind) in stack.items()
+                }
+
+
+def _graphs(gm: GraphModule) -> Iterator[GraphModule]:
+    return (part for part in gm.modules() if isinstance(part, GraphModule))
+
+
+def _path(source: str, paths: dict[int, str], known: dict[str, str]) -> str:
+    if source not in known:
+        known[source] = _looked_up(source, paths) if _VARIABLE.search(source) else source
+    return known[source]
+
+
+def _looked_up(source: str, paths: dict[int, str]) -> str:
+    """The path of the module behind `source`; else `nets.a.layers.0` of `G['nets']['a'].layers.0`.
+
+    The compiled module itself is not named.
+    """
+    found = compat.value_of(_NUMBER.sub(r".get_submodule('\1')", source))
+    if id(found) in paths:
+        return paths[id(found)]
+    variable = _VARIABLE.search(source)
+    assert variable is not None
+    is_root = paths.get(id(_callee(compat.value_of(variable[0])))) == ""
+    while "getattr(" in source:
+        source = _ATTRIBUTE.sub(r"\1.\2", source)
+    source = _MODULES.sub("", source.replace(variable[0], "" if is_root else variable[1]))
+    if is_root:
+        source = _PARTIAL.sub("", source)
+    return _ITEM.sub(lambda item: f".{item[1] or item[2]}", source).removeprefix(".")
+
+
+def _callee(value: object) -> object:
+    """What `functools.partial` calls."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value
