@@ -44,7 +44,7 @@ SUBSTITUTIONS = (
         "--text notes.txt --out healed",
         "--text notes.txt --out healed --length 16 --tokens 640 --lowering eager",
     ),
-    ("evaluate hf:llama", "evaluate hf:llama --length 16 --tokens 256"),
+    ("evaluate hf:checkpoint", "evaluate hf:checkpoint --length 16 --tokens 256"),
     # A C++ compiler is not the point.
     ("fullgraph=True)", 'fullgraph=True, options={"lowering": "eager"})'),
     ('options={"mesh": mesh}', 'options={"mesh": mesh, "lowering": "eager"}'),
@@ -65,7 +65,7 @@ from transformers import AutoModelForCausalLM, DistributedConfig, LlamaConfig, L
 
 import ladderize
 
-folder = path = "llama"  # the checkpoint that `workshop` has saved
+folder = path = "checkpoint"  # that `workshop` has saved
 config, ids = LlamaConfig.from_pretrained(folder), torch.zeros(1, 8, dtype=torch.int64)
 standard = LlamaForCausalLM.from_pretrained(folder)
 """
@@ -171,13 +171,13 @@ def adapted(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, `llama`, its model as a program, `model.pt2`, and `notes.txt`."""
+    """A folder with a model, `checkpoint`, the same as a program, `model.pt2`, and `notes.txt`."""
     folder = tmp_path_factory.mktemp("workshop")
     torch.manual_seed(0)
     config = LlamaConfig(num_hidden_layers=2, initializer_range=0.3, use_cache=False, **SHAPE)
     model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder / "llama")
-    word_tokenizer().save_pretrained(folder / "llama")
+    model.save_pretrained(folder / "checkpoint")
+    word_tokenizer().save_pretrained(folder / "checkpoint")
     (folder / "notes.txt").write_text(chain_text(3_000))
     ids = torch.zeros(1, 8, dtype=torch.int64)
     torch.export.save(torch.export.export(model, (ids,), strict=False), folder / "model.pt2")

@@ -25,6 +25,19 @@ def test_defaults_are_shown(verb, monkeypatch):
     assert said.count("[default: ") >= len(written) + len([p for p in shown if not p.required])
 
 
+def test_the_man_page_names_every_option():
+    done = CliRunner().invoke(app, ["--man"])
+    assert done.exit_code == 0
+    assert done.output.startswith(".TH LADDERIZE 1")
+    plain = done.output.replace("\\-", "-")
+    for name, verb in VERBS.items():
+        assert f".SS {name} " in plain
+        for parameter in verb.params:
+            for spelled in parameter.opts:
+                assert spelled in plain or not spelled.startswith("-")
+    assert "\\[" not in plain
+
+
 def test_there_are_such_texts():
     every = [p.help or "" for verb in VERBS.values() for p in verb.params]
     assert sum("default:" in text for text in every) >= 5

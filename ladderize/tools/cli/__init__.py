@@ -73,6 +73,14 @@ def _version_of(package: str) -> str:
         return ""
 
 
+def _print_manual(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from ladderize.tools.cli.manual import manual_page
+
+        typer.echo(manual_page(context, version("ladderize")))
+        raise typer.Exit
+
+
 @app.callback()
 def ladderize(
     version: Annotated[  # its callback does the work
@@ -84,10 +92,19 @@ def ladderize(
             help="Print the versions of ladderize, torch (Inductor), Triton and TensorRT.",
         ),
     ] = False,
+    man: Annotated[
+        bool,
+        typer.Option(
+            "--man",
+            callback=_print_manual,
+            is_eager=True,
+            help="Print the man page: ladderize --man | man -l -",
+        ),
+    ] = False,
 ) -> None:
     """Rewrite residual models into ladder networks that hide tensor-parallel communication.
 
     MODEL is a .pt2 file, hf:DIR_OR_CONFIG (a local configuration of transformers; the weights are
-    those of DIR, or random), or module:factory (a Python function that returns (model, args,
-    kwargs)).
+    those of DIR, or random), hf:NAME (a shipped configuration, such as hf:llama or hf:llama-70b),
+    or module:factory (a Python function that returns (model, args, kwargs)).
     """

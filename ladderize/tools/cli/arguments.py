@@ -8,7 +8,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A .pt2 file, hf:DIR_OR_CONFIG, or module:factory.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A .pt2 file, hf:DIR_OR_CONFIG, hf:llama, or module:factory."
+    ),
 ]
 
 # ---- what to convert: fields of LadderConfig
