@@ -76,7 +76,7 @@ def op_name(node: Node) -> str:
     if node.op != "call_function":
         return ""
     if isinstance(target, OpOverload):
-        return target._schema.name.split("::")[-1]
+        return _name_of_overload(target)
     return _DTENSOR_PREFIX.sub("", str(getattr(target, "__name__", target)))
 
 
@@ -101,6 +101,11 @@ def called_module(node: Node) -> nn.Module:
     gm = node.graph.owning_module
     assert gm is not None
     return gm.get_submodule(str(node.target))
+
+
+@functools.cache
+def _name_of_overload(target: OpOverload) -> str:
+    return str(target._schema.name.split("::")[-1])
 
 
 @functools.cache
@@ -281,7 +286,7 @@ def floating_shape(node: Node) -> tuple[Any, ...] | None:
 
 def expressions(sizes: Iterable[Any]) -> tuple[Any, ...]:
     """Sizes as ints and sympy expressions, which compare structurally."""
-    return tuple(_expression(size) for size in sizes)
+    return tuple([size if type(size) is int else _expression(size) for size in sizes])
 
 
 def num_elements(shape: Iterable[Any]) -> Any:
