@@ -73,6 +73,7 @@ from ladderize.compat.inductor import (
 from ladderize.compat.tensors import (
     SizeSymbol,
     fake_mode_of,
+    fake_of,
     has_hint,
     hint,
     inner_tensors,
@@ -107,6 +108,7 @@ __all__ = [
     "drop_part_hooks",
     "dynamo_errors",
     "fake_mode_of",
+    "fake_of",
     "find_process_group",
     "find_wrong_input",
     "frames_left_to_python",

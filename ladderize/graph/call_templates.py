@@ -196,7 +196,7 @@ def _trace(calls: Sequence[DynamoCall]) -> list[CallTemplate]:
     nodes: list[list[Node]] = [[] for _ in calls]
     for node in graph.nodes:
         if node.op == "call_function":
-            nodes[node.meta["custom"].pop(_CALL)].append(node)
+            nodes[node.meta["custom"][_CALL]].append(node)
     return [
         _template(call, inputs, nodes[i], output.args[0][i], returned[i])
         for i, call in enumerate(calls)

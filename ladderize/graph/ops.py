@@ -128,8 +128,9 @@ def kind(node: Node) -> Kind | None:
     """What sort of op `node` is; None for placeholders, attributes and the output."""
     if node.op in ("placeholder", "get_attr", "output"):
         return None
-    if isinstance(node.target, HigherOrderOperator):
-        return Kind.MIX
+    target = node.target
+    if not isinstance(target, OpOverload) and isinstance(target, HigherOrderOperator):
+        return Kind.MIX  # asked last: classes of an abstract base take their time
     found = _kind_of_name(op_name(node))
     # To add a number, or a value to itself, is pointwise like any other op.
     return Kind.CHEAP if found is Kind.ADD and len(node.all_input_nodes) < 2 else found
