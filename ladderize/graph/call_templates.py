@@ -193,14 +193,23 @@ def _trace(calls: Sequence[DynamoCall]) -> list[CallTemplate]:
     if not all(map(_can_be_copied, graph.nodes)):
         raise UnlikeError
     inputs = dict(zip(values, graph.find_nodes(op="placeholder"), strict=True))
-    nodes: list[list[Node]] = [[] for _ in calls]
-    for node in graph.nodes:
-        if node.op == "call_function":
-            nodes[node.meta["custom"][_CALL]].append(node)
+    nodes = _nodes_by_call(graph, len(calls))
     return [
         _template(call, inputs, nodes[i], output.args[0][i], returned[i])
         for i, call in enumerate(calls)
     ]
+
+
+def _nodes_by_call(graph: Graph, count: int) -> list[list[Node]]:
+    nodes: list[list[Node]] = [[] for _ in range(count)]
+    for node in graph.nodes:
+        if node.op == "call_function":
+            only = 0 if count == 1 else None  # sizes that are returned are read outside of it
+            index = node.meta.get("custom", {}).get(_CALL, only)
+            if index is None:
+                raise UnlikeError
+            nodes[index].append(node)
+    return nodes
 
 
 def _template(
@@ -219,7 +228,9 @@ def _template(
     found = iter(outputs)
     results = [next(found) if isinstance(x, HELD) else x for x in leaves]
     own = [inputs[id(value)] for value in call.values]
-    written = {given: node for given, node in zip(own, found, strict=True) if node is not given}
+    written: dict[Node, Node] = {}
+    if not all(map(_writes_nothing, nodes)):  # else an op that returns what it is given: `to`
+        written = {x: node for x, node in zip(own, found, strict=True) if node is not x}
     return CallTemplate(own, nodes, results, structure, written)
 
 

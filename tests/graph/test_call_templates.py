@@ -105,6 +105,12 @@ def test_writes_and_symbols_do_what_they_did(function, is_dynamic):
     assert not whole
 
 
+def test_what_an_op_returns_as_it_is_does_not_stand_for_it_elsewhere():
+    gm, _ = spelled(lambda x: (x.to(x.dtype).sum(), x.mean(), x.sum(1)))
+    (given,) = gm.graph.find_nodes(op="placeholder")
+    assert len(given.users) == 3
+
+
 def test_written_memory_is_of_each_call():
     gm, _ = spelled(lambda x: [(x + i)[:, 1:].T.mul_(2) for i in range(2)])
     first, second = (n for n in gm.graph.nodes if n.target is torch.ops.aten.numpy_T.default)
