@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from ladderize.compat.tensors import (
         SizeSymbol,
         fake_mode_of,
+        fake_of,
         has_hint,
         hint,
         inner_tensors,
@@ -113,6 +114,7 @@ __all__ = [
     "drop_part_hooks",
     "dynamo_errors",
     "fake_mode_of",
+    "fake_of",
     "find_process_group",
     "find_wrong_input",
     "frames_left_to_python",

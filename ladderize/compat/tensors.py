@@ -17,6 +17,17 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
 
 
+def fake_of(alike: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """A dense fake tensor of that shape, else like the fake tensor `alike`; no op is dispatched."""
+    from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+    assert isinstance(alike, FakeTensor)
+    with unset_fake_temporarily():
+        form = torch.empty(list(shape), dtype=alike.dtype, device="meta")
+    made: torch.Tensor = FakeTensor(alike.fake_mode, form, alike.device)
+    return made.requires_grad_(alike.requires_grad)
+
+
 def is_wrapper_subclass(value: Any) -> bool:
     """Whether `value` is a tensor made of others: a DTensor, a quantised weight."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass

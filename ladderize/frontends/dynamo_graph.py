@@ -13,6 +13,7 @@ from ladderize.errors import LadderError
 from ladderize.frontends.break_hints import Adviser
 from ladderize.frontends.broken_frames import BrokenFrames
 from ladderize.frontends.ladder import Laddered, ladder
+from ladderize.frontends.mesh.earlier_plans import earlier_findings
 from ladderize.passes.rewriting_state import RankGroup, Rewriting
 
 
@@ -46,6 +47,7 @@ def ladder_frame(
         may_be_a_layer,
         is_laddered=is_laddered,
         is_blended=is_blended,
+        earlier=earlier_findings(compat.compiled_module(), config),
     )
     laddered = ladder(state, frame.piece, index=index)
     if compat.is_bucket():

@@ -31,6 +31,7 @@ from ladderize.frontends.checkpoints.conversions import note_compilation
 from ladderize.frontends.dynamo_graph import copy_graph
 from ladderize.frontends.generation import warn_of_standard_prefill
 from ladderize.frontends.ladder import Laddered
+from ladderize.frontends.mesh.earlier_plans import note_findings
 from ladderize.frontends.mesh.local_caches import hold_to_one_layout
 from ladderize.frontends.mesh.local_parameters import LocalInputs
 from ladderize.frontends.mesh.local_parts import PARTS
@@ -103,6 +104,7 @@ class GraphCompilation:
             return self._standard(standard, error)
         if laddered.state.plan is not None:
             hold_to_one_layout(compat.compiled_module(), laddered.state.plan.states)
+            note_findings(compat.compiled_module(), self.config, laddered.state.plan.findings)
         if not is_laddered:
             self._note_and_warn(laddered.state)
         return explain_failed_calls(self._lowered(laddered.state, graph), verdicts)

@@ -3,34 +3,32 @@
     layer 0   q = linear(h, w0)    → traced: aten.linear.default(a, b)
     layer 1   p = linear(g, w1)    → copied: aten.linear.default(g, w1)
 
-Calls are alike if target, constants, and what is known of their tensors are the same. A model of
-many alike layers then costs hardly more than one of them. A call has the value that Dynamo has
-found for it; what else there is in its template shares one value with all calls that are alike.
+`call_forms.py` says which calls are alike. A model of many alike layers then costs hardly more than
+one of them. What a call returns has the value that Dynamo has found for it; what else there is in
+its template shares one value with all calls that are alike, unless the graph writes into tensors.
 """
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_arg
+from torch.fx.traceback import annotate, preserve_node_meta
 from torch.utils import _pytree as pytree
 
+from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload, set_grad_enabled
 from ladderize.graph import ops
+from ladderize.graph.call_forms import HELD, DynamoCall, UnlikeError, flat, is_part, read_calls
 from ladderize.graph.higher_order import REGION
+from ladderize.graph.schemas import writes_nothing
 
 _CARRIED = (REGION, "nn_module_stack", "stack_trace", "source_fn_stack", "custom")
-_CONSTANTS: tuple[type, ...] = (int, bool, str, type(None), type(...))
-_CONSTANTS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
-
-
-class UnlikeError(Exception):
-    """A call that cannot be copied: it writes, or is given or holds what is no tensor."""
+_CALL = "ladderize_call"
 
 
 @dataclass(frozen=True)
@@ -38,159 +36,211 @@ class CallTemplate:
     """One call in ATen.
 
     Attributes:
-        graph: its inputs are the tensors that the call is given.
-        results: nodes of it and constants, all that the call returns.
+        inputs: one for each operand of the call.
+        nodes: what it calls, in order.
+        results: nodes and constants, all that the call returns.
         structure: how they are nested.
+        written: inputs and the nodes that stand for them from now on, as results of in-place ops.
     """
 
-    graph: Graph
+    inputs: Sequence[Node]
+    nodes: Sequence[Node]
     results: Sequence[Any]
     structure: Any
+    written: Mapping[Node, Node]
 
 
 def spell_calls(gm: GraphModule) -> GraphModule | None:
-    """The ATen graph of `gm`, with fake values in `meta["val"]`.
+    """The ATen graph of `gm`, with fake values in `meta["val"]`; its code is not generated.
 
     Returns:
-        None for a graph that has to be traced whole: with symbolic sizes, with writes into
-        tensors, or with calls of anything but ops.
+        None for a graph that has to be traced whole: with sizes that depend on values, or with
+        calls of anything but ops.
     """
-    if not all(map(_is_plain, gm.graph.nodes)):
-        return None
+    aten = GraphModule(gm, Graph())
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # calls of `gm` may change it
-            return GraphModule(gm, _Speller().spell(gm.graph))
+            calls = read_calls(gm.graph)
+        _Speller(aten.graph, calls).spell(gm.graph)
     except UnlikeError:
         return None
-
-
-def _is_plain(node: Node) -> bool:
-    values = pytree.tree_leaves(ops.value(node))
-    return node.op not in ("get_attr", "call_module") and not any(map(_is_symbolic, values))
-
-
-def _is_symbolic(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not all(type(size) is int for size in (*value.shape, *value.stride()))
-    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+    return aten
 
 
 class _Speller:
     """Makes the graph; `spelled` has for Dynamo's nodes their nodes and constants, nested."""
 
-    def __init__(self) -> None:
-        self._graph = Graph()
-        self._templates: dict[Hashable, CallTemplate] = {}
+    def __init__(self, graph: Graph, calls: Mapping[Node, DynamoCall]) -> None:
+        self._graph, self._calls = graph, calls
+        self._templates = _trace_each({call.key: call for call in calls.values()})
+        nodes = (node for template in self._templates.values() for node in template.nodes)
+        self._has_writes = not all(map(_writes_nothing, nodes))
         self._spelled: dict[Node, Any] = {}
+        self._latest: dict[Node, Node] = {}
 
-    def spell(self, graph: Graph) -> Graph:
+    def spell(self, graph: Graph) -> None:
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._spelled[node] = self._graph.placeholder(node.name)
                 self._spelled[node].meta["val"] = ops.value(node)
             elif node.op == "output":
-                self._graph.output(self._resolve(node.args[0]))
+                self._graph.output(map_arg(node.args[0], self._resolve))
+            elif node.target is set_grad_enabled:
+                self._graph.call_function(set_grad_enabled, node.args)
+            elif is_part(node):
+                self._spelled[node] = self._spelled[node.args[0]][node.args[1]]
             else:
-                self._spelled[node] = self._call(node)
-        return self._graph
+                self._spelled[node] = self._copy(self._templates[self._calls[node].key], node)
 
-    def _resolve(self, value: Any) -> Any:
-        return _replace(value, self._spelled.__getitem__)
+    def _resolve(self, node: Node) -> Any:
+        return pytree.tree_map_only(Node, self._now, self._spelled[node])
 
-    def _call(self, node: Node) -> Any:
-        args, kwargs = self._resolve(node.args), self._resolve(node.kwargs)
-        if node.target is operator.getitem and not isinstance(args[0], Node):
-            return args[0][args[1]]
-        if node.target is set_grad_enabled:
-            set_grad_enabled(*args)
-            return self._graph.call_function(set_grad_enabled, args)
-        operands = list(dict.fromkeys(_nodes_in((args, kwargs))))
-        number = {operand: i for i, operand in enumerate(operands)}
-        key = node.op, node.target, torch.is_grad_enabled(), _key((args, kwargs), number)
-        if key not in self._templates:
-            self._templates[key] = _trace(node, args, kwargs, operands)
-        return self._copy(self._templates[key], operands, node)
+    def _now(self, node: Node) -> Node:
+        """What stands for a value that was written in place since."""
+        while node in self._latest:
+            node = self._latest[node]
+        return node
 
-    def _copy(self, template: CallTemplate, operands: Sequence[Node], origin: Node) -> Any:
-        inputs = template.graph.find_nodes(op="placeholder")
-        copies: dict[Node, Node] = dict(zip(inputs, operands, strict=True))
-        for node in template.graph.nodes:
-            if node.op != "call_function":
-                continue
+    def _copy(self, template: CallTemplate, origin: Node) -> Any:
+        call = self._calls[origin]
+        copies: dict[Node, Node] = {}
+        for node, (source, index) in zip(template.inputs, call.operands, strict=True):
+            copies[node] = self._now(flat(self._spelled[source])[0][index])
+        given = frozenset(copies)
+        for node in template.nodes:
             copied = copies[node] = self._graph.node_copy(node, copies.__getitem__)
             copied.meta = {key: origin.meta[key] for key in _CARRIED if key in origin.meta}
-            copied.meta["val"] = node.meta["val"]
-        if len(template.results) == 1 and template.results[0] in copies.keys() - set(inputs):
-            copies[template.results[0]].meta["val"] = ops.value(origin)
+            copied.meta["val"] = self._value(template, node, copied, call.is_grad_enabled)
+        return self._returned(template, copies, given, origin)
+
+    def _value(self, template: CallTemplate, node: Node, copied: Node, has_gradients: bool) -> Any:
+        if not self._has_writes or len(template.nodes) == 1:
+            return node.meta["val"]
+        args, kwargs = map_arg((copied.args, copied.kwargs), lambda source: source.meta["val"])
+        with torch.set_grad_enabled(has_gradients), compat.python_dispatcher():
+            return copied.target(*args, **kwargs)  # type: ignore[operator]  # a call of an op
+
+    def _returned(
+        self,
+        template: CallTemplate,
+        copies: Mapping[Node, Node],
+        given: frozenset[Node],
+        origin: Node,
+    ) -> Any:
+        values, structure = flat(ops.value(origin))
+        if structure != template.structure:
+            raise UnlikeError
+        for node, value in zip(template.results, values, strict=True):
+            if isinstance(node, Node) != isinstance(value, HELD):
+                raise UnlikeError
+            if isinstance(node, Node) and node not in given:
+                copies[node].meta["val"] = value
+        for source, node in template.written.items():
+            self._latest[copies[source]] = copies[node]
         results = [copies[r] if isinstance(r, Node) else r for r in template.results]
         return pytree.tree_unflatten(results, template.structure)
 
 
-def _replace(value: Any, by: Callable[[Node], Any]) -> Any:
-    """`value` with something in the place of each node."""
-    return map_aggregate(value, lambda leaf: by(leaf) if isinstance(leaf, Node) else leaf)
+def _trace_each(calls: Mapping[Hashable, DynamoCall]) -> dict[Hashable, CallTemplate]:
+    """The templates of calls of which no two are alike."""
+    return {
+        key: template
+        for batch in _batches(calls)
+        for key, template in zip(batch, _trace([calls[key] for key in batch]), strict=True)
+    }
 
 
-def _nodes_in(value: Any) -> list[Node]:
-    found: list[Node] = []
-    _replace(value, found.append)
-    return found
+def _batches(calls: Mapping[Hashable, DynamoCall]) -> Iterator[list[Hashable]]:
+    """Keys of calls that are traced in one go, which takes a fraction of the time.
+
+    No two of a batch are given the same tensor: an op that returns one (`to`, in-place ops) stands
+    for it from then on. Of symbolic sizes the trace knows but one node each.
+    """
+    batches: list[tuple[bool, set[int], list[Hashable]]] = []
+    for key, call in calls.items():
+        if call.has_symbols:
+            yield [key]
+            continue
+        given = set(map(id, call.values))
+        for is_enabled, taken, batch in batches:
+            if is_enabled is call.is_grad_enabled and taken.isdisjoint(given):
+                taken |= given
+                batch.append(key)
+                break
+        else:
+            batches.append((call.is_grad_enabled, given, [key]))
+    yield from (batch for _, _, batch in batches)
 
 
-def _key(value: Any, number: Mapping[Node, int]) -> Hashable:
-    """What two calls that are alike have in common."""
-    if isinstance(value, Node):
-        return number[value], _key_of_tensor(value.meta["val"])
-    if isinstance(value, (tuple, list)):
-        return type(value).__name__, tuple(_key(each, number) for each in value)
-    if isinstance(value, dict):
-        return tuple((name, _key(each, number)) for name, each in value.items())
-    if isinstance(value, slice):
-        return "slice", _key((value.start, value.stop, value.step), number)
-    if isinstance(value, float):
-        return float, repr(value)  # 0.0 equals -0.0
-    if isinstance(value, _CONSTANTS):
-        return type(value), value
-    raise UnlikeError
+def _trace(calls: Sequence[DynamoCall]) -> list[CallTemplate]:
+    values = {id(value): value for call in calls for value in call.values}
+    returned: list[tuple[list[Any], Any]] = []
 
+    def run(*traced: Any) -> list[list[Any]]:
+        given = dict(zip(values, traced, strict=True))
+        for index, call in enumerate(calls):
+            with annotate({_CALL: index}):
+                returned.append(flat(call.run(given)))
+        return [
+            [leaf for leaf in leaves if isinstance(leaf, HELD)]
+            + [given[id(value)] for value in call.values]
+            for call, (leaves, _) in zip(calls, returned, strict=True)
+        ]
 
-def _key_of_tensor(value: Any) -> Hashable:
-    if not isinstance(value, Tensor) or value.layout is not torch.strided:
-        raise UnlikeError
-    lies = tuple(value.shape), value.stride(), value.storage_offset()
-    kind = value.dtype, value.device, value.requires_grad, value.is_conj(), value.is_neg()
-    return *lies, *kind, type(value)
-
-
-def _trace(node: Node, args: Any, kwargs: Any, operands: Sequence[Node]) -> CallTemplate:
-    returned: list[Any] = []
-
-    def call(*tensors: Tensor) -> list[Tensor]:
-        given = dict(zip(operands, tensors, strict=True)).__getitem__
-        found = _function(node)(*_replace(args, given), **_replace(kwargs, given))
-        leaves, structure = pytree.tree_flatten(found)
-        returned.extend((leaves, structure))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    values = [operand.meta["val"] for operand in operands]
-    graph = make_fx(call, pre_dispatch=True, tracing_mode="real")(*values).graph
+    with preserve_node_meta(), torch.set_grad_enabled(calls[0].is_grad_enabled):
+        graph = make_fx(run, pre_dispatch=True, tracing_mode="real")(*values.values()).graph
     (output,) = graph.find_nodes(op="output")
     if not all(map(_can_be_copied, graph.nodes)):
         raise UnlikeError
-    tensors = iter(output.args[0])
+    inputs = dict(zip(values, graph.find_nodes(op="placeholder"), strict=True))
+    nodes = _nodes_by_call(graph, len(calls))
+    return [
+        _template(call, inputs, nodes[i], output.args[0][i], returned[i])
+        for i, call in enumerate(calls)
+    ]
+
+
+def _nodes_by_call(graph: Graph, count: int) -> list[list[Node]]:
+    nodes: list[list[Node]] = [[] for _ in range(count)]
+    for node in graph.nodes:
+        if node.op == "call_function":
+            only = 0 if count == 1 else None  # sizes that are returned are read outside of it
+            index = node.meta.get("custom", {}).get(_CALL, only)
+            if index is None:
+                raise UnlikeError
+            nodes[index].append(node)
+    return nodes
+
+
+def _template(
+    call: DynamoCall,
+    inputs: Mapping[int, Node],
+    nodes: Sequence[Node],
+    outputs: Sequence[Any],
+    returned: tuple[Sequence[Any], Any],
+) -> CallTemplate:
+    """
+    Args:
+        outputs: what the trace returned: results that are no constants, and all that was given.
+        returned: what the call did, flat, and how that is nested.
+    """
     leaves, structure = returned
-    results = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return CallTemplate(graph, results, structure)
-
-
-def _function(node: Node) -> Callable[..., Any]:
-    name = node.target
-    if isinstance(name, str):
-        return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)
-    return name
+    found = iter(outputs)
+    results = [next(found) if isinstance(x, HELD) else x for x in leaves]
+    own = [inputs[id(value)] for value in call.values]
+    written: dict[Node, Node] = {}
+    if not all(map(_writes_nothing, nodes)):  # else an op that returns what it is given: `to`
+        written = {x: node for x, node in zip(own, found, strict=True) if node is not x}
+    return CallTemplate(own, nodes, results, structure, written)
 
 
 def _can_be_copied(node: Node) -> bool:
     if node.op in ("placeholder", "output") or node.target is operator.getitem:
         return True
-    return isinstance(node.target, OpOverload) and not node.target._schema.is_mutable
+    if isinstance(node.target, OpOverload):
+        return torch.Tag.inplace_view not in node.target.tags
+    return getattr(node.target, "__module__", "") == operator.add.__module__
+
+
+def _writes_nothing(node: Node) -> bool:
+    return not isinstance(node.target, OpOverload) or writes_nothing(node.target)

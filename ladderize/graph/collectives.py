@@ -8,6 +8,7 @@ torch.ops.ladderize.reduce(h, "3")                         what sharding puts in
 The tables below are the only ones. Whatever asks whether a node communicates asks here.
 """
 
+import functools
 from collections.abc import Iterator
 
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
-from ladderize.graph.schemas import arguments_of, schema_of
+from ladderize.graph.schemas import arguments_of, called_op, schema_of
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
 """Those of torch's functional collectives."""
@@ -56,11 +57,13 @@ def group_name_of(node: Node) -> str:
 
 def collective_of(node: Node) -> str:
     """The name of the functional collective that `node` calls (`all_reduce`); "" for all others."""
-    schema = schema_of(node)
-    if schema is None:
-        return ""
-    namespace, name = schema.name.split("::")
-    return str(name).removesuffix("_") if namespace in NAMESPACES else ""
+    return _collective_named(called_op(node))
+
+
+@functools.cache
+def _collective_named(op: str) -> str:
+    namespace, _, name = op.partition("::")
+    return name.removesuffix("_") if namespace in NAMESPACES else ""
 
 
 def is_all_reduce(node: Node) -> bool:
@@ -69,24 +72,19 @@ def is_all_reduce(node: Node) -> bool:
 
 def own_launches(node: Node) -> tuple[str, ...]:
     """What one of ladderize's own ops launches; nothing for all others."""
-    schema = schema_of(node)
-    return () if schema is None else OWN.get(schema.name, ())
+    return OWN.get(called_op(node), ())
 
 
 def launched_by(node: Node) -> str:
     """The name of what `node` leaves in flight (`all_reduce`, `reduce`); "" for all others."""
     if (name := collective_of(node)) in LAUNCHES:
         return name
-    return "reduce" if _is(node, OWN_LAUNCH) else ""
+    return "reduce" if called_op(node) == OWN_LAUNCH else ""
 
 
 def is_wait(node: Node) -> bool:
-    return collective_of(node) == WAIT or _is(node, OWN_WAIT)
-
-
-def _is(node: Node, name: str) -> bool:
-    schema = schema_of(node)
-    return schema is not None and schema.name == name
+    op = called_op(node)
+    return op == OWN_WAIT or _collective_named(op) == WAIT
 
 
 def every_node(gm: GraphModule) -> Iterator[Node]:

@@ -28,8 +28,7 @@ def replace_fake(node: Node, shape: Sequence[Any]) -> None:
     for key in KEYS:
         old = node.meta.get(key)
         if isinstance(old, torch.Tensor):
-            with torch.no_grad(), compat.fake_mode_of([old]):
-                node.meta[key] = old.new_empty(shape).requires_grad_(old.requires_grad)
+            node.meta[key] = compat.fake_of(old, shape)
     node.meta.pop("tensor_meta", None)
 
 
@@ -94,8 +93,8 @@ def _fake(source: Node) -> Any:
 def signature(value: Any) -> Any:
     """What a reader of `value` could notice, hashable: shapes, strides, dtypes, devices."""
     if isinstance(value, torch.Tensor):
-        layout = (tuple(value.shape), value.stride(), value.storage_offset())
-        return (*map(signature, layout), value.dtype, value.device)
+        layout = map(ops.expressions, (value.shape, value.stride(), [value.storage_offset()]))
+        return *layout, value.dtype, value.device
     if isinstance(value, dict):
         return tuple((name, signature(part)) for name, part in sorted(value.items()))
     if isinstance(value, (list, tuple)):

@@ -1,12 +1,15 @@
 """How much a node computes: what it takes to find the middle of a block, and to predict a step."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ladderize import compat
@@ -24,12 +27,45 @@ def work_of(node: Node) -> int:
     """
     if ops.kind(node) is not Kind.MIX or is_launch(node) or ops.makes_values(node):
         return 0
-    elements = sum(tensor.numel() for tensor in map(_at_hint, ops.tensors(node)))
-    formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
-    if formula is None:
-        return elements
-    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
-    return int(formula(*args, **kwargs, out_val=_example(node)))
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet not in flop_registry:
+        return _num_results(node)
+    call = packet, _form(node.args), _form(tuple(node.kwargs.items())), _form(node)
+    try:
+        return _work_of_form(*call)
+    except TypeError:  # an argument that cannot be hashed
+        return _work_of_form.__wrapped__(*call)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of a tensor."""
+
+    sizes: tuple[int, ...]
+
+
+def _form(value: Any) -> Any:
+    """What a formula may look at of `value`, hashable; of nodes it is their values."""
+    if isinstance(value, Node):
+        return _form(ops.value(value))
+    if isinstance(value, torch.Tensor):
+        return _Sizes(tuple(map(compat.hint, value.shape)))
+    if isinstance(value, torch.SymInt):
+        return compat.hint(value)
+    if isinstance(value, (torch.SymFloat, torch.SymBool)):
+        return None
+    return tuple(map(_form, value)) if isinstance(value, (tuple, list)) else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _work_of_form(packet: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """By torch's formula. Layers repeat, and each tensor that it is asked with takes its time."""
+
+    def example(value: Any) -> Any:
+        return torch.empty(value.sizes, device="meta") if isinstance(value, _Sizes) else value
+
+    args, kwargs, result = pytree.tree_map(example, (args, kwargs, result))
+    return int(flop_registry[packet](*args, **dict(kwargs), out_val=result))
 
 
 def flops_of(node: Node) -> int:

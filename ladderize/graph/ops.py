@@ -76,7 +76,7 @@ def op_name(node: Node) -> str:
     if node.op != "call_function":
         return ""
     if isinstance(target, OpOverload):
-        return target._schema.name.split("::")[-1]
+        return _name_of_overload(target)
     return _DTENSOR_PREFIX.sub("", str(getattr(target, "__name__", target)))
 
 
@@ -104,6 +104,11 @@ def called_module(node: Node) -> nn.Module:
 
 
 @functools.cache
+def _name_of_overload(target: OpOverload) -> str:
+    return str(target._schema.name.split("::")[-1])
+
+
+@functools.cache
 def _name_of_module(module: Any) -> str:
     name = str(module.__name__)
     if not module.__module__.startswith("torch.nn."):
@@ -123,8 +128,9 @@ def kind(node: Node) -> Kind | None:
     """What sort of op `node` is; None for placeholders, attributes and the output."""
     if node.op in ("placeholder", "get_attr", "output"):
         return None
-    if isinstance(node.target, HigherOrderOperator):
-        return Kind.MIX
+    target = node.target
+    if not isinstance(target, OpOverload) and isinstance(target, HigherOrderOperator):
+        return Kind.MIX  # asked last: classes of an abstract base take their time
     found = _kind_of_name(op_name(node))
     # To add a number, or a value to itself, is pointwise like any other op.
     return Kind.CHEAP if found is Kind.ADD and len(node.all_input_nodes) < 2 else found
@@ -281,7 +287,7 @@ def floating_shape(node: Node) -> tuple[Any, ...] | None:
 
 def expressions(sizes: Iterable[Any]) -> tuple[Any, ...]:
     """Sizes as ints and sympy expressions, which compare structurally."""
-    return tuple(_expression(size) for size in sizes)
+    return tuple([size if type(size) is int else _expression(size) for size in sizes])
 
 
 def num_elements(shape: Iterable[Any]) -> Any:

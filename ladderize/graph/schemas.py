@@ -4,6 +4,7 @@ torch.ops.aten.add.Tensor(x, h)        its own
 torch.ops.engine.attention(q, k, v)    Dynamo keeps the packet: by number and names of arguments
 """
 
+import functools
 from typing import Any
 
 from torch.fx import Node
@@ -25,7 +26,28 @@ def schemas_of(node: Node) -> list[Any]:
 
 def schema_of(node: Node) -> Any:
     """The first schema that the call can mean; None for what is no op of the dispatcher."""
+    if isinstance(node.target, OpOverload):
+        return node.target._schema
     return next(iter(schemas_of(node)), None)
+
+
+def called_op(node: Node) -> str:
+    """`aten::add` for whichever overload the call means; "" for what is no op of the dispatcher."""
+    if isinstance(node.target, OpOverload):
+        return _name_of(node.target)
+    schema = schema_of(node)
+    return "" if schema is None else str(schema.name)
+
+
+@functools.cache
+def _name_of(target: OpOverload) -> str:
+    return str(target._schema.name)
+
+
+@functools.cache
+def writes_nothing(target: OpOverload) -> bool:
+    """Whether the op says that it writes into none of its arguments."""
+    return not target._schema.is_mutable
 
 
 def arguments_of(node: Node, schema: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 from ladderize.compat.dispatcher import HigherOrderOperator, OpOverload, OpOverloadPacket
 from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
-from ladderize.graph.schemas import arguments_of, schemas_of
+from ladderize.graph.schemas import arguments_of, schemas_of, writes_nothing
 
 # Methods that end as in-place methods do, and change no value.
 _WRITES_NOTHING = frozenset({"requires_grad_", "share_memory_", "rename_"})
@@ -30,6 +30,8 @@ def written_operands(node: Node) -> list[Node]:
     """The operands that a call writes in place, whether or not it has a functional twin."""
     target: Any = node.target
     if not node.op.startswith("call_"):
+        return []
+    if isinstance(target, OpOverload) and writes_nothing(target):
         return []
     if isinstance(target, (OpOverload, OpOverloadPacket)):
         by_any = (_written_by_schema(node, schema) for schema in schemas_of(node))

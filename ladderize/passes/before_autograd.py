@@ -269,6 +269,7 @@ def _plan_sharding(state: Rewriting) -> None:
         by_expert=_is_by_expert(state),
         joins_sums=state.config.variant == PARALLEL,
         unreduced=unreduced_blocks(state.streams, state.config.period),
+        earlier=state.earlier,
     )
 
 

@@ -11,6 +11,7 @@ from ladderize.errors import Blocker
 from ladderize.graph.cuts import Cuts
 from ladderize.passes.reroute import MovedRead
 from ladderize.passes.runner import Log
+from ladderize.sharding.findings import Findings
 from ladderize.sharding.plan import ShardPlan
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
@@ -64,6 +65,7 @@ class Rewriting:
         fresh_reads: those of the converted blocks that stay standard.
         moved: the reads that `RerouteReads` rerouted.
         standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
+        earlier: what planning another graph of the same model found out.
         plan: how the branches are sharded, None without ranks.
     """
 
@@ -86,6 +88,7 @@ class Rewriting:
     moved: tuple[MovedRead, ...] = ()
     standard: tuple[Recurrence, ...] = ()
     rewritten: tuple[Recurrence, ...] = ()
+    earlier: Findings | None = None
     plan: ShardPlan | None = None
 
     @property

@@ -8,7 +8,7 @@ parameters and through index inputs. `passes.shard.ShardBranches` carries it out
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ladderize.graph.local_heads import keep_part, kept_part
 from ladderize.sharding.edits import BranchEntry, ExpertEdit, MixedWeight, Reduction, Rewrite
 from ladderize.sharding.expert_edits import expert_edits, first_experts
 from ladderize.sharding.expert_stacks import ExpertStacks
+from ladderize.sharding.findings import Findings, search
 from ladderize.sharding.folded_lines import folded_lines
 from ladderize.sharding.layer_sums import join_layer_sums
 from ladderize.sharding.own_streams import OwnStreams
@@ -50,6 +51,8 @@ class ShardPlan:
         states: how the states of a cache lie of which each rank keeps a part, by their sites; None
             for those that are whole.
         visits: rule evaluations that the analysis took.
+        refusals: how many of them a rule refused; none where an earlier graph's findings fit.
+        findings: what other graphs of the model may know from this one.
     """
 
     num_ranks: int
@@ -67,6 +70,8 @@ class ShardPlan:
     whole: tuple[Undivided, ...]
     states: Mapping[str, Shard | None]
     visits: int
+    refusals: int = 0
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def num_reductions(self) -> int:
@@ -112,6 +117,7 @@ def plan_sharding(
     by_expert: bool = False,
     joins_sums: bool = False,
     unreduced: frozenset[Block] = frozenset(),
+    earlier: Findings | None = None,
 ) -> ShardPlan:
     """Plan the tensor-parallel form of `branches` over `num_ranks` ranks. Linear in depth.
 
@@ -125,13 +131,16 @@ def plan_sharding(
         by_expert: divide stacks of expert weights by experts, where the ranks divide these.
         joins_sums: reduce sums once that nobody reads but the next sum; see `layer_sums`.
         unreduced: blocks that are not reduced; see `own_streams`.
+        earlier: what is known from another graph of the model; where it does not fit, the search
+            starts anew.
 
     Raises:
         LadderError: the analysis does not converge (a bug), or blocks that are to be `unreduced`
             cannot be.
     """
-    found = Propagation(branches, parameters, num_ranks, ExpertStacks(by_expert))
-    found.run()
+    found = search(
+        lambda: Propagation(branches, parameters, num_ranks, ExpertStacks(by_expert)), earlier
+    )
     vocabulary = Vocabulary()
     if shard_vocabulary:
         vocabulary = find_vocabulary(gm, branches, parameters, num_ranks)
@@ -200,6 +209,8 @@ class _Writer:
             ),
             states=_states(self.gm, visits),
             visits=found.num_visits,
+            refusals=found.num_refusals,
+            findings=Findings.of(found),
         )
 
     def reductions(self) -> list[list[Reduction]]:

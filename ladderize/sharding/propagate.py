@@ -78,6 +78,7 @@ class Propagation:
         reduced: nodes whose partial value is reduced right there.
         biases: parameters to be added after the reduction of a partial value.
         num_visits: evaluations in all.
+        num_refusals: those that a rule refused.
     """
 
     branches: Sequence[Block]
@@ -95,6 +96,7 @@ class Propagation:
     reduced: set[Node] = field(default_factory=set)
     biases: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     num_visits: int = 0
+    num_refusals: int = 0
 
     def __post_init__(self) -> None:
         self._place: dict[Node, tuple[int, int]] = {}
@@ -243,6 +245,7 @@ class Propagation:
 
     def _refuse(self, node: Node, refused: Illegal) -> None:
         """Split the experts to blame over all ranks; if there are none, ban the parameters."""
+        self.num_refusals += 1
         culprits = dict.fromkeys(map(_parameter, refused.culprits))
         stacks = [p for p in culprits if p in self.stacks.divided]
         for parameter in stacks:
@@ -258,14 +261,17 @@ class Propagation:
         new = [p for p in map(_parameter, refused.culprits) if p not in self.bans]
         new = sorted(dict.fromkeys(new), key=self._order.__getitem__)
         assert new, f"{refused.reason}, and no parameter is to blame"
-        ban = Ban(tuple(new), refused.reason, node, refused.is_consequence, parts)
-        for part in parts:
+        self.record(Ban(tuple(new), refused.reason, node, refused.is_consequence, parts))
+        self._forget(new)
+
+    def record(self, ban: Ban) -> None:
+        """Have the parameters of `ban`, or those parts of them, whole in all walks from now on."""
+        for part in ban.parts:
             self.kept.setdefault(part.parameter, []).append(ban)
             kept = self.whole.get(part.parameter, frozenset())
             self.whole[part.parameter] = kept | {(part.start, part.start + part.length)}
-        if not parts:
-            self.bans.update(dict.fromkeys(new, ban))
-        self._forget(new)
+        if not ban.parts:
+            self.bans.update(dict.fromkeys(ban.parameters, ban))
 
     def _read_by(self, source: Node) -> tuple[Node, ...]:
         """What is to be visited again when `source` is to lie otherwise."""
@@ -336,6 +342,10 @@ class Propagation:
             return self.packed.weights[node].main
         found = stand_in(node, self.parameters)
         return None if found is None else found.parameter
+
+    def num_readers(self, parameter: Node) -> int:
+        """How many nodes of the graph compute with a parameter."""
+        return len(self._readers[parameter])
 
     def name(self, source: Node) -> str:
         """What a report calls a parameter, or what is read of a cache."""

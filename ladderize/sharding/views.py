@@ -4,12 +4,15 @@
 [s0, 4, 2, s1, 8] -> [s0, 8, s1, 8]      (0)(0)  (1 2)(1)  …         4 leads to 8
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
+
+from ladderize.graph import ops
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class DimGroup:
 
 def as_expr(size: Any) -> sympy.Expr:
     """A size of a shape, symbolic or not, as a sympy expression."""
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.sympify(size)
 
 
 def product(sizes: Sequence[Any], dims: Sequence[int]) -> sympy.Expr:
@@ -32,6 +35,12 @@ def product(sizes: Sequence[Any], dims: Sequence[int]) -> sympy.Expr:
 def dim_groups(old: Sequence[Any], new: Sequence[Any]) -> list[DimGroup]:
     """The finest matching of `old` and `new` dims, left to right; sizes of 1 at the end of either
     shape join the last group."""
+    return list(_dim_groups(ops.expressions(old), ops.expressions(new)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _dim_groups(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[DimGroup, ...]:
+    """Of ints and sympy expressions. Layers repeat, and sympy takes its time."""
     groups: list[DimGroup] = []
     i = j = 0
     while i < len(old) and j < len(new):
@@ -54,7 +63,7 @@ def dim_groups(old: Sequence[Any], new: Sequence[Any]) -> list[DimGroup]:
         last = groups.pop()
         rest_old, rest_new = tuple(range(i, len(old))), tuple(range(j, len(new)))
         groups.append(DimGroup(last.old + rest_old, last.new + rest_new))
-    return groups
+    return tuple(groups)
 
 
 def _ratio(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:

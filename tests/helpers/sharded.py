@@ -13,6 +13,7 @@ from ladderize.compat.frames import parameter_names
 from ladderize.graph.to_aten import to_aten
 from ladderize.passes.runner import Log, run_pass
 from ladderize.passes.shard import ShardBranches
+from ladderize.sharding.findings import Findings
 from ladderize.sharding.placement import Replicate, take_local
 from ladderize.sharding.plan import ShardPlan, plan_sharding
 from ladderize.streams.block import Block
@@ -25,6 +26,7 @@ class Sharder:
 
     Attributes:
         execute: whether a call runs the sharded graph, as all of its ranks in lockstep.
+        earlier: what is known from another graph of the model.
         leaves: then of each rank the local parameters by name.
         inputs: of each rank its own copies of the other floating inputs.
         outputs: what each rank's graph returned.
@@ -33,6 +35,7 @@ class Sharder:
 
     num_ranks: int
     execute: bool = False
+    earlier: Findings | None = None
     gm: GraphModule | None = None
     plan: ShardPlan | None = None
     blocks: list[Block] = field(default_factory=list)
@@ -51,7 +54,12 @@ class Sharder:
         inputs = aten.graph.find_nodes(op="placeholder")
         self.blocks = [b for stream in find_streams(aten, names) for b in stream.blocks]
         self.plan = plan_sharding(
-            aten, self.blocks, names, self.num_ranks, {inputs[i] for i in differentiable}
+            aten,
+            self.blocks,
+            names,
+            self.num_ranks,
+            {inputs[i] for i in differentiable},
+            earlier=self.earlier,
         )
         order = self.order = [names.get(node) for node in inputs]
         run_pass(aten, ShardBranches(self.plan, "group"), Log())

@@ -102,6 +102,7 @@ STATE = {
     "frontends/compile.py _compiled",
     "frontends/checkpoints/conversions.py _conversions",
     "frontends/mesh/release_parameters.py _hooks",
+    "frontends/mesh/earlier_plans.py _noted",
     "frontends/mesh/local_caches.py _layouts",
     "frontends/mesh/local_parts.py PARTS",
     "compat/paged_cache.py _caches",

@@ -1,0 +1,164 @@
+"""Which calls of a Dynamo graph are alike: those that one trace can stand for.
+
+    q = linear(h, w0);  p = linear(g, w1)      alike, if h and g, and w0 and w1, are
+    y = view(q, s0, 8); z = view(p, s0, 8)     alike: sizes are if they are the same expression
+
+Calls are alike if target, constants, and what is known of their tensors are the same.
+"""
+
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from ladderize import compat
+from ladderize.compat.dispatcher import set_grad_enabled
+from ladderize.graph import ops
+
+_CONSTANTS: tuple[type, ...] = (int, bool, str, type(None), type(...))
+_CONSTANTS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+HELD = (Tensor, torch.SymInt, torch.SymFloat)
+"""What a node stands for: all but constants."""
+Operand = tuple[Node, int]
+"""A tensor or number among what a node returns, flat."""
+
+
+class UnlikeError(Exception):
+    """A call that cannot be copied: it is given or holds what is neither tensor nor number."""
+
+
+@dataclass(frozen=True, eq=False)
+class DynamoCall:
+    """One call of a Dynamo graph.
+
+    Attributes:
+        node: the call.
+        is_grad_enabled: whether gradients are recorded there.
+        operands: the distinct tensors and numbers that it is given.
+        values: their fake values.
+        has_symbols: whether any of these is symbolic.
+        key: equal for calls that are alike.
+    """
+
+    node: Node
+    is_grad_enabled: bool
+    operands: Sequence[Operand]
+    values: Sequence[Any]
+    has_symbols: bool
+    key: Hashable
+
+    def run(self, given: Mapping[int, Any]) -> Any:
+        """Call it, with something in the place of each of `values`, by its identity."""
+
+        def value(source: Node) -> Any:
+            leaves, structure = flat(ops.value(source))
+            return pytree.tree_unflatten([given.get(id(x), x) for x in leaves], structure)
+
+        args, kwargs = map_arg((self.node.args, self.node.kwargs), value)
+        return _function(self.node)(*args, **kwargs)
+
+
+def read_calls(graph: Graph) -> dict[Node, DynamoCall]:
+    """The calls of `graph`; its switches of gradients are thrown on the way.
+
+    Raises:
+        UnlikeError: for one that cannot be copied.
+    """
+    calls: dict[Node, DynamoCall] = {}
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            raise UnlikeError
+        if node.target is set_grad_enabled:
+            set_grad_enabled(*node.args)
+        elif node.op not in ("placeholder", "output") and not is_part(node):
+            calls[node] = _read(node)
+    return calls
+
+
+def is_part(node: Node) -> bool:
+    """Whether `node` takes something out of what a call returns."""
+    source: Any = node.args[0] if node.args else None
+    is_item = node.target is operator.getitem and isinstance(source, Node)
+    return is_item and not isinstance(ops.value(source), Tensor)
+
+
+def _read(node: Node) -> DynamoCall:
+    operands: dict[int, Operand] = {}
+    values: list[Any] = []
+    for source in node.all_input_nodes:
+        for index, leaf in enumerate(flat(ops.value(source))[0]):
+            if isinstance(leaf, HELD) and id(leaf) not in operands:
+                operands[id(leaf)] = source, index
+                values.append(leaf)
+    number = {value: i for i, value in enumerate(operands)}
+    key = node.op, node.target, torch.is_grad_enabled(), _key((node.args, node.kwargs), number)
+    has_symbols = any(map(_is_symbolic, values))
+    return DynamoCall(node, torch.is_grad_enabled(), [*operands.values()], values, has_symbols, key)
+
+
+def flat(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """As `tree_flatten`; what most calls return is a tensor."""
+    return ([value], _LEAF) if isinstance(value, (Tensor, Node)) else pytree.tree_flatten(value)
+
+
+_LEAF = pytree.tree_structure(0)
+
+
+def _is_symbolic(value: Any) -> bool:
+    return not isinstance(value, Tensor) or not _are_ints((*value.shape, *value.stride()))
+
+
+def _are_ints(sizes: Sequence[Any]) -> bool:
+    return set(map(type, sizes)) <= {int}
+
+
+def _key(value: Any, number: Mapping[int, int]) -> Hashable:
+    """What two calls that are alike have in common."""
+    if isinstance(value, Node):
+        return "node", _key(ops.value(value), number)
+    if isinstance(value, Tensor):
+        return number[id(value)], _key_of_tensor(value)
+    if isinstance(value, torch.SymInt):
+        return number[id(value)], _key_of_sizes([value])
+    if isinstance(value, torch.SymFloat):
+        return number[id(value)], torch.SymFloat  # no size depends on it
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, tuple(_key(each, number) for each in value)
+    if isinstance(value, dict):
+        return tuple((name, _key(each, number)) for name, each in value.items())
+    if isinstance(value, slice):
+        return "slice", _key((value.start, value.stop, value.step), number)
+    if isinstance(value, float):
+        return float, repr(value)  # 0.0 equals -0.0
+    if isinstance(value, _CONSTANTS):
+        return type(value), value
+    raise UnlikeError
+
+
+def _key_of_tensor(value: Tensor) -> Hashable:
+    if value.layout is not torch.strided or compat.without_functorch(value) is not value:
+        raise UnlikeError
+    lies = _key_of_sizes((*value.shape, *value.stride(), value.storage_offset()))
+    kind = value.dtype, value.device, value.requires_grad, value.is_conj(), value.is_neg()
+    return lies, value.dim(), *kind, type(value)
+
+
+def _key_of_sizes(sizes: Sequence[Any]) -> Hashable:
+    if _are_ints(sizes):
+        return tuple(sizes)
+    if not all(map(compat.has_hint, sizes)):
+        raise UnlikeError
+    return ops.expressions(sizes)
+
+
+def _function(node: Node) -> Callable[..., Any]:
+    name = node.target
+    if isinstance(name, str):
+        return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)
+    return name
