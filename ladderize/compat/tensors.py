@@ -18,7 +18,7 @@ def fake_mode_of(values: Sequence[Any]) -> Any:
 
 
 def is_wrapper_subclass(value: Any) -> bool:
-    """Whether `value` is a tensor made of others: a DTensor, a quantised weight."""
+    """Whether `value` is a tensor made of others: a DTensor, a quantized weight."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return is_traceable_wrapper_subclass(value)
