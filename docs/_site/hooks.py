@@ -1,7 +1,7 @@
 """MkDocs hooks: links that leave docs/ for the repository lead to pages of this site.
 
     examples/quickstart.py      ../examples/quickstart.py  ->  source/examples/quickstart.py.md
-    CONTRIBUTING.md             becomes the page contributing.md
+    CONTRIBUTING.md             becomes the page contributing.md, SECURITY.md security.md
     a folder                    ../tests/zoo               ->  its name, without a link
 
 So the pages read the same on a code host, where the links are relative to the repository.
@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = {"CONTRIBUTING.md": "contributing.md"}
+PAGES = {"CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 LINK = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)\)")
 
 

@@ -29,7 +29,7 @@ def fake_of(alike: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
 
 
 def is_wrapper_subclass(value: Any) -> bool:
-    """Whether `value` is a tensor made of others: a DTensor, a quantised weight."""
+    """Whether `value` is a tensor made of others: a DTensor, a quantized weight."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return is_traceable_wrapper_subclass(value)

@@ -102,7 +102,7 @@ def load_in_parts(
 def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     """The model in `folder`, its parameters on the meta device."""
     config = read_config(folder)
-    _refuse_quantised(config)
+    _refuse_quantized(config)
     with shapes_only():
         model = new_model(config, dtype)
     if (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
@@ -111,14 +111,14 @@ def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     return model
 
 
-def _refuse_quantised(config: Any) -> None:
-    """Which modules hold quantised weights is known to the libraries that made them."""
+def _refuse_quantized(config: Any) -> None:
+    """Which modules hold quantized weights is known to the libraries that made them."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
     raise LadderError(
-        "The weights of this folder are quantised, and their own library has to load them:",
+        "The weights of this folder are quantized, and their own library has to load them:",
         [Blocker(f"config.json: quantization_config of {method}")],
         "load them with transformers, then ladderize.compile(model, mesh=mesh); or pass "
         "ladderize.parallelize a function that builds the model with its packed linears",

@@ -1,6 +1,6 @@
 """The op vocabulary: one place where Dynamo, ATen and module graphs are given the same words.
 
-An op is an *add*, a *layout* op (moves no values between elements' neighbours: view, permute, …),
+An op is an *add*, a *layout* op (moves no values between elements' neighbors: view, permute, …),
 a *cheap* op (pointwise, norm, cast, dropout, reduction) or, whatever it is, a *mixing* op
 (linear, matmul, convolution, attention, a higher-order op, a custom op).
 """

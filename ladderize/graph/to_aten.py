@@ -4,7 +4,7 @@
     after    q = aten.linear.default(h, w);  y = aten.view.default(q, [2, 8, -1])
 
 Composite ops that sharding has rules for (linear, attention, layer_norm) stay whole. A weight that
-is made of other tensors (quantised) is a plain one of its form here; `wrapped` tells what it is.
+is made of other tensors (quantized) is a plain one of its form here; `wrapped` tells what it is.
 """
 
 import contextlib

@@ -165,7 +165,7 @@ def _check_host_transfers(state: Rewriting) -> None:
 
 def _refuse_wrapped(state: Rewriting) -> None:
     values = {name: ops.value(node) for node, name in state.names.items()}
-    refuse_wrapped(values, takes_quantised=True)
+    refuse_wrapped(values, takes_quantized=True)
 
 
 def _to_aten(state: Rewriting) -> None:

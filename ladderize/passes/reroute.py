@@ -9,7 +9,7 @@ A branch that leaves out a part of what the block before added reads a sum witho
     after    a1 = add(x0, add(routed, shared));   r1 = add(x0, shared);   a2 = add(a1, h1(r1))
 
 The skip path is untouched. This is the one pass that changes what the graph computes
-(arXiv 2501.06589, Section 3; staleness above 1 is this project's generalisation).
+(arXiv 2501.06589, Section 3; staleness above 1 is this project's generalization).
 """
 
 import itertools

@@ -3,7 +3,7 @@
 before   aten.linear.default(x, w)      which autograd takes apart: aten.t of w, which w may lack
 after    F.linear(x, w)                 which the library of w answers
 
-After `ToAten` and all passes, for a graph whose inputs are such weights (quantised).
+After `ToAten` and all passes, for a graph whose inputs are such weights (quantized).
 """
 
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ def check_layers(streams: Sequence[Stream], config: LadderConfig) -> None:
     """Tell where `variant="parallel"` changes nothing.
 
     Raises:
-        LadderError: the layers have several branches, and the sums of all are normalised.
+        LadderError: the layers have several branches, and the sums of all are normalized.
     """
     blocks = [block for stream in streams for block in stream.blocks]
     is_found = any(layer_sources(stream.blocks, by_default(stream)) for stream in streams)

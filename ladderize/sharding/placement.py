@@ -51,7 +51,7 @@ class Shard:
         whole: the numbers of those chunks that every rank holds whole instead.
         outer: how often the chunks follow one another along `dim`, a number or a sympy
             expression: `batch` in a merged `[batch*heads]`. 1 for parameters.
-        inner: neighbouring entries of `dim` for each that the chunks count, a sympy expression:
+        inner: neighboring entries of `dim` for each that the chunks count, a sympy expression:
             `tokens` in a merged `[experts*tokens]`, where their number is symbolic. Else 1.
     """
 

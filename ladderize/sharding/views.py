@@ -17,7 +17,7 @@ from ladderize.graph import ops
 
 @dataclass(frozen=True)
 class DimGroup:
-    """Neighbouring dims of the old shape and the neighbouring new dims with the same product."""
+    """Neighboring dims of the old shape and the neighboring new dims with the same product."""
 
     old: tuple[int, ...]
     new: tuple[int, ...]

@@ -18,7 +18,7 @@ from ladderize.graph.ops import Kind
 from ladderize.graph.pieces import joined_again
 
 # How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
-# normalisation written out in single ops (8 of them in transformers' RMSNorm) fit.
+# normalization written out in single ops (8 of them in transformers' RMSNorm) fit.
 MAX_SKIP_STEPS = 12
 
 

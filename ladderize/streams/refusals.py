@@ -248,21 +248,21 @@ def _dense(context: AnalysisContext, node: Node) -> str:
     return ""
 
 
-def refuse_wrapped(parameters: Mapping[str, Any], takes_quantised: bool = False) -> None:
+def refuse_wrapped(parameters: Mapping[str, Any], takes_quantized: bool = False) -> None:
     """Raise `LadderError` for weights that are tensor subclasses, and so more than one tensor.
 
     Args:
         parameters: by name.
-        takes_quantised: whether values and scales are divided together; DTensors are not.
+        takes_quantized: whether values and scales are divided together; DTensors are not.
     """
     wrapped = [
         Blocker(f"{name} is a {type(value).__name__} of {type(value).__module__.partition('.')[0]}")
         for name, value in parameters.items()
-        if compat.is_wrapper_subclass(value) and (isinstance(value, DTensor) or not takes_quantised)
+        if compat.is_wrapper_subclass(value) and (isinstance(value, DTensor) or not takes_quantized)
     ]
     if wrapped:
         raise LadderError(
             "These weights cannot be sharded, for they are no plain tensors:",
             wrapped,
-            "compile quantised models with mesh=; leave it out where weights are DTensors already",
+            "compile quantized models with mesh=; leave it out where weights are DTensors already",
         )

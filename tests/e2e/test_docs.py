@@ -14,6 +14,7 @@ from test_troubleshooting import summaries, words
 
 import ladderize
 from ladderize import quality, testing
+from ladderize.tools.doctor.examine import TESTED
 
 KINDS = {"python", "py", "sh", "text"}
 # Text blocks that show no output of the block before, by how they begin: diagrams, and excerpts
@@ -112,3 +113,9 @@ def test_the_table_of_families_is_the_measured_one():
     assert table(rows) in (ROOT / "docs/sharding.md").read_text()
     measured = [row.values["difference"] for row in rows]
     assert all(float(found) <= 1e-4 for found in measured if found is not None)
+
+
+def test_the_supported_versions_of_torch_are_those_of_the_doctor():
+    page = (ROOT / "docs" / "versions.md").read_text()
+    rows = re.findall(r"^\| (\d+)\.(\d+) \| (.+) \|$", page, re.MULTILINE)
+    assert {(int(major), int(minor)): how for major, minor, how in rows} == TESTED

@@ -86,11 +86,24 @@ def is_an_example(block: Block, line: str, folder: Path) -> None:
 
 
 def is_a_test(_: Block, line: str, __: Path) -> None:
-    """The suite has these files or folders, and runs them."""
-    words = shlex.split(line.replace(".venv/bin/", ""))[1:]
+    """The suite has these files, folders or single tests, and runs them."""
+    words = shlex.split(line.replace(".venv/bin/", "").replace(" -n 0", ""))[1:]
     options = {word for word in words if word.startswith("-")}
     assert options <= {"--deep"}
-    assert all((ROOT / path).exists() for path in words if path not in options)
+    for path, _, test in (word.partition("::") for word in words if word not in options):
+        assert (ROOT / path).exists()
+        assert not test or f"\ndef {test}(" in (ROOT / path).read_text()
+
+
+def plants_mutants(_: Block, line: str, __: Path) -> None:
+    """One of the table, or all of them."""
+    program, *options = shlex.split(line)[1:]
+    assert program == "tests/mutants/run.py"
+    if options[:1] == ["--only"]:
+        table = (ROOT / "tests" / "mutants" / "mutants.py").read_text()
+        assert f'"{options[1]}"' in table
+    else:
+        assert options in ([], ["--check"])
 
 
 def sets_hooks(_: Block, __: str, ___: Path) -> None:
@@ -157,7 +170,7 @@ COMMANDS = {
     r"torchrun .*torchtitan.*": trains,
     r"torchrun --nnodes .*": is_of_several_machines,
     r"\.venv/bin/pytest( .*)?": is_a_test,
-    r"\.venv/bin/python tests/\S+": is_a_test,
+    r"\.venv/bin/python tests/mutants/.*": plants_mutants,
     r"\.venv/bin/pre-commit install": sets_hooks,
     r"ladderize .*": is_run_with_the_fragments,
     r"vllm serve .*": serves,

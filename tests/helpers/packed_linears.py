@@ -38,7 +38,7 @@ def _grouped(weight: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _packed(values: Tensor, dim: int) -> Tensor:
-    """Eight neighbours along `dim` in each word."""
+    """Eight neighbors along `dim` in each word."""
     words = values.unflatten(dim, (-1, PER_WORD)).movedim(dim + 1, -1)
     return (words << torch.arange(0, 32, BITS)).sum(-1).to(torch.int32)
 

@@ -17,31 +17,31 @@ class PackedWeight(torch.Tensor):
 
     Args:
         group: inputs that share a scale.
-        quantises_inputs: whether its linear rounds what it multiplies, by the largest of a row.
+        quantizes_inputs: whether its linear rounds what it multiplies, by the largest of a row.
     """
 
     @staticmethod
-    def __new__(cls, packed, scale, zero, group, quantises_inputs=False):
+    def __new__(cls, packed, scale, zero, group, quantizes_inputs=False):
         shape = (packed.shape[0], packed.shape[1] * 2)
         return torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=scale.dtype, device=scale.device
         )
 
-    def __init__(self, packed, scale, zero, group, quantises_inputs=False):
+    def __init__(self, packed, scale, zero, group, quantizes_inputs=False):
         self.packed, self.scale, self.zero = packed, scale, zero
-        self.group, self.quantises_inputs = group, quantises_inputs
+        self.group, self.quantizes_inputs = group, quantizes_inputs
 
     @classmethod
-    def of(cls, weight, group, quantises_inputs=False):
+    def of(cls, weight, group, quantizes_inputs=False):
         grouped = weight.detach().unflatten(1, (-1, group))
         low, high = grouped.amin(-1), grouped.amax(-1)
         scale = (high - low) / 15
         values = ((grouped - low.unsqueeze(-1)) / scale.unsqueeze(-1)).round().flatten(1)
         values = values.to(torch.uint8)
-        return cls(values[:, ::2] | (values[:, 1::2] << 4), scale, low, group, quantises_inputs)
+        return cls(values[:, ::2] | (values[:, 1::2] << 4), scale, low, group, quantizes_inputs)
 
     def __tensor_flatten__(self):
-        return ["packed", "scale", "zero"], (self.group, self.quantises_inputs)
+        return ["packed", "scale", "zero"], (self.group, self.quantizes_inputs)
 
     @classmethod
     def __tensor_unflatten__(cls, inner, context, size, stride):
@@ -53,7 +53,7 @@ class PackedWeight(torch.Tensor):
         return values.to(scale.dtype) * scale + zero
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self.quantises_inputs:
+        if self.quantizes_inputs:
             step = x.abs().amax(-1, keepdim=True) / 127
             x = (x / step).round() * step
         return F.linear(x, self.unpacked(), bias)
@@ -69,7 +69,7 @@ class PackedWeight(torch.Tensor):
         weight = args[0]
         if not isinstance(weight, PackedWeight):
             raise NotImplementedError(f"{func} of packed weights")
-        context = (weight.group, weight.quantises_inputs)
+        context = (weight.group, weight.quantizes_inputs)
         inner = (weight.packed, weight.scale, weight.zero)
         if func is aten.slice.Tensor:
             dim, start, end = args[1:4]

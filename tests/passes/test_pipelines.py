@@ -68,7 +68,7 @@ def test_an_observer_sees_each_step_that_ran_and_changes_nothing():
     assert state.gm.code == rewrite_graph(state_of()).gm.code
 
 
-def test_the_graph_is_analysed_once_and_read_twice(monkeypatch):
+def test_the_graph_is_analyzed_once_and_read_twice(monkeypatch):
     made, read = [], []
     make, follow = context.AnalysisContext.__init__, recurrence.read_recurrence
     monkeypatch.setattr(

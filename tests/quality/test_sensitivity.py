@@ -268,7 +268,7 @@ def test_a_mistaken_plan_is_refused_in_one_line(plan, tmp_path):
     texts = {
         plan.model_dump_json()[:-20]: "no plan of blocks, or is cut short",
         _changed(plan, sets=[]): "sets: List should have at least 1 item",
-        _changed(plan, blocks=[], colour=3): "blocks: List should .* colour: Extra inputs",
+        _changed(plan, blocks=[], color=3): "blocks: List should .* color: Extra inputs",
         _changed(plan, staleness=2): "is of staleness 2, not 1",
         _changed(plan, sets=[{"blocks": [9], "share": 1.0, "kl": 1.0}]): "block 9 of 6",
         _changed(plan, sets=[{"blocks": [1], "share": 0.2, "kl": 1.0}]): "hide up to 20 %",

@@ -96,5 +96,5 @@ def test_slices_of_packed_words_are_read(two_ranks, tmp_path, load):
 def test_folders_that_only_a_library_can_load_are_refused(tmp_path):
     config = LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4})
     config.save_pretrained(tmp_path)
-    with pytest.raises(LadderError, match=r"(?s)are quantised.*quantization_config of gptq"):
+    with pytest.raises(LadderError, match=r"(?s)are quantized.*quantization_config of gptq"):
         build_without_values(tmp_path, None)

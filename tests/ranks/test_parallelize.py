@@ -198,7 +198,7 @@ def test_a_rank_owns_its_slices_under_the_models_names(two_ranks):
         assert f"rank {rank} of 2" in text
 
 
-def test_a_factorys_parameters_are_never_materialised():
+def test_parameters_of_a_factory_are_never_materialized():
     model, has_weights = build(partial(make, "llama"))
     assert not has_weights
     assert {p.device.type for p in model.parameters()} == {"meta"}

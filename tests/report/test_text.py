@@ -115,7 +115,7 @@ def test_width():
     assert max(map(len, text.splitlines())) <= 60
 
 
-def test_rich_draws_it_in_colour():
+def test_rich_draws_it_in_color():
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     console.print(report_of((block(0, 0), block(1, 1))))
     drawn = console.file.getvalue()

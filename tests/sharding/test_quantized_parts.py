@@ -51,7 +51,7 @@ def test_what_a_library_lacks_is_named():
 
 def test_sums_over_ranks_need_a_linear_product():
     assert not_linear(fake(packed())) is None
-    rounding = not_linear(fake(packed(quantises_inputs=True)))
+    rounding = not_linear(fake(packed(quantizes_inputs=True)))
     assert rounding == "aten.abs of what PackedWeight multiplies"
 
 

@@ -38,7 +38,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Island:
-    """All that is computed between two neighbouring boundaries: `nodes`, in order.
+    """All that is computed between two neighboring boundaries: `nodes`, in order.
 
     With it the reshapes that are all that others read of a result.
     """

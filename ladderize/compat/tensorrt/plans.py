@@ -15,7 +15,7 @@ class BuildFailed(Exception):
 def build_plan(network: Network, settings: BuildSettings, weights: Collection[str]) -> bytes:
     """The serialized engine, refittable in exactly `weights`.
 
-    Not by `interpreter.run()`, which deserialises the engine and so needs a GPU.
+    Not by `interpreter.run()`, which deserializes the engine and so needs a GPU.
 
     Raises:
         BuildFailed: with TensorRT's own words.

@@ -32,8 +32,9 @@ def read_config(path: Path) -> Any:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        # trust_remote_code=None would ask on a terminal whether to run the folder's code.
         kind = LlamaConfig if _is_papers(path) else AutoConfig
-        return kind.from_pretrained(path, local_files_only=True)
+        return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise LadderError(

@@ -102,7 +102,7 @@ def _memory(full: Tensor) -> tuple[StorageWeakRef, ...]:
 
 
 def tensors_in(full: Tensor) -> Collection[Tensor]:
-    """Those that it is made of: values and scales of a quantised weight."""
+    """Those that it is made of: values and scales of a quantized weight."""
     return compat.inner_tensors(full).values()
 
 

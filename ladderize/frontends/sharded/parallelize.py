@@ -52,7 +52,7 @@ def parallelize(
 
     Args:
         model_or_factory: a function without arguments that builds the model, whose parameters are
-            then never materialised; a model, whose own parameters stay as they are; or an exported
+            then never materialized; a model, whose own parameters stay as they are; or an exported
             program.
         mesh: the tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
         args, kwargs: example inputs; only their shapes, dtypes and devices matter. Without any, the

@@ -157,10 +157,10 @@ class _Rows:
         return kl, cross_entropy
 
     def _of_chunk(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        labelled = student if self.has_label_gradients else student.detach()
+        labeled = student if self.has_label_gradients else student.detach()
         return (
             divergence(student, teacher, self.temperature),
-            F.cross_entropy(labelled.float(), targets, ignore_index=IGNORED, reduction="none"),
+            F.cross_entropy(labeled.float(), targets, ignore_index=IGNORED, reduction="none"),
         )
 
 

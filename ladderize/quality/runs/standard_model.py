@@ -51,7 +51,9 @@ def load_standard(folder: Path, dtype: torch.dtype | None) -> Standard:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    local: dict[str, Any] = {"local_files_only": True, **_gguf_file(folder)}
+    # trust_remote_code=None would ask on a terminal whether to run the folder's code.
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    local: dict[str, Any] = {**safe, **_gguf_file(folder)}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         model = transformers.AutoModelForCausalLM.from_pretrained(

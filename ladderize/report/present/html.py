@@ -1,4 +1,4 @@
-"""A report for a notebook: small tables that take their colours from the page around them."""
+"""A report for a notebook: small tables that take their colors from the page around them."""
 
 from collections.abc import Iterator
 from html import escape
@@ -6,7 +6,7 @@ from html import escape
 from ladderize.report.data import ReportData
 from ladderize.report.present.lines import LEAVES_OUT, Gap, Row, Section, page_of
 
-# The three colours are readable on white and on black; everything else is the page's own.
+# The three colors are readable on white and on black; everything else is the page's own.
 STYLE = """
 .ladderize { font-size: 13px; line-height: 1.5; overflow-x: auto; }
 .ladderize table { border-collapse: collapse; margin: 4px 0 4px 0; border: none; }

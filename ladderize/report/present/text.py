@@ -18,7 +18,7 @@ DEFAULT_WIDTH = 100
 
 
 def as_text(report: ReportData, full: bool, width: int | None) -> str:
-    """`report` without colours, in lines of at most `width` characters."""
+    """`report` without colors, in lines of at most `width` characters."""
     width = width or shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
     drawn = StringIO()
     console = Console(file=drawn, width=width, color_system=None, force_terminal=False)

@@ -30,7 +30,7 @@ def index(visit: Visit) -> Values:
     if shard.dim in indexed:
         return _pick(visit, node, indices)
     if indexed != list(range(indexed[0], indexed[-1] + 1)):
-        visit.illegal(f"{visit.op_name} indexes dims that are not neighbours")
+        visit.illegal(f"{visit.op_name} indexes dims that are not neighbors")
     ndim = max(len(visit.shape(indices[i])) for i in indexed)
     return value.at(shard.dim + (ndim - len(indexed) if shard.dim > indexed[-1] else 0))
 

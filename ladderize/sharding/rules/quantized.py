@@ -62,7 +62,7 @@ def _is_share(part: Tensor | None, whole: Tensor, share: tuple[int, int]) -> boo
 
 
 def not_linear(weight: Tensor) -> str | None:
-    """The op by which `linear(x, weight)` is not linear in x, as where x is quantised too."""
+    """The op by which `linear(x, weight)` is not linear in x, as where x is quantized too."""
     with compat.fake_mode_of([*compat.inner_tensors(weight).values()]), torch.no_grad():
         x = torch.empty(2, weight.shape[-1], dtype=weight.dtype, device=weight.device)
         try:

@@ -1,6 +1,6 @@
 """The structure of a candidate: run once with random weights, then read where its values are.
 
-With weights that make every branch count, a sum of the stream is recognised by its value, so that
+With weights that make every branch count, a sum of the stream is recognized by its value, so that
 nothing depends on what the nodes of the candidate are called.
 """
 

@@ -31,7 +31,7 @@ class CachedPlan:
     """A built engine, and how it is called.
 
     Attributes:
-        engine: as TensorRT serialised it.
+        engine: as TensorRT serialized it.
         inputs, outputs: names of its bindings, in order.
         weights: names of the weights that it is refitted with.
         layers: of the network.

@@ -1,7 +1,7 @@
 """Run plans: an engine on the device, and an island of engines and PyTorch parts.
 
 In: a kind, and the weights of one island of it. Out: a module that is called with the island's
-other inputs. `Engine` has not run yet: deserialising a plan takes a GPU, and this was written
+other inputs. `Engine` has not run yet: deserializing a plan takes a GPU, and this was written
 without one. The calls that it makes are checked against a stand-in (`test_engines.py`).
 """
 

@@ -43,7 +43,7 @@ def _problems(
         found.append((f'target="{_show(target)}" is not the GPU that is here', cure))
     if is_rtx and target is not None and target not in trt.supported_targets():
         known = ", ".join(map(_show, trt.supported_targets()))
-        cure = "install torch-tensorrt, which builds for data-centre GPUs, or choose one of these"
+        cure = "install torch-tensorrt, which builds for data-center GPUs, or choose one of these"
         found.append((f"TensorRT-RTX builds for {known}, not for {_show(target)}", cure))
     if options.weights != "inputs" and here is None:
         cure = 'weights="inputs" needs none'
