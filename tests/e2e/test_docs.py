@@ -1,6 +1,7 @@
 """The Python of the pages runs, and prints what the page says below it; and no block is left out.
 
-`py` fragments and commands: `test_docs_ranks.py`, `test_docs_commands.py`.
+`py` fragments and commands: `test_docs_ranks.py`, `test_docs_commands.py`. The tutorial, whose
+Python and commands share a folder: `test_tutorial.py`.
 """
 
 import re
@@ -9,7 +10,7 @@ import types
 
 import pytest
 from families_table import read_rows, table
-from helpers.pages import PAGES, ROOT, Block, blocks, of_kind, steady
+from helpers.pages import PAGES, ROOT, WALKED, Block, blocks, of_kind, steady
 from test_troubleshooting import summaries, words
 
 import ladderize
@@ -50,7 +51,7 @@ def runnable(page: str) -> list[Block]:
     return [block for block in blocks(page) if block.kind == "python" and not block.file]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if page != WALKED and runnable(page)])
 def test_the_code_of_a_page_runs(page, capsys, monkeypatch):
     """All blocks of a page in one module, in order, as if they stood in one file."""
     name = page.removeprefix("docs/").removesuffix(".md")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from helpers.engines_stand_in import engines_in_pytorch
 from helpers.forked_launch import forked_launch
-from helpers.pages import PAGES, Block, blocks, commands, of_kind, steady
+from helpers.pages import PAGES, Block, blocks, commands, is_walked, of_kind, steady
 from helpers.traced_once import traced_once
 from helpers.word_tokenizers import chain_text, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -190,7 +190,9 @@ def ladderize_lines() -> list[tuple[Block, str]]:
     return [
         (block, line)
         for block, line in told
-        if line.startswith("ladderize ") and line not in TRIED_ELSEWHERE
+        if line.startswith("ladderize ")
+        and line not in TRIED_ELSEWHERE
+        and not is_walked(block, line)
     ]
 
 

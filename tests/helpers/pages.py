@@ -12,6 +12,7 @@ PAGES = (
 )
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUNS = ("python", "py", "sh")
+WALKED = "docs/tutorial.md"  # one session in one folder: test_tutorial.py
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ def commands(block: Block) -> list[str]:
     """The lines of a `sh` block, without what a reader is told beside them."""
     lines = (line.split("  #")[0].strip() for line in block.code.splitlines())
     return [line for line in lines if line]
+
+
+def is_walked(block: Block, line: str) -> bool:
+    """Whether `test_tutorial.py` runs this command, in the order of its page."""
+    runs_here = line.startswith(("ladderize ", "torchrun --standalone "))
+    return block.page == WALKED and runs_here
 
 
 def steady(printed: str) -> str:
