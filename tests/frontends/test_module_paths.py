@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 import ladderize
@@ -86,6 +87,14 @@ def test_odd_places():
     report = ladderize.explain(Around(), X)
     found = [block.module for block in report.blocks]
     assert found == ["plain.0", "hidden", "parts.encoder", "b-1"]
+
+
+def test_modules_behind_wrappers():
+    """As torchtitan wraps them: a checkpointed layer, and a forward around the module's own."""
+    net = patched()
+    net.layers = nn.ModuleList(checkpoint_wrapper(layer) for layer in net.layers)
+    report = ladderize.explain(net, X)
+    assert [block.module for block in report.blocks] == [f"layers.{i}" for i in range(3)]
 
 
 def test_errors_name_them_too():

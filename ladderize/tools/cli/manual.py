@@ -65,5 +65,6 @@ def _paragraphs(text: str | None) -> Iterator[str]:
 
 def _escaped(text: str) -> str:
     """As roff prints it: no line of text begins with a control character."""
-    text = _MARKUP.sub("", text).replace("\\", r"\e").replace("-", r"\-")
+    text = _MARKUP.sub("", text).replace("…", "...")
+    text = text.replace("\\", r"\e").replace("-", r"\-")
     return rf"\&{text}" if text[:1] in (".", "'") else text
