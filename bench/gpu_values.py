@@ -7,7 +7,7 @@
 
 Rows hold errors over the largest logit. `error` is the compiled ladder's and `eager_error` that of
 the same ladder in eager mode, both against the ladder in float32, written by hand
-(bench/handwritten.py); `standard_error` is how far the standard net is from it. `differing` counts
+(bench/handwritten.py); `standard_error` is how far the standard model is off. `differing` counts
 calls that gave other bits than the first one on the same input.
 
 NCCL refuses two ranks on one device, and no CUDA graph captures gloo's collectives: hence two rows.

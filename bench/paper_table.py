@@ -36,7 +36,7 @@ class PaperRow:
         return hardware_of(f"h100x{self.ranks}-{self.link}", fitted)
 
     def ratios(self, speeds: dict[str, float]) -> dict[str, float]:
-        """Of each variant that was measured over the standard net."""
+        """Of each variant that was measured over the standard model."""
         names = [name for name in self.speeds if name != "standard"]
         return {name: speeds[name] / speeds["standard"] for name in names}
 
@@ -84,7 +84,7 @@ def predicted(row: PaperRow, fitted: Calibration) -> dict[str, float]:
 
 
 def residuals(row: PaperRow, fitted: Calibration) -> list[float]:
-    """Logarithms of predicted over measured: speed of the standard net, then the ratios to it."""
+    """Logarithms of predicted over measured: speed of the standard model, then the ratios to it."""
     found = predicted(row, fitted)
     ratios, measured = row.ratios(found), row.ratios(row.speeds)
     speed = math.log(found["standard"] / row.speeds["standard"])
@@ -92,6 +92,6 @@ def residuals(row: PaperRow, fitted: Calibration) -> list[float]:
 
 
 def ratio_errors(row: PaperRow, fitted: Calibration) -> dict[str, float]:
-    """Predicted over measured ratio to the standard net, less 1."""
+    """Predicted over measured ratio to the standard model, less 1."""
     ratios, measured = row.ratios(predicted(row, fitted)), row.ratios(row.speeds)
     return {name: ratios[name] / measured[name] - 1 for name in ratios}

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8)
     given = parser.parse_args()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=given.ranks)
-    schedules = {"standard net": graphs_of(given.layers, given.ranks, 0)}
+    schedules = {"standard model": graphs_of(given.layers, given.ranks, 0)}
     with like_with_like():
         schedules["like with like"] = graphs_of(given.layers, given.ranks, 1)
     schedules["wait in mid-block"] = graphs_of(given.layers, given.ranks, 1)

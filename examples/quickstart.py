@@ -42,7 +42,7 @@ def main() -> None:
 
     if dist.get_rank() == 0:
         print(f"sharded ladder to ladder on one device: {(logits - ladder).abs().max():.1e}")
-        print(f"ladder to standard net: {(ladder - standard).abs().max():.1e} (another function)")
+        print(f"ladder to standard model: {(ladder - standard).abs().max():.1e} (another function)")
     dist.destroy_process_group()
 
 

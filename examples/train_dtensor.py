@@ -4,7 +4,7 @@
 
 It learns to repeat words that it has not seen before. The last line that it prints is like
 
-    to the unsharded eager ladder: 3.1e-06, to the standard net: 2.6e+00 (another function)
+    to the unsharded eager ladder: 3.1e-06, to the standard model: 2.6e+00 (another function)
 """
 
 import os
@@ -50,7 +50,7 @@ def main() -> None:
     if is_first:
         error, other = ((found - logits).abs().max().item() for logits in (wanted, standard))
         print(f"to the unsharded eager ladder: {error:.1e}, ", end="")
-        print(f"to the standard net: {other:.1e} (another function)")
+        print(f"to the standard model: {other:.1e} (another function)")
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Serve a checkpoint with `transformers serve`: as the standard net, and as a ladder.
+"""Serve a checkpoint with `transformers serve`: as the standard model, and as a ladder.
 
     pip install 'transformers[serving]'
     python examples/transformers_serve.py

@@ -32,7 +32,7 @@ class LadderConfig:
     Attributes:
         layers: which layers to convert (indices of the module list that holds the blocks). Blocks
             in no list ahead of the first layer stay standard, and it reads what they leave. None:
-            all of a standard net; a net that is a ladder already, in part or as a whole, is left
+            all of a standard model; a net that is a ladder already, in part or as a whole, is left
             as it is. Any other value is the ladder to be had: it holds the blocks that read stale
             already, and what else it holds is converted.
         blocks: the same, counted in blocks, those ahead of the first layer too; not together with

@@ -234,6 +234,6 @@ def restore_full_parameters(model: nn.Module) -> None:
 def _ways_to_eager(how: _Compiled) -> list[Blocker]:
     ways = {
         "fullgraph=False leaves pieces to eager mode": not how.fullgraph,
-        "strict=False may compile the standard net": not how.config.strict,
+        "strict=False may compile the standard model": not how.config.strict,
     }
     return [Blocker(way) for way, is_open in ways.items() if is_open]

@@ -21,7 +21,7 @@ _BEGIN = "init_continuous_batching"
 
 
 def lead_continuous_batching(module: nn.Module) -> None:
-    """Let `module` serve as the ladder it is, if it can serve; a copy serves as a standard net."""
+    """Let `module` serve as the ladder it is, if it can; a copy serves as a standard model."""
     begin = getattr(type(module), _BEGIN, None)
     if begin is None or _BEGIN in vars(module):
         return

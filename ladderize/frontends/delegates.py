@@ -64,7 +64,7 @@ def lead_forward_through_call(module: nn.Module) -> None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_traced_by_another() -> bool:
-    """Whether Dynamo traces for another backend, which would compile the standard net."""
+    """Whether Dynamo traces for another backend, which would compile the standard model."""
     backend = compat.backend_under_way()
     return backend is not None and not str(backend.__module__).startswith("ladderize.")
 

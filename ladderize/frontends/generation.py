@@ -50,7 +50,7 @@ def refuse_relative_counts(config: LadderConfig) -> None:
 def set_compile_by_generate(model: nn.Module, disabled: bool | None) -> bool | None:
     """Whether `generate` is kept from compiling the decode step on its own; returns the old value.
 
-    What it compiled would be the standard net: its backend would trace through the ladder's.
+    What it compiled would be the standard model: its backend would trace through the ladder's.
     """
     settings: Any = getattr(model, "generation_config", None)
     if settings is None:
@@ -73,7 +73,7 @@ def warn_of_standard_prefill() -> None:
             warnings.warn(
                 LadderWarning(
                     "generate() with compile_config compiles the decode step of "
-                    f"{type(model).__name__} alone: the prompt runs through the standard net, "
+                    f"{type(model).__name__} alone: the prompt runs through the standard model, "
                     "which fills a KV cache that the ladder never saw. Call "
                     "ladderize.compile(model) instead of passing compile_config; then prefill and "
                     "decode are both the ladder."

@@ -59,7 +59,7 @@ class Rewriting:
         cuts: what joins streams and cuts them apart in a way that can be written otherwise.
         context: the analysis of the standard graph; made once, by `find_streams`.
         streams: the residual streams of the standard graph.
-        restored: the standard net, where a ladder is extended; None otherwise.
+        restored: the standard model, where a ladder is extended; None otherwise.
         contributions: what each block adds, and what of it is in flight; empty for a ladder.
         chosen: for each stream the indices of the converted blocks.
         fresh_reads: those of the converted blocks that stay standard.
@@ -109,7 +109,7 @@ class Rewriting:
 
     @property
     def standard_graph(self) -> tuple[AnalysisContext, tuple[Stream, ...]]:
-        """The standard net and its streams: a copy, where a ladder is extended."""
+        """The standard model and its streams: a copy, where a ladder is extended."""
         if self.restored is None:
             return self.analysis, self.streams
         return self.restored.context, self.restored.streams

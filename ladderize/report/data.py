@@ -5,7 +5,7 @@
        │         └───── steps, collectives, sharding       what was done
        └── breaks, options, versions
 
-Values of a stream are named as in `recurrence.py`: block i reads `x<i>` in the standard net and
+Values of a stream are named as in `recurrence.py`: block i reads `x<i>` in the standard model and
 writes `y<i>`; `b<i>` is a value inside of branch i. Behind stream 0 the number of the stream
 follows: `x3_1`.
 """
@@ -36,7 +36,7 @@ class BlockReport:
         kind: of its branch: attention, MLP, MoE, conv, other; several joined by " + " where the
             block sums up parallel branches.
         source: the line of the residual add, as `file:line`, "" when unknown.
-        reads_before: the values that its branch reads in the standard net.
+        reads_before: the values that its branch reads in the standard model.
         reads_after: what it reads in the rewritten graph; the same where nothing was rewritten.
         leaves_out: what it no longer reads: the blocks, or the summands of them, each as the name
             of the block and the module that makes it (`h3: model.layers.1.mlp.experts`).
@@ -82,7 +82,7 @@ class BlockReport:
 
     @property
     def is_rewired(self) -> bool:
-        """Whether it reads something else than in the standard net."""
+        """Whether it reads something else than in the standard model."""
         return self.reads_before != self.reads_after
 
 

@@ -1,4 +1,4 @@
-"""Carry the logits of a head, sharded by words, as far as the sharding rules go.
+"""Carry the logits of a head, sharded along the vocabulary, as far as the sharding rules go.
 
 y = to(linear(x, w), float32) / 30     each rank computes with its own columns
 cross_entropy(y, labels)               a loss takes them as they are

@@ -19,7 +19,7 @@ class Block:
 
     Attributes:
         index: place in its stream, from 0.
-        anchor: the stream value that the branch reads in the standard net.
+        anchor: the stream value that the branch reads in the standard model.
         skip: the operand of the sum that carries the stream past the branch.
         branch: the nodes of `h` in graph order, from the reads of the anchor to `outputs`.
         outputs: the operands of the sum that the branch produced (two in a parallel block).

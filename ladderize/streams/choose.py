@@ -90,7 +90,7 @@ def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int,
     """Raise `LadderError` naming the blocks that read stale already and are to read another value.
 
     Args:
-        reads: of each stream of the standard net, what its blocks are to read.
+        reads: of each stream of the standard model, what its blocks are to read.
         stale: of each block that reads stale already, the one whose anchor it reads.
     """
     others = [
@@ -106,7 +106,7 @@ def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int,
         raise LadderError(
             "These blocks read stale already, and not as the options ask:",
             others,
-            "choose them too, with the staleness that they have; or ladder the standard net",
+            "choose them too, with the staleness that they have; or ladder the standard model",
         )
 
 

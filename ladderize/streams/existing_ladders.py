@@ -3,7 +3,7 @@
     x1 = x0 + h0(x0);  x2 = x1 + h1(x0);  x3 = x2 + h2(x1)      h1 and h2 are stale blocks
 
 The reads of such a stream are left alone, unless the options ask for a larger ladder: `restore.py`
-finds the standard net then. Its blocks, these among them, are sharded as those of any other.
+finds the standard model then. Its blocks, these among them, are sharded as those of any other.
 """
 
 import warnings
@@ -82,7 +82,7 @@ def chains_in_stale_branches(
 ) -> list[Sequence[Block]]:
     """The chains that begin in a stale branch and are no longer than the stream of that branch.
 
-    A sum within each branch: those of a standard net `chains.longest_chains` leaves out.
+    A sum within each branch: those of a standard model `chains.longest_chains` leaves out.
     """
     length: dict[Node, int] = {}
     for chain in chains:

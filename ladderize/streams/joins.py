@@ -58,7 +58,7 @@ class StaleReads:
     """What the branches of a stream read in the place of their anchors.
 
     Attributes:
-        stream: of the standard net.
+        stream: of the standard model.
         sources: of each block, by its index, the block whose anchor it reads.
         joined: the reads from before a join.
         partial: the reads without a part of what the block before adds.

@@ -1,10 +1,10 @@
-"""The standard net that a ladder was made of, and what its blocks read in the ladder.
+"""The standard model that a ladder was made of, and what its blocks read in the ladder.
 
     ladder      x2 = x1 + h1(x0);  x3 = x2 + h2(x2)
     standard    x2 = x1 + h1(x1);  x3 = x2 + h2(x2)      block 1 reads x0 already
 
 A stale branch reads a value as many cheap steps behind the skip that carries it as its fresh read
-would be behind its own skip. The ladder stays as it is, the standard net is a copy. Nothing is
+would be behind its own skip. The ladder stays as it is, the standard model is a copy. Nothing is
 restored unless the copy's ladder has the recurrence of the one that was given.
 """
 
@@ -33,7 +33,7 @@ Edits = dict[Node, dict[Node, Node]]
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """A standard net, in two graphs.
+    """A standard model, in two graphs.
 
     Attributes:
         context: the analysis of the standard graph.
@@ -54,7 +54,7 @@ class Restored:
 
 
 def restore_standard(context: AnalysisContext, streams: Sequence[Stream]) -> Restored:
-    """The standard net of a ladder.
+    """The standard model of a ladder.
 
     Args:
         context: the analysis of the ladder.
@@ -91,10 +91,10 @@ def restore_standard(context: AnalysisContext, streams: Sequence[Stream]) -> Res
 
 def _refusal(blockers: Iterable[Blocker]) -> LadderError:
     return LadderError(
-        "The standard net behind this ladder cannot be told from it:",
+        "The standard model behind this ladder cannot be told from it:",
         blockers,
         "leave layers=, blocks=, staleness= and connectivity= out, and its reads are left as they "
-        "are; or ladder the standard net with them",
+        "are; or ladder the standard model with them",
     )
 
 
@@ -192,7 +192,7 @@ def _check_memory(nodes: Sequence[Node], copies: Mapping[Node, Node]) -> None:
         raise _refusal(moved)
 
 
-# ---- the standard net in the ladder ------------------------------------------------------------
+# ---- the standard model in the ladder ------------------------------------------------------------
 
 
 def _in_names(streams: Sequence[Stream], names: Mapping[Node, Node]) -> tuple[Stream, ...]:
@@ -228,7 +228,7 @@ def _sources(streams: Sequence[Stream], reads: Mapping[Node, Node]) -> tuple[dic
     """For each stream: of each block that reads stale, the one whose anchor it reads.
 
     Args:
-        streams: of the standard net, as nodes of the ladder.
+        streams: of the standard model, as nodes of the ladder.
         reads: for the sum of each stale block what its branch reads.
     """
     sources: list[dict[int, int]] = []

@@ -1,4 +1,4 @@
-"""The recurrence that a ladder is to have, of that of the standard net and of what is to be read.
+"""The recurrence that a ladder is to have, of that of the standard model and of what is to be read.
 
     standard     y1 = x1 + h1(x1)      y4 = x4 + h4(x4)
     specified    y1 = x1 + h1(x0)      y4 = x4 + h4(x3 + s3)

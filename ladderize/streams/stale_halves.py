@@ -80,7 +80,7 @@ def refuse_undecided(
             "These blocks are parallel, or stale in part already:",
             found,
             "for parallel blocks, count each as one with expect_blocks= and choose with blocks=; "
-            "for stale ones, ladder the standard net",
+            "for stale ones, ladder the standard model",
         )
 
 

@@ -25,7 +25,7 @@ class Differences:
     Attributes:
         output: of the compiled model's results to the eager ladder's.
         gradients: the same of the gradients by parameter and input; 0.0 when none were asked for.
-        standard: of the standard net's results to the eager ladder's. Where it is not far above
+        standard: of the standard model's results to the eager ladder's. Where it is not far above
             `output`, the comparison could not have told the two nets apart.
     """
 

@@ -73,7 +73,7 @@ def run_ladder(
         x: `x[0]`, of any shape that the first block takes.
         blocks: in order.
         chosen: indices of the blocks that read stale; None for all.
-        staleness: how many blocks earlier they read; 0 is the standard net, 1 the ladder of
+        staleness: how many blocks earlier they read; 0 is the standard model, 1 the ladder of
             arXiv 2501.06589, Section 3.
         connectivity: "ladder", or "farskip", whose staleness is 1.
     """

@@ -165,7 +165,7 @@ def eager_ladder(
             several streams a list or mapping of such lists: each counts for itself.
         chosen: indices of the blocks that read stale, counted through all streams in the order of
             their first calls; None for all.
-        staleness: how many blocks earlier they read; 0 is the standard net.
+        staleness: how many blocks earlier they read; 0 is the standard model.
 
     Yields:
         An `EagerLadder`, whose `blocks` tells what was counted.

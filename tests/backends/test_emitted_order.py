@@ -95,7 +95,7 @@ def test_opaque_waits_have_their_place_in_the_order() -> None:
     ],
 )
 def test_waits_that_the_next_launch_needs_are_in_order(kernel: str) -> None:
-    """Where a hybrid goes back to the standard net, block 2 needs both."""
+    """Where a hybrid goes back to the standard model, block 2 needs both."""
     hybrid = IN_ORDER | {
         "after_1": "WAIT(buf0)\n    WAIT(buf1)",
         "block_2": f"{kernel}\n    extern_kernels.mm(buf2, arg1_1, out=buf4)",

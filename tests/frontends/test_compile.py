@@ -75,7 +75,7 @@ def as_ladder(family: str, model: Any, **how: Any) -> Iterator[None]:
 
 
 def check(family: str, pair: tuple[Any, Any], how: Any = None, **options: Any) -> None:
-    """Tokens and logits of each step: those of the eager ladder, and not of the standard net."""
+    """Tokens and logits of each step: those of the eager ladder, and not of the standard model."""
     model, eager = pair
     found, logits = generate(model, **options)
     options.pop("cache_implementation", None)
@@ -178,7 +178,7 @@ def test_every_count_that_an_encoder_alone_would_change_is_refused() -> None:
 
 
 def test_generate_leaves_the_compilation_to_us() -> None:
-    """Else it would compile the standard net: its backend traces through the ladder's."""
+    """Else it would compile the standard model: its backend traces through the ladder's."""
     model, eager = compiled("llama")
     config = hf.CompileConfig(backend="eager", mode=None)
     config._compile_all_devices = True

@@ -155,7 +155,7 @@ def test_compile_config_alone_is_warned_of() -> None:
     model = tiny_llama(2)
     with pytest.warns(LadderWarning, match=r"Call ladderize\.compile\(model\) instead") as caught:
         generate(model, cache_implementation="static", compile_config=compile_config())
-    assert "the prompt runs through the standard net" in str(caught[0].message)
+    assert "the prompt runs through the standard model" in str(caught[0].message)
 
 
 # -- compile and restore

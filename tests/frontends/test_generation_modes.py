@@ -34,7 +34,7 @@ ONE_LAYER = {"num_hidden_layers": 1}
 
 
 def drafter(compiled):
-    """A model of one layer that proposes tokens, as a ladder or a standard net."""
+    """A model of one layer that proposes tokens, as a ladder or a standard model."""
     model = language_model("llama", use_cache=True, **ONE_LAYER)
     return ladderize.compile(model, lowering="eager") if compiled else model
 
@@ -45,7 +45,7 @@ def model_of(family, **options):
     sizes = SIZES | {"use_cache": True, "eos_token_id": None}
     model = cls(cls.config_class(**sizes | options)).eval()
     for parameter in model.parameters():
-        if parameter.dim() > 1:  # transformers' are small: a ladder would be near the standard net
+        if parameter.dim() > 1:  # theirs are small: a ladder would be near the standard model
             nn.init.normal_(parameter, std=0.3)
     return model
 

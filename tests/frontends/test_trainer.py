@@ -88,7 +88,7 @@ def test_a_run_that_is_resumed_goes_on_as_it_did(tmp_path):
         assert torch.equal(saved.pop(name), value)
         assert torch.equal(resumed.state_dict()[name], value)
     assert not saved
-    assert run(make(), tmp_path, resume=True) != found  # made of no config.json: a standard net
+    assert run(make(), tmp_path, resume=True) != found  # made of no config.json: a standard model
 
 
 def test_the_error_of_a_list_that_does_not_have_us(tmp_path):

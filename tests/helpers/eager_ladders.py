@@ -24,7 +24,7 @@ VOCABULARY = 64
 
 
 class Reads:
-    """What each block reads, when the values that the standard net reads are noted in order."""
+    """What each block reads, when the values that the standard model reads are noted in order."""
 
     def __init__(self, chosen: Collection[int], staleness: int) -> None:
         self.chosen, self.staleness = chosen, staleness

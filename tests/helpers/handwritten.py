@@ -116,7 +116,7 @@ def sharded_ladder(x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], group: s
 
 
 def sharded_standard(x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], group: str) -> Tensor:
-    """One rank's part of the standard net: every block waits for the one before it."""
+    """One rank's part of the standard model: every block waits for the one before it."""
     for up, down in weights:
         partial = branch(_Copy.apply(x, group), up, down)
         x = x + _Wait.apply(_Reduce.apply(partial, group))

@@ -76,6 +76,7 @@ def steady(printed: str) -> str:
     """What a program printed, without seconds, versions and rounding errors, which differ."""
     printed = "\n".join(line.rstrip() for line in printed.strip().splitlines())
     printed = re.sub(r"\d+\.\d+ s\b", "N s", printed)
-    printed = re.sub(r"worst error \S+ at [^;]+; the standard net's \S+", "worst error E", printed)
+    standard = r"the standard model's \S+"
+    printed = re.sub(rf"worst error \S+ at [^;]+; {standard}", "worst error E", printed)
     printed = re.sub(r"compared, worst error \S+", "compared, worst error E", printed)
     return re.sub(r"(ladderize|torch) \d\S*", r"\1 V", printed)

@@ -315,7 +315,7 @@ STREAMS = (
         "tests/streams/test_extended_ladders.py::test_stale_values_that_were_laid_out_anew",
     ),
     Mutant(
-        "a standard net is restored across writes",
+        "a standard model is restored across writes",
         "ladderize/streams/restore.py",
         "if position[node] < position[ahead]",
         "if position[node] < 0",
@@ -1174,7 +1174,7 @@ COLLECTIVES = (
         "tests/frontends/test_hostile_files.py::test_json_that_is_too_large_takes_no_memory",
     ),
     Mutant(
-        "what reaches past a model runs the standard net",
+        "what reaches past a model runs the standard model",
         "ladderize/frontends/compile.py",
         "    around = [model, *find_delegates(model)]",
         "    around = [model]",
@@ -1188,7 +1188,7 @@ COLLECTIVES = (
         "tests/frontends/test_delegates.py",
     ),
     Mutant(
-        "another backend compiles the standard net of a ladder",
+        "another backend compiles the standard model of a ladder",
         "ladderize/frontends/delegates.py",
         "        if is_traced and self._compiled_call_impl is not None and",
         "        if False and",

@@ -21,7 +21,7 @@ CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class Errors:
-    """The largest, against the ladder and the standard net of one process; and the gradients'."""
+    """The largest, against the ladder and the standard model of one process; and the gradients'."""
 
     ladder: float
     standard: float

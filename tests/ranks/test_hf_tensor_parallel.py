@@ -214,7 +214,7 @@ WHOLE_CACHES = [("llama", "static"), ("mixtral", None)]
 
 
 def generated(root, name, cache, options):
-    """Worst difference of any step's logits, tokens of ladder and standard net, graphs."""
+    """Worst difference of any step's logits, tokens of ladder and standard model, graphs."""
     _, _, reads, _ = FAMILIES[name]
     whole, model = load(str(Path(root) / name))
     ids = tokens(length=5)
@@ -264,7 +264,7 @@ def test_generate_with_a_static_cache_through_inductor(two_ranks, checkpoints):
 
 
 def served(root, name):
-    """Tokens of the ladder, of an eager one, and of the standard net; the report; an error."""
+    """Tokens of the ladder, of an eager one, and of the standard model; the report; an error."""
     _, _, reads, blocks = FAMILIES[name]
     whole, model = load(str(Path(root) / name))
     standard = greedy(whole)

@@ -72,7 +72,7 @@ def learnt(way):
 def test_adamw_steps_equal_the_eager_ladders(two_ranks, way):
     for errors, standard in two_ranks.run(learnt, way):
         assert max(errors) <= EXACT
-        assert standard > 1e-3  # it is a ladder, not the standard net
+        assert standard > 1e-3  # it is a ladder, not the standard model
 
 
 def clipped(way):

@@ -112,7 +112,7 @@ def test_two_ranks_equal_one(two_ranks, tmp_path, name, dynamic, sources):
     folder = written(make(name), tmp_path)
     for worst, standard in two_ranks.run(values, name, folder, dynamic, sources):
         assert worst <= TOLERANCE
-        assert standard > 1e-3  # it is a ladder, not the standard net
+        assert standard > 1e-3  # it is a ladder, not the standard model
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def compiled(net, **options):
 
 
 def inference_errors(way, lengths, options):
-    """Largest difference to the whole eager ladder, and to the standard net."""
+    """Largest difference to the whole eager ladder, and to the standard model."""
     whole, run = make_net(LAYERS), compiled(shard(way, make_net(LAYERS), mesh()), **options)
     errors = []
     with torch.no_grad():

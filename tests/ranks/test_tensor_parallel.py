@@ -68,7 +68,7 @@ def test_whole_experts_on_two_ranks(two_ranks):
 
 
 def difference(name, lowering, dynamic, options):
-    """Largest difference of the sharded ladder to the unsharded one, and to the standard net."""
+    """Largest difference of the sharded ladder to the unsharded one, and to the standard model."""
     model = MODELS[name](**options)
     worst = 0.0
     run = compiled(model, dynamic=None if dynamic else False, mesh=mesh(), lowering=lowering)
@@ -100,7 +100,7 @@ def deep(*case):
 def test_two_ranks_equal_one(two_ranks, name, options, dynamic):
     for worst, standard in two_ranks.run(difference, name, "aot_eager", dynamic, options):
         assert worst <= 1e-4
-        assert standard > 1e-3  # it is a ladder, not the standard net
+        assert standard > 1e-3  # it is a ladder, not the standard model
 
 
 @pytest.mark.deep

@@ -1,7 +1,7 @@
 """Branches with a skip of their own on what they read, as LAuReL in Gemma 3n: `x + (u + l(u))`.
 
 Each form takes the state and what the branch reads of the stream: `form(parts, x, x)` is the
-standard net, and the eager ladder calls the same form with an earlier state to read.
+standard model, and the eager ladder calls the same form with an earlier state to read.
 """
 
 from collections.abc import Callable, Sequence

@@ -111,7 +111,7 @@ def test_reference_without_staleness_is_the_module(spec: NetSpec) -> None:
 @examples(10)
 @given(nets(), st.data())
 def test_stale_reads_show(spec: NetSpec, data: st.DataObject) -> None:
-    """What the properties below compare can tell a ladder from the standard net, by far."""
+    """What the properties below compare can tell a ladder from the standard model, by far."""
     conversion = data.draw(conversions(spec.num_blocks))
     segments = [i for stage in spec.stages for i, _ in enumerate(stage.blocks)]
     assume(conversion.staleness and any(segments[i] > 0 for i in conversion.chosen))

@@ -235,7 +235,7 @@ def test_a_ladder_is_never_slower_and_exposes_what_it_waits_for(report):
         assert max(busy) - 1e-9 <= step.seconds <= sum(busy) + 1e-9
         link = spans(step.communication)
         assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(link))
-    # In the standard net nothing is hidden.
+    # In the standard model nothing is hidden.
     assert steps[0].seconds == pytest.approx(
         steps[0].compute.seconds + steps[0].communication.seconds
     )

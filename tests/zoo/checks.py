@@ -84,7 +84,7 @@ LONG = {
 
 
 def has_an_eager_ladder(family: Family) -> None:
-    """It has as many blocks as the row says, and is far from the standard net."""
+    """It has as many blocks as the row says, and is far from the standard model."""
     model, inputs = family.build(), family.feed()
     with torch.no_grad():
         standard = model(**inputs)

@@ -52,7 +52,7 @@ def _add_reads(net: "nx.DiGraph[str]", graph: GraphReport, prefix: str) -> None:
 
 
 def staleness_of(block: BlockReport, read: str) -> int:
-    """How many blocks earlier than in the standard net `read` is; 0 for reads that did not move."""
+    """How many blocks earlier than in the standard model `read` is; 0 if it did not move."""
     value = parse(read)
     if read in block.reads_before or value.letter != "x" or value.stream != block.stream:
         return 0

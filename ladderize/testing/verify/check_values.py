@@ -123,7 +123,7 @@ class _Expected:
         values: of every node; of the output, in the end.
         results: what a caller gets.
         state: what the call leaves behind.
-        standard: how far the standard net's results are from the ladder's.
+        standard: how far the standard model's results are from the ladder's.
     """
 
     run: str
@@ -248,7 +248,7 @@ class _In:
         largest = max(off, worst[0] if worst else 0.0)
         at = spell_name(worst[1].name) if worst and worst[0] >= off else "an output"
         off_by = f"worst error {largest:.1e} at {at}" if largest else "identical"
-        found = f"{off_by}; the standard net's {expected.standard:.1e}"
+        found = f"{off_by}; the standard model's {expected.standard:.1e}"
         if largest <= allowed:
             return Check(name, "ok", found, error=largest)
         first = next(iter((*wrong, *missing)), None)

@@ -54,7 +54,7 @@ class Original:
 
     @property
     def num_stale(self) -> int:
-        """How many blocks read something else than in the standard net."""
+        """How many blocks read something else than in the standard model."""
         return sum(len(reads.left_out()) for reads in self.reads)
 
     def inner_sums(self) -> set[Node]:

@@ -26,7 +26,7 @@ VARIANTS = {
     "ladder": "the ladder, compiled by ladderize",
     "free": "the same on a link that takes no time, where links are emulated",
     "parallel": "attention and MLP in parallel, one all-reduce a layer, plain Inductor",
-    "bound": "the standard net without its collectives, plain Inductor",
+    "bound": "the standard model without its collectives, plain Inductor",
 }
 """Those that are measured by default; "desync:n" is one that has to be named."""
 
@@ -80,7 +80,7 @@ class Settings:
             ladderize writes.
         ladder: which one, as options of `ladderize.LadderConfig`.
         checkpoint: what the config.json of the model says of it.
-        shard_vocabulary: divide embedding and head by words too; that takes a collective each.
+        shard_vocabulary: shard embedding and head too; that takes a collective each.
         lowering: of `ladderize.LadderConfig`; the other variants get torch's own of that name.
         graphs: CUDA graphs (`mode="reduce-overhead"`), on CUDA.
         threads: of each rank's compute, on the CPU.

@@ -164,7 +164,7 @@ def _measure_case(
             compiled[variant.name] = _compile(variant, call)
     reporter.stage(f"{case}: measure")
     expected = {v.name: out for v in variants if (out := _expected(v, call)) is not None}
-    # `ladder` itself is the standard net until the backend rewrites it; what is expected is not.
+    # `ladder` itself is the standard model until the backend rewrites it; what is expected is not.
     graphs = {
         v.name: StepGraph.of(v.expected, call.run)
         for v in variants

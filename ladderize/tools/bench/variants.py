@@ -9,7 +9,7 @@ bound       standard without collectives              torch.compile
 free        "ladder", run on a link that takes no time
 
 Without a mesh nothing is sharded: there are no collectives, or those that the model brings. Then
-`ladder` is the standard net, which the backend rewrites, and `written` may be a model of its own.
+`ladder` is the standard model, which the backend rewrites, and `written` may be a model of its own.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def make_variants(
     """Those of `settings.variants`, in that order. Weights are shared between them.
 
     Args:
-        program: of the standard net.
+        program: of the standard model.
         mesh: to shard it over; None where there is one rank, or it brings its own collectives.
         written: its ladder as written by hand, if it is a model of its own.
 

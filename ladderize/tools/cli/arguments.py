@@ -35,7 +35,7 @@ ExpectBlocks = Annotated[
     int | None, typer.Option(min=1, help="Fail unless exactly this many residual blocks are found.")
 ]
 ShardVocabulary = Annotated[
-    bool, typer.Option(help="With --tp: divide embedding and head by words too.")
+    bool, typer.Option(help="With --tp: shard the embedding and the head along the vocabulary.")
 ]
 Connectivity = Annotated[
     str | None,

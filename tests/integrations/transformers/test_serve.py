@@ -1,4 +1,4 @@
-"""`transformers serve` over HTTP: tokens of the ladder and of the standard net, and errors."""
+"""`transformers serve` over HTTP: tokens of the ladder and of the standard model, and errors."""
 
 import json
 import re
@@ -16,7 +16,7 @@ EAGER = '{"lowering": "eager"}'  # C++ kernels take a minute, and are tested els
 
 
 def test_the_example():
-    """Continuous batching: answers of the standard net, the ladder, and the eager ladder."""
+    """Continuous batching: answers of the standard model, the ladder, and the eager ladder."""
     command = [sys.executable, "examples/transformers_serve.py", "--options", EAGER]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr

@@ -44,7 +44,7 @@ class PlannedBatch:
         return next(found for found in self.forecasts if found.variant == variant)
 
     def speedup(self, variant: str) -> float:
-        """Tokens/s over those of the standard net."""
+        """Tokens/s over those of the standard model."""
         return self.of(variant).tokens_per_s / self.of("standard").tokens_per_s
 
 

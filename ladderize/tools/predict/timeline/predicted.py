@@ -121,7 +121,7 @@ def _seconds(block: BlockReport, division: Division, hardware: Hardware) -> dict
 def _in_order(graph: GraphReport) -> Iterator[BlockReport]:
     """The blocks of a graph, each behind those that it reads: a decoder behind its encoder.
 
-    That is the order of both steps: the ladder reads nothing later than the standard net.
+    That is the order of both steps: the ladder reads nothing later than the standard model.
     """
     left = [list(stream.blocks) for stream in graph.streams]
     ran: set[tuple[int, int]] = set()

@@ -56,7 +56,7 @@ def measure(
     """
     given = [(name, path) for name, path in (("standard", standard), ("ladder", ladder)) if path]
     if not given:
-        raise LadderError("No trace is given: name that of the standard net, the ladder's or both.")
+        raise LadderError("No trace is given: name the standard model's, the ladder's or both.")
     steps = tuple(_assign(read_step(path, name), report) for name, path in given)
     files = ", ".join(f"{step.source} ({step.name})" for step in steps)
     return Timeline(steps, f"measured by torch.profiler: {files}")
