@@ -126,7 +126,8 @@ def read(path: Path) -> Results:
             cure="measure again, or compare with the ladderize that wrote it",
         )
     try:
-        given = {field.name: data[field.name] for field in fields(Results)}
+        needed = [field.name for field in fields(Results) if field.name != "subject"]
+        given = {name: data[name] for name in needed} | {"subject": data.get("subject", "")}
         return Results(**(given | {"rows": tuple(map(_row, data["rows"]))}))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, LadderError):

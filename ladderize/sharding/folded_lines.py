@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ladderize.sharding.undivided import Undivided, cost_of
 
+_INSTALLED = re.compile(r"[^\s(]*/site-packages/")
 _LAYER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+?(\d+)\.")  # the first module list that is named
 
 
@@ -60,7 +61,7 @@ def _named(text: str, fold: _Fold) -> str:
 
 
 def _short(text: str) -> str:
-    return text.replace(f"{Path.cwd()}/", "")
+    return _INSTALLED.sub("", text).replace(f"{Path.cwd()}/", "")
 
 
 def _without_layer(text: str) -> tuple[str, int | None]:

@@ -22,7 +22,6 @@ KINDS = {"python", "py", "sh", "text"}
 # of what a model too big for this page prints.
 ILLUSTRATIONS = {
     ("docs/multi-node.md", "$ sudo PYTHON=.venv/bin/python bench/multi_node.sh"),
-    ("README.md", "standard   h0 ─ AR0"),
     ("docs/design.md", "Dynamo or export graph"),
     ("docs/design.md", "front end ── Rewriting"),
     ("docs/design.md", "tools      →"),

@@ -222,7 +222,7 @@ def test_the_report_counts_what_is_divided_by_experts():
     traced = export(Blocks(Routed(8), Routed(6)), (torch.randn(2, 6, 32),), strict=False)
     with pytest.warns(LadderWarning, match="Not all experts are placed whole on 4 ranks"):
         report = str(explain_local(traced, 4, LadderConfig(experts="expert")))
-    assert "4 parameters sharded over 4 ranks, 2 of them by experts" in report
+    assert "4 parameters to be sharded over 4 ranks, 2 of them by experts" in report
     assert "experts split: branches.1.up: 6 experts cannot be divided over 4 ranks" in report
 
 

@@ -225,7 +225,7 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
         ((llama, "--device", "tpu"), "there is no device 'tpu'"),
         ((llama, "--device", "cuda", "--link", "wifi"), "links are emulated on the CPU only"),
         ((llama, "--ranks", "1", "--share", "0.3"), "one rank has no link"),
-        (("net.pt2", "--phase", "decode"), "only an hf: model is decoded"),
+        ((tmp_path / "there.json", "--phase", "decode"), "only an hf: model is decoded"),
     ):
         done = run(*args)
         assert done.exit_code == 1, args
@@ -259,10 +259,12 @@ def test_a_model_that_does_not_generate_is_not_decoded(tmp_path):
     assert "BertModel does not generate" in done.stderr
 
 
-def test_a_rank_that_fails_ends_the_others(tmp_path):
-    done = run(f"hf:{tmp_path / 'nowhere'}", "--ranks", 2, "--lowering", "eager")
+def test_a_rank_that_fails_ends_the_others(tmp_path, monkeypatch):
+    (tmp_path / "lost_nets.py").write_text("def net():\n    raise OSError('no disk')\n")
+    monkeypatch.chdir(tmp_path)
+    done = run("lost_nets:net", "--ranks", 2, "--lowering", "eager")
     assert done.exit_code == 1
-    assert "no such file or folder" in done.stderr
+    assert "lost_nets:net could not be called" in done.stderr and "no disk" in done.stderr
 
 
 # ---- the variants

@@ -251,7 +251,7 @@ def test_nothing_is_fetched_or_run(tmp_path):
 def test_the_page_warns_and_says_where_numbers_are_from(tmp_path):
     page = page_of(report_of(chain(2)), tmp_path, predict(report_of(chain(2)), machine(4)))
     assert WARNING in page.text
-    assert "4 blocks in 1 stream, 3 read stale" in page.text
+    assert "4 blocks in 1 stream, 3 would read stale" in page.text
     assert "Predicted from FLOPs, bytes and a link model: 4 ranks, 1e-10 TFLOP/s" in page.text
     for cell in ("model.layers.0.self_attn", "net.py:7", "1 kFLOP", "100 B", "x1 → x0"):
         assert cell in page.text

@@ -146,9 +146,9 @@ def refuse_mistakes(*models: str, **options: Any) -> None:
     from ladderize.config.ahead_of_time import aot_config
     from ladderize.tools.sources.model_names import refuse_unknown
 
+    aot_config(**options)
     for model in models:
         refuse_unknown(model)
-    aot_config(**options)
 
 
 def given(**options: Any) -> dict[str, Any]:

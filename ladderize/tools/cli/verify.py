@@ -60,9 +60,11 @@ def verify(
 
         from ladderize.testing.verify import verify as check
         from ladderize.testing.verify.candidate import read_candidate
-        from ladderize.tools.sources.opened_models import open_model
+        from ladderize.tools.sources.opened_models import entry_called, open_model
         from ladderize.tools.sources.traced_sizes import sizes_of
 
+        if (entry := entry_called(original)) is not None:
+            entry.fill(options)  # contradictions need no files
         candidate = read_candidate(rewritten)
         source = open_model(original, sizes_of(candidate.parts[0].program))
         if source.entry is not None:
