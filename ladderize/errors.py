@@ -77,7 +77,7 @@ class ReportedWarning(LadderWarning):
     """One whose lines are in the report too: who prints the report need not print it."""
 
 
-_INSTALLED = re.compile(r"^.*/site-packages/")
+_INSTALLED = re.compile(r"(?:^|(?<= at ))/[^()\n]*?/site-packages/")
 _WRAPPER = re.compile(r"\._checkpoint_wrapped_module")
 """Of activation checkpointing; parameters are named without it."""
 
@@ -117,12 +117,17 @@ def _is_library(path: str) -> bool:
     return is_standard or path.startswith(_TORCH)
 
 
+def short_paths(text: str) -> str:
+    """`text` with files of installed packages named from the package on."""
+    return _INSTALLED.sub("", text)
+
+
 def describe_origin(node: "Node") -> str:
     """Module path and source line of `node`, as far as the trace knows them.
 
     Files of installed packages are named from the package on: `transformers/pytorch_utils.py:119`.
     """
-    line = _INSTALLED.sub("", source_line(node))
+    line = short_paths(source_line(node))
     parts = [part for part in (module_path(node), line) if part]
     return " at ".join(parts) if parts else f"graph node {node.name}"
 

@@ -42,7 +42,7 @@ def compiled_module() -> nn.Module | None:
     found = _current_translation()
     if found is None:
         return None
-    held = {name: _without_partial(value) for name, value in found.f_locals.items()}
+    held = {name: callee_of(value) for name, value in found.f_locals.items()}
     modules = {name: value for name, value in held.items() if isinstance(value, nn.Module)}
     if "self" in modules:
         return modules["self"]
@@ -50,7 +50,8 @@ def compiled_module() -> nn.Module | None:
     return next((each for each in modules.values() if _is_run_by(each, code)), None)
 
 
-def _without_partial(value: object) -> object:
+def callee_of(value: object) -> object:
+    """What is behind `functools.partial` and bound methods."""
     while isinstance(value, functools.partial):
         value = value.func
     return value.__self__ if isinstance(value, types.MethodType) else value

@@ -10,7 +10,6 @@ One that is a part of the compiled module gets its path there (`layers.0`); othe
 attributes of the variable that holds them (`nets.a.layers.0`).
 """
 
-import functools
 import re
 from collections.abc import Iterator
 
@@ -64,17 +63,10 @@ def _looked_up(source: str, paths: dict[int, str]) -> str:
         return paths[id(found)]
     variable = _VARIABLE.search(source)
     assert variable is not None
-    is_root = paths.get(id(_callee(compat.value_of(variable[0])))) == ""
+    is_root = paths.get(id(compat.callee_of(compat.value_of(variable[0])))) == ""
     while "getattr(" in source:
         source = _ATTRIBUTE.sub(r"\1.\2", source)
     source = _MODULES.sub("", source.replace(variable[0], "" if is_root else variable[1]))
     if is_root:
         source = _PARTIAL.sub("", source)
     return _ITEM.sub(lambda item: f".{item[1] or item[2]}", source).removeprefix(".")
-
-
-def _callee(value: object) -> object:
-    """What `functools.partial` calls."""
-    while isinstance(value, functools.partial):
-        value = value.func
-    return value

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ladderize.errors import short_paths
 from ladderize.sharding.undivided import Undivided, cost_of
 
-_INSTALLED = re.compile(r"[^\s(]*/site-packages/")
 _LAYER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+?(\d+)\.")  # the first module list that is named
 
 
@@ -29,14 +29,11 @@ class _Fold:
 
 def folded_lines(whole: Iterable[Undivided]) -> list[str]:
     """A line for each reason, in the order of the first layers that have it."""
-    folds: dict[str, _Fold] = {}
-    for undivided in whole:
-        text, layer = _without_layer(_short(undivided.describe()))
-        fold = folds.setdefault(text, _Fold())
-        fold.layers += [] if layer is None else [layer]
-        fold.num_bytes += undivided.num_bytes
-        fold.flops += undivided.flops
-    return [_line(text, fold) for text, fold in folds.items()]
+    folds = _folds((each.describe(), each.num_bytes, each.flops) for each in whole)
+    return [
+        f"{_named(text, fold)}; {cost_of(fold.num_bytes, fold.flops)}"
+        for text, fold in folds.items()
+    ]
 
 
 def reasons(whole: Iterable[Undivided]) -> list[str]:
@@ -46,14 +43,19 @@ def reasons(whole: Iterable[Undivided]) -> list[str]:
 
 def folded(texts: Iterable[str]) -> list[str]:
     """`texts`, those that differ in the number of the layer alone as one."""
+    return [_named(text, fold) for text, fold in _folds((text, 0, 0) for text in texts).items()]
+
+
+def _folds(costs: Iterable[tuple[str, int, int]]) -> dict[str, _Fold]:
+    """Texts without the numbers of layers, with the bytes and FLOPs of all that are alike."""
     folds: dict[str, _Fold] = {}
-    for text, layer in map(_without_layer, map(_short, texts)):
-        folds.setdefault(text, _Fold()).layers += [] if layer is None else [layer]
-    return [_named(text, fold) for text, fold in folds.items()]
-
-
-def _line(text: str, fold: _Fold) -> str:
-    return f"{_named(text, fold)}; {cost_of(fold.num_bytes, fold.flops)}"
+    for described, num_bytes, flops in costs:
+        text, layer = _without_layer(_short(described))
+        fold = folds.setdefault(text, _Fold())
+        fold.layers += [] if layer is None else [layer]
+        fold.num_bytes += num_bytes
+        fold.flops += flops
+    return folds
 
 
 def _named(text: str, fold: _Fold) -> str:
@@ -61,7 +63,7 @@ def _named(text: str, fold: _Fold) -> str:
 
 
 def _short(text: str) -> str:
-    return _INSTALLED.sub("", text).replace(f"{Path.cwd()}/", "")
+    return short_paths(text).replace(f"{Path.cwd()}/", "")
 
 
 def _without_layer(text: str) -> tuple[str, int | None]:

@@ -157,14 +157,12 @@ def call_of(report: ReportData) -> str:
     """The sizes of the call that was traced: "batch 2, length 32, bfloat16"."""
     if not report.streams:
         return ""
-    shape = report.streams[0].segments[0].shape[:-1]
-    named = zip(("batch", "length"), shape, strict=False)
-    sizes = (
-        [f"{name} {size}" for name, size in named]
-        if len(shape) <= 2
-        else [shape_of(report.streams[0], 0)]
-    )
-    return ", ".join([*sizes, *filter(None, [report.dtype])])
+    stream = report.streams[0]
+    sizes = [shape_of(stream, 0)]
+    if len(shape := stream.segments[0].shape[:-1]) <= 2:
+        named = zip(("batch", "length"), shape, strict=False)
+        sizes = [f"{name} {size}" for name, size in named]
+    return ", ".join(filter(None, [*sizes, report.dtype]))
 
 
 def title_of(stream: StreamReport) -> str:

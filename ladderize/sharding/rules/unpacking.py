@@ -149,17 +149,21 @@ def _slice(_: PartsBehind, node: Node, shard: Shard) -> Sources:
     yield source, shard if is_all else None
 
 
-def _stack(_: PartsBehind, node: Node, shard: Shard) -> Sources:
+def _joined(node: Node) -> tuple[Sequence[Node], int]:
+    """What a stack or cat joins, and along which dim of the result."""
     tensors: Any = node.args[0]
-    at = wrap(node.args[1] if len(node.args) > 1 else 0, len(_shape(node)))
+    return tensors, wrap(node.args[1] if len(node.args) > 1 else 0, len(_shape(node)))
+
+
+def _stack(_: PartsBehind, node: Node, shard: Shard) -> Sources:
+    tensors, at = _joined(node)
     for source in tensors:
         lies = replace(shard, dim=shard.dim - (at < shard.dim))
         yield source, None if at == shard.dim else lies
 
 
 def _cat(_: PartsBehind, node: Node, shard: Shard) -> Sources:
-    tensors: Any = node.args[0]
-    at = wrap(node.args[1] if len(node.args) > 1 else 0, len(_shape(node)))
+    tensors, at = _joined(node)
     for source in tensors:
         yield source, None if at == shard.dim else shard
 

@@ -63,11 +63,11 @@ def verify(
         from ladderize.tools.sources.opened_models import entry_called, open_model
         from ladderize.tools.sources.traced_sizes import sizes_of
 
-        if (entry := entry_called(original)) is not None:
-            entry.fill(options)  # contradictions need no files
+        entry = entry_called(original)
+        options = options if entry is None else entry.fill(options)  # refused before files are read
         candidate = read_candidate(rewritten)
         source = open_model(original, sizes_of(candidate.parts[0].program))
-        if source.entry is not None:
+        if entry is None and source.entry is not None:  # of a factory's model
             options = source.entry.fill(options)
         dtypes = [getattr(torch, name) for name in dtype] if dtype else None
         found = check(
