@@ -19,7 +19,7 @@ from rich.console import Console
 from ladderize.tools.bench.record import ResultRow
 
 HEAD = (
-    "| families (`model_type`) | all-reduces a block | bytes whole | FLOPs whole "
+    "| families (`model_type`) | all-reduces per block | bytes whole | FLOPs whole "
     "| what stays whole |\n"
     "|---|---|---|---|---|"
 )
