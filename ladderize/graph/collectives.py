@@ -36,11 +36,13 @@ LAUNCHES = ALL_REDUCES | GATHERS | SCATTERS | P2P | {"all_to_all_single", "broad
 """The functional collectives, by name without a trailing `_`: each returns before it is done."""
 WAIT = "wait_tensor"
 
+BACKWARD = " (backward)"
+"""Behind the name of a collective that the backward of an op launches."""
 OWN_LAUNCH, OWN_WAIT = "ladderize::reduce", "ladderize::wait"
 """The two halves of an all-reduce in a sharded graph before autograd."""
 OWN = {
     OWN_LAUNCH: ("all_reduce",),
-    "ladderize::copy": ("all_reduce (backward)",),
+    "ladderize::copy": (f"all_reduce{BACKWARD}",),
     "ladderize::gather": ("all_gather_into_tensor",),
     "ladderize::vocab_cross_entropy": ("all_reduce", "all_reduce"),  # highest logits, and sums
 }
@@ -125,7 +127,7 @@ def launched_by_own(node: Node) -> Iterator[tuple[str, str]]:
 def launched_by_call(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
     """Name and group of each collective that a call of the traced model launches.
 
-    Those that its backward pass launches have " (backward)" behind their names.
+    Those that its backward pass launches have `BACKWARD` behind their names.
     """
     if op := collective_of(node):
         if op != WAIT:
@@ -136,7 +138,7 @@ def launched_by_call(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
         yield from _redistributions(node)
     elif ops.op_name(node) == "autograd_function_apply":
         forward, backward = bodies(gm, node)
-        for body, suffix in ((forward, ""), (backward, " (backward)")):
+        for body, suffix in ((forward, ""), (backward, BACKWARD)):
             for inner in body.graph.nodes:
                 yield from ((op + suffix, group) for op, group in launched_by_call(body, inner))
 

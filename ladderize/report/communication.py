@@ -13,11 +13,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch.fx import GraphModule, Node
 
 from ladderize.errors import describe_origin, module_path
-from ladderize.graph.collectives import launched_by_call, launched_by_own
+from ladderize.graph import ops
+from ladderize.graph.collectives import BACKWARD, launched_by_call, launched_by_own
 from ladderize.report.data import CollectiveReport
 
 _DISTRIBUTED = f"{Path(dist.__file__).parent}{os.sep}"
@@ -29,7 +31,7 @@ _STEPS_TO_BRANCH = 4
 def find_collectives(
     gm: GraphModule, home: Mapping[Node, str], is_inserted: bool
 ) -> tuple[CollectiveReport, ...]:
-    """The launches of `gm` in graph order.
+    """The launches of `gm` in graph order; those of its backward only if it will have one.
 
     Args:
         gm: the graph.
@@ -37,11 +39,19 @@ def find_collectives(
         is_inserted: look for those of ladderize's own sharding, else for the model's.
     """
     found = []
+    has_backward = _has_backward(gm)
     for node in gm.graph.nodes:
         block = _home_of_inserted(node, home) if is_inserted else home.get(node, "")
         for op, group in launched_by_own(node) if is_inserted else launched_by_call(gm, node):
-            found.append(CollectiveReport(op, group, block, is_inserted, _origin(node)))
+            if has_backward or not op.endswith(BACKWARD):
+                found.append(CollectiveReport(op, group, block, is_inserted, _origin(node)))
     return tuple(found)
+
+
+def _has_backward(gm: GraphModule) -> bool:
+    """Whether gradients are recorded where `gm` was traced. Call it from inside a backend."""
+    given = gm.graph.find_nodes(op="placeholder")
+    return torch.is_grad_enabled() and any(t.requires_grad for n in given for t in ops.tensors(n))
 
 
 def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:

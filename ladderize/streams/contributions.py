@@ -17,7 +17,7 @@ from ladderize.config.connectivity import LADDER, patterns_of
 from ladderize.config.options import LadderConfig
 from ladderize.errors import Blocker, LadderError, module_path
 from ladderize.graph import ops
-from ladderize.graph.collectives import LAUNCHES, is_wait, launched_by_call
+from ladderize.graph.collectives import BACKWARD, LAUNCHES, is_wait, launched_by_call
 from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.branch_kinds import MOE, kind_behind
@@ -157,7 +157,7 @@ def _dispatches(context: AnalysisContext, block: Block) -> bool:
 def launched(context: AnalysisContext, node: Node) -> list[str]:
     """The collectives of the forward pass that `node` launches."""
     found = (op for op, _ in launched_by_call(context.gm, node))
-    return [op for op in found if not op.endswith(" (backward)")]
+    return [op for op in found if not op.endswith(BACKWARD)]
 
 
 def brought(context: AnalysisContext, block: Block) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ def test_the_report_shows_what_is_left_out():
     assert "leaves out" in next(line for line in lines if "kind" in line)
     (row,) = [line for line in lines if "x4 → s3, x3" in line]
     assert "layers.1.mlp.experts" in row
-    assert "<th>leaves out</th>" in report._repr_html_()
+    assert ">leaves out</th>" in report._repr_html_()
     ladder = ladderize.explain(net, x)
     assert "leaves out" not in ladder.table(width=140) and "leaves out" not in ladder._repr_html_()
 

@@ -366,11 +366,16 @@ def test_the_models_own_collectives(mesh, x):
     assert {block.kind for block in report.blocks} == {"MLP"}
 
 
-def test_collectives_of_sharding(mesh, model, x):
-    with torch.no_grad():
+@pytest.mark.parametrize("has_backward", [True, False])
+def test_collectives_of_sharding(mesh, model, x, has_backward):
+    """Those of the backward are listed only if there is one."""
+    with torch.set_grad_enabled(has_backward):
         report = ladderize.explain(model, x, options={"mesh": mesh})
-    inserted = [c.block for c in report.collectives if c.op == "all_reduce" and c.is_inserted]
-    assert inserted == ["h0", "h1", "h2", "h3"]
+    inserted = [(c.op, c.block) for c in report.collectives if c.is_inserted]
+    assert [block for op, block in inserted if op == "all_reduce"] == ["h0", "h1", "h2", "h3"]
+    assert [block for op, block in inserted if op == "all_reduce (backward)"] == (
+        ["h0", "h1", "h2", "h3"] if has_backward else []
+    )
     assert report.graphs[0].sharding.num_ranks == 2
     assert ("layers.0.up.weight", "sharded on dim 0 as 16") in report.graphs[0].sharding.placements
     assert "4 all_reduce on group" in str(report)

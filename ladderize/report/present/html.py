@@ -47,7 +47,7 @@ def _part(part: Section, whole: Section) -> Iterator[str]:
 
 
 def _table(part: Section) -> str:
-    head = "".join(f"<th>{name}</th>" for name in part.header)
+    head = "".join(f'<th scope="col">{name}</th>' for name in part.header)
     body = "\n".join(_row(row, LEAVES_OUT in part.header) for row in part.rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
