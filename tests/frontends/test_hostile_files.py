@@ -257,13 +257,13 @@ def test_a_manifest_of_another_graph_is_refused(written, tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b'{"a": 1, "a": 2}', "the key 'a' stands in it twice"),
-        (b"[" * 100_000, "too deep"),
-        (b'{"a": NaN}', "NaN is no number of JSON"),
-        (b"9" * 5_000, "cut short"),
-        (b"\xff\xfe", "cut short"),
-        (b"", "cut short"),
-        (gzip.compress(b'{"a": 1}', mtime=0)[:-9], "cut short"),
+        (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b"9" * 5_000, "truncated"),
+        (b"\xff\xfe", "truncated"),
+        (b"", "truncated"),
+        (gzip.compress(b'{"a": 1}', mtime=0)[:-9], "truncated"),
     ],
     ids=["twice", "deep", "NaN", "long number", "no text", "empty", "cut gzip"],
 )
