@@ -218,7 +218,7 @@ def test_an_unknown_op_that_may_hide_a_sum_is_named(norm: Norm, layers: Sequence
     net = Net(in_torch)
     for i in layers:
         net.layers[i].norm = norm
-    with pytest.raises(LadderError, match="what they mean is not known") as caught:
+    with pytest.raises(LadderError, match="unknown ops may add to the residual") as caught:
         compiled(net, torch.randn(4, WIDTH))
     first = caught.value.blockers[0]
     assert "engine" in first.what and "::normed" in first.what

@@ -257,7 +257,7 @@ def test_a_plan_of_another_model_is_refused(model, plan, tmp_path):
         ladderize.compile(shallow, blocks=f"{path}:50%", lowering="eager")(**BATCHES[0])
     blocks = [{**block.model_dump(), "layer": 0} for block in plan.blocks]
     path.write_text(_changed(plan, blocks=blocks, model="another one"))
-    with pytest.raises(LadderError, match=r"is of another model \(another one\)"):
+    with pytest.raises(LadderError, match=r"was measured on another model \(another one\)"):
         ladderize.compile(copy.deepcopy(model), blocks=f"{path}:50%", lowering="eager")(
             **BATCHES[0]
         )
