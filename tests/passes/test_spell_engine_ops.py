@@ -193,7 +193,7 @@ def test_an_all_reduce_that_waits_becomes_a_launch_and_a_late_wait(
 
 def test_a_group_that_its_engine_does_not_have() -> None:
     known["tp:0"] = None  # type: ignore[assignment]
-    with pytest.raises(LadderError, match="cannot be written in torch's words") as caught:
+    with pytest.raises(LadderError, match="cannot be translated to torch ops") as caught:
         compiled(Net(in_torch, reduced), torch.randn(4, WIDTH))
     blockers = caught.value.blockers
     assert len(blockers) == LAYERS

@@ -107,7 +107,7 @@ def refusal(*sums, **options):
 def test_a_residual_that_the_ranks_do_not_share_is_refused(add):
     """As on rank 0 of a model that adds the residual there alone."""
     text = refusal(add)
-    assert "sum up the residual as well as the branch" in text
+    assert "sum the residual as well as the branch" in text
     assert "added before the all-reduce (" in text
     assert "x + all_reduce(h)" in text
 
