@@ -38,4 +38,4 @@ def parse_record(kind: type[Record], data: Any, path: Path, cure: str = "") -> R
         ]
         if more := len(found) - len(blockers):
             blockers.append(Blocker(f"and {more} more"))
-        raise LadderError(f"{path} does not say what it must:", blockers, cure) from None
+        raise LadderError(f"{path} has invalid fields:", blockers, cure) from None

@@ -221,7 +221,7 @@ DAMAGE = {
         lambda d: (d / "manifest.json").write_text(
             (d / "manifest.json").read_text().replace('"format_version": 1', '"format_version": 9')
         ),
-        "of format ladderize-shards 9",
+        "has format ladderize-shards 9",
     ),
 }
 
