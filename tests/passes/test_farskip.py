@@ -153,7 +153,7 @@ def test_verify_knows_the_connectivity(program):
     assert "reads x4, fresh, not x4 without what is in flight" in str(missed)
 
 
-@pytest.mark.filterwarnings("ignore:Not all is divided")
+@pytest.mark.filterwarnings("ignore:Not everything is sharded")
 def test_ranks_that_share_the_model(program):
     exported, x, wanted = program
     for (output,) in ShardedProgram(exported, 2, connectivity="farskip")(x):

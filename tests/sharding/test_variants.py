@@ -185,7 +185,7 @@ def test_a_stream_that_is_returned_is_refused():
             x = first + self.layers[0].branches[1](first)
             return x, first
 
-    with pytest.raises(LadderError, match="is returned, and differs from rank to rank"):
+    with pytest.raises(LadderError, match="is returned, and differs between ranks"):
         ShardedProgram(_exported(Returns()), RANKS, variant="desync:2")
 
 

@@ -125,7 +125,7 @@ def test_single_blocks_go_on_from_joint_blocks(inputs):
 
 def test_over_two_ranks(inputs):
     net, program = flux()
-    with pytest.warns(LadderWarning, match="Not all is divided"):
+    with pytest.warns(LadderWarning, match="Not everything is sharded"):
         sharded = ShardedProgram(program, 2)
     for (found,) in sharded(*inputs):
         assert_close(found, net.ladder(*inputs), tolerance=1e-5)
