@@ -1,4 +1,4 @@
-"""`LadderError`: everything that is wrong at once, where it is, and what to do about it."""
+"""`LadderError`: everything that is wrong, where it was found, and what to do about it."""
 
 import difflib
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch.fx import Node  # not at run time: the command line refuses before it loads torch
+    from torch.fx import Node  # the command line reports errors without loading torch
 
 _spec = find_spec("torch")
 assert _spec is not None and _spec.origin is not None
-_TORCH = f"{Path(_spec.origin).parent}{os.sep}"  # and not torchtitan beside it
+_TORCH = f"{Path(_spec.origin).parent}{os.sep}"  # with the separator: torchtitan is not torch
 _STANDARD_LIBRARY = f"{Path(os.__file__).parent}{os.sep}"
 
 
@@ -35,15 +35,15 @@ class Blocker:
 
 
 def _listed(summary: str, blockers: Iterable[Blocker]) -> str:
-    """A message: `summary`, and each of `blockers` on a line of its own."""
+    """`summary`, then one line for each blocker."""
     return "\n".join([summary, *(f"  - {blocker}" for blocker in blockers)])
 
 
 class LadderError(ValueError):
-    """What was asked for cannot be done. Lists every blocker, not only the first.
+    """The request cannot be carried out. The message lists every blocker, not only the first.
 
     Attributes:
-        blockers: each thing found wrong, with its place.
+        blockers: the problems found, each with its location.
     """
 
     def __init__(self, summary: str, blockers: Iterable[Blocker] = (), cure: str = "") -> None:
@@ -58,15 +58,15 @@ class LadderError(ValueError):
         return type(self)(self.summary, (*self.blockers, *more), self.cure)
 
     def __reduce__(self) -> tuple[type["LadderError"], tuple[Any, ...]]:
-        """Ranks send it to their parent whole, not as one text."""
+        """Pickle the parts, so that ranks can send the error to their parent process."""
         return type(self), (self.summary, self.blockers, self.cure)
 
 
 class LadderWarning(UserWarning):
-    """What was compiled is not all that was asked for.
+    """The compiled graph is less than what was asked for.
 
-    The standard graph instead of the ladder, a net that is a ladder already, or a sharded graph in
-    which each rank keeps some branches or parameters whole. It lists every place, as errors do.
+    It is the standard graph instead of the ladder, a model that is a ladder already, or a sharded
+    graph in which some branches or parameters are kept whole. The message lists every place.
     """
 
     def __init__(self, summary: str, blockers: Iterable[Blocker] = ()) -> None:
@@ -74,18 +74,18 @@ class LadderWarning(UserWarning):
 
 
 class ReportedWarning(LadderWarning):
-    """One whose lines are in the report too: who prints the report need not print it."""
+    """A warning that the report also contains; a caller that prints the report can drop it."""
 
 
 _INSTALLED = re.compile(r"(?:^|(?<= at ))/[^()\n]*?/site-packages/")
 _WRAPPER = re.compile(r"\._checkpoint_wrapped_module")
-"""Of activation checkpointing; parameters are named without it."""
+"""The module that activation checkpointing inserts; parameter names do not contain it."""
 
 
 def module_path(node: "Node", stack_key: str = "nn_module_stack") -> str:
     """The path of the innermost module that ran `node` (`model.layers.3.mlp`), "" if unknown.
 
-    In a backward graph `stack_key="fwd_nn_module_stack"` tells whose gradient it is part of.
+    In a backward graph, `stack_key="fwd_nn_module_stack"` gives the module of the forward op.
     """
     stack = node.meta.get(stack_key)
     if not stack:
@@ -95,9 +95,9 @@ def module_path(node: "Node", stack_key: str = "nn_module_stack") -> str:
 
 
 def source_line(node: "Node") -> str:
-    """The user's source line behind `node` as `file:line`, "" if the trace kept none.
+    """The user's source line that produced `node`, as `file:line`; "" if the trace kept none.
 
-    The innermost one that is neither torch's nor the standard library's: Dynamo traces Python's
+    This is the innermost frame outside torch and the standard library: Dynamo traces Python's
     own `sum` through `operator.py`.
     """
     frames = [
@@ -118,14 +118,14 @@ def _is_library(path: str) -> bool:
 
 
 def short_paths(text: str) -> str:
-    """`text` with files of installed packages named from the package on."""
+    """`text` with the paths of installed packages starting at the package name."""
     return _INSTALLED.sub("", text)
 
 
 def describe_origin(node: "Node") -> str:
-    """Module path and source line of `node`, as far as the trace knows them.
+    """Module path and source line of `node`, or its name if the trace kept neither.
 
-    Files of installed packages are named from the package on: `transformers/pytorch_utils.py:119`.
+    Paths of installed packages start at the package name: `transformers/pytorch_utils.py:119`.
     """
     line = short_paths(source_line(node))
     parts = [part for part in (module_path(node), line) if part]
@@ -133,11 +133,11 @@ def describe_origin(node: "Node") -> str:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The name in `known` that was probably meant, as the end of a message; "" if none is near."""
+    """`; did you mean 'X'?` with the closest name in `known`; "" if none is close."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """ "1 block", "2 blocks", "2 passes": `many` where an s behind `one` is not the plural."""
+    """ "1 block", "2 blocks", "2 passes"; `many` is the plural if it is not `one` with an s."""
     return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,6 +1,6 @@
-"""Every private torch import, each with the versions it was seen in and its fallback.
+"""All private torch imports, each with the versions it was seen in and its fallback.
 
-One file for each layer of torch. Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
+One file for each part of torch. Seen in 2.11, 2.13 and 2.15 unless a line says otherwise.
 A file is imported when one of its names is first used.
 """
 

@@ -1,9 +1,9 @@
-"""Read a `.pt2` file without running anything that is in it.
+"""Read a `.pt2` file without executing anything in it.
 
-archive ── whole? ── only graphs and tensors? ── only known ops and sizes? ── torch.export.load
+archive ── complete? ── only graphs and tensors? ── only known ops and sizes? ── torch.export.load
 
-`torch.export.load` by itself unpickles objects, evaluates the sizes of dynamic shapes as Python
-and looks up any function of torch by name (seen in 2.11 to 2.15).
+`torch.export.load` alone unpickles objects, evaluates dynamic sizes as Python and looks up any
+torch function by name (seen in 2.11 to 2.15).
 """
 
 import ast
@@ -26,7 +26,7 @@ from ladderize.compat.size_grammar import is_size
 from ladderize.errors import Blocker, LadderError
 
 NOTE = "ladderize.json"
-"""The extra file in an archive that tells with which options a ladder was made."""
+"""The extra file in an archive that holds the options of `ladderize rewrite`."""
 _NO_ARCHIVE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -44,11 +44,11 @@ _OPS = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\._?sym_\w+
 
 
 def read_program(path: str | Path) -> ExportedProgram:
-    """The exported program in a `.pt2` file.
+    """Read the exported program in a `.pt2` file.
 
     Raises:
-        LadderError: there is no such file, it is damaged or of another format, it holds Python
-            objects or compiled code, or this torch cannot read it.
+        LadderError: the file does not exist, is damaged, has another format, holds Python objects
+            or compiled code, or cannot be read by this version of torch.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,11 +59,11 @@ def read_program(path: str | Path) -> ExportedProgram:
             blockers = list(_strange(archive))
     except _NO_ARCHIVE as error:  # a LadderError of its JSON is a ValueError
         raise LadderError(
-            f"{path} is no .pt2 archive, or is cut short: {error}",
+            f"{path} is not a .pt2 archive, or is truncated: {error}",
             cure="write it again with torch.export.save",
         ) from None
     if blockers:
-        raise LadderError(f"{path} is not read, because of what is in it:", blockers)
+        raise LadderError(f"{path} is refused because of its contents:", blockers)
     try:
         with _no_code():
             program = compat.load_archive(path)
@@ -75,15 +75,15 @@ def read_program(path: str | Path) -> ExportedProgram:
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 )
             ],
-            "import what the program's inputs and outputs are made of; if that is not the reason, "
-            "export the model again with this version of torch",
+            "import the modules that define the classes of the program's inputs and outputs; if "
+            "that does not help, export the model again with this version of torch",
         ) from error
     assert isinstance(program, ExportedProgram)
     return program
 
 
 def read_note(path: str | Path) -> dict[str, Any] | None:
-    """The options that `ladderize rewrite` noted in a `.pt2` file; None where it noted none.
+    """The options that `ladderize rewrite` stored in a `.pt2` file; None if it stored none.
 
     Raises:
         LadderError: the note is damaged.
@@ -98,7 +98,7 @@ def read_note(path: str | Path) -> dict[str, Any] | None:
 
 
 def parse_options(noted: Mapping[str, str]) -> dict[str, Any]:
-    """Options from their text."""
+    """Options parsed from text."""
     return {name: _parse(text) for name, text in noted.items()}
 
 
@@ -110,10 +110,10 @@ def _parse(text: str) -> Any:
 
 
 def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
-    """Everything in an archive that is no graph of known ops and no plain tensor."""
+    """Everything in an archive other than a graph of known ops and plain tensors."""
     packed = [info.filename for info in archive.infolist() if info.compress_type]
     if packed:
-        yield Blocker(f"{packed[0]} is compressed, which torch.export.save leaves out")
+        yield Blocker(f"{packed[0]} is compressed; torch.export.save does not compress")
         return
     damaged = archive.testzip()
     if damaged:
@@ -122,10 +122,10 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
     names = archive.namelist()
     for name in names:
         if _OBJECTS.search(name):
-            yield Blocker(f"{name} holds an object or code, no tensor")
+            yield Blocker(f"{name} holds an object or code, not a tensor")
     graphs = [name for name in names if re.search(r"(^|/)models/[^/]+\.json$", name)]
     if len(graphs) != 1:
-        yield Blocker(f"it holds {len(graphs)} exported programs, not one; is it cut short?")
+        yield Blocker(f"it holds {len(graphs)} exported programs, not one; is it truncated?")
     for name in graphs:
         graph = parse_json(archive.read(name), name, "graph")
         yield from _strange_graph(graph)
@@ -133,17 +133,17 @@ def _strange(archive: zipfile.ZipFile) -> Iterator[Blocker]:
 
 
 def _strange_graph(data: Any) -> Iterator[Blocker]:
-    """What a serialized graph would call or evaluate besides ops and arithmetic of sizes."""
+    """Calls and expressions of a serialized graph other than ops and size arithmetic."""
     for found in _objects_in(data):
         target, size = found.get("target"), found.get("expr_str")
         if isinstance(target, str) and "inputs" in found and not _OPS.fullmatch(target):
-            yield Blocker(f"it calls {target}, which is no op")
+            yield Blocker(f"it calls {target}, which is not an op")
         if isinstance(size, str) and not is_size(size):
             yield Blocker(f"a size is {size[:60]!r}")
 
 
 def _import_outputs(data: Any) -> None:
-    """Let transformers register the classes of outputs that a program names, if it is installed."""
+    """Import the output classes that a program names, so that transformers registers them."""
     modules = {
         name.rpartition(".")[0]
         for found in _objects_in(data)
@@ -157,7 +157,7 @@ def _import_outputs(data: Any) -> None:
 
 
 def _objects_in(data: Any) -> Iterator[dict[str, Any]]:
-    """Every object of a JSON document, whatever the types of what is around it."""
+    """Every object of a JSON document, at any depth."""
     stack = [data]
     while stack:
         found = stack.pop()
@@ -170,7 +170,7 @@ def _objects_in(data: Any) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _no_code() -> Iterator[None]:
-    """`torch.load` makes nothing but tensors inside, whatever its caller asks for."""
+    """Inside this context `torch.load` creates only tensors, whatever its caller asks for."""
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"
     try:

@@ -1,4 +1,4 @@
-"""`torch.compile` and AOTAutograd: modules that are compiled, graphs around autograd."""
+"""`torch.compile` and AOTAutograd: compiled modules, and graphs before and after autograd."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ def drop_compiled(module: nn.Module) -> None:
 def wrap_compiled(
     module: nn.Module, around: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
-    """Call `around(what module.compile(...) made)` in the place of what it made."""
+    """Replace the callable that `module.compile(...)` made by `around` of it."""
     compiled = module._compiled_call_impl
     assert compiled is not None
     module._compiled_call_impl = around(compiled)
 
 
 def drop_graphs() -> None:
-    """Let Dynamo trace every function anew at its next call, in this process."""
+    """Make Dynamo retrace every function of this process at its next call."""
     import torch._dynamo
 
     torch._dynamo.reset_code_caches()
@@ -41,14 +41,14 @@ def is_compiled_in_place(module: nn.Module) -> bool:
 
 
 def is_compiled_wrapper(module: nn.Module) -> bool:
-    """Whether `module` is what `torch.compile(model)` returns."""
+    """Whether `module` was returned by `torch.compile(model)`."""
     from torch._dynamo import OptimizedModule
 
     return isinstance(module, OptimizedModule)
 
 
 def without_wrapper(module: nn.Module) -> nn.Module:
-    """The model in what `torch.compile(model)` returned; any other module is itself."""
+    """The model inside the wrapper that `torch.compile(model)` returns; else `module` itself."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, nn.Module) else module
 
@@ -62,7 +62,7 @@ def aot_compile(
     compiler: Compiler,
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
-    """Trace `gm` to ATen, forward and backward, and give each graph to `compiler`."""
+    """Trace `gm` to ATen, forward and backward, and pass each graph to `compiler`."""
     from torch._dynamo.backends.common import aot_autograd
 
     trace = aot_autograd(fw_compiler=compiler, decompositions=decompositions)
@@ -71,7 +71,7 @@ def aot_compile(
 
 
 def input_position(placeholder: Node) -> int | None:
-    """Which input of the traced graph an input of AOTAutograd's graph is; None: one of its own."""
+    """The index of a placeholder among the inputs of AOTAutograd; None if AOTAutograd added it."""
     from torch._functorch._aot_autograd.descriptors import PlainAOTInput
 
     described = placeholder.meta.get("desc")
@@ -87,5 +87,5 @@ def boxed(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def saves_random_states_behind_meshes() -> bool:
-    """Whether AOTAutograd saves states of the CPU's generator where it expects none. Only 2.13."""
+    """Whether AOTAutograd saves CPU generator states that it does not expect. Only in 2.13."""
     return str(torch.__version__).startswith("2.13")

@@ -1,4 +1,4 @@
-"""Kernels that are compiled when they are needed."""
+"""CUDA kernels, compiled on first use."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 def compile_kernel(source: str, name: str) -> Any:
     """The CUDA C++ kernel `name` of `source`, compiled by NVRTC for the current device.
 
-    It is called as `kernel(grid=, block=, args=, shared_mem=, stream=)`; ints are 32 bits wide.
-    From 48 KiB on, `kernel.set_shared_memory_config(bytes)` must have been called.
+    Call it as `kernel(grid=, block=, args=, shared_mem=, stream=)`; ints are 32 bits wide. For
+    48 KiB of shared memory or more, call `kernel.set_shared_memory_config(bytes)` first.
     """
     from torch.cuda import _compile_kernel
 
@@ -17,6 +17,6 @@ def compile_kernel(source: str, name: str) -> Any:
 
 
 def most_shared_memory(device: torch.device) -> int:
-    """Bytes that one block may ask for; the property is missing in torch's stubs, and on ROCm."""
+    """Maximum bytes of one thread block. The property is missing on ROCm and in torch's stubs."""
     properties = torch.cuda.get_device_properties(device)
     return int(getattr(properties, "shared_memory_per_block_optin", 48 * 1024))

@@ -1,4 +1,4 @@
-"""What the dispatcher calls: ops, their packets, higher-order ops. Seen in torch 2.11 to 2.15."""
+"""The dispatcher's ops: overloads, packets, higher-order ops. Seen in torch 2.11 to 2.15."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,19 +20,19 @@ __all__ = [
 ]
 
 set_grad_enabled = torch._C._set_grad_enabled
-"""How a trace spells `torch.no_grad()`."""
+"""The function that a trace calls for `torch.no_grad()`."""
 
 
 def define_composite_ops(
     functions: Iterable[tuple[str, Callable[..., Any]]],
 ) -> torch.library.Library:
-    """Ops of the namespace `ladderize` that autograd and AOTAutograd see through.
+    """Define ops in the namespace `ladderize` that autograd and AOTAutograd decompose.
 
     Args:
-        functions: the schema of each, `wait(Tensor pending) -> Tensor`, and what it does.
+        functions: schema and implementation of each op: `wait(Tensor pending) -> Tensor`.
 
     Returns:
-        What they last as long as.
+        The library. The ops exist as long as it does.
     """
     # torch.library is untyped
     library = torch.library.Library("ladderize", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -44,15 +44,15 @@ def define_composite_ops(
 
 
 def is_composite(op: OpOverload) -> bool:
-    """Whether autograd and AOTAutograd see the ops that `op` is made of in its place."""
+    """Whether autograd and AOTAutograd decompose `op` into other ops."""
     return op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def memory_id(tensor: Tensor) -> int:
-    """The identity of the storage of `tensor`; equal for views of one storage, fake ones too."""
+    """The identity of the storage of `tensor`, real or fake; equal for views of one storage."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def rename(node: Node, name: str) -> None:
-    """Give `node` that name, or one made unique of it."""
+    """Rename `node` to `name`, with a suffix if the name is taken."""
     node._rename(name)

@@ -1,4 +1,4 @@
-"""Process groups and what DistributedDataParallel and FSDP leave in a module."""
+"""Process groups, and traces of DistributedDataParallel and FSDP in a module."""
 
 import traceback
 from datetime import timedelta
@@ -18,7 +18,7 @@ def default_store() -> Any:
 
 
 def process_group(name: str) -> Any:
-    """The process group of that name."""
+    """The process group called `name`."""
     from torch.distributed import distributed_c10d
 
     resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]  # not in the stubs
@@ -26,7 +26,7 @@ def process_group(name: str) -> Any:
 
 
 def find_process_group(name: str) -> Any:
-    """The process group of that name; None if c10d has none of it."""
+    """The process group called `name`; None if c10d does not know it."""
     try:
         return process_group(name)
     except (LookupError, RuntimeError, ValueError):
@@ -34,19 +34,19 @@ def find_process_group(name: str) -> Any:
 
 
 def group_timeout(group: Any) -> timedelta:
-    """How long a collective of `group` may take before it fails."""
+    """The shortest timeout of a collective of `group` over its backends."""
     backends = (group._get_backend(device) for device in group._device_types)
     shortest: timedelta = min(backend.options._timeout for backend in backends)
     return shortest
 
 
 def device_types(group: Any) -> set[str]:
-    """The types of device that `group` has a backend for."""
+    """The device types that `group` has a backend for."""
     return {device.type for device in group._device_types}
 
 
 def backend_name(group: Any, device_type: str) -> str:
-    """What sends tensors of that type of device ("nccl", "gloo"); "" where a Python class does."""
+    """The backend for a device type ("nccl", "gloo"); "" if it is a Python class."""
     try:
         name: str = group._get_backend(torch.device(device_type)).name()
     except (AttributeError, RuntimeError):
@@ -55,9 +55,9 @@ def backend_name(group: Any, device_type: str) -> str:
 
 
 def current_device(device_type: str) -> torch.device:
-    """The device of that type that new tensors of this process are on, by its number.
+    """This process's current device of a type, with its index.
 
-    "cuda" and "cuda:0" are different devices to what asserts where a tensor is.
+    Checks of a tensor's device take "cuda" and "cuda:0" for different devices.
     """
     if device_type in ("cpu", "meta"):
         return torch.device(device_type)
@@ -65,7 +65,7 @@ def current_device(device_type: str) -> torch.device:
 
 
 def pass_on(group: Any, backend: Any) -> None:
-    """What `group`, of a Python class, does not do itself goes to `backend`, its name too."""
+    """Make `backend` serve all calls that `group`, a Python class, does not override."""
     import torch.distributed as dist
 
     group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, backend)
@@ -73,7 +73,7 @@ def pass_on(group: Any, backend: Any) -> None:
 
 
 def data_parallel_group() -> Any:
-    """The group of the DistributedDataParallel whose forward is running; None for none."""
+    """The process group of the DistributedDataParallel that is running its forward, or None."""
     from torch.nn.parallel import DistributedDataParallel
 
     running: Any = DistributedDataParallel._active_ddp_module
@@ -81,7 +81,7 @@ def data_parallel_group() -> Any:
 
 
 def is_bucket() -> bool:
-    """Whether the graph being compiled is one of several that Dynamo split a DDP model into."""
+    """Whether the graph being compiled is one of the buckets of a DDP model."""
     from torch._dynamo.backends.distributed import SubmodCompiler
 
     frames = (frame for frame, _ in traceback.walk_stack(None))
@@ -89,7 +89,7 @@ def is_bucket() -> bool:
 
 
 def sharded_parts() -> list[str]:
-    """The names of the modules below the one on the Python stack that FSDP2 has hooks on."""
+    """The names of submodules with FSDP2 hooks, below the outermost module on the Python stack."""
     running = list(running_modules())
     if not running:
         return []
@@ -98,7 +98,7 @@ def sharded_parts() -> list[str]:
 
 
 def parts_with_hooks(model: nn.Module) -> dict[str, Any]:
-    """The modules below `model` that FSDP2 has hooks on, by their names."""
+    """The submodules of `model` with FSDP2 hooks, by name."""
     from torch.distributed.fsdp import FSDPModule
 
     hooked = {n: part for n, part in model.named_modules() if n and part._forward_pre_hooks}
@@ -106,10 +106,10 @@ def parts_with_hooks(model: nn.Module) -> dict[str, Any]:
 
 
 def drop_part_hooks(part: Any) -> None:
-    """Leave it to the caller to gather `part`'s parameters ahead of its forward pass. Seen in 2.13.
+    """Remove `part`'s forward hooks: the caller gathers its parameters instead. Seen in 2.13.
 
     Dynamo does not trace FSDP2's hooks, and PyTorch has no switch for them. At the end of the
-    backward pass FSDP2's root does for every part what its hooks would have done.
+    backward pass, FSDP2's root does the work of the hooks for every part.
     """
     state = part._get_fsdp_state()
     state._pre_forward_hook_handle.remove()

@@ -1,4 +1,4 @@
-"""Dynamo: what it is translating, where it gave up, and errors that it lets through."""
+"""Dynamo: the code it is translating, where it gave up, and the errors it passes on."""
 
 import copy
 import functools
@@ -26,7 +26,7 @@ def is_module_source(source: Any) -> bool:
 
 
 def source_name(source: Any) -> str:
-    """Where Dynamo took an input from, as the Python expression `L['self']._modules[…]`."""
+    """The source of a Dynamo input as a Python expression: `L['self']._modules[…]`."""
     name = source.name
     return str(name() if callable(name) else name)  # a method up to 2.11, a property since
 
@@ -51,14 +51,14 @@ def compiled_module() -> nn.Module | None:
 
 
 def callee_of(value: object) -> object:
-    """What is behind `functools.partial` and bound methods."""
+    """The object that a `functools.partial` or bound method calls, with both unwrapped."""
     while isinstance(value, functools.partial):
         value = value.func
     return value.__self__ if isinstance(value, types.MethodType) else value
 
 
 def _is_run_by(module: nn.Module, code: types.CodeType | None) -> bool:
-    """Whether `code` is a method of `module`, or the function in which Dynamo calls a callable."""
+    """Whether `code` is a method of `module`, or Dynamo's own wrapper around a callable."""
     from torch._dynamo import external_utils
 
     if code is None or code.co_filename == external_utils.__file__:
@@ -68,11 +68,11 @@ def _is_run_by(module: nn.Module, code: types.CodeType | None) -> bool:
 
 
 def value_of(source: str) -> Any:
-    """The value behind the name that Dynamo gives it, as `L['self'].layers`; None if unknown."""
+    """The value of a Dynamo source such as `L['self'].layers`; None if unknown."""
     found = _current_translation()
     if found is None:
         return None
-    try:  # the name is an expression that guards evaluate in the same way
+    try:  # guards evaluate this expression in the same way
         return eval(source, {"L": found.f_locals, "G": found.f_globals})
     except Exception:
         return None
@@ -83,7 +83,7 @@ def _current_translation() -> Any:
 
     try:
         return getattr(InstructionTranslator, "current_tx", lambda: None)()
-    except AttributeError:  # no translation under way
+    except AttributeError:  # no translation in progress
         return None
 
 
@@ -100,10 +100,10 @@ def running_modules() -> Iterator[nn.Module]:
 def frames_left_to_python(code: types.CodeType | None) -> list[traceback.FrameSummary]:
     """The user's frames that run in Python between `torch.compile`'s wrapper and this graph.
 
-    `code` is the function that this graph is (a piece of); its own earlier pieces do not count.
+    `code` is the function of this graph; its own earlier pieces do not count.
 
-    There are none where Dynamo takes up a model as a whole. Where a graph break makes it give up a
-    frame (a break inside a loop), that frame runs in Python and its callees are compiled alone.
+    The list is empty if Dynamo traces the whole model. If a graph break makes Dynamo skip a frame
+    (a break inside a loop), that frame runs in Python and its callees are compiled separately.
     """
     torch_folder = f"{Path(torch.__file__).parent}{os.sep}"
     stack = traceback.extract_stack()
@@ -123,7 +123,7 @@ def frames_left_to_python(code: types.CodeType | None) -> list[traceback.FrameSu
 
 
 def original_code(code: types.CodeType | None) -> types.CodeType | None:
-    """The user's function behind a resume function that a graph break made."""
+    """The user's function from which a graph break made the resume function `code`."""
     from torch._dynamo.resume_execution import ContinueExecutionCache
 
     metadata = ContinueExecutionCache.generated_code_metadata
@@ -133,7 +133,7 @@ def original_code(code: types.CodeType | None) -> types.CodeType | None:
 
 
 def current_compile_id() -> str:
-    """Dynamo's name for the compilation under way, as a folder name ("0_0"); "" outside of one."""
+    """Dynamo's id of the current compilation, as a folder name ("0_0"); "" outside of one."""
     from torch._guards import CompileContext
 
     found = CompileContext.current_compile_id()
@@ -141,11 +141,11 @@ def current_compile_id() -> str:
 
 
 def as_backend_error(error: Exception) -> Exception:
-    """`error` in a form that Dynamo lets through to the caller of the compiled function.
+    """`error` in a form that Dynamo passes on to the caller of the compiled function.
 
-    Dynamo wraps whatever a backend raises in `BackendCompilerFailed`, except for its own
-    `ShortenTraceback`; an exception that is both keeps the caller's `except LadderError` working.
-    Dynamo appends advice for reporting bugs to torch to the arguments; it is not shown.
+    Dynamo wraps the errors of a backend in `BackendCompilerFailed`, except its own
+    `ShortenTraceback`. An exception of both classes keeps the caller's `except LadderError`
+    working. Dynamo adds advice on reporting torch bugs to the arguments; it is not shown.
     """
     from torch._dynamo.exc import ShortenTraceback
 
@@ -160,10 +160,10 @@ def as_backend_error(error: Exception) -> Exception:
 
 @contextmanager
 def undo_caching() -> Iterator[None]:
-    """Let Dynamo forget what is compiled inside: its code, and the sizes it met.
+    """Make Dynamo forget the compilations inside: their code and the recorded sizes.
 
-    Sizes are kept by Dynamo to make those dynamic that change from one compilation to the next.
-    Code that had compiled forms before keeps its new ones too: they cannot be taken out singly.
+    Dynamo records sizes to make those dynamic that change between compilations. Code that was
+    compiled before keeps its new entries too, because single entries cannot be removed.
     """
     from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
     from torch._dynamo import convert_frame, pgo
@@ -188,9 +188,9 @@ def undo_caching() -> Iterator[None]:
 
 @contextmanager
 def uncompiled(model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """`model` without what `model.compile()`, or a compiled `model.forward`, put on it.
+    """`model` without the effect of `model.compile()` or of a compiled `model.forward`.
 
-    Compiled code that is found for a call would run instead of being traced again.
+    Otherwise existing compiled code would run instead of being traced again.
     """
     from torch._dynamo.eval_frame import innermost_fn
 
@@ -210,21 +210,21 @@ def uncompiled(model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 
 def dynamo_errors() -> type[Exception]:
-    """What Dynamo raises where it cannot take a call up as one graph."""
+    """The base class of the errors that Dynamo raises if it cannot trace a call as one graph."""
     from torch._dynamo.exc import TorchDynamoException
 
     return TorchDynamoException
 
 
 def break_of(error: Exception) -> tuple[str, str]:
-    """What one of `dynamo_errors` says, and the user's line behind it as `file:line`."""
+    """The first line of one of `dynamo_errors`, and the user's source line as `file:line`."""
     stack = list(getattr(error, "real_stack", None) or [])
     place = f"{stack[-1].filename}:{stack[-1].lineno}" if stack else ""
     return str(error).partition("\n")[0], place
 
 
 def full_text_of(error: BaseException) -> str:
-    """What an error of Dynamo's says, with the user's and the library's lines that led to it."""
+    """The text of a Dynamo error, with the source lines (user and library) that led to it."""
     lines = [str(error)]
     for frame in getattr(error, "real_stack", None) or []:
         lines.append(f"{frame.filename}:{frame.lineno}")
@@ -232,9 +232,9 @@ def full_text_of(error: BaseException) -> str:
 
 
 def watch_failures(backend: Callable[..., Any], see: Callable[[BaseException], None]) -> None:
-    """Call `see(error)` when Dynamo gives up a frame that it was to compile with `backend`.
+    """Call `see(error)` if Dynamo gives up on a frame that it was compiling with `backend`.
 
-    Safe to repeat. `torch._dynamo.reset()` ends it; there is no hook that survives it.
+    Repeated calls have no effect. `torch._dynamo.reset()` ends it; no hook survives that.
     """
     from torch._dynamo.callback import callback_handler
 
@@ -250,17 +250,17 @@ def watch_failures(backend: Callable[..., Any], see: Callable[[BaseException], N
 
 
 def _compiles_with(backend: Callable[..., Any]) -> bool:
-    """Whether the compilation under way, further up on the stack, is for `backend`."""
+    """Whether a compilation on the Python stack is for `backend`."""
     return backend in _backends_under_way()
 
 
 def backend_under_way() -> Any:
-    """That of the innermost compilation further up on the stack; None outside of one."""
+    """The backend of the innermost compilation on the Python stack; None outside of one."""
     return next(_backends_under_way(), None)
 
 
 def _backends_under_way() -> Iterator[Any]:
-    """From the inside out, each as it was given to `torch.compile`."""
+    """Backends of the compilations on the stack, innermost first, as given to `torch.compile`."""
     for frame, _ in traceback.walk_stack(None):
         found: Any = frame.f_locals.get("self")
         if hasattr(found, "_torchdynamo_orig_backend"):
@@ -268,7 +268,7 @@ def _backends_under_way() -> Iterator[Any]:
 
 
 def _given_backend(found: Any) -> Any:
-    """Without what Dynamo puts around it: its converters, the options, the buckets of DDP."""
+    """`found` without Dynamo's wrappers: frame converters, options, DDP buckets."""
     found = getattr(found, "_torchdynamo_orig_backend", found)
     found = getattr(found, "compiler_fn", found)
     buckets: Any = getattr(found, "__self__", None)
@@ -278,7 +278,7 @@ def _given_backend(found: Any) -> Any:
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
-    """Add an artifact for tlparse to the trace that TORCH_TRACE asks for; nothing without it."""
+    """Add an artifact for tlparse to the TORCH_TRACE log; no effect without TORCH_TRACE."""
     from torch._logging import trace_structured  # type: ignore[attr-defined]  # not in __all__
 
     trace_structured(

@@ -1,4 +1,4 @@
-"""What only an engine that runs in this process knows, and which versions of it were tried."""
+"""State of an inference engine running in this process, and the versions tested with it."""
 
 import sys
 import warnings
@@ -8,31 +8,31 @@ from ladderize.errors import LadderWarning
 
 
 def warn_if_untried(engine: str, version: str, tried: tuple[str, ...]) -> None:
-    """Warn of a version that begins like none of `tried`; then the checks decide."""
+    """Warn if `version` starts with none of `tried`; later checks decide whether it works."""
     if not version.startswith(tried):
         known = ", ".join(tried)
         warnings.warn(
-            LadderWarning(f"{engine} {version} was not tried with ladderize; {known} was."),
+            LadderWarning(f"{engine} {version} is untested with ladderize; tested: {known}."),
             stacklevel=2,
         )
 
 
 def is_model_configuration(value: object) -> bool:
-    """Whether it is a configuration of transformers, which nobody imports to find out."""
+    """Whether `value` is a transformers configuration. Does not import transformers."""
     module: Any = sys.modules.get("transformers.configuration_utils")
     return module is not None and isinstance(value, module.PreTrainedConfig)
 
 
 def is_pretrained_model(value: object) -> bool:
-    """Whether it is a model of transformers, which nobody imports to find out."""
+    """Whether `value` is a transformers model. Does not import transformers."""
     module: Any = sys.modules.get("transformers.modeling_utils")
     return module is not None and isinstance(value, module.PreTrainedModel)
 
 
 def vllm_group(name: str) -> str | None:
-    """The name in c10d of vLLM's group `name` ("tp:0"); of its tensor-parallel group if it is "".
+    """The c10d name of vLLM's group `name` ("tp:0"); "" means its tensor-parallel group.
 
-    None where vLLM does not run, or has no such group.
+    None if vLLM is not running or has no such group.
     """
     state: Any = sys.modules.get("vllm.distributed.parallel_state")
     if state is None:

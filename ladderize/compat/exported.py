@@ -1,4 +1,4 @@
-"""Exported programs: their inputs, and files that hold one."""
+"""Exported programs: their inputs and their files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,16 +8,16 @@ from torch.fx import Node
 
 
 def reorder_kwargs(kwargs: dict[str, Any], spec: Any) -> dict[str, Any]:
-    """`kwargs` in the order in which a program was traced; ValueError if they are others."""
+    """`kwargs` in the order of the traced signature; ValueError if the names differ."""
     from torch.export._tree_utils import reorder_kwargs
 
     return reorder_kwargs(kwargs, spec)
 
 
 def load_archive(path: Path) -> Any:
-    """The exported program in a `.pt2` file that holds one.
+    """The exported program in a `.pt2` file with one program.
 
-    `torch.export.load` would hide the reason of a failure in its log.
+    `torch.export.load` writes the reason for a failure only to its log.
     """
     from torch.export.pt2_archive._package import load_pt2
 
@@ -26,7 +26,7 @@ def load_archive(path: Path) -> Any:
 
 
 def find_wrong_input(inputs: Sequence[Node], values: Sequence[Any], ranges: Any) -> str:
-    """Why `values` (key path and value each) are not what `inputs` were traced with; "" if so."""
+    """The mismatch of `values`, pairs of key path and value, with traced `inputs`; "" if none."""
     from torch._export.utils import _check_input_constraints_for_graph
 
     try:

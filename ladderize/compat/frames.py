@@ -1,4 +1,4 @@
-"""What Dynamo knows of a graph beyond its nodes: which inputs are the model's own, which frame."""
+"""Dynamo's data on a graph beyond its nodes: the module that owns an input, and the frame."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,15 @@ from ladderize.errors import Blocker
 
 
 def copy_source(old: Node, new: Node) -> None:
-    """Let `new` stand for the same input as `old`: AOTAutograd asks each where it came from."""
+    """Copy the Dynamo source of the placeholder `old` to `new`; AOTAutograd reads it."""
     if hasattr(old, "_dynamo_source"):
         new._dynamo_source = old._dynamo_source
 
 
 def carry_inputs(old: GraphModule, new: GraphModule) -> None:
-    """Let the inputs of `new`, as many as those of `old`, stand for the same: which are weights.
+    """Copy the data on inputs, such as which are weights, from `old` to `new`, in order.
 
-    Inductor asks the graph. The others are copied at every replay of a CUDA graph.
+    Inductor reads it. CUDA graphs copy the inputs that are not weights at every replay.
     """
     if _COMPILE_ID in old.meta:
         new.meta[_COMPILE_ID] = old.meta[_COMPILE_ID]
@@ -33,14 +33,14 @@ def carry_inputs(old: GraphModule, new: GraphModule) -> None:
 
 
 def _constant_sources(gm: GraphModule) -> dict[str, Any]:
-    """Of tensors that the trace found in the code: AOTAutograd asks where each comes from."""
+    """Dynamo sources for tensors that the trace found in the code; AOTAutograd reads them."""
     from torch._dynamo.source import ConstantSource
 
     return {name: ConstantSource(source_name=name) for name, _ in gm.named_buffers()}
 
 
 def mark_static(node: Node) -> None:
-    """Of an input that Dynamo does not know: every call gives it the same tensor."""
+    """Mark an input unknown to Dynamo as static: every call passes the same tensor."""
     node._dynamo_source = None
     node.meta[_TENSOR_DICT] = {"_dynamo_static_input_type": "unguarded"}
 
@@ -51,15 +51,15 @@ _TENSOR_DICT = "tensor_dict"
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a graph stands in the function that Dynamo is compiling.
+    """The position of a graph in the function that Dynamo is compiling.
 
     Attributes:
-        code: identity of the user's function, the same for the pieces that breaks cut it into.
-        piece: name of the piece: the function's own name or that of a resume function.
-        break_reason: why Dynamo ended this graph early, "" when it did not.
-        break_line: the user's line that did it, as `file:line`.
-        left_to_python: the user's frame (`file:line`) that Dynamo gave up and that called this one
-            from Python; "" when the graph begins where `torch.compile` does.
+        code: identity of the user's function, shared by the pieces between graph breaks.
+        piece: name of the piece: that of the function or of a resume function.
+        break_reason: reason of the graph break that ends this graph, or "".
+        break_line: the user's line of that graph break, as `file:line`.
+        left_to_python: `file:line` of the user's frame that Dynamo gave up on and that calls this
+            one from Python; "" if the graph begins where `torch.compile` does.
     """
 
     code: object
@@ -69,12 +69,12 @@ class Frame:
     left_to_python: str = ""
 
     def cuts(self) -> list[Blocker]:
-        """Where the frame was cut, as far as this piece knows."""
+        """The cuts of the frame that are visible from this piece."""
         found = []
         if self.break_reason:
             found.append(Blocker(f"graph break: {self.break_reason}", self.break_line))
         if self.left_to_python:
-            what = "a frame that Dynamo left to Python, as it does for a graph break in a loop"
+            what = "Dynamo runs this frame in Python, as it does for a graph break in a loop"
             found.append(Blocker(what, self.left_to_python))
         return found
 

@@ -1,6 +1,6 @@
-"""The base class of graph passes that Inductor's caches know by an identity.
+"""The base class of graph passes with a `uuid` for Inductor's caches.
 
-A file of its own: importing it imports Inductor. Seen in torch 2.11, 2.13 and 2.15.
+Importing this file imports Inductor. Seen in torch 2.11, 2.13 and 2.15.
 """
 
 from torch._inductor.custom_graph_pass import CustomGraphPass

@@ -1,4 +1,4 @@
-"""Inductor: its options, its order of nodes, and the code that it emits."""
+"""Inductor: its options, its node order and the code that it emits."""
 
 import os
 import types
@@ -17,14 +17,14 @@ def inductor_options() -> frozenset[str]:
 
 
 def inductor_modes() -> list[str]:
-    """What `torch.compile(mode=…)` may say."""
+    """The values of `torch.compile(mode=…)`."""
     from torch._inductor import list_mode_options
 
     return list(list_mode_options())
 
 
 def inductor_settings(mode: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries for Inductor's configuration: those of `torch.compile(mode=mode)`, then `options`."""
+    """Inductor config entries: those of `torch.compile(mode=mode)`, overridden by `options`."""
     if mode is None or mode == "default":
         return dict(options)
     from torch._inductor import list_mode_options
@@ -33,14 +33,14 @@ def inductor_settings(mode: str | None, options: Mapping[str, Any]) -> dict[str,
 
 
 def inductor_setting(settings: Mapping[str, Any], name: str) -> Any:
-    """What the entry `name` is under `settings`: theirs, or Inductor's own configuration."""
+    """The value of entry `name`: from `settings`, else from Inductor's configuration."""
     from torch._inductor import config
 
     return settings[name] if name in settings else config.get_config_copy()[name]
 
 
 def inductor_cache_dir() -> str:
-    """Where Inductor keeps what it compiled; the folder need not exist."""
+    """Inductor's cache folder, which may not exist yet."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
@@ -52,9 +52,9 @@ def inductor_compile(
     settings: Mapping[str, Any],
     on_source: Callable[[str], None] | None = None,
 ) -> Callable[..., Any]:
-    """Compile with Inductor under `settings`; `on_source` sees each emitted Python module.
+    """Compile with Inductor under `settings`; `on_source` receives each emitted Python module.
 
-    `on_source` is also called for a graph that comes out of Inductor's FX-graph cache.
+    `on_source` is also called for a hit in Inductor's FX graph cache.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
@@ -74,12 +74,12 @@ def inductor_compile(
 
 @contextmanager
 def keep_waits_of_readers() -> Iterator[None]:
-    """Keep an op that reads a reduced tensor behind its wait, whatever it is fused with.
+    """Keep an op that reads a reduced tensor after its wait, even if the op is fused.
 
-    Inductor's C++ code generation fits the loops of two ops to each other before it fuses them, and
-    computes anew what they read: the buffer, no longer its state after the wait. The fused kernel
-    may then run ahead of the wait. Seen in torch 2.11 and 2.13 (`recompute_size_and_body` renames
-    only where an op has control dependencies); to go when it always renames.
+    Inductor's C++ code generation matches the loops of two ops before it fuses them, and recomputes
+    their reads: the read of the waited buffer becomes a read of the buffer itself. The fused kernel
+    may then run before the wait. Seen in torch 2.11 and 2.13 (`recompute_size_and_body` renames
+    only reads of ops with control dependencies). Remove when it always renames.
     """
     from torch._inductor.scheduler import SchedulerNode
 
@@ -106,7 +106,7 @@ def has_control_deps() -> bool:
 
 
 def preserve_node_ordering(graph: Graph, after: Mapping[Node, Sequence[Node]]) -> None:
-    """Make Inductor schedule each key after the nodes it maps to."""
+    """Make Inductor schedule each key after all nodes in its value."""
     from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering as preserve
     from torch.utils._ordered_set import OrderedSet
 
@@ -117,9 +117,9 @@ def preserve_node_ordering(graph: Graph, after: Mapping[Node, Sequence[Node]]) -
 def watch_loaded_code(see: Callable[[types.ModuleType, str], None]) -> Iterator[None]:
     """Call `see(module, path)` for each Python module that Inductor loads.
 
-    All emitted code passes here, be it new, from the FX-graph cache, from the AOTAutograd cache or
-    from a compile worker. `GraphLowering.save_output_code` sees the first two, and the output of
-    `compile_fx_inner` is not asked for at all when the AOTAutograd cache hits.
+    All emitted code is loaded here: new code, hits in the FX graph and AOTAutograd caches, and the
+    results of compile workers. `GraphLowering.save_output_code` sees only the first two, and
+    `compile_fx_inner` is not called on a hit in the AOTAutograd cache.
     """
     from torch._inductor.codecache import PyCodeCache
 

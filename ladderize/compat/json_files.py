@@ -1,4 +1,4 @@
-"""JSON from a file that nobody vouches for: its size is bounded, and no key stands in it twice."""
+"""JSON from an untrusted file: its size is bounded, and duplicate keys are errors."""
 
 import gzip
 import json
@@ -13,17 +13,17 @@ MOST_BYTES = 64 * 2**20
 
 
 def read_json(path: Path, what: str, cure: str = "", most_bytes: int = MOST_BYTES) -> Any:
-    """The data in `path`, which may be compressed by gzip.
+    """The data in `path`, which may be compressed with gzip.
 
     Args:
-        what: the file is meant to be, for the error: "manifest".
-        most_bytes: more is not read, nor decompressed.
+        what: name of the expected content in errors: "manifest".
+        most_bytes: maximum bytes to read, after decompression.
 
     Raises:
-        LadderError: the file cannot be read, is too large, or is no JSON.
+        LadderError: the file cannot be read, is too large, or is not JSON.
     """
     too_large = LadderError(
-        f"{path} is no {what}: it has more than {most_bytes >> 20} MiB.", cure=cure
+        f"{path} is not a valid {what}: it has more than {most_bytes >> 20} MiB.", cure=cure
     )
     try:
         with path.open("rb") as plain, gzip.GzipFile(fileobj=plain) as unpacked:
@@ -36,12 +36,14 @@ def read_json(path: Path, what: str, cure: str = "", most_bytes: int = MOST_BYTE
     except OSError as error:  # also gzip's "not a gzip file"
         raise LadderError(f"{path} cannot be read: {error.strerror or error}", cure=cure) from None
     except (EOFError, zlib.error) as error:
-        raise LadderError(f"{path} is no {what}, or is cut short: {error}", cure=cure) from None
+        raise LadderError(
+            f"{path} is not a valid {what}, or is truncated: {error}", cure=cure
+        ) from None
     return parse_json(data, path, what, cure)
 
 
 def _sizes(file: Any) -> Iterator[int]:
-    """How much has been read of `file` after each piece, which is let go."""
+    """The bytes of `file` read so far, after each piece. The pieces are dropped."""
     size = 0
     while piece := file.read(2**20):
         size += len(piece)
@@ -49,22 +51,22 @@ def _sizes(file: Any) -> Iterator[int]:
 
 
 def parse_json(data: bytes, where: object, what: str, cure: str = "") -> Any:
-    """`data` as JSON.
+    """Parse `data` as JSON.
 
     Args:
-        where: the data comes from, for the error.
-        what: the data is meant to be.
+        where: source of the data, for errors.
+        what: name of the expected content in errors.
 
     Raises:
-        LadderError: it is none, holds a key twice, NaN, or too many lists inside of each other.
+        LadderError: `data` is not JSON, is nested too deeply, or holds NaN or a duplicate key.
     """
     try:
         return json.loads(data, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
     except RecursionError:
-        reason = "it is too deep"
-    except ValueError as error:  # also of the encoding, and of numbers with thousands of digits
+        reason = "it is nested too deeply"
+    except ValueError as error:  # also for a wrong encoding and numbers with thousands of digits
         reason = str(error)
-    raise LadderError(f"{where} is no {what}, or is cut short: {reason}", cure=cure)
+    raise LadderError(f"{where} is not a valid {what}, or is truncated: {reason}", cure=cure)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -72,9 +74,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:60]!r} stands in it twice")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return found
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")

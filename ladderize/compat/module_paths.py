@@ -1,12 +1,12 @@
-"""The modules and parameters of a Dynamo graph, by the paths that the user knows them by.
+"""Name the modules and parameters of a Dynamo graph by the user's paths.
 
-Dynamo names a module by how Python reached it in the function that it translates:
+Dynamo names a module by the expression that reached it in the translated function:
 
     L['s'].layers.0             an attribute of the compiled module, which the function calls s
     G['nets']['a'].layers.0     in a dict outside of it
     G['old'].__self__           through a bound method
 
-One that is a part of the compiled module gets its path there (`layers.0`); others are spelled as
+A submodule of the compiled module gets its path in it (`layers.0`). Other modules are written as
 attributes of the variable that holds them (`nets.a.layers.0`).
 """
 
@@ -31,7 +31,7 @@ _MODULES = re.compile(r"\.__dict__\['_modules'\]|\._modules\b")
 
 
 def name_modules(gm: GraphModule) -> None:
-    """Let the nodes of `gm`, which Dynamo has just traced, name modules by the user's paths.
+    """Put the user's module paths into the nodes of `gm`, which Dynamo has just traced.
 
     Call it from inside a backend.
     """
@@ -83,9 +83,9 @@ def _path(source: str, paths: dict[int, str], known: dict[str, str]) -> str:
 
 
 def _looked_up(source: str, paths: dict[int, str]) -> str:
-    """The path of the module behind `source`; else `nets.a.layers.0` of `G['nets']['a'].layers.0`.
+    """The path of module `source`, else e.g. `nets.a.layers.0` for `G['nets']['a'].layers.0`.
 
-    The compiled module itself is not named.
+    The path of the compiled module itself is "".
     """
     found = compat.value_of(_NUMBER.sub(r".get_submodule('\1')", source))
     if id(found) in paths:

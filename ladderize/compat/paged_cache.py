@@ -1,13 +1,13 @@
-"""The paged cache of transformers' continuous batching, for a model that is compiled whole.
+"""The paged cache of transformers' continuous batching, for a model compiled as one graph.
 
-    before   attention ── PagedAttentionCache.update    under `torch.compiler.disable`: no one graph
-    after    attention ── ladderize::paged_update       one op of the graph, for a ladder's cache
+    before   attention ── PagedAttentionCache.update    under `torch.compiler.disable`: graph breaks
+    after    attention ── ladderize::paged_update       one op of the graph
 
-transformers keeps the update out of compiled graphs because the keys and values of all layers are
-views of one tensor, which functionalization would copy for every layer. As an op it is opaque: it
-writes to the cache by itself, which is safe as each layer reads and writes its own part alone.
+transformers keeps the update out of compiled graphs: the keys and values of all layers are views
+of one tensor, which functionalization would copy for every layer. An opaque op writes to the cache
+directly. This is safe because each layer reads and writes only its own part.
 
-Seen in transformers 5.23. It can go when the update there is an op of its own.
+Seen in transformers 5.23. Remove when the update there is an op.
 """
 
 import itertools
@@ -31,15 +31,15 @@ _numbers = itertools.count()
 def paged_update(
     key: Tensor, value: Tensor, number: Tensor, layer: int, read: Tensor, write: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Write new keys and values of one layer to a cache, and read all that attention needs.
+    """Write the new keys and values of one layer to a cache, and read those for attention.
 
     Args:
-        key, value: of the new tokens, [1, heads, tokens, head_dim].
-        number: of the cache, on the CPU; a tensor, so that another cache is no other graph.
-        read, write: the cache's rows; nothing is read where `read` is empty.
+        key, value: keys and values of the new tokens, [1, heads, tokens, head_dim].
+        number: number of the cache, on the CPU. As a tensor it does not specialize the graph.
+        read, write: row indices in the cache; if `read` is empty, nothing is read.
 
     Returns:
-        Keys and values, [1, heads, read rows, head_dim]; the new ones where nothing is read.
+        Keys and values, [1, heads, read rows, head_dim]; the new ones if nothing is read.
     """
     allocator = _caches[int(number)].layer_to_allocator[layer]
     key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (key, value))
@@ -62,14 +62,14 @@ def _(
 
 
 def _by_heads(rows: Tensor) -> Tensor:
-    """[1, heads, rows, head_dim] of the allocator's [rows, heads, head_dim]."""
+    """[1, heads, rows, head_dim] from the allocator's [rows, heads, head_dim]."""
     return rows.transpose(0, 1).unsqueeze(0)
 
 
 def _update(
     self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int, kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """`PagedAttentionCache.update`, of which Dynamo traces the op alone."""
+    """A replacement for `PagedAttentionCache.update` that Dynamo traces to the op."""
     allocator = self.layer_to_allocator[layer_idx]
     kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"][allocator.layer_type].to(torch.int32)
     kwargs["max_length_k"] = kwargs["max_length_k"][allocator.layer_type]
@@ -81,11 +81,11 @@ def _update(
 
 
 class LadderManager(ContinuousBatchingManager):
-    """A manager whose batches a compiled model can take whole, and which raises its errors."""
+    """A manager with batches that compile as one graph. It raises the errors of its thread."""
 
     @classmethod
     def take(cls, manager: ContinuousBatchingManager) -> "LadderManager":
-        """Make `manager` one of these, before its first batch or between two."""
+        """Change the class of `manager` to this one, before its first batch or between two."""
         manager.__class__ = cls
         # Its other path for decoding steps calls flash attention under `torch.compiler.disable`.
         manager.continuous_batching_config.max_blocks_per_request = 0
@@ -105,7 +105,7 @@ class LadderManager(ContinuousBatchingManager):
         return processor
 
     def _generation_step(self) -> None:
-        # Else sizes that are equal by chance in the batch that is compiled have to be so in others.
+        # Duck shapes would require sizes that are equal in the compiled batch to stay equal.
         with torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             super()._generation_step()
 
@@ -116,7 +116,7 @@ class LadderManager(ContinuousBatchingManager):
         keep_for_next_session: bool = False,
         hard_stop: bool = False,
     ) -> None:
-        """As there; and raise what ended the thread, which only logs it and fails its requests."""
+        """Stop, and raise the error that ended the thread, which the base class only logs."""
         status = self.background_thread_status
         keep = keep_for_next_session and status.fatal_error is None
         super().stop(block, timeout, keep, hard_stop)
@@ -126,7 +126,7 @@ class LadderManager(ContinuousBatchingManager):
 
 
 def _mark_sizes(batches: Any) -> None:
-    """Mark the sizes of every batch as varying, or the first graph would fit its batch alone."""
+    """Mark the sizes of every batch as dynamic, so that one graph fits all batches."""
     get = batches.get_model_kwargs
 
     def marked(leaf: Any) -> Any:
@@ -140,10 +140,10 @@ def _mark_sizes(batches: Any) -> None:
 
 
 def _without_gaps_in_ones(tensor: Tensor) -> Tensor:
-    """The same view, where the stride of a dim of size 1 says nothing of the buffer around it.
+    """The same view with contiguous strides for dims of size 1.
 
-    The masks of a batch are [1, 1, tokens, keys] of a larger buffer. A graph for a batch that fills
-    the buffer would otherwise be for such batches alone.
+    The masks of a batch are views [1, 1, tokens, keys] of a larger buffer. Otherwise a graph
+    compiled for a batch that fills the buffer would be guarded to such batches.
     """
     strides = list(tensor.stride())
     for dim in reversed(range(tensor.ndim - 1)):

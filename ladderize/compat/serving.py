@@ -1,6 +1,6 @@
-"""Where `transformers serve` loads a model. Seen in transformers 5.23.
+"""The model loading of `transformers serve`. Seen in transformers 5.23.
 
-It can go when the server takes a model that is loaded already.
+Remove when the server accepts a loaded model.
 """
 
 import functools
@@ -11,7 +11,7 @@ from transformers.cli.serving.model_manager import ModelManager
 
 
 def change_loaded_models(change: Callable[[Any], Any]) -> None:
-    """Let every server of this process serve `change(model)` instead of the model it loads."""
+    """Make every server of this process serve `change(model)` instead of the loaded model."""
     load = ModelManager._load_model
 
     @functools.wraps(load)

@@ -1,14 +1,14 @@
-"""The grammar of sizes in a `.pt2` file: arithmetic of symbols and numbers, and nothing else.
+"""The grammar of sizes in a `.pt2` file: only arithmetic of symbols and numbers.
 
     size        number | symbol | - size | not size | size op size | function(size, …)
     number      an integer below 2**63, a float, True, False
     symbol      an identifier | Symbol('name', integer=True, …)
     op          + - * / // % ** & | < <= > >= == !=
-    function    a name of `FUNCTIONS`, or of `POWERS` with an exponent behind the base
-    exponent    also of **: an integer from -64 to 64, or a root
+    function    a name in `FUNCTIONS`, or one in `POWERS` with the arguments base and exponent
+    exponent    also that of **: an integer from -64 to 64, or a root
 
-torch.export prints sizes as `srepr` does and reads them with `sympy.sympify`, which evaluates
-Python (seen in 2.11 to 2.15). A text that this grammar refuses never gets there.
+torch.export writes sizes with `srepr` and reads them with `sympy.sympify`, which evaluates Python
+(seen in 2.11 to 2.15). Text that this grammar refuses is never passed to it.
 """
 
 import ast
@@ -26,14 +26,14 @@ FUNCTIONS = frozenset(
     OpaqueUnaryFn_sqrt OpaqueUnaryFn_exp OpaqueUnaryFn_log OpaqueUnaryFn_log2""".split()
 )
 LONGEST = 20_000
-"""Characters in a size."""
+"""Maximum number of characters in a size."""
 DEEPEST = 100
-"""Calls and operators inside of each other."""
+"""Maximum nesting of calls and operators."""
 _MOST, _LARGEST_EXPONENT = 2**63, 64
 
 
 def is_size(text: str) -> bool:
-    """Whether `text` is of the grammar. Nothing of it is evaluated."""
+    """Whether `text` matches the grammar. Nothing is evaluated."""
     if len(text) > LONGEST:
         return False
     try:
@@ -101,7 +101,7 @@ def _is_exponent(node: ast.expr) -> bool:
 
 
 def _is_assumption(keyword: ast.keyword) -> bool:
-    """`integer=True` of a symbol, `precision=53` of a float."""
+    """Whether it is like `integer=True` of a symbol or `precision=53` of a float."""
     match keyword.value:
         case ast.Constant(value=bool()):
             return True

@@ -1,4 +1,4 @@
-"""Fake tensors, symbolic sizes, and tensors that are made of others."""
+"""Fake tensors, symbolic sizes and wrapper subclasses."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def fake_mode_of(values: Sequence[Any]) -> Any:
-    """The `FakeTensorMode` of the first fake tensor among `values`, None if there is none."""
+    """The `FakeTensorMode` of the first fake tensor in `values`; None if there is none."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
 
 
 def fake_of(alike: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    """A dense fake tensor of that shape, else like the fake tensor `alike`; no op is dispatched."""
+    """A dense fake tensor like `alike`, but with `shape`. No op is dispatched."""
     from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
     assert isinstance(alike, FakeTensor)
@@ -29,14 +29,14 @@ def fake_of(alike: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
 
 
 def is_wrapper_subclass(value: Any) -> bool:
-    """Whether `value` is a tensor made of others: a DTensor, a quantized weight."""
+    """Whether `value` is a wrapper subclass, such as a DTensor or a quantized weight."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return is_traceable_wrapper_subclass(value)
 
 
 def inner_tensors(value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors that a wrapper subclass is made of, by name, down to plain ones; else itself."""
+    """The plain tensors inside a wrapper subclass, by name; a plain tensor itself has name ""."""
     if not is_wrapper_subclass(value):
         return {"": value}
     names, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]
@@ -48,15 +48,15 @@ def inner_tensors(value: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def plain_like(value: torch.Tensor) -> torch.Tensor:
-    """A plain fake tensor in the form of the fake wrapper subclass `value`."""
+    """A plain fake tensor with shape, dtype and device of the fake wrapper subclass `value`."""
     with fake_mode_of([*inner_tensors(value).values()]):
         return torch.empty(value.shape, dtype=value.dtype, device=value.device)
 
 
 def ops_reading(x: torch.Tensor, run: Callable[[], object]) -> list[Any]:
-    """The packets of the ops in `run` that make tensors of `x` or of what is made of it, in order.
+    """The packets of the ops in `run` that compute tensors from `x`, also indirectly, in order.
 
-    Wrapper subclasses are taken apart: the ops are those on the tensors that they are made of.
+    For wrapper subclasses, these are the ops on their inner tensors.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -87,7 +87,7 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor inside of what `vmap` or `grad` wrap; a wrapped one has no storage."""
+    """`tensor` without the wrappers of `vmap` and `grad`, which have no storage."""
     from torch._C import _functorch
 
     while _functorch.is_functorch_wrapped_tensor(tensor):
@@ -96,9 +96,9 @@ def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def hint(size: int | torch.SymInt) -> int:
-    """A size as it is in the call that is compiled for, without a guard; 1 where nothing is known.
+    """The value of a size in the call being compiled, without adding a guard.
 
-    Unbacked sizes have none.
+    1 for unbacked sizes, which have no value.
     """
     if isinstance(size, int):
         return size
@@ -106,7 +106,7 @@ def hint(size: int | torch.SymInt) -> int:
 
 
 def has_hint(size: int | torch.SymInt) -> bool:
-    """Whether `hint` knows the size, which it does not of one that depends on values."""
+    """Whether `hint` knows the size; False for unbacked sizes."""
     return isinstance(size, int) or bool(size.node.has_hint())
 
 
@@ -115,10 +115,10 @@ class SizeSymbol:
     """A symbol in a dynamic size.
 
     Attributes:
-        name: as in the graph, `s77`.
-        sources: where it was read, as Dynamo writes it: `L['input_ids'].size()[1]`.
-        least, most: the range it was traced for; `most` is None where there is no end.
-        hint: its value in the call that is compiled for, None if it depends on values.
+        name: name in the graph, `s77`.
+        sources: Dynamo sources that it was read from: `L['input_ids'].size()[1]`.
+        least, most: range of values it was traced for; `most` is None if unbounded.
+        hint: value in the call being compiled; None if unbacked.
     """
 
     name: str
@@ -129,7 +129,7 @@ class SizeSymbol:
 
 
 def symbols_of(size: torch.SymInt) -> Iterator[SizeSymbol]:
-    """The symbols that a size is computed of, by name."""
+    """The symbols in the expression of a size, sorted by name."""
     env = size.node.shape_env
     for symbol in sorted(size.node.expr.free_symbols, key=str):
         found = env.var_to_range[symbol]
@@ -146,7 +146,7 @@ def symbols_of(size: torch.SymInt) -> Iterator[SizeSymbol]:
 
 
 def new_fake_mode() -> Any:
-    """A `FakeTensorMode` with symbolic shapes, under which real tensors (buffers) may be read."""
+    """A `FakeTensorMode` with symbolic shapes that accepts real tensors (buffers)."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -154,7 +154,7 @@ def new_fake_mode() -> Any:
 
 
 def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
-    """Run `gm` on fake copies of `inputs`; each node's value is left in `meta["val"]`."""
+    """Run `gm` on fake copies of `inputs`, and store each node's value in `meta["val"]`."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -163,7 +163,7 @@ def propagate_fakes(gm: GraphModule, inputs: Sequence[Any]) -> None:
 
 
 def python_dispatcher() -> AbstractContextManager[None]:
-    """The dispatcher whose Python kernels take symbolic sizes (up to 2.11 aten.linear needs it)."""
+    """Enable the Python dispatcher, which aten.linear needs for symbolic sizes up to 2.11."""
     from torch._dispatch.python import enable_python_dispatcher
 
     manager: AbstractContextManager[None] = enable_python_dispatcher()

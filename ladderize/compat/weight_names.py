@@ -1,10 +1,10 @@
-"""Which tensors of a checkpoint a parameter of transformers is made of, and how.
+"""How transformers makes each parameter from the tensors of a checkpoint.
 
 checkpoint                             model
 mlp.experts.0.w1.weight … 7.w3.weight  mlp.experts.gate_up_proj   stacked, concatenated
 model.embed_tokens.weight              itself
 
-Seen in transformers 5.23, whose own loader does this for all parameters at once.
+Seen in transformers 5.23. Its own loader does this for all parameters at once.
 """
 
 import copy
@@ -18,12 +18,12 @@ from torch import Tensor
 
 @dataclass
 class WeightRecipe:
-    """What one or more parameters are made of.
+    """The tensors that one or more parameters are made from.
 
     Attributes:
-        target: the first of the parameters.
-        keys: in the checkpoint, in order, with the pattern that each matched.
-        converter: what makes the parameters of them; None: the one tensor is the parameter.
+        target: name of the first parameter.
+        keys: checkpoint keys in order, each with the pattern that it matched.
+        converter: transformers' weight converter; None if the tensor is the parameter itself.
     """
 
     target: str
@@ -31,11 +31,11 @@ class WeightRecipe:
     converter: Any = None
 
     def make(self, model: Any, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The whole parameters, of a recipe with a converter.
+        """Make the full parameters. The recipe must have a converter.
 
         Args:
-            model: whose parameters they are.
-            read: gives a tensor of the checkpoint.
+            model: model that the parameters belong to.
+            read: returns a tensor of the checkpoint by its key.
         """
         converter = copy.deepcopy(self.converter)
         for key, pattern in self.keys:
@@ -45,14 +45,14 @@ class WeightRecipe:
 
 
 def find_recipes(model: Any, keys: Iterable[str]) -> tuple[dict[str, WeightRecipe], list[str]]:
-    """How the parameters and buffers of a model of transformers are made of a checkpoint.
+    """Find how the parameters and buffers of a transformers model are made from a checkpoint.
 
     Args:
-        model: its parameters may be on the meta device.
-        keys: of the checkpoint.
+        model: transformers model; its parameters may be on the meta device.
+        keys: keys of the checkpoint.
 
     Returns:
-        The recipes by their first parameter, and the keys that belong to none.
+        Recipes by the name of their first parameter, and the keys that no recipe uses.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -93,6 +93,6 @@ def targets_of(recipe: WeightRecipe, state: Mapping[str, Any]) -> list[str]:
 
 
 def is_ignored(model: Any, key: str) -> bool:
-    """Whether transformers passes over a tensor that belongs to no parameter."""
+    """Whether transformers ignores checkpoint key `key` although no parameter uses it."""
     patterns = model._keys_to_ignore_on_load_unexpected or ()
     return any(re.search(pattern, key) for pattern in patterns)

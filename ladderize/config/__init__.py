@@ -1,1 +1,1 @@
-"""The options that users give, each validated once."""
+"""User options, each validated once."""

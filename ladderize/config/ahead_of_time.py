@@ -1,4 +1,4 @@
-"""The options of what is rewritten or sharded ahead of time: nothing is lowered there."""
+"""The options of `rewrite` and `parallelize`, which do not lower the graph."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from ladderize.errors import Blocker, LadderError
 
 
 def aot_config(checkpoint: LadderEntry | None = None, /, **options: Any) -> LadderConfig:
-    """The configuration of what is sharded ahead of time: the options of lowering come later.
+    """The configuration of a program rewritten or sharded ahead of time.
 
     Args:
-        checkpoint: what the model's config.json says.
-        options: of `LadderConfig`.
+        checkpoint: ladder entry of the model's config.json.
+        options: fields of `LadderConfig`, except those of the lowering.
 
     Raises:
-        LadderError: as `LadderConfig`, or because an option of lowering is among them.
+        LadderError: an option is invalid, or belongs to the lowering.
     """
     surplus = [Blocker(f"{name}=") for name in LOWERING_OPTIONS if name in options]
     if surplus:

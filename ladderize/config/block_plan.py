@@ -1,7 +1,7 @@
-"""A file that says which blocks to convert for which share of the communication.
+"""A file with the blocks to convert for each share of hidden communication.
 
     plan.json                     sets ── {"blocks": [13, 15, 29], "share": 0.25, "kl": 0.14, …}, …
-    blocks="plan.json:50%"        the set of least divergence among those that hide 50 % or more
+    blocks="plan.json:50%"        the set with the least divergence that hides at least 50 %
 
 `ladderize sensitivity` writes it; `layers=` and `blocks=` read it.
 """
@@ -22,14 +22,14 @@ Nats = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class MeasuredSet(StrictRecord):
-    """Blocks that were converted together, and what that costs.
+    """A set of blocks converted together, with its measured divergence.
 
     Attributes:
-        blocks: their numbers, as `blocks=` counts them.
-        share: the fraction of the communication that can be hidden which they hide, 0 to 1.
+        blocks: block numbers, as `blocks=` counts them.
+        share: fraction of the hideable communication that the set hides, 0 to 1.
         kl: KL(standard ‖ ladder), nats per token.
         loss: nats per token; None without labels.
-        healed_kl, healed_loss: the same after a short heal; None if there was none.
+        healed_kl, healed_loss: `kl` and `loss` after a short heal; None if not healed.
     """
 
     blocks: Annotated[list[Index], Field(max_length=65_536)]
@@ -41,15 +41,15 @@ class MeasuredSet(StrictRecord):
 
 
 class MeasuredBlock(StrictRecord):
-    """One block, and what it costs to convert it alone.
+    """One block, with the divergence of converting it alone.
 
     Attributes:
-        module: the module that its branch multiplies in.
-        kind: of its branch: attention, MLP, MoE, …
-        layer: the index in the module list that holds it, None if it is in none.
-        share: the fraction of the communication that its stale read hides; 0 if it has nothing
-            earlier to read.
-        kl, loss: with this block alone converted; None if it cannot be.
+        module: path of the module with the branch's matrix products.
+        kind: kind of the branch: attention, MLP, MoE, …
+        layer: index in the module list that holds the block; None outside of one.
+        share: fraction of the communication that its stale read hides; 0 if there is no earlier
+            value to read.
+        kl, loss: nats per token with only this block converted; None if it cannot be converted.
     """
 
     module: Text
@@ -61,18 +61,18 @@ class MeasuredBlock(StrictRecord):
 
 
 class BlockPlan(StrictRecord):
-    """What the blocks of a model cost.
+    """The measured divergence of a model's blocks, alone and in sets.
 
     Attributes:
-        format: of the file.
-        model: what was measured.
-        staleness: of the ladders.
-        tokens: the number of predictions that each set was measured on.
-        standard_loss: of the standard model, nats per token; None without labels.
-        blocks: all of them, in the order of their numbers.
-        sets: the best sets found of each number of blocks, from few to many.
-        references: those of `sets` that were not searched for: "all", "last:50%", "MLP only".
-        versions: of what measured them.
+        format: version of the file format.
+        model: name of the measured model.
+        staleness: staleness of the measured ladders.
+        tokens: number of predictions that each set was measured on.
+        standard_loss: loss of the standard model, nats per token; None without labels.
+        blocks: all blocks, by number.
+        sets: best sets found for each number of blocks, smallest first.
+        references: fixed sets for comparison, also in `sets`: "all", "last:50%", "MLP only".
+        versions: versions of the packages used.
     """
 
     format: Literal[1] = 1
@@ -94,16 +94,16 @@ class BlockPlan(StrictRecord):
 
     @property
     def layers(self) -> list[int | None]:
-        """The layer of each block: what a model must have in common with the one measured."""
+        """The layer of each block. A model must match them for the plan to apply to it."""
         return [block.layer for block in self.blocks]
 
     def best(self, share: float) -> MeasuredSet:
-        """The set of least divergence among those that hide that share of communication.
+        """The set with the least divergence that hides at least `share` of the communication.
 
-        After a short heal, if any of them was healed; else before.
+        If any such set was healed, only healed sets are compared, by their healed divergence.
 
         Args:
-            share: from 0 to 1.
+            share: fraction of the communication, 0 to 1.
 
         Raises:
             ValueError: no set hides as much.
@@ -116,10 +116,10 @@ class BlockPlan(StrictRecord):
         return min(healed or found, key=lambda each: (each.healed_kl or each.kl, each.share))
 
     def candidates(self, share: float, count: int) -> list[MeasuredSet]:
-        """The `count` sets of least divergence that hide that share, and little more than it.
+        """The `count` sets with the least divergence that hide `share` or little more.
 
-        What a set costs before healing is not what it costs after, so several are worth a heal;
-        the `references` that hide as much, such as the last blocks, are among them too.
+        Divergence before healing does not predict divergence after it, so several sets are worth
+        healing. `references` that hide as much, such as the last blocks, are included.
 
         Raises:
             ValueError: no set hides as much.
@@ -131,7 +131,7 @@ class BlockPlan(StrictRecord):
         return ranked[:count] + [each for each in ranked[count:] if each.blocks in references]
 
     def healed(self, found: Mapping[tuple[int, ...], tuple[float, float | None]]) -> "BlockPlan":
-        """The plan with the divergence and loss of some sets, by their blocks, after a heal."""
+        """The plan with healed divergence and loss added. `found` is keyed by a set's blocks."""
         sets = [
             each.model_copy(update=dict(zip(("healed_kl", "healed_loss"), measured, strict=True)))
             if (measured := found.get(tuple(each.blocks))) is not None
@@ -142,14 +142,14 @@ class BlockPlan(StrictRecord):
 
 
 _MARGIN = 0.05
-"""How much more than the wanted share a set may hide to be a candidate for it."""
+"""Share above the wanted one that a candidate may hide."""
 
 
 def read_block_plan(path: Path) -> BlockPlan:
-    """The plan in a file.
+    """Read a plan from a file.
 
     Raises:
-        LadderError: it is not there, or not a plan.
+        LadderError: the file does not exist or is not a plan.
     """
     status = path.stat() if path.exists() else None
     return _read(path, status and (status.st_mtime_ns, status.st_size))

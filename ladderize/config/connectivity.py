@@ -1,11 +1,11 @@
-"""The option `connectivity`: how much of the block before it a converted branch leaves out.
+"""The option `connectivity`: what a converted branch leaves out of the block before it.
 
-                  of a sum  x + shared + routed         of a sum  x + attention
-    "ladder"      nothing of it is read                 nothing of it is read
-    "farskip"     x + shared is read                    all of it is read, but by experts: x
-    "instella"    x + shared is read                    x is read by the next block of its layer
+                  after x + shared + routed     after x + attention
+    "ladder"      reads x                       reads x
+    "farskip"     reads x + shared              reads x + attention; experts read x
+    "instella"    reads x + shared              the next block of the same layer reads x
 
-`streams/connectivity.py` decides by it which blocks and which summands those are.
+`streams/contributions.py` applies it to the blocks and summands of a graph.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ NAMES = (LADDER, FARSKIP, INSTELLA)
 
 
 def connectivity_problems(name: object, staleness: object, routed: object) -> Iterator[str]:
-    """What is wrong with the options `connectivity`, `routed` and `staleness` together.
+    """Problems with the options `connectivity`, `staleness` and `routed`, alone or together.
 
     Args:
-        name, staleness, routed: the values of `connectivity`, `staleness` and `routed`.
+        name, staleness, routed: values of the three options.
     """
     if name not in NAMES:
         shown = ", ".join(map(repr, NAMES))
@@ -38,7 +38,7 @@ def connectivity_problems(name: object, staleness: object, routed: object) -> It
 
 
 def patterns_of(routed: object) -> tuple[str, ...]:
-    """The patterns of module paths in the option `routed`; none if it is not given, or no text."""
+    """The module path patterns in the option `routed`; empty if it is None or not text."""
     found = [routed] if isinstance(routed, str) else routed
     if not isinstance(found, Sequence) or not all(isinstance(each, str) and each for each in found):
         return ()

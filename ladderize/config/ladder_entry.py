@@ -1,11 +1,11 @@
-"""The `ladder` entry of a Hugging Face config.json: which ladder the weights were trained as.
+"""The `ladder` entry of a Hugging Face config.json: the ladder that the weights were trained as.
 
 {"ladder": {"blocks": [4, 5, 6, 7], "staleness": 1, "version": 1}}
-{"ladder_layers": [2, 3]}   {"ladder_layers": 2}      the same of a Llama of four layers, as the
-                                                      paper's own class has it; 2: the last two
+{"ladder_layers": [2, 3]}   {"ladder_layers": 2}      the same for a four-layer Llama, in the form
+                                                      of the paper's class; 2 means the last two
     │
-LadderEntry ── fill(options)   the options of `LadderConfig`, with what config.json says
-            └─ as_data()       what is written
+LadderEntry ── fill(options)   the options of `LadderConfig`, completed from config.json
+            └─ as_data()       the value to write
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ from ladderize.errors import Blocker, LadderError, nearest
 
 KEY = "ladder"
 PAPERS_KEY = "ladder_layers"
-"""That of `LlamaLadderConfig`, which the authors of arXiv 2501.06589 published."""
+"""The key of `LlamaLadderConfig`, published by the authors of arXiv 2501.06589."""
 VERSION = 1
 """The latest version of the entry."""
 MAX_STALENESS = 8
-"""The largest staleness: how far waits are deferred and existing ladders are recognized."""
+"""Largest staleness for which waits are deferred and existing ladders are recognized."""
 SELECTIONS = ("layers", "blocks")
 FOR_ANOTHER_LADDER = (
     "leave them out: config.json says which ladder it is. For another ladder of the same weights, "
@@ -32,18 +32,18 @@ FOR_ANOTHER_LADDER = (
 
 
 class ContradictionError(LadderError):
-    """The options ask for another ladder than the checkpoint is; `strict=False` does not help."""
+    """The options contradict the checkpoint's ladder. `strict=False` does not suppress it."""
 
 
 @dataclass(frozen=True)
 class LadderEntry:
-    """Which ladder a checkpoint is.
+    """The ladder that a checkpoint was trained as.
 
     Attributes:
-        layers, blocks: one of them, in any form that `LadderConfig` takes. None: all layers.
-        staleness: how many blocks earlier a converted block reads, 1 to 8.
-        connectivity, routed, variant: as in `LadderConfig`; a desync residual is none of a
-            checkpoint, for it depends on the number of ranks.
+        layers, blocks: at most one of them, as in `LadderConfig`. Both None: all layers.
+        staleness: number of blocks by which a converted block reads earlier, 1 to 8.
+        connectivity, routed, variant: as in `LadderConfig`. A checkpoint cannot be a desync
+            residual, which depends on the number of ranks.
     """
 
     layers: Any = None
@@ -55,11 +55,11 @@ class LadderEntry:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "LadderEntry | None":
-        """The entry in the data of a config.json; None if it does not say that it is a ladder.
+        """Read the entry from the data of a config.json; None if there is none.
 
         Raises:
-            LadderError: for unknown fields, mistaken values, a newer version, and for a
-                `ladder_layers` that says something else.
+            LadderError: unknown fields, invalid values, a newer version, or a contradicting
+                `ladder_layers`.
         """
         said, papers = config.get(KEY), config.get(PAPERS_KEY)
         problems = [*_problems(said), *_papers_problems(papers)]
@@ -78,7 +78,7 @@ class LadderEntry:
 
     @property
     def selection(self) -> dict[str, Any]:
-        """`layers` or `blocks`, as an option; all layers if there is neither."""
+        """`layers` or `blocks` as an option; all layers if neither is set."""
         found = {name: getattr(self, name) for name in SELECTIONS}
         return {n: value for n, value in found.items() if value is not None} or {"layers": "all"}
 
@@ -89,19 +89,19 @@ class LadderEntry:
 
     @property
     def left_out(self) -> dict[str, Any]:
-        """The options that say what a branch leaves out; empty of a ladder."""
+        """The options `variant`, or `connectivity` and `routed`; empty for a plain ladder."""
         if self.variant != PLAIN:
             return {"variant": self.variant}
         given = {"connectivity": self.connectivity, "routed": list(patterns_of(self.routed))}
         return {} if self.connectivity == LADDER else {n: v for n, v in given.items() if v}
 
     def fill(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options `given`, with those of the entry where they do not say which ladder.
+        """The options `given`, completed from the entry.
 
-        A selection whose blocks depend on their number ("last:50%") stays as it is given.
+        A selection that depends on the number of blocks ("last:50%") is kept as given.
 
         Raises:
-            ContradictionError: they ask for another ladder.
+            ContradictionError: `given` describes another ladder.
         """
         left = {n: v for n, v in given.items() if n not in SELECTIONS or v is not None}
         asked = [name for name in SELECTIONS if name in left]
@@ -120,7 +120,7 @@ class LadderEntry:
         return {**left, **({} if asked else self.selection), **said}
 
     def agrees_with(self, name: str, value: Any) -> bool | None:
-        """Whether the option `name` chooses the same blocks; None if their number decides."""
+        """Whether option `name` chooses the same blocks; None if it depends on their number."""
         try:
             given = Selection.parse(value)
         except ValueError:
@@ -144,7 +144,7 @@ def _entry_of(said: Mapping[str, Any] | None) -> LadderEntry | None:
 
 
 def _entry_of_paper(layers: Any) -> LadderEntry | None:
-    """A number counts the last layers. None and no layers at all: the standard model."""
+    """A number counts the last layers. None, 0 and an empty list mean the standard model."""
     if not layers:
         return None
     return LadderEntry(layers=f"last:{layers}" if isinstance(layers, int) else layers)

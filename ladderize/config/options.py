@@ -20,63 +20,64 @@ if TYPE_CHECKING:
 
 Lowering = Literal["inductor", "tensorrt", "aot_eager", "eager"]
 LOWERING_OPTIONS = ("lowering", "lowering_options", "mode")
-"""What does not matter before a graph is lowered."""
+"""Options that have no effect before the graph is lowered."""
 EXPERTS = ("tensor", "expert")
 VERIFY_LEVELS = ("graph", "code", "off")
 
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """What to convert and how to lower it. Validated once, here.
+    """The options of the conversion and the lowering. Validated once, here.
 
     Attributes:
-        layers: which layers to convert (indices of the module list that holds the blocks). Blocks
-            in no list ahead of the first layer stay standard, and it reads what they leave. None:
-            all of a standard model; a net that is a ladder already, in part or as a whole, is left
-            as it is. Any other value is the ladder to be had: it holds the blocks that read stale
-            already, and what else it holds is converted.
-        blocks: the same, counted in blocks, those ahead of the first layer too; not together with
-            `layers`. Both take a file of `ladderize sensitivity` and a share of communication to
-            hide, `"plan.json:50%"`.
-        staleness: how many blocks earlier a converted branch reads, 0 to 8; 0 is the standard
-            model, 1 the ladder of arXiv 2501.06589, Section 3.
-        connectivity: what a converted branch leaves out of the stream. "ladder": all that the
-            blocks within `staleness` added. "farskip": the routed experts of the block before it,
-            and experts leave out all of that block (arXiv 2511.11505). "instella": the same, and
-            the MLP of a layer without experts leaves out the attention of its layer, as in AMD's
-            Instella-MoE.
-        routed: paths of the modules whose results are the routed experts', as patterns in which
-            `*` stands for anything: "*.mlp.experts". None: found by their routers.
-        variant: the form of the residual stream. "ladder": what `layers`, `blocks`, `staleness` and
-            `connectivity` say. "parallel": the branches of a layer read the same value and are
-            added up, with one all-reduce a layer under `mesh`. "desync:n": each rank has a stream
-            of its own, and every n-th block is reduced (arXiv 2501.06589); it needs `mesh`.
-        mesh: shard over this 1-D `DeviceMesh`, or over an axis of a larger one: `("tp", mesh)`.
-        shard_vocabulary: with `mesh`, divide the embedding and the head by rows of the vocabulary,
-            where the number of ranks divides it; `cross_entropy` included.
-        experts: with `mesh`, how the experts of a mixture are divided: "tensor" splits every expert
-            over all ranks, "expert" gives each rank whole ones, where the number of ranks divides
-            them.
-        hardware: what collectives are scheduled for: a name as `h100x8-nvlink` (`ladderize plan
-            --list`), or a `Hardware`, measured. None: FLOPs and bytes are counted, and it is
-            assumed that the link is busy half of the time.
-        launches_ahead: how many later launches of its kind a wait is put off past at most, 1 to 64;
-            the buffers of so many more are in flight.
-        lowering: what compiles the rewritten graph.
-        lowering_options: handed to the lowering: Inductor's config patches, or the fields of
+        layers: layers to convert, by index in the module list that holds the blocks. The prologue
+            (blocks ahead of the first layer) stays standard. None: convert all layers of a
+            standard model, and leave a model that is already a ladder, in part or as a whole, as
+            it is. Any other value is the wanted ladder: it must include the blocks that already
+            read stale, and its other blocks are converted.
+        blocks: the same, counted in blocks, including the prologue; excludes `layers`. Both accept
+            a file of `ladderize sensitivity` with a share of communication to hide,
+            `"plan.json:50%"`.
+        staleness: number of blocks by which a converted branch reads earlier, 0 to 8. 0 is the
+            standard model, 1 the ladder of arXiv 2501.06589, Section 3.
+        connectivity: what a converted branch leaves out of the stream. "ladder": everything that
+            the last `staleness` blocks added. "farskip": the routed experts of the block before
+            it; experts leave out that whole block (arXiv 2511.11505). "instella": as "farskip",
+            and the MLP of a layer without experts leaves out the attention of its layer, as in
+            AMD's Instella-MoE.
+        routed: patterns of the paths of modules that return the routed experts' sum; `*` matches
+            anything: "*.mlp.experts". None: routed experts are found by their routers.
+        variant: form of the residual stream. "ladder": the form that `layers`, `blocks`,
+            `staleness` and `connectivity` describe. "parallel": the branches of a layer read the
+            same value and are summed, with one all-reduce a layer under `mesh`. "desync:n": each
+            rank has its own stream, and every n-th block is reduced (arXiv 2501.06589); needs
+            `mesh`.
+        mesh: 1-D `DeviceMesh` to shard over, or one axis of a larger mesh: `("tp", mesh)`.
+        shard_vocabulary: with `mesh`, shard the embedding, the head and `cross_entropy` along the
+            vocabulary if the number of ranks divides it.
+        experts: with `mesh`, how the experts of a mixture are sharded. "tensor" splits every
+            expert over all ranks; "expert" gives each rank whole experts if the number of ranks
+            divides them.
+        hardware: hardware that collectives are scheduled for: a name such as `h100x8-nvlink`
+            (`ladderize plan --list`) or a measured `Hardware`. None: the schedule uses FLOPs and
+            bytes, and assumes that the link is busy half of the time.
+        launches_ahead: maximum number of later launches of its kind past which a wait is deferred,
+            1 to 64. The buffers of all these launches are in flight at once.
+        lowering: compiler of the rewritten graph.
+        lowering_options: options of the lowering: Inductor config patches, or the fields of
             `TensorRTOptions`.
-        mode: `torch.compile`'s own `mode=`, for the Inductor lowering.
-        strict: raise when something asked for cannot be done; False warns once and compiles
+        mode: `torch.compile`'s `mode=`, for the Inductor lowering.
+        strict: raise if part of what was asked for cannot be done. False warns once and compiles
             the standard graph instead.
         expect_blocks: raise unless exactly this many residual blocks are found.
-        verify: "graph" reads the recurrence back from the rewritten graph, "code" also checks
-            the code that Inductor emitted, "off" checks neither.
-        debug_dir: write every stage's graph there, in a folder for each rank.
-        checkpoint: what the model's config.json says of the ladder; read by the front ends, not an
-            option. The blocks that are chosen must be the same.
+        verify: "graph" reads the recurrence back from the rewritten graph; "code" also checks
+            the code that Inductor emitted; "off" checks neither.
+        debug_dir: folder for the graph after every stage, with a subfolder for each rank.
+        checkpoint: ladder entry of the model's config.json, read by the front ends; not a user
+            option. The chosen blocks must be the same.
 
     Raises:
-        LadderError: listing every unknown name, bad value and contradiction.
+        LadderError: lists every unknown name, bad value and contradiction.
     """
 
     layers: str | int | Sequence[int] | None = None
@@ -117,9 +118,9 @@ class LadderConfig:
         """The configuration behind `torch.compile(..., options=options, mode=mode)`.
 
         Args:
-            options: the fields, without `checkpoint`.
-            mode: an option of `torch.compile` itself.
-            checkpoint: what the model's config.json says; the options need not repeat it.
+            options: fields of `LadderConfig`, without `checkpoint`.
+            mode: `torch.compile`'s `mode=`.
+            checkpoint: ladder entry of the model's config.json; options need not repeat it.
         """
         given = dict(options or {})
         if mode is not None:
@@ -144,24 +145,24 @@ class LadderConfig:
 
     @property
     def names_blocks(self) -> bool:
-        """Whether the options choose some of the blocks, not all."""
+        """Whether the options choose a subset of the blocks."""
         return self.blocks is not None or self.layers not in (None, "all")
 
     @property
     def names_a_ladder(self) -> bool:
-        """Whether the options say which ladder is wanted, of a net that is one already too."""
+        """Whether the options specify a ladder, which also applies to a model that is one."""
         is_plain = self.connectivity == LADDER and self.variant == PLAIN
         names_reads = self.staleness != 1 or not is_plain
         return self.blocks is not None or self.layers is not None or names_reads
 
     @property
     def period(self) -> int:
-        """Of how many blocks one is reduced, of a desync residual; 0 for all others."""
+        """`n` of "desync:n", which reduces every n-th block; 0 for other variants."""
         return desync_period(self.variant)
 
     @property
     def names_a_part(self) -> bool:
-        """Whether the options say which blocks a graph holds, or which of them are meant."""
+        """Whether the options depend on the blocks that one graph holds."""
         return self.expect_blocks is not None or self.names_blocks
 
     @property

@@ -1,4 +1,4 @@
-"""Data from files that nobody vouches for: pydantic models, whose errors are `LadderError`s."""
+"""Validation of data from untrusted files: pydantic models that raise `LadderError`."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,7 +14,7 @@ Text = Annotated[str, StringConstraints(max_length=10_000)]
 
 
 class StrictRecord(BaseModel):
-    """Fields of exactly these types, and no others."""
+    """A record with exact field types and no extra fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -23,10 +23,10 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def parse_record(kind: type[Record], data: Any, path: Path, cure: str = "") -> Record:
-    """The record that `data`, read from `path`, holds.
+    """Validate `data`, read from `path`, as a record of type `kind`.
 
     Raises:
-        LadderError: listing every field that is missing, unknown, of another type or out of bounds.
+        LadderError: lists fields that are missing, unknown, of another type or out of bounds.
     """
     try:
         return kind.model_validate(data)
@@ -38,4 +38,4 @@ def parse_record(kind: type[Record], data: Any, path: Path, cure: str = "") -> R
         ]
         if more := len(found) - len(blockers):
             blockers.append(Blocker(f"and {more} more"))
-        raise LadderError(f"{path} does not say what it must:", blockers, cure) from None
+        raise LadderError(f"{path} has invalid fields:", blockers, cure) from None

@@ -1,13 +1,13 @@
-"""The option `variant`: which form of the residual stream a model is given.
+"""The option `variant`: the form of the residual stream.
 
     x1 = x0 + attention(x0),  x2 = x1 + mlp(x1)      the standard model
-    "ladder"      x2 = x1 + mlp(x0)                  a branch reads the stream blocks earlier
-    "parallel"    x2 = x1 + mlp(x0)                  and the next layer reads x2, as it is
-    "desync:2"    x1[r] = x0 + attention[r](x0)      each rank r has a stream of its own, and
+    "ladder"      x2 = x1 + mlp(x0)                  every branch reads an earlier stream value
+    "parallel"    x2 = x1 + mlp(x0)                  the next layer reads x2
+    "desync:2"    x1[r] = x0 + attention[r](x0)      each rank r has its own stream;
                   x2 = sum of x1[r] / ranks + mlp[r](x1[r])      every second block is reduced
 
 "parallel" is the form of GPT-J and PaLM (arXiv 2204.02311, Section 2). "desync:n" is the desync
-residual of arXiv 2501.06589, as `gpt_desync_TP.py` of its authors' inference code has it.
+residual of arXiv 2501.06589, as in `gpt_desync_TP.py` of the authors' inference code.
 """
 
 import re
@@ -21,7 +21,7 @@ _DESYNC = re.compile(r"desync:([1-9]\d{0,3})")
 
 
 def desync_period(variant: object) -> int:
-    """Of how many blocks one is reduced in "desync:n"; 0 for the other variants."""
+    """`n` of "desync:n", which reduces every n-th block; 0 for other variants."""
     found = _DESYNC.fullmatch(variant) if isinstance(variant, str) else None
     return int(found[1]) if found else 0
 
@@ -29,11 +29,11 @@ def desync_period(variant: object) -> int:
 def variant_problems(
     variant: object, staleness: object, connectivity: object, chosen: object = None
 ) -> Iterator[str]:
-    """What is wrong with the option `variant`, alone and together with others.
+    """Problems with the option `variant`, alone or together with others.
 
     Args:
-        variant, staleness, connectivity: the values of these options.
-        chosen: the value of `layers` or `blocks`.
+        variant, staleness, connectivity: values of these options.
+        chosen: value of `layers` or `blocks`.
     """
     if variant == PLAIN:
         return

@@ -1,4 +1,4 @@
-"""`layers=` and `blocks=`: which part of a stream is converted.
+"""The options `layers=` and `blocks=`: the part of a stream to convert.
 
 "all"   "16:32"   "last:16"   "last:50%"   [0, 3, 4]   "plan.json:50%"
 """
@@ -18,10 +18,10 @@ FORMS = '"all", "16:32", "last:16", "last:50%", a list of indices, or "plan.json
 class Selection:
     """A parsed selection; `resolve` turns it into indices once the number of items is known.
 
-    Two of them are equal if they choose the same items of any number of them.
+    Two selections are equal if they choose the same items for every number of items.
 
     Attributes:
-        plan: of the file that it names. It counts blocks, for `layers=` too.
+        plan: plan in the named file. It counts blocks, even for `layers=`.
     """
 
     text: str = field(compare=False)
@@ -72,11 +72,11 @@ class Selection:
 
     @property
     def counts_from_the_end(self) -> bool:
-        """Whether the number of items decides where the selection begins."""
+        """Whether the first chosen item depends on the number of items."""
         return self.last is not None or self.last_percent is not None
 
     def is_same(self, other: "Selection") -> bool | None:
-        """Whether both choose the same items; None if the number of items decides."""
+        """Whether both choose the same items; None if it depends on the number of items."""
         if self == other:
             return True
         if self.last and other.last:
@@ -85,7 +85,7 @@ class Selection:
         return None if here is None or there is None else here == there
 
     def _fixed(self) -> frozenset[int] | None:
-        """The chosen indices, if the number of items does not decide on them."""
+        """The chosen indices; None if they depend on the number of items."""
         if self.indices is not None:
             return frozenset(self.indices)
         return None if self.stop is None else frozenset(range(self.start or 0, self.stop))
@@ -93,8 +93,8 @@ class Selection:
     def resolve(self, count: int) -> frozenset[int]:
         """The chosen indices out of `range(count)`.
 
-        A percentage is rounded to the nearest whole item, halves up. Raises `ValueError` when the
-        selection is empty or reaches outside the range.
+        A percentage is rounded to the nearest whole item, halves up. Raises `ValueError` if the
+        selection is empty or out of range.
         """
         if self.plan is not None and count != len(self.plan.blocks):
             raise ValueError(
@@ -121,7 +121,7 @@ class Selection:
 
 
 def ranges_of(indices: Iterable[int]) -> str:
-    """ "0, 4-7": ascending indices, runs of them by their ends."""
+    """Ascending indices as text, with runs abbreviated: "0, 4-7"."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:

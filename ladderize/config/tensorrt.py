@@ -13,29 +13,29 @@ WEIGHTS = ("inputs", "stripped", "refittable")
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """How islands become engines.
+    """How the TensorRT lowering builds engines from islands (parts of the graph).
 
     Attributes:
-        sizes: least, usual and most size of a dynamic dim, by its name (`"input_ids[1]"`, or the
-            symbol's own, `"s77"`); `"*"` stands for every other one. An engine runs sizes from
-            least to most and is tuned for the usual one.
-        weights: "inputs" hands them to the engine at each call: equal islands run one and the
-            same engine, and no weight is twice on the device. "refittable" engines hold weights,
-            arranged as their kernels like best; equal islands share a plan, and each has an
-            engine that gets its own weights when it is bound. "stripped" is the same with plans
-            that hold no room for weights. Building refittable engines needs a GPU.
-        cache: the folder that plans are kept in and looked for; None builds in memory.
-        build: build what is not in the cache; False raises instead.
-        target: compute capability to build for ("8.9"); None is that of the GPU here. Only
-            TensorRT-RTX builds for a GPU that is not here.
-        optimization_level: TensorRT's own, 0 to 5; None is its default.
-        workspace: bytes that TensorRT may use for intermediate results; None is all there are.
+        sizes: minimum, usual and maximum size of a dynamic dim, by its name (`"input_ids[1]"`, or
+            its symbol, `"s77"`); `"*"` stands for all other dims. An engine runs every size in
+            the range and is tuned for the usual one.
+        weights: "inputs" passes weights to the engine at each call: equal islands share one
+            engine, and every weight is on the device once. "refittable" engines hold weights in
+            the layout of their kernels; equal islands share a plan, and each has its own engine
+            with its own weights. "stripped" is the same with plans that contain no weights.
+            Building refittable engines needs a GPU.
+        cache: folder of built plans; None builds in memory.
+        build: build plans that are not in the cache; False raises instead.
+        target: compute capability to build for ("8.9"); None is that of the local GPU. Only
+            TensorRT-RTX can build for another GPU.
+        optimization_level: TensorRT's optimization level, 0 to 5; None is its default.
+        workspace: bytes that TensorRT may use for intermediate results; None is unlimited.
         require_full: raise if an op has to run in PyTorch.
-        smallest_engine: parts of fewer ops run in PyTorch.
-        in_pytorch: ops that run in PyTorch whatever TensorRT can, by their names in ATen.
+        smallest_engine: minimum number of ops of an engine; smaller parts run in PyTorch.
+        in_pytorch: ATen names of ops that always run in PyTorch.
 
     Raises:
-        LadderError: listing every unknown name and bad value.
+        LadderError: lists every unknown name and bad value.
     """
 
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)

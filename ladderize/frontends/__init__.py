@@ -1,1 +1,1 @@
-"""What users call: the `torch.compile` backend, `compile`, `rewrite`, `parallelize`, `explain`."""
+"""Entry points: the `torch.compile` backend, `compile`, `rewrite`, `parallelize`, `explain`."""

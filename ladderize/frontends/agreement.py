@@ -1,15 +1,16 @@
-"""Let all ranks of a group agree, before the first collective, that they compile the same thing.
+"""Check before the first collective that all ranks of a group compile the same graph.
 
-A rank with another graph would launch other collectives: wrong values, or a hang. The ranks compare
-notes through the store of the process group, which needs no collective, no device and has timeouts.
+A rank with another graph would launch other collectives, which gives wrong values or a hang. The
+ranks compare notes through the store of the process group, which needs no collective and no device,
+and has timeouts.
 
     rank 0 compiles ── note ──┐
-                              ├── equal: both go on; else `DisagreementError` on both
+                              ├── equal: both continue; otherwise `DisagreementError` on both
     rank 1 compiles ── note ──┘
 
-A rank may compile alone: after `torch._dynamo.reset()`, or for sizes that are new to it only. If
-all ranks have agreed on the same collectives before, the others are running them, and it goes on
-after `GRACE`. Otherwise it waits for the others as long as their group's collectives may take.
+A rank may compile alone, after `torch._dynamo.reset()` or for sizes that are new only to it. If all
+ranks have agreed on the same collectives before, the others are running them, and this rank
+continues after `GRACE`. Otherwise it waits for the others up to the timeout of their group.
 """
 
 import contextlib
@@ -31,34 +32,34 @@ from ladderize.frontends.verdicts import Verdict, show_differences
 logger = logging.getLogger("ladderize")
 
 GRACE = timedelta(seconds=3)
-# Backends of groups whose one process stands in for all ranks: torch's and that of tools/emulation.
+# Backends with one process for all ranks: torch's fake backend and that of tools/emulation.
 _ALONE = frozenset({"fake", "stand_in"})
-# What becomes of a note for one reader: read; or its writer went on alone, or gave up.
+# States of a note for one reader: read; its writer continued without the reader; or gave up.
 _READ, _WITHDRAWN, _MISSED = "read", "withdrawn", "missed"
 Groups = Collection[dist.ProcessGroup]
 Absent = Mapping[dist.ProcessGroup, frozenset[int]]
 
 
 class DisagreementError(LadderError):
-    """The ranks of a group came to different verdicts. Raised on all of them, always."""
+    """The ranks of a group have different verdicts. Always raised on all of them."""
 
 
 def agree(
     verdicts: Mapping[dist.ProcessGroup, Verdict], absent: Absent | None = None
 ) -> dict[dist.ProcessGroup, frozenset[int]]:
-    """Return once every rank of each group has come to the same verdict.
+    """Return when all ranks of each group have the same verdict.
 
     Args:
-        verdicts: for each group what this rank is about to do.
-        absent: the ranks that are not asked, as an earlier call has returned them.
+        verdicts: verdict of this rank for each group.
+        absent: ranks to leave out, as returned by an earlier call.
 
     Returns:
-        For each group the ranks that do not compile now, but have agreed on the same collectives
+        For each group, the ranks that are not compiling now but have agreed on the same collectives
         before.
 
     Raises:
-        DisagreementError: on every rank of a group whose ranks differ or of which one is missing.
-            It shows where the verdict of another rank departs from that of the first.
+        DisagreementError: the ranks of a group differ, or one is missing. Raised on all ranks of
+            the group, with the differences from the first rank's verdict.
     """
     notes = [
         _Note(group, verdict, (absent or {}).get(group, frozenset()))
@@ -72,10 +73,12 @@ def agree(
 
 @contextlib.contextmanager
 def heard_by_all(groups: Groups, what: str, absent: Absent | None = None) -> Iterator[None]:
-    """Whatever is raised inside is raised on the other ranks too, which would wait for this one.
+    """Raise errors from inside this context on the other ranks too, which would wait for this one.
 
     Args:
-        what: the word for what failed: refused, not lowered.
+        groups: process groups of the other ranks.
+        what: participle for the failure: refused, not lowered.
+        absent: ranks to leave out.
     """
     try:
         yield
@@ -90,10 +93,11 @@ def heard_by_all(groups: Groups, what: str, absent: Absent | None = None) -> Ite
 def explain_failed_calls(
     run: Callable[..., Any], verdicts: Mapping[dist.ProcessGroup, Verdict]
 ) -> Callable[..., Any]:
-    """`run`; where one of its collectives fails, a note that nobody has read says why.
+    """Wrap `run`: if a collective in it fails, unread notes of other ranks explain the failure.
 
     Args:
-        verdicts: what the ranks of each group have agreed on when `run` was compiled.
+        run: compiled graph.
+        verdicts: verdicts that the ranks of each group agreed on when `run` was compiled.
     """
     asked = {g: v for g, v in verdicts.items() if dist.get_backend(g) not in _ALONE}
     if not asked:
@@ -118,8 +122,8 @@ def explain_failed_calls(
 class _Note:
     """One rank's verdict, in the store under `ladderize/GROUP/RANK/NUMBER`.
 
-    Each rank numbers its own notes, and reads those of each other rank in order. A note is either
-    read by a rank or withdrawn from it, whichever comes first.
+    Each rank numbers its own notes, and reads the notes of each other rank in order. For each
+    reader, a note is either read or withdrawn, whichever comes first.
     """
 
     def __init__(self, group: dist.ProcessGroup, verdict: Verdict, absent: frozenset[int]) -> None:
@@ -129,7 +133,7 @@ class _Note:
         self.store = compat.default_store()
         self.prefix = _prefix(group)
         self.timeout = compat.group_timeout(group)
-        # Numbers are kept in the store, which lives as long as its groups.
+        # Numbers are kept in the store, which has the lifetime of its groups.
         number = self.store.add(f"{self.prefix}/written/{self.me}", 1)
         self.key = f"{self.prefix}/{self.me}/{number}"
 
@@ -141,7 +145,7 @@ class _Note:
         self.store.set(self.key, _digest(text))
 
     def compare(self) -> frozenset[int]:
-        """The ranks that do not compile."""
+        """Compare with the notes of the other ranks. Returns the ranks that are not compiling."""
         others = [rank for rank in self.ranks if rank not in {self.me, *self.absent}]
         grace = min(GRACE, self.timeout / 2)
         keys = self._notes_of(others, grace)
@@ -176,12 +180,12 @@ class _Note:
         return self.verdict.sequence is not None and self.store.check([self._known_key])
 
     def _notes_of(self, ranks: Collection[int], patience: timedelta) -> dict[int, str | None]:
-        """The key of the next note of each; None of those that write none in time."""
+        """The key of each rank's next note; None for ranks that write none in time."""
         deadline = time.monotonic() + patience.total_seconds()
         return {rank: self._next_note_of(rank, deadline) for rank in ranks}
 
     def _next_note_of(self, rank: int, deadline: float) -> str | None:
-        """The key of the first note of `rank` that was not withdrawn; None past the deadline."""
+        """The key of the first note of `rank` that was not withdrawn; None after the deadline."""
         count = f"{self.prefix}/read/{self.me}/{rank}"
         while True:
             key = f"{self.prefix}/{rank}/{self.store.add(count, 0) + 1}"
@@ -192,13 +196,13 @@ class _Note:
                 return key
 
     def _withdraw_from(self, rank: int) -> str | None:
-        """Go on without `rank`; the key of its note if it has just read this one."""
+        """Continue without `rank`; returns the key of its note if it has just read this one."""
         if self._claim(self.key, rank, _WITHDRAWN) == _WITHDRAWN:
             return None
         return self._notes_of([rank], self.timeout)[rank]
 
     def _claim(self, key: str, reader: int, claim: str) -> str:
-        """What became of a note for one reader: `claim`, unless another came first."""
+        """Set the state of a note for one reader to `claim`, unless set already; returns it."""
         found: bytes = self.store.compare_set(f"{key}/for/{reader}", "", claim)
         return found.decode()
 
@@ -210,14 +214,14 @@ class _Note:
         return DisagreementError(
             f"The ranks of group {self.group.group_name!r} do not agree on what to compile:",
             map(Blocker, show_differences(texts)),
-            "give every rank the same model, inputs of the same shape, and the same options. Where "
-            "the model asks for its rank (`if rank == 0: y = y + bias`), let all ranks do the same "
-            "and multiply by zero on those that should not",
+            "give every rank the same model, options and input shapes. If the model branches on "
+            "its rank (`if rank == 0: y = y + bias`), run the op on all ranks and multiply by zero "
+            "on those that should not take part",
         )
 
 
 def _appears(store: Any, key: str, deadline: float) -> bool:
-    """Whether `key` is in the store by the deadline; asked, for a store that waits also warns."""
+    """Whether `key` is in the store by the deadline. Polls, because waiting on a store warns."""
     pause = 0.001
     while not store.check([key]):
         if time.monotonic() > deadline:
@@ -228,7 +232,7 @@ def _appears(store: Any, key: str, deadline: float) -> bool:
 
 
 def _unread_notes(group: dist.ProcessGroup) -> dict[int, str]:
-    """What the ranks say that wait for this one."""
+    """The verdicts of the ranks that are waiting for this one."""
     store, prefix, me = compat.default_store(), _prefix(group), dist.get_rank()
     found = {}
     with contextlib.suppress(dist.DistStoreError, RuntimeError):  # the store may be gone too

@@ -30,7 +30,7 @@ from ladderize.sharding.plan_checks import forget_warnings
 
 @dataclass
 class _Session:
-    """What outlives a compilation, until `torch._dynamo.reset()`."""
+    """State that is kept between compilations until `torch._dynamo.reset()`."""
 
     broken_frames: BrokenFrames = field(default_factory=BrokenFrames)
     adviser: Adviser = field(default_factory=Adviser)
@@ -40,7 +40,7 @@ _session = _Session()
 
 
 def current_adviser() -> Adviser:
-    """What knows the failures that Dynamo met since its latest reset."""
+    """The adviser with the failures that Dynamo has had since its latest reset."""
     return _session.adviser
 
 
@@ -58,15 +58,15 @@ def ladderize(
     """Rewrite one Dynamo graph into ladder form and compile it; registered as `"ladderize"`.
 
     Args:
-        gm: the graph that Dynamo traced.
-        example_inputs: its fake inputs.
-        mode: `torch.compile`'s own, for the Inductor lowering.
-        options: the fields of `LadderConfig`.
+        gm: graph that Dynamo traced.
+        example_inputs: fake inputs of the graph.
+        mode: `torch.compile`'s `mode=`, for the Inductor lowering.
+        options: fields of `LadderConfig`.
 
     Raises:
-        LadderError: listing everything that cannot be done as asked. With `strict=False` only
-            mistaken options, those that config.json contradicts, and ranks that disagree raise;
-            else the standard graph is compiled after one `LadderWarning`.
+        LadderError: lists everything that cannot be done as asked. With `strict=False`, only
+            invalid options, options that contradict config.json, and ranks that disagree raise;
+            otherwise the standard graph is compiled after one `LadderWarning`.
     """
     return compile_graph(gm, example_inputs, mode=mode, options=options)
 
@@ -81,12 +81,13 @@ def compile_graph(
     blends: Blends | None = None,
     checkpoint: LadderEntry | None = None,
 ) -> Callable[..., Any]:
-    """As `ladderize`, the backend; an engine may lower the rewritten graph by itself.
+    """`ladderize`, the backend, with hooks for engines and for blends.
 
     Args:
-        lower: takes the place of the lowering that `options` name; the engine's own.
-        blends: decide at each call how stale the converted blocks read; None: as stale as can be.
-        checkpoint: what config.json says, of a model that does not hold its configuration.
+        gm, example_inputs, mode, options: as for `ladderize`.
+        lower: lowering of an engine, in place of the one in `options`.
+        blends: blend weights that set at each call how stale the blocks read; None: fully stale.
+        checkpoint: ladder entry of config.json, for a model without its configuration.
     """
     compat.watch_failures(ladderize, _see_failure)
     groups = _groups_of(gm, (options or {}).get("mesh"))
@@ -114,22 +115,23 @@ def compile_graph(
 
 
 def _groups_of(gm: GraphModule, mesh: Any) -> list[dist.ProcessGroup]:
-    """The groups that `gm` communicates over, or those of the mesh that it is to be sharded over.
+    """The process groups that `gm` communicates over, or the group of the mesh to shard over.
 
     Args:
-        mesh: as the user gave it, perhaps no mesh at all.
+        gm: graph that Dynamo traced.
+        mesh: unchecked value of the option.
     """
     if mesh is None:
         return find_groups(gm)
     try:
         asked = LadderConfig(mesh=mesh).device_mesh
-    except LadderError:  # no mesh at all
+    except LadderError:  # not a mesh
         return []
     return [] if asked is None else [asked.get_group()]
 
 
 def _refuse_options_of_parallelize(config: LadderConfig) -> None:
-    """What `parallelize` has laddered and sharded is only left to be lowered."""
+    """Raise for options that do not apply to a module that `parallelize` has converted."""
     given = {"layers=": config.layers is not None, "blocks=": config.blocks is not None}
     given |= {"mesh=": config.mesh is not None, "staleness=": config.staleness != 1}
     given |= {"connectivity=": config.connectivity != LADDER, "routed=": bool(config.routed)}
@@ -137,17 +139,16 @@ def _refuse_options_of_parallelize(config: LadderConfig) -> None:
     surplus = [Blocker(name) for name, is_given in given.items() if is_given]
     if surplus:
         raise LadderError(
-            "This module was laddered and sharded by parallelize already:",
+            "This module was already converted and sharded by parallelize:",
             surplus,
             "pass these to ladderize.parallelize",
         )
 
 
 def _reset() -> None:
-    """Called by `torch._dynamo.reset()`: forget all that outlives a compilation.
+    """Forget the state that is kept between compilations. `torch._dynamo.reset()` calls this.
 
-    What belongs to a model (`ladderize.compile`) or to its parameters (their local parts) lives as
-    long as these do.
+    The state of a model (`ladderize.compile`) and of its parameters (local parts) stays.
     """
     global _session
     _session = _Session()

@@ -1,11 +1,11 @@
-"""What to write instead of the calls at which Dynamo gives up a sharded model.
+"""Hints for calls in sharded models that Dynamo cannot trace.
 
     torch.compile(model, backend="ladderize", fullgraph=True)(x)
         Unsupported: async_op=True for distributed collectives …
         ladderize: an asynchronous collective: …. What to do: …          a note on Dynamo's error
 
-Dynamo raises such an error before it asks any backend. Where it cuts the graph instead, the pieces
-reach the backend and `BrokenFrames` says the same.
+Dynamo raises such an error before it calls a backend. If it breaks the graph instead, the backend
+gets the pieces and `BrokenFrames` gives the same hints.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from ladderize.passes.gradient_checks import USE_ENDS
 
 @dataclass(frozen=True)
 class Advice:
-    """What a break of Dynamo's means here.
+    """A hint for one kind of graph break.
 
     Attributes:
-        sign: what Dynamo's message then holds.
-        what: what it stumbled on.
-        cure: what to write instead.
+        sign: substring of Dynamo's message.
+        what: description of the unsupported call.
+        cure: what to do instead.
     """
 
     sign: str
@@ -38,7 +38,7 @@ ADVICE = (
     Advice(
         "async_op=True",
         "a collective with async_op=True hides its wait from the compiler",
-        "leave async_op out; ladderize launches the collective early and defers its wait itself",
+        "leave out async_op; ladderize launches the collective early and defers its wait itself",
     ),
     Advice(
         "torch.distributed.nn.functional",
@@ -53,33 +53,33 @@ ADVICE = (
 )
 
 
-# What cuts a graph without a word of Dynamo's.
+# The hint for breaks without a message from Dynamo.
 _SHARDED_PARTS = ADVICE[2]
 
 
 def advice_for(text: str) -> Advice | None:
-    """The first advice whose sign is in Dynamo's `text`."""
+    """The first advice with a sign that occurs in Dynamo's `text`."""
     return next((advice for advice in ADVICE if advice.sign in text), None)
 
 
 class Adviser:
-    """Notes on Dynamo's errors what to write instead, and remembers it for the graphs that follow.
+    """Adds hints to Dynamo's errors, and remembers them for the graphs that follow.
 
-    Where Dynamo may cut the graph, it takes its error back and compiles the callees one by one.
+    If Dynamo may break the graph, it drops its error and compiles the callees one by one.
     """
 
     def __init__(self) -> None:
         self._given: dict[Advice, None] = {}
 
     def see(self, error: BaseException) -> None:
-        """Call for every error of Dynamo's."""
+        """Add a hint to an error of Dynamo. Call this for every such error."""
         advice = advice_for(compat.full_text_of(error))
         if advice is not None and not isinstance(error, LadderError):
             error.add_note(f"ladderize: {advice}")
             self._given[advice] = None
 
     def on(self, frame: Frame) -> list[Blocker]:
-        """What is known of why `frame` was cut. Call it from inside a backend."""
+        """The known reasons for the cuts of `frame`. Call this from inside a backend."""
         found = [advice_for(cut.what) for cut in frame.cuts()]
         parts = compat.sharded_parts()
         if parts:

@@ -1,10 +1,10 @@
-"""`ladderize.compile(model)`: make a model its own ladder, in place.
+"""`ladderize.compile(model)`: convert a model to a ladder in place.
 
     model(x)               standard, eager    →   ladder, compiled
     model.generate(ids)    standard, eager    →   ladder, compiled: prefill and every decode step
 
-In: a module and the options of `LadderConfig`. Out: the same module, with the same parameters under
-the same names; `restore` takes it back.
+In: a module and the options of `LadderConfig`. Out: the same module, with the same parameters and
+names; `restore` reverts it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class _Compiled:
-    """How a model became a ladder; `disabled_before` are the settings for `generate` it had."""
+    """How a model was compiled; `disabled_before` are its previous settings for `generate`."""
 
     config: LadderConfig
     fullgraph: bool
@@ -56,37 +56,38 @@ class _Compiled:
 
 
 _compiled: WeakKeyDictionary[nn.Module, _Compiled] = WeakKeyDictionary()
-"""Each model that is a ladder now."""
+"""The models that are ladders now."""
 
 
 def compile(  # as torch.compile
     model: Model, *, dynamic: bool | None = None, fullgraph: bool = True, **options: Any
 ) -> Model:
-    """Make `model` a ladder of itself: every call of it, and its `generate`, runs compiled.
+    """Convert `model` to a ladder in place: its calls and its `generate` run compiled.
 
     >>> model = ladderize.compile(AutoModelForCausalLM.from_pretrained(path), layers="16:32")
     >>> model.generate(**inputs)                    # prefill and decode are both the ladder
 
-    The module itself is compiled (`nn.Module.compile`), so that whoever holds it gets the ladder:
-    `model.generate`, `model.forward`, a trainer, another module. `torch.compile(model)` returns a
-    wrapper instead, whose `generate` runs the module below, standard and eager. Parameters,
-    `state_dict` and hooks stay as they are; copies (`copy.deepcopy`, `torch.save`) are standard
-    nets. Applied again, the latest options hold.
+    The module itself is compiled (`nn.Module.compile`), so everything that uses it gets the ladder:
+    `model.generate`, `model.forward`, a trainer, another module. `torch.compile(model)` instead
+    returns a wrapper with a `generate` that runs the inner module, standard and eager. Parameters,
+    `state_dict` and hooks are unchanged; copies (`copy.deepcopy`, `torch.save`) are standard
+    models. If called again, the latest options apply.
 
-    A checkpoint whose config.json says which ladder it is needs no options. `save_pretrained` of a
-    model of transformers writes that down, see `ladderize.save_pretrained`.
+    A checkpoint with a ladder entry in its config.json needs no options. `save_pretrained` of a
+    transformers model writes the entry, see `ladderize.save_pretrained`.
 
     Args:
-        model: any module. What it wraps (PEFT's models, DistributedDataParallel) is compiled too,
-            and of a transformers encoder-decoder the encoder: `generate` calls these by themselves.
-        dynamic, fullgraph: as in `torch.compile`. With `dynamic=True` prefill and decode are
-            compiled once for all lengths; with `None` again at the second length.
-        options: those of `LadderConfig`.
+        model: any module. Modules that it wraps (PEFT's models, DistributedDataParallel) are
+            compiled too, and the encoder of a transformers encoder-decoder: `generate` calls these
+            directly.
+        dynamic, fullgraph: as in `torch.compile`. With `dynamic=True`, prefill and decode are
+            compiled once for all lengths; with `None`, again at the second length.
+        options: fields of `LadderConfig`.
 
     Raises:
-        LadderError: for mistaken options, for those that config.json contradicts, and for a
-            wrapper that `torch.compile` returned. What keeps the graph from being converted is
-            raised by the first call.
+        LadderError: options are invalid or contradict config.json, or `model` is a wrapper returned
+            by `torch.compile`. Reasons why the graph cannot be converted are raised by the first
+            call.
     """
     return _compile(model, ladderize, dynamic, fullgraph, options)
 
@@ -100,10 +101,12 @@ def compile_blended(
     fullgraph: bool = True,
     **options: Any,
 ) -> Model:
-    """As `compile`; how stale the blocks read is decided by `blends`, at each call.
+    """`compile` with `blends` that set at each call how stale the blocks read.
 
     Args:
-        lower: takes the place of the lowering that `options` name.
+        model, dynamic, fullgraph, options: as for `compile`.
+        blends: blend weights of the blocks.
+        lower: lowering, in place of the one in `options`.
     """
 
     def backend(gm: GraphModule, examples: Sequence[Any], **given: Any) -> Callable[..., Any]:
@@ -123,7 +126,9 @@ def _compile(
         raise LadderError(f"ladderize.compile takes a module, not a {type(model).__name__}.")
     wrapped: list[nn.Module] = [model, *find_delegates(model)]
     if any(compat.is_compiled_wrapper(module) for module in wrapped):
-        raise LadderError("This is a wrapper of torch.compile.", cure="pass the model in it")
+        raise LadderError(
+            "This is a wrapper returned by torch.compile.", cure="pass the model in it"
+        )
     config = LadderConfig.from_options(options, checkpoint=own_entry(model))
     if any(find_encoder(module) is not None for module in wrapped):
         refuse_relative_counts(config)
@@ -142,9 +147,9 @@ def _compile(
 
 
 def _entry_points(model: nn.Module) -> list[nn.Module]:
-    """What is called by itself: the model, what it wraps, and their encoders.
+    """The modules that are called directly: the model, those that it wraps, and their encoders.
 
-    Not DistributedDataParallel: its forward counts and logs, which Dynamo does not trace.
+    DistributedDataParallel is excluded: Dynamo does not trace the counters and logs of its forward.
     """
     around = [model, *find_delegates(model)]
     wrapped = [each for each in around if not isinstance(each, DistributedDataParallel)]
@@ -153,9 +158,9 @@ def _entry_points(model: nn.Module) -> list[nn.Module]:
 
 
 def restore(model: Model) -> Model:
-    """Take `compile` back: `model` is eager and standard again. Does nothing to other models.
+    """Revert `compile`: `model` is eager and standard again. No effect on other models.
 
-    Released parameters are restored, for which all ranks must call it.
+    Released parameters are restored, in which case all ranks must call this.
 
     >>> ladderize.restore(model)(x)                 # as model(x) was before ladderize.compile
     """
@@ -174,11 +179,11 @@ def restore(model: Model) -> Model:
 
 
 def refresh(model: nn.Module) -> None:
-    """Cut this rank's parts of the weights of `model` anew, at its next call on a mesh.
+    """Update this rank's parts of the weights of `model` at its next call on a mesh.
 
-    Needed after a write that leaves no trace, of a weight that is fused (`[q|k|v]`, `[gate|up]`):
+    This is needed after a write to a fused weight (`[q|k|v]`, `[gate|up]`) that cannot be detected:
     `weight.data.copy_(…)`, or a write to an inference tensor. All other writes, and all writes to
-    other weights, reach the parts by themselves.
+    other weights, update the parts automatically.
 
     >>> for name, weight in model.named_parameters():
     ...     weight.data.copy_(trained[name])
@@ -189,7 +194,7 @@ def refresh(model: nn.Module) -> None:
 
 
 def release_full_parameters(model: nn.Module) -> int:
-    """Free the memory of the parameters of which each rank computes with its part alone.
+    """Free the memory of full parameters if each rank only needs its part of them.
 
     >>> ladderize.compile(model, mesh=mesh)
     >>> with torch.no_grad():
@@ -197,36 +202,36 @@ def release_full_parameters(model: nn.Module) -> int:
     ...     ladderize.release_full_parameters(model)      # frees what they were cut from
     ...     model.generate(ids)
 
-    The model then runs as a ladder on this mesh under `torch.no_grad()`, new shapes included, and
-    does nothing else: do not read, write or move its parameters. `state_dict`, `load_state_dict`,
-    pickling and `deepcopy` raise. `restore_full_parameters` takes it back.
+    Afterwards the model only runs as a ladder on this mesh under `torch.no_grad()`, including new
+    shapes. Do not read, write or move its parameters. `state_dict`, `load_state_dict`, pickling
+    and `deepcopy` raise. `restore_full_parameters` reverts this.
 
     Args:
-        model: made a ladder by `ladderize.compile(model, mesh=…)`, and called once.
+        model: model compiled by `ladderize.compile(model, mesh=…)`, and called once.
 
     Returns:
-        The bytes that were freed on this rank.
+        The bytes freed on this rank.
 
     Raises:
-        LadderError: when parameters may be needed whole: without `fullgraph=True` or with
-            `strict=False` (pieces of the model may run in eager mode), before the first call,
-            with gradients enabled, and of parameters that a graph does not divide.
+        LadderError: parameters may be needed whole: without `fullgraph=True` or with `strict=False`
+            (parts of the model may run in eager mode), before the first call, with gradients
+            enabled, or if a graph does not shard a parameter.
     """
     how = _compiled.get(model)
     blockers = [] if how is None else _ways_to_eager(how)
     if how is None or blockers:
         raise LadderError(
-            "Only a model that runs nothing in eager mode can do without its full parameters:",
+            "Full parameters can only be released if the whole model runs compiled:",
             blockers or [Blocker("it was not compiled by ladderize.compile")],
-            "ladderize.compile(model, mesh=mesh), with fullgraph=True and strict=True",
+            "call ladderize.compile(model, mesh=mesh) with fullgraph=True and strict=True",
         )
     return release_parameters.free(model)
 
 
 def restore_full_parameters(model: nn.Module) -> None:
-    """Take `release_full_parameters` back; a collective call, for all ranks of the mesh.
+    """Revert `release_full_parameters`. This is a collective call on all ranks of the mesh.
 
-    The model stays a ladder. Does nothing to models that have their parameters.
+    The model stays a ladder. No effect on models that have their parameters.
     """
     release_parameters.refill(model)
 

@@ -1,10 +1,10 @@
-"""What transformers' continuous batching does around a model that is a ladder.
+"""Support for transformers' continuous batching with a ladder.
 
     model.generate_batch(prompts) ── init_continuous_batching ── manager ── thread: model(**batch) …
 
-The thread calls the model itself, which is compiled. There, transformers keeps the paged cache out
-of compiled graphs, and writes errors to its log: a ladder gets a manager that does neither.
-transformers is not imported before a model begins to serve.
+The thread calls the compiled model. transformers' manager keeps the paged cache out of compiled
+graphs and only logs errors; a ladder gets a manager that does neither. transformers is imported
+when a model begins to serve.
 """
 
 import functools
@@ -16,12 +16,12 @@ from torch import nn
 from ladderize import compat
 
 TRIED = ("5.23",)
-"""Versions of transformers, by their beginning."""
+"""Prefixes of the tested versions of transformers."""
 _BEGIN = "init_continuous_batching"
 
 
 def lead_continuous_batching(module: nn.Module) -> None:
-    """Let `module` serve as the ladder it is, if it can; a copy serves as a standard model."""
+    """Make `module`, if it can serve, serve as a ladder. Copies serve as standard models."""
     begin = getattr(type(module), _BEGIN, None)
     if begin is None or _BEGIN in vars(module):
         return

@@ -1,9 +1,9 @@
-"""Whoever reaches past a compiled module gets the ladder too: by a wrapper, by `forward`.
+"""Make calls that bypass a compiled module's `__call__` run the ladder too.
 
-PeftModel ── LoraModel ── LlamaForCausalLM      peft.generate(ids) calls the innermost
+PeftModel ── LoraModel ── LlamaForCausalLM      peft.generate(ids) calls the innermost module
 DistributedDataParallel ── model                ddp.module(x)
-model.forward(x)                                goes through model(x), which is compiled
-torch.compile(step)(x)                          where step calls the model: breaks its graph there
+model.forward(x)                                calls model(x), which is compiled
+torch.compile(step)(x)                          breaks the graph where step calls the model
 """
 
 import functools
@@ -18,7 +18,7 @@ from ladderize import compat
 
 
 def find_delegates(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that `model` wraps, from the outside in: each the only child of the one before.
+    """The modules that `model` wraps, outermost first: each is the only child of the one before.
 
     Linear in their number.
     """
@@ -34,14 +34,14 @@ def find_delegates(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def can_be_called(module: nn.Module) -> bool:
-    """Not a list or a dict of modules."""
+    """Whether `module` has a forward, in contrast to a list or dict of modules."""
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def lead_forward_through_call(module: nn.Module) -> None:
-    """Let `module.forward(x)` be `module(x)`, which is compiled; that of a copy is the copy's.
+    """Make `module.forward(x)` call `module(x)`, which is compiled. A copy calls itself.
 
-    A `forward` that somebody has put on the module itself is left alone.
+    A `forward` set on the instance is kept.
     """
     if "forward" in vars(module):
         return
@@ -55,7 +55,7 @@ def lead_forward_through_call(module: nn.Module) -> None:
             return standard(self, *args, **kwargs)
         return self(*args, **kwargs)
 
-    # Dynamo counts the graphs of a code object, and raises at the ninth: each module has its own.
+    # Dynamo raises at the ninth graph of one code object, so each module gets its own.
     forward.__code__ = forward.__code__.replace()
     forward = functools.wraps(standard)(forward)
     forward.leads_to_call = True  # type: ignore[attr-defined]
@@ -64,13 +64,13 @@ def lead_forward_through_call(module: nn.Module) -> None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_traced_by_another() -> bool:
-    """Whether Dynamo traces for another backend, which would compile the standard model."""
+    """Whether Dynamo is tracing for another backend, which would compile the standard model."""
     backend = compat.backend_under_way()
     return backend is not None and not str(backend.__module__).startswith("ladderize.")
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator]
-    reason="ladderize: this model is a ladder, which is compiled by itself: leave out fullgraph"
+    reason="ladderize: this model is a ladder and compiles separately: leave out fullgraph"
 )
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)

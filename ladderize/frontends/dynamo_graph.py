@@ -1,6 +1,6 @@
-"""The graph that Dynamo has just traced, through the pipeline before autograd.
+"""Run the pipeline before autograd on a graph that Dynamo has just traced.
 
-gm, frame ── (a copy that may gain inputs) ── ladder ── graph breaks, what Dynamo gave up
+gm, frame ── (a copy that may gain inputs) ── ladder ── graph breaks and hints
 """
 
 from torch.fx import Graph, GraphModule, Node
@@ -27,15 +27,15 @@ def ladder_frame(
     is_laddered: bool = False,
     is_blended: bool = False,
 ) -> Laddered:
-    """Ladder the graph that Dynamo has just traced; the ranks do not hear of it.
+    """Convert the graph that Dynamo has just traced, without communication between ranks.
 
-    A graph break that cuts the stream is an error of what comes back, like a refusal of the
-    pipeline; the places where Dynamo gave up are added to either.
+    A graph break that cuts the stream is an error of the result, like a refusal of the pipeline.
+    The locations where Dynamo gave up are added to either.
     """
     frame = current_frame(gm)
     name_modules(gm)
     ranks = RankGroup.of(config.device_mesh)
-    # Where Dynamo gave a frame up, the callees look like layers: the break is what to name.
+    # If Dynamo gave up on a frame, its callees look like layers, but the break is the reason.
     may_be_a_layer = not frame.left_to_python
     if is_blended:
         gm = _apart_from_dynamo(gm)
@@ -52,14 +52,14 @@ def ladder_frame(
     laddered = ladder(state, frame.piece, index=index)
     if compat.is_bucket():
         laddered.error = LadderError(
-            "DistributedDataParallel has Dynamo split the model into one graph for each bucket of "
-            "gradients, which cuts the residual stream.",
-            cure="torch._dynamo.config.optimize_ddp = False",
+            "DistributedDataParallel makes Dynamo split the model into one graph for each bucket "
+            "of gradients, which cuts the residual stream.",
+            cure="set torch._dynamo.config.optimize_ddp = False",
         )
     if laddered.error is not None:
         hints = (*frame.cuts(), *adviser.on(frame))
         laddered.error = laddered.error.with_blockers(hints)
-    elif config.expect_blocks is None:  # else the user said how many this very graph holds
+    elif config.expect_blocks is None:  # otherwise the user has confirmed this graph's blocks
         try:
             broken_frames.note(frame, sum(len(stream.blocks) for stream in state.streams))
         except LadderError as error:
@@ -68,14 +68,14 @@ def ladder_frame(
 
 
 def _apart_from_dynamo(gm: GraphModule) -> GraphModule:
-    """A copy that may gain inputs: Dynamo asks the graph that it made what to call it with."""
+    """A copy that may gain inputs. Dynamo reads the inputs of a call from its own graph."""
     copied = GraphModule(gm, copy_graph(gm))
     carry_inputs(gm, copied)
     return copied
 
 
 def copy_graph(gm: GraphModule) -> Graph:
-    """The graph of `gm` as it is now; assign it to `gm.graph` to undo what was done since."""
+    """A copy of the graph of `gm`; assign it to `gm.graph` to undo later changes."""
     copied = Graph(gm)
     nodes: dict[Node, Node] = {}
     output = copied.graph_copy(gm.graph, nodes)

@@ -1,10 +1,9 @@
-"""`ladderize.explain`: what would be done to a model, without compiling it.
+"""`ladderize.explain`: report what would be done to a model, without compiling it.
 
     Dynamo ── graph ── the passes before autograd ── Report          nothing is lowered or run
-      └ graph breaks: once more, with the pieces run op by op to get to the ones behind
+      └ graph breaks: again, with the pieces run op by op to reach the later ones
 
-The passes run on the graph inside of a backend, where Dynamo's frame is known, exactly as in a
-compilation.
+The passes run inside a backend, where Dynamo's frame is known, exactly as in a compilation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,23 +35,23 @@ def explain(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Report:
-    """What `torch.compile(model, backend="ladderize", options=options)` would do with this call.
+    """Report what `torch.compile(model, backend="ladderize", options=options)` would do.
 
     Traces the call with Dynamo and runs the passes on the graph, but compiles nothing, copies no
-    weight and does not run the model. Only where Dynamo cannot take the call up as one graph is
-    the model run, once and op by op, to see the graphs behind the breaks.
+    weights and does not run the model. Only if Dynamo cannot trace the call as one graph, the
+    model is run once, op by op, to reach the graphs after the breaks.
 
     Args:
-        model: a module or function, compiled or not; or an exported program.
-        args, kwargs: of one call of it; none for an exported program.
-        options: the fields of `LadderConfig`.
+        model: module or function, compiled or not; or an exported program.
+        args, kwargs: arguments of the call; none for an exported program.
+        options: fields of `LadderConfig`.
 
     Returns:
-        The report; what cannot be converted is in `report.refused`, not raised.
+        The report. Refusals are in `report.refused` and do not raise.
 
     Raises:
-        LadderError: for mistaken options.
-        Exception: whatever the model itself raises.
+        LadderError: options are invalid.
+        Exception: any error that the model raises.
 
     Example:
         >>> report = ladderize.explain(model, input_ids, options={"layers": "last:50%"})
@@ -67,7 +66,7 @@ def explain(
 def explain_call(
     model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], config: LadderConfig
 ) -> Report:
-    """What a compilation with `config` would do with one call."""
+    """Report what a compilation with `config` would do with one call."""
     explainer = _Explainer(config)
     with compat.undo_caching(), compat.uncompiled(model) as plain:
         try:
@@ -83,11 +82,11 @@ def explain_call(
 
 
 class _Seen(Exception):
-    """Ends the call once its graph is known."""
+    """Ends the call when its graph is known."""
 
 
 class _Explainer:
-    """Backends that run the passes and keep what they found, with the options in `config`."""
+    """Backends that run the passes with the options in `config` and keep the reports."""
 
     def __init__(self, config: LadderConfig) -> None:
         self.config = config
@@ -96,13 +95,13 @@ class _Explainer:
         self.broken_frames = BrokenFrames()
 
     def begin_again(self, reason: str, place: str) -> None:
-        """The call did not fit into one graph, for this `reason`."""
+        """Start again after a graph break with this `reason`."""
         self.graphs.clear()
         self.breaks = [Blocker(f"graph break: {reason}", place)]
         self.broken_frames.forget()
 
     def see_first(self, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Nothing is run, unless this graph has no stream: that of a hook, another one follows."""
+        """Stop after the first graph with a stream. Graphs without one, such as hooks', are run."""
         run = self.see_each(gm, inputs)
         if self.graphs[-1].streams:
             raise compat.as_backend_error(_Seen())
@@ -136,6 +135,6 @@ _NO_GRAPH = GraphReport(
     outcome="explained",
     refusal=Refusal(
         "Dynamo captured no graph: nothing that it compiles was called.",
-        cure="explain the module that computes, not a function that Dynamo skips or is told to",
+        cure="explain the module that computes, not a function that Dynamo skips",
     ),
 )

@@ -1,10 +1,10 @@
-"""`ladderize.from_pretrained(DIR, mesh)`: a ladder over a mesh that `generate`s, loaded in parts.
+"""`ladderize.from_pretrained(DIR, mesh)`: load a ladder over a mesh, each rank only its parts.
 
 config.json ── the model, without weights ── compile(mesh=) ── first call: each rank reads its parts
 
-The model is the class of transformers that config.json names, with all it can do. Its parameters
-and packed buffers have shapes and no memory; what is divided is read by the graphs that need it,
-and what each rank needs whole (norms, routers) is read whole.
+The model has the transformers class that config.json names, with all its methods. Its parameters
+and packed buffers have shapes but no memory. Graphs read the parts of sharded parameters when they
+need them; parameters that each rank needs whole (norms, routers) are read whole.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,31 +38,31 @@ def from_pretrained(
     dynamic: bool | None = None,
     **options: Any,
 ) -> Any:
-    """A model of transformers as a ladder over `mesh`; no rank ever holds all of its weights.
+    """Load a transformers model as a ladder over `mesh`. No rank ever holds all of its weights.
 
     >>> model = ladderize.from_pretrained("Llama-3.1-70B-Instruct", mesh)
     >>> model.generate(**inputs, max_new_tokens=100)
 
-    Every rank of the mesh calls it with the same arguments. The first call of the model reads this
-    rank's parts of the weights. A weight that transformers makes of several stored tensors (experts
-    in a stack) is in memory whole for a moment. The model is for inference: its parameters require
-    no gradients, and reading one in any way but by calling the model is an error.
+    Every rank of the mesh must call this with the same arguments. The first call of the model reads
+    this rank's parts of the weights. A weight that transformers makes from several stored tensors
+    (stacked experts) is temporarily in memory as a whole. The model is for inference: its
+    parameters require no gradients, and reading one other than by calling the model is an error.
 
     Args:
-        folder: with config.json and safetensors files, as `save_pretrained` or a download makes it.
-        mesh: the tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
-        dtype: of the weights; None: the one in config.json.
+        folder: folder with config.json and safetensors files, as written by `save_pretrained`.
+        mesh: tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
+        dtype: dtype of the weights; None uses that of config.json.
         dynamic: as in `torch.compile`.
-        options: of `LadderConfig`. A checkpoint whose config.json says which ladder it is needs
+        options: fields of `LadderConfig`. A checkpoint with a ladder entry in its config.json needs
             none.
 
     Returns:
-        The model, in eval mode, on this rank's device; `ladderize.compile` has been applied to it.
+        The model, in eval mode, on this rank's device, compiled by `ladderize.compile`.
 
     Raises:
-        LadderError: on every rank, whichever rank found it: the folder holds no model, or weights
-            are missing, surplus or misshapen (all are listed). What keeps the graph from being
-            converted is raised by the first call.
+        LadderError: raised on all ranks if any rank finds that the folder has no model, or that
+            weights are missing, surplus or misshapen (all are listed). Reasons why the graph
+            cannot be converted are raised by the first call.
     """
 
     def build() -> tuple[nn.Module, TensorSource]:
@@ -76,15 +76,15 @@ def load_in_parts(
     options: Mapping[str, Any],
     dynamic: bool | None = None,
 ) -> nn.Module:
-    """Make a model of transformers a ladder over a mesh whose ranks read their parts when called.
+    """Compile a transformers model as a ladder over a mesh; ranks read their parts at its calls.
 
     Args:
-        build: makes the model, with parameters on the meta device, and what holds its weights.
-        options: of `LadderConfig`, the mesh among them.
+        build: returns the model, with parameters on the meta device, and the source of its weights.
+        options: fields of `LadderConfig`, including the mesh.
         dynamic: as in `torch.compile`.
 
     Raises:
-        LadderError: on every rank, whichever rank found it: as `from_pretrained`.
+        LadderError: as for `from_pretrained`, on all ranks.
     """
     mesh = LadderConfig.from_options(options).device_mesh
     assert mesh is not None
@@ -100,7 +100,7 @@ def load_in_parts(
 
 
 def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
-    """The model in `folder`, its parameters on the meta device."""
+    """Build the model in `folder`, with parameters on the meta device."""
     config = read_config(folder)
     _refuse_quantized(config)
     with shapes_only():
@@ -112,13 +112,13 @@ def build_without_values(folder: Path, dtype: torch.dtype | None) -> nn.Module:
 
 
 def _refuse_quantized(config: Any) -> None:
-    """Which modules hold quantized weights is known to the libraries that made them."""
+    """Raise for quantized weights: only their own library knows which modules hold them."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
     raise LadderError(
-        "The weights of this folder are quantized, and their own library has to load them:",
+        "The weights in this folder are quantized; their own library must load them:",
         [Blocker(f"config.json: quantization_config of {method}")],
         "load them with transformers, then ladderize.compile(model, mesh=mesh); or pass "
         "ladderize.parallelize a function that builds the model with its packed linears",
@@ -126,9 +126,9 @@ def _refuse_quantized(config: Any) -> None:
 
 
 def _place_parameters(model: nn.Module, device: torch.device) -> None:
-    """Put parameters from the meta device on `device`, without memory; move buffers.
+    """Move meta parameters to `device` without memory, one at a time; move buffers.
 
-    One at a time is allocated and freed: a device need not hold the model.
+    The device never holds the model: each allocation is freed before the next.
     """
     made: dict[Tensor, nn.Parameter] = {}
     for module in model.modules():
@@ -152,7 +152,7 @@ def _fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
 
 
 def _readers(model: nn.Module, stored: StoredWeights) -> Mapping[str, Reader]:
-    """What reads parts of each parameter and packed buffer."""
+    """The readers of each parameter and packed buffer."""
 
     def read(name: str, device: torch.device, place: Place | None) -> Tensor:
         if place is None:

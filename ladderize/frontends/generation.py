@@ -1,10 +1,10 @@
-"""What transformers' `generate` does around a model, as far as a ladder has to know of it.
+"""Support for transformers' `generate` with a ladder.
 
     prefill    encoder(ids)?  model(ids)      eager, unless the modules themselves are compiled
-    decode     model(one token, cache) …      compiled by `generate` under `compile_config`, and
+    decode     model(one token, cache) …      compiled by `generate` with `compile_config`, and
                                               on accelerators with a static cache also without
 
-transformers is not imported: its models are known by their attributes.
+transformers is not imported: its models are recognized by their attributes.
 """
 
 import traceback
@@ -19,7 +19,7 @@ from ladderize.errors import Blocker, LadderError, LadderWarning
 
 
 def find_encoder(model: nn.Module) -> nn.Module | None:
-    """The encoder that `generate` calls by itself, ahead of the model; None without one."""
+    """The encoder that `generate` calls directly, before the model; None without one."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None
     encoder = model.get_encoder()  # type: ignore[operator]  # a method of transformers' models
@@ -28,7 +28,7 @@ def find_encoder(model: nn.Module) -> nn.Module | None:
 
 
 def refuse_relative_counts(config: LadderConfig) -> None:
-    """Raise `LadderError` for options that mean other blocks when the encoder is compiled alone."""
+    """Raise `LadderError` for options that select other blocks if the encoder is compiled alone."""
     relative = [
         f"{name}={value!r}"
         for name, value in (
@@ -40,17 +40,17 @@ def refuse_relative_counts(config: LadderConfig) -> None:
     ]
     if relative:
         raise LadderError(
-            "generate() calls the encoder of this model alone, and there these options would "
-            "count other blocks than in the whole model:",
+            "generate() calls the encoder of this model separately, where these options would "
+            "count other blocks:",
             map(Blocker, relative),
             'name the layers: layers="4:8" or a list',
         )
 
 
 def set_compile_by_generate(model: nn.Module, disabled: bool | None) -> bool | None:
-    """Whether `generate` is kept from compiling the decode step on its own; returns the old value.
+    """Set whether `generate` must not compile the decode step; returns the old value.
 
-    What it compiled would be the standard model: its backend would trace through the ladder's.
+    It would compile the standard model, because its backend would trace through the ladder's.
     """
     settings: Any = getattr(model, "generation_config", None)
     if settings is None:
@@ -61,9 +61,9 @@ def set_compile_by_generate(model: nn.Module, disabled: bool | None) -> bool | N
 
 
 def warn_of_standard_prefill() -> None:
-    """Warn when `generate` alone asked for the compilation under way: then the prefill is standard.
+    """Warn if `generate` itself started this compilation, because then the prefill is standard.
 
-    Call it from inside the backend.
+    Call this from inside the backend.
     """
     for frame, _ in traceback.walk_stack(None):
         model, forward = frame.f_locals.get("self"), frame.f_locals.get("model_forward")
@@ -72,11 +72,10 @@ def warn_of_standard_prefill() -> None:
         if forward is not None and forward is getattr(model, "_compiled_call", None):
             warnings.warn(
                 LadderWarning(
-                    "generate() with compile_config compiles the decode step of "
-                    f"{type(model).__name__} alone: the prompt runs through the standard model, "
-                    "which fills a KV cache that the ladder never saw. Call "
-                    "ladderize.compile(model) instead of passing compile_config; then prefill and "
-                    "decode are both the ladder."
+                    "generate() with compile_config compiles only the decode step of "
+                    f"{type(model).__name__}: the prompt runs through the standard model, "
+                    "which fills the KV cache. Call ladderize.compile(model) instead of passing "
+                    "compile_config; then prefill and decode are both the ladder."
                 ),
                 stacklevel=2,
             )

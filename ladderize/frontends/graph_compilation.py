@@ -1,4 +1,4 @@
-"""From a Dynamo graph to what runs: laddered, agreed on between the ranks, lowered on all of them.
+"""Compile a Dynamo graph: convert it, agree with the other ranks, and lower it on all of them.
 
 gm ── ladder_frame ── verdicts ── agree ── report ── (local inputs, blends) ── lower ── callable
                                     └ refused: raise, or the standard graph
@@ -51,7 +51,7 @@ from ladderize.streams.fresh_reads import warn_of_fresh_reads
 Groups = Sequence[dist.ProcessGroup]
 
 _NEVER_STANDARD = (DisagreementError, ContradictionError)
-"""What is raised with `strict=False` too."""
+"""Errors that are raised even with `strict=False`."""
 
 
 @dataclass
@@ -59,13 +59,13 @@ class GraphCompilation:
     """One compilation of one graph.
 
     Attributes:
-        gm: the graph that Dynamo traced.
-        example_inputs: its fake inputs.
-        config: the options.
-        groups: that the graph communicates over, or is to be sharded over.
-        lower: the lowering.
-        blends: decide at each call how stale the converted blocks read; None: as stale as can be.
-        absent: the ranks that have lowered the graph before.
+        gm: graph that Dynamo traced.
+        example_inputs: fake inputs of the graph.
+        config: options.
+        groups: process groups that the graph communicates over, or is sharded over.
+        lower: lowering.
+        blends: blend weights that set at each call how stale the blocks read; None: fully stale.
+        absent: ranks that have lowered the graph before.
     """
 
     gm: GraphModule
@@ -77,11 +77,11 @@ class GraphCompilation:
     absent: Absent = field(default_factory=dict)
 
     def run(self, rewrite: Callable[[], Laddered], *, is_laddered: bool) -> Callable[..., Any]:
-        """What runs in the place of the graph.
+        """Compile the graph; returns the callable that replaces it.
 
         Args:
-            rewrite: takes the graph through the pipeline before autograd.
-            is_laddered: whether the graph was laddered and sharded before.
+            rewrite: runs the pipeline before autograd on the graph.
+            is_laddered: whether the graph was already converted and sharded.
 
         Raises:
             LadderError: the graph is refused, the ranks disagree, or it cannot be lowered.
@@ -141,7 +141,7 @@ class GraphCompilation:
         return run if self.blends is None else self.blends.feed(run, list(blends.values()))
 
     def _local_inputs(self, state: Rewriting, examples: Sequence[Any]) -> LocalInputs | None:
-        """What this rank feeds a graph that was sharded; None for another graph."""
+        """This rank's inputs of a sharded graph; None for other graphs."""
         if state.plan is None:
             return None
         mesh = self.config.device_mesh
@@ -157,7 +157,7 @@ class GraphCompilation:
             )
 
     def _lower_together(self, gm: GraphModule, examples: Sequence[Any]) -> Lowered:
-        """Lower on all ranks or on none: any lowering may fail on one of them alone."""
+        """Lower on all ranks or on none: a lowering may fail on only one of them."""
         groups = find_groups(gm)
         with heard_by_all(groups, "not lowered", self.absent):
             lowered = self.lower(gm, examples, self.config)
@@ -166,7 +166,7 @@ class GraphCompilation:
 
 
 def _is_released() -> bool:
-    """Whether parameters or buffers of the model that is compiled were released."""
+    """Whether parameters or buffers of the model being compiled were released."""
     module = compat.compiled_module()
     if module is None:
         return bool(PARTS.released)
@@ -174,7 +174,7 @@ def _is_released() -> bool:
 
 
 def verdicts_of(laddered: Laddered, groups: Groups) -> dict[dist.ProcessGroup, Verdict]:
-    """What the ranks that the graph communicates with are told, before anything is lowered."""
+    """The verdict for each group that the graph communicates over, before it is lowered."""
     state = laddered.state
     if laddered.error is not None:
         refused = f"refused: {laddered.error}"
@@ -186,7 +186,7 @@ def verdicts_of(laddered: Laddered, groups: Groups) -> dict[dist.ProcessGroup, V
 
 
 def _settings(state: Rewriting) -> list[str]:
-    """What was done to a graph, and by what, apart from what may differ from rank to rank."""
+    """The options, versions and decisions for a graph, without those that may differ by rank."""
     lines = settings_of(state.config)
     lines += [f"blocks converted: {sorted(chosen)}" for chosen in state.chosen]
     return lines if state.plan is None else [*lines, *state.plan.decisions()]

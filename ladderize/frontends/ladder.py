@@ -1,8 +1,8 @@
-"""A graph through the pipeline before autograd, and the report of it: what every front end does.
+"""Run the pipeline before autograd and build its report, for all front ends.
 
 laddered = ladder(Rewriting(gm, names, config), "forward")
-publish(laddered.report("rewritten"), config)       the front ends that compile, or rewrite
-gm = laddered.result().gm                           raises what the pipeline refused
+publish(laddered.report("rewritten"), config)       in front ends that compile or rewrite
+gm = laddered.result().gm                           raises if the pipeline refused the graph
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from ladderize.report.data import GraphReport
 
 @dataclass
 class Laddered:
-    """What came of one graph.
+    """The result of the pipeline for one graph.
 
     Attributes:
-        state: the graph as the pipeline left it, and what was found.
-        builder: the report in the making.
-        name: of the graph.
-        error: why the graph was refused; a front end may add a reason of its own.
+        state: state of the pipeline, with the graph.
+        builder: builder of the report.
+        name: name of the graph.
+        error: reason for a refusal; a front end may set its own.
     """
 
     state: Rewriting
@@ -34,25 +34,25 @@ class Laddered:
         """The rewritten graph.
 
         Raises:
-            LadderError: it was refused.
+            LadderError: the graph was refused.
         """
         if self.error is not None:
             raise self.error
         return self.state
 
     def report(self, outcome: str, refused: str = "refused") -> GraphReport:
-        """The report, with the outcome of a graph that was not refused, or else `refused`."""
+        """The report, with `outcome`, or with `refused` if the graph was refused."""
         named = outcome if self.error is None else refused
         return self.builder.finish(self.state.log, self.name, named, self.error)
 
 
 def ladder(state: Rewriting, name: str, index: int = 0) -> Laddered:
-    """Rewrite the graph of `state` in place. Raises nothing that the pipeline refuses.
+    """Rewrite the graph of `state` in place. A refusal is stored in the result, not raised.
 
     Args:
-        state: the traced graph and what is asked of it.
-        name: of the graph, for the report.
-        index: its number in the report.
+        state: state with the traced graph and the options.
+        name: name of the graph in the report.
+        index: number of the graph in the report.
     """
     laddered = Laddered(state, ReportBuilder(index), name)
     try:

@@ -1,4 +1,4 @@
-"""Rewrite a traced program into ladder form, without compiling it: the same kind comes out.
+"""Rewrite a traced program into ladder form, without compiling it. Returns the same kind.
 
 ladder = ladderize.rewrite(torch.export.export(model, args), layers="last:50%")
 ladder = ladderize.rewrite(torch.fx.symbolic_trace(model), args)
@@ -56,19 +56,19 @@ def rewrite(
     checkpoint: str | Path | None = None,
     **options: Any,
 ) -> ExportedProgram | GraphModule:
-    """The ladder form of `program`, which stays as it is; weights are shared.
+    """Rewrite a copy of `program` into ladder form; weights are shared with the original.
 
     Args:
-        program: from `torch.export.export` (before or after `run_decompositions`), or from
+        program: result of `torch.export.export` (before or after `run_decompositions`) or of
             `torch.fx.symbolic_trace`.
-        args, kwargs: example inputs of a symbolically traced module, which knows no shapes by
-            itself; not needed where the graph holds fake values.
-        checkpoint: the folder that the weights come from, whose config.json may say which ladder
-            they are. A program does not know it.
-        options: those of `LadderConfig`, without the ones for sharding and lowering.
+        args, kwargs: example inputs of a symbolically traced module, which has no shapes; not
+            needed if the graph has fake values.
+        checkpoint: folder of the weights, with a config.json that may have a ladder entry. A
+            program does not contain it.
+        options: fields of `LadderConfig`, except those for sharding and lowering.
 
     Raises:
-        LadderError: listing everything that cannot be done as asked.
+        LadderError: lists everything that cannot be done as asked.
     """
     surplus = [
         Blocker(f"{name}= belongs to torch.compile")
@@ -89,7 +89,7 @@ def rewrite(
 
 
 def _ladder(state: Rewriting) -> tuple[Rewriting, Report]:
-    """Rewrite the graph of `state` in place and publish the report, of a refusal too."""
+    """Rewrite the graph of `state` in place and publish the report, even of a refusal."""
     laddered = ladder(state, "program")
     report = as_report(laddered.report("program"), state.config)
     publish(report, dump_folder(state.config))
@@ -103,14 +103,14 @@ def _ladder(state: Rewriting) -> tuple[Rewriting, Report]:
 def ladder_program(
     program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
 ) -> tuple[Rewriting, Report]:
-    """The ladder form of the graph of `program`, sharded if there are `ranks`; it is a copy."""
+    """Rewrite a copy of the graph of `program` into ladder form, sharded if `ranks` are given."""
     return _ladder(_state_of(program, config, ranks))
 
 
 def rewrite_program(
     program: ExportedProgram, config: LadderConfig
 ) -> tuple[ExportedProgram, Report]:
-    """`rewrite` of an exported program, with its report."""
+    """`rewrite` for an exported program; also returns the report."""
     rewritten, report = ladder_program(program, config)
     return _around(rewritten.gm, program), report
 
@@ -118,12 +118,12 @@ def rewrite_program(
 def graph_after(
     program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None, step: str
 ) -> GraphModule:
-    """The graph of `program` as the named step of either pipeline leaves it; it is a copy.
+    """A copy of the graph of `program` after the named step of either pipeline.
 
-    The passes after autograd work on the forward graph before autograd here.
+    Here the passes after autograd run on the forward graph before autograd.
 
     Raises:
-        LadderError: from a step up to that one, or because there is none of that name.
+        LadderError: a step up to that one raised it, or there is no such step.
     """
     state = _state_of(program, config, ranks)
     last = find_step((*BEFORE_AUTOGRAD, *AFTER_AUTOGRAD), step)
@@ -138,7 +138,7 @@ def graph_after(
 def explain_program(
     program: ExportedProgram, config: LadderConfig, ranks: RankGroup | None = None
 ) -> Report:
-    """What `ladder_program` would do; a refusal is in the report."""
+    """Report what `ladder_program` would do; a refusal is in the report."""
     laddered = ladder(_state_of(program, config, ranks), "program")
     return as_report(laddered.report("explained", refused="explained"), config)
 
@@ -149,7 +149,7 @@ def _state_of(program: ExportedProgram, config: LadderConfig, ranks: RankGroup |
 
 
 def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str]:
-    """The inputs of `gm`, the graph of `program` or a copy, that hold parameters and buffers."""
+    """The placeholders of parameters and buffers in `gm`, the graph of `program` or a copy."""
     signature = program.graph_signature
     names = {
         **signature.inputs_to_parameters,
@@ -161,15 +161,15 @@ def parameter_names(program: ExportedProgram, gm: GraphModule) -> dict[Node, str
 
 
 def copy_of(program: ExportedProgram) -> GraphModule:
-    """A copy of the program's graph, under the names that its signature knows."""
+    """A copy of the program's graph, with the node names of its signature."""
     gm: GraphModule = copy.deepcopy(program.graph_module)
     for old, new in zip(program.graph_module.graph.nodes, gm.graph.nodes, strict=True):
-        new.name = old.name  # a copied input called `input`, as Python's own, becomes `input_1`
+        new.name = old.name  # copying renames `input`, a builtin of Python, to `input_1`
     return gm
 
 
 def _around(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:
-    """`program` with the graph `gm`, which was made of a copy of its own."""
+    """`program` with its graph replaced by `gm`, a rewritten copy."""
     return ExportedProgram(
         root=gm,
         graph=gm.graph,
@@ -186,21 +186,21 @@ def _around(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:
 
 
 def renamed_outputs(program: ExportedProgram, gm: GraphModule) -> list[OutputSpec]:
-    """The outputs in the signature of `program`, under their names in its rewritten graph `gm`."""
+    """The output specs of `program`, with their names in its rewritten graph `gm`."""
     (output,) = gm.graph.find_nodes(op="output")
     specs = program.graph_signature.output_specs
     return [_renamed(spec, result) for spec, result in zip(specs, output.args[0], strict=True)]
 
 
 def _renamed(spec: OutputSpec, result: Any) -> OutputSpec:
-    """`spec` for an output that another node may compute now (a functionalized in-place sum)."""
+    """`spec` with the name of `result`, which may be a new node (a functionalized in-place sum)."""
     if isinstance(result, Node) and isinstance(spec.arg, TensorArgument):
         return dataclasses.replace(spec, arg=TensorArgument(name=result.name))
     return spec
 
 
 def _require_values(gm: GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Give the nodes of a symbolically traced graph the fake values that the analysis reads."""
+    """Add the fake values that the analysis needs to a symbolically traced graph."""
     inputs = gm.graph.find_nodes(op="placeholder")
     if all(ops.value(node) is not None for node in inputs):
         return

@@ -1,9 +1,9 @@
-"""What a rank is about to do with a graph, as text that the ranks of a group can compare.
+"""A rank's verdict on a graph, as text that the ranks of a group compare.
 
 3 of 4 blocks read stale                      the headline
-staleness = 2                                 what shapes the graph: options, versions, blocks
+staleness = 2                                 options, versions and blocks, which shape the graph
 ladderize::reduce float32[2, 6, 32] at layers.0.mlp.down_proj  reads -1 -7
-                                              one line an op; what moves through it
+                                              one line per op, with tensors that ranks exchange
 """
 
 import difflib
@@ -29,18 +29,18 @@ from ladderize.graph.collectives import (
 from ladderize.report.publish import changed_options, versions
 
 MAX_LINES = 24
-# Between what an op is and what it reads, counted in lines back: one op more changes many of these.
+# Separates an op from its operands, which are numbered in lines back: an extra op changes many.
 _READS = "  reads "
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one rank is about to do.
+    """A description of what one rank is about to do.
 
     Attributes:
-        text: a headline, and lines that every rank that compiles at the same time must share.
-        sequence: what a rank shares with those that compiled the graph another time, for other
-            sizes or in another grad mode: what shaped it, and its collectives in order. None if all
+        text: headline and lines that must be the same on all ranks that compile at the same time.
+        sequence: text that must also be the same on ranks that compiled the graph at another time,
+            for other sizes or in another grad mode: options and collectives in order. None if all
             ranks compile at the same time.
     """
 
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def settings_of(config: LadderConfig) -> list[str]:
-    """Versions and options, apart from what may differ from rank to rank."""
+    """Versions and options, without those that may differ between ranks."""
     private = ("debug_dir", "python", "mesh")
     known = (*versions(), *changed_options(config))
     return [f"{name} = {value}" for name, value in known if name not in private]
@@ -62,16 +62,16 @@ def settings_of(config: LadderConfig) -> list[str]:
 def describe_graph(
     gm: GraphModule, headline: str, settings: Iterable[str], group_name: str
 ) -> Verdict:
-    """`gm` as a verdict that is the same on every rank of a group that may run it together.
+    """The verdict for `gm`, which is the same on all ranks that can run it together.
 
-    Constants are left out: a rank's offset into a sharded vocabulary is one. So are the shapes of
-    what a rank holds: uneven shards have different ones. Those that must agree are kept: of what
-    is all-reduced, and of DTensors as a whole; a symbolic size is the one of this call.
+    Constants are left out, because they may be a rank's offset into a sharded vocabulary, and so
+    are local shapes, because shards may be uneven. Shapes that must agree are included: those of
+    all-reduced tensors and of whole DTensors. Symbolic sizes have the values of this call.
     """
     head = [headline, *settings]
     lines, sequence = list(head), list(head)
     numbers: dict[Node, int] = {}
-    # Arithmetic on sizes is left out: only a graph of symbolic sizes holds it.
+    # Size arithmetic is left out: only graphs with symbolic sizes have it.
     for node in filter(ops.holds_tensor, every_node(gm)):
         count = numbers[node] = len(numbers)
         reads = " ".join(f"{numbers[n] - count}" for n in node.all_input_nodes if n in numbers)
@@ -92,7 +92,7 @@ def _launches(node: Node, group_name: str) -> bool:
 
 
 def _moved(node: Node, group_name: str) -> Sequence[Tensor]:
-    """The tensors whose sizes all ranks must share."""
+    """The tensors with sizes that must be the same on all ranks."""
     if group_name_of(node) == group_name and (is_all_reduce(node) or own_launches(node)):
         return [tensor for source in node.all_input_nodes for tensor in ops.tensors(source)]
     return dtensors(node)
@@ -103,10 +103,10 @@ def _sizes(tensor: Tensor) -> list[Any]:
 
 
 def show_differences(texts: Mapping[int, str]) -> Iterator[str]:
-    """Every rank's headline, or its failure in full; then where two graphs differ.
+    """Every rank's headline, or its full failure; then the differences between two graphs.
 
     Args:
-        texts: of the verdict of each rank, or why there is none.
+        texts: for each rank, the text of its verdict, or the reason why there is none.
     """
     for rank, text in texts.items():
         lines = text.splitlines()
@@ -124,7 +124,7 @@ def _shortened(lines: Sequence[str]) -> str:
 
 
 def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
-    """What changes from one text to another below the headline, with a line of context."""
+    """The differences between two texts below the headline, with one line of context."""
     old, new = (
         [line if with_reads else line.partition(_READS)[0] for line in text.splitlines()[1:]]
         for text in (expected, found)
@@ -133,9 +133,9 @@ def _diff(expected: str, found: str, *, with_reads: bool) -> list[str]:
 
 
 def _place(line: str) -> str:
-    """A source line without what differs from rank to rank.
+    """A source line without the parts that may differ between ranks.
 
-    Folders, for ladderize may be installed elsewhere on another machine; and generated code, which
-    is numbered in the order in which a process made it: `<eval_with_key>.7:12`.
+    These are folders, because machines may have other installation paths, and generated code, which
+    each process numbers in its own order: `<eval_with_key>.7:12`.
     """
     return "" if line.startswith("<") else line.rpartition("/")[2]

@@ -1,1 +1,1 @@
-"""FX graphs, whatever dialect: op words, dataflow, collectives, higher-order ops, FLOPs."""
+"""FX graphs of any dialect: op kinds, dataflow, collectives, higher-order ops, FLOPs."""

@@ -1,9 +1,9 @@
-"""Which calls of a Dynamo graph are alike: those that one trace can stand for.
+"""Find equivalent calls of a Dynamo graph, so that one trace serves them all.
 
-    q = linear(h, w0);  p = linear(g, w1)      alike, if h and g, and w0 and w1, are
-    y = view(q, s0, 8); z = view(p, s0, 8)     alike: sizes are if they are the same expression
+    q = linear(h, w0);  p = linear(g, w1)      alike if h is like g and w0 is like w1
+    y = view(q, s0, 8); z = view(p, s0, 8)     alike: the sizes are the same expression
 
-Calls are alike if target, constants, and what is known of their tensors are the same.
+Calls are alike if they have the same target, constants and tensor properties.
 """
 
 import operator
@@ -24,13 +24,13 @@ from ladderize.graph import ops
 _CONSTANTS: tuple[type, ...] = (int, bool, str, type(None), type(...))
 _CONSTANTS += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 HELD = (Tensor, torch.SymInt, torch.SymFloat)
-"""What a node stands for: all but constants."""
+"""Types of values that are nodes in a graph, not constants."""
 Operand = tuple[Node, int]
-"""A tensor or number among what a node returns, flat."""
+"""A node and the index of a tensor or number in its flattened result."""
 
 
 class UnlikeError(Exception):
-    """A call that cannot be copied: it is given or holds what is neither tensor nor number."""
+    """A call cannot be copied: its arguments or results are neither tensors nor numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class DynamoCall:
 
     Attributes:
         node: the call.
-        is_grad_enabled: whether gradients are recorded there.
-        operands: the distinct tensors and numbers that it is given.
-        values: their fake values.
+        is_grad_enabled: whether grad mode is enabled at the call.
+        operands: distinct tensors and numbers among its arguments.
+        values: fake values of `operands`.
         has_symbols: whether any of these is symbolic.
-        key: equal for calls that are alike.
+        key: hashable key, equal for calls that are alike.
     """
 
     node: Node
@@ -54,7 +54,7 @@ class DynamoCall:
     key: Hashable
 
     def run(self, given: Mapping[int, Any]) -> Any:
-        """Call it, with something in the place of each of `values`, by its identity."""
+        """Run the call with `given` in place of `values`, looked up by `id`."""
 
         def value(source: Node) -> Any:
             leaves, structure = flat(ops.value(source))
@@ -65,10 +65,10 @@ class DynamoCall:
 
 
 def read_calls(graph: Graph) -> dict[Node, DynamoCall]:
-    """The calls of `graph`; its switches of gradients are thrown on the way.
+    """Read the calls of `graph`. This executes its changes of grad mode.
 
     Raises:
-        UnlikeError: for one that cannot be copied.
+        UnlikeError: a call cannot be copied.
     """
     calls: dict[Node, DynamoCall] = {}
     for node in graph.nodes:
@@ -82,7 +82,7 @@ def read_calls(graph: Graph) -> dict[Node, DynamoCall]:
 
 
 def is_part(node: Node) -> bool:
-    """Whether `node` takes something out of what a call returns."""
+    """Whether `node` is a getitem on the tuple that a call returns."""
     source: Any = node.args[0] if node.args else None
     is_item = node.target is operator.getitem and isinstance(source, Node)
     return is_item and not isinstance(ops.value(source), Tensor)
@@ -103,7 +103,7 @@ def _read(node: Node) -> DynamoCall:
 
 
 def flat(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
-    """As `tree_flatten`; what most calls return is a tensor."""
+    """`tree_flatten` with a fast path for a single tensor."""
     return ([value], _LEAF) if isinstance(value, (Tensor, Node)) else pytree.tree_flatten(value)
 
 
@@ -119,7 +119,7 @@ def _are_ints(sizes: Sequence[Any]) -> bool:
 
 
 def _key(value: Any, number: Mapping[int, int]) -> Hashable:
-    """What two calls that are alike have in common."""
+    """A key that is equal for the arguments of calls that are alike."""
     if isinstance(value, Node):
         return "node", _key(ops.value(value), number)
     if isinstance(value, Tensor):

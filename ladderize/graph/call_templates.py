@@ -1,11 +1,11 @@
-"""Dynamo's calls spelled in ATen, where each distinct call is traced once.
+"""Translate Dynamo's calls to ATen, tracing each distinct call once.
 
     layer 0   q = linear(h, w0)    → traced: aten.linear.default(a, b)
     layer 1   p = linear(g, w1)    → copied: aten.linear.default(g, w1)
 
-`call_forms.py` says which calls are alike. A model of many alike layers then costs hardly more than
-one of them. What a call returns has the value that Dynamo has found for it; what else there is in
-its template shares one value with all calls that are alike, unless the graph writes into tensors.
+`call_forms.py` finds calls that are alike. A model of many equal layers then costs little more
+than one layer. The results of a call keep the fake values that Dynamo computed. Other nodes of a
+template share one fake value across its copies, unless the graph writes to tensors in place.
 """
 
 import operator
@@ -33,14 +33,14 @@ _CALL = "ladderize_call"
 
 @dataclass(frozen=True)
 class CallTemplate:
-    """One call in ATen.
+    """One call, traced to ATen.
 
     Attributes:
-        inputs: one for each operand of the call.
-        nodes: what it calls, in order.
-        results: nodes and constants, all that the call returns.
-        structure: how they are nested.
-        written: inputs and the nodes that stand for them from now on, as results of in-place ops.
+        inputs: placeholders, one for each operand of the call.
+        nodes: ATen calls, in order.
+        results: nodes and constants that the call returns, flattened.
+        structure: tree structure of the results.
+        written: for each input written in place, the node that replaces it from then on.
     """
 
     inputs: Sequence[Node]
@@ -51,11 +51,11 @@ class CallTemplate:
 
 
 def spell_calls(gm: GraphModule) -> GraphModule | None:
-    """The ATen graph of `gm`, with fake values in `meta["val"]`; its code is not generated.
+    """Translate `gm` to ATen, with fake values in `meta["val"]`. No code is generated.
 
     Returns:
-        None for a graph that has to be traced whole: with sizes that depend on values, or with
-        calls of anything but ops.
+        The ATen graph. None if the graph has to be traced as a whole: it has data-dependent
+        sizes, or calls other than ops.
     """
     aten = GraphModule(gm, Graph())
     try:
@@ -68,7 +68,7 @@ def spell_calls(gm: GraphModule) -> GraphModule | None:
 
 
 class _Speller:
-    """Makes the graph; `spelled` has for Dynamo's nodes their nodes and constants, nested."""
+    """Builds the graph. `_spelled` maps Dynamo's nodes to (nested) ATen nodes and constants."""
 
     def __init__(self, graph: Graph, calls: Mapping[Node, DynamoCall]) -> None:
         self._graph, self._calls = graph, calls
@@ -96,7 +96,7 @@ class _Speller:
         return pytree.tree_map_only(Node, self._now, self._spelled[node])
 
     def _now(self, node: Node) -> Node:
-        """What stands for a value that was written in place since."""
+        """The latest node for the value of `node`, after in-place writes."""
         while node in self._latest:
             node = self._latest[node]
         return node
@@ -142,7 +142,7 @@ class _Speller:
 
 
 def _trace_each(calls: Mapping[Hashable, DynamoCall]) -> dict[Hashable, CallTemplate]:
-    """The templates of calls of which no two are alike."""
+    """Trace the templates of distinct calls."""
     return {
         key: template
         for batch in _batches(calls)
@@ -151,10 +151,11 @@ def _trace_each(calls: Mapping[Hashable, DynamoCall]) -> dict[Hashable, CallTemp
 
 
 def _batches(calls: Mapping[Hashable, DynamoCall]) -> Iterator[list[Hashable]]:
-    """Keys of calls that are traced in one go, which takes a fraction of the time.
+    """Group the keys of calls that can be traced together, which is much faster.
 
-    No two of a batch are given the same tensor: an op that returns one (`to`, in-place ops) stands
-    for it from then on. Of symbolic sizes the trace knows but one node each.
+    No two calls of a batch share an operand: an op that returns its operand (`to`, in-place ops)
+    replaces it in the rest of the trace. A call with symbolic sizes is traced alone, as a trace
+    has one node for each symbolic size.
     """
     batches: list[tuple[bool, set[int], list[Hashable]]] = []
     for key, call in calls.items():
@@ -204,7 +205,7 @@ def _nodes_by_call(graph: Graph, count: int) -> list[list[Node]]:
     nodes: list[list[Node]] = [[] for _ in range(count)]
     for node in graph.nodes:
         if node.op == "call_function":
-            only = 0 if count == 1 else None  # sizes that are returned are read outside of it
+            only = 0 if count == 1 else None  # returned sizes are read outside of `annotate`
             index = node.meta.get("custom", {}).get(_CALL, only)
             if index is None:
                 raise UnlikeError
@@ -221,15 +222,15 @@ def _template(
 ) -> CallTemplate:
     """
     Args:
-        outputs: what the trace returned: results that are no constants, and all that was given.
-        returned: what the call did, flat, and how that is nested.
+        outputs: outputs of the trace: the results that are not constants, then the operands.
+        returned: flattened results of the call, and their tree structure.
     """
     leaves, structure = returned
     found = iter(outputs)
     results = [next(found) if isinstance(x, HELD) else x for x in leaves]
     own = [inputs[id(value)] for value in call.values]
     written: dict[Node, Node] = {}
-    if not all(map(_writes_nothing, nodes)):  # else an op that returns what it is given: `to`
+    if not all(map(_writes_nothing, nodes)):  # otherwise it returns its operand, as `to` may
         written = {x: node for x, node in zip(own, found, strict=True) if node is not x}
     return CallTemplate(own, nodes, results, structure, written)
 

@@ -1,11 +1,11 @@
-"""What a collective is, in any dialect, and over which process groups a graph communicates.
+"""Collectives in graphs of any dialect, and the process groups that a graph communicates over.
 
-torch.ops._c10d_functional.all_reduce(h, "sum", "3")       explicit; also inside of the bodies
-autograd_function_apply(fwd_body, bwd_body, h)             of autograd functions
-h.redistribute(…), from_local(x, mesh, …)                  a DTensor, which knows its mesh
-torch.ops.ladderize.reduce(h, "3")                         what sharding puts in
+torch.ops._c10d_functional.all_reduce(h, "sum", "3")       a functional collective
+autograd_function_apply(fwd_body, bwd_body, h)             functional collectives in its bodies
+h.redistribute(…), from_local(x, mesh, …)                  a DTensor with its mesh
+torch.ops.ladderize.reduce(h, "3")                         inserted by sharding
 
-The tables below are the only ones. Whatever asks whether a node communicates asks here.
+All code that needs to know whether a node communicates uses the tables below.
 """
 
 import functools
@@ -22,7 +22,7 @@ from ladderize.graph.higher_order import bodies
 from ladderize.graph.schemas import arguments_of, called_op, schema_of
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
-"""Those of torch's functional collectives."""
+"""Namespaces of torch's functional collectives."""
 ALL_REDUCES = frozenset({"all_reduce", "all_reduce_coalesced"})
 GATHERS = frozenset(
     {"all_gather_into_tensor", "all_gather_into_tensor_out", "all_gather_into_tensor_coalesced"}
@@ -31,13 +31,13 @@ SCATTERS = frozenset(
     {"reduce_scatter_tensor", "reduce_scatter_tensor_out", "reduce_scatter_tensor_coalesced"}
 )
 P2P = frozenset({"isend", "irecv", "batch_p2p_ops"})
-"""Sends and receipts: ranks may launch different ones, in an order that is theirs to agree on."""
+"""Point-to-point ops: ranks may launch different ones, and have to agree on their order."""
 LAUNCHES = ALL_REDUCES | GATHERS | SCATTERS | P2P | {"all_to_all_single", "broadcast"}
-"""The functional collectives, by name without a trailing `_`: each returns before it is done."""
+"""Asynchronous functional collectives, by name without a trailing `_`."""
 WAIT = "wait_tensor"
 
 BACKWARD = " (backward)"
-"""Behind the name of a collective that the backward of an op launches."""
+"""Suffix of the name of a collective that is launched in a backward pass."""
 OWN_LAUNCH, OWN_WAIT = "ladderize::reduce", "ladderize::wait"
 """The two halves of an all-reduce in a sharded graph before autograd."""
 OWN = {
@@ -46,11 +46,11 @@ OWN = {
     "ladderize::gather": ("all_gather_into_tensor",),
     "ladderize::vocab_cross_entropy": ("all_reduce", "all_reduce"),  # highest logits, and sums
 }
-"""The ops of `parallel_ops.py` that communicate, and what each launches."""
+"""The ops of `parallel_ops.py` that communicate, with the collectives that each launches."""
 
 
 def group_name_of(node: Node) -> str:
-    """The name of the process group that an op is given; "" for all others."""
+    """The `group_name` argument of a call; "" if it has none."""
     schema = schema_of(node)
     if schema is None:
         return ""
@@ -58,7 +58,7 @@ def group_name_of(node: Node) -> str:
 
 
 def collective_of(node: Node) -> str:
-    """The name of the functional collective that `node` calls (`all_reduce`); "" for all others."""
+    """The name of the functional collective that `node` calls (`all_reduce`); "" if none."""
     return _collective_named(called_op(node))
 
 
@@ -73,12 +73,12 @@ def is_all_reduce(node: Node) -> bool:
 
 
 def own_launches(node: Node) -> tuple[str, ...]:
-    """What one of ladderize's own ops launches; nothing for all others."""
+    """The collectives that an op of the `ladderize` namespace launches; empty for other nodes."""
     return OWN.get(called_op(node), ())
 
 
 def launched_by(node: Node) -> str:
-    """The name of what `node` leaves in flight (`all_reduce`, `reduce`); "" for all others."""
+    """The name of the collective that `node` leaves in flight (`all_reduce`, `reduce`), or ""."""
     if (name := collective_of(node)) in LAUNCHES:
         return name
     return "reduce" if called_op(node) == OWN_LAUNCH else ""
@@ -90,7 +90,7 @@ def is_wait(node: Node) -> bool:
 
 
 def every_node(gm: GraphModule) -> Iterator[Node]:
-    """The nodes of `gm` in order, each higher-order call followed by those of its bodies."""
+    """The nodes of `gm` in order; the nodes of its bodies follow each higher-order call."""
     for node in gm.graph.nodes:
         yield node
         for body in bodies(gm, node):
@@ -102,7 +102,7 @@ def dtensors(node: Node) -> list[DTensor]:
 
 
 def find_groups(gm: GraphModule) -> list[dist.ProcessGroup]:
-    """Every group of more than one rank that `gm` communicates over, in the order of their names.
+    """The process groups of more than one rank that `gm` communicates over, sorted by name.
 
     Linear in the size of the graph.
     """
@@ -111,7 +111,7 @@ def find_groups(gm: GraphModule) -> list[dist.ProcessGroup]:
     for node in every_node(gm):
         name = group_name_of(node)
         group = compat.find_process_group(name) if name else None
-        if group is not None:  # else an engine's own name, as vLLM's "tp:0"
+        if group is not None:  # an engine's own name, such as vLLM's "tp:0", is unknown to c10d
             found[name] = group
         meshes |= {tensor.device_mesh for tensor in dtensors(node)}
     for mesh in meshes:
@@ -120,20 +120,20 @@ def find_groups(gm: GraphModule) -> list[dist.ProcessGroup]:
 
 
 def launched_by_own(node: Node) -> Iterator[tuple[str, str]]:
-    """Name and group of each collective that one of ladderize's own ops launches."""
+    """Name and group of each collective that an op of the `ladderize` namespace launches."""
     yield from ((op, group_name_of(node)) for op in own_launches(node))
 
 
 def launched_by_call(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
     """Name and group of each collective that a call of the traced model launches.
 
-    Those that its backward pass launches have `BACKWARD` behind their names.
+    Names of collectives in the backward pass end in `BACKWARD`.
     """
     if op := collective_of(node):
         if op != WAIT:
             yield op, group_name_of(node)
     elif schema_of(node) is not None:
-        yield from launched_by_own(node)  # of a model that uses f and g as ladderize has them
+        yield from launched_by_own(node)  # the model calls ladderize's f and g
     elif ops.op_name(node) == "redistribute":
         yield from _redistributions(node)
     elif ops.op_name(node) == "autograd_function_apply":
@@ -144,7 +144,7 @@ def launched_by_call(gm: GraphModule, node: Node) -> Iterator[tuple[str, str]]:
 
 
 def _redistributions(node: Node) -> Iterator[tuple[str, str]]:
-    """What takes a DTensor from its placements to the new ones, for each axis of its mesh."""
+    """The collectives that redistribute a DTensor, for each mesh axis."""
     before = [tensor for source in node.all_input_nodes for tensor in dtensors(source)]
     after = dtensors(node)
     if not before or not after:
@@ -160,4 +160,4 @@ def _transfer(old: Placement, new: Placement) -> str:
         return "reduce_scatter_tensor" if new.is_shard() else "all_reduce"
     if old.is_shard() and old != new:
         return "all_to_all_single" if new.is_shard() else "all_gather_into_tensor"
-    return ""  # the same, or a part of what every rank has
+    return ""  # unchanged, or a local slice of a replicated tensor

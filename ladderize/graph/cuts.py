@@ -1,9 +1,9 @@
-"""Where streams that are joined are cut apart again, or enter joined and are cut.
+"""Find streams that are concatenated and sliced apart again, or enter the graph concatenated.
 
-    z = cat([c, x], 1)   y = add(z, h)   c1 = y[:, :k]   x1 = y[:, k:]      y: a sum to be split
-    c = z[:, :k]   h = linear(z)                            z: a whole that is read beside its parts
+    z = cat([c, x], 1)   y = add(z, h)   c1 = y[:, :k]   x1 = y[:, k:]      y: a sum to split
+    c = z[:, :k]   h = linear(z)              z: a whole that is read, as well as its parts
 
-`passes/split_sums.py` writes these otherwise.
+`passes/split_sums.py` rewrites them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,22 +26,22 @@ from ladderize.graph.pieces import (
 from ladderize.graph.writes import written_operands
 
 Path = tuple[Node, ...]
-"""The views that lead to a piece: a slice; a split and its getitem."""
+"""The views that lead to a piece: a slice, or a split and its getitem."""
 Parts = Mapping[Path, Sequence[Node]]
-"""The operands of a cat that a piece of its sum is to be made of."""
+"""For each piece of a sum, the operands of the cat that make it up."""
 Readers = Sequence[tuple[Node, Node]]
-"""What reads a value, and by way of which view."""
+"""Readers of a value, each with the view that it reads."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """What there is to write otherwise in a graph.
+    """Nodes of a graph to rewrite.
 
     Attributes:
-        views: of a cat, with the part of it that each is.
-        sums: of joined streams, cut again.
-        wholes: other values that are cut into what streams start from, and read whole by branches
-            of these.
+        views: views of a cat, each with the operand that it equals.
+        sums: sums on joined streams that are sliced apart again.
+        wholes: other values that are sliced into the starts of streams, while branches of these
+            streams read the whole.
     """
 
     views: Mapping[Node, Node] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Cuts:
 
 
 def find_cuts(gm: GraphModule) -> Cuts:
-    """Not of sums that are joined again as they are."""
+    """Find the cuts of `gm`, except sums whose slices are concatenated again unchanged."""
     nodes = list(gm.graph.nodes)
     cats = [node for node in nodes if ops.op_name(node) in CAT]
     if not cats:
@@ -73,7 +73,7 @@ def find_cuts(gm: GraphModule) -> Cuts:
 
 
 def _is_read_beside_parts(whole: Node) -> bool:
-    """Whether `whole` is cut into all its parts, and branches that are added to these read it."""
+    """Whether `whole` is sliced into all its parts, and branches added to them read `whole`."""
     if ops.op_name(whole) in CAT or len(whole.users) < 2 or ops.floating_shape(whole) is None:
         return False
     views, readers = views_of(whole)
@@ -85,7 +85,7 @@ def _is_read_beside_parts(whole: Node) -> bool:
 
 
 def _is_mixed_from(total: Node, part: Node, whole: Node) -> bool:
-    """Whether `total` adds to `part` what mixing ops made of `whole`."""
+    """Whether `total` adds to `part` a value computed from `whole` by mixing ops."""
     seen: set[tuple[Node, bool]] = set()
     stack = [(operand, False) for operand in total.all_input_nodes if operand is not part]
     while stack:
@@ -100,7 +100,7 @@ def _is_mixed_from(total: Node, part: Node, whole: Node) -> bool:
 
 
 def _can_be_made(whole: Node, views: Mapping[Node, Path], readers: Readers) -> bool:
-    """Whether what the `views` need, sizes for one, is there before the first of `readers`."""
+    """Whether the other inputs of `views`, such as sizes, come before the first of `readers`."""
     position = {node: i for i, node in enumerate(whole.graph.nodes)}
     first = min(position[reader] for reader, _ in readers)
     steps = {step for path in views.values() for step in path}
@@ -109,7 +109,7 @@ def _can_be_made(whole: Node, views: Mapping[Node, Path], readers: Readers) -> b
 
 
 def in_order(whole: Node, views: Mapping[Node, Path]) -> list[Node]:
-    """One view of each part of `whole`; none unless they make it up, each once."""
+    """One view for each part of `whole`, in order; empty unless they make it up exactly."""
     parts = {piece: view for view in views if (piece := piece_of(view, whole)) is not None}
     shape, dims = ops.floating_shape(whole), {piece.dim for piece in parts}
     if shape is None or len(dims) != 1:
@@ -121,9 +121,10 @@ def in_order(whole: Node, views: Mapping[Node, Path]) -> list[Node]:
 
 
 def parts_read_of(total: Node) -> Parts | None:
-    """What is read of `total`; None unless it is each part of a cat that it adds, or a run of them.
+    """The parts of `total` that are read: operands, or runs of operands, of a cat in the sum.
 
-    It may be returned as well, and read whole by branches that are added to its parts.
+    None if other parts are read. `total` may also be returned, or read whole by branches that are
+    added to its parts.
     """
     joined = joined_operand(total)
     parts = parts_of(joined) if joined is not None else None
@@ -142,7 +143,7 @@ def parts_read_of(total: Node) -> Parts | None:
 
 
 def is_sum(node: Node) -> bool:
-    """A plain sum of two tensors of its shape and dtype."""
+    """Whether `node` is a plain sum of two tensors of its own shape and dtype."""
     if ops.kind(node) is not Kind.ADD or node.kwargs or len(node.all_input_nodes) != 2:
         return False
     form = _form(node)
@@ -155,7 +156,7 @@ def _form(node: Node) -> tuple[Any, ...] | None:
 
 
 def joined_operand(total: Node) -> Node | None:
-    """The cat among the summands of `total`, through partial sums that nobody else reads."""
+    """The cat among the summands of `total`, also inside partial sums without other readers."""
     for operand in total.all_input_nodes:
         if ops.op_name(operand) in CAT:
             return operand
@@ -166,7 +167,7 @@ def joined_operand(total: Node) -> Node | None:
 
 
 def views_of(whole: Node) -> tuple[dict[Node, Path], Readers]:
-    """The pieces of `whole` that are cut out of it; who else reads it, and by way of what view."""
+    """The views that slice pieces out of `whole`, and its other readers with the view they read."""
     found: dict[Node, Path] = {}
     others: list[tuple[Node, Node]] = []
     stack: list[tuple[Node, Path]] = [(user, ()) for user in whole.users]

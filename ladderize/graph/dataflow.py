@@ -1,9 +1,9 @@
-"""What each node reads: its operands, and what was written into their memory before it.
+"""Dataflow through operands and through memory written in place.
 
     out = zeros(2, 8);  setitem(out, 0, h);  y = add(x, out)      y reads h, through setitem
 
-A graph's edges alone do not say so: `y` and `setitem` are joined by the memory of `out`. KV caches
-are written in this way (`cache.index_copy_(…)`), and buffers that a scan fills step by step.
+The edges of a graph do not show this dependency of `y` on `setitem` through the memory of `out`.
+KV caches (`cache.index_copy_(…)`) and buffers that a scan fills step by step are written this way.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ from ladderize.graph.writes import written_operands
 
 
 def find_writes(nodes: Iterable[Node]) -> dict[Node, dict[Node, Node]]:
-    """For each reader of written memory, the last write before it by operand. Linear.
+    """For each reader of written memory, the last write before it, by operand. Linear.
 
-    Of several writes to one memory the last is enough: it reads those before. An operand that was
-    made behind the write has read it itself: a view, or what an in-place op became that was
-    replaced by a functional one, whose fake value still is of that memory.
+    The last of several writes is enough, because each write reads those before it. An operand
+    created after the write has read it itself: it is a view, or the functional replacement of an
+    in-place op, whose fake value still has that storage.
     """
     last_write: dict[int, Node] = {}
     writes: dict[Node, dict[Node, Node]] = {}
@@ -44,9 +44,9 @@ def find_writes(nodes: Iterable[Node]) -> dict[Node, dict[Node, Node]]:
 def find_sources(
     nodes: Iterable[Node], writes: Mapping[Node, Mapping[Node, Node]]
 ) -> dict[Node, tuple[Node, ...]]:
-    """For each of `nodes` those whose results it depends on: its operands, and what wrote them.
+    """For each of `nodes`, the nodes that it depends on: its operands and the writes to them.
 
-    None for a node that takes no more than the form of its operands (`zeros_like(x)`).
+    Empty for a node that reads only the shape of its operands (`zeros_like(x)`).
     """
     return {
         node: ()
@@ -57,9 +57,9 @@ def find_sources(
 
 
 def find_memory_order(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
-    """For each node the later ones that have to stay behind it because of memory alone. Linear.
+    """For each node, the later nodes that must stay after it because of memory alone. Linear.
 
-    A write stays behind what has read or written that memory; what reads it, behind the last write.
+    A write stays after earlier reads and writes of its memory; a read, after the last write.
     """
     written = {
         node: _storages_of(operands) for node in nodes if (operands := written_operands(node))
@@ -67,7 +67,7 @@ def find_memory_order(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
     shared = frozenset().union(*written.values())
     followers: dict[Node, list[Node]] = {}
     last_write: dict[int, Node] = {}
-    since: dict[int, list[Node]] = {}  # that write and what has read its result
+    since: dict[int, list[Node]] = {}  # the last write and the reads after it
     for node in nodes if shared else ():
         for storage in shared.intersection(_storages_of(node.all_input_nodes)):
             if storage in written.get(node, ()):

@@ -1,13 +1,13 @@
-"""What the ops of serving engines mean, by name: sums and collectives under an engine's own words.
+"""The meaning of serving engines' own ops, by name: sums and collectives.
 
-    vllm_ir::fused_add_rms_norm(x, x_residual, w, 1e-5)    the sum, and its norm      NormedSum
+    vllm_ir::fused_add_rms_norm(x, x_residual, w, 1e-5)    sum and its norm           NormedSum
     vllm::all_reduce(x, "tp:0")                            waits before it returns    BlockingReduce
-    _C::shm_allreduce(0, x)                                the same, in place of x
+    _C::shm_allreduce(0, x)                                the same, in place
 
-The rows are understood wherever such an op occurs, with or without its engine installed. Attention
-that writes its output into an operand needs no row: its schema says what it writes.
+The table applies wherever such an op occurs, even if its engine is not installed. Attention that
+writes its output into an operand needs no row: its schema declares the write.
 
-An integration of another engine adds rows with `understand`.
+Integrations of other engines add rows with `understand`.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from ladderize import compat
 
 @dataclass(frozen=True)
 class NormedSum:
-    """An op that adds a branch to the stream, and takes the RMS norm of the sum.
+    """An op that adds a branch to the stream and computes the RMS norm of the sum.
 
-    Its first arguments are those of `PLACES`. It returns the norm and the sum; or it writes these
-    into the branch and the skip.
+    Its first arguments are `PLACES`. It returns the norm and the sum, or writes them into the
+    branch and the skip.
 
     Attributes:
-        op: "namespace::name", for every overload; without a namespace, for every one.
-        source: where an engine defines it, and the version that was read.
+        op: "namespace::name" for all overloads; without a namespace it applies to all namespaces.
+        source: file and version of the engine that define it.
     """
 
     PLACES: ClassVar = ("branch", "skip", "weight", "epsilon")
@@ -37,15 +37,15 @@ class NormedSum:
 
 @dataclass(frozen=True)
 class BlockingReduce:
-    """An all-reduce that is done when it returns: a sum, or what it writes into its operand.
+    """An all-reduce that is complete when it returns. It may work in place.
 
     Attributes:
-        op: "namespace::name", for every overload.
-        tensor: the place of its operand.
-        group: the place of the argument that names the engine's group; None where none does.
-        group_of: from that name ("" where there is none) to the name of the group in c10d; None if
-            the engine has no such group in this process.
-        source: where the engine defines it, and the version that was read.
+        op: "namespace::name" for all overloads.
+        tensor: index of the operand to reduce.
+        group: index of the argument with the engine's group name; None if it has none.
+        group_of: maps that name ("" if there is none) to the c10d group name; None if the engine
+            has no such group in this process.
+        source: file and version of the engine that define it.
     """
 
     op: str
@@ -61,12 +61,12 @@ _meanings: dict[str, Meaning] = {}
 
 
 def understand(row: Meaning) -> None:
-    """Add what an op of an engine means; a row of the same op is replaced."""
+    """Add a row for an op of an engine; it replaces an earlier row of the same op."""
     _meanings[row.op] = row
 
 
 def meaning_of(schema: Any) -> Meaning | None:
-    """Of the op with that schema; None if it is no engine's, or is called otherwise."""
+    """The meaning of the op with `schema`; None if it has no row or other arguments."""
     row = _meanings.get(schema.name) or _meanings.get(schema.name.split("::")[-1])
     if isinstance(row, NormedSum) and len(schema.arguments) < len(NormedSum.PLACES):
         return None

@@ -1,15 +1,15 @@
-"""Ops for ranks that hold whole experts: which of all entries are this rank's.
+"""Ops for ranks that hold whole experts: they select the entries of this rank's experts.
 
     entries of experts 0 0 1 2 2 2 3    ends 2 3 6 7    rank 1 of 2 holds experts 2 and 3: first 2
 
-    own_ends(ends, first, 2)            3 4               of 4 entries, those from 3 on
+    own_ends(ends, first, 2)            3 4               ends within the rank's own 4 entries
     take_own(x, ends, first, 2)         x[3] x[4] x[5] x[6] 0 0 0
     put_own(y, ends, first, 2)          0 0 0 y[0] y[1] y[2] y[3]
 
-An entry is a token at one of the experts that it was routed to. Every rank has all of them, so
-nothing is exchanged: what a rank leaves out is 0, and the ranks' results are summed. Sizes depend
-on no value. The rank is in none of the ops: `first`, a tensor of one number, says which of all
-experts its first one is. They are CompositeImplicitAutograd: autograd sees what they are made of.
+An entry is a token paired with one of its experts. Every rank has all entries, so nothing is
+exchanged: entries of other ranks are 0, and the ranks' results are summed. No size depends on
+values. The ops do not contain the rank: `first`, a tensor with one element, is the index of the
+rank's first expert. The ops are CompositeImplicitAutograd, so autograd decomposes them.
 """
 
 import torch
@@ -19,7 +19,7 @@ from ladderize.compat.dispatcher import define_composite_ops
 
 
 def _bounds(ends: Tensor, first: Tensor, count: int) -> Tensor:
-    """Where the entries of this rank's experts start, and where each expert's end."""
+    """The start of the entries of this rank's experts, then the end of each expert's entries."""
     padded = torch.nn.functional.pad(ends, (1, 0))
     return padded.index_select(0, first + torch.arange(count + 1, device=ends.device))
 
@@ -33,7 +33,7 @@ def _take_own(x: Tensor, ends: Tensor, first: Tensor, count: int) -> Tensor:
     bounds = _bounds(ends, first, count)
     place = torch.arange(x.shape[0], device=x.device)
     is_own = place < bounds[-1:] - bounds[:1]
-    # A grouped product leaves the rows behind its last end undefined, and their gradients too.
+    # A grouped product leaves the rows after its last end, and their gradients, undefined.
     return x.index_select(0, (place + bounds[:1]) % x.shape[0]).masked_fill(~is_own[:, None], 0)
 
 
@@ -45,12 +45,12 @@ def _put_own(y: Tensor, ends: Tensor, first: Tensor, count: int) -> Tensor:
 
 
 def _own_numbers(experts: Tensor, first: Tensor, count: int) -> Tensor:
-    """The numbers of `experts` among this rank's; some number of these for all others."""
+    """Local indices of `experts` on this rank; an arbitrary local index for other experts."""
     return (experts - first).clamp(0, count - 1)
 
 
 def _mask_by_ends(x: Tensor, ends: Tensor, first: Tensor, count: int, dim: int) -> Tensor:
-    """`x` with 0 for the entries of `dim` that are not of this rank's experts."""
+    """`x` with 0 for the entries along `dim` that belong to other ranks' experts."""
     bounds = _bounds(ends, first, count)
     place = torch.arange(x.shape[dim], device=x.device)
     return _mask(x, (place >= bounds[:1]) & (place < bounds[-1:]), dim)

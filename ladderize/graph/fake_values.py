@@ -1,10 +1,10 @@
-"""Keep the fake values in a graph's `meta` true while passes change it.
+"""Update the fake values in a graph's `meta` after passes change it.
 
     before   w: f32[48, 32]   linear(x, w): f32[2, 8, 48]      w replaced by its local half
     after    w: f32[24, 32]   linear(x, w): f32[2, 8, 24]
 
-Only nodes that are new, were rewritten, or read something of another shape are run again, under the
-fake mode of the graph's own inputs: symbolic sizes keep their meaning.
+Only nodes that are new, were rewritten, or have operands of a changed shape run again. They run
+under the fake mode of the graph's inputs, so symbolic sizes keep their meaning.
 """
 
 import operator
@@ -24,7 +24,7 @@ KEYS = ("val", "example_value")
 
 
 def replace_fake(node: Node, shape: Sequence[Any]) -> None:
-    """Give an input another shape; dtype, device and need of gradients stay."""
+    """Give an input another shape; dtype, device and `requires_grad` stay."""
     for key in KEYS:
         old = node.meta.get(key)
         if isinstance(old, torch.Tensor):
@@ -33,7 +33,7 @@ def replace_fake(node: Node, shape: Sequence[Any]) -> None:
 
 
 def new_fake(node: Node, alike: Node) -> None:
-    """Give a new node the fake value of a result of the form of `alike`, in memory of its own."""
+    """Give a new node a fake value like that of `alike`, with its own storage."""
     for key in KEYS:
         value = alike.meta.get(key)
         if isinstance(value, torch.Tensor):
@@ -43,11 +43,11 @@ def new_fake(node: Node, alike: Node) -> None:
 
 
 def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
-    """Recompute what depends on the `changed` nodes or has no value yet, in one pass.
+    """Recompute the values that depend on `changed` nodes or are missing, in one pass.
 
-    A call that was run before on values of the same form (another layer's) is not run again: a fake
-    run costs a millisecond, and layers repeat. Such nodes share one fake value, unless it is memory
-    that the graph writes: each layer's cache is its own.
+    A call does not run again if the same call ran on values of the same form (in another layer): a
+    fake run takes a millisecond, and layers repeat. Such nodes share one fake value, except where
+    the graph writes memory: each layer has its own cache.
     """
     own = _on_written_memory(gm)
     stale = set(changed)
@@ -72,7 +72,7 @@ def propagate_fakes(gm: GraphModule, changed: Collection[Node]) -> None:
 
 
 def _on_written_memory(gm: GraphModule) -> set[Node]:
-    """The nodes that write memory, are of it or read it."""
+    """The nodes that write memory, have written memory as their value, or read it."""
     writes = [(node, written_operands(node)) for node in gm.graph.nodes]
     written = {
         storage
@@ -91,7 +91,7 @@ def _fake(source: Node) -> Any:
 
 
 def signature(value: Any) -> Any:
-    """What a reader of `value` could notice, hashable: shapes, strides, dtypes, devices."""
+    """A hashable key of everything that a reader sees: shapes, strides, dtypes, devices."""
     if isinstance(value, torch.Tensor):
         layout = map(ops.expressions, (value.shape, value.stride(), [value.storage_offset()]))
         return *layout, value.dtype, value.device

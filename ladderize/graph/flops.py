@@ -1,4 +1,4 @@
-"""How much a node computes: what it takes to find the middle of a block, and to predict a step."""
+"""FLOPs of nodes, used to find the middle of a block and to predict the time of a step."""
 
 import functools
 import math
@@ -19,11 +19,11 @@ from ladderize.graph.ops import Kind
 
 
 def work_of(node: Node) -> int:
-    """FLOPs of a mixing op (of a kind that torch cannot count: its elements); 0 of all others.
+    """FLOPs of a mixing op; its number of elements if torch has no formula; 0 for other ops.
 
-    Collectives compute nothing, nor does what makes or fills a tensor (`zeros`, `zero_`).
+    Collectives and ops that create or fill a tensor (`zeros`, `zero_`) count 0.
 
-    Dynamic sizes count with those of the call that is compiled for.
+    Dynamic sizes have the values of the call being compiled.
     """
     if ops.kind(node) is not Kind.MIX or is_launch(node) or ops.makes_values(node):
         return 0
@@ -39,13 +39,13 @@ def work_of(node: Node) -> int:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a tensor."""
+    """The sizes of a tensor."""
 
     sizes: tuple[int, ...]
 
 
 def _form(value: Any) -> Any:
-    """What a formula may look at of `value`, hashable; of nodes it is their values."""
+    """The part of `value` that FLOP formulas read, hashable; nodes are replaced by their values."""
     if isinstance(value, Node):
         return _form(ops.value(value))
     if isinstance(value, torch.Tensor):
@@ -59,7 +59,7 @@ def _form(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _work_of_form(packet: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """By torch's formula. Layers repeat, and each tensor that it is asked with takes its time."""
+    """FLOPs by torch's formula. Cached: layers repeat, and making its arguments is slow."""
 
     def example(value: Any) -> Any:
         return torch.empty(value.sizes, device="meta") if isinstance(value, _Sizes) else value
@@ -69,9 +69,9 @@ def _work_of_form(packet: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def flops_of(node: Node) -> int:
-    """FLOPs of a call in a graph of any dialect, products not decomposed yet.
+    """FLOPs of a call in a graph of any dialect, before products are decomposed.
 
-    As `torch.utils.flop_counter` counts them: causal attention as if nothing were masked.
+    They are counted as in `torch.utils.flop_counter`, which ignores the mask of causal attention.
     """
     work = work_of(node)
     formula = _BEFORE_AUTOGRAD.get(ops.op_name(node))
@@ -81,22 +81,22 @@ def flops_of(node: Node) -> int:
     try:
         return formula(node)
     except (AttributeError, IndexError, KeyError, TypeError):
-        return work  # operands in a form unforeseen: a number must not stop a compilation
+        return work  # unexpected operands: an estimate must not stop the compilation
 
 
 def _product(node: Node, first: int = 0) -> int:
-    """Of `node.args[first] @ …`: each element of the result sums up so many products."""
+    """FLOPs of `node.args[first] @ …`: two for each product summed into a result element."""
     return 2 * _size(_operand(node, first)) // max(_rows(node, first), 1) * _num_results(node)
 
 
 def _rows(node: Node, first: int) -> int:
-    """Rows of a matrix operand: its elements without those of the last dim."""
+    """Rows of a matrix operand: the product of all sizes but the last."""
     shape = [compat.hint(size) for size in _operand(node, first).shape]
     return math.prod(shape[:-1])
 
 
 def _convolution(node: Node) -> int:
-    """Each element of the result reads one filter: the weight without its output channels."""
+    """Each element of the result reads one filter: the weight divided by its output channels."""
     weight = _weight(node)
     return 2 * _num_results(node) * _size(weight) // compat.hint(weight.shape[0])
 
@@ -108,16 +108,16 @@ def _transposed_convolution(node: Node) -> int:
 
 
 def _attention(node: Node) -> int:
-    """`q @ k^T` for each query and key, and as many products with `v`."""
+    """`q @ k^T` for each query and key, and the product of the scores with `v`."""
     *heads, queries, width = (compat.hint(size) for size in _operand(node, 0).shape)
     keys, value_width = (compat.hint(size) for size in _operand(node, 2).shape[-2:])
     return 2 * math.prod(heads) * queries * keys * (width + value_width)
 
 
 def _attention_backward(node: Node) -> int:
-    """Of `(grad, query, key, value, …)`: the scores again, and a product for each gradient of them.
+    """FLOPs of `(grad, query, key, value, …)`: the scores are recomputed, then four gradients.
 
-    Five products where the forward pass has two, each of its size.
+    These are five products of the size of the two in the forward pass.
     """
     query, key, value = (_operand(node, index) for index in (1, 2, 3))
     *heads, queries, width = (compat.hint(size) for size in query.shape)
@@ -126,7 +126,7 @@ def _attention_backward(node: Node) -> int:
 
 
 def _counted(node: Node) -> int:
-    """By torch's own counter, which is slow."""
+    """FLOPs by torch's `FlopCounterMode`, which is slow."""
     target: Any = node.target
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), _example)
     with FlopCounterMode(display=False) as counter:
@@ -160,9 +160,9 @@ _NAMES = {
 
 
 def _operand(node: Node, index: int) -> torch.Tensor:
-    """The fake value of an operand, given by position or by name.
+    """The fake value of an operand, passed by position or by name.
 
-    One that has another name than in `_NAMES` stands in its place among all that are given.
+    An operand with a name that is not in `_NAMES` is found by its position among all arguments.
     """
     name = _NAMES.get(ops.op_name(node), ("input", "weight"))[index]
     given: list[Any] = [*node.args, *node.kwargs.values()]

@@ -1,9 +1,9 @@
-"""Calls that hold a part of the model in a graph of their own: checkpointed layers and the like.
+"""Higher-order calls with a part of the model as a subgraph, such as checkpointed layers.
 
     y = tag_activation_checkpoint(body, x, w, use_reentrant=False)      a region
 
-Blocks inside of a body are out of the analysis' sight, so `InlineRegions` takes the bodies apart
-and `OutlineRegions` puts them together again around what the ladder pass has changed.
+The analysis does not see blocks inside a body, so `InlineRegions` inlines the bodies before the
+ladder pass, and `OutlineRegions` restores the calls after it.
 """
 
 import operator
@@ -19,13 +19,13 @@ from ladderize.graph import ops
 
 @dataclass(frozen=True)
 class RegionKind:
-    """Where a higher-order op has its body and its operands.
+    """The positions of a higher-order op's body and operands.
 
     Attributes:
         body: index of the body among the arguments.
-        operands: index of the first operand; the rest are operands, one for each input of the body.
-        is_kept: whether the call means something beyond its body and is put together again. A
-            region that is only compiled once for many uses is not: its uses differ in a ladder.
+        operands: index of the first operand, followed by one for each other input of the body.
+        is_kept: whether the call has an effect beyond its body and is restored. False for a region
+            that only shares compiled code between its uses, which differ in a ladder.
     """
 
     body: int
@@ -48,15 +48,15 @@ REGION = "ladderize_region"
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """One call that was inlined, with what it takes to make it again.
+    """An inlined call, with the data needed to restore it.
 
     Attributes:
-        target: the higher-order op.
-        leading: its arguments ahead of the operands, the body among them.
-        kwargs: its keyword arguments.
-        meta: that of the call.
-        body_meta: that of the body's graph module (the policy of selective checkpointing).
-        parent: the region around this one.
+        target: higher-order op.
+        leading: arguments ahead of the operands, including the body.
+        kwargs: keyword arguments.
+        meta: `meta` of the call.
+        body_meta: `meta` of the body's graph module (the policy of selective checkpointing).
+        parent: enclosing region.
     """
 
     target: HigherOrderOperator
@@ -71,7 +71,7 @@ class Region:
         return REGIONS[str(self.target.__name__)]
 
     def chain(self) -> Iterator["Region"]:
-        """This region and those around it, the innermost first."""
+        """This region and its enclosing regions, innermost first."""
         region: Region | None = self
         while region is not None:
             yield region
@@ -79,14 +79,14 @@ class Region:
 
 
 def kind_of(node: Node) -> RegionKind | None:
-    """How to take the call `node` apart; None where it is no region or of an unknown kind."""
+    """The kind of the region that `node` calls; None if it is not a region of a known kind."""
     if not isinstance(node.target, HigherOrderOperator):
         return None
     return REGIONS.get(ops.op_name(node))
 
 
 def bodies(gm: GraphModule, node: Node) -> list[GraphModule]:
-    """The graphs that a higher-order call is given."""
+    """The subgraphs that are arguments of a higher-order call."""
     if not isinstance(node.target, HigherOrderOperator):
         return []
     found = [_attribute(gm, str(s.target)) for s in node.all_input_nodes if s.op == "get_attr"]
@@ -112,7 +112,7 @@ def hidden_sums(gm: GraphModule, node: Node) -> list[Node]:
 
 
 def can_inline(gm: GraphModule, node: Node) -> bool:
-    """Whether `inline` can take the call `node` apart."""
+    """Whether `inline` can inline the call `node`."""
     if (kind := kind_of(node)) is None:
         return False
     (body,) = bodies(gm, node)
@@ -127,10 +127,9 @@ def _is_unpacked(body: GraphModule) -> bool:
 
 
 def inline(gm: GraphModule, call: Node, *, is_kept: bool = True) -> Node:
-    """Put the body's nodes in the place of `call`; the first of them, from where to go on.
+    """Replace `call` by the nodes of its body. Returns the first of them, to continue from.
 
-    They are marked with their region, unless it is of a kind that means nothing beyond its body,
-    or `is_kept` is not set.
+    They are marked with their region if both `is_kept` and the `is_kept` of its kind are True.
     """
     kind = kind_of(call)
     (body,) = bodies(gm, call)

@@ -3,8 +3,8 @@
     l0  w0 = wait(l0)  x1 = add(x0, w0)  …h1 reads x0…  l1  w1 = wait(l1)
     l0  (v0, v1) = l0  w0 = wait(v0)  w1 = wait(v1)    coalesced: a wait for each tensor
 
-Pure analysis over graphs of any dialect: `_c10d_functional` ops after autograd, the `ladderize`
-ops of `parallel_ops.py` before it.
+This analysis handles graphs of any dialect: `_c10d_functional` ops after autograd, and the
+`ladderize` ops of `parallel_ops.py` before it.
 """
 
 import operator
@@ -24,12 +24,12 @@ _SIZES = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset"}
 
 @dataclass(frozen=True, eq=False)
 class InFlight:
-    """One tensor in flight: its launch, its wait, and the channel on which its order is fixed.
+    """A tensor in flight: its launch, its wait and its channel.
 
     Attributes:
-        launch: the node that starts it; its value must not be touched before `wait`.
-        wait: the node that ends it.
-        channel: op and process group. Only collectives of one channel are paired.
+        launch: node that starts the collective; its value must not be used before `wait`.
+        wait: node that waits for it.
+        channel: op and process group. Order is fixed, and collectives are paired, per channel.
     """
 
     launch: Node
@@ -42,12 +42,12 @@ def is_launch(node: Node) -> bool:
 
 
 def channel_of(launch: Node) -> tuple[str, str]:
-    """Op name and group name of a launch, read by the op's schema."""
+    """Op name and group name of a launch."""
     return launched_by(launch), group_name_of(launch)
 
 
 def tensors_in_flight(launch: Node) -> list[Node]:
-    """The nodes that stand for what a launch returns: itself, or the items of a coalesced one."""
+    """The nodes of a launch's tensors: the launch itself, or its items if it is coalesced."""
     items = [user for user in launch.users if user.target is operator.getitem]
     return items if launch_is_coalesced(launch) else [launch]
 
@@ -57,9 +57,9 @@ def launch_is_coalesced(launch: Node) -> bool:
 
 
 def transfer_bytes(launch: Node) -> int | None:
-    """The whole tensor that a launch moves: the larger of what it is given and what it returns.
+    """Bytes of the whole tensor that a launch moves: the larger of its input and its output.
 
-    None if its size depends on values.
+    None if its size is data-dependent.
     """
     sources = launch.all_input_nodes[: None if launch_is_coalesced(launch) else 1]
     given = [tensor for source in sources for tensor in ops.tensors(source)]
@@ -74,7 +74,7 @@ def _num_bytes(tensors: Sequence[Tensor]) -> int | None:
 
 
 def find_in_flight(graph: Graph) -> list[InFlight]:
-    """Every tensor of `graph` that is launched and waited for in it, in launch order."""
+    """The tensors that are launched and waited for in `graph`, in launch order."""
     return [
         InFlight(launch, waits[0], channel_of(launch))
         for launch in graph.nodes
@@ -85,12 +85,12 @@ def find_in_flight(graph: Graph) -> list[InFlight]:
 
 
 def check_in_flight(graph: Graph) -> None:
-    """The stage invariant: each launch has exactly one wait, and nothing else reads its value.
+    """Check the stage invariant: each launch has one wait, and nothing else reads its value.
 
-    Its sizes may be read: they are known ahead of the value.
+    Reads of its sizes are allowed.
 
     Raises:
-        LadderError: naming each launch that breaks it.
+        LadderError: lists each launch that breaks the invariant.
     """
     blockers = []
     for launch in filter(is_launch, graph.nodes):

@@ -1,4 +1,4 @@
-"""New calls in a graph, which report the module and source line of those they belong to."""
+"""Insert calls into a graph with the module and source line of an existing node."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from torch.fx import Graph, Node
 
 
 def insert_after(graph: Graph, place: Node, target: Any, args: tuple[Any, ...]) -> Node:
-    """A call right after `place`, from the same module and source line."""
+    """Insert a call right after `place`, with the same module and source line."""
     with graph.inserting_after(place):
         return like(graph.call_function(target, args), place)
 
 
 def like(node: Node, origin: Node) -> Node:
-    """`node` reports the module and source line of `origin`."""
+    """Give `node` the module and source line of `origin`."""
     for key in ("stack_trace", "nn_module_stack"):
         if key in origin.meta:
             node.meta[key] = origin.meta[key]

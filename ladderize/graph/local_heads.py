@@ -1,18 +1,17 @@
-"""What a rank keeps of a cache, as `ladderize` ops around the code that keeps it.
+"""The rank's part of a cache, as `ladderize` ops around the code that updates it.
 
     k [b, heads, new, d] ── own_heads ── cat, index_copy_, … ── all_heads ── [b, heads, all, d]
-                        what the cache holds: [b, heads/n, all, d]
+                        the cache holds [b, heads/n, all, d]
 
     own_heads(x, dim, n, group)   forward this rank's entries of dim    backward all_gather
     all_heads(x, dim, n, group)   forward all_gather                    backward this rank's entries
-    keep_part(x, dim, site)       in a divided graph: x, then zeros up to the whole size
-    kept_part(x, dim, site)       in a divided graph: x without what follows this rank's part
+    keep_part(x, dim, site)       in a sharded graph: x, then zeros up to the full size
+    kept_part(x, dim, site)       in a sharded graph: x without the zeros after this rank's part
 
-The first two are right on every rank by themselves, in eager mode too; a graph that is divided by
-heads needs neither, as its `x` is the part already (`sharding/rules/caches.py`). They know how much
-a rank has. The other two serve where that is decided with the graph (of the channels of a
-convolution some are divided and some whole), and can only be traced. The `site` names the state, so
-that all graphs are held to one layout.
+The first two also work in eager mode. A graph sharded by heads drops them, as its `x` is the part
+already (`sharding/rules/caches.py`). They know the size of a rank's part. The other two are for
+parts that are decided with the graph (some channels of a convolution are sharded, others kept
+whole), and can only be traced. `site` names the state, so that all graphs use one layout for it.
 """
 
 from typing import Any
@@ -58,7 +57,7 @@ def _take(x: Tensor, dim: int, num_ranks: int, group_name: str) -> Tensor:
 def _part(x: Tensor, dim: int, site: str) -> Tensor:  # noqa: ARG001
     if compat.fake_mode_of([x]) is None:
         raise LadderError(
-            "This cache belongs to a model that is divided over a mesh; it cannot be read in eager "
+            "This cache belongs to a model that is sharded over a mesh; it cannot be read in eager "
             "mode.",
             cure="start with a new cache",
         )

@@ -1,8 +1,8 @@
-"""The op vocabulary: one place where Dynamo, ATen and module graphs are given the same words.
+"""The op vocabulary, which is the same for Dynamo, ATen and module graphs.
 
-An op is an *add*, a *layout* op (moves no values between elements' neighbors: view, permute, …),
-a *cheap* op (pointwise, norm, cast, dropout, reduction) or, whatever it is, a *mixing* op
-(linear, matmul, convolution, attention, a higher-order op, a custom op).
+An op is an *add*, a *layout* op (only rearranges elements: view, permute, …), a *cheap* op
+(pointwise, norm, cast, dropout, reduction) or else a *mixing* op (linear, matmul, convolution,
+attention, a higher-order op, a custom op).
 """
 
 import enum
@@ -48,7 +48,7 @@ _CHEAP = frozenset(
 )
 
 
-# Of the cheap ops those that keep a value what it is, up to a factor.
+# Cheap ops that preserve a value up to a factor.
 _SCALES = frozenset(
     """mul div truediv neg to float half bfloat16 double type type_as _to_copy dropout
     native_dropout convert_element_type""".split()
@@ -59,7 +59,7 @@ _FORM_ONLY = frozenset(
 )
 
 
-# What Dynamo calls the methods of a DTensor up to torch 2.11: "prim from_local", "prim_to_local".
+# Dynamo's names of DTensor methods up to torch 2.11: "prim from_local", "prim_to_local".
 _DTENSOR_PREFIX = re.compile(r"^prim[ _](?=from_local|redistribute|to_local)")
 
 
@@ -81,18 +81,18 @@ def op_name(node: Node) -> str:
 
 
 def reads_no_values(node: Node) -> bool:
-    """Whether a call takes no more than the shape, dtype and device of its operands."""
+    """Whether a call reads only the shape, dtype and device of its operands."""
     return op_name(node) in _FORM_ONLY
 
 
 def makes_values(node: Node) -> bool:
-    """Whether a call reads no tensor's values: it makes a tensor, or fills one."""
+    """Whether a call creates or fills a tensor without reading values of another."""
     is_filled = op_name(node) in ("zero_", "fill_")
     return is_filled or reads_no_values(node) or not any(map(holds_tensor, node.all_input_nodes))
 
 
 def only_scales(node: Node) -> bool:
-    """Whether a call multiplies, casts, drops or lays out the values of an operand."""
+    """Whether a call only scales, casts, drops out or rearranges the values of an operand."""
     return kind(node) is Kind.LAYOUT or op_name(node).rstrip("_") in _SCALES
 
 
@@ -125,14 +125,14 @@ def _name_of_module(module: Any) -> str:
 
 
 def kind(node: Node) -> Kind | None:
-    """What sort of op `node` is; None for placeholders, attributes and the output."""
+    """The kind of op that `node` calls; None for placeholders, attributes and the output."""
     if node.op in ("placeholder", "get_attr", "output"):
         return None
     target = node.target
     if not isinstance(target, OpOverload) and isinstance(target, HigherOrderOperator):
-        return Kind.MIX  # asked last: classes of an abstract base take their time
+        return Kind.MIX  # checked last: isinstance with an abstract base class is slow
     found = _kind_of_name(op_name(node))
-    # To add a number, or a value to itself, is pointwise like any other op.
+    # Adding a number, or a value to itself, is an ordinary pointwise op.
     return Kind.CHEAP if found is Kind.ADD and len(node.all_input_nodes) < 2 else found
 
 
@@ -163,9 +163,9 @@ _IN_PLACE_OPERATORS = {
 
 
 def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
-    """Target and arguments of the out-of-place twin of an in-place call; None for other calls.
+    """Target and arguments of the out-of-place form of an in-place call; None for other calls.
 
-    The twin of a module that works in place is still to be added to the graph module.
+    For a module that works in place, the caller has to add the new module to the graph module.
     """
     if op_name(node) == "copy_" and (copied := _what_is_copied(node)) is not None:
         clone = torch.ops.aten.clone.default if isinstance(node.target, OpOverload) else torch.clone
@@ -185,7 +185,7 @@ def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] |
 
 
 def _what_is_copied(node: Node) -> Node | None:
-    """The source of a `copy_` that is all that its target is then: of one shape and dtype."""
+    """The source of a `copy_` with the target's shape, dtype and device, else None."""
     written, copied = (*node.args, None, None)[:2]
     if not isinstance(written, Node) or not isinstance(copied, Node):
         return None
@@ -203,7 +203,7 @@ def _functional_method(name: str) -> str | None:
         twin = name[:-1]
     else:
         return None
-    # `requires_grad_` sets what `requires_grad` only tells.
+    # `requires_grad` is an attribute, not the functional form of `requires_grad_`.
     has_twin = hasattr(torch.Tensor, name) and callable(getattr(torch.Tensor, twin, None))
     return twin if has_twin else None
 
@@ -226,7 +226,7 @@ def _functional_function(target: Any) -> Any:
 
 
 def _without_inplace_flag(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Arguments with `inplace=False` for a `torch.nn.functional` call that has it True."""
+    """Arguments of a `torch.nn.functional` call with `inplace=True` changed to False; else None."""
     target: Any = node.target
     if getattr(target, "__module__", "") != "torch.nn.functional":
         return None
@@ -241,7 +241,7 @@ def _without_inplace_flag(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] 
 
 
 def cast(graph: Graph, node: Node, dtype: torch.dtype | None, like: Node) -> Node:
-    """A cast of `node` at the insertion point of `graph`, in the dialect of the node `like`."""
+    """Insert a cast of `node` at the insertion point of `graph`, in the dialect of `like`."""
     if isinstance(like.target, OpOverload):
         return graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
     return graph.call_method("to", (node, dtype))
@@ -266,14 +266,14 @@ def holds_tensor(node: Node) -> bool:
 
 
 def tensors(node: Node) -> list[torch.Tensor]:
-    """The (fake) tensors that `node` yields: one, several, or none."""
+    """The (fake) tensors in the value of `node`: one, several or none."""
     found = value(node)
     items = found if isinstance(found, (tuple, list)) else [found]
     return [item for item in items if isinstance(item, torch.Tensor)]
 
 
 def storages(node: Node) -> set[int]:
-    """Identities of the memory behind what `node` yields; views share theirs with their base."""
+    """Identities of the storages of the value of `node`; a view shares that of its base."""
     return {memory_id(compat.without_functorch(tensor)) for tensor in tensors(node)}
 
 

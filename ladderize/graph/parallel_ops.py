@@ -1,21 +1,21 @@
-"""The two ends of a sharded branch and of a vocabulary with their gradients, as `ladderize` ops.
+"""The two ends of a sharded branch, and a sharded vocabulary, as `ladderize` ops with gradients.
 
     op                   forward                      backward
     copy(x, group)       x                            all_reduce, wait     (Megatron's f)
     reduce(x, group)     all_reduce, still in flight  identity             (launch of Megatron's g)
     wait(pending)        wait                         identity             (the rest of g)
-    embed_rows(w, ids)   rows on this rank, else 0    into those rows
+    embed_rows(w, ids)   rows on this rank, else 0    gradient of these rows
     gather(x, dim)       all_gather, wait             this rank's part
-    vocab_cross_entropy  two all_reduces of a number  softmax - one_hot of this rank's classes
-                         for each token
+    vocab_cross_entropy  two all_reduces with one     softmax - one_hot of this rank's classes
+                         number per token
 
-`_c10d_functional.all_reduce` alone will not do: its backward is another all-reduce. The ops are
-CompositeImplicitAutograd and only call an `autograd.Function` or other ops: what AOTAutograd traces
-are the functional collectives inside, forward and backward, and its cache sees an ordinary op in
-the graph. The rank is in none of them: `first`, a tensor of one number, says where its part of the
-vocabulary begins.
+`_c10d_functional.all_reduce` alone is wrong: its backward is another all-reduce. The ops are
+CompositeImplicitAutograd and only call an `autograd.Function` or other ops. AOTAutograd traces the
+functional collectives inside, forward and backward, and its cache sees an ordinary op in the graph.
+The ops do not contain the rank: `first`, a tensor with one element, is the start of the rank's part
+of the vocabulary.
 
-For models that are sharded by hand, `copy_to_ranks` and `reduce_from_ranks` are the two ends.
+Models sharded by hand use `copy_to_ranks` and `reduce_from_ranks`.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ class _Copy(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group_name: str) -> Tensor:
         ctx.group_name = group_name
-        return x.view_as(x)  # a Function must not return its very input
+        return x.view_as(x)  # a Function must not return its input itself
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -65,7 +65,7 @@ class _Wait(Function):
 
 
 def gathered(x: Tensor, dim: int, group_size: int, group_name: str) -> Tensor:
-    """The parts of all ranks along `dim`; not recorded by autograd."""
+    """All-gather the parts of all ranks along `dim`, without autograd."""
     pending = _functional.all_gather_into_tensor(x.contiguous(), group_size, group_name)
     parts = _functional.wait_tensor(pending).view(group_size, *x.shape)
     whole: Tensor = parts.movedim(0, dim).flatten(dim, dim + 1)
@@ -89,11 +89,11 @@ class _Gather(Function):
 
 
 def _embed_rows(weight: Tensor, ids: Tensor, first: Tensor, padding_idx: int) -> Tensor:
-    """A summand of `embedding(whole weight, ids)`: the rows of this rank's `weight`."""
+    """This rank's summand of `embedding(whole weight, ids)`."""
     row = ids - first
     is_here = (row >= 0) & (row < weight.shape[0])
     found = torch.embedding(weight, row.masked_fill(~is_here, 0))
-    if padding_idx >= 0:  # that row is looked up, but not trained
+    if padding_idx >= 0:  # this row is read but gets no gradient
         is_padding = (ids == padding_idx).unsqueeze(-1)
         found = torch.where(is_padding, found.detach(), found)
     return found.masked_fill(~is_here.unsqueeze(-1), 0)
@@ -105,12 +105,12 @@ def _vocab_cross_entropy(
     """Megatron's vocab-parallel cross entropy (Shoeybi et al., arXiv 1909.08053, Section 3).
 
     Args:
-        logits: of this rank's classes, which are dim 1, or 0 if there is no other.
-        target: class numbers, shaped like `logits` without its classes.
-        first: this rank's first class.
-        reduction: 0 none, 1 mean over what is not ignored, 2 sum, as in ATen.
-        ignore_index: the class number of what does not count.
-        group: the name of the ranks' group.
+        logits: logits of this rank's classes, which are dim 1, or dim 0 of a 1-D tensor.
+        target: class indices, shaped like `logits` without the class dim.
+        first: index of this rank's first class.
+        reduction: as in ATen: 0 none, 1 mean over targets that are not ignored, 2 sum.
+        ignore_index: class index of ignored targets.
+        group: name of the ranks' process group.
     """
     dim = min(1, logits.ndim - 1)
     wide = logits.float() if logits.dtype.itemsize < 4 else logits
@@ -154,11 +154,11 @@ vocab_cross_entropy = torch.ops.ladderize.vocab_cross_entropy.default
 
 
 def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
-    """`x`, of which every rank of `group` makes its part of a branch (Megatron's f).
+    """Pass a replicated tensor into a sharded branch (Megatron's f).
 
     Args:
-        x: the input of a column-parallel layer, the same on every rank.
-        group: the tensor-parallel ranks.
+        x: input of a column-parallel layer, the same on every rank.
+        group: process group of the tensor-parallel ranks.
 
     Returns:
         `x`. Its gradient is the sum of the ranks' gradients.
@@ -168,11 +168,11 @@ def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def reduce_from_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
-    """The sum of every rank's `x` (Megatron's g).
+    """Sum a partial tensor over the ranks (Megatron's g).
 
     Args:
-        x: the output of a row-parallel layer, this rank's summand.
-        group: the tensor-parallel ranks.
+        x: output of a row-parallel layer, this rank's partial sum.
+        group: process group of the tensor-parallel ranks.
 
     Returns:
         The sum, the same on every rank. The gradient of `x` is that of the sum.

@@ -1,9 +1,9 @@
-"""Tensors that are joined and cut again: which part of a whole is each, proved by its fake value.
+"""Find which part of a tensor a slice or a cat operand is, from fake values.
 
     z = cat([c, x], 1);   y[:, k:];  y.split([k, n], 1)[1];  y.narrow(1, k, n)
 
-A slice, a split and the like are views. Where such a one begins in the memory of its whole and how
-long it is, its fake value says, in ints or in symbols; two sizes are equal if they are written so.
+Slices, splits and the like are views. Their fake values give their start and length in the memory
+of the whole, as ints or symbols. Two sizes are equal if their expressions are the same.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ CAT = frozenset({"cat", "concat", "concatenate"})
 
 @dataclass(frozen=True)
 class Piece:
-    """The entries `start` to `start + length` along `dim`; all along dim None for the whole."""
+    """The entries from `start` to `start + length` along `dim`; `dim` None is the whole tensor."""
 
     dim: int | None = None
     start: Any = 0
@@ -30,7 +30,7 @@ class Piece:
 
 
 def piece_of(view: Node, whole: Node) -> Piece | None:
-    """Which piece of `whole` its view `view` is; None if of no one dim, or if it is unknown."""
+    """The piece of `whole` that `view` is; None if unknown, or if it is cut along several dims."""
     mine, all_ = ops.value(view), ops.value(whole)
     if not isinstance(mine, torch.Tensor) or not isinstance(all_, torch.Tensor):
         return None
@@ -51,7 +51,7 @@ def piece_of(view: Node, whole: Node) -> Piece | None:
 
 
 def parts_of(cat: Node) -> dict[Piece, Node] | None:
-    """The operands of a concatenation, by the pieces of it that they make."""
+    """The operands of a concatenation, by their pieces of it; None if unknown."""
     operands = cat.args[0] if ops.op_name(cat) in CAT and cat.args else None
     shape = ops.floating_shape(cat)
     if shape is None or not isinstance(operands, (tuple, list)):
@@ -63,7 +63,7 @@ def parts_of(cat: Node) -> dict[Piece, Node] | None:
         sizes = ops.floating_shape(operand) if isinstance(operand, Node) else None
         if sizes is None or ops.value(operand).dtype != ops.value(cat).dtype:
             return None
-        if len(sizes) != len(shape):  # a legacy empty tensor: a cache without entries
+        if len(sizes) != len(shape):  # legacy 1-D empty tensor: an empty cache
             return None
         parts[Piece(dim, start, sizes[dim])] = operand
         start += sizes[dim]
@@ -71,7 +71,7 @@ def parts_of(cat: Node) -> dict[Piece, Node] | None:
 
 
 def run_of(piece: Piece, parts: Mapping[Piece, Node]) -> list[Node]:
-    """Those of the `parts` of a whole that make up `piece` of it, in order; none if they do not."""
+    """The parts that make up `piece` of a whole, in order; empty if none do exactly."""
     found: list[Node] = []
     at, end = piece.start, piece.start + piece.length
     while at != end:
@@ -92,7 +92,7 @@ def _dim(cat: Node) -> int:
 
 
 def joined_again(cat: Node) -> Node | None:
-    """The value that `cat` is equal to, where it joins all pieces of one in their order."""
+    """The value that `cat` equals because it joins all its pieces in order; None if none."""
     parts = parts_of(cat)
     if not parts:
         return None
@@ -108,7 +108,7 @@ def joined_again(cat: Node) -> Node | None:
 
 
 def part_behind(view: Node) -> Node | None:
-    """The operand of a `cat` that `view` cuts out again."""
+    """The operand of a `cat` that `view` slices out again; None if none."""
     for whole in _wholes(view):
         parts = parts_of(whole)
         piece = piece_of(view, whole) if parts else None
@@ -118,7 +118,7 @@ def part_behind(view: Node) -> Node | None:
 
 
 def _wholes(view: Node) -> Iterator[Node]:
-    """What `view` may be a view of, nearest first."""
+    """The possible base values of `view`, nearest first."""
     while ops.kind(view) is Kind.LAYOUT and ops.op_name(view) not in CAT:
         view = view.all_input_nodes[0]
         yield view

@@ -1,7 +1,7 @@
-"""The schemas of the op that a node calls: one of an overload, those that fit of a packet.
+"""The schemas of the op that a node calls: that of an overload, or the matching ones of a packet.
 
-torch.ops.aten.add.Tensor(x, h)        its own
-torch.ops.engine.attention(q, k, v)    Dynamo keeps the packet: by number and names of arguments
+torch.ops.aten.add.Tensor(x, h)        the overload's schema
+torch.ops.engine.attention(q, k, v)    a packet: schemas that match the arguments by number and name
 """
 
 import functools
@@ -13,7 +13,7 @@ from ladderize.compat.dispatcher import OpOverload, OpOverloadPacket
 
 
 def schemas_of(node: Node) -> list[Any]:
-    """Every schema that the call can mean; none for what is no op of the dispatcher."""
+    """All schemas that match the call; empty if it does not call an op of the dispatcher."""
     target: Any = node.target
     if isinstance(target, OpOverload):
         return [target._schema]
@@ -25,14 +25,14 @@ def schemas_of(node: Node) -> list[Any]:
 
 
 def schema_of(node: Node) -> Any:
-    """The first schema that the call can mean; None for what is no op of the dispatcher."""
+    """The first schema that matches the call; None if it does not call an op of the dispatcher."""
     if isinstance(node.target, OpOverload):
         return node.target._schema
     return next(iter(schemas_of(node)), None)
 
 
 def called_op(node: Node) -> str:
-    """`aten::add` for whichever overload the call means; "" for what is no op of the dispatcher."""
+    """The op's name without overload, `aten::add`; "" if it is not an op of the dispatcher."""
     if isinstance(node.target, OpOverload):
         return _name_of(node.target)
     schema = schema_of(node)
@@ -46,12 +46,12 @@ def _name_of(target: OpOverload) -> str:
 
 @functools.cache
 def writes_nothing(target: OpOverload) -> bool:
-    """Whether the op says that it writes into none of its arguments."""
+    """Whether the op's schema declares no mutation of its arguments."""
     return not target._schema.is_mutable
 
 
 def arguments_of(node: Node, schema: Any) -> dict[str, Any]:
-    """What the call is given, by the names of `schema`."""
+    """The arguments of the call, by their names in `schema`."""
     names = (argument.name for argument in schema.arguments)
     return dict(zip(names, node.args, strict=False)) | node.kwargs
 

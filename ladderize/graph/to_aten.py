@@ -1,10 +1,10 @@
-"""From a Dynamo graph to pre-dispatch ATen: the same program in one dialect, before autograd.
+"""Translate a Dynamo graph to pre-dispatch ATen: the same program in one dialect, before autograd.
 
     before   q = torch._C._nn.linear(h, w);  y = call_method view(q, 2, 8, -1)
     after    q = aten.linear.default(h, w);  y = aten.view.default(q, [2, 8, -1])
 
-Composite ops that sharding has rules for (linear, attention, layer_norm) stay whole. A weight that
-is made of other tensors (quantized) is a plain one of its form here; `wrapped` tells what it is.
+Composite ops with sharding rules (linear, attention, layer_norm) are not decomposed. A weight that
+is a wrapper subclass (quantized) is traced as a plain tensor; `wrapped` returns the original.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from ladderize.graph.higher_order import REGION
 def to_aten(gm: GraphModule, names: Mapping[Node, str]) -> tuple[GraphModule, dict[Node, str]]:
     """Trace `gm` on its fake inputs. Returns the ATen graph and `names` carried over to it.
 
-    The order of the inputs, module paths, source lines and the regions of inlined calls stay; fake
-    values are in `meta["val"]` under the fake mode of the inputs.
+    The trace keeps the order of inputs, module paths, source lines and the regions of inlined
+    calls. Fake values are in `meta["val"]`, under the fake mode of the inputs.
     """
     inputs = gm.graph.find_nodes(op="placeholder")
     given = [ops.value(node) for node in inputs]
@@ -53,8 +53,8 @@ def _trace_whole(gm: GraphModule) -> GraphModule:
     for node in gm.graph.nodes:
         if REGION in node.meta:
             node.meta["custom"] = {**node.meta.get("custom", {}), REGION: node.meta[REGION]}
-    # Not the backend's example inputs: where Dynamo made a tensor of a Python float (dynamic=True)
-    # those hold a real tensor, whose item() cannot be traced; the fake one remembers its symbol.
+    # The backend's example inputs do not work: if Dynamo made a tensor of a Python float
+    # (dynamic=True), they hold a real tensor without its symbol, whose item() cannot be traced.
     given = [ops.value(node) for node in inputs]
     values = [compat.plain_like(v) if compat.is_wrapper_subclass(v) else v for v in given]
 
@@ -63,7 +63,7 @@ def _trace_whole(gm: GraphModule) -> GraphModule:
 
     with preserve_node_meta(), compat.fake_mode_of(values) or contextlib.nullcontext():
         aten = make_fx(interpret, pre_dispatch=True, tracing_mode="real")(*values)
-    for node in aten.graph.nodes:  # what a tracer copies from one graph to the next is "custom"
+    for node in aten.graph.nodes:  # tracers copy only "custom" to the new graph
         if region := node.meta.get("custom", {}).pop(REGION, None):
             node.meta[REGION] = region
     _refuse_lost_values(aten)
@@ -71,7 +71,7 @@ def _trace_whole(gm: GraphModule) -> GraphModule:
 
 
 def _refuse_lost_values(aten: GraphModule) -> None:
-    """Raise where the trace took a value that is computed for a constant."""
+    """Raise if the trace turned a computed value into a constant."""
     lost = {name for name, tensor in aten.named_buffers() if compat.fake_mode_of([tensor])}
     readers = [
         Blocker.at(reader, f"{reader.target} reads a value that torch has lost")
@@ -89,13 +89,13 @@ def _refuse_lost_values(aten: GraphModule) -> None:
 
 
 def wrapped(node: Node) -> torch.Tensor | None:
-    """What a graph input is whose value in the graph is a plain tensor in the place of others."""
+    """The wrapper subclass that a graph input was before tracing replaced it by a plain tensor."""
     found: torch.Tensor | None = node.meta.get(_WRAPPED)
     return found
 
 
 def is_aten(gm: GraphModule) -> bool:
-    """Whether `gm` speaks ATen already, as an exported program does."""
+    """Whether `gm` is an ATen graph already, such as that of an exported program."""
     calls = [node for node in gm.graph.nodes if node.op.startswith("call_")]
     return any(isinstance(node.target, OpOverload) for node in calls) and not any(
         node.op != "call_function" or getattr(node.target, "__module__", "") in _DIALECTS

@@ -1,13 +1,13 @@
-"""Which operands a call writes in place, however it is called.
+"""Find the operands that a call writes in place.
 
     aten.add_.Tensor(x, h)                        by its schema: x
-    engine.attention(q, k, v, out)                a packet, by the schemas that fit the call: out
+    engine.attention(q, k, v, out)                a packet, by the schemas that match: out
     x.mul_(h)      out[:, 0] = h                  by its name: x, out
     while_loop(cond, body, x)                     by the writes of its bodies
-    triton_kernel_wrapper_mutation(kwargs={…})    no one says: every tensor that it is given
+    triton_kernel_wrapper_mutation(kwargs={…})    unknown: all its tensor arguments
 
-Analyses, dead code and the order of memory all ask here. A call that is not known to be pure is
-taken to write.
+Analyses, dead-code elimination and memory ordering use it. A call that is not known to be pure
+counts as writing.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from ladderize.graph import ops
 from ladderize.graph.higher_order import bodies
 from ladderize.graph.schemas import arguments_of, schemas_of, writes_nothing
 
-# Methods that end as in-place methods do, and change no value.
+# Methods named like in-place methods that change no value.
 _WRITES_NOTHING = frozenset({"requires_grad_", "share_memory_", "rename_"})
 
 
 def written_operands(node: Node) -> list[Node]:
-    """The operands that a call writes in place, whether or not it has a functional twin."""
+    """The operands that a call writes in place, even if it has no functional form."""
     target: Any = node.target
     if not node.op.startswith("call_"):
         return []
@@ -50,7 +50,7 @@ def written_operands(node: Node) -> list[Node]:
 
 
 def written_values(graph: Graph) -> set[Node]:
-    """The values whose memory some node of `graph` writes."""
+    """The nodes of `graph` with a value whose memory is written."""
     memory = {
         storage
         for node in graph.nodes
@@ -61,9 +61,9 @@ def written_values(graph: Graph) -> set[Node]:
 
 
 def is_impure(node: Node) -> bool:
-    """Whether `node` must stay even if nothing reads its result.
+    """Whether `node` must be kept even if nothing reads its result.
 
-    torch.fx takes every method call for pure, `cache.index_copy_(…)` too.
+    torch.fx treats every method call as pure, even `cache.index_copy_(…)`.
     """
     if node.is_impure() or written_operands(node) or ops.op_name(node) in _WRITES_NOTHING:
         return True
@@ -77,7 +77,7 @@ def _written_by_schema(node: Node, schema: Any) -> list[Node]:
 
 
 def _written_by_bodies(node: Node) -> Iterator[Node]:
-    """Of a higher-order call: all that it is given, where a body writes one of its inputs."""
+    """All tensor operands of a higher-order call if a body writes one of its inputs."""
     gm = node.graph.owning_module
     inner = [] if gm is None else bodies(gm, node)
     if ops.op_name(node).endswith("_mutation") or any(map(_writes_an_input, inner)):

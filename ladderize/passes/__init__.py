@@ -1,7 +1,7 @@
-"""Passes: graph to graph, one a file. A pass knows no backend and no front end.
+"""Graph passes, one per file, independent of backends and front ends.
 
-A pass only rewrites. Dead code, lint, recompiling, invariants, timing and dumps are the runner's
-(`runner.py`).
+A pass only rewrites the graph. The runner (`runner.py`) does dead-code elimination, lint,
+recompilation, invariants, timing and dumps.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from torch.fx import GraphModule
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: `changed` counts its edits, `notes` are lines for the report."""
+    """The result of a pass: the number of edits, and lines for the report."""
 
     changed: int
     notes: tuple[str, ...] = ()
 
 
 class Pass(Protocol):
-    """Graph in, same graph rewritten; a frozen dataclass whose fields are the options."""
+    """A frozen dataclass that rewrites a graph in place. Its fields are its options."""
 
     preserves_values: ClassVar[bool]
 

@@ -1,9 +1,9 @@
-"""The pipeline after autograd, on the forward and the backward ATen graph alike.
+"""The pipeline after autograd, for both forward and backward ATen graphs.
 
     JoinWaits ── DeferWaits ── PinOrder
 
-Each lowering takes as much of it as survives there: an eager one runs the nodes in their order and
-needs no pins, TensorRT cuts the deferred order into islands.
+Each lowering uses the part that it needs: an eager lowering runs nodes in order and needs no pins;
+TensorRT cuts the deferred order into islands.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ladderize.passes.runner import Log, Step, apply, apply_pass, run_steps
 
 @dataclass
 class Deferring:
-    """A graph on its way through the pipeline."""
+    """The state of the pipeline: a graph, the wait pass and the log."""
 
     gm: GraphModule
     waits: DeferWaits = field(default_factory=DeferWaits)
@@ -33,7 +33,7 @@ DEFERRED: tuple[Step[Deferring], ...] = (
 )
 AFTER_AUTOGRAD: tuple[Step[Deferring], ...] = (
     *DEFERRED,
-    apply(PinOrder),  # last: it ties nodes together in the order that it finds
+    apply(PinOrder),  # last, because it fixes the present order
 )
 
 
@@ -45,11 +45,11 @@ def defer(
     """Run `steps` on `gm` in place.
 
     Args:
-        gm: forward or backward.
-        waits: the pass as configured; with its defaults if not given.
-        steps: of `AFTER_AUTOGRAD`.
+        gm: forward or backward graph.
+        waits: configured pass; None uses its defaults.
+        steps: steps of `AFTER_AUTOGRAD`.
 
     Raises:
-        LadderError: a collective is launched and not properly waited for.
+        LadderError: a launched collective is not properly waited for.
     """
     run_steps(steps, Deferring(gm, waits or DeferWaits()))

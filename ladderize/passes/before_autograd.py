@@ -1,12 +1,12 @@
-"""From a traced graph to the rank-local ladder graph: the pipeline before autograd.
+"""The pipeline before autograd: from a traced graph to the rank-local ladder graph.
 
     Dynamo graph ── InlineRegions ── DropCasts ── Functionalize ── SpellSums
                  ── ReduceBranches ── SplitSums ── find_streams ── RerouteReads
                  ── (BlendReads) ── (ranks: plan_sharding, ShardBranches) ── OutlineRegions
 
-`BEFORE_AUTOGRAD` is the whole of it, in order. The regions are checkpointed layers, which Dynamo
-keeps in graphs of their own. What is to be sharded is traced to ATen first, the dialect that the
-sharding rules know. `after_autograd.py` holds the passes that the lowerings run.
+`BEFORE_AUTOGRAD` lists all steps in order. Regions are checkpointed layers, which Dynamo keeps in
+subgraphs. A graph to be sharded is first traced to ATen, the dialect of the sharding rules.
+`after_autograd.py` has the passes that the lowerings run.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ from ladderize.streams.single_layers import refuse_single_layers
 from ladderize.streams.specification import specify_ladder
 from ladderize.streams.stale_halves import refuse_undecided
 
-# ---- when a step is due ------------------------------------------------------------------------
+# ---- conditions of steps -----------------------------------------------------------------------
 
 
 def _has_ranks(state: Rewriting) -> bool:
@@ -292,7 +292,7 @@ STANDARDIZE: tuple[Step[Rewriting], ...] = (
     Step("find_cuts", _find_cuts, kind="analysis"),
     Step("SplitSums", _split_sums, _cuts_streams),
 )
-"""Into the form in which streams are found: one name a value, no in-place ops, sums as adds."""
+"""Bring a graph into the form that `find_streams` needs: no in-place ops, and sums as adds."""
 
 BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("refuse_desync_alone", _refuse_desync_alone, _is_desync, "check"),
@@ -326,10 +326,10 @@ BEFORE_AUTOGRAD: tuple[Step[Rewriting], ...] = (
     Step("ShardBranches", _shard_branches, _has_ranks),
     Step("OutlineRegions", lambda s: apply_pass(s.gm, OutlineRegions()), _has_regions),
 )
-"""A pass edits the graph, an analysis reads it, a check refuses it.
+"""A pass edits the graph, an analysis reads it, and a check may refuse it.
 
-Checks stand right behind what they need: the gradients of collectives are judged once in-place
-calls are functional, and a stream is refused before anything of it is rerouted.
+Checks come right after the steps that they need: gradients of collectives are checked when in-place
+calls are functional, and streams before their reads are rerouted.
 """
 
 
@@ -337,11 +337,11 @@ def rewrite_graph(state: Rewriting, observer: Observer | None = None) -> Rewriti
     """Take `state` through `BEFORE_AUTOGRAD`.
 
     Args:
-        state: the traced graph, with fake values.
-        observer: sees the state after each step; the report is made by one.
+        state: state with the traced graph, which has fake values.
+        observer: sees the state after each step; one of them builds the report.
 
     Raises:
-        LadderError: listing everything that keeps the graph from being converted as asked.
+        LadderError: lists all reasons why the graph cannot be converted as asked.
     """
     state.log.dump_dir = dump_folder(state.config)
     run_steps(BEFORE_AUTOGRAD, state, observer)
@@ -349,12 +349,12 @@ def rewrite_graph(state: Rewriting, observer: Observer | None = None) -> Rewriti
 
 
 def standardize(gm: GraphModule, names: Mapping[Node, str]) -> None:
-    """Run `STANDARDIZE` alone, on a graph that is not going to be laddered here."""
+    """Run only `STANDARDIZE`, on a graph that is not converted here."""
     run_steps(STANDARDIZE, Rewriting(gm, names))
 
 
 def dump_folder(config: LadderConfig) -> Path | None:
-    """Where this rank's stages of this compilation are written, None when they are not."""
+    """The folder for this rank's graph dumps of this compilation; None without `debug_dir`."""
     if config.debug_dir is None:
         return None
     rank = dist.get_rank() if dist.is_initialized() else 0

@@ -1,10 +1,10 @@
-"""Let each converted branch read a blend of the fresh and the stale stream, decided at run time.
+"""Make each converted branch read a blend of the fresh and the stale stream, set at run time.
 
     before   a2 = add(a1, h1(x0))
     after    r1 = lerp(a1, x0, w1);  a2 = add(a1, h1(r1))         w1 an input: 0 fresh … 1 stale
 
-One graph is then every hybrid of its blocks: a weight of 0 or 1 gives exactly the standard or the
-stale read. Sensitivity measures sets of blocks with it, healing moves from one to the other.
+One graph then covers every set of converted blocks: a weight of 0 or 1 is exactly the standard or
+the stale read. Sensitivity measures sets of blocks with it; healing moves from fresh to stale.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,13 +26,13 @@ from ladderize.passes.reroute import MovedRead
 
 @dataclass(frozen=True)
 class BlendInput:
-    """An input of a graph: the weight of one block.
+    """A graph input with the blend weight of one block.
 
     Attributes:
-        block: the number of the block.
-        dtype, device: of the stream that it reads.
-        rows: the first size of the stream.
-        num_dims: the number of dims of the stream.
+        block: number of the block.
+        dtype, device: dtype and device of the stream that it reads.
+        rows: size of the stream's dim 0.
+        num_dims: number of dims of the stream.
     """
 
     block: int
@@ -46,7 +46,7 @@ class BlendInput:
         return cls(block, stream.dtype, stream.device, stream.shape[0], stream.dim())
 
     def new_weight(self, values: Sequence[float]) -> Tensor:
-        """A scalar for one value; for several `[rows, 1, …]`, each for an equal part of them."""
+        """A scalar for one value; for several, `[rows, 1, …]` with equal parts for each value."""
         weights = torch.tensor(values, dtype=self.dtype, device=self.device)
         if len(values) == 1:
             return weights[0]
@@ -55,35 +55,35 @@ class BlendInput:
 
 
 class Blends:
-    """How stale each converted block of a model reads, in all graphs that are made of it.
+    """The blend weights of a model's converted blocks, shared by all graphs of the model.
 
-    Blocks go by their numbers, as `blocks=` counts them.
+    Blocks are identified by their numbers, as `blocks=` counts them.
 
     Attributes:
-        values: of each block, from 0 (fresh) to 1 (stale); several for parts of the batch. Empty
-            before the first graph is made.
+        values: weights of each block, from 0 (fresh) to 1 (stale), one for each equal part of the
+            batch. Empty before the first graph is compiled.
     """
 
     def __init__(self, value: float = 1.0) -> None:
         """
         Args:
-            value: of every block at first.
+            value: initial weight of every block.
         """
         self.values: dict[int, tuple[float, ...]] = {}
         self._default = (value,)
         self._weights: dict[BlendInput, Tensor] = {}
 
     def fill(self, value: float) -> None:
-        """Let every block read a blend of that much of the stale stream, from 0 to 1."""
+        """Set the weight of every block to `value`, from 0 (fresh) to 1 (stale)."""
         self._default = (value,)
         self._set(dict.fromkeys(self.values, self._default))
 
     def choose(self, *sets: Collection[int]) -> None:
-        """Let the blocks in a set read stale, the others fresh.
+        """Make the blocks in a set read stale, and the others fresh.
 
         Args:
-            sets: one for each equal part of the batch, in the order of its rows. A compiled graph
-                takes no more than one.
+            sets: one set for each equal part of the batch, in the order of rows. A compiled graph
+                accepts only one.
         """
         self._set({block: tuple(float(block in each) for each in sets) for block in self.values})
 
@@ -96,7 +96,7 @@ class Blends:
         self.values = values
 
     def feed(self, run: Callable[..., Any], inputs: Sequence[BlendInput]) -> Callable[..., Any]:
-        """A callable that gives `run` the weights behind what it is called with."""
+        """A callable that calls `run` with the weights appended to its arguments."""
         for blend in inputs:
             values = self.values.setdefault(blend.block, self._default)
             self._weights.setdefault(blend, blend.new_weight(values))
@@ -109,10 +109,10 @@ class Blends:
 
 @dataclass(frozen=True)
 class BlendReads:
-    """The graph gains an input for each block, behind those that it has.
+    """Add one input for each block, after the existing inputs, and blend its reads.
 
     Attributes:
-        moved: the reads that were rerouted, each with the number of its block.
+        moved: rerouted reads, each with the number of its block.
     """
 
     moved: Sequence[tuple[int, MovedRead]]
@@ -142,7 +142,7 @@ class BlendReads:
 
 
 def blend_inputs(gm: GraphModule) -> dict[Node, BlendInput]:
-    """The inputs that `BlendReads` added, in their order."""
+    """The inputs that `BlendReads` added, in order."""
     inputs = gm.graph.find_nodes(op="placeholder")
     return {node: node.meta[_BLEND] for node in inputs if _BLEND in node.meta}
 

@@ -1,10 +1,11 @@
-"""Put each wait off, and bring launches forward, as `find_schedule` says.
+"""Defer waits and move launches forward according to `find_schedules`.
 
     before   l0 w0 x1 | h1 l1 w1 x2 | h2 l2 w2 x3          h1 reads x0, h2 reads x1
     after    l0 | h1 l1 w0 x1 | h2 l2 w1 x2 | w2 x3
 
-Only the order of nodes changes, and not that of writes into memory and what reads it. Launches of
-different kinds may pass each other, on all ranks alike, because all ranks have the same graph.
+Only the order of nodes changes; writes to memory and their reads keep their order. Launches of
+different kinds may pass each other. This is the same on all ranks, because they have the same
+graph.
 """
 
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from ladderize.passes.schedule import MAX_AHEAD, find_schedules
 
 @dataclass(frozen=True)
 class DeferWaits:
-    """The order of least exposed time by the model of `lane_times.py`, or the one written.
+    """Choose the order with the least exposed time in the model of `lane_times.py`.
+
+    The written order is kept if no schedule is as good.
 
     Attributes:
-        hardware: what durations are those of; None: they are counted, and name no hardware.
-        max_ahead: how many later launches of its channel a wait is put off past at most: so many
-            more buffers are in flight.
+        hardware: hardware for durations in seconds; None estimates them from FLOPs and bytes.
+        max_ahead: maximum number of later launches of its channel past which a wait is deferred.
+            The buffers of all these launches are in flight at once.
     """
 
     hardware: Hardware | None = None

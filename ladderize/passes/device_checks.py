@@ -1,10 +1,10 @@
-"""What is not where the ranks communicate: found before anything is sharded or lowered.
+"""Check the devices of parameters and collectives before sharding and lowering.
 
     mesh on cuda, 290 parameters on cuda:0, 1 on cpu     refused, by name
-    a group of "cpu:gloo", a sum of cuda:0               refused: nothing of it sends from there
-    a group of "gloo", a sum of cuda:0                   warned of; with CUDA graphs refused
+    a group of "cpu:gloo", a sum on cuda:0               refused: the group has no CUDA backend
+    a group of "gloo", a sum on cuda:0                   warning; refused with CUDA graphs
 
-Inputs on another device than the parameters never come here: Dynamo refuses them as it traces.
+Dynamo itself refuses inputs on another device than the parameters.
 """
 
 import warnings
@@ -26,14 +26,14 @@ _CURE = 'init_process_group("nccl") for CUDA, or "cpu:gloo,cuda:nccl" for both'
 
 
 def refuse_other_devices(names: Mapping[Node, str], device_type: str) -> None:
-    """Raise unless all parameters and buffers are where the mesh is. Meta tensors are nowhere.
+    """Raise unless all parameters and buffers are on the mesh's device type, or on meta.
 
     Args:
-        names: the inputs that hold them.
-        device_type: of the mesh.
+        names: graph inputs of parameters and buffers, with their names.
+        device_type: device type of the mesh.
 
     Raises:
-        LadderError: naming the first of each device.
+        LadderError: lists the first names on each other device.
     """
     elsewhere: dict[str, list[str]] = defaultdict(list)
     for node, name in names.items():
@@ -44,9 +44,9 @@ def refuse_other_devices(names: Mapping[Node, str], device_type: str) -> None:
             elsewhere[str(value.device)].append(name)
     if elsewhere:
         raise LadderError(
-            f"The ranks communicate on {device_type}, and not all of the model is there:",
+            f"The ranks communicate on {device_type}, but part of the model is on another device:",
             [Blocker(f"on {device}: {_list(found)}") for device, found in elsewhere.items()],
-            f'model.to("{device_type}"), or a mesh of where the model is',
+            f'call model.to("{device_type}"), or use a mesh on the device of the model',
         )
 
 
@@ -54,7 +54,7 @@ def refuse_unserved_collectives(gm: GraphModule) -> None:
     """Raise for collectives of `gm` on a device that their group has no backend for.
 
     Raises:
-        LadderError: naming the line of each.
+        LadderError: lists each collective with its source line.
     """
     blockers = []
     for node in gm.graph.nodes:
@@ -72,25 +72,25 @@ def refuse_unserved_collectives(gm: GraphModule) -> None:
 
 
 def refuse_unserved_mesh(group_name: str, device_type: str) -> None:
-    """Raise if nothing sends from where the mesh says that its ranks are.
+    """Raise if the mesh's group has no backend for the mesh's device type.
 
     Raises:
-        LadderError: with the devices that the group can send from.
+        LadderError: lists the device types of the group's backends.
     """
     group = compat.find_process_group(group_name)
     if group is not None and device_type not in (known := compat.device_types(group)):
         devices = ", ".join(sorted(known))
         raise LadderError(
-            f"The mesh is on {device_type}, and its group sends from {devices} only.",
+            f"The mesh is on {device_type}, but its group only has backends for {devices}.",
             cure=_CURE,
         )
 
 
 def refuse_data_parallel(group_name: str) -> None:
-    """Raise if ranks of a mesh, which compute one batch together, are given different ones.
+    """Raise if DistributedDataParallel gives different batches to ranks of one mesh.
 
     Raises:
-        LadderError: with the ranks.
+        LadderError: lists the ranks.
     """
     mesh, other = compat.find_process_group(group_name), compat.data_parallel_group()
     if mesh is None or other is None:
@@ -100,28 +100,28 @@ def refuse_data_parallel(group_name: str) -> None:
         raise LadderError(
             "DistributedDataParallel gives ranks of one mesh different batches:",
             [Blocker(f"ranks {', '.join(map(str, sorted(both)))}")],
-            "do not wrap the model (nor leave it to a Trainer of several processes): over a mesh "
-            "each rank has whole gradients; or give DDP the group of another axis of the ranks",
+            "do not wrap the model in DDP (a Trainer with several processes does): each rank of a "
+            "mesh already has full gradients; or give DDP the group of another mesh axis",
         )
 
 
 def is_captured(config: LadderConfig) -> bool:
-    """Whether Inductor will capture CUDA graphs, by an option, a mode or its own configuration."""
+    """Whether Inductor will capture CUDA graphs because of an option, a mode or its config."""
     settings = compat.inductor_settings(config.mode, config.lowering_options)
     captures = bool(compat.inductor_setting(settings, "triton.cudagraphs"))
     return config.lowering == "inductor" and captures
 
 
 def check_host_transfers(gm: GraphModule, mesh_group: str, is_captured: bool) -> None:
-    """Warn of collectives on CUDA that go through the memory of the host: gloo's.
+    """Warn of gloo collectives on CUDA, which go through host memory.
 
     Args:
-        gm: what communicates by itself is found in it.
-        mesh_group: the name of the group of a mesh on CUDA, "" for none.
+        gm: graph that may have its own collectives.
+        mesh_group: name of the group of a CUDA mesh; "" for none.
         is_captured: whether CUDA graphs will capture the collectives.
 
     Raises:
-        LadderError: they cannot, for the host takes part in each.
+        LadderError: CUDA graphs would capture a gloo collective, in which the host takes part.
     """
     names = {mesh_group} - {""}
     for node in gm.graph.nodes:
@@ -132,13 +132,12 @@ def check_host_transfers(gm: GraphModule, mesh_group: str, is_captured: bool) ->
         return
     if is_captured:
         raise LadderError(
-            "No CUDA graph captures gloo's collectives: they go through the memory of the host.",
-            cure=f"{_CURE}; or leave mode= out",
+            "CUDA graphs cannot capture gloo's collectives, which go through host memory.",
+            cure=f"{_CURE}; or leave out mode=",
         )
     warnings.warn(
         LadderWarning(
-            "Stale reads hide little of gloo's collectives on CUDA, which go through the memory of "
-            "the host."
+            "Stale reads hide little of gloo's collectives on CUDA, which go through host memory."
         ),
         stacklevel=2,
     )

@@ -1,9 +1,9 @@
-"""Drop casts to the dtype that a tensor already has: `aten.to` then returns its operand.
+"""Drop casts to the dtype that a tensor already has, for which `aten.to` returns its operand.
 
     before   c = to(x0, float32);  h = mean(c);  d = to(c, float32);  x1 = add(d, f(h, d))
     after                          h = mean(x0);                      x1 = add(x0, f(h, x0))
 
-An ATen trace makes such a cast a value of its own. One stream value would then have several names,
+In an ATen trace such a cast is a separate value. One stream value would then have several nodes,
 and only one of them would be rerouted.
 """
 
@@ -33,7 +33,7 @@ class DropCasts:
 
 
 def _replace(gm: GraphModule, cast: Node, base: Node) -> bool:
-    """Whether anything but the output read `cast`; an output keeps the name that it had."""
+    """Replace `cast` except as an output, which keeps its name; whether there were readers."""
     readers = [user for user in cast.users if user.op != "output"]
     for reader in readers:
         reader.replace_input_with(cast, base)
@@ -43,7 +43,7 @@ def _replace(gm: GraphModule, cast: Node, base: Node) -> bool:
 
 
 def _returns_operand(cast: Node, base: Node) -> bool:
-    """Whether `aten.to` returns its operand itself; False where a copy or a format is asked for."""
+    """Whether `aten.to` returns its operand itself; False if a copy or memory format is given."""
     value, before = ops.value(cast), ops.value(base)
     is_plain = len(cast.args) <= 2 and not cast.kwargs.keys() & {"copy", "memory_format"}
     return (

@@ -1,11 +1,11 @@
-"""Take the `no_grad` regions apart in which nothing could have a gradient anyway.
+"""Inline `no_grad` regions in which no value could require a gradient.
 
     before   y = wrap_with_set_grad_enabled(False, body, inv_freq, positions)     rotary tables
              cos = getitem(y, 0)
     after    angles = mul(inv_freq, positions);  cos = cos(angles)
 
-Exported programs have them. Dynamo, up to torch 2.13 at least, cannot trace one again that has
-symbolic sizes in it.
+Exported programs contain them. Dynamo, at least up to torch 2.13, cannot retrace a region with
+symbolic sizes.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class DropGradRegions:
     """Linear.
 
     Attributes:
-        trained: names of the inputs that may require gradients.
+        trained: names of inputs that may require gradients.
     """
 
     trained: frozenset[str]

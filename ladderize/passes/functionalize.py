@@ -1,11 +1,11 @@
-"""Replace in-place ops by their functional twins, so that an earlier value stays readable.
+"""Replace in-place ops by functional ops, so that earlier values stay readable.
 
     before   x1 = iadd(x0, h0);  h1 = f(x0)        # x0 and x1 are one tensor
     after    x1 = add(x0, h0);   h1 = f(x1)
 
-A stale read of a value that is later overwritten would silently see the new one. An op is left
-alone where replacing it could change what another tensor holds: when the mutated tensor is (or
-shares memory with) a graph input, or another view of the same memory is read afterwards.
+A stale read of a value that is later overwritten would silently see the new value. An op is kept if
+replacing it could change another tensor: the mutated tensor is (or shares memory with) a graph
+input, or another view of the same memory is read afterwards.
 """
 
 import copy
@@ -42,7 +42,7 @@ class Functionalize:
 
 
 def find_aliases(nodes: Mapping[Node, int]) -> dict[int, list[Node]]:
-    """Nodes grouped by the memory that their (fake) values live in."""
+    """Nodes grouped by the storage of their (fake) values."""
     groups: dict[int, list[Node]] = defaultdict(list)
     for node in nodes:
         for storage in ops.storages(node):
@@ -53,7 +53,7 @@ def find_aliases(nodes: Mapping[Node, int]) -> dict[int, list[Node]]:
 def find_hazards(
     node: Node, base: Node, aliases: Mapping[int, list[Node]], position: Mapping[Node, int]
 ) -> list[Node]:
-    """Nodes through which the in-place `node` would be noticed: inputs, and views read later."""
+    """The nodes through which the write of `node` is visible: inputs, and views read later."""
     hazards = []
     for storage in ops.storages(base):
         for other in aliases.get(storage, []):
@@ -94,9 +94,9 @@ def _replace(
 
 
 def _add_out_of_place(gm: GraphModule, target: str, twin: str) -> None:
-    """Add the module `target` under another name, with the same parameters but `inplace` off.
+    """Add a copy of the module `target` with the same parameters and `inplace=False`.
 
-    Its owner may use the one that is there elsewhere, so that is left as it is.
+    The original is kept, because its owner may use it elsewhere.
     """
     module = copy.copy(gm.get_submodule(target))
     module.inplace = False  # type: ignore[assignment]  # a plain bool, which nn.Module's stubs deny
@@ -104,7 +104,7 @@ def _add_out_of_place(gm: GraphModule, target: str, twin: str) -> None:
 
 
 def _changed_dtype(args: tuple[Any, ...]) -> torch.dtype | None:
-    """The dtype an in-place op keeps where its functional twin would promote; None if none."""
+    """The dtype that an in-place op keeps but its functional form may promote; else None."""
     tensors = [t for arg in args if isinstance(arg, Node) for t in ops.tensors(arg)]
     if len(tensors) < 2 or all(t.dtype == tensors[0].dtype for t in tensors):
         return None

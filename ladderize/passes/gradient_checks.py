@@ -1,11 +1,11 @@
-"""What would train wrongly, or not at all: found before autograd, each with its line and its cure.
+"""Refuse graphs that would train wrongly or not at all, with source lines and cures.
 
     y = all_reduce(h)           dist.all_reduce(h); funcol.all_reduce(h, …)
     backward, in eager mode     in place: dL/dh = dL/dy        functional: all_reduce(dL/dy)
     backward, compiled          all_reduce(dL/dy)              all_reduce(dL/dy)
 
-The ranks of a tensor-parallel group hold the same dL/dy, so that its sum is too large by their
-number. Megatron's pair f and g has the right gradients: they are autograd functions around it.
+The ranks of a tensor-parallel group have the same dL/dy, so its sum is too large by the number of
+ranks. Megatron's autograd functions f and g have the right gradients.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ _RANDOM = frozenset(
 _DIFFERENTIABLE = "torch/distributed/nn/functional.py"
 
 USE_ENDS = (
-    "let ladderize.parallel_ops.copy_to_ranks(x, group) stand ahead of the column-parallel layer "
-    "and ladderize.parallel_ops.reduce_from_ranks(y, group) after the row-parallel one (or "
-    "autograd functions of your own like these, Megatron's f and g)"
+    "call ladderize.parallel_ops.copy_to_ranks(x, group) before the column-parallel layer and "
+    "ladderize.parallel_ops.reduce_from_ranks(y, group) after the row-parallel one (or your own "
+    "autograd functions like these, Megatron's f and g)"
 )
 
 
@@ -37,7 +37,7 @@ def refuse_wrong_gradients(gm: GraphModule) -> None:
     """Raise for all-reduces of `gm`, with its regions inlined, that a gradient flows through.
 
     Raises:
-        LadderError: naming the line of each.
+        LadderError: lists each all-reduce with its source line.
     """
     blockers = [
         Blocker.at(node, f"{ops.op_name(node)} of a value that needs a gradient")
@@ -63,10 +63,10 @@ def _needs_gradient(node: Node) -> bool:
 
 
 def refuse_lost_gradients(gm: GraphModule) -> None:
-    """Raise where tracing `gm` to ATen would lose the backward of an autograd function.
+    """Raise if tracing `gm` to ATen would lose the backward of an autograd function.
 
     Raises:
-        LadderError: naming each `torch.autograd.Function` that a gradient flows through.
+        LadderError: lists each `torch.autograd.Function` that a gradient flows through.
     """
     functions = [
         node
@@ -82,14 +82,13 @@ def refuse_lost_gradients(gm: GraphModule) -> None:
 
 
 def refuse_unsaved_states(gm: GraphModule) -> None:
-    """Raise where torch 2.13 mixes up what it saves of checkpointed layers with DTensors, on a CPU.
+    """Raise for random ops in checkpointed layers with DTensors, which torch 2.13 breaks on a CPU.
 
-    It puts the states of the random generator, kept to recompute dropout and attention alike,
-    behind the meshes of the DTensors, and takes the meshes for tensors. `gm` has its regions
-    inlined.
+    It saves the states of the random generator, needed to recompute dropout and attention, after
+    the meshes of the DTensors, and then takes the meshes for tensors. `gm` has its regions inlined.
 
     Raises:
-        LadderError: naming each random op of a checkpointed layer.
+        LadderError: lists each random op of a checkpointed layer.
     """
     has_meshes = any(
         tensor.requires_grad
@@ -118,7 +117,7 @@ def _random_on_cpu(gm: GraphModule) -> Iterator[Node]:
 
 
 def _may_draw(node: Node) -> bool:
-    """Whether AOTAutograd takes `node` for random; attention always, dropout of nothing not."""
+    """Whether AOTAutograd treats `node` as random: always for attention, not for dropout of 0."""
     name = ops.op_name(node)
     if "dropout" not in name:
         return name in _RANDOM

@@ -1,11 +1,11 @@
-"""Take the bodies of checkpointed layers and other regions into the graph that calls them.
+"""Inline the bodies of checkpointed layers and other regions into the calling graph.
 
     before   y = tag_activation_checkpoint(body, x, w)       body(a, b): c = linear(a, b); (a + c,)
              z = getitem(y, 0)
     after    c = linear(x, w);  z = add(x, c)                both marked with their region
 
-Only calls whose body holds an add are taken apart: in the others there can be no block.
-`OutlineRegions` puts them together again.
+Only calls with an add in the body are inlined; the others cannot contain a block.
+`OutlineRegions` restores the calls.
 """
 
 from dataclasses import dataclass
@@ -39,10 +39,10 @@ def _can_inline(gm: GraphModule, node: Node) -> bool:
 
 
 def refuse_sharded_regions(gm: GraphModule) -> None:
-    """Raise for inlined regions that sharding loses: all but checkpointed layers.
+    """Raise for inlined regions that sharding loses: all except checkpointed layers.
 
     Raises:
-        LadderError: naming the kind of each.
+        LadderError: lists each region with its kind.
     """
     regions = {
         region: node
@@ -55,6 +55,6 @@ def refuse_sharded_regions(gm: GraphModule) -> None:
         raise LadderError(
             "These regions cannot be sharded:",
             [Blocker.at(node, str(region.target.__name__)) for region, node in regions.items()],
-            "call the model under that mode (torch.autocast, torch.no_grad) instead of entering it "
-            "around some of its layers",
+            "call the whole model under that mode (torch.autocast, torch.no_grad) instead of some "
+            "of its layers",
         )

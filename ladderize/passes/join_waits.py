@@ -1,12 +1,12 @@
-"""Let each launch have one wait, which the outputs read too: of several the first is kept.
+"""Give each launch a single wait, which outputs read too. The first of several waits is kept.
 
     before   l0;  w0 = wait(l0);  y = f(w0);  w1 = wait(l0);  z = g(w1);  return z, l0
     after    l0;  w0 = wait(l0);  y = f(w0);  z = g(w0);                  return z, w0
 
-Where a value is gathered twice, torch 2.15 makes one of the two launches but leaves both waits. If
-a policy of selective checkpointing names a collective but not its wait, as torchtitan's do, the
-forward graph hands out the launch, and the backward graph waits for it again. A wait for what has
-been waited for, as after `all_to_all_single_autograd`, which waits itself, is dropped.
+If a value is gathered twice, torch 2.15 merges the two launches but keeps both waits. If a policy
+of selective checkpointing names a collective but not its wait (torchtitan's do), the forward graph
+returns the launch, and the backward graph waits for it again. A wait for a value that has been
+waited for is dropped; `all_to_all_single_autograd`, for example, waits itself.
 """
 
 from dataclasses import dataclass

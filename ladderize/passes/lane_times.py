@@ -1,10 +1,10 @@
-"""How long an order of nodes takes on two lanes: compute, and a link for each process group.
+"""Times of an order of nodes on two lanes: compute, and a link for each process group.
 
     compute    h0 | h1 ........ | wait | h2 |           a rank computes its nodes in order
     link         | l0 ...... |    | l1 ...... |         a group moves one transfer at a time
 
-Durations need no hardware: an op takes its FLOPs, and the transfers of a graph together take half
-as long as all of its ops. Where hardware is named, both are seconds.
+With known hardware, durations are in seconds. Otherwise an op takes its FLOPs, and all transfers of
+a graph together take half as long as all of its ops.
 """
 
 import itertools
@@ -20,23 +20,23 @@ from ladderize.graph.flops import flops_of
 from ladderize.graph.in_flight import channel_of, is_launch, tensors_in_flight, transfer_bytes
 
 BUSY = 0.5
-"""How much of the time of compute the link is busy, where no hardware is named."""
+"""Transfer time of a graph as a fraction of its compute time, without known hardware."""
 LEAST = 0.1
-"""How long the shortest transfer takes there, over the mean: a message of nothing has latency."""
+"""Minimum transfer time, without known hardware, as a fraction of the mean: the latency."""
 
 LITTLE = 0.25
-"""Up to this part of the mean work from launch to launch counts as little."""
+"""Threshold for little work, as a fraction of the mean work between launches."""
 NEGLIGIBLE = 0.01
-"""Below this part of it an op counts as if it took no time."""
+"""Threshold below which an op counts 0, as a fraction of the mean work between launches."""
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Of the nodes that take any, in one unit.
+    """Durations of nodes, in one unit.
 
     Attributes:
-        work: of each node that computes.
-        transfer: of each launch, on its group's link.
+        work: compute time of each node that computes.
+        transfer: time of each launch on its group's link.
     """
 
     work: Mapping[Node, float] = field(default_factory=dict)
@@ -59,23 +59,23 @@ class Durations:
 
     @cached_property
     def little(self) -> float:
-        """Below this work is little: a router's, not a block's. A part of the mean of a launch."""
+        """Threshold for little work, such as a router's, in contrast to a block's."""
         return LITTLE * sum(self.work.values()) / max(len(self.transfer), 1)
 
     def acts(self, node: Node) -> bool:
-        """Whether a node takes time, or launches what does."""
+        """Whether a node computes or launches a transfer."""
         return node in self.work or node in self.transfer
 
 
 def _work(graph: Graph, num_launches: int) -> dict[Node, float]:
-    """FLOPs of what computes, without what is negligible, as a look-up among products is."""
+    """FLOPs of the nodes that compute, without negligible ones such as a lookup."""
     every = {node: float(flops) for node in graph.nodes if (flops := flops_of(node))}
     least = NEGLIGIBLE * sum(every.values()) / max(num_launches, 1)
     return {node: flops for node, flops in every.items() if flops >= least}
 
 
 def _bytes_by_launch(graph: Graph) -> dict[Node, float]:
-    """What each launch sends; one whose size depends on values as much as the mean of its kind."""
+    """Bytes that each launch sends; for data-dependent sizes, the mean of launches of its kind."""
     sent = {node: _sent_bytes(node) for node in graph.nodes if is_launch(node)}
     known: dict[str, list[float]] = {}
     for node, size in sent.items():
@@ -89,14 +89,14 @@ def _bytes_by_launch(graph: Graph) -> dict[Node, float]:
 
 
 def _sent_bytes(launch: Node) -> float | None:
-    """What a rank of many sends: of an all-reduce the whole tensor twice, else once."""
+    """Bytes that a rank sends, for many ranks: the tensor twice for an all-reduce, else once."""
     size = transfer_bytes(launch)
     name, _ = channel_of(launch)
     return size if size is None else size * (2.0 if name in {*ALL_REDUCES, "reduce"} else 1.0)
 
 
 def exposed(order: Sequence[Node], durations: Durations) -> float:
-    """How long waits block, in the unit of `durations`, if the nodes run in `order`."""
+    """The time that waits block, in the unit of `durations`, if the nodes run in `order`."""
     now = blocked = 0.0
     free: dict[str, float] = {}
     done: dict[Node, float] = {}
@@ -118,15 +118,15 @@ def _ends(sources: Iterable[Node], done: Mapping[Node, float]) -> list[float]:
 
 
 def split(slots: Sequence[float], parts: Sequence[float], taken: Sequence[float]) -> list[int]:
-    """Where consecutive `slots` are cut, so that each part has its share of the time.
+    """Cut consecutive `slots` so that each part gets a share of the time.
 
     Args:
         slots: durations of consecutive work.
-        parts: durations of the transfers that are to hide behind it, one after the other.
-        taken: of each part what other work it has to hide behind.
+        parts: durations of the transfers to hide behind the work, one after the other.
+        taken: for each part, the duration of other work that hides it.
 
     Returns:
-        For each part but the last, the index of the slot that it ends behind, nearest to its
+        For each part but the last, the index of the slot after which it ends, nearest to its
         share.
     """
     done = list(itertools.accumulate(slots))

@@ -1,10 +1,10 @@
-"""The nodes of a graph in the order that a schedule asks for.
+"""Order the nodes of a graph according to a schedule.
 
     schedule   w0 after l1             l0 w0 x1 | h1 l1 w1 x2 | …
     ordered                            l0 | h1 l1 w0 x1 | …
     launches_first                     g w l1 | …  ->  g l1 w | …     l1 does not need w
 
-Data and writes into memory keep their order; beyond that the order is the written one.
+Data dependencies and writes to memory keep their order. Otherwise the written order is kept.
 """
 
 import heapq
@@ -20,10 +20,10 @@ from ladderize.passes.schedule import Schedule
 
 
 def ordered(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
-    """The nodes in their old order as far as `schedule` allows; and how many waits were put off.
+    """The nodes in their old order as far as `schedule` allows, and the number of deferred waits.
 
-    A few waits may contradict each other in graphs that are no ladder (each is possible alone,
-    together they make a cycle); those that would block stay where they are.
+    In graphs that are not ladders, deferred waits may form a cycle together; waits that block the
+    order are not deferred.
     """
     ranks = _ranks(graph, {**schedule.work, **schedule.launches})
     behind = find_memory_order(list(graph.nodes))
@@ -40,7 +40,7 @@ def ordered(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
 
 
 def _ranks(graph: Graph, early: Mapping[Node, Node]) -> dict[Node, tuple[int, int]]:
-    """What comes first: the old position; what is brought forward ranks with all that it needs."""
+    """Sort keys: the old positions, but earlier ones for nodes moved forward and their inputs."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     ranks = {node: (i, i) for node, i in position.items()}
     for first, after in early.items():
@@ -60,7 +60,7 @@ def _sort(
     behind: Mapping[Node, Sequence[Node]],
     ranks: Mapping[Node, tuple[int, int]],
 ) -> list[Node]:
-    """Topological order that takes the node of the lowest rank first."""
+    """A topological order that takes the ready node with the lowest rank."""
     nodes = list(graph.nodes)
     followers = {node: list(later) for node, later in behind.items()}
     for wait, after in waits.items():
@@ -82,9 +82,10 @@ def _sort(
 
 
 def launches_first(order: Sequence[Node], durations: Durations) -> list[Node]:
-    """`order`, with work that a launch does not need behind it, up to the wait or launch before.
+    """`order` with each launch moved before work that it does not need.
 
-    In a backward graph that is mostly the gradients of weights.
+    A launch does not pass an earlier wait or launch. In a backward graph, the work that it passes
+    is mostly weight gradients.
     """
     behind = find_memory_order(order)
     ahead: dict[Node, list[Node]] = {}
@@ -125,7 +126,7 @@ def _with_readers(
     durations: Durations,
     ahead: Mapping[Node, Sequence[Node]],
 ) -> set[Node]:
-    """The work that is not needed, and what depends on it."""
+    """The work that is not needed, and the nodes that depend on it."""
     late: set[Node] = set()
     for node in segment:
         reads = (*node.all_input_nodes, *ahead.get(node, ()))
@@ -135,7 +136,7 @@ def _with_readers(
 
 
 def arrange(order: Sequence[Node]) -> None:
-    """Put the nodes of a graph into that order."""
+    """Put the nodes of a graph into `order`."""
     previous = order[0]
     for node in order[1:]:
         previous.append(node)

@@ -1,12 +1,12 @@
-"""Put inlined regions together again, with what the ladder pass made them read and leave behind.
+"""Restore inlined regions, with the operands and results that the ladder pass added.
 
     before   c = linear(x, w);  z = add(x, c);  d = linear(x, v);  u = add(z, d)
     after    y = tag_activation_checkpoint(body, x, w);        z = getitem(y, 0)
              y1 = tag_activation_checkpoint(body1, x, v, z);   u = getitem(y1, 0)
 
 A stale value that another region reads becomes an output of the region that computes it and an
-operand of the one that reads it: what was recomputed in the backward still is. A region is the run
-of nodes from its first to its last one, so what was inserted between them belongs to it.
+operand of the one that reads it, so the backward pass recomputes the same values as before. A
+region is the run of nodes from its first to its last node, including nodes inserted in between.
 """
 
 import operator
@@ -37,7 +37,7 @@ class OutlineRegions:
 
 
 def _innermost_runs(gm: GraphModule) -> dict[Region, list[Node]]:
-    """The nodes from the first to the last one of each region with no other region inside."""
+    """The nodes, from first to last, of each region without inner regions."""
     ends: dict[Region, tuple[Node, Node]] = {}
     for node in gm.graph.nodes:
         if REGION in node.meta:
@@ -102,7 +102,7 @@ def _call(
     results: list[Node],
     before: Node,
 ) -> dict[Node, Node]:
-    """Call the new body ahead of `before`; for each of `results` what takes its place."""
+    """Insert a call of the new body ahead of `before`; returns the replacement of each result."""
     with gm.graph.inserting_before(before):
         body = gm.graph.get_attr(name)
         leading: list[Any] = [*region.leading]

@@ -1,13 +1,13 @@
-"""Tie each wait to the launch before it, so that the engine cannot move it back.
+"""Tie each wait to the launch before it, so that Inductor cannot move it back.
 
     before   l1; w0 = wait(l0); x1 = add(x0, w0)
     after    l1; w0 = control_deps((l1,), wait, l0); x1 = add(x0, w0)
 
-Node order alone does not survive Inductor: it fuses the add that follows w0 with later adds, waits
-for two all-reduces at once and, up to torch 2.13, reads a buffer in flight (DESIGN §6.1).
+Inductor does not keep the node order: it fuses the add that follows w0 with later adds, waits for
+two all-reduces at once and, up to torch 2.13, reads a buffer in flight.
 
-Where `control_deps` is missing, two opaque ops wait instead. They name the later launch among
-their operands, so that Inductor runs them after it, but never read it:
+Without `control_deps`, two opaque ops wait instead. The later launch is one of their operands, so
+Inductor runs them after it, but they do not read it:
 
     after    l1; x1 = wait_add(x0, l0, l1)                   # the add is not fused with others
     after    l1; c0 = wait_after(l0, l1); y = mul(x0, c0)    # any other reader: c0 is a copy
@@ -28,7 +28,7 @@ from ladderize.passes import PassResult
 from ladderize.passes.lane_times import Durations
 from ladderize.sharding.views import as_expr
 
-# Any strides will do: to change those of a buffer in flight, Inductor would read it.
+# Accept any strides: to change the strides of a buffer in flight, Inductor would read it.
 _ANY_STRIDES = (torch.Tag.flexible_layout,)
 
 
@@ -40,7 +40,7 @@ def _wait_add(residual: Tensor, pending: Tensor, after: Tensor) -> Tensor:  # no
 
 @torch.library.custom_op("ladderize::wait_after", mutates_args=(), tags=_ANY_STRIDES)
 def _wait_after(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001  # order
-    # An op must not return its input; the copy is what the missing control_deps costs here.
+    # An op must not return its input, so this copies; control_deps needs no copy.
     done: Tensor = torch.ops._c10d_functional.wait_tensor(pending)
     return done.clone()
 
@@ -57,7 +57,7 @@ def _(pending: Tensor, after: Tensor) -> Tensor:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class PinOrder:
-    """Expects the order that `DeferWaits` leaves behind."""
+    """Pin the order that `DeferWaits` has made."""
 
     use_control_deps: bool = field(default_factory=lambda: compat.has_control_deps())
     preserves_values: ClassVar[bool] = True
@@ -79,16 +79,16 @@ class PinOrder:
 def _find_pins(
     gm: GraphModule, pairs: Sequence[InFlight], work: Mapping[Node, float]
 ) -> dict[Node, list[Node]]:
-    """For each wait that was put off, what it has to come after.
+    """For each deferred wait, the nodes that it must come after.
 
-    That is the latest launch of its channel; where no other has followed yet, what computes since
-    its own, apart from what other of these ops need.
+    This is the latest launch of its channel. If none followed its own launch, it is the compute
+    since then, without ops that other of these ops need.
     """
     channel = {pair.launch: pair.channel for pair in pairs}
     own = {pair.wait: pair for pair in pairs}
     latest: dict[tuple[str, str], Node] = {}
     computed: dict[tuple[str, str], list[Node]] = {}
-    nearest: dict[Node, frozenset[Node]] = {}  # of each node the last ops that compute it
+    nearest: dict[Node, frozenset[Node]] = {}  # the last ops with work that lead to each node
     pins = {}
     for node in gm.graph.nodes:
         needs = frozenset().union(*(nearest.get(n, ()) for n in node.all_input_nodes))
@@ -112,11 +112,11 @@ def _find_pins(
 def _find_early_launches(
     gm: GraphModule, pairs: Sequence[InFlight], work: Mapping[Node, float]
 ) -> dict[Node, list[Node]]:
-    """For each op that computes while something is in flight the launch that it stays behind.
+    """For each op that computes while a transfer is in flight, the launch that it must follow.
 
-    Without the tie Inductor fuses what two launches need into one kernel, and launches both late;
-    or fuses what a launch needs with what an op of the stretch behind it makes, and has that op
-    run first. An op needs no tie that needs a later wait, which has one, or another op with one.
+    Without the tie, Inductor fuses the inputs of two launches into one kernel and launches both
+    late; or it fuses the input of a launch with a result of a later op, which then runs first. An
+    op needs no tie if it depends on a later wait, which is tied, or on another tied op.
     """
     waits = {pair.wait: pair.launch for pair in pairs}
     launches = set(waits.values())
@@ -155,7 +155,7 @@ def _make_opaque(gm: GraphModule, pins: Mapping[Node, Sequence[Node]]) -> None:
                 new = gm.graph.call_function(
                     torch.ops.ladderize.wait_add.default, (residual, pending, after)
                 )
-        # Without the arguments of the op replaced, to which Inductor would match those of the new.
+        # Drop the old op's arguments: Inductor would match the new op's arguments with them.
         new.meta = {key: kept for key, kept in replaced.meta.items() if key != "eager_input_vals"}
         replaced.replace_all_uses_with(new)
         gm.graph.erase_node(replaced)
@@ -164,11 +164,11 @@ def _make_opaque(gm: GraphModule, pins: Mapping[Node, Sequence[Node]]) -> None:
 
 
 def _only_add(wait: Node) -> Node | None:
-    """The residual add that alone reads `wait`, if that is what reads it."""
+    """The residual add that is the only reader of `wait`; None if there is none."""
     (user, *others) = wait.users
     is_add = user.target is torch.ops.aten.add.Tensor and not user.kwargs
     operands = user.all_input_nodes
-    if others or not is_add or len(operands) != 2:  # 1: a number is added, or the wait to itself
+    if others or not is_add or len(operands) != 2:  # 1: adds a number, or the wait to itself
         return None
     return user if _form(operands[0]) == _form(operands[1]) else None
 

@@ -1,10 +1,10 @@
-"""Take the residual out of an all-reduce of the whole sum, so that a branch alone is reduced.
+"""Move the residual out of an all-reduce of the whole sum, so that only the branch is reduced.
 
     before   x1 = all_reduce(add(h, div(x0, 2)), "sum")          over a group of 2 ranks
     after    x1 = add(x0, all_reduce(h, "sum"))
 
-Only where `x0` is the same on all ranks of the group: then their shares add up to it. Values stay
-up to rounding.
+This requires that `x0` is the same on all ranks of the group, so that their shares add up to it.
+Values are preserved up to rounding.
 """
 
 from collections.abc import Iterator
@@ -37,22 +37,22 @@ class ReduceBranches:
 
     def __call__(self, gm: GraphModule) -> PassResult:
         residuals = [found for found in residuals_in_reductions(gm) if found.is_whole]
-        for found in reversed(residuals):  # the later one adds what the earlier one's wait becomes
+        for found in reversed(residuals):  # a later residual may be the wait of an earlier one
             _take_out(gm, found)
         return PassResult(len(residuals))
 
 
 @dataclass(frozen=True)
 class Residual:
-    """A value that all ranks have alike, added before an all-reduce.
+    """A value that is the same on all ranks, added before an all-reduce.
 
     Attributes:
         launch: the all-reduce.
-        total: the sum that adds it.
-        summand: the value, or each rank's part of it, as `total` adds it.
-        other: what `total` adds it to.
+        total: sum that adds the value.
+        summand: operand of `total`: the value, or each rank's share of it.
+        other: other operand of `total`.
         value: the value itself.
-        is_whole: whether the reduction makes the value of the ranks' parts.
+        is_whole: whether the ranks' shares add up to the value in the reduction.
     """
 
     launch: Node
@@ -64,9 +64,9 @@ class Residual:
 
 
 def refuse_reduced_residuals(context: AnalysisContext) -> None:
-    """Raise `LadderError` where a residual sum is all-reduced and the residual counts twice.
+    """Raise `LadderError` if a residual sum is all-reduced, so that the residual counts twice.
 
-    Or once, where one rank alone adds it: its graph is another than that of the others.
+    Also if only one rank adds it, whose graph then differs from the other ranks' graphs.
     """
     found = [
         residual
@@ -75,15 +75,15 @@ def refuse_reduced_residuals(context: AnalysisContext) -> None:
     ]
     if found:
         raise LadderError(
-            "These all-reduces sum up the residual as well as the branch:",
+            "These all-reduces sum the residual as well as the branch:",
             [Blocker.at(residual.total, "added before the all-reduce") for residual in found],
-            "add the residual behind it, on all ranks: x + all_reduce(h); or each rank's part of "
-            "it: all_reduce(h + x / ranks)",
+            "add the residual after the all-reduce, on all ranks: x + all_reduce(h); or each "
+            "rank's share of it before: all_reduce(h + x / ranks)",
         )
 
 
 def residuals_in_reductions(gm: GraphModule) -> list[Residual]:
-    """One for each all-reduce of a sum that has any. Linear in the graph, for each group."""
+    """At most one residual for each all-reduce. Linear in the size of the graph, for each group."""
     alike: dict[str, set[Node]] = {}
     found = []
     for launch in gm.graph.nodes:
@@ -97,10 +97,10 @@ def residuals_in_reductions(gm: GraphModule) -> list[Residual]:
 
 
 def _values_alike(gm: GraphModule, group: str) -> set[Node]:
-    """The values that all ranks of a group have alike.
+    """The values that are the same on all ranks of a group.
 
-    Those are the inputs, what a look-up or an all-reduce makes, and whatever is made of them
-    without a weight that might be a rank's own part: without a mixing op.
+    These are the inputs, the results of lookups and all-reduces, and values computed from them
+    without mixing ops, which may use a rank's own part of a weight.
     """
     alike: set[Node] = set()
     for node in gm.graph.nodes:
@@ -136,7 +136,7 @@ def _residuals(launch: Node, alike: set[Node]) -> Iterator[Residual]:
 
 
 def _divided(total: Node, summand: Node) -> tuple[Node, float]:
-    """What `total` adds as `summand`: a value, and the number of parts of which it adds one."""
+    """The value behind `summand`, and the number by which `total` divides it."""
     value, by = summand, 1.0
     name = ops.op_name(summand)
     if len(summand.args) == 2 and isinstance(summand.args[0], Node):
@@ -152,7 +152,7 @@ def _divided(total: Node, summand: Node) -> tuple[Node, float]:
 
 
 def _parts_that_add_up(launch: Node) -> float | None:
-    """Of how many parts, one from each rank, a reduction makes the whole."""
+    """The number of equal shares, one from each rank, that a reduction sums to the whole."""
     how = str(arguments_of(launch, schema_of(launch)).get("reduce_op", "")).lower()
     size = compat.find_process_group(group_name_of(launch)).size()
     return {"sum": float(size), "avg": 1.0}.get(how)

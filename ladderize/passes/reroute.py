@@ -3,12 +3,12 @@
     before   a1 = add(x0, h0(x0));  a2 = add(a1, h1(a1));  a3 = add(a2, h2(a2))
     after    a1 = add(x0, h0(x0));  a2 = add(a1, h1(x0));  a3 = add(a2, h2(a1))
 
-A branch that leaves out a part of what the block before added reads a sum without it:
+A branch that leaves out some summands of the block before reads a partial sum:
 
     before   a1 = add(x0, add(routed, shared));   a2 = add(a1, h1(a1))
     after    a1 = add(x0, add(routed, shared));   r1 = add(x0, shared);   a2 = add(a1, h1(r1))
 
-The skip path is untouched. This is the one pass that changes what the graph computes
+The skip path is unchanged. This is the only pass that changes the computed function
 (arXiv 2501.06589, Section 3; staleness above 1 is this project's generalization).
 """
 
@@ -31,13 +31,13 @@ from ladderize.streams.partial_reads import PartialRead
 
 @dataclass(frozen=True)
 class MovedRead:
-    """What one block reads now.
+    """The rerouted read of one block.
 
     Attributes:
-        block: the block, of the standard graph.
-        readers: the nodes of its branch that read the anchor, in graph order.
+        block: block of the standard graph.
+        readers: nodes of its branch that read the anchor, in graph order.
         fresh: the anchor.
-        stale: the earlier stream value that they read instead, of the same shape and dtype.
+        stale: earlier stream value that they read instead, of the same shape and dtype.
     """
 
     block: Block
@@ -48,11 +48,11 @@ class MovedRead:
 
 @dataclass(frozen=True)
 class RerouteReads:
-    """Let the blocks of each stream read what `reads` says.
+    """Reroute the reads of each stream's blocks.
 
     Attributes:
-        reads: for each stream, what its rerouted blocks are to read.
-        moved: the reads that were rerouted, in graph order; a result.
+        reads: wanted reads of each stream.
+        moved: rerouted reads, in graph order; a result of the pass.
     """
 
     reads: tuple[StaleReads, ...]
@@ -67,7 +67,7 @@ class RerouteReads:
             for index in {**reads.sources, **joined, **partial}:
                 block = reads.stream.blocks[index]
                 readers = sorted(block.readers, key=position.__getitem__)
-                if not readers:  # the anchor is read through a side input of the branch only
+                if not readers:  # only a side input of the branch reads the anchor
                     continue
                 if index in joined:
                     stale = _joined(gm, joined[index], before=readers[0])
@@ -106,13 +106,13 @@ def _cast(gm: GraphModule, value: Node, like: Node, before: Node) -> Node:
 
 
 def _partial(gm: GraphModule, read: PartialRead, before: Node) -> Node:
-    """The sum without what is in flight, in the form of the anchor."""
+    """The sum without the summands in flight, in the form of the anchor."""
     total = read.before.block.add
 
     def call(step: Node, operands: Mapping[Node, Node]) -> Node:
         with gm.graph.inserting_before(before):
             made = gm.graph.node_copy(step, lambda node: operands.get(node, node))
-        made.meta.pop(REGION, None)  # of the block before; it is computed for the one that reads
+        made.meta.pop(REGION, None)  # belongs to the region of the reader, not of the step
         new_fake(made, step)
         return made
 
@@ -125,11 +125,11 @@ def _partial(gm: GraphModule, read: PartialRead, before: Node) -> Node:
 
 
 def _joined(gm: GraphModule, read: JoinedRead, before: Node) -> Node:
-    """The join with the earlier values of what it joins."""
+    """The join of the earlier values of the streams."""
     instead = read.instead
     with gm.graph.inserting_before(before):
         joined = gm.graph.node_copy(read.join, lambda node: instead.get(node, node))
-    joined.meta.pop(REGION, None)  # of the region that reads it
+    joined.meta.pop(REGION, None)  # belongs to the region of the reader
     return joined
 
 
@@ -154,7 +154,7 @@ def layout_steps(add: Node, anchor: Node) -> list[Node]:
 
 
 def _substitute(step: Node, value: Node) -> Any:
-    """An argument mapper that puts `value` in place of the tensor that `step` lays out."""
+    """An argument mapper that replaces the tensor that `step` rearranges by `value`."""
     laid_out = next(source for source in step.all_input_nodes if ops.holds_tensor(source))
     return lambda node: value if node is laid_out else node
 

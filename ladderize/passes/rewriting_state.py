@@ -1,4 +1,4 @@
-"""What the pipeline before autograd works on: a graph, and what was found and done so far."""
+"""The state of the pipeline before autograd: a graph and the results of the steps so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,10 +24,12 @@ from ladderize.streams.restore import Restored
 
 @dataclass(frozen=True)
 class RankGroup:
-    """The ranks that a graph is sharded over: how many, and the name of their process group.
+    """The ranks that a graph is sharded over.
 
     Attributes:
-        device_type: where they communicate, "" where no mesh says so.
+        size: number of ranks.
+        name: name of their process group.
+        device_type: device type of the mesh; "" without a mesh.
     """
 
     size: int
@@ -43,30 +45,30 @@ class RankGroup:
 
 @dataclass
 class Rewriting:
-    """One graph on its way through the pipeline, and what was found and done so far.
+    """One graph in the pipeline, with the results of the steps so far.
 
     Attributes:
-        gm: the graph, rewritten in place; a new one if it is sharded and was not an ATen graph.
-        names: the parameters and buffers among its inputs.
-        config: what to convert.
-        ranks: the ranks to shard over, None on one device.
-        may_be_a_layer: whether to refuse `gm` when it looks like one layer compiled by itself.
-        is_laddered: whether the graph was laddered and sharded before (`parallelize`), so that
+        gm: graph, rewritten in place; a new graph if it is sharded and was not ATen.
+        names: placeholders of parameters and buffers, with their names.
+        config: options.
+        ranks: ranks to shard over; None on one device.
+        may_be_a_layer: whether to refuse `gm` if it looks like a separately compiled layer.
+        is_laddered: whether the graph is already converted and sharded (`parallelize`), so that
             nothing is rerouted.
-        is_blended: whether each read stays a choice, made when the graph is run.
-        log: the steps that ran.
-        num_regions: how many checkpointed regions were inlined.
-        cuts: what joins streams and cuts them apart in a way that can be written otherwise.
-        context: the analysis of the standard graph; made once, by `find_streams`.
-        streams: the residual streams of the standard graph.
-        restored: the standard model, where a ladder is extended; None otherwise.
-        contributions: what each block adds, and what of it is in flight; empty for a ladder.
-        chosen: for each stream the indices of the converted blocks.
-        fresh_reads: those of the converted blocks that stay standard.
-        moved: the reads that `RerouteReads` rerouted.
-        standard, rewritten: the recurrence of each stream before and after `RerouteReads`.
-        earlier: what planning another graph of the same model found out.
-        plan: how the branches are sharded, None without ranks.
+        is_blended: whether reads are blends that are set at run time.
+        log: log of the steps that ran.
+        num_regions: number of inlined regions.
+        cuts: joins and cuts of streams to rewrite.
+        context: analysis of the standard graph, set by `find_streams`.
+        streams: residual streams of the standard graph.
+        restored: standard model of a ladder that is extended; None otherwise.
+        contributions: contribution of each block; empty for a ladder.
+        chosen: for each stream, the indices of the converted blocks.
+        fresh_reads: reads of converted blocks that stay standard.
+        moved: reads that `RerouteReads` rerouted.
+        standard, rewritten: recurrence of each stream before and after `RerouteReads`.
+        earlier: findings of the plan for another graph of the same model.
+        plan: sharding plan; None without ranks.
     """
 
     gm: GraphModule
@@ -93,23 +95,23 @@ class Rewriting:
 
     @property
     def reads(self) -> tuple[StaleReads, ...]:
-        """For each stream what its blocks are to read stale."""
+        """The stale reads of each stream."""
         pairs = zip(self.streams, self.chosen, strict=True)
         return tuple(StaleReads.of(*pair, self.connectivity) for pair in pairs)
 
     @property
     def connectivity(self) -> Connectivity:
-        """What the branches leave out."""
+        """The rule for what branches leave out."""
         return Connectivity.of(self.config, self.contributions)
 
     @property
     def stale(self) -> tuple[dict[int, int], ...]:
-        """The same of each block that reads stale in the graph that was given."""
+        """For each stream, the blocks that read stale in the given graph, with their sources."""
         return tuple({} for _ in self.streams) if self.restored is None else self.restored.stale
 
     @property
     def standard_graph(self) -> tuple[AnalysisContext, tuple[Stream, ...]]:
-        """The standard model and its streams: a copy, where a ladder is extended."""
+        """The standard graph and its streams; a copy if a ladder is extended."""
         if self.restored is None:
             return self.analysis, self.streams
         return self.restored.context, self.restored.streams
@@ -129,13 +131,13 @@ class Rewriting:
         return self.plan
 
     def blocks_in_order(self) -> list[Block]:
-        """Every block of every stream, those that read stale already included, in graph order."""
+        """All blocks of all streams, including those that already read stale, in graph order."""
         position = {node: i for i, node in enumerate(self.gm.graph.nodes)}
         blocks = (b for stream in self.streams for b in (*stream.blocks, *stream.stale_blocks))
         return sorted(blocks, key=lambda block: position[block.add])
 
     def describe(self) -> str:
-        """One line: how many blocks were found, and how many read stale."""
+        """One line with the number of blocks, and of blocks that read stale."""
         found = sum(len(stream.blocks) for stream in self.streams)
         stale = sum(len(reads.left_out()) for reads in self.reads)
         told = f"{stale} of {found} blocks read stale"

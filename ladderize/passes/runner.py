@@ -1,11 +1,11 @@
-"""Run the steps of a pipeline, and everything around a pass that is not the pass's own business.
+"""Run the steps of a pipeline, with the work common to all passes.
 
-    Apply     a pass     dead code out ── lint ── invariant ── dump
-    Analyze   an analysis: reads the graph and keeps what it found
-    Check     a refusal: reads, and raises where the graph cannot be laddered as asked
+    pass       edits the graph; then dead-code elimination ── lint ── invariant ── dump
+    analysis   reads the graph and stores its results
+    check      raises if the graph cannot be converted as asked
 
-Each step has a name. It is timed, logged, and seen by whoever observes the pipeline. The graph's
-code is generated once, behind the last step: a pass reads nodes alone.
+Each step has a name, and is timed, logged and shown to the observer. The graph's code is generated
+once, after the last step, because passes only read nodes.
 """
 
 import logging
@@ -32,10 +32,10 @@ class LogEntry:
     """One step that ran.
 
     Attributes:
-        name: the step's name; a pass has that of its class.
-        kind: "pass", "analysis" or "check". Only a pass edits.
-        result: the edits and notes of a pass.
-        seconds: wall time, its invariant included.
+        name: name of the step; for a pass, its class name.
+        kind: "pass", "analysis" or "check".
+        result: edits and notes of a pass.
+        seconds: wall time, including the invariant.
     """
 
     name: str
@@ -46,7 +46,7 @@ class LogEntry:
 
 @dataclass
 class Log:
-    """What ran, in order. Each entry is also a line of the logger "ladderize", at level INFO."""
+    """The steps that ran, in order. Each is also logged to the logger "ladderize" at INFO."""
 
     dump_dir: Path | None = None
     entries: list[LogEntry] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Log:
         logger.info("%-20s %6d edits %9.4f s", name, result.changed, seconds)
 
     def dump(self, gm: GraphModule) -> None:
-        """Write `gm` to the dump folder, if there is one, under the name of the latest entry."""
+        """Write `gm` to the dump folder, if set, under the name of the latest entry."""
         if self.dump_dir is None:
             return
         self.dump_dir.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class Log:
 
 
 class HasGraph(Protocol):
-    """What a pipeline works on: at least a graph and a log."""
+    """The state of a pipeline: at least a graph and a log."""
 
     gm: GraphModule
     log: Log
@@ -80,7 +80,7 @@ State = TypeVar("State", bound=HasGraph)
 
 
 class Observer(Protocol):
-    """Sees the state after each step; never changes it."""
+    """Sees the state after each step and does not change it."""
 
     def see(self, step: str, state: object, /) -> None: ...
 
@@ -94,9 +94,10 @@ class Step(Generic[State]):
     """One step of a pipeline.
 
     Attributes:
-        name: unique in its pipeline.
-        run: does it; a pass returns what it did.
-        when: whether the step is due, asked right before it.
+        name: unique name in its pipeline.
+        run: function of the step; returns the result of a pass.
+        when: condition for the step, evaluated right before it.
+        kind: "pass", "analysis" or "check".
     """
 
     name: str
@@ -117,7 +118,7 @@ def apply(
     when: Callable[[State], bool] = _always,
     invariant: Invariant | None = None,
 ) -> Step[State]:
-    """The step of a pass that takes no options, or finds them in `state`."""
+    """A step that runs a pass without options."""
 
     def run(state: State) -> PassResult:
         return apply_pass(state.gm, make(), invariant)
@@ -131,10 +132,10 @@ def run_steps(
     observer: Observer | None = None,
     stop_after: Step[Any] | None = None,
 ) -> None:
-    """Run the steps that are due, in order, up to and with `stop_after`.
+    """Run the steps whose conditions hold, in order, up to and including `stop_after`.
 
     Raises:
-        LadderError: from a step.
+        LadderError: a step raised it.
     """
     observing = 0.0
     for step in steps:
@@ -152,10 +153,10 @@ def run_steps(
 
 
 def find_step(steps: Sequence[Step[Any]], name: str) -> Step[Any]:
-    """The step of that name; `reroute-reads` and `reroute_reads` are `RerouteReads` too.
+    """The step called `name`; `reroute-reads` and `reroute_reads` also mean `RerouteReads`.
 
     Raises:
-        LadderError: there is none; it lists all.
+        LadderError: no such step; all steps are listed.
     """
     known = {_plain(step.name): step for step in steps}
     if _plain(name) not in known:
@@ -172,10 +173,10 @@ def _plain(name: str) -> str:
 def apply_pass(gm: GraphModule, step: Pass, invariant: Invariant | None = None) -> PassResult:
     """Run `step` on `gm` in place, then clean up and check. Linear in the size of the graph.
 
-    `gm.recompile()` is left to the caller.
+    The caller has to call `gm.recompile()`.
 
     Raises:
-        LadderError: from the pass, or from `invariant` when it does not hold afterwards.
+        LadderError: the pass raised it, or `invariant` does not hold afterwards.
     """
     result = step(gm)
     if _drop_dead_code(gm.graph) or result.changed:
@@ -188,7 +189,7 @@ def apply_pass(gm: GraphModule, step: Pass, invariant: Invariant | None = None) 
 def run_pass(
     gm: GraphModule, step: Pass, log: Log, invariant: Invariant | None = None
 ) -> PassResult:
-    """`apply_pass`, timed and logged, for a pass outside of a pipeline."""
+    """Run, time and log one pass outside of a pipeline."""
     started = time.perf_counter()
     result = apply_pass(gm, step, invariant)
     gm.recompile()
@@ -198,10 +199,10 @@ def run_pass(
 
 
 def _drop_dead_code(graph: Graph) -> bool:
-    """Erase what nothing reads; whether there was any.
+    """Erase unused pure nodes; returns whether there were any.
 
-    `Graph.eliminate_dead_code` also enters the bodies of higher-order calls, and there takes every
-    method call for pure: the `x.copy_(…)` of an all-reduce in an autograd function would go.
+    `Graph.eliminate_dead_code` also enters the bodies of higher-order calls and treats every method
+    call there as pure: it would drop the `x.copy_(…)` of an all-reduce in an autograd function.
     """
     dead = False
     for node in reversed(graph.nodes):

@@ -1,22 +1,22 @@
-"""When collectives are waited for and launched, so that they run behind compute.
+"""Schedule launches and waits of collectives so that compute hides them.
 
     all-reduce        l0 w0 | h1 l1 w1 | h2 l2 w2                h1 reads x0, h2 reads x1
                       l0 | h1 l1 w0 | h2 l2 w1 | w2
     reduce-scatter    r0 w0 | g1 v1 h1 r1 w1 | g2 v2 h2 r2       g2 gathers x1 = x0 + w0
     and all-gather    r0 | v1 h1 w0 g2 h1 r1 | v2 h2 w1 g3 h2 r2
-    experts           c0 w0 | h1 | router d1 v1 e1 c1            d1 sends what w0 brought
+    experts           c0 w0 | h1 | router d1 v1 e1 c1            d1 sends the result of w0
                       c0 | h1 w0 router d1 h1 | v1 e1 c1
 
-A launch comes as soon as what it sends is there, ahead of work that it does not need. A wait, but
-that of an all-gather, comes as late as it can: just ahead of the first op that needs it and
-computes or launches, but past no more than `max_ahead` later launches of its channel, whose buffers
-are in flight together.
+A launch comes as soon as its input is ready, ahead of work that it does not need. A wait (except
+that of an all-gather) comes as late as possible: just before the first op that needs it and
+computes or launches. It passes at most `max_ahead` later launches of its channel, whose buffers are
+in flight at the same time.
 
-A launch that needs a wait, and hardly any work beside it, forms a chain of transfers with it
-(transfer_chains.py): both hide behind one stretch of work, and the wait stands within it.
+A launch that needs a wait and little other work forms a chain of transfers with it
+(transfer_chains.py): one stretch of work hides both, and the wait is inside this stretch.
 
-Pure analysis, linear in the size of the graph. Every rank sees the same graph and so decides the
-same.
+The analysis does not change the graph and is linear in its size. Every rank has the same graph, so
+all ranks find the same schedule.
 """
 
 import bisect
@@ -34,21 +34,20 @@ from ladderize.passes.lane_times import Durations
 from ladderize.passes.transfer_chains import Chains
 
 MAX_AHEAD = MAX_STALENESS
-"""`launches_ahead` where no one says: a ladder of staleness k needs k."""
+"""Default of `launches_ahead`; a ladder of staleness k needs k."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is to move.
+    """The nodes to move.
 
     Attributes:
-        waits: each wait that can be put off, and the node that it is to come after.
-        launches: each launch that can be brought forward, with the node that it is to come after,
-            together with all that it needs.
-        work: what has to run early in a stretch of work, because launches need it, with the node
-            that it is to come after.
-        limits: for each wait the later launch that must stay behind it, so that no more buffers
-            are in flight than allowed.
+        waits: deferred waits, each with the node that it comes after.
+        launches: launches to move forward with their inputs, each with the node that it comes
+            after.
+        work: work that launches need early in a stretch, each with the node that it comes after.
+        limits: for each wait, the later launch that must stay after it, which limits the number of
+            buffers in flight.
     """
 
     waits: dict[Node, Node] = field(default_factory=dict)
@@ -60,19 +59,19 @@ class Schedule:
 def find_schedule(
     graph: Graph, durations: Durations | None = None, max_ahead: int = MAX_AHEAD
 ) -> Schedule:
-    """The moves with chains: the last of `find_schedules`."""
+    """The schedule with chains, the last of `find_schedules`."""
     return find_schedules(graph, durations, max_ahead)[-1]
 
 
 def find_schedules(
     graph: Graph, durations: Durations | None = None, max_ahead: int = MAX_AHEAD
 ) -> tuple[Schedule, Schedule]:
-    """Without chains, and with waits that stand within a stretch of work.
+    """Find two schedules: without chains, and with chains whose waits are inside a stretch of work.
 
     Args:
-        graph: ATen, forward or backward, or a sharded graph before autograd.
-        durations: those of `Durations.of(graph)` if not given.
-        max_ahead: how many later launches of its channel a wait is put off past at most.
+        graph: ATen graph, forward or backward, or a sharded graph before autograd.
+        durations: durations of nodes; by default `Durations.of(graph)`.
+        max_ahead: maximum number of later launches of its channel past which a wait is deferred.
     """
     durations = Durations.of(graph) if durations is None else durations
     timeline = _Timeline(graph, durations)
@@ -93,14 +92,14 @@ def find_schedules(
 
 
 class _Timeline:
-    """The nodes of a graph, and what each needs that takes time.
+    """The nodes of a graph, and the positions of those that take time.
 
     Attributes:
-        nodes: in graph order.
-        pairs: what is in flight.
-        position: of each node.
-        acting: the positions of what computes or launches, in order.
-        working: those of what computes.
+        nodes: nodes in graph order.
+        pairs: launches with their waits.
+        position: position of each node.
+        acting: positions of nodes that compute or launch, in order.
+        working: positions of nodes that compute, in order.
     """
 
     def __init__(self, graph: Graph, durations: Durations) -> None:
@@ -113,7 +112,7 @@ class _Timeline:
         self._durations = durations
 
     def limits(self, max_ahead: int) -> dict[Node, Node]:
-        """For each wait the first launch of its channel beyond the next `max_ahead`."""
+        """For each wait, the first launch of its channel after the next `max_ahead` launches."""
         launched: dict[tuple[str, str], list[int]] = {}
         for launch, channel in self._launches():
             launched.setdefault(channel, []).append(self.position[launch])
@@ -126,9 +125,9 @@ class _Timeline:
         return found
 
     def late_waits(self, limits: Mapping[Node, Node]) -> dict[Node, Node]:
-        """For each wait that can be put off the last op that acts ahead of what needs it.
+        """For each wait that can be deferred, the last acting op before the op that needs it.
 
-        An all-gather is waited for where it is written: it is launched for the op behind.
+        The wait of an all-gather stays in place, because the op after it needs the result.
         """
         needed = self._first_needs()
         found = {}
@@ -144,11 +143,11 @@ class _Timeline:
         return found
 
     def early_launches(self) -> dict[Node, Node]:
-        """For each launch that stands behind work it does not need the last node that it needs.
+        """For each launch after work that it does not need, the last node that it does need.
 
-        Little work that leads to it comes forward with it. Of parameters, which nothing computes,
-        gathers stay where they are: all of them at once would fill the memory. Ranks may send
-        each other different messages; those stay too.
+        Little work that leads to the launch moves with it. All-gathers of parameters depend on no
+        node and stay in place: all of them at once would fill the memory. Point-to-point ops stay
+        too, because they may differ between ranks.
         """
         found = {}
         for launch, (name, _) in self._launches():
@@ -162,9 +161,9 @@ class _Timeline:
         return found
 
     def _last_need(self, launch: Node) -> tuple[int, int]:
-        """The position of what a launch has to come after; and how many ops lead from there to it.
+        """The position of the node that a launch must come after, and the number of ops in between.
 
-        That is the last wait, launch or work that it needs, but for little work.
+        This is the last wait, launch or work that it needs; little work does not count.
         """
         work, leading = 0.0, 0
         todo, seen = [-self.position[launch]], {launch}
@@ -185,7 +184,7 @@ class _Timeline:
         return self._num_inputs - 1, leading
 
     def keep_in_order(self, launches: dict[Node, Node]) -> None:
-        """Let no launch that was brought forward pass an earlier one of its channel."""
+        """Keep launches that move forward from passing an earlier launch of their channel."""
         soonest: dict[tuple[str, str], Node] = {}
         for launch, channel in reversed(self._launches()):
             after, next_one = launches.get(launch), soonest.get(channel)
@@ -198,7 +197,7 @@ class _Timeline:
         return list({pair.launch: pair.channel for pair in self.pairs}.items())
 
     def _first_needs(self) -> dict[Node, int]:
-        """Of each node the position of the first op that acts and needs it."""
+        """For each node, the position of the first acting op that needs it."""
         memory = find_memory_order(self.nodes)
         needed: dict[Node, int] = {}
         for node in reversed(self.nodes):

@@ -1,4 +1,4 @@
-"""Carry out a `ShardPlan`: every rank's graph computes with its part of each divided parameter.
+"""Apply a `ShardPlan`: every rank's graph computes with its part of each sharded parameter.
 
 before   h = linear(n, w1);                 y = linear(silu(h), w2, b);  x1 = add(x, y)
 after    h = linear(copy(n), w1_local);     p = linear(silu(h), w2_local)
@@ -33,13 +33,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ShardBranches:
-    """Rewrite a graph to its rank-local form; the same graph on every rank.
+    """Rewrite a graph to its rank-local form, which is the same graph on every rank.
 
-    Its embedding and head too, if the plan has them, by `ShardVocabulary`; experts that ranks hold
-    whole by `ShardExperts`.
+    `ShardVocabulary` rewrites the embedding and the head, and `ShardExperts` experts that ranks
+    hold whole, if they are in the plan.
 
     The graph gains `plan.index_inputs` as its last inputs, and takes local parts of the parameters
-    in `plan.placements`. `group_name` is that of the process group to reduce over.
+    in `plan.placements`. `group_name` is the name of the process group to reduce over.
     """
 
     plan: ShardPlan
@@ -85,7 +85,7 @@ class ShardBranches:
         return PassResult(sum(map(len, edits)), tuple(plan.describe()))
 
     def _add_index_inputs(self, graph: Graph) -> dict[str, Node]:
-        """Append the placeholders, with fake values on the device of what they select from."""
+        """Append the placeholders, with fake values on the device of the values they index."""
         selected = {entry.index: entry.value.meta["val"] for entry in self.plan.entries}
         selected |= {edit.index: edit.node.meta["val"] for edit in self.plan.experts}
         selected |= {edit.index: edit.node.meta["val"] for edit in self.plan.vocabulary.edits}
@@ -101,7 +101,7 @@ class ShardBranches:
         return nodes
 
     def _with_local_sizes(self, graph: Graph, rewrite: Rewrite) -> tuple[Any, ...]:
-        """The arguments, with symbolic sizes divided by calls in front of the node."""
+        """The arguments, with calls before the node that divide symbolic sizes."""
 
         def local(value: Any) -> Any:
             if not isinstance(value, LocalSize):
@@ -117,7 +117,7 @@ class ShardBranches:
             )
 
     def _mix(self, graph: Graph, mixed: MixedWeight) -> None:
-        """Let the user read `cat([q, copy(k), copy(v)])` of a weight that holds k and v whole."""
+        """Make the user read `cat([q, copy(k), copy(v)])` of a weight with whole k and v."""
         pieces, start = [], 0
         with graph.inserting_before(mixed.user):
             for length, is_whole in mixed.pieces:
@@ -140,7 +140,7 @@ class ShardBranches:
         indices: dict[str, Node],
         written: Collection[Node],
     ) -> None:
-        """Let `entry.user` read the copied and selected form of a replicated value."""
+        """Make `entry.user` read the copied and selected form of a replicated value."""
         value = entry.value
         steps: list[tuple[Any, tuple[Any, ...]]] = []
         if entry.needs_copy:
@@ -161,11 +161,13 @@ class ShardBranches:
     def _reduce(
         self, graph: Graph, reduction: Reduction, order: dict[Node, int], means: dict[Node, Node]
     ) -> None:
-        """Sum up a branch over the ranks.
+        """Sum a branch over the ranks.
 
         Args:
-            order: of the nodes in the graph.
-            means: what residual adds have become that are reduced as a whole.
+            graph: graph to edit.
+            reduction: reduction of the branch.
+            order: positions of nodes in the graph.
+            means: replacements of residual adds that are reduced as a whole.
         """
         *firsts, last = sorted(reduction.partials, key=order.__getitem__)
         readers = list(last.users)
@@ -191,16 +193,16 @@ class ShardBranches:
                 skip = like(call, reduction.into)
         reduction.into.args, reduction.into.kwargs = (skip, total), {}
         for reader in [user for node in reduction.unread for user in node.users]:
-            if packet(reader) in FORM_READERS:  # an assert, which would keep the sum
+            if packet(reader) in FORM_READERS:  # an assert, which would keep the sum alive
                 graph.erase_node(reader)
 
     def _finish(self, graph: Graph, reduction: Reduction, total: Node) -> Node:
-        """What follows `total`: its sum over the ranks, if it is sent, and the biases."""
+        """Append the all-reduce of `total`, if it is sent, and the biases."""
         if reduction.is_sent:
             total = insert_after(graph, total, parallel_ops.reduce, (total, self.group_name))
             total = insert_after(graph, total, parallel_ops.wait, (total,))
         for bias in reduction.biases:
-            own = (bias, self.group_name)  # its gradient on one rank is a part of the gradient
+            own = (bias, self.group_name)  # each rank has a partial gradient of it
             place = total
             if not reduction.is_sent:
                 bias = place = insert_after(graph, total, parallel_ops.copy, own)
@@ -208,7 +210,7 @@ class ShardBranches:
         return total
 
     def _reduce_stream(self, graph: Graph, reduction: Reduction, total: Node) -> dict[Node, Node]:
-        """Let the residual add sum up a share of the skip, and reduce what it makes."""
+        """Make the residual add sum a share of the skip, and all-reduce its result."""
         into, skip = reduction.into, reduction.skip
         assert into is not None
         readers = list(into.users)
@@ -222,11 +224,11 @@ class ShardBranches:
 
 
 def _selection(entry: BranchEntry, index: Node) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The steps that take a rank's entries, each a target and what follows its first operand."""
+    """The calls that select a rank's entries: targets, and arguments after the first."""
     dim = entry.dim
     if not entry.inner:
         return [(aten.index_select.default, (dim, index))]
-    return [  # a merged dim is taken apart and merged again
+    return [  # split a merged dim, and merge it again
         (aten.unflatten.int, (dim, (-1, entry.inner))),
         (aten.index_select.default, (dim + 1, index)),
         (aten.flatten.using_ints, (dim, dim + 1)),

@@ -1,4 +1,4 @@
-"""The part of `ShardBranches` that has to do with experts which ranks hold whole.
+"""The part of `ShardBranches` for experts that ranks hold whole.
 
 before   y = grouped_mm(x, w, ends);                        z = index(y, [order])
 after    y = put_own(grouped_mm(take_own(x, ends, first, 2), w_local, own_ends(ends, first, 2)),
@@ -20,11 +20,11 @@ from ladderize.sharding.edits import ExpertEdit, ExpertLookup, ExpertProduct, Ow
 
 @dataclass(frozen=True)
 class ShardExperts:
-    """Put in what tells the entries of this rank's experts from those of others.
+    """Insert ops that select the entries of this rank's experts.
 
     Attributes:
-        edits: in graph order.
-        first: by name, the graph's inputs that hold the number of this rank's first expert.
+        edits: edits in graph order.
+        first: graph inputs with the index of this rank's first expert, by name.
     """
 
     edits: Sequence[ExpertEdit]

@@ -1,4 +1,4 @@
-"""The part of `ShardBranches` that is outside of the branches: embedding, head and loss.
+"""The part of `ShardBranches` outside of the branches: embedding, head and loss.
 
 before   x0 = embedding(w, ids);    z = linear(x, w);   loss = cross_entropy(z, labels);  return z
 after    x0 = wait(reduce(embed_rows(w_local, ids, first)));
@@ -19,12 +19,12 @@ from ladderize.sharding.vocabulary import Gather, Lookup, Loss, Vocabulary
 
 @dataclass(frozen=True)
 class ShardVocabulary:
-    """Put in the collectives of a `Vocabulary`; its other calls are rewrites and entries.
+    """Insert the collectives of a `Vocabulary`; its other calls are rewrites and entries.
 
     Attributes:
-        vocabulary: what to divide.
-        num_ranks, group_name: over which ranks.
-        first: by name, the graph's inputs that say where this rank's part begins.
+        vocabulary: vocabulary edits of the plan.
+        num_ranks, group_name: number of ranks, and name of their group.
+        first: graph inputs with the start of this rank's part, by name.
     """
 
     vocabulary: Vocabulary

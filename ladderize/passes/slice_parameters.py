@@ -1,11 +1,11 @@
-"""Let a rank's graph cut its parts out of the full parameters itself: views, which copy nothing.
+"""Make a rank's graph slice its parts from the full parameters, as views without copies.
 
 before   linear(x, w_local)                       w_local an input of shape [32, 64]
 after    w_local = slice(w, 0, 32, 64)            w an input of shape [64, 64], as Dynamo passes it
          linear(x, w_local)
 
-A part is then of the memory that the parameter has at the call, so no part goes stale and no call
-looks for one; and the input is a weight of the model, which CUDA graphs need not copy.
+A part is then always a view of the parameter's present memory, so no call has to check whether it
+is outdated. The input is a weight of the model, which CUDA graphs do not copy.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class SliceParameters:
-    """After all passes that compare ranks: the graphs differ in where the slices begin.
+    """Slice the parameters. The result differs between ranks, so this comes after rank comparisons.
 
     Attributes:
-        placements: of the inputs to cut, each of one stretch.
-        full: their fake values before they were divided.
+        placements: placements of the inputs to slice, each a contiguous range.
+        full: fake values of these inputs before sharding.
+        rank: this rank.
+        num_ranks: number of ranks.
     """
 
     placements: Mapping[Node, Shard]

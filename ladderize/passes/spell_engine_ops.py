@@ -1,11 +1,11 @@
-"""Spell ops of serving engines out in torch's words: the analysis then sees sums and collectives.
+"""Translate ops of serving engines to torch ops, so that the analysis sees sums and collectives.
 
     before   y, x1 = fused_add_rms_norm(h, x0, w, eps)     r = vllm.all_reduce(p, "tp:0")
     after    x1 = add(h, x0);  y = rms_norm(x1, w, eps)    r = wait(all_reduce(p, "sum", "3"))
 
-An op that writes its operands becomes functional: what reads these later reads the new values.
-What the ops mean stands in `graph/engine_ops.py`. Values stay up to rounding: an engine may take
-the norm of the sum before it is rounded to the dtype of the stream.
+An op that writes its operands becomes functional, and later readers of these read the new values.
+`graph/engine_ops.py` defines the meaning of the ops. Values are preserved up to rounding: an engine
+may compute the norm from the sum before it is rounded to the dtype of the stream.
 """
 
 import operator
@@ -51,17 +51,17 @@ def has_engine_ops(gm: GraphModule) -> bool:
 
 
 def refuse_unspelled(gm: GraphModule) -> None:
-    """Raise for ops of engines that are known and could not be spelled out.
+    """Raise for known engine ops that could not be translated.
 
     Raises:
-        LadderError: with each and the reason.
+        LadderError: lists each op with the reason.
     """
     blockers = [Blocker.at(op.node, op.obstacle()) for op in _engine_ops(gm)]
     if blockers:
         raise LadderError(
-            "These ops of an engine cannot be written in torch's words:",
+            "These engine ops cannot be translated to torch ops:",
             blockers,
-            "run the model inside of its engine; ladderize/graph/engine_ops.py says what ops mean",
+            "run the model inside its engine; ladderize/graph/engine_ops.py defines the known ops",
         )
 
 
@@ -84,11 +84,16 @@ _DYNAMO = (torch.add, torch.nn.functional.rms_norm)
 
 @dataclass(frozen=True)
 class _EngineOp:
-    """One call, what it means, and the value of each of its arguments, by place.
+    """One call of an engine op.
 
     Attributes:
-        returns: whether it has results; else it writes them into its operands.
-        words: a sum and an RMS norm in the dialect of the graph.
+        node: the call.
+        name: name of the op.
+        meaning: its row in the table of engine ops.
+        values: values of its arguments, by position.
+        returns: whether it returns its results; otherwise it writes them into its operands.
+        position, aliases: positions of all nodes, and nodes by storage.
+        words: functions for a sum and an RMS norm in the dialect of the graph.
     """
 
     node: Node
@@ -101,7 +106,7 @@ class _EngineOp:
     words: tuple[Any, Any]
 
     def obstacle(self) -> str:
-        """Why the call has to stay as it is; "" if nothing is in the way."""
+        """The reason why the call cannot be translated, or ""."""
         meaning = self.meaning
         if isinstance(meaning, BlockingReduce):
             asked = self.values[meaning.group] if meaning.group is not None else "tensor parallel"
@@ -148,7 +153,7 @@ class _EngineOp:
         return [self._call(norm, (total, [width], weight, epsilon), branch), total]
 
     def _operands(self) -> list[Node]:
-        """What the call writes, if it returns nothing: in the order of the results."""
+        """The operands that hold the results of a call that returns nothing, in order."""
         if isinstance(self.meaning, BlockingReduce):
             return [self.values[self.meaning.tensor]]
         return list(self.values[:2])

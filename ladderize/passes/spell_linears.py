@@ -1,9 +1,9 @@
-"""Call linears of weights that are made of other tensors as models do, not by their ATen names.
+"""Replace `aten.linear` by `F.linear` for weights that are wrapper subclasses (quantized).
 
-before   aten.linear.default(x, w)      which autograd takes apart: aten.t of w, which w may lack
-after    F.linear(x, w)                 which the library of w answers
+before   aten.linear.default(x, w)      autograd decomposes it; w may not implement aten.t
+after    F.linear(x, w)                 the library of w implements it
 
-After `ToAten` and all passes, for a graph whose inputs are such weights (quantized).
+Runs after `ToAten` and all other passes.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ladderize.passes import PassResult
 
 @dataclass(frozen=True)
 class SpellLinears:
-    """Linears that read wrapped inputs directly."""
+    """Rewrite linears that read wrapped inputs directly."""
 
     preserves_values: ClassVar[bool] = True
 

@@ -1,10 +1,10 @@
-"""Write sums that are fused into another op as sums, so that the analysis sees their summands.
+"""Split fused sums into separate adds, so that the analysis sees their summands.
 
     before   x1 = addmm(x0, h, w);           x2 = addcmul(x1, gain, h)
     after    x1 = add(x0, mm(h, w));         x2 = add(x1, mul(gain, h))
 
-Only where the first operand is as large as the result: a bias is no summand of a residual sum.
-Values stay up to rounding.
+Applies only if the first operand has the shape of the result: a bias is not a residual summand.
+Values are preserved up to rounding.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from ladderize.passes import PassResult
 
 aten = torch.ops.aten
 
-# Fused op: the product inside of it, in the dialects of Dynamo and of ATen.
+# For each fused op, its product in the dialects of Dynamo and ATen.
 _PRODUCTS: Mapping[str, tuple[Any, Any]] = {
     "addmm": (torch.mm, aten.mm.default),
     "baddbmm": (torch.bmm, aten.bmm.default),
@@ -42,7 +42,7 @@ class SpellSums:
 
 
 def _is_fused_sum(node: Node) -> bool:
-    """A call with three tensors and no scaling, whose first one has the shape of the result."""
+    """Whether `node` fuses a product and an unscaled first operand of the result's shape."""
     if ops.op_name(node) not in _PRODUCTS or node.kwargs or len(node.args) != 3:
         return False
     kept = node.args[0]

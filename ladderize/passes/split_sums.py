@@ -1,4 +1,4 @@
-"""Write a sum of joined streams that is cut again as a sum for each, and what is cut as itself.
+"""Split sums on joined streams that are cut again into one sum for each stream.
 
     before   z = cat([c, x], 1)   y = add(z, h)              c1 = y[:, :k]            x1 = y[:, k:]
     after                         c1 = add(c, h[:, :k])      x1 = add(x, h[:, k:])
@@ -9,10 +9,10 @@
     before   c = z[:, :k]        h = linear(z)
     after    c = z[:, :k]        h = linear(cat([c, z[:, k:]], 1))          z a graph input
 
-So a block that text and image share is a block of either stream, as joint attention is, and the
-blocks of their own that follow go on from it. Only where each part is read, or runs of parts as
-one; and where the parts are not joined again as they are, for then the sum carries one stream.
-Whoever reads all of the sum, the output for one, reads the parts joined.
+A block that text and image share (joint attention) then is a block of both streams, and the later
+blocks of each stream continue from it. This requires that each part, or runs of parts, are read
+separately. If the parts are joined again unchanged, the sum carries one stream and stays. Readers
+of the whole sum, such as the output, read the joined parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,14 +41,14 @@ from ladderize.passes import PassResult
 
 @dataclass(frozen=True)
 class SplitSums:
-    """`cuts` is what `find_cuts` finds."""
+    """Rewrite the `cuts` that `find_cuts` has found."""
 
     cuts: Cuts
     preserves_values: ClassVar[bool] = True
 
     def __call__(self, gm: GraphModule) -> PassResult:
         for view, part in self.cuts.views.items():
-            # What is returned stays memory of its own.
+            # Outputs keep their own memory.
             view.replace_all_uses_with(part, delete_user_cb=lambda user: user.op != "output")
         for total in self.cuts.sums:
             _split(gm, total)
@@ -59,7 +59,7 @@ class SplitSums:
 
 def _split(gm: GraphModule, total: Node) -> None:
     joined, parts = joined_operand(total), parts_read_of(total)
-    if joined is None or parts is None:  # its cat was grouped for another sum
+    if joined is None or parts is None:  # its cat was already regrouped for another sum
         return
     if views_of(total)[1]:
         _join(gm, total)
@@ -73,7 +73,7 @@ def _split(gm: GraphModule, total: Node) -> None:
 
 
 def _join(gm: GraphModule, whole: Node) -> None:
-    """Have the readers of `whole` read a cat of its parts, all cut ahead of the first of them."""
+    """Make the readers of `whole` read a cat of its parts, all cut before the first reader."""
     views, readers = views_of(whole)
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     first = min((reader for reader, _ in readers), key=position.__getitem__)
@@ -90,7 +90,7 @@ def _join(gm: GraphModule, whole: Node) -> None:
 
 @dataclass(frozen=True)
 class _Cutter:
-    """Writes the sum `total` of `joined` and others part by part."""
+    """Splits the sum `total` of `joined` and other summands into parts."""
 
     gm: GraphModule
     total: Node
@@ -98,7 +98,7 @@ class _Cutter:
     made: dict[tuple[Node, Node], Node] = field(default_factory=dict)
 
     def part_of(self, node: Node, path: Path, part: Node) -> Node:
-        """The sum `node`, in or of `total`: of `part` and what `path` cuts from the rest."""
+        """The part of the sum `node`, `total` or inside it: `part` plus cuts of other summands."""
         operands = {}
         for operand in node.all_input_nodes:
             if operand is self.joined:
@@ -114,9 +114,9 @@ class _Cutter:
         return is_alone and joined_operand(operand) is self.joined
 
     def cut(self, summand: Node, path: Path, before: Node | None = None) -> Node:
-        """What the views of `path` see of `summand`, where they are of `total`.
+        """Apply the views of `path`, which are views of `total`, to `summand`.
 
-        Made where they are, or `before` a node.
+        The copies are inserted at the views, or `before` a node.
         """
         source, base = summand, self.total
         for step in path:
@@ -126,7 +126,7 @@ class _Cutter:
         return source
 
     def grouped(self, run: Sequence[Node]) -> Node:
-        """The `run` of operands of `joined` as one, which `joined` is made of then."""
+        """Join a `run` of operands of `joined` into one operand."""
         if len(run) == 1:
             return run[0]
         union = self.join(run, before=self.joined)
@@ -136,7 +136,7 @@ class _Cutter:
         return union
 
     def join(self, parts: Sequence[Node], before: Node) -> Node:
-        """The `parts`, which follow one another in `total`, in one."""
+        """Concatenate `parts`, which are adjacent in `total`."""
         sizes = zip(
             *(ops.floating_shape(node) or () for node in (parts[0], self.total)), strict=True
         )
@@ -154,10 +154,10 @@ class _Cutter:
         return copied
 
     def _describe(self, made: Node, like: Node) -> None:
-        """What it is, under the keys of `like`, and that it comes from where `total` does."""
+        """Set the fake value of `made`, under the keys of `like`, and the origin of `total`."""
         with compat.fake_mode_of([ops.value(self.total)]), torch.no_grad():
             value = _run(made)
-        apart = {"tensor_meta", REGION}  # it belongs to the region that it stands in
+        apart = {"tensor_meta", REGION}  # it may be in another region than `total`
         made.meta = {key: kept for key, kept in self.total.meta.items() if key not in apart}
         made.meta.update({key: value for key in KEYS if key in like.meta})
 

@@ -1,15 +1,14 @@
-"""Transfers that follow each other with hardly any work between, behind one stretch of work.
+"""Hide chains of transfers, with little work in between, behind one stretch of work.
 
-    r0  w0  norm  g2  v2  h2         a reduce-scatter, and the all-gather of its sum
-    c0  w0  router  d2  v2  e2       what experts return, and what the next ones are sent
-    c0  w0  router  n2  u2  d2  …    the same, with the counts of tokens sent ahead
+    r0  w0  norm  g2  v2  h2         a reduce-scatter, then the all-gather of its sum
+    c0  w0  router  d2  v2  e2       a combine, then the next dispatch
+    c0  w0  router  n2  u2  d2  …    the same, with the token counts sent first
 
-    stretch   h1 h1 h1 h1            work that needs neither w0 nor what follows it
+    stretch   h1 h1 h1 h1            work that does not depend on w0
     placed    c0 h1 h1 w0 router d2 h1 h1 v2 e2
 
-Each transfer of a chain has its share of the stretch to hide behind: as long a part of the work as
-it is long itself among them. Work that needs a wait, but not the next one (experts that all tokens
-go to), hides the later transfers, and is counted there.
+Each transfer of a chain gets a share of the stretch in proportion to its duration. Work that needs
+a wait but not the next one (shared experts) hides the later transfers, and counts for them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +23,14 @@ from ladderize.passes.lane_times import Durations, split
 
 @dataclass(frozen=True)
 class PlacedWait:
-    """Where a wait within a stretch of work stands.
+    """The position of a wait inside a stretch of work.
 
     Attributes:
         wait: the wait.
-        after: the op of the stretch that it comes after, None if there is none before it.
-        launches: what it makes possible; they come right after it, with all that they need.
-        first: work that they need beside it; it comes ahead of other work of the stretch.
-        start: what that work comes after.
+        after: op of the stretch that it comes after; None if there is none.
+        launches: launches that need the wait; they come right after it, with their inputs.
+        first: other work that they need; it comes before the rest of the stretch.
+        start: node that this work comes after.
     """
 
     wait: Node
@@ -46,8 +45,8 @@ class _Link:
     """Transfers of a chain that are launched together.
 
     Attributes:
-        launches: of those transfers.
-        waits: theirs.
+        launches: launches of the transfers.
+        waits: waits of the transfers.
     """
 
     launches: tuple[Node, ...]
@@ -56,13 +55,14 @@ class _Link:
 
 @dataclass
 class _Stretch:
-    """Work that the transfers of a chain can hide behind.
+    """Work that can hide the transfers of a chain.
 
     Attributes:
-        start: the node that it comes after.
-        own: for each link of the chain the work that needs the wait ahead of it, but not its own.
-        needed: what needs none of its waits, and a launch of the chain needs, in graph order.
-        others: what needs none of its waits, and none of its launches needs.
+        start: node that the work comes after.
+        own: for each link of the chain, the duration of work that needs the previous link's wait,
+            but not its own.
+        needed: work that needs no wait of the chain, but is needed by a launch, in graph order.
+        others: work that needs no wait of the chain, and is needed by no launch.
     """
 
     start: Node
@@ -72,11 +72,11 @@ class _Stretch:
 
     @property
     def free(self) -> list[Node]:
-        """In the order in which it is to run."""
+        """The work that needs no wait, in the order in which it should run."""
         return [*self.needed, *self.others]
 
     def add(self, node: Node, work: float, link: int, *, is_needed: bool) -> None:
-        """Count work that needs the waits ahead of a link, 0: none."""
+        """Add work that needs the waits before link `link`; 0 means none."""
         if not link:
             (self.needed if is_needed else self.others).append(node)
         elif not is_needed:
@@ -84,14 +84,14 @@ class _Stretch:
 
 
 class Chains:
-    """The chains of a graph. Linear in its size: a stretch ends where its chain is needed.
+    """The chains of a graph. Linear in its size, as a stretch ends where its chain is needed.
 
     Args:
-        nodes: in graph order.
-        pairs: what is in flight.
-        durations: of work and transfers.
-        early: the launches that come forward, with the node that each comes after.
-        limits: the launches that have to stay behind a wait.
+        nodes: nodes in graph order.
+        pairs: launches with their waits.
+        durations: durations of work and transfers.
+        early: launches to move forward, each with the node that it comes after.
+        limits: for each wait, the launch that must stay after it.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class Chains:
         self._next = self._find_next()
 
     def places(self) -> Iterator[PlacedWait]:
-        """The waits of all chains, those of a chain in graph order."""
+        """The placed waits of all chains; those of one chain are in graph order."""
         for chain in self._chains():
             yield from self._places(chain)
 
     def _chains(self) -> Iterator[list[_Link]]:
-        """From the first transfer of each to those that nothing follows."""
+        """Each chain, from its first transfers to those without followers."""
         followers = {launch for launches in self._next.values() for launch in launches}
         for launch in self._next:
             if launch in followers:
@@ -148,14 +148,14 @@ class Chains:
                         )
 
     def _stretch(self, chain: Sequence[_Link]) -> _Stretch:
-        """From the first launch to the first work that needs the last wait, or to its limit."""
+        """The work from the first launch to the first work that needs the last wait, or a limit."""
         first = chain[0].launches[0]
         start = self._position[self._early.get(first, first)]
         limits = {self._limits[wait] for wait in chain[0].waits if wait in self._limits}
         ahead = self._needed([first], start)
         needed = self._needed([launch for link in chain[1:] for launch in link.launches], start)
         own = {wait: i for i, link in enumerate(chain, 1) for wait in link.waits}
-        level: dict[Node, int] = {}  # of what needs waits of the chain: the latest of their links
+        level: dict[Node, int] = {}  # for nodes that need waits of the chain: their latest link
         stretch = _Stretch(self._early.get(first, first), [0.0] * len(chain))
         for node in self._nodes[start + 1 :]:
             deepest = max((level.get(source, 0) for source in node.all_input_nodes), default=0)
@@ -170,7 +170,7 @@ class Chains:
         return stretch
 
     def _needed(self, launches: Sequence[Node], start: int) -> set[Node]:
-        """Those launches, and what they need that stands behind a position."""
+        """The launches, and the nodes after position `start` that they need."""
         todo = list(launches)
         found = set(todo)
         while todo:
@@ -188,7 +188,7 @@ class Chains:
         return list(dict.fromkeys(found))
 
     def _find_next(self) -> dict[Node, list[Node]]:
-        """For each launch those that need its wait, no later one, and little work since."""
+        """For each launch, those that need its wait, no later wait, and little work since."""
         latest: dict[Node, Node] = {}
         found: dict[Node, list[Node]] = {}
         for node in self._nodes:
@@ -204,14 +204,14 @@ class Chains:
         return found
 
     def _may_follow(self, before: Node, node: Node) -> bool:
-        """Whether `node` is a launch; a gather of another group is one of parameters."""
+        """Whether `node` is a launch, except all-gathers of parameters (over another group)."""
         if node not in self._channel:
             return False
         (_, group), (name, own) = self._channel[before], self._channel[node]
         return name not in GATHERS or own == group
 
     def _is_little(self, launch: Node, latest: Mapping[Node, Node]) -> bool:
-        """Whether the work that leads from the latest wait that a launch needs to it is."""
+        """Whether there is little work from the latest wait that a launch needs to the launch."""
         work, todo, seen = 0.0, [launch], {launch}
         while todo and work < self._durations.little:
             node = todo.pop()

@@ -1,7 +1,7 @@
-"""What a variant needs of the model and of the ranks, and that a model may have it already.
+"""Check the requirements of a variant on the model and the ranks.
 
-variant="desync:2"    ranks, each of which has a stream of its own
-variant="parallel"    a layer of two branches or more
+variant="desync:2"    several ranks, each with its own stream
+variant="parallel"    layers of two or more branches
 """
 
 import warnings
@@ -16,19 +16,19 @@ from ladderize.streams.layer_mates import layer_sources, normed_sums
 
 
 def refuse_desync_alone(config: LadderConfig, num_ranks: int) -> None:
-    """Raise `LadderError` where one device is asked for streams of several ranks."""
+    """Raise `LadderError` if a desync residual is asked for on one device."""
     if config.period and num_ranks < 2:
         raise LadderError(
-            f"variant={config.variant!r} needs ranks, each of which has a stream of its own:",
-            cure="give mesh=, on the command line --tp; a single device has one stream",
+            f"variant={config.variant!r} needs several ranks, each with its own stream:",
+            cure="set mesh=, or --tp on the command line; a single device has one stream",
         )
 
 
 def check_layers(streams: Sequence[Stream], config: LadderConfig) -> None:
-    """Tell where `variant="parallel"` changes nothing.
+    """Warn if `variant="parallel"` changes nothing because the layers have one branch each.
 
     Raises:
-        LadderError: the layers have several branches, and the sums of all are normalized.
+        LadderError: the layers have several branches, but an op is between all their sums.
     """
     blocks = [block for stream in streams for block in stream.blocks]
     is_found = any(layer_sources(stream.blocks, by_default(stream)) for stream in streams)
@@ -44,10 +44,10 @@ def check_layers(streams: Sequence[Stream], config: LadderConfig) -> None:
                 )
                 for b in between
             ],
-            "variant='ladder' needs no such sum, and converts post-norm models too",
+            "use variant='ladder', which also converts post-norm models",
         )
     warning = LadderWarning(
-        "The layers of this model have one branch each, and stay as they are:",
-        [Blocker.at(b.add, f"block {b.index} is all of its layer") for b in blocks],
+        "The layers of this model have one branch each and stay unchanged:",
+        [Blocker.at(b.add, f"block {b.index} is the only one in its layer") for b in blocks],
     )
     warnings.warn(warning, stacklevel=2)

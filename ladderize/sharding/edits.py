@@ -1,10 +1,10 @@
-"""The edits that make a branch rank-local, as data: what `plan` writes and `passes.shard` does.
+"""The edits that make a branch rank-local, as data: `plan` creates and `passes.shard` applies them.
 
-view := view(q, [2, 8, 4, 16])      Rewrite       a size, or a bias taken out
+view := view(q, [2, 8, 4, 16])      Rewrite       a new size, or a bias removed
 n -> linear by copy                 BranchEntry   a replicated value enters sharded computation
-w -> linear ((4, False), (2, True)) MixedWeight   of a fused weight some chunks stay whole
+w -> linear ((4, False), (2, True)) MixedWeight   some chunks of a fused weight stay whole
 reduce (p,) + (b,) into add         Reduction     one all-reduce, then the bias
-own rows of grouped_mm              ExpertProduct the tokens of this rank's experts alone
+own rows of grouped_mm              ExpertProduct only the tokens of this rank's experts
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,12 @@ from ladderize.sharding.placement import OwnRows
 
 @dataclass(frozen=True)
 class Rewrite:
-    """`node` becomes a call of `target` with `args` (a size in a view, a bias taken out).
+    """`node` becomes a call of `target` with `args` (a new size in a view, a bias removed).
 
     Attributes:
-        kwargs: None: those that it has.
+        node: node to rewrite.
+        target, args: new target and arguments.
+        kwargs: new keyword arguments; None keeps the present ones.
     """
 
     node: Node
@@ -39,10 +41,13 @@ class BranchEntry:
     """Replicated `value` enters sharded computation at `user`.
 
     Attributes:
-        needs_copy: gradients can flow, so the backward pass must sum them over the ranks.
-        dim, index: take the entries that index input `index` names along `dim`; -1 and "" for all.
-        inner: the entries are taken out of every run of so many, 0 for one run.
-        share: take 1 / share of the value, to be summed over the ranks.
+        user: node that reads the value.
+        value: the replicated value.
+        needs_copy: whether gradients can flow, which the backward pass must sum over the ranks.
+        dim, index: select the entries along `dim` that the index input `index` holds; -1 and ""
+            select all.
+        inner: select from every run of this many entries; 0 for a single run.
+        share: divide the value by this number, as it will be summed over the ranks.
     """
 
     user: Node
@@ -61,12 +66,15 @@ class BranchEntry:
 
 @dataclass(frozen=True)
 class MixedWeight:
-    """`user` reads a `weight` of which some chunks are whole on each rank: `pieces` along `dim`.
+    """`user` reads a `weight` with some chunks whole on each rank: `pieces` along `dim`.
 
-    The gradients of the whole pieces are summed over the ranks in the backward pass.
+    The backward pass sums the gradients of the whole pieces over the ranks.
 
     Attributes:
-        pieces: (local length, whether it is whole), in order.
+        user: node that reads the weight.
+        weight: the weight.
+        dim: sharded dim.
+        pieces: (local length, whether it is whole) of each piece, in order.
     """
 
     user: Node
@@ -80,11 +88,13 @@ class MixedWeight:
 
 @dataclass(frozen=True)
 class ExpertEdit:
-    """`node` has to do with the experts that this rank holds, `count` of them.
+    """`node` computes with the experts of this rank.
 
     Attributes:
-        rows: of which entries, and who tells whose they are.
-        index: the index input that holds the number of this rank's first expert.
+        node: the node.
+        rows: placement of its entries.
+        index: index input with the index of this rank's first expert.
+        count: number of experts on this rank.
     """
 
     node: Node
@@ -98,17 +108,17 @@ class ExpertEdit:
 
 @dataclass(frozen=True)
 class ExpertProduct(ExpertEdit):
-    """A grouped product of the entries of this rank's experts; the others become 0."""
+    """A grouped product for the entries of this rank's experts; other entries become 0."""
 
 
 @dataclass(frozen=True)
 class ExpertLookup(ExpertEdit):
-    """`weights[experts]` out of this rank's weights; what the others hold is one of these."""
+    """`weights[experts]` from this rank's weights; other experts get one of these weights."""
 
 
 @dataclass(frozen=True)
 class OwnOnly(ExpertEdit):
-    """`user` reads `node` with 0 in the place of the entries of other ranks' experts."""
+    """`user` reads `node` with the entries of other ranks' experts set to 0."""
 
     user: Node
 
@@ -118,17 +128,23 @@ class OwnOnly(ExpertEdit):
 
 @dataclass(frozen=True)
 class Reduction:
-    """One all-reduce: of the sum of `partials`, followed by adding `biases`.
+    """One all-reduce of the sum of `partials`, followed by adding `biases`.
 
-    With `into` the sum, completed by the replicated `others`, becomes the branch operand of that
-    residual add; else it replaces the one partial value for all its readers.
+    With `into`, the result plus the replicated `others` becomes the branch operand of that residual
+    add. Without, it replaces the single partial value for all its readers.
 
     Attributes:
-        skip: what the residual add `into` adds the branch to.
-        unread: sums that nobody reads once `into` adds up all.
-        is_sent: whether there is an all-reduce; without one each rank goes on with its own part.
-        sends_skip: reduce the mean of the ranks' skips with the branches: `into` as a whole.
-        copies_skip: let the skip enter by copy, as all ranks have it alike and the sum differs.
+        partials: partial values to sum.
+        biases: parameters to add after the all-reduce.
+        others: replicated summands of the branch.
+        skip: skip operand of the residual add.
+        into: residual add.
+        unread: intermediate sums that are unused when `into` adds all branches.
+        is_sent: whether there is an all-reduce; without one, each rank continues with its own part.
+        sends_skip: whether the mean of the ranks' skips is reduced with the branches, by reducing
+            the result of `into`.
+        copies_skip: whether the skip enters by copy, because it is the same on all ranks but the
+            sum is not.
     """
 
     partials: tuple[Node, ...]

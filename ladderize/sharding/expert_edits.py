@@ -1,4 +1,4 @@
-"""The edits of calls that compute with the experts of their rank: what the rules found, as data.
+"""The edits of calls that compute with this rank's experts, from the results of the rules.
 
 visit of grouped_mm, computed = own rows of 8 experts    ExpertProduct, 4 experts of 8 on 2 ranks
 visit of view, masked = {y: own rows of 8 experts}       OwnOnly, of y
@@ -12,7 +12,7 @@ from ladderize.sharding.visit import Visit
 
 
 def expert_edits(visit: Visit, num_ranks: int) -> Iterator[ExpertEdit]:
-    """What becomes of one call."""
+    """The edits of one call."""
 
     def own(rows: OwnRows) -> tuple[str, int]:
         first = IndexInput.first_of(rows.num_experts, num_ranks)
@@ -26,6 +26,6 @@ def expert_edits(visit: Visit, num_ranks: int) -> Iterator[ExpertEdit]:
 
 
 def first_experts(edits: Iterable[ExpertEdit], num_ranks: int) -> Iterator[IndexInput]:
-    """The inputs that hold the number of a rank's first expert, one for each number of experts."""
+    """The inputs with the index of a rank's first expert, one for each number of experts."""
     for num_experts in dict.fromkeys(edit.rows.num_experts for edit in edits):
         yield IndexInput.first_of(num_experts, num_ranks)

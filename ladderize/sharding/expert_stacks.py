@@ -1,7 +1,7 @@
-"""Which stacks of expert weights are divided by experts, and which cannot be.
+"""Stacks of expert weights that are sharded by experts, and those that cannot be.
 
 w[8, out, in] over 2 ranks    divided: experts 0 to 3 on rank 0, 4 to 7 on rank 1
-w[6, out, in] over 4 ranks    refused: every expert is split, as any other weight
+w[6, out, in] over 4 ranks    refused: every expert is split like other weights
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from ladderize.errors import Blocker
 
 @dataclass
 class ExpertStacks:
-    """What is known of the stacks; grows as the sharding rules meet them.
+    """The stacks found so far by the sharding rules.
 
     Attributes:
-        is_wanted: whether stacks are to be divided by experts at all.
-        divided: the parameters that are.
-        refused: those that cannot be, and why.
+        is_wanted: whether stacks should be sharded by experts.
+        divided: parameters that are sharded by experts.
+        refused: parameters that cannot be, with the reasons.
     """
 
     is_wanted: bool = False

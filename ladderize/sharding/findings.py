@@ -1,10 +1,10 @@
-"""What the search for a plan found out about parameters, for the next graph of the same model.
+"""The findings of a plan about parameters, reused for other graphs of the same model.
 
     prefill    k_proj: 1 head cannot be divided over 2 ranks     found by walking each branch twice
     decode     the same op reads the same k_proj                 known: each branch is walked once
 
-A graph in which one of the ops that refused is missing, or stands among other readers, is searched
-from the start: it may be able to divide more.
+If an op that refused is missing from a graph, or has other readers, the search starts from scratch,
+because more may be sharded.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +23,14 @@ from ladderize.sharding.visit import packet
 
 @dataclass(frozen=True)
 class Site:
-    """Where an op is, in the words of any graph of the model.
+    """The location of an op, independent of a graph of the model.
 
     Attributes:
-        path: the innermost module.
-        op: its name.
-        operands: dtypes and numbers of dims.
-        readers: the ops that read it, in alphabetical order.
-        number: which of those that are alike in all this.
+        path: path of the innermost module.
+        op: name of the op.
+        operands: dtypes and numbers of dims of the operands.
+        readers: ops that read it, in alphabetical order.
+        number: index among ops that are equal in all the above.
     """
 
     path: str
@@ -42,10 +42,12 @@ class Site:
 
 @dataclass(frozen=True)
 class KnownParameter:
-    """A parameter, by what a refusal may depend on.
+    """A parameter, with the properties that a refusal may depend on.
 
     Attributes:
-        num_readers: how many nodes compute with it.
+        name: fully qualified name.
+        shape: shape.
+        num_readers: number of nodes that compute with it.
     """
 
     name: str
@@ -58,7 +60,10 @@ class KnownBan:
     """A `Ban` without nodes.
 
     Attributes:
-        parts: of its parameters, by their numbers: first entry, length, repeats.
+        site: op that refused.
+        parameters: parameters that are kept whole.
+        reason, is_consequence: as in `Ban`.
+        parts: parts of parameters: index of the parameter, first entry, length, repeats.
     """
 
     site: Site
@@ -70,13 +75,13 @@ class KnownBan:
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one graph.
+    """The findings of one graph.
 
     Attributes:
-        bans: parameters that stay whole, or parts of them, and why.
-        cuts: where parameters are cut into chunks.
-        split_experts: why stacks of experts are split over all ranks.
-        is_complete: whether all refusals are told by parameters alone.
+        bans: parameters, or parts of them, that stay whole, with the reasons.
+        cuts: positions at which parameters are cut into chunks.
+        split_experts: reasons why stacks of experts are split over all ranks.
+        is_complete: whether all refusals can be expressed by parameters alone.
     """
 
     bans: tuple[KnownBan, ...] = ()
@@ -100,7 +105,7 @@ class Findings:
         )
 
     def seed(self, found: Propagation) -> bool:
-        """Let `found`, which has not run yet, start with all this; whether it fits and is any."""
+        """Start `found`, which has not run yet, with these findings; False if they do not apply."""
         if not self.is_complete or not (self.bans or self.cuts or self.split_experts):
             return False
         nodes = {_known(found, node): node for node in found.parameters}
@@ -118,7 +123,7 @@ class Findings:
 
 
 def search(start: Callable[[], Propagation], earlier: Findings | None) -> Propagation:
-    """Propagate shardings: from what is known, or from nothing where a rule refuses any more."""
+    """Propagate shardings from earlier findings, or from scratch if a rule still refuses."""
     found = start()
     is_seeded = earlier is not None and earlier.seed(found)
     found.run()
@@ -151,7 +156,7 @@ def _place(node: Node) -> tuple[str, str]:
 
 
 def _sites(found: Propagation, wanted: set[tuple[str, str]]) -> Iterator[tuple[Site, Node]]:
-    """The ops of the branches at the places that are `wanted`."""
+    """The ops of the branches at the `wanted` places."""
     counts: dict[Site, int] = {}
     for node in dict.fromkeys(node for walked in found.walked for node in walked):
         if wanted and (place := _place(node)) in wanted:

@@ -1,4 +1,4 @@
-"""What stays whole for the same reason in many layers, as one line: short paths, costs added up.
+"""Fold lines about layers kept whole for the same reason into one, with summed costs.
 
 layers.0.mlp.gate.weight: why (… at /usr/lib/site-packages/x/y.py:3); 8 bytes and 64 FLOPs …
 layers.1.mlp.gate.weight: why (… at /usr/lib/site-packages/x/y.py:3); 8 bytes and 64 FLOPs …
@@ -15,12 +15,12 @@ from pathlib import Path
 from ladderize.errors import short_paths
 from ladderize.sharding.undivided import Undivided, cost_of
 
-_LAYER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+?(\d+)\.")  # the first module list that is named
+_LAYER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+?(\d+)\.")  # the first module list
 
 
 @dataclass
 class _Fold:
-    """Lines that differ in the number of the layer alone."""
+    """Lines that differ only in the layer index."""
 
     layers: list[int] = field(default_factory=list)
     num_bytes: int = 0
@@ -28,7 +28,7 @@ class _Fold:
 
 
 def folded_lines(whole: Iterable[Undivided]) -> list[str]:
-    """A line for each reason, in the order of the first layers that have it."""
+    """One line for each reason, in the order of first occurrence."""
     folds = _folds((each.describe(), each.num_bytes, each.flops) for each in whole)
     return [
         f"{_named(text, fold)}; {cost_of(fold.num_bytes, fold.flops)}"
@@ -37,17 +37,17 @@ def folded_lines(whole: Iterable[Undivided]) -> list[str]:
 
 
 def reasons(whole: Iterable[Undivided]) -> list[str]:
-    """The same without costs, which differ between two lengths of a prompt."""
+    """`folded_lines` without costs, which depend on the prompt length."""
     return folded(str(reason) for undivided in whole for reason in undivided.reasons)
 
 
 def folded(texts: Iterable[str]) -> list[str]:
-    """`texts`, those that differ in the number of the layer alone as one."""
+    """`texts`, with those that differ only in the layer index folded into one."""
     return [_named(text, fold) for text, fold in _folds((text, 0, 0) for text in texts).items()]
 
 
 def _folds(costs: Iterable[tuple[str, int, int]]) -> dict[str, _Fold]:
-    """Texts without the numbers of layers, with the bytes and FLOPs of all that are alike."""
+    """The texts without layer indices, with the summed bytes and FLOPs of equal texts."""
     folds: dict[str, _Fold] = {}
     for described, num_bytes, flops in costs:
         text, layer = _without_layer(_short(described))

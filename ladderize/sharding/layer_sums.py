@@ -1,10 +1,10 @@
-"""Where the sums of branches are reduced together: the parallel form of a layer.
+"""Reduce the sums of a layer's branches together: the parallel form of a layer.
 
-    a1 = add(x0, p0);  a2 = add(a1, p1)      p0, p1: partial; a1 is read by a2 alone
-    one reduction for each               x1 = add(add(x0, reduce(p0)), reduce(p1))
-    one for both                         x1 = add(x0, reduce(add(p0, p1)))
+    a1 = add(x0, p0);  a2 = add(a1, p1)      p0, p1: partial; only a2 reads a1
+    two reductions                       x1 = add(add(x0, reduce(p0)), reduce(p1))
+    one reduction                        x1 = add(x0, reduce(add(p0, p1)))
 
-Values stay up to rounding.
+Values are preserved up to rounding.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from ladderize.streams.block import Block
 
 
 def whole_sum(block: Block, reductions: Sequence[Reduction]) -> Reduction | None:
-    """The one reduction of a branch, as the operand of its residual add.
+    """The single reduction of a branch, as the operand of its residual add.
 
-    None unless the branch has one alone, of what it adds to the stream, and a plain sum adds it.
+    None unless the branch has exactly one reduction, of its output, and a plain add adds it.
     """
     if len(reductions) != 1:
         return None
@@ -39,11 +39,11 @@ def whole_sum(block: Block, reductions: Sequence[Reduction]) -> Reduction | None
 def join_layer_sums(
     blocks: Sequence[Block], per_block: Sequence[Sequence[Reduction]]
 ) -> list[Reduction]:
-    """The reductions of all blocks; one for those whose sums nobody reads but the next sum.
+    """The reductions of all blocks, joined for sums that only the next sum reads.
 
     Args:
-        blocks: in graph order.
-        per_block: the reductions of each.
+        blocks: blocks in graph order.
+        per_block: reductions of each block.
     """
     joined: list[Reduction] = []
     latest: dict[Node, Reduction] = {}
@@ -69,5 +69,5 @@ def join_layer_sums(
 
 
 def _readers(node: Node) -> list[Node]:
-    """What reads the values of `node`, not its form alone."""
+    """The nodes that read the values of `node`, not only its shape or dtype."""
     return [user for user in node.users if packet(user) not in FORM_READERS]

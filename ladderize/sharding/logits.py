@@ -1,8 +1,8 @@
-"""Carry the logits of a head, sharded along the vocabulary, as far as the sharding rules go.
+"""Propagate the logits of a head, sharded along the vocabulary, as far as rules allow.
 
 y = to(linear(x, w), float32) / 30     each rank computes with its own columns
-cross_entropy(y, labels)               a loss takes them as they are
-return y                               gathered: no rule takes them further
+cross_entropy(y, labels)               a loss takes sharded logits
+return y                               gathered: no rule applies
 """
 
 from collections.abc import Collection, Mapping
@@ -22,14 +22,17 @@ aten = torch.ops.aten
 
 @dataclass
 class Logits:
-    """Carries the logits of `heads` as far as the rules go.
+    """Propagates the logits of `heads` as far as rules allow.
 
     Attributes:
-        heads: the products that make logits, with their weights.
-        values: placements of what is sharded.
-        visits: the calls on the way.
+        gm: graph module.
+        parameters: names of parameters and buffers.
+        num_ranks: number of ranks.
+        heads: products that compute logits, with their weights.
+        values: placements of sharded values.
+        visits: calls that compute with sharded values.
         losses: cross entropies that take sharded logits.
-        gathered: sharded values with those who must have them whole.
+        gathered: sharded values, with the readers that need them whole.
     """
 
     gm: GraphModule
@@ -55,7 +58,7 @@ class Logits:
                     self.gathered.setdefault(source, []).append(node)
 
     def _carry(self, node: Node, banned: Collection[Node]) -> bool:
-        """Whether a rule takes sharded operands of `node` to a sharded result."""
+        """Apply the rule of `node`; whether its result is sharded."""
         visit = Visit(node, self.values, self.parameters, banned, {}, {}, self.num_ranks)
         try:
             value = apply_rule(visit)
@@ -68,7 +71,7 @@ class Logits:
         return True
 
     def _is_loss(self, node: Node) -> bool:
-        """Whether `node` is a cross entropy by class numbers, neither weighted nor smoothed."""
+        """Whether `node` is a cross entropy with class indices, without weights and smoothing."""
         if packet(node) is not aten.cross_entropy_loss or node.kwargs or len(node.args) < 2:
             return False
         logits, labels, weight, _, _, smoothing = read_loss(node)
@@ -88,12 +91,12 @@ class Logits:
 
 
 def _checks_type(node: Node) -> bool:
-    """A check that torch.export puts in, of what a part has in common with the whole."""
+    """Whether `node` is a check by torch.export that also holds for a local part."""
     return packet(node) is aten._assert_tensor_metadata and not any(node.args[1:3])
 
 
 def read_loss(node: Node) -> tuple[Any, ...]:
-    """Logits, labels, weight, reduction, ignore_index, label_smoothing of a cross entropy."""
+    """Logits, labels, weight, reduction, ignore_index and label_smoothing of a cross entropy."""
     defaults = (None, None, None, 1, -100, 0.0)
     return (*node.args, *defaults[len(node.args) :])
 

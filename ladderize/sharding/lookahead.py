@@ -1,8 +1,8 @@
-"""Where the readers of a value take a dim of it apart, seen before it is divided.
+"""Find where the readers of a value split one of its dims, before the value is sharded.
 
     y = unflatten(linear(x, w), -1, (3, 32)); z = transpose(y, 0, -2); q = select(z, 0, 0)
 
-The 3 cannot be divided over ranks, but `select` cuts it: so `w` is to be divided in three chunks.
+The 3 cannot be divided over ranks, but `select` cuts it, so `w` has to be sharded in three chunks.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from ladderize.sharding.visit import packet
 
 aten = torch.ops.aten
 
-STEPS = 6  # from a projection to where its heads or parts are taken out, with room
+STEPS = 6  # from a projection to the ops that split it into heads or parts, with a margin
 
 
 def cuts_by_readers(node: Node, dim: int, steps: int = STEPS) -> set[int]:
@@ -72,7 +72,7 @@ def _squeezed(user: Node, dim: int, ndim: int) -> int:
     return dim - len(gone)
 
 
-# op -> (call, dim, number of dims) -> where the dim goes
+# op -> (call, dim, number of dims) -> new position of the dim
 MOVES: dict[Any, Callable[[Node, int, int], int]] = {
     **dict.fromkeys((aten.contiguous, aten.clone, aten.to, aten._to_copy), lambda _, dim, __: dim),
     aten.transpose: _transposed,

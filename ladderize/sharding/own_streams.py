@@ -1,14 +1,14 @@
-"""Give each rank a stream of its own between reductions: the desync residual (arXiv 2501.06589).
+"""Give each rank its own stream between reductions: the desync residual (arXiv 2501.06589).
 
-    one reduction a branch     x1 = add(x0, reduce(p0))    x2 = add(x1, reduce(p1))
-    every second one           x1 = add(x0, p0)            x2 = reduce(add(p1, div(x1, ranks)))
+    a reduction per branch     x1 = add(x0, reduce(p0))    x2 = add(x1, reduce(p1))
+    every second branch        x1 = add(x0, p0)            x2 = reduce(add(p1, div(x1, ranks)))
 
-A branch computes with its rank's stream as it would with the common one. A reduction makes the mean
-of the streams, and adds the sum of the ranks' parts of its own branch. As in the authors' code, a
-bias is added once; and what blocks between reductions add is averaged, not summed up.
+A branch computes with its rank's stream instead of the common one. A reduction computes the mean of
+the streams plus the sum of the ranks' parts of its own branch. As in the authors' code, a bias is
+added once, and the contributions of blocks between reductions are averaged, not summed.
 
-Gradients: what all ranks have alike enters the streams by `copy`, weights of norms among it, so
-that its gradient is summed over the ranks; what is inside enters branches as it is.
+Gradients: values that are the same on all ranks, such as norm weights, enter the streams by `copy`,
+so their gradients are summed over the ranks. Values of the streams enter branches directly.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,9 +26,9 @@ Reductions = Sequence[Sequence[Reduction]]
 
 
 def unreduced_blocks(streams: Sequence[Stream], period: int) -> frozenset[Block]:
-    """The blocks that are not reduced if every `period`th is, and the last of each segment.
+    """The blocks that are not reduced if every `period`-th block and the last of a segment are.
 
-    Blocks ahead of the first layer are reduced, and not counted. Of a `period` of 0 all are.
+    The prologue is reduced and not counted. With a `period` of 0, all blocks are reduced.
     """
     found: set[Block] = set()
     for stream in streams if period else ():
@@ -40,14 +40,14 @@ def unreduced_blocks(streams: Sequence[Stream], period: int) -> frozenset[Block]
 
 @dataclass(frozen=True)
 class OwnStreams:
-    """The values that differ from rank to rank, and what that makes of the edits of a plan.
+    """The values that differ between ranks, and the resulting edits of a plan.
 
     Attributes:
-        found: how the branches are divided.
-        sums: the one reduction of each block.
-        unreduced: the blocks that are not reduced.
-        own: the values in the ranks' own streams, and what is made of them.
-        gradients: the values that carry gradients.
+        found: propagation of the branches.
+        sums: reduction of each block.
+        unreduced: blocks that are not reduced.
+        own: values of the ranks' own streams, and values computed from them.
+        gradients: values that carry gradients.
     """
 
     found: Propagation
@@ -65,10 +65,11 @@ class OwnStreams:
         unreduced: frozenset[Block],
         gradients: Collection[Node],
     ) -> "OwnStreams":
-        """Those of a graph.
+        """Find the own streams of a graph.
 
         Raises:
-            LadderError: a branch has not the one sum at its end, or what differs is returned.
+            LadderError: a branch does not end in a single sum, or the graph returns a value that
+                differs between ranks.
         """
         pairs = list(zip(found.branches, per_block, strict=True))
         sums = [whole_sum(block, own) for block, own in pairs]
@@ -80,7 +81,7 @@ class OwnStreams:
         streams = _own_values(gm, found.branches, unreduced)
         (output,) = gm.graph.find_nodes(op="output")
         blockers += [
-            Blocker.at(node, f"{node} is returned, and differs from rank to rank")
+            Blocker.at(node, f"{node} is returned, and differs between ranks")
             for node in output.all_input_nodes
             if node in streams
         ]
@@ -94,7 +95,7 @@ class OwnStreams:
         return cls(found, plain, unreduced, streams, gradients)
 
     def reductions(self) -> tuple[Reduction, ...]:
-        """What becomes of the reduction of each block."""
+        """The reductions of the plan, changed for the own streams."""
         return tuple(map(self._reduction, self.found.branches, self.sums))
 
     def _reduction(self, block: Block, total: Reduction) -> Reduction:
@@ -105,7 +106,7 @@ class OwnStreams:
         return replace(total, sends_skip=is_own)
 
     def entries(self, entries: Sequence[BranchEntry]) -> tuple[BranchEntry, ...]:
-        """What enters: `entries` of the plan, without copies of what is in the streams already."""
+        """The entries of the plan, without copies of stream values, plus those of common values."""
         inside = [replace(e, needs_copy=False) if e.value in self.own else e for e in entries]
         kept = [entry for entry in inside if entry.needs_copy or entry.index]
         given = {(entry.user, entry.value) for entry in entries}
@@ -120,7 +121,7 @@ class OwnStreams:
                     yield BranchEntry(node, value, needs_copy=True)
 
     def _is_common(self, value: Node) -> bool:
-        """Whether all ranks have `value` alike, and it carries a gradient."""
+        """Whether `value` is the same on all ranks and carries a gradient."""
         if value in self.own or value not in self.gradients:
             return False
         parameter = self.found.parameter(value)
@@ -137,7 +138,7 @@ def _why_not(reductions: Sequence[Reduction]) -> str:
 def _own_values(
     gm: GraphModule, blocks: Sequence[Block], unreduced: Collection[Block]
 ) -> dict[Node, None]:
-    """What differs from rank to rank outside of divided computation, in graph order."""
+    """The values outside of sharded computation that differ between ranks, in graph order."""
     reduced = {block.add for block in blocks if block not in unreduced}
     begins = {block.add for block in unreduced}
     own: dict[Node, None] = {}

@@ -1,7 +1,7 @@
-"""How packed parameters lie while the analysis runs: as the weights unpacked from them are to lie.
+"""The placements of packed parameters during the analysis, as the unpacked weights need them.
 
 demand(w, sharded on dim 1) ── NeedsUnpacked ── divide ── q, scales: sharded on dim 1, g_idx: whole
-ban(scales)                 ── release ── all that w is unpacked from is whole
+ban(scales)                 ── release ── all parameters that w is unpacked from are whole
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from ladderize.sharding.values import NeedsUnpacked, Origin, Value
 
 @dataclass
 class PackedParts:
-    """What is unpacked, and the parts that are divided for it.
+    """The unpacked weights, and the placements of their sources.
 
     Attributes:
-        weights: how each is computed.
+        weights: computation of each unpacked weight.
         num_ranks: number of ranks.
-        placed: of parameters, and of calls of arange that count entries of a part.
+        placed: placements of parameters, and of arange calls that count the entries of a part.
     """
 
     weights: Mapping[Node, Unpacked]
@@ -39,25 +39,25 @@ class PackedParts:
         return self._made_from.get(parameter, ())
 
     def with_it(self, parameter: Node) -> list[Node]:
-        """A parameter and, if it is packed, what else its weights are computed from."""
+        """A parameter and, if it is packed, the other parameters of its weights."""
         wholes = (whole.parameters for whole in self.made_from(parameter))
         return list(dict.fromkeys([parameter, *(p for held in wholes for p in held)]))
 
     def divide(self, needed: NeedsUnpacked) -> str | None:
-        """Place what a weight is computed from; why that cannot be, if it cannot."""
+        """Place the sources of a weight; returns the reason if that is not possible."""
         whole = self.weights[needed.weight]
         found = PartsBehind.of(whole, needed.shard, self.num_ranks)
         size = needed.shard.size if needed.is_of_outputs else 0
         origins = (Origin(whole.main, 0, size),)
         placed = {source: Value(shard, origins) for source, shard in found.placed.items()}
         if found.refusal is None and placed.items() <= self.placed.items():
-            return "the weight lies otherwise than what it is computed from"
+            return "the weight has another placement than its sources"
         self.release(whole)
         if found.refusal is None:
             self.placed.update(placed)
         return found.refusal
 
     def release(self, whole: Unpacked) -> None:
-        """Leave all whole that a weight is computed from."""
+        """Make all sources of a weight whole."""
         for source in (*whole.parameters, *whole.nodes):
             self.placed.pop(source, None)

@@ -1,4 +1,4 @@
-"""How a tensor lies over the ranks of a mesh axis, and what one rank holds of it.
+"""Placements of tensors over the ranks of a mesh axis, and local parts.
 
 Shard(0, (4, 2, 2)) over 2 ranks:   q0 q1 q2 q3 | k0 k1 | v0 v1
                          rank 0 ->  q0 q1 k0 v0        rank 1 ->  q2 q3 k1 v1
@@ -23,9 +23,9 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Whole:
-    """Every rank computes the whole value for its own part of a branch: a key head that all share.
+    """Every rank computes the whole value for its part of a branch, such as a shared key head.
 
-    Unlike with `Replicate`, the gradient that a rank finds is a summand of the true one.
+    Unlike `Replicate`, the gradient on a rank is partial.
     """
 
     def __str__(self) -> str:
@@ -45,14 +45,14 @@ class Shard:
     """Every rank holds a part of `dim`.
 
     Attributes:
-        dim: the divided dim, not negative.
-        chunks: lengths along `dim`, each divided evenly over the ranks. A plain weight has one,
-            a fused `[q|k|v]` three.
-        whole: the numbers of those chunks that every rank holds whole instead.
-        outer: how often the chunks follow one another along `dim`, a number or a sympy
-            expression: `batch` in a merged `[batch*heads]`. 1 for parameters.
-        inner: neighboring entries of `dim` for each that the chunks count, a sympy expression:
-            `tokens` in a merged `[experts*tokens]`, where their number is symbolic. Else 1.
+        dim: sharded dim, not negative.
+        chunks: lengths along `dim`, each divided evenly over the ranks. A plain weight has one
+            chunk, a fused `[q|k|v]` has three.
+        whole: indices of chunks that every rank holds whole instead.
+        outer: number of repetitions of the chunks along `dim`, an int or a sympy expression:
+            `batch` in a merged `[batch*heads]`. 1 for parameters.
+        inner: number of entries of `dim` for each entry in `chunks`, a sympy expression: a symbolic
+            `tokens` in a merged `[experts*tokens]`. Otherwise 1.
     """
 
     dim: int
@@ -63,21 +63,21 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """The length of the chunks together: with an `outer` of 1 that of the whole dim."""
+        """The total length of the chunks; with `outer` 1, that of the whole dim."""
         return sum(self.chunks)
 
     @property
     def is_one_stretch(self) -> bool:
-        """Whether each rank's part is one stretch of the dim."""
+        """Whether each rank's part is a contiguous range of the dim."""
         return len(self.chunks) == 1 and not self.whole
 
     def undivided(self, num_ranks: int) -> list[int]:
-        """The numbers of the chunks that cannot be divided as they should."""
+        """The indices of chunks that the number of ranks does not divide."""
         lengths = enumerate(self.chunks)
         return [i for i, n in lengths if n % num_ranks and i not in self.whole]
 
     def local_size(self, num_ranks: int, last: int | None = None) -> int:
-        """What one rank holds of the first `last` chunks (of all), once."""
+        """The length of one rank's part of the first `last` chunks, or of all chunks."""
         return sum(
             length if i in self.whole else length // num_ranks
             for i, length in enumerate(self.chunks[:last])
@@ -91,17 +91,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class OwnRows:
-    """Every rank holds all entries of `dim`; those of its own experts are right there.
+    """Every rank holds all entries of `dim`, but only those of its own experts are valid.
 
-    An entry is a token at one of the experts that it was routed to, so it is right on one rank. On
-    the others it is finite.
+    An entry is a token paired with one of its experts, so it is valid on one rank. On the other
+    ranks it is finite.
 
     Attributes:
-        dim: the dim of the entries, not negative.
-        teller: the graph's node that tells whose an entry is: the number of its expert, one for
-            each entry; with `by_ends` the entry at which each expert's ends.
-        by_ends: whether the entries are sorted by experts, and `teller` holds their ends.
-        num_experts: experts on all ranks.
+        dim: dim of the entries, not negative.
+        teller: node that maps entries to experts: the expert of each entry, or with `by_ends`, the
+            end of each expert's entries.
+        by_ends: whether the entries are sorted by experts, and `teller` holds the ends.
+        num_experts: number of experts on all ranks.
         is_zero: whether the entries of other ranks' experts are 0.
     """
 
@@ -117,10 +117,10 @@ class OwnRows:
 
 @dataclass(frozen=True)
 class Local:
-    """Every rank holds what it keeps for its own heads, in the shape that the graph has already.
+    """Every rank holds the cache of its own heads, with the shape that the graph already has.
 
     Attributes:
-        part: how what is kept lies over the ranks; None where the graph only reads it.
+        part: placement of the cached value; None if the graph only reads it.
     """
 
     part: Shard | None = None
@@ -134,11 +134,11 @@ Placement = Replicate | Whole | Partial | Shard | OwnRows | Local
 
 @dataclass(frozen=True)
 class IndexInput:
-    """An integer input that the sharded graph gains: which entries this rank selects.
+    """An integer input added to the sharded graph, with the entries that this rank selects.
 
     Attributes:
-        name: of the placeholder.
-        rows: the entries of each rank, all of one length.
+        name: name of the placeholder.
+        rows: entries of each rank, all of the same length.
     """
 
     name: str
@@ -146,7 +146,7 @@ class IndexInput:
 
     @classmethod
     def first_of(cls, size: int, num_ranks: int) -> "IndexInput":
-        """The first of the consecutive entries that each rank holds of `size`."""
+        """The input with the first of `size` entries, divided evenly, that each rank holds."""
         share = size // num_ranks
         return cls(f"rank_first_of_{size}", tuple((rank * share,) for rank in range(num_ranks)))
 
@@ -155,7 +155,7 @@ class IndexInput:
 
 
 def local_indices(shard: Shard, rank: int, num_ranks: int) -> list[range]:
-    """For each chunk of `shard`, which entries of the whole dim `rank` holds."""
+    """For each chunk of `shard`, the entries of the whole dim that `rank` holds."""
     ranges, start = [], 0
     for i, length in enumerate(shard.chunks):
         share = length // num_ranks
@@ -174,16 +174,16 @@ def local_shape(shape: Sequence[int], placement: Placement, num_ranks: int) -> l
 
 
 def view_local(full: Tensor, placement: Shard, rank: int, num_ranks: int) -> Tensor:
-    """`rank`'s part of `full`, which is one stretch of it, in the memory of `full`."""
+    """`rank`'s part of `full`, a contiguous range, as a view."""
     (entries,) = local_indices(placement, rank, num_ranks)
     return full.narrow(placement.dim, entries.start, len(entries))
 
 
 def take_local(full: Tensor, placement: Placement, rank: int, num_ranks: int) -> Tensor:
-    """`rank`'s part of `full` in memory of its own (the tensor itself when replicated)."""
+    """A copy of `rank`'s part of `full` (`full` itself if replicated)."""
     if not isinstance(placement, Shard):
         return full
-    if placement.is_one_stretch:  # all that a tensor made of others may allow
+    if placement.is_one_stretch:  # a wrapper subclass may only support slices
         view = view_local(full, placement, rank, num_ranks)
         return view.clone(memory_format=torch.contiguous_format)
     ranges = local_indices(placement, rank, num_ranks)

@@ -1,10 +1,10 @@
-"""Decide how to divide the branches of a residual net over ranks. Pure analysis: no graph changes.
+"""Plan the sharding of a residual model's branches over ranks, without changing the graph.
 
     h = linear(norm(x), w1);  y = linear(silu(h), w2, b);  x1 = add(x, y)
     w1: sharded on dim 0 · w2: sharded on dim 1 · y: one reduction, then b
 
-The plan is the same on every rank: the rank itself enters only through the local parts of
-parameters and through index inputs. `passes.shard.ShardBranches` carries it out.
+The plan is the same on every rank. Ranks differ only in the local parts of parameters and in index
+inputs. `passes.shard.ShardBranches` applies the plan.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,24 +35,24 @@ from ladderize.streams.block import Block
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What to divide and which edits that takes; see `decisions` for agreement between ranks.
+    """Placements and edits; ranks compare `decisions`.
 
     Attributes:
-        num_ranks: the size of the mesh axis.
-        placements: of each divided parameter, by fully qualified name; the others are replicated.
-        parameter_nodes: the graph inputs that hold the divided parameters.
-        rewrites, entries, mixed, reductions: the edits, in graph order.
-        experts: the edits of calls that compute with whole experts, in graph order.
-        whole_experts: names of the parameters of which each rank holds whole experts.
-        split_experts: why others are split over all ranks, although they were to be whole.
-        vocabulary: the edits outside of the branches, with collectives of their own.
-        index_inputs: inputs that the graph gains, after all that it has.
-        whole: what each rank keeps and computes whole, and why.
-        states: how the states of a cache lie of which each rank keeps a part, by their sites; None
-            for those that are whole.
-        visits: rule evaluations that the analysis took.
-        refusals: how many of them a rule refused; none where an earlier graph's findings fit.
-        findings: what other graphs of the model may know from this one.
+        num_ranks: size of the mesh axis.
+        placements: placement of each sharded parameter, by fully qualified name; other parameters
+            are replicated.
+        parameter_nodes: placements of the graph inputs with sharded parameters.
+        rewrites, entries, mixed, reductions: edits, in graph order.
+        experts: edits of calls that compute with whole experts, in graph order.
+        whole_experts: names of parameters with whole experts on each rank.
+        split_experts: reasons why other experts are split although they should be whole.
+        vocabulary: edits outside of the branches, with their own collectives.
+        index_inputs: inputs added to the graph, after its own inputs.
+        whole: branches and parameters that are kept whole, with reasons.
+        states: placements of cache states that are kept in parts, by site; None for whole states.
+        visits: number of rule evaluations.
+        refusals: number of refused evaluations; 0 if an earlier graph's findings apply.
+        findings: findings for other graphs of the model.
     """
 
     num_ranks: int
@@ -75,11 +75,11 @@ class ShardPlan:
 
     @property
     def num_reductions(self) -> int:
-        """All-reduces of the branches in one forward run."""
+        """Number of all-reduces of the branches in a forward pass."""
         return sum(reduction.is_sent for reduction in self.reductions)
 
     def decisions(self) -> list[str]:
-        """Every decision as a line: the same lines on all ranks that may run together."""
+        """One line for each decision. Ranks that run together have the same lines."""
         parts: list[object] = [self.num_ranks, *self.index_inputs]
         parts += sorted(f"{name}: {placement!r}" for name, placement in self.placements.items())
         parts += sorted(f"{site}: {part}" for site, part in self.states.items())
@@ -95,7 +95,7 @@ class ShardPlan:
         return lines + [f"experts split: {reason}" for reason in self.split_experts]
 
     def describe_placement(self, name: str) -> str:
-        """How the parameter of that name lies; of experts, how many a rank holds."""
+        """The placement of a parameter as text; for experts, with their number on each rank."""
         placement = self.placements[name]
         if name not in self.whole_experts or not isinstance(placement, Shard):
             return str(placement)
@@ -103,7 +103,7 @@ class ShardPlan:
 
     @property
     def whole_branches(self) -> tuple[Undivided, ...]:
-        """Of `whole` the branches of which nothing is divided."""
+        """The branches in `whole` that are not sharded at all."""
         return tuple(undivided for undivided in self.whole if undivided.is_branch)
 
 
@@ -123,20 +123,18 @@ def plan_sharding(
 
     Args:
         gm: pre-dispatch ATen graph with fake values in `meta["val"]`.
-        branches: the residual blocks; outside of them only a vocabulary is divided.
-        parameters: graph inputs (or attributes) that hold parameters and buffers, with their names.
+        branches: residual blocks; outside of them only a vocabulary is sharded.
+        parameters: graph inputs (or attributes) with parameters and buffers, and their names.
         num_ranks: size of the mesh axis.
-        differentiable: inputs that can require gradients; None: all floating ones.
-        shard_vocabulary: divide the embedding and the head too; see `sharding.vocabulary`.
-        by_expert: divide stacks of expert weights by experts, where the ranks divide these.
-        joins_sums: reduce sums once that nobody reads but the next sum; see `layer_sums`.
+        differentiable: inputs that can require gradients; None: all floating-point inputs.
+        shard_vocabulary: whether to shard the embedding and the head; see `sharding.vocabulary`.
+        by_expert: whether to shard stacks of expert weights by experts, if the ranks divide them.
+        joins_sums: whether to reduce sums together that only the next sum reads; see `layer_sums`.
         unreduced: blocks that are not reduced; see `own_streams`.
-        earlier: what is known from another graph of the model; where it does not fit, the search
-            starts anew.
+        earlier: findings of another graph of the model; ignored if they do not apply.
 
     Raises:
-        LadderError: the analysis does not converge (a bug), or blocks that are to be `unreduced`
-            cannot be.
+        LadderError: the analysis does not converge (a bug), or `unreduced` blocks must be reduced.
     """
     found = search(
         lambda: Propagation(branches, parameters, num_ranks, ExpertStacks(by_expert)), earlier
@@ -153,7 +151,7 @@ def plan_sharding(
 
 
 class _Writer:
-    """Turn what the propagation found into edits."""
+    """Converts the result of the propagation to edits."""
 
     def __init__(
         self,
@@ -214,7 +212,7 @@ class _Writer:
         )
 
     def reductions(self) -> list[list[Reduction]]:
-        """Those of each branch."""
+        """The reductions of each branch."""
         return [self._reductions(i, block) for i, block in enumerate(self.found.branches)]
 
     def _visits_in_order(self) -> list[Visit]:
@@ -222,7 +220,7 @@ class _Writer:
         return [*(self.found.visits[node] for node in nodes), *self.vocabulary.visits]
 
     def _entry(self, visit: Visit, operand: Node, selection: RowSelection | None) -> BranchEntry:
-        # What is whole or divided was entered where it was made.
+        # Whole or sharded values have entered where they are computed.
         needs_copy = operand in self.gradients and visit.value(operand).is_replicated
         share = self.found.num_ranks if operand in visit.shared else 1
         if selection is None:
@@ -242,7 +240,7 @@ class _Writer:
         return MixedWeight(user, weight, shard.dim, pieces)
 
     def _reductions(self, index: int, block: Block) -> list[Reduction]:
-        """Where the partial values of one branch are summed over the ranks."""
+        """The reductions of the partial values of one branch."""
         found = self.found
         inner = [
             Reduction((node,), found.biases[node])
@@ -262,7 +260,7 @@ class _Writer:
 
 
 def _summands(block: Block) -> list[Node]:
-    """All that the residual add sums but the skip, in any association."""
+    """All summands of the residual add except the skip, in any association."""
     found: list[Node] = []
     stack: list[Any] = list(block.add.args[:2])
     while stack:
@@ -278,7 +276,7 @@ def _summands(block: Block) -> list[Node]:
 
 
 def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[Node]:
-    """Floating nodes that depend on an input which can require gradients."""
+    """The floating-point nodes that depend on an input that can require gradients."""
     carries: set[Node] = set()
     is_enabled = True
     for node in gm.graph.nodes:
@@ -300,7 +298,7 @@ def _carries_gradients(gm: GraphModule, inputs: Collection[Node] | None) -> set[
 
 
 def _states(gm: GraphModule, visits: Sequence[Visit]) -> dict[str, Shard | None]:
-    """How each state lies that the graph keeps or reads by its site."""
+    """The placement of each state that the graph keeps or reads, by its site."""
     by_parts = (keep_part, kept_part)
     sites = [str(node.args[2]) for node in gm.graph.nodes if node.target in by_parts]
     kept = {site: part for visit in visits for site, part in visit.kept.items()}

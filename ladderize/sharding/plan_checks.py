@@ -1,6 +1,6 @@
-"""Refuse a plan that divides nothing, and warn of what it does not divide as it was to be.
+"""Refuse a plan that shards nothing, and warn of parts that are not sharded as asked.
 
-Not all is divided over 2 ranks. Kept whole:
+Not everything is sharded over 2 ranks. Kept whole:
   - branch: layers.{0-3}.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks …
 """
 
@@ -16,16 +16,17 @@ NO_EXPERTS = "no branch multiplies by a stack of expert weights [experts, …, �
 
 
 def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
-    """Raise where nothing can be divided; warn of what is not divided as it was to be.
+    """Raise if nothing can be sharded; warn of parts that are not sharded as asked.
 
-    Of the same parameters and reasons once, until `forget_warnings`: prefill, decode and new
-    lengths are compiled one after the other.
+    The same parameters and reasons are reported once until `forget_warnings`, because prefill,
+    decode and new lengths are compiled separately.
 
     Args:
-        by_expert: whether each rank was to hold whole experts.
+        plan: sharding plan.
+        by_expert: whether each rank should hold whole experts.
 
     Raises:
-        LadderError: with the reason for each branch, or for each stack of experts.
+        LadderError: lists the reason for each branch, or for each stack of experts.
     """
     if not plan.reductions:
         raise LadderError(
@@ -50,13 +51,13 @@ def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
     if plan.whole and _is_new(plan, reasons(plan.whole)):
         listed = _listed(folded_lines(plan.whole))
         warning = ReportedWarning(
-            f"Not all is divided over {plan.num_ranks} ranks. Kept whole:{listed}"
+            f"Not everything is sharded over {plan.num_ranks} ranks. Kept whole:{listed}"
         )
         warnings.warn(warning, stacklevel=2)
 
 
 def _is_new(plan: ShardPlan, lines: Iterable[str]) -> bool:
-    """Whether this has not been told yet; from now on it has."""
+    """Whether these lines have not been reported yet; marks them as reported."""
     told = (str(plan.num_ranks), *lines)
     is_new = told not in _told
     _told.add(told)
@@ -64,7 +65,7 @@ def _is_new(plan: ShardPlan, lines: Iterable[str]) -> bool:
 
 
 def forget_warnings() -> None:
-    """Warn again of what stays whole."""
+    """Report everything again."""
     _told.clear()
 
 

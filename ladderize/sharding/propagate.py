@@ -1,10 +1,10 @@
-"""Carry shardings through the branches until nothing changes any more.
+"""Propagate shardings through the branches until nothing changes.
 
-A branch is walked in graph order, what unpacks its weights included. A walk stops where a rule
-cannot hold as things are (`Illegal`, `NeedsReduction`, `NeedsCuts`, …); the change it asks for is
-made, and every branch that reads what changed is walked again *from its first node that does so*.
-Each change is monotone (bans, cuts and reductions only grow), so the walks end; the cost is linear
-in depth because branches are of bounded size and meet in nothing but shared parameters.
+A branch is walked in graph order, including the nodes that unpack its weights. A walk stops if a
+rule cannot apply (`Illegal`, `NeedsReduction`, `NeedsCuts`, …). The requested change is made, and
+every branch that reads the changed value is walked again *from its first node that reads it*.
+Changes are monotone (bans, cuts and reductions only grow), so the walks terminate. The cost is
+linear in depth, because branches have bounded size and only share parameters.
 """
 
 from collections import ChainMap
@@ -37,18 +37,18 @@ from ladderize.streams.block import Block
 
 REPLICATE = Replicate()
 _RETURNED = (
-    "the graph returns it; of keys and values, use_cache=False returns none, and "
-    "ladderize.compile(model, mesh=mesh) divides caches whose heads the ranks divide"
+    "the graph returns it; for keys and values, set use_cache=False, or use "
+    "ladderize.compile(model, mesh=mesh), which shards caches if the ranks divide the heads"
 )
 
 
 @dataclass(frozen=True)
 class Ban:
-    """Parameters that stay whole, why, and the node that said so; see `Illegal`.
+    """Parameters that stay whole, with the reason and the node that refused; see `Illegal`.
 
-    Among them may be calls of `all_heads`: what a cache keeps of each rank is gathered there.
+    They may include calls of `all_heads`, where the ranks' parts of a cache are gathered.
 
-    With `parts` it is only these parts of them that every rank holds whole.
+    With `parts`, every rank holds only these parts of them whole.
     """
 
     parameters: tuple[Node, ...]
@@ -63,22 +63,23 @@ class Propagation:
     """The state of the analysis; `run` fills it.
 
     Attributes:
-        branches: the blocks to divide.
+        branches: blocks to shard.
         parameters: names of parameters and buffers.
-        num_ranks: how many ranks to divide over.
-        stacks: which weights of experts are divided by experts.
-        values: the placement of each node inside a branch.
-        visits: the last evaluation of each node: demands, entries, rewritten calls.
-        bans: of each parameter that must stay whole.
-        kept: of each parameter of which every rank holds parts whole, one for each refusal.
-        whole: the ranges of those parts.
-        made: how memory is made that a branch fills.
-        packed: weights that are computed from packed parameters, and how these lie.
-        walked: of each branch the nodes that carry shardings, in graph order.
-        reduced: nodes whose partial value is reduced right there.
-        biases: parameters to be added after the reduction of a partial value.
-        num_visits: evaluations in all.
-        num_refusals: those that a rule refused.
+        num_ranks: number of ranks.
+        stacks: weights of experts that are sharded by experts.
+        values: placement of each node inside a branch.
+        visits: last evaluation of each node: demands, entries, rewritten calls.
+        bans: ban of each parameter that must stay whole.
+        kept: bans of each parameter with parts that every rank holds whole.
+        whole: ranges of these parts.
+        cuts: positions at which parameters are cut into chunks.
+        made: placements of memory that a branch creates and fills.
+        packed: weights computed from packed parameters, with the placements of these.
+        walked: for each branch, the nodes that carry shardings, in graph order.
+        reduced: nodes with a partial value that is reduced right after them.
+        biases: parameters to add after the reduction of a partial value.
+        num_visits: number of rule evaluations.
+        num_refusals: number of refused evaluations.
     """
 
     branches: Sequence[Block]
@@ -186,7 +187,7 @@ class Propagation:
         self.visits[node] = visit
 
     def _leaves(self, node: Node) -> bool:
-        """Whether something outside the branch of `node` reads it."""
+        """Whether a node outside the branch of `node` reads it."""
         return self._outside_reader(node) is not None
 
     def _outside_reader(self, node: Node) -> Node | None:
@@ -195,7 +196,7 @@ class Propagation:
         return next((user for user in outside if packet(user) not in FORM_READERS), None)
 
     def _settle_partial(self, node: Node) -> None:
-        """A partial result is reduced where it leaves; the outputs of a parallel block later."""
+        """Reduce a partial result where it leaves, but outputs of a parallel block later."""
         block = self.branches[self._place[node][0]]
         if not (len(block.outputs) > 1 and node in block.outputs and len(node.users) == 1):
             self.reduced.add(node)
@@ -215,7 +216,7 @@ class Propagation:
         raise Illegal(f"{op_name(reader)} reads {node} outside of the branch", culprits)
 
     def _check_demands(self, visit: Visit) -> None:
-        """All readers of a parameter must want it placed alike, and all must be in branches."""
+        """Check that all readers of a parameter are in branches and need the same placement."""
         for parameter in self._read(visit.node):
             wanted = visit.demands.get(parameter, REPLICATE)
             for user in self._readers[parameter]:
@@ -231,14 +232,14 @@ class Propagation:
                     raise Illegal(f"{self.parameters[parameter]} is used in two ways", [parameter])
 
     def _demand_packed(self, visit: Visit) -> None:
-        """What reads a part of a packed parameter wants it so."""
+        """Add the demands of readers of packed parameters."""
         for parameter in self._read(visit.node) if self.packed.placed else ():
             placed = self.packed.placed.get(parameter)
             if placed is not None and placed.shard is not None:
                 visit.demands[parameter] = placed.shard
 
     def _read(self, node: Node) -> list[Node]:
-        """The parameters that `node` reads, transposed or cast too."""
+        """The parameters that `node` reads, directly, transposed or cast."""
         if node not in self._reads:
             found = (stand_in(source, self.parameters) for source in node.all_input_nodes)
             self._reads[node] = list(dict.fromkeys(stood.parameter for stood in found if stood))
@@ -247,7 +248,7 @@ class Propagation:
     # -- changes
 
     def _refuse(self, node: Node, refused: Illegal) -> None:
-        """Split the experts to blame over all ranks; if there are none, ban the parameters."""
+        """Split stacks of experts among the culprits over all ranks; else ban the culprits."""
         self.num_refusals += 1
         culprits = dict.fromkeys(map(_parameter, refused.culprits))
         stacks = [p for p in culprits if p in self.stacks.divided]
@@ -263,12 +264,12 @@ class Propagation:
         parts = self._parts(refused)
         new = [p for p in map(_parameter, refused.culprits) if p not in self.bans]
         new = sorted(dict.fromkeys(new), key=self._order.__getitem__)
-        assert new, f"{refused.reason}, and no parameter is to blame"
+        assert new, f"{refused.reason}, but no parameter is the cause"
         self.record(Ban(tuple(new), refused.reason, node, refused.is_consequence, parts))
         self._forget(new)
 
     def record(self, ban: Ban) -> None:
-        """Have the parameters of `ban`, or those parts of them, whole in all walks from now on."""
+        """Keep the parameters of `ban`, or their parts, whole in all later walks."""
         for part in ban.parts:
             self.kept.setdefault(part.parameter, []).append(ban)
             kept = self.whole.get(part.parameter, frozenset())
@@ -277,7 +278,7 @@ class Propagation:
             self.bans.update(dict.fromkeys(ban.parameters, ban))
 
     def _read_by(self, source: Node) -> tuple[Node, ...]:
-        """What is to be visited again when `source` is to lie otherwise."""
+        """The nodes to visit again when the placement of `source` changes."""
         made = [node for whole in self.packed.made_from(source) for node in whole.nodes]
         return (*self._readers.get(source, (source,)), *made)
 
@@ -297,7 +298,7 @@ class Propagation:
             self._refuse(node, Illegal(reason, needed.value.origins))
 
     def _forget(self, parameters: Sequence[Node]) -> None:
-        """Walk again what reads `parameters`, which are to lie otherwise."""
+        """Walk the readers of `parameters` again, because their placements change."""
         for whole in [whole for p in parameters for whole in self.packed.made_from(p)]:
             self.packed.release(whole)
         users = [user for p in parameters for user in self._read_by(p) if user in self._place]
@@ -305,12 +306,12 @@ class Propagation:
         users += [memory for memory in self.made if self._place[memory][0] in indices]
         for memory in users:
             self.made.pop(memory, None)
-        for user in users:  # reductions further on may not be where they were
+        for user in users:  # later reductions may move
             self.reduced.difference_update(self.owned(*self._place[user]))
         self._requeue(users)
 
     def _parts(self, refused: Illegal) -> tuple[Origin, ...]:
-        """The culprits, if they are but parts of parameters that can stay divided elsewhere."""
+        """The culprits if all are parts of parameters that can stay sharded; else empty."""
         origins = [o for o in refused.culprits if isinstance(o, Origin)]
         if len(origins) < len(refused.culprits) or not all(map(self._is_part, origins)):
             return ()
@@ -318,7 +319,7 @@ class Propagation:
         return tuple(sorted(parts, key=lambda o: (self._order[o.parameter], o.start)))
 
     def _is_part(self, origin: Origin) -> bool:
-        """Whether something of the parameter is left to divide when this part is whole."""
+        """Whether the parameter can still be sharded if this part is whole."""
         cuts, ranges = self.cuts.get(origin.parameter), self.whole.get(origin.parameter, ())
         if not cuts or not origin.length or origin.repeats > 1:
             return False
@@ -347,20 +348,20 @@ class Propagation:
         return None if found is None else found.parameter
 
     def num_readers(self, parameter: Node) -> int:
-        """How many nodes of the graph compute with a parameter."""
+        """Number of nodes of the graph that compute with a parameter."""
         return len(self._readers[parameter])
 
     def name(self, source: Node) -> str:
-        """What a report calls a parameter, or what is read of a cache."""
+        """The name of a parameter, or of a cache, in reports."""
         return self.parameters.get(source) or f"the cache of {module_path(source)}"
 
     def owned(self, index: int, start: int = 0) -> list[Node]:
-        """The nodes of branch `index` from `start` on; of those in several it owns its own."""
+        """The nodes from `start` on that branch `index` owns; each node has one owner."""
         nodes = self.walked[index][start:]
         return [node for node in nodes if self._place[node][0] == index]
 
     def placements(self) -> dict[Node, Placement]:
-        """How each divided parameter lies."""
+        """The placement of each sharded parameter."""
         demanded = (visit.demands for visit in self.visits.values())
         return {
             parameter: placement for demands in demanded for parameter, placement in demands.items()
@@ -372,7 +373,7 @@ def _parameter(culprit: Node | Origin) -> Node:
 
 
 def _readers(node: Node, parameters: Mapping[Node, str]) -> Iterator[Node]:
-    """Who computes with a parameter, directly or transposed or cast."""
+    """The nodes that compute with a parameter, directly, transposed or cast."""
     for user in node.users:
         if stand_in(user, parameters) is not None:
             yield from _readers(user, parameters)

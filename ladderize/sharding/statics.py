@@ -1,9 +1,9 @@
-"""Weights that reach an op through layout and casts: `matmul(x, w.T)`, `linear(x, experts[3])`.
+"""Weights that reach an op through layout ops and casts: `matmul(x, w.T)`, `linear(x, experts[3])`.
 
-    t = numpy_T(w);  to = to(t, float16)      both stand for w, their dim 0 for its dim 1
+    t = numpy_T(w);  to = to(t, float16)      both stand for w; their dim 0 is its dim 1
     m = mul(unpack(q), index(scales, g))      is unpacked from q, scales and g
 
-Such a value is divided by dividing the parameters that it stands for or is unpacked from.
+Such a value is sharded by sharding the parameters that it stands for or is unpacked from.
 """
 
 from collections.abc import Collection
@@ -18,9 +18,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class StandIn:
-    """A value that stands for `parameter`; `dims[i]` is the parameter's dim behind its dim `i`.
+    """A value that stands for `parameter`; its dim `i` is the parameter's dim `dims[i]`.
 
-    -1 for a dim of one entry that the parameter has not.
+    -1 is a dim of size 1 that the parameter does not have.
     """
 
     parameter: Node
@@ -29,14 +29,14 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """How a weight is computed from parameters that hold packed words, scales and zero points.
+    """A weight that is computed from packed words, scales and zero points.
 
     Attributes:
-        weight: the value that products read.
-        nodes: what computes it and nothing else, in graph order, the weight last.
-        parameters: what it is computed from.
-        main: the largest that holds words. It stands for all of them: to rules it is the weight,
-            in whose entries cuts and origins count.
+        weight: value that products read.
+        nodes: nodes that only compute the weight, in graph order, ending with it.
+        parameters: parameters that it is computed from.
+        main: largest parameter with words. For rules it represents the weight: cuts and origins
+            refer to it, but count entries of the weight.
     """
 
     weight: Node
@@ -46,7 +46,7 @@ class Unpacked:
 
 
 def stand_in(node: Any, parameters: Collection[Node]) -> StandIn | None:
-    """What `node` stands for: itself if it is a parameter, None if it is none in another form."""
+    """The parameter that `node` is, possibly in another layout or dtype; None for other nodes."""
     if not isinstance(node, Node) or not isinstance(node.meta.get("val"), torch.Tensor):
         return None
     if node in parameters:
@@ -64,7 +64,7 @@ def _packet(node: Node) -> Any:
 
 
 def _selected(node: Node, ndim: int) -> list[int]:
-    """One expert of a stack."""
+    """select: one expert of a stack."""
     picked: Any = node.args[1]
     return [dim for dim in range(ndim) if dim != picked % ndim]
 
@@ -108,7 +108,7 @@ def _squeezed(node: Node, ndim: int) -> list[int]:
     return [dim for dim in range(ndim) if dim not in gone or source.meta["val"].shape[dim] != 1]
 
 
-# op -> (node, number of dims) -> the old dim behind each new one
+# op -> (node, number of dims) -> the old dim of each new dim
 ORDERS: dict[Any, Any] = {
     **dict.fromkeys(
         (aten.to, aten._to_copy, aten.clone, aten.contiguous, aten.detach, aten.alias), _same

@@ -1,4 +1,4 @@
-"""What each rank keeps and computes whole although the others do too: where, why, at what cost.
+"""Branches and parameters that are kept whole on all ranks: location, reason and cost.
 
 branch: layers.0.self_attn.q_proj.weight: 7 heads of size 8 cannot be divided over 2 ranks
     (layers.0.self_attn at …); 12,544 bytes and 301,056 FLOPs more on each rank
@@ -24,14 +24,14 @@ NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"
 
 @dataclass(frozen=True)
 class Undivided:
-    """A branch, or parameters of a branch that is divided otherwise, whole on every rank.
+    """A branch, or parameters of an otherwise sharded branch, that are whole on every rank.
 
     Attributes:
-        reasons: with their places.
+        reasons: reasons with locations.
         parameters: fully qualified names.
-        num_bytes: of these, what each rank holds beyond an even share.
-        flops: of one forward run, what each rank computes beyond an even share.
-        is_branch: nothing of the branch is divided.
+        num_bytes: bytes of the parameters that each rank holds beyond an even share.
+        flops: FLOPs of a forward pass that each rank computes beyond an even share.
+        is_branch: whether the branch is not sharded at all.
     """
 
     reasons: tuple[Blocker, ...]
@@ -41,7 +41,7 @@ class Undivided:
     is_branch: bool
 
     def describe(self) -> str:
-        """What and why, without the cost."""
+        """The reasons, without the cost."""
         kind = "branch: " if self.is_branch else ""
         return f"{kind}{'; '.join(map(str, self.reasons))}"
 
@@ -54,7 +54,7 @@ def cost_of(num_bytes: int, flops: int) -> str:
 
 
 def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[Undivided]:
-    """In graph order; the bytes of a parameter that several branches share are counted once."""
+    """Find them in graph order. The bytes of parameters shared by branches are counted once."""
     counted: set[Node] = set()
     told: set[Ban] = set()
     for block, divided in zip(found.branches, is_divided, strict=True):
@@ -70,7 +70,7 @@ def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[U
 
 
 def _weights(found: Propagation, node: Node) -> list[Node]:
-    """The parameters of two dims or more that `node` computes with: sharding would divide them."""
+    """The parameters with two or more dims that `node` computes with, which could be sharded."""
     read = (found.parameter(source) for source in node.all_input_nodes)
     held = [p for main in read if main is not None for p in found.packed.with_it(main)]
     return [p for p in held if p.meta["val"].dim() > 1 or p in found.bans]
@@ -85,7 +85,7 @@ def _bans(found: Propagation, weights: Iterable[Node]) -> list[Ban]:
 def _branch(
     found: Propagation, block: Block, bans: Sequence[Ban], weights: Sequence[Node]
 ) -> Undivided:
-    """Reasons that are mere consequences are left out where a cause is known."""
+    """A branch that is whole. Reasons that are consequences are omitted if a cause is known."""
     causes = [ban for ban in bans if not ban.is_consequence] or bans
     reasons = tuple(dict.fromkeys(_reason(found, ban) for ban in causes))
     if not reasons and (computed := dict(_computed(found, block))):
@@ -111,7 +111,7 @@ def _without_rule(found: Propagation, block: Block) -> Iterator[Blocker]:
 
 
 def _computed(found: Propagation, block: Block) -> Iterator[tuple[Node, list[Node]]]:
-    """Products whose weight is computed, as where it is unpacked first, and from what."""
+    """The products with a computed weight, such as an unpacked one, and its parameters."""
     for node in block.branch:
         form = PRODUCTS.get(packet(node))
         weight = node.args[form.weight] if form is not None else None
@@ -128,12 +128,12 @@ def _computed_reason(found: Propagation, node: Node, held: Sequence[Node]) -> Bl
     names = names or "memory that the graph fills"
     return Blocker.at(
         node,
-        f"{op_name(node)} multiplies by {packet(weight)} of {names}: only parameters are divided",
+        f"{op_name(node)} multiplies by {packet(weight)} of {names}: only parameters are sharded",
     )
 
 
 def _parameters_behind(found: Propagation, weight: Node) -> list[Node] | None:
-    """The parameters that `weight` is computed from; None where it depends on anything else."""
+    """The parameters that `weight` is computed from; None if it depends on other inputs."""
     held: dict[Node, None] = {}
     seen, left = {weight}, [weight]
     while left:
@@ -150,7 +150,7 @@ def _parameters_behind(found: Propagation, weight: Node) -> list[Node] | None:
 
 
 def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:
-    """Parameters that stay whole, or parts of them, in a branch that is divided."""
+    """Parameters, or parts of them, that stay whole in a sharded branch."""
     readers = [n for n in block.branch if not set(_weights(found, n)).isdisjoint(ban.parameters)]
     parameters = dict.fromkeys(q for p in ban.parameters for q in found.packed.with_it(p))
     held, flops = sum(map(num_bytes, parameters)), sum(map(flops_of, readers))
@@ -178,7 +178,7 @@ def _reason(found: Propagation, ban: Ban) -> Blocker:
 
 
 def beyond_share(amount: int, num_ranks: int) -> int:
-    """What each rank has over an even share of something that all have whole."""
+    """The amount that each rank has beyond an even share if all ranks have the whole."""
     return amount - amount // num_ranks
 
 

@@ -2,9 +2,9 @@
 
     v = and(shift(view(qweight)), 15);  w = mul(v, index(scales, g_idx));  y = matmul(x, w)
 
-    w is unpacked from qweight, scales, g_idx; qweight, the largest, stands for all of them
+    w is unpacked from qweight, scales, g_idx; qweight, the largest, represents all of them
 
-Such a weight is divided by dividing what it is computed from, see `rules.unpacking`.
+Such a weight is sharded by sharding its sources, see `rules.unpacking`.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -20,7 +20,7 @@ from ladderize.streams.block import Block
 
 
 def unpacked_weights(block: Block, parameters: Collection[Node]) -> Iterator[Unpacked]:
-    """The matrices that products of the branch multiply by, each unpacked for them alone."""
+    """The matrices that products of the branch multiply by and that are unpacked only for them."""
     for node in block.branch:
         form = PRODUCTS.get(packet(node))
         weight = None if form is None else node.args[form.weight]
@@ -32,7 +32,7 @@ def unpacked_weights(block: Block, parameters: Collection[Node]) -> Iterator[Unp
 
 @dataclass(frozen=True)
 class _WeightsOf:
-    """How weights are computed that only `readers` read."""
+    """Finds unpacked weights that only `readers` read."""
 
     readers: Collection[Node]
     parameters: Collection[Node]
@@ -52,7 +52,7 @@ class _WeightsOf:
         return Unpacked(weight, tuple(node for node in calls if node in own), held, main)
 
     def _behind(self, weight: Node) -> list[Node]:
-        """All that `weight` is computed from, itself included."""
+        """`weight` and all nodes that it is computed from."""
         seen, left = {weight: None}, [weight]
         while left:
             node = left.pop()
@@ -63,7 +63,7 @@ class _WeightsOf:
         return list(seen)
 
     def _own(self, calls: list[Node]) -> set[Node]:
-        """Those of `calls` that nothing else reads."""
+        """The calls whose results no other node reads."""
         own: set[Node] = set()
         for node in reversed(calls):
             users = [user for user in node.users if packet(user) not in FORM_READERS]
@@ -72,7 +72,7 @@ class _WeightsOf:
         return own
 
     def _depending(self, calls: list[Node], held: Iterable[Node]) -> set[Node]:
-        """Those of `calls` that are computed from a matrix."""
+        """The calls that depend on a parameter with two or more dims."""
         found = {parameter for parameter in held if parameter.meta["val"].dim() > 1}
         for node in calls:
             if not found.isdisjoint(node.all_input_nodes):
@@ -81,12 +81,12 @@ class _WeightsOf:
 
 
 def _is_packed(parameter: Node) -> bool:
-    """Whether `parameter` is a matrix of integers, or of floats of a byte."""
+    """Whether `parameter` is a matrix of integers or one-byte floats."""
     value: torch.Tensor = parameter.meta["val"]
     return value.dim() > 1 and (not value.is_floating_point() or value.element_size() == 1)
 
 
 def _size(parameter: Node) -> tuple[int, int]:
-    """Bytes, and entries."""
+    """Number of bytes and of entries."""
     value: torch.Tensor = parameter.meta["val"]
     return value.nbytes, value.numel()

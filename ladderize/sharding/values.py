@@ -1,4 +1,4 @@
-"""How a value inside a branch lies over the ranks and where that comes from; what rules may raise.
+"""Placements of values inside a branch with their origins, and the exceptions that rules raise.
 
 linear(x, w[96, 32])      Value(Shard(2, (96,)), origins (w, 0, 96))
 its k, after a split      Value(Shard(2, (32,)), origins (w, 32, 32))
@@ -25,11 +25,11 @@ from ladderize.sharding.placement import (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a sharded dim comes from: `length` entries from `start` of a parameter's output dim.
+    """The origin of a sharded dim: `length` entries from `start` of a parameter's output dim.
 
-    In all there are `repeats` such runs, one after the other: the q, k and v of a fused weight that
-    is viewed as `[3, heads, head_dim]`. A `length` of 0 says that positions cannot be traced back
-    (after a `cat`).
+    There are `repeats` such consecutive runs, such as q, k and v of a fused weight that is viewed
+    as `[3, heads, head_dim]`. A `length` of 0 means that positions cannot be traced back (after a
+    `cat`).
     """
 
     parameter: Node
@@ -39,10 +39,10 @@ class Origin:
 
 
 class Illegal(Exception):
-    """No rule, or it cannot hold: the `culprits` must not be divided.
+    """There is no rule, or it does not apply: the `culprits` must not be sharded.
 
-    A culprit is a parameter or, as an origin, the part of one (the k of a fused qkv).
-    `is_consequence`: the branch was left without its other half; some other ban is the cause.
+    A culprit is a parameter or, as an `Origin`, a part of one (the k of a fused qkv).
+    `is_consequence` means that another ban, of the other half of the branch, is the cause.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Illegal(Exception):
 
 
 class NeedsReduction(Exception):
-    """A partial `value` reached an op that is not linear."""
+    """A partial `value` reaches an op that is not linear."""
 
     def __init__(self, value: Node) -> None:
         super().__init__(value.name)
@@ -63,7 +63,7 @@ class NeedsReduction(Exception):
 
 
 class NeedsCuts(Exception):
-    """Parameters must be divided within finer chunks: parameter -> positions of cuts."""
+    """Parameters must be sharded in finer chunks: parameter -> positions of cuts."""
 
     def __init__(self, cuts: Mapping[Node, frozenset[int]]) -> None:
         super().__init__(cuts)
@@ -71,7 +71,7 @@ class NeedsCuts(Exception):
 
 
 class NeedsLocal(Exception):
-    """Memory that the branch makes must be made otherwise: `memory` as `value` says."""
+    """Memory that the branch creates, `memory`, must have the placement `value`."""
 
     def __init__(self, memory: Node, value: "Value") -> None:
         super().__init__(memory.name)
@@ -80,9 +80,9 @@ class NeedsLocal(Exception):
 
 
 class NeedsUnpacked(Exception):
-    """What `weight` is computed from must be divided so that `weight` lies as `shard`.
+    """The sources of `weight` must be sharded so that `weight` has the placement `shard`.
 
-    `is_of_outputs`: its entries along the divided dim are outputs of the product.
+    `is_of_outputs` means that the sharded dim is the output dim of the product.
     """
 
     def __init__(self, weight: Node, shard: Shard, is_of_outputs: bool) -> None:
@@ -97,9 +97,9 @@ class Value:
     """The placement of a tensor inside a branch.
 
     Attributes:
-        placement: how it lies over the ranks.
-        origins: sharded or whole: the parameters whose sharding made it so.
-        biases: partial: parameters to be added once, after the reduction.
+        placement: placement over the ranks.
+        origins: for sharded and whole values, the sharded parameters that caused the placement.
+        biases: for partial values, parameters to add once, after the reduction.
     """
 
     placement: Placement = field(default_factory=Replicate)
@@ -133,7 +133,7 @@ class Value:
     def at(
         self, dim: int, chunks: Sequence[int] | None = None, outer: Any = None, inner: Any = None
     ) -> "Value":
-        """The same sharding seen at another dim, in other units."""
+        """The same sharding at another dim, with other chunks."""
         assert isinstance(self.placement, Shard)
         shard = dataclasses.replace(self.placement, dim=dim)
         if chunks is not None:
@@ -151,9 +151,9 @@ Values = Value | tuple[Value, ...]
 
 @dataclass(frozen=True)
 class RowSelection:
-    """Entries of `dim` that each rank takes out of a replicated operand; one row a rank.
+    """The entries of `dim` that each rank selects from a replicated operand, one row per rank.
 
-    With `inner` they are taken out of every run of `inner` entries: of the heads in a merged
+    With `inner`, they are selected from every run of `inner` entries, such as the heads in a merged
     `[batch*heads]`.
     """
 
@@ -164,7 +164,7 @@ class RowSelection:
 
 @dataclass(frozen=True)
 class LocalSize:
-    """In rewritten arguments: the size that `node` computes, divided over the ranks."""
+    """In rewritten arguments, the size that `node` computes, divided by the number of ranks."""
 
     node: Node
 
@@ -173,12 +173,12 @@ class LocalSize:
 
 
 def inner_cuts(chunks: Sequence[int]) -> frozenset[int]:
-    """Where chunks meet: (4, 2, 2) -> {4, 6}."""
+    """The positions between chunks: (4, 2, 2) -> {4, 6}."""
     return frozenset(sum(chunks[:i]) for i in range(1, len(chunks)))
 
 
 def parts_of(value: "Value", chunk: int) -> list[Origin]:
-    """The parameters' parts behind one chunk of a sharded value, as far as they are known."""
+    """The parts of parameters that one chunk of a sharded value comes from, if known."""
     shard = value.shard
     assert shard is not None
     first, length = sum(shard.chunks[:chunk]), shard.chunks[chunk]
@@ -186,7 +186,7 @@ def parts_of(value: "Value", chunk: int) -> list[Origin]:
 
 
 def piece_of(origin: Origin, first: int, length: int, size: int) -> Origin:
-    """What is behind `length` of `size` entries, from `first` on."""
+    """The origin of `length` of `size` entries, starting at `first`."""
     if origin.repeats > 1 and length != size:
         return Origin(origin.parameter, 0, 0)
     start = origin.start + first * origin.length // size

@@ -1,4 +1,4 @@
-"""Where a sharded dim goes when a tensor is viewed under another shape.
+"""Find the new position of a sharded dim when a tensor is viewed with another shape.
 
 [s0, s1, 32] -> [s0, s1, 4, 8]    groups (0)(0)  (1)(1)  (2)(2 3)    32 leads to 4
 [s0, 4, 2, s1, 8] -> [s0, 8, s1, 8]      (0)(0)  (1 2)(1)  …         4 leads to 8
@@ -40,7 +40,7 @@ def dim_groups(old: Sequence[Any], new: Sequence[Any]) -> list[DimGroup]:
 
 @functools.lru_cache(maxsize=1024)
 def _dim_groups(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[DimGroup, ...]:
-    """Of ints and sympy expressions. Layers repeat, and sympy takes its time."""
+    """`dim_groups` of ints and sympy expressions. Cached: layers repeat, and sympy is slow."""
     groups: list[DimGroup] = []
     i = j = 0
     while i < len(old) and j < len(new):

@@ -1,9 +1,9 @@
-"""What a sharding rule sees of one node, and what it may ask for.
+"""The view of one node that a sharding rule gets, and its requests.
 
-A rule reads the placements of the node's inputs through a `Visit`, asks for what it needs (a weight
-divided in a certain way, a slice of a replicated operand, another size in a view), and returns the
-placement of the result. It changes nothing itself. When the inputs cannot be had as they are, it
-raises one of the signals of `values` and is visited again after the change.
+A rule reads the placements of the node's inputs through a `Visit`, requests what it needs (a
+sharded weight, a slice of a replicated operand, another size in a view), and returns the placement
+of the result. It changes nothing itself. If it cannot handle the present inputs, it raises an
+exception of `values`, and the node is visited again after the change.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from ladderize.sharding.values import (
     inner_cuts,
 )
 
-# What torch.export leaves behind a cast: it reads the dtype alone.
+# Inserted by torch.export after a cast; it only reads the dtype.
 FORM_READERS = {torch.ops.aten._assert_tensor_metadata}
 
 
@@ -43,24 +43,25 @@ class Visit:
 
     Attributes:
         node: the node.
-        values: placements of what came before it; what is missing is replicated.
-        parameters: the fully qualified names of the parameter nodes.
+        values: placements of earlier nodes; missing nodes are replicated.
+        parameters: fully qualified names of the parameter nodes.
         banned: parameters that must stay replicated.
         cuts: positions at which a parameter's output dim must be cut into chunks.
         whole: ranges of a parameter's output dim that every rank must hold.
-        num_ranks: the number of ranks to divide over.
-        stacks: which weights of experts are divided by experts.
-        made: how memory must be made that the branch fills.
-        outputs: what the branch adds to the stream.
-        unpacked: weights that are computed from packed parameters.
-        demands: result: how parameters must lie.
-        entries: result: replicated operands entering sharded computation, and what is selected.
-        mixed: result: weights that are divided but for some chunks, by how they lie.
+        num_ranks: number of ranks.
+        stacks: weights of experts that are sharded by experts.
+        made: wanted placements of memory that the branch fills.
+        outputs: values that the branch adds to the stream.
+        unpacked: weights computed from packed parameters.
+        demands: result: placements of parameters.
+        entries: result: replicated operands that enter sharded computation, with selections.
+        mixed: result: weights with some whole chunks, with their placements.
         shared: result: operands of which each rank takes an equal share, to be summed with a
             partial value.
-        computed: result: what of the node is computed with the experts of this rank.
-        masked: result: operands that are to be 0 where an entry is another rank's.
-        target, args, kwargs: result: the rewritten call; None for what stays.
+        computed: result: entries that the node computes with the experts of this rank.
+        masked: result: operands with entries of other ranks' experts to set to 0.
+        kept: result: placements of cache states, by site.
+        target, args, kwargs: result: the rewritten call; None if unchanged.
     """
 
     node: Node
@@ -110,7 +111,7 @@ class Visit:
         return shape
 
     def parameter(self, node: Any) -> Node | None:
-        """The parameter that `node` is or stands for, transposed, cast or unpacked."""
+        """The parameter that `node` is, possibly transposed, cast or unpacked; else None."""
         if node in self.unpacked:
             return self.unpacked[node].main
         found = stand_in(node, self.parameters)
@@ -129,23 +130,23 @@ class Visit:
         return tuple(dict.fromkeys(o for node in operands for o in self.value(node).origins))
 
     def output_shard(self, weight: Node, dim: int) -> Shard:
-        """How a column-parallel weight is divided on `dim`: cut where somebody asked for it."""
+        """The sharding of a column-parallel weight on `dim`, with the requested cuts."""
         parameter, size = self.parameter(weight), int(self.shape(weight)[dim])
         assert parameter is not None
         return self.cut_shard(parameter, dim, size)
 
     def cut_shard(self, parameter: Node, dim: int, size: int) -> Shard:
-        """How `size` entries of `parameter`, or of what a cache keeps, lie along `dim`."""
+        """The sharding of `size` entries of `parameter`, or of a cache state, along `dim`."""
         ranges = self.whole.get(parameter, frozenset())
         ends = {0, size, *self.cuts.get(parameter, ()), *(end for pair in ranges for end in pair)}
         pieces = list(itertools.pairwise(sorted(ends)))
         whole = (i for i, (a, b) in enumerate(pieces) if any(c <= a and b <= d for c, d in ranges))
         return Shard(dim, tuple(b - a for a, b in pieces), tuple(whole))
 
-    # -- asking
+    # -- requests
 
     def demand(self, weight: Node, placement: Shard, origin: Origin | None = None) -> None:
-        """Divide `weight`; `origin` is given for a dim of outputs, which may be whole in parts."""
+        """Shard `weight`. `origin` is given for an output dim, which may have whole parts."""
         parameter = self.parameter(weight)
         assert parameter is not None
         start = 0
@@ -167,7 +168,7 @@ class Visit:
         self.demands[found.parameter] = lies
 
     def demand_stack(self, weight: Node) -> Origin:
-        """Divide a stack of weights by experts, which are its dim 0."""
+        """Shard a stack of weights by experts, along dim 0."""
         parameter, num_experts = self.parameter(weight), int(self.shape(weight)[0])
         assert parameter is not None
         self.stacks.divided.add(parameter)
@@ -188,28 +189,28 @@ class Visit:
         self.entries[operand] = selection
 
     def enter_weight(self, weight: Node, shard: Shard) -> None:
-        """Have the gradients of the chunks summed that every rank holds whole, see `Whole`."""
+        """Sum the gradients of chunks that every rank holds whole, see `Whole`."""
         self.mixed[weight] = shard
 
     def share(self, operand: Node) -> None:
-        """Take 1 / ranks of a replicated `operand`, to be summed with a partial value."""
+        """Divide a replicated `operand` by the number of ranks, to sum it with a partial value."""
         self.enter(operand)
         self.shared.add(operand)
 
     def select(self, operand: Node, dim: int, shard: Shard) -> None:
-        """Take each rank's part of `dim` of a replicated operand, as `shard` lies."""
+        """Select each rank's part of a replicated operand along `dim`, according to `shard`."""
         parts = [local_indices(shard, rank, self.num_ranks) for rank in range(self.num_ranks)]
         rows = tuple(tuple(i for part in ranges for i in part) for ranges in parts)
         self.enter(operand, RowSelection(dim, rows, 0 if shard.outer == 1 else shard.size))
 
     def align(self, operand: Node, dim_from_right: int, shard: Shard) -> None:
-        """Make a replicated `operand` fit values sharded like `shard` on `dim_from_right` (< 0)."""
+        """Match a replicated `operand` to values sharded like `shard` on `dim_from_right` (< 0)."""
         shape = self.shape(operand)
         dim = len(shape) + dim_from_right
         if dim < 0 or shape[dim] == 1:
             self.enter(operand)
         elif shard.inner != 1:
-            self.illegal(f"{self.op_name} takes entries of a merged dim apart")
+            self.illegal(f"{self.op_name} separates entries of a merged dim")
         elif self.can_shard(operand) and shard.outer == 1:
             self.demand(operand, dataclasses.replace(shard, dim=dim))
             if shard.whole:
@@ -218,9 +219,9 @@ class Visit:
             self.select(operand, dim, shard)
 
     def meet(self, operands: Sequence[Node], mixed_dims: Iterable[int] = ()) -> Value:
-        """Broadcast `operands`: all sharded on one dim of the result, the others made to fit.
+        """Broadcast `operands`, which must be sharded on one dim; replicated ones are aligned.
 
-        `mixed_dims` (negative, of the result) are those along which the op mixes entries.
+        `mixed_dims` are the (negative) dims of the result along which the op mixes entries.
         """
         sharded = self.sharded(operands)
         if not sharded:
@@ -249,20 +250,20 @@ class Visit:
 
     def set_argument(self, index: int, value: Any) -> None:
         if index >= len(self.node.args):
-            self.illegal(f"{self.op_name} spells by name what must be divided")
+            self.illegal(f"{self.op_name} gives by keyword an argument that must be divided")
         self.rewrite([value if i == index else arg for i, arg in enumerate(self.node.args)])
 
     # -- refusing
 
     def illegal(self, reason: str, culprits: Iterable[Node | Origin] | None = None) -> NoReturn:
-        """Refuse; unless named, the culprits are the parameters behind all sharded inputs."""
+        """Refuse. By default, the culprits are the origins of all sharded inputs."""
         if culprits is None:
             known = [self.values.get(node) for node in self.operands()]
             culprits = [o for value in known if isinstance(value, Value) for o in value.origins]
         raise Illegal(reason, culprits)
 
     def common_shard(self, sharded: Sequence[tuple[Node, Shard]]) -> Shard:
-        """How all `sharded` operands lie, but for the dim; cuts the coarser ones if they differ."""
+        """The common sharding of the operands, except for the dim; requests cuts if they differ."""
         first = sharded[0][1]
         lies = {(s.chunks, s.whole, s.outer, s.inner) for _, s in sharded}
         if len(lies) == 1:
@@ -274,7 +275,7 @@ class Visit:
         raise self.needs_cuts(coarse or [node for node, _ in sharded], cuts)
 
     def needs_cuts(self, operands: Iterable[Node], cuts: frozenset[int]) -> NeedsCuts:
-        """Translate `cuts` of the operands' sharded dim into cuts of the parameters behind it."""
+        """Translate `cuts` of the operands' sharded dim to cuts of its origins."""
         wanted: dict[Node, frozenset[int]] = {}
         for node in operands:
             value = self.value(node)
@@ -307,6 +308,6 @@ def op_name(node: Node) -> str:
 
 
 def packet(node: Node) -> Any:
-    """`aten.view` for `aten.view.default`; of ops that are not torch's own the name."""
+    """`aten.view` for `aten.view.default`; for ops outside of `aten`, the name."""
     found = getattr(node.target, "overloadpacket", node.target)
     return found if getattr(node.target, "namespace", "aten") == "aten" else str(found)

@@ -1,18 +1,18 @@
-"""Find what divides over the vocabulary: its embedding, its head, and the loss. Pure analysis.
+"""Find the embedding, head and loss that can be sharded along the vocabulary.
 
-    x0 = embedding(w, ids)                          each rank looks its own rows up, one reduction
+    x0 = embedding(w, ids)                          each rank looks up its own rows, one reduction
     logits = linear(norm(x), w);  y = logits / 30   each rank computes its own columns
-    loss = cross_entropy(y, labels)                 from the columns of all ranks, none gathered
-    return y                                        gathered: no rule takes the columns further
+    loss = cross_entropy(y, labels)                 from sharded columns, without a gather
+    return y                                        gathered: no rule applies
 
-A parameter is a *vocabulary* when it is longer than wide and is the weight of
+A parameter is a *vocabulary* if it is longer than wide and is only used as the weight of
 
-    a table   the longest that is looked up by integers made from an integer input of the graph
-              (positions are counted, or come from shorter tables), and of
-    a head    a product behind the last block with no further product behind it,
+    a table   the longest table that is looked up by integers from an integer input of the graph
+              (positions are counted, or looked up in shorter tables), or
+    a head    a product after the last block without a later product,
 
-or of one of both, and of nothing else. Logits go through the sharding rules of the branches. Where
-these end, at the graph's outputs above all, an all-gather puts the logits together.
+or both. Logits are propagated with the sharding rules of the branches. Where no rule applies,
+usually at the graph's outputs, an all-gather collects the logits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Edit:
-    """What takes a collective: `node` becomes another call, told its part by input `index`."""
+    """`node` becomes a call with a collective; the index input `index` selects the rank's part."""
 
     node: Node
     index: str
@@ -43,7 +43,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Lookup(Edit):
-    """`embedding(weight, ids)`: each rank looks its own rows up."""
+    """`embedding(weight, ids)`: each rank looks up its own rows."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Gather(Edit):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is divided over the vocabulary, each in graph order.
+    """The edits that shard along the vocabulary, in graph order.
 
     Attributes:
-        placements: of the vocabularies and of what is added to the logits.
-        visits: the calls that compute with this rank's part of the logits.
-        lookups, losses, gathers: the calls that take collectives.
-        index_inputs: the first row of each rank, for each length of a vocabulary.
-        whole: vocabularies that are not divided, why, and what that costs.
+        placements: placements of the vocabularies, and of parameters added to the logits.
+        visits: calls that compute with this rank's part of the logits.
+        lookups, losses, gathers: calls with collectives.
+        index_inputs: inputs with the first row of each rank, for each length of a vocabulary.
+        whole: vocabularies that are not sharded, with reasons and costs.
     """
 
     placements: Mapping[Node, Shard] = field(default_factory=dict)
@@ -85,15 +85,15 @@ class Vocabulary:
 
     def describe(self) -> list[str]:
         """Lines for a report."""
-        lines = [f"{edit.node}: by rows of the vocabulary" for edit in self.lookups]
-        lines += [f"{edit.node}: by classes" for edit in self.losses]
+        lines = [f"{edit.node}: sharded along the vocabulary" for edit in self.lookups]
+        lines += [f"{edit.node}: sharded by classes" for edit in self.losses]
         return lines + [f"{edit.node}: gathered" for edit in self.gathers]
 
 
 def find_vocabulary(
     gm: GraphModule, branches: Sequence[Block], parameters: Mapping[Node, str], num_ranks: int
 ) -> Vocabulary:
-    """What of `gm`, outside of `branches`, is to be divided over the vocabulary. Linear."""
+    """Find the edits of `gm`, outside of `branches`, that shard along the vocabulary. Linear."""
     found = _find_weights(gm, branches, parameters)
     whole = {w: reason for w in found if (reason := w.why_whole(parameters, num_ranks))}
     divided = [weight for weight in found if weight not in whole]
@@ -121,12 +121,12 @@ def find_vocabulary(
     )
 
 
-# ---- which parameters
+# ---- parameters
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """A vocabulary: the parameter, its dim with one entry for each word, and who reads it so."""
+    """A vocabulary: the parameter, its dim with one entry per word, and its lookups and heads."""
 
     node: Node
     dim: int
@@ -140,7 +140,7 @@ class _Weight:
     def undivided(
         self, reason: Blocker, parameters: Mapping[Node, str], num_ranks: int
     ) -> Undivided:
-        """What it costs that it stays whole; a lookup computes nothing."""
+        """The cost of keeping it whole; lookups compute nothing."""
         return Undivided(
             (reason,),
             (parameters[self.node],),
@@ -150,7 +150,7 @@ class _Weight:
         )
 
     def why_whole(self, parameters: Mapping[Node, str], num_ranks: int) -> Blocker | None:
-        """Why it cannot be divided; None if it can."""
+        """The reason why it cannot be sharded; None if it can."""
         name, uses = parameters[self.node], (*self.lookups, *self.heads)
         if self.length % num_ranks:
             reason = f"{self.length} words cannot be divided over {num_ranks} ranks"
@@ -184,7 +184,7 @@ def _find_weights(
 
 
 def _weight_of(node: Node) -> tuple[Node, int]:
-    """The weight of a lookup or a product, and its dim with one entry for each word."""
+    """The weight of a lookup or a product, and its dim with one entry per word."""
     if _is_lookup(node):
         index, dim = 0, 0
     else:
@@ -205,7 +205,7 @@ def _is_lookup(node: Node) -> bool:
 
 
 def _tables(gm: GraphModule, parameters: Mapping[Node, str]) -> list[Node]:
-    """The lookups by what the user passes, in the longest of their tables."""
+    """The lookups by integer inputs of the graph in the longest of their tables."""
     given: set[Node] = set()
     for node in gm.graph.nodes:
         is_input = node.op == "placeholder" and is_tensor(node) and node not in parameters
@@ -219,7 +219,7 @@ def _tables(gm: GraphModule, parameters: Mapping[Node, str]) -> list[Node]:
 
 
 def _heads(gm: GraphModule, branches: Sequence[Block]) -> list[Node]:
-    """Products behind the last block whose result reaches no other product."""
+    """The products after the last block with a result that reaches no other product."""
     inside = {node for block in branches for node in (*block.branch, block.add)}
     heads: list[Node] = []
     leads_on: set[Node] = set()

@@ -1,13 +1,13 @@
-"""The nodes of a branch that carry shardings: its own, and those that make memory for it alone.
+"""The nodes that carry shardings in a branch: its own, and those that create memory only for it.
 
-    s = slice(h);  z = zeros_like(s);  c = cat(z, h)      h, c: of the branch;  s, z: made for it
-    m = empty([2, 8]);  copy_(slice(m), h)                m, its slice: made for it
+    s = slice(h);  z = zeros_like(s);  c = cat(z, h)      h, c: in the branch;  s, z: only for it
+    m = empty([2, 8]);  copy_(slice(m), h)                m, its slice: only for it
 
-    p = pad(h);  keep_part(p)                             p: made for what a cache keeps
-    w = unpack(q);  y = matmul(h, w)                      w: unpacked for it alone
+    p = pad(h);  keep_part(p)                             p: only for a cache
+    w = unpack(q);  y = matmul(h, w)                      w: unpacked only for it
 
-A branch holds the nodes that its values flow through. `z` takes the form of `s` alone, but both
-are divided if `h` is.
+A branch has the nodes that its values flow through. `z` only takes the shape of `s`, but both are
+sharded if `h` is.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -24,16 +24,17 @@ from ladderize.streams.block import Block
 def walked_nodes(
     block: Block, taken: Container[Node], unpacked: Sequence[Node] = ()
 ) -> tuple[Node, ...]:
-    """The branch and what is made for it alone, in graph order.
+    """The nodes of the branch and those that serve only it, in graph order.
 
     Args:
-        taken: the nodes of all branches.
-        unpacked: what computes weights of the branch.
+        block: block of the branch.
+        taken: nodes of all branches.
+        unpacked: nodes that compute weights of the branch.
     """
     made: set[Node] = set()
     for node in reversed(_candidates(block, taken)):
         readers = [user for user in node.users if packet(user) not in FORM_READERS]
-        is_used = bool(readers) or bool(written_operands(node))  # memory is filled with 0, too
+        is_used = bool(readers) or bool(written_operands(node))  # filling memory is a use
         is_own = all(user in made or user in block.members for user in readers)
         if node.target is keep_part or (is_used and is_own):
             made.add(node)
@@ -45,7 +46,7 @@ def walked_nodes(
 
 
 def _candidates(block: Block, taken: Container[Node]) -> list[Node]:
-    """What makes memory, takes the form of a value of the branch, and what is behind that."""
+    """Nodes that create memory or use values of the branch, and nodes computed from these."""
     found: dict[Node, None] = {}
     for node in _stretch(block):
         if node in taken or node.op != "call_function" or packet(node) in FORM_READERS:
@@ -62,7 +63,7 @@ _READS_OF_CACHES = (kept_part, all_heads)
 
 
 def _stretch(block: Block) -> Iterator[Node]:
-    """The nodes of the graph from the first to the last one of the branch."""
+    """The nodes of the graph from the first to the last node of the branch."""
     node, last = block.branch[0], block.branch[-1]
     while node is not last:
         yield node

@@ -1,1 +1,1 @@
-"""The residual stream: find it, choose blocks of it, say why it must be left alone."""
+"""The residual stream: find it, choose its blocks, and report why it cannot be rewritten."""

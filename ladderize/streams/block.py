@@ -1,4 +1,4 @@
-"""What the analysis finds: blocks, and the streams they make.
+"""The results of the analysis: blocks, and the streams that they form.
 
 x[i+1] = T_i(x[i] + h_i(anchor_i))      one block: anchor, skip, branch, outputs, add
 """
@@ -18,19 +18,19 @@ class Block:
     """One residual add with its branch, `x[i+1] = T(x[i] + h(anchor))`.
 
     Attributes:
-        index: place in its stream, from 0.
-        anchor: the stream value that the branch reads in the standard model.
-        skip: the operand of the sum that carries the stream past the branch.
-        branch: the nodes of `h` in graph order, from the reads of the anchor to `outputs`.
-        outputs: the operands of the sum that the branch produced (two in a parallel block).
-        add: the node whose value is the sum of `skip` and `outputs`.
-        partial_sums: the adds on the way to `add` when there are more than two operands.
-        segment: number of the run of blocks, from 0, in which each reads what the one before it
-            wrote: in one shape, with no mixing op in between.
-        layer: index in the module list that holds the block, None when it is in none.
-        is_prologue: whether it is in none and comes before the first layer of its segment, as a
-            convolution that makes positions of the stream does.
-        module: path of the module that performs the add, "" when unknown.
+        index: index in its stream, from 0.
+        anchor: stream value that the branch reads in the standard model.
+        skip: operand of the sum that carries the stream past the branch.
+        branch: nodes of `h` in graph order, from the reads of the anchor to `outputs`.
+        outputs: operands of the sum that the branch computes (two in a parallel block).
+        add: node that computes the sum of `skip` and `outputs`.
+        partial_sums: intermediate adds before `add` if there are more than two operands.
+        segment: number of its segment, from 0. Each block of a segment reads what the one before
+            it wrote, in one shape and with no mixing op in between.
+        layer: index in the module list that holds the block; None if it is in none.
+        is_prologue: whether it is in no module list and comes before the first layer of its
+            segment, such as a convolution that computes positions.
+        module: path of the module that performs the add; "" if unknown.
     """
 
     index: int
@@ -51,17 +51,17 @@ class Block:
 
     @property
     def readers(self) -> list[Node]:
-        """The nodes of the branch that read the anchor itself."""
+        """The nodes of the branch that read the anchor directly."""
         return [user for user in self.anchor.users if user in self.members]
 
 
 @dataclass(frozen=True, eq=False)
 class End:
-    """What the last block of a run left, or a value that no block wrote.
+    """The end of a run of blocks, or a value that no block wrote.
 
     Attributes:
-        value: the end.
-        blocks: the last ones of the run, whose anchors are in the form of `value`; none if no
+        value: value at the end.
+        blocks: last blocks of the run with anchors of the shape and dtype of `value`; empty if no
             block wrote it.
     """
 
@@ -69,12 +69,12 @@ class End:
     blocks: tuple[Block, ...] = ()
 
     def earlier(self, staleness: int) -> Node:
-        """What the run had left that many blocks earlier."""
+        """The value of the run `staleness` blocks earlier."""
         left_out = self.left_out(staleness)
         return left_out[0].anchor if left_out else self.value
 
     def left_out(self, staleness: int) -> tuple[Block, ...]:
-        """The blocks between that and the end."""
+        """The blocks between that value and the end."""
         return self.blocks[-staleness:] if staleness else ()
 
 
@@ -83,11 +83,11 @@ class Stream:
     """A chain of blocks, each reading what the one before it wrote.
 
     Attributes:
-        blocks: in graph order.
-        blockers: why this chain must not be rewritten; empty for a ladder candidate.
-        stale_blocks: those behind them whose branch reads the stream before the skip already, as
-            their `anchor`s say; a stream that has any is a ladder.
-        joins: of each block, by its index, whose anchor joins the ends of streams: these ends.
+        blocks: blocks in graph order.
+        blockers: reasons why the chain must not be rewritten; empty for a ladder candidate.
+        stale_blocks: later blocks with a branch that already reads an earlier value than the
+            skip (their `anchor`). A stream with stale blocks is a ladder.
+        joins: ends of the streams that a block's anchor concatenates, by the block's index.
     """
 
     blocks: tuple[Block, ...]
@@ -97,7 +97,7 @@ class Stream:
 
 
 class Placed(Protocol):
-    """A block, or what stands for one: where it is in its stream."""
+    """The position of a block in its stream."""
 
     @property
     def index(self) -> int: ...
@@ -112,15 +112,15 @@ class Placed(Protocol):
 def stale_sources(
     blocks: Sequence[Placed], chosen: Collection[int], staleness: int
 ) -> dict[int, int]:
-    """For each chosen block whose reads move: index of the block whose anchor it reads instead.
+    """For each chosen block that reads stale, the index of the block whose anchor it reads.
 
-    Block i reads anchor i - staleness, but none before the start of its segment, nor before the
-    end of a prologue of which no block is chosen.
+    Block i reads anchor i - staleness, but no earlier than the start of its segment or the end of
+    a prologue without chosen blocks.
 
     Args:
-        blocks: of one stream, in order.
+        blocks: blocks of one stream, in order.
         chosen: indices of the blocks to convert.
-        staleness: how many blocks earlier they read.
+        staleness: number of blocks by which they read earlier.
     """
     joined = {block.segment for block in blocks if block.is_prologue and block.index in chosen}
     first_of_segment: dict[int, int] = {}

@@ -1,7 +1,7 @@
-"""What kind of branch a block has, told by its operations alone, never by a module's name.
+"""The kind of a block's branch, determined from its operations, never from module names.
 
 scores = matmul(q, k);  softmax(scores);  matmul(…, v)       attention (or a fused attention op)
-topk(linear(x)), linear, linear                              MoE: experts chosen by the values
+topk(linear(x)), linear, linear                              MoE: experts chosen by values
 conv(x), linear                                              conv
 linear(gelu(linear(x)))                                      MLP
 a recurrence over positions, a Fourier transform, …          other
@@ -21,7 +21,7 @@ from ladderize.streams.block import Block
 
 ATTENTION, MOE, CONV, MLP, OTHER = "attention", "MoE", "conv", "MLP", "other"
 
-# Fused kernels, by what their names hold.
+# Fused kernels, by parts of their names.
 _ATTENTIONS = ("scaled_dot_product", "attention", "flash_attn", "multi_head", "multihead")
 _SOFTMAX = frozenset({"softmax", "_softmax", "_safe_softmax"})
 _CHOICES = frozenset({"topk", "argmax", "one_hot", "grouped_mm", "_grouped_mm"})
@@ -32,13 +32,13 @@ _ACTIVATIONS = frozenset(
     """relu relu6 gelu silu tanh sigmoid erf glu elu selu celu mish softplus leaky_relu prelu
     hardswish hardtanh hardsigmoid logsigmoid pow square""".split()
 )
-# What moves values from one position to another in a recurrence or a shift; no MLP has them.
+# Ops that move values between positions in a recurrence or a shift; an MLP has none.
 _SHIFTS = frozenset(
     """stack cat concat concatenate pad roll flip cumsum cumprod logcumsumexp setitem
     index_put index_copy unfold""".split()
 )
-# Tensor parallelism: they move values between ranks, not between positions or features. Dynamo
-# switches the recording of gradients off and on in the bodies of autograd functions.
+# Tensor parallelism: these move values between ranks, not between positions or features. In the
+# bodies of autograd functions, Dynamo switches grad mode off and on.
 _TRANSFERS = frozenset(
     """all_reduce all_gather_into_tensor reduce_scatter_tensor from_local redistribute to_local
     reduce _set_grad_enabled""".split()
@@ -47,7 +47,7 @@ _TRANSFERS = frozenset(
 
 @dataclass(frozen=True)
 class _Branch:
-    """The nodes of one branch; `static` holds what depends on parameters and sizes alone."""
+    """The nodes of one branch; `static` nodes depend only on parameters and sizes."""
 
     nodes: Sequence[Node]
     static: Collection[Node]
@@ -66,7 +66,7 @@ class _Branch:
 
     @property
     def mixes_only_by_weights(self) -> bool:
-        """Whether nothing but linears and convolutions with weights mixes values."""
+        """Whether the only mixing ops are linears and convolutions with weights."""
         return all(
             "conv" in _name(node)
             or _name(node) in _TRANSFERS
@@ -84,14 +84,14 @@ def kind_of_block(gm: GraphModule, block: Block, static: Collection[Node]) -> st
 def kind_behind(
     gm: GraphModule, output: Node, members: Collection[Node], static: Collection[Node]
 ) -> str:
-    """The kind of what makes `output`, a value in the branch of the nodes `members`."""
+    """The kind of the operations that compute `output` in the branch with nodes `members`."""
     nodes = [output, *_walk(output, members, lambda node: node.all_input_nodes)]
     branch = _Branch(list(with_bodies(gm, nodes)), static)
     return next((kind for kind, holds in _RULES if holds(branch)), OTHER)
 
 
 def with_bodies(gm: GraphModule, nodes: Iterable[Node]) -> Iterator[Node]:
-    """`nodes`, with what higher-order calls hold in place of the calls."""
+    """`nodes`, with higher-order calls replaced by the nodes of their bodies."""
     for node in nodes:
         held = bodies(gm, node)
         if not held or is_fused_attention(node):
@@ -124,9 +124,9 @@ def is_fused_attention(node: Node) -> bool:
 
 
 def _joins_chunks(node: Node) -> bool:
-    """Whether it concatenates all chunks of one value in order.
+    """Whether `node` concatenates all chunks of one value in order.
 
-    Ranks gather along the first dim; `cat(gathered.chunk(ranks), dim)` makes it another one.
+    Ranks gather along dim 0; `cat(gathered.chunk(ranks), dim)` moves the parts to another dim.
     """
     parts = node.args[0] if _name(node) in ("cat", "concat", "concatenate") and node.args else ()
     if not isinstance(parts, (tuple, list)) or not parts:
@@ -140,7 +140,7 @@ def _joins_chunks(node: Node) -> bool:
 
 
 def multiplies_values(node: Node, static: Collection[Node]) -> bool:
-    """Whether it is the matrix product of two computed values, none of them a weight."""
+    """Whether `node` is a matrix product of two computed values, neither of them a weight."""
     if _name(node) not in _PRODUCTS or _name(node) == "linear":
         return False
     return sum(source not in static for source in node.all_input_nodes) > 1
@@ -151,7 +151,7 @@ def _is_moe(branch: _Branch) -> bool:
 
 
 def _is_conv(branch: _Branch) -> bool:
-    # Mamba's convolution goes with a scan, which multiplies values with values.
+    # Mamba has a convolution and a scan, which multiplies values with values.
     return branch.has_convolution and branch.mixes_only_by_weights
 
 
@@ -176,7 +176,7 @@ def _name(node: Node) -> str:
 def _walk(
     start: Node, members: Collection[Node], step: Callable[[Node], Iterable[Node]]
 ) -> list[Node]:
-    """The members that repeated `step`s lead to from `start`, without itself."""
+    """The members reached from `start` by repeated `step`s, without `start` itself."""
     seen: dict[Node, None] = {}
     stack = [start]
     while stack:

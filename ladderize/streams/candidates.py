@@ -1,13 +1,13 @@
-"""Find the adds that are residual sums, and the blocks that they make.
+"""Find the adds that are residual sums, and their blocks.
 
     x1 = add(x0, h0)      h0 reached from x0 through a mixing op   -> block, anchor x0
     x2 = add(norm(x1), h1)                                         -> block, anchor norm(x1)
-    x3 = add(x2, add(u, h2))   u = norm(x2) that h2 reads, a skip of the branch's own -> anchor x2
-    s  = add(x0, x2)      its branch holds linked blocks           -> a skip around them, no block
+    x3 = add(x2, add(u, h2))   u = norm(x2), read by h2: a skip inside the branch     -> anchor x2
+    s  = add(x0, x2)      its branch holds linked blocks           -> group skip, not a block
     c1 = add(c0, attn(cat(c0, x)))    c0 a parameter               -> block, anchor c0
 
-Sums whose partial results have one user are flattened, `x + a + m` in any association, unless that
-would swallow a block: in `x0 + (x1 + h1)` around two blocks, `x1 + h1` is the second of them.
+Sums with single-user partial results, `x + a + m` in any association, are flattened unless that
+hides a block: in `x0 + (x1 + h1)` around two blocks, `x1 + h1` is the second block.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,23 +24,23 @@ from ladderize.streams.context import AnalysisContext
 from ladderize.streams.static_starts import carried_values, is_made_of
 
 StartTest = Callable[[Node, Sequence[Node]], bool]
-"""Whether a stream starts at a static anchor, from what a branch made of it."""
+"""Whether a stream starts at a static anchor, given the outputs of its branch."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The residual sums of a graph, not numbered yet.
+    """The residual sums of a graph, not yet numbered.
 
     Attributes:
-        blocks: in graph order, with `index` 0 throughout.
-        group_skips: adds that skip around whole runs of blocks (group skips, re-injection of x0).
+        blocks: blocks in graph order, all with `index` 0.
+        group_skips: adds with a skip around runs of blocks (group skips, re-injection of x0).
     """
 
     blocks: tuple[Block, ...]
     group_skips: frozenset[Node]
 
     def without(self, groups: Iterable[Block]) -> "Candidates":
-        """`groups`, which turned out to hold whole runs of blocks, among the groups."""
+        """The candidates with `groups`, blocks that hold runs of blocks, moved to `group_skips`."""
         more = frozenset(groups)
         kept = tuple(block for block in self.blocks if block not in more)
         return Candidates(kept, self.group_skips | {block.add for block in more})
@@ -52,7 +52,7 @@ def find_candidates(context: AnalysisContext) -> Candidates:
         found = _find_sums(context, groups)
         new = _find_groups(context, found)
         groups.update(block.add for block in new)
-        # What a group had flattened may hold a block: look again, at its partial sums themselves.
+        # A flattened partial sum of a group may be a block: search again without the groups.
         if not any(block.partial_sums for block in new):
             return Candidates(tuple(b for b in found if b not in new), frozenset(groups))
 
@@ -60,9 +60,9 @@ def find_candidates(context: AnalysisContext) -> Candidates:
 def find_writer(
     context: AnalysisContext, value: Node, by_add: Mapping[Node, Block]
 ) -> Block | None:
-    """The block whose add is nearest behind `value`, with only cheap steps in between.
+    """The nearest block whose add leads to `value` through cheap steps only.
 
-    None as well when what is added on the way was mixed from the stream: `x1 + m(x0)` is then
+    None if there is none, or if a value mixed from the stream is added on the way: `x1 + m(x0)` is
     neither a block nor a `T`, and breaks the link.
     """
     seen: set[Node] = set()
@@ -91,7 +91,7 @@ def _find_sums(context: AnalysisContext, groups: set[Node]) -> list[Block]:
         leaves, flattened = flatten(context, node)
         block = _as_block(context, node, leaves, flattened)
         if block is not None:
-            inner.update(flattened)  # else `x + h` may hide in a sum that is none as a whole
+            inner.update(flattened)  # otherwise a partial sum `x + h` may be the block
             found.append(block)
         elif node not in context.static and not context.static.isdisjoint(leaves):
             others.append(node)
@@ -102,11 +102,11 @@ def _find_sums(context: AnalysisContext, groups: set[Node]) -> list[Block]:
 def _find_starts(
     context: AnalysisContext, found: Sequence[Block], sums: Sequence[Node]
 ) -> list[Block]:
-    """The blocks whose skip is static, the first ones of their streams.
+    """The blocks with a static skip, which are the first of their streams.
 
     Args:
-        found: the blocks of all other skips.
-        sums: those with a static summand that are no blocks so far.
+        found: blocks with other skips.
+        sums: sums with a static summand that are not blocks of `found`.
     """
     carried = carried_values(context, found)
     by_add = {block.add: block for block in found}
@@ -127,7 +127,7 @@ def _find_starts(
 
 
 def _earliest_first(context: AnalysisContext, sums: Sequence[Node]) -> list[Node]:
-    """In graph order, but each before the partial sums that it flattens."""
+    """`sums` in graph order, but each before the partial sums that it flattens."""
     position = context.position
 
     def begin(node: Node) -> tuple[int, int]:
@@ -137,7 +137,7 @@ def _earliest_first(context: AnalysisContext, sums: Sequence[Node]) -> list[Node
 
 
 def flatten(context: AnalysisContext, node: Node) -> tuple[list[Node], list[Node]]:
-    """The summands of `node`, and the partial sums with a single user that it flattens."""
+    """The summands of `node`, and the flattened partial sums, which have a single user."""
     if not context.is_plain_sum(node):
         return _as_written(context, node), []
     leaves: list[Node] = []
@@ -164,7 +164,7 @@ def _as_block(
     flattened: Sequence[Node],
     starts_stream: StartTest | None = None,
 ) -> Block | None:
-    """`node` as a block; of a static anchor, if `starts_stream` is given and says so."""
+    """`node` as a block, or None. A static anchor counts only if `starts_stream` accepts it."""
     is_difference = ops.kind(node) is not Kind.ADD
     weights = set() if node in context.static else context.static
     outputs = {
@@ -197,7 +197,7 @@ def _as_block(
 def _find_read(
     context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]], is_carried: StartTest
 ) -> tuple[Node, Node] | None:
-    """The skip, and the value behind it that reaches all other summands through a mixing op."""
+    """The skip and the anchor, a value before it that reaches all others through mixing ops."""
     for skip, others in outputs.items():
         for anchor in context.walk_back(skip) if others else ():
             if is_carried(anchor, others) and context.branch(anchor, others) is not None:
@@ -208,10 +208,11 @@ def _find_read(
 def _find_read_of_own_skips(
     context: AnalysisContext, outputs: Mapping[Node, Sequence[Node]], is_carried: StartTest
 ) -> tuple[Node, Node] | None:
-    """The skip and the anchor where the branch has skips of its own: values a few cheap steps on.
+    """The skip and the anchor if some other summands are skips inside the branch.
 
-    A value that the mixing ops of the branch read is no skip past it. Of several others the skip
-    is the first that only scales the stream; the stream itself is no skip of a branch.
+    These are a few cheap steps after the anchor. A value that the mixing ops of the branch read is
+    not the skip of the block. Of several other values, the skip is the first that only scales the
+    stream.
     """
     found: dict[Node, Node] = {}
     for skip, others in outputs.items():
@@ -231,7 +232,7 @@ def _find_read_of_own_skips(
 def _static_block_behind(
     context: AnalysisContext, value: Node, starts_stream: StartTest
 ) -> Block | None:
-    """The block of parameters alone that left the static `value`, with cheap steps in between."""
+    """The block of static values whose sum leads to the static `value` through cheap steps."""
     for node in context.walk_back(value):
         if context.summands(node):
             return _as_block(context, node, *flatten(context, node), starts_stream)
@@ -239,10 +240,10 @@ def _static_block_behind(
 
 
 def _find_groups(context: AnalysisContext, found: Sequence[Block]) -> list[Block]:
-    """Those of `found` whose branch holds two or more linked blocks."""
+    """The blocks of `found` with a branch that holds two or more linked blocks."""
     by_add = {block.add: block for block in found}
     writer = {block: find_writer(context, block.anchor, by_add) for block in found}
-    # What starts at a static value in a branch does not carry on what the branch reads.
+    # A chain in a branch that starts at a static value does not continue the stream.
     apart = starting_at(context.static, found, writer)
 
     def is_group(block: Block) -> bool:

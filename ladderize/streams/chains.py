@@ -1,7 +1,7 @@
-"""Link blocks into chains: the longest first, and none inside the branch of another.
+"""Link blocks into chains, longest first, without chains inside the branches of another.
 
 a gate in each of three branches:  [b0 b1 b2], not [g0], [g1], [g2]
-a state of six steps in a branch:  [b0 b1 b2], not [s0 … s5], which start from zeros in each
+a state of six steps in a branch:  [b0 b1 b2], not [s0 … s5], which start from zeros
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,9 +17,10 @@ def longest_chains(
     position: Mapping[Node, int],
     static: Collection[Node],
 ) -> list[tuple[Block, ...]]:
-    """Chains of linked blocks, longest first, without those nested in a longer one's branches.
+    """Chains of linked blocks in graph order, without those nested in an accepted chain's branch.
 
-    Those that start at a `static` value come after the others of two blocks or more.
+    Longer chains are accepted first. Chains that start at a `static` value come after all other
+    chains of at least two blocks.
     """
     free = list(blocks)
     apart = starting_at(static, blocks, parent)
@@ -35,7 +36,7 @@ def longest_chains(
 def starting_at(
     static: Collection[Node], blocks: Sequence[Block], parent: Mapping[Block, Block | None]
 ) -> set[Block]:
-    """Those of `blocks`, in graph order, whose chains start at one of the `static` values."""
+    """The blocks, in graph order, that belong to chains starting at one of the `static` values."""
     found: set[Block] = set()
     for block in blocks:
         before = parent[block]
@@ -53,7 +54,7 @@ def _longest_chain(
         depth[block] = depth.get(before, 0) + 1 if before is not None else 1
 
     def rank(block: Block) -> tuple[bool, int, int]:
-        # Of equally long chains the outermost: its last branch is the largest.
+        # Prefer the outermost of equally long chains: its last branch is the largest.
         return depth[block] > 1 and block not in apart, depth[block], len(block.branch)
 
     last: Block | None = max(free, key=rank)

@@ -1,4 +1,4 @@
-"""Which blocks of which stream the options choose."""
+"""The blocks of each stream that the options choose."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,17 +11,16 @@ from ladderize.streams.joins import StaleReads
 
 
 def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozenset[int], ...]:
-    """For each stream the indices of the blocks to convert.
+    """For each stream, the indices of the blocks to convert.
 
-    `blocks=` counts through all streams in graph order; `layers=` takes layer indices, the same
-    ones in every stream (an encoder's and a decoder's). A prologue, blocks in no list ahead of the
-    first layer, is chosen by `blocks=` alone. A stream with stale blocks is left alone and not
-    counted, except by `expect_blocks=`.
+    `blocks=` counts the blocks of all streams in graph order. `layers=` takes layer indices, which
+    apply to every stream (an encoder's and a decoder's). Only `blocks=` can choose a prologue. A
+    stream with stale blocks is left unchanged and not counted, except by `expect_blocks=`.
 
     Raises:
-        LadderError: when the number of blocks is not the expected one, the selection is empty or
-            out of range, `layers=` is asked of blocks that are in no module list, or the checkpoint
-            is a ladder of other blocks.
+        LadderError: the number of blocks is not the expected one, the selection is empty or out of
+            range, `layers=` is used with blocks outside of any module list, or the checkpoint is a
+            ladder of other blocks.
     """
     _check_count(streams, config.expect_blocks)
     convertible = _convertible(streams)
@@ -33,10 +32,7 @@ def choose_blocks(streams: Sequence[Stream], config: LadderConfig) -> tuple[froz
 
 
 def number_blocks(streams: Sequence[Stream]) -> dict[Block, int]:
-    """The number of each block as `blocks=` counts them, through all streams that can be converted.
-
-    In graph order.
-    """
+    """The number of each block for `blocks=`: blocks of all convertible streams, in graph order."""
     counted = (block for stream in _convertible(streams) for block in stream.blocks)
     return {block: number for number, block in enumerate(counted)}
 
@@ -45,7 +41,8 @@ def chosen_numbers(streams: Sequence[Stream], chosen: Sequence[frozenset[int]]) 
     """The numbers of the chosen blocks.
 
     Args:
-        streams: with the indices in `chosen` of each.
+        streams: streams of the graph.
+        chosen: for each stream, the indices of its chosen blocks.
     """
     pairs = list(zip(streams, chosen, strict=True))
     of_block = {block: indices for stream, indices in pairs for block in stream.blocks}
@@ -71,13 +68,13 @@ def _refuse_another_ladder(
     config: LadderConfig,
     entry: LadderEntry,
 ) -> None:
-    """Raise `ContradictionError` unless `found` is the ladder that the checkpoint is."""
+    """Raise `ContradictionError` unless `found` has the blocks of the checkpoint's ladder."""
     said = _chosen_by(convertible, LadderConfig(**entry.selection))
     if list(said) != list(found):
         name = "layers" if config.blocks is None else "blocks"
         asked, own = (ranges_of(chosen_numbers(convertible, each)) for each in (found, said))
         raise ContradictionError(
-            "The options choose other blocks than the checkpoint is a ladder of:",
+            "The options choose other blocks than the checkpoint's ladder has:",
             [
                 Blocker(f"{name}={getattr(config, name)!r} chooses blocks {asked}"),
                 Blocker(f"config.json has {entry}: blocks {own}"),
@@ -87,11 +84,12 @@ def _refuse_another_ladder(
 
 
 def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int, int]]) -> None:
-    """Raise `LadderError` naming the blocks that read stale already and are to read another value.
+    """Raise `LadderError` for the blocks that already read stale and should read another value.
 
     Args:
-        reads: of each stream of the standard model, what its blocks are to read.
-        stale: of each block that reads stale already, the one whose anchor it reads.
+        reads: for each stream of the standard model, the wanted reads of its blocks.
+        stale: for each stream, the blocks that already read stale, with the index of the block
+            whose anchor they read.
     """
     others = [
         Blocker.at(
@@ -104,15 +102,15 @@ def refuse_other_reads(reads: Sequence[StaleReads], stale: Sequence[Mapping[int,
     ]
     if others:
         raise LadderError(
-            "These blocks read stale already, and not as the options ask:",
+            "These blocks already read stale, but not as the options ask:",
             others,
-            "choose them too, with the staleness that they have; or ladder the standard model",
+            "choose them too, with their present staleness; or convert the standard model",
         )
 
 
 def _other_read(index: int, source: int, wanted: int) -> str:
-    asked = "is not chosen" if wanted == index else f"is to read {_earlier(index - wanted)}"
-    return f"block {index} reads {_earlier(index - source)} already and {asked}"
+    asked = "is not chosen" if wanted == index else f"should read {_earlier(index - wanted)}"
+    return f"block {index} already reads {_earlier(index - source)} and {asked}"
 
 
 def _earlier(count: int) -> str:
@@ -120,7 +118,7 @@ def _earlier(count: int) -> str:
 
 
 def by_default(stream: Stream) -> frozenset[int]:
-    """The indices of all blocks behind a prologue."""
+    """The indices of all blocks except the prologues."""
     return frozenset(block.index for block in stream.blocks if not block.is_prologue)
 
 
@@ -130,12 +128,12 @@ def _check_count(streams: Sequence[Stream], expected: int | None) -> None:
         return
     found = [
         *((block.add, f"block {block.index}") for s in streams for block in s.blocks),
-        *((b.add, "a block that reads stale already") for s in streams for b in s.stale_blocks),
+        *((b.add, "a block that already reads stale") for s in streams for b in s.stale_blocks),
     ]
     raise LadderError(
         f"{expected} blocks were expected, {total} were found:",
         [Blocker.at(node, what) for node, what in found],
-        "compare with the list; a missing block is one whose add the analysis did not see",
+        "compare with the list; the analysis did not find the add of a missing block",
     )
 
 
@@ -148,8 +146,8 @@ def _by_block(streams: Sequence[Stream], config: LadderConfig) -> tuple[frozense
         raise LadderError(f"{option}={error}") from None
     if plan is not None and plan.layers != [block.layer for block in numbers]:
         raise LadderError(
-            f"{option}={config.selection.text!r} is of another model ({plan.model}): its blocks "
-            "stand in other layers.",
+            f"{option}={config.selection.text!r} was measured on another model ({plan.model}), "
+            "whose blocks are in other layers.",
             cure="measure this model: ladderize sensitivity",
         )
     return tuple(

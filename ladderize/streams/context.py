@@ -1,11 +1,11 @@
-"""What can be asked of one graph: what is static, what lies behind a value, what reaches what.
+"""Queries on one graph: static values, values a few steps before another, and reachability.
 
     x1 = add(x0, down(relu(up(norm(x0)))))
 
-    walk_back(relu(x1))    x1 is a cheap step behind
+    walk_back(relu(x1))    includes x1, one cheap step before
     branch(x0, [down])     norm, up, relu, down: x0 reaches `down` through a mixing op
 
-Pure questions; no notion of a stream yet. Words of the ops as in `ops.py`.
+The queries have no side effects and do not know streams yet. Op kinds are those of `ops.py`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -17,23 +17,23 @@ from ladderize.graph.dataflow import find_sources, find_writes
 from ladderize.graph.ops import Kind
 from ladderize.graph.pieces import joined_again
 
-# How many cheap steps behind a summand the skip may have left the stream: a cast, a dropout and a
-# normalization written out in single ops (8 of them in transformers' RMSNorm) fit.
+# Maximum number of cheap steps between the stream and the skip operand of a sum. A cast, a dropout
+# and a normalization written as single ops (8 of them in transformers' RMSNorm) fit.
 MAX_SKIP_STEPS = 12
 
 
 class AnalysisContext:
-    """One graph with fake values, and the inputs that hold its parameters and buffers.
+    """Analysis of one graph with fake values.
 
     Attributes:
-        gm: the graph.
-        parameters: the inputs that hold parameters and buffers.
-        nodes: in graph order.
-        position: of each node in that order.
-        writes: of each reader of written memory the last write before it, by operand.
-        sources: of each node what it reads, through memory too.
-        shape: of each node with a floating tensor, None for the others.
-        static: what depends on parameters, buffers and sizes alone.
+        gm: graph module.
+        parameters: placeholders of parameters and buffers.
+        nodes: nodes in graph order.
+        position: index of each node in `nodes`.
+        writes: for each reader of written memory, the last write before it, by operand.
+        sources: for each node, the nodes that it reads, also through memory.
+        shape: for each node, the shape of its floating-point tensor; None for other nodes.
+        static: nodes that depend only on parameters, buffers and sizes.
     """
 
     def __init__(self, gm: GraphModule, parameters: Iterable[Node] = ()) -> None:
@@ -60,9 +60,9 @@ class AnalysisContext:
         return static
 
     def summands(self, node: Node) -> tuple[Node, ...]:
-        """The two floating tensors of its own shape that `node` adds up; none if it is no sum.
+        """The two floating-point operands of a sum, with its own shape; empty for other nodes.
 
-        Either may be scaled (`alpha=`). Of a difference only the first can be what is kept.
+        Either may be scaled (`alpha=`). In a difference, only the first can be the skip.
         """
         name = ops.op_name(node).rstrip("_")
         is_sum = ops.kind(node) is Kind.ADD or name in ("sub", "isub", "subtract")
@@ -73,11 +73,11 @@ class AnalysisContext:
         return tuple(found) if len(found) == 2 else ()
 
     def as_written(self, node: Node, operand: Node) -> Node:
-        """What `node` finds in the memory of `operand`: the last write to it, or `operand`."""
+        """The value of `operand` that `node` reads: the last write to its memory, or `operand`."""
         return self.writes.get(node, {}).get(operand, operand)
 
     def is_plain_sum(self, node: Node) -> bool:
-        """Whether `node` adds its two operands as they are, so that a summand may move over."""
+        """Whether `node` adds its two operands unscaled, so that sums can be reassociated."""
         is_plain = ops.kind(node) is Kind.ADD and not node.kwargs
         return is_plain and bool(self.summands(node))
 
@@ -88,9 +88,9 @@ class AnalysisContext:
         return left == right or bool(ops.num_elements(left) == ops.num_elements(right))
 
     def steps_back(self, node: Node) -> list[Node]:
-        """The operands of `node`; behind a cheap op with several results, those of that op.
+        """The operands of `node`. A cheap op with several results and its getitem are one step.
 
-        `getitem(native_layer_norm(x), 0)` is one step, from x.
+        `getitem(native_layer_norm(x), 0)` is one step from x.
         """
         return [
             step
@@ -103,9 +103,9 @@ class AnalysisContext:
         return is_tuple and ops.kind(node) is Kind.CHEAP
 
     def carriers(self, step: Node, value: Node) -> list[Node]:
-        """The values one step behind `step` that may have carried `value`: those of its size.
+        """The values one step before `step` that may carry `value`: those of its size.
 
-        A static one, the parameter that a stream starts from, only when there is no other. Of a
+        Static ones (the parameter that a stream starts from) only if there are no others. For a
         `cat` of all pieces of one value, that value.
         """
         if (whole := joined_again(step)) is not None:
@@ -114,9 +114,9 @@ class AnalysisContext:
         return [s for s in sources if s not in self.static] or sources
 
     def walk_back(self, node: Node) -> list[Node]:
-        """`node` and the values up to `MAX_SKIP_STEPS` cheap steps of its size behind it.
+        """`node` and the values up to `MAX_SKIP_STEPS` cheap steps of its size before it.
 
-        The latest value first.
+        The latest value comes first.
         """
         found, frontier = [node], [node]
         for _ in range(MAX_SKIP_STEPS):
@@ -131,7 +131,7 @@ class AnalysisContext:
         return sorted(set(found), key=self.position.__getitem__, reverse=True)
 
     def _is_cheap(self, step: Node) -> bool:
-        """Whether `step` neither mixes nor adds up two values: it may add a bias or a position."""
+        """Whether `step` neither mixes nor adds two computed values. It may add a static bias."""
         summands = [self.as_written(step, summand) for summand in self.summands(step)]
         is_sum = bool(summands) and self.static.isdisjoint(summands)
         return ops.kind(step) in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD) and not is_sum
@@ -139,9 +139,9 @@ class AnalysisContext:
     def ancestors(
         self, nodes: Iterable[Node], start: int, stop: Collection[Node] = ()
     ) -> set[Node]:
-        """`nodes` and everything they depend on that comes after position `start`.
+        """`nodes` and everything after position `start` that they depend on.
 
-        Without `stop` and what only these depend on.
+        The search does not enter nodes in `stop`.
         """
         seen: set[Node] = set()
         stack = list(nodes)
@@ -149,12 +149,12 @@ class AnalysisContext:
             node = stack.pop()
             if node not in seen and node not in stop and self.position[node] > start:
                 seen.add(node)
-                # Not through sizes: `h.reshape(-1, x.shape[-1])` does not read the stream.
+                # Sizes do not count: `h.reshape(-1, x.shape[-1])` does not read the stream.
                 stack.extend(s for s in self.sources[node] if ops.holds_tensor(s))
         return seen
 
     def reach(self, anchor: Node, outputs: Sequence[Node]) -> dict[Node, bool]:
-        """`anchor` and the nodes from it to `outputs`, and whether each is behind a mixing op."""
+        """The nodes from `anchor` to `outputs`, with whether a mixing op leads to each."""
         behind = self.ancestors(outputs, self.position[anchor])
         mixed: dict[Node, bool] = {anchor: False}
         for node in sorted(behind, key=self.position.__getitem__):
@@ -171,7 +171,7 @@ class AnalysisContext:
         return tuple(node for node in mixed if node is not anchor)
 
     def is_scaled(self, node: Node, value: Node) -> bool:
-        """Whether `node` is `value` itself but for its scale, dtype and layout."""
+        """Whether `node` equals `value` up to scale, dtype and layout."""
         while node is not value:
             made = [source for source in node.all_input_nodes if self.depends_on([source], value)]
             if len(made) != 1 or not ops.only_scales(node):

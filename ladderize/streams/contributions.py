@@ -1,10 +1,10 @@
-"""What each block adds to its stream: what is in flight when the next block reads, and the rest.
+"""The summands of each block: those in flight when the next block reads, and those landed.
 
     x4 = x3 + (routed + shared)       in flight: routed        landed: shared
 
-In flight are the routed experts. They are known by the patterns of module paths that the user
-gives; else by their operations: a router's choice, and products behind it. In a model without
-either, what comes off a collective is in flight.
+Routed experts are in flight. They are found by the user's module path patterns, or else by their
+operations: a router's choice and the matrix products after it. In a model without routed experts,
+the results of collectives are in flight.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,13 +27,13 @@ from ladderize.streams.summands import Summand, is_sum_of_summands, summands_of
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What a block adds to its stream.
+    """The summands that a block adds to its stream.
 
     Attributes:
         block: the block.
-        in_flight, landed: its summands.
-        has_experts: whether it dispatches to experts, which may begin before the block ahead is
-            done.
+        in_flight, landed: summands of the block.
+        has_experts: whether it dispatches to experts. The dispatch may start before the previous
+            block is done.
     """
 
     block: Block
@@ -43,7 +43,7 @@ class Contribution:
 
     @property
     def is_split(self) -> bool:
-        """Whether a part of it is in flight, not all."""
+        """Whether some summands are in flight and some have landed."""
         return bool(self.in_flight and self.landed)
 
 
@@ -53,7 +53,7 @@ Contributions = Mapping[Block, Contribution]
 def find_contributions(
     context: AnalysisContext, streams: Sequence[Stream], config: LadderConfig
 ) -> dict[Block, Contribution]:
-    """The contribution of each block; empty where `connectivity` is "ladder".
+    """The contribution of each block; empty if `connectivity` is "ladder".
 
     Raises:
         LadderError: nothing is in flight, or a pattern of `routed=` matches nothing.
@@ -74,7 +74,7 @@ def find_contributions(
         raise LadderError(
             f"Nothing is in flight that connectivity={config.connectivity!r} could leave out:",
             [Blocker("no block has routed experts, and the model launches no collective")],
-            'name the experts with routed="*.mlp.experts"; for a model without experts take '
+            'name the experts with routed="*.mlp.experts"; for a model without experts use '
             "connectivity='ladder'",
         )
     return found
@@ -96,7 +96,7 @@ _Summands = Mapping[Block, tuple[Summand, ...]]
 
 
 def _by_router(context: AnalysisContext, summands: _Summands) -> set[Summand]:
-    """Those behind a router's choice of experts."""
+    """The summands computed by experts that a router chooses."""
 
     def is_routed(each: Summand) -> bool:
         kind = kind_behind(context.gm, each.value, each.block.members, context.static)
@@ -106,7 +106,7 @@ def _by_router(context: AnalysisContext, summands: _Summands) -> set[Summand]:
 
 
 def _named(summands: _Summands, patterns: Sequence[str]) -> set[Summand]:
-    """Those that a module of one of the `patterns` takes part in."""
+    """The summands that modules matching `patterns` take part in."""
     paths = {each: {module_path(node) for node in each.nodes} for each in _all(summands)}
     everywhere = {path for own in paths.values() for path in own}
     unmatched = [p for p in patterns if not any(_is_in(path, p) for path in everywhere)]
@@ -114,14 +114,14 @@ def _named(summands: _Summands, patterns: Sequence[str]) -> set[Summand]:
         raise LadderError(
             "These patterns of routed= match no module of a branch:",
             [Blocker(repr(pattern)) for pattern in unmatched],
-            "give the path of the experts as `explain` shows it, with * for the number of the "
-            'layer: "model.layers.*.mlp.experts"',
+            "use the path of the experts that `explain` shows, with * for the layer index: "
+            '"model.layers.*.mlp.experts"',
         )
     return {s for s, own in paths.items() if any(_is_in(p, each) for p in own for each in patterns)}
 
 
 def _is_in(path: str, pattern: str) -> bool:
-    """Whether `path` is that of a module of the `pattern`, or of one inside."""
+    """Whether the module `path` matches `pattern`, or is inside one that does."""
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
 
 
@@ -134,7 +134,7 @@ def _by_collectives(context: AnalysisContext, summands: _Summands) -> dict[Block
 
 
 def _comes_off_collective(context: AnalysisContext, summand: Summand) -> bool:
-    """Whether cheap steps alone lead to it from a collective in its branch."""
+    """Whether a summand is the result of a collective in its branch, up to cheap steps."""
     seen: set[Node] = set()
     stack = [summand.value]
     while stack:
@@ -150,7 +150,7 @@ def _comes_off_collective(context: AnalysisContext, summand: Summand) -> bool:
 
 
 def _dispatches(context: AnalysisContext, block: Block) -> bool:
-    """Whether an all-to-all takes values to experts of other ranks."""
+    """Whether the branch has an all-to-all, which sends tokens to the experts of other ranks."""
     return any("all_to_all" in op for node in block.branch for op in launched(context, node))
 
 
@@ -161,11 +161,11 @@ def launched(context: AnalysisContext, node: Node) -> list[str]:
 
 
 def brought(context: AnalysisContext, block: Block) -> tuple[str, ...]:
-    """The collectives in a branch whose results it computes with, as experts do with tokens.
+    """The collectives whose results the branch itself uses, as experts use dispatched tokens.
 
-    They may run behind a block that the branch leaves out.
+    They can be hidden by a block that the branch leaves out.
     """
-    behind: dict[Node, set[Node]] = {}  # of what is made of their results, the launches
+    behind: dict[Node, set[Node]] = {}  # for each value, the launches that it is computed from
     computed_with: dict[Node, None] = {}
     for node in block.branch:
         launches = set().union(*(behind.get(source, ()) for source in node.all_input_nodes))

@@ -1,11 +1,11 @@
-"""Notice blocks that read fresh because a stream is joined or cut ahead of them.
+"""Detect blocks that read fresh because a stream is joined or cut ahead of them.
 
-    z = cat([prompt, x4[:, 3:]], 1);  z = add(z, h5(z))       h5 reads z: what is stale of it?
+    z = cat([prompt, x4[:, 3:]], 1);  z = add(z, h5(z))       h5 reads z, which has no stale value
 
-A `cat` of all pieces of one value is that value (`graph/pieces.py`), a sum of joined streams that
-is cut again is a sum for each of them (`passes/split_sums.py`), and a block behind streams joined
-reads them as they were before (`joins.py`). Elsewhere another segment begins, or another stream,
-whose first block stays standard.
+Three cases are supported: a `cat` of all pieces of one value is that value (`graph/pieces.py`), a
+sum of joined streams that is cut again becomes a sum for each stream (`passes/split_sums.py`), and
+a block after a join reads the streams before the join (`joins.py`). All others begin a segment or
+a stream, whose first block stays standard.
 """
 
 import warnings
@@ -29,9 +29,9 @@ def refuse_cut_streams(
     chosen: Sequence[Collection[int]],
     config: LadderConfig,
 ) -> None:
-    """Raise `LadderError` for blocks that the options name and that stay standard, if `strict`.
+    """If `strict`, raise `LadderError` for blocks that the options name but that stay standard.
 
-    Not for those behind what thins the stream out, `x[:, ::2]`: a segment begins there.
+    Blocks after an op that thins out the stream, `x[:, ::2]`, are allowed: a segment begins there.
     """
     if not (config.names_blocks and config.strict and config.staleness):
         return
@@ -42,11 +42,11 @@ def refuse_cut_streams(
     ]
     if found:
         raise LadderError(
-            "These blocks are to be converted, and can only stay standard, for a stream is joined "
-            "or cut ahead of them in a way that is not followed:",
+            "These blocks cannot be converted: a stream is joined or cut ahead of them in an "
+            "unsupported way:",
             found,
-            "leave them out, with blocks=; or write the net so that what is joined are the parts "
-            "that were cut",
+            "leave them out with blocks=; or change the model so that it joins exactly the parts "
+            "that it cut",
         )
 
 
@@ -56,12 +56,12 @@ def warn_of_cut_streams(
     chosen: Sequence[Collection[int]],
     config: LadderConfig,
 ) -> None:
-    """Name each of the `chosen` blocks that has nothing earlier to read because of that."""
+    """Warn of each of the `chosen` blocks that stays standard for this reason."""
     found = [Blocker.at(block.add, why) for block, _, why in _cut_off(context, streams, chosen)]
     if found and config.staleness:
         warning = LadderWarning(
-            "These blocks stay standard, for a stream is joined or cut ahead of them in a way "
-            "that is not followed:",
+            "These blocks stay standard: a stream is joined or cut ahead of them in an "
+            "unsupported way:",
             found,
         )
         warnings.warn(warning, stacklevel=3)
@@ -72,7 +72,7 @@ def _cut_off(
 ) -> Iterator[tuple[Block, Node, str]]:
     """The chosen first blocks of segments that read joined or cut values of `streams`.
 
-    With the op that joins or cuts.
+    Yields the block, the op that joins or cuts, and a description.
     """
     writers = {block.add for stream in streams for block in stream.blocks}
     for number, (stream, indices) in enumerate(zip(streams, chosen, strict=True)):
@@ -89,13 +89,13 @@ def _cut_off(
 
 
 def _thins_out(step: Node) -> bool:
-    """Whether `step` takes of a value what is no run of entries along one dim."""
+    """Whether `step` slices a value other than by a contiguous range along one dim."""
     is_view = ops.op_name(step) not in CAT and isinstance(ops.value(step), torch.Tensor)
     return is_view and piece_of(step, step.all_input_nodes[0]) is None
 
 
 def _joining_step(context: AnalysisContext, anchor: Node, writers: Collection[Node]) -> Node | None:
-    """The first op behind `anchor` that joins or cuts what one of `writers` left, if any does."""
+    """The op nearest to `anchor` that joins or cuts the value of one of `writers`, or None."""
     seen: set[Node] = set()
     stack: list[tuple[Node, Node | None]] = [(anchor, None)]
     while stack:

@@ -1,9 +1,9 @@
-"""Notice a net that is a ladder already: sums whose branch reads the stream before its skip.
+"""Detect a model that is already a ladder: sums with a branch that reads an earlier stream value.
 
     x1 = x0 + h0(x0);  x2 = x1 + h1(x0);  x3 = x2 + h2(x1)      h1 and h2 are stale blocks
 
-The reads of such a stream are left alone, unless the options ask for a larger ladder: `restore.py`
-finds the standard model then. Its blocks, these among them, are sharded as those of any other.
+The reads of such a stream are unchanged, unless the options ask for a larger ladder; `restore.py`
+then finds the standard model. All blocks are sharded as usual.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch.fx import Node
 
 from ladderize.config.ladder_entry import MAX_STALENESS
-from ladderize.errors import LadderWarning, describe_origin, module_path
+from ladderize.errors import LadderWarning, counted, describe_origin, module_path
 from ladderize.streams.block import Block, Stream
 from ladderize.streams.candidates import Candidates, find_writer
 from ladderize.streams.context import AnalysisContext
@@ -21,9 +21,9 @@ from ladderize.streams.context import AnalysisContext
 def find_stale_blocks(
     context: AnalysisContext, candidates: Candidates, chains: Sequence[Sequence[Block]]
 ) -> dict[Block, tuple[Block, ...]]:
-    """The stale blocks behind each chain that has any, by the chain's first block.
+    """The stale blocks that continue each chain, by the chain's first block.
 
-    In graph order, with `index` 0 throughout.
+    They are in graph order, all with `index` 0.
     """
     blocks = {block.add: block for block in candidates.blocks}
     taken = {node for b in candidates.blocks for node in b.partial_sums}
@@ -36,7 +36,7 @@ def find_stale_blocks(
         stale, writer = _as_stale_block(context, node, blocks)
         if stale is None or writer is None or writer.add not in home:
             continue
-        # To what comes later it is a block that carries what `writer` wrote.
+        # Later sums see it as a block that continues the stream of `writer`.
         blocks[node] = Block(0, writer.add, stale.skip, (), (), add=node)
         home[node] = home[writer.add]
         if node not in nested[home[node]]:
@@ -47,10 +47,10 @@ def find_stale_blocks(
 def groups_of_stale_blocks(
     candidates: Candidates, stale: Mapping[Block, Sequence[Block]]
 ) -> list[Block]:
-    """The blocks whose branch holds a block and a stale one behind it: two linked blocks.
+    """The blocks with a branch that holds a block and a stale block linked to it.
 
     Args:
-        stale: the stale blocks behind each block by itself.
+        stale: stale blocks after each single block.
     """
     behind = {block.add: {one.add for one in ones} for block, ones in stale.items()}
 
@@ -64,7 +64,7 @@ def groups_of_stale_blocks(
 def entering_stale_branches(
     parent: Mapping[Block, Block | None], stale: Mapping[Block, Sequence[Block]]
 ) -> list[Block]:
-    """The blocks in a stale branch that are linked to one outside of it: with a skip of its own.
+    """The blocks in a stale branch that are linked to a block outside: the branch has a skip.
 
     x2 = x1 + (u + l(u)),  u = norm(x0)
     """
@@ -80,9 +80,10 @@ def entering_stale_branches(
 def chains_in_stale_branches(
     chains: Sequence[Sequence[Block]], stale: Mapping[Block, Sequence[Block]]
 ) -> list[Sequence[Block]]:
-    """The chains that begin in a stale branch and are no longer than the stream of that branch.
+    """The chains that begin in a stale branch and are not longer than the stream of that branch.
 
-    A sum within each branch: those of a standard model `chains.longest_chains` leaves out.
+    They consist of sums inside the branches. In a standard model, `chains.longest_chains` drops
+    such chains.
     """
     length: dict[Node, int] = {}
     for chain in chains:
@@ -95,14 +96,14 @@ def chains_in_stale_branches(
 def _as_stale_block(
     context: AnalysisContext, node: Node, blocks: Mapping[Node, Block]
 ) -> tuple[Block | None, Block | None]:
-    """`node` as a block, and the block that wrote its skip, if the branch reads what is before."""
+    """`node` as a stale block, and the block that wrote its skip; else None for both."""
     left, right = context.summands(node)
     for skip, output in ((left, right), (right, left)):
         writer = None if skip in context.static else find_writer(context, skip, blocks)
         if writer is None or context.depends_on([output], writer.add):
-            continue  # what comes after the writer, a token shift for one, is not stale
+            continue  # a value computed after the writer, such as a token shift, is not stale
         if any(context.depends_on([skip], value) for value in context.walk_back(output)):
-            continue  # a value of the stream, or of a branch behind it
+            continue  # `output` is a stream value, or `skip` is computed from it
         behind: Block | None = writer
         passed: set[Node] = set()
         for _ in range(MAX_STALENESS):
@@ -120,7 +121,7 @@ def _as_stale_block(
 def _stale_block(
     context: AnalysisContext, node: Node, skip: Node, output: Node, behind: Block
 ) -> Block:
-    """It reads the stream as `behind` found it: the latest such value, behind a post-norm."""
+    """A block that reads the latest value, after a post-norm, that block `behind` could read."""
     for anchor in (*context.walk_back(behind.skip), behind.anchor):
         if (branch := context.branch(anchor, [output])) is not None:
             break
@@ -129,7 +130,7 @@ def _stale_block(
 
 
 def _append(context: AnalysisContext, found: list[Block], stale: Block) -> None:
-    """Add `stale` to `found`; the two sums of a parallel block, `x1 + a(x0) + m(x0)`, are one."""
+    """Add `stale` to `found`. The sums of a parallel block, `x1 + a(x0) + m(x0)`, are merged."""
     before = found[-1] if found else None
     if before is None or not _is_beside(context, stale, before):
         found.append(stale)
@@ -148,21 +149,21 @@ def _append(context: AnalysisContext, found: list[Block], stale: Block) -> None:
 
 
 def _is_beside(context: AnalysisContext, stale: Block, before: Block) -> bool:
-    """Whether nobody but `stale` reads the sum of `before`, and both read the same value."""
+    """Whether only `stale` reads the sum of `before`, and both read the same anchor."""
     is_partial = stale.skip is before.add and len(before.add.users) == 1
     is_plain = context.is_plain_sum(before.add) and context.is_plain_sum(stale.add)
     return is_partial and is_plain and stale.anchor is before.anchor
 
 
 def warn_of_ladders(streams: Iterable[Stream]) -> None:
-    """Say once, with the place of each block, that some of `streams` are ladders already."""
+    """Warn, with the location of each block, that some of `streams` are already ladders."""
     blocks = [block for stream in streams for block in stream.stale_blocks]
     if blocks:
         places = "".join(f"\n  - {describe_origin(block.add)}" for block in blocks)
         warnings.warn(
             LadderWarning(
-                f"This net is a ladder already, in {len(blocks)} blocks that read the stream stale."
-                f" Its reads are left as they are:{places}"
+                f"This model is already a ladder, with {counted(len(blocks), 'stale block')}. "
+                f"Its reads are unchanged:{places}"
             ),
             stacklevel=3,
         )

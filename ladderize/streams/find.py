@@ -1,12 +1,12 @@
-"""Find the residual stream: which adds carry it, what each branch computes, where it is read.
+"""Find the residual stream: its adds, the nodes of its branches, and its reads.
 
     x1 = add(x0, h0)      h0 reached from x0 through a mixing op   -> block 0, anchor x0
     x2 = add(norm(x1), h1)                                         -> block 1, anchor norm(x1)
-    x3 = add(conv(x2), h2)                                         -> not one: the skip path mixes
+    x3 = add(conv(x2), h2)                                         -> no block: the skip path mixes
     x4 = add(x3, h3)                                               -> block 2, the next segment
 
-Pure analysis; nothing here changes a graph. It matches structure alone: names serve the report
-and the user's `layers=`. Words as in DESIGN: stream, block, branch, anchor, segment.
+The analysis does not change the graph. It matches structure only: names are used for the report
+and for `layers=`. See the glossary for stream, block, branch, anchor and segment.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,13 +37,13 @@ def find_streams(gm: GraphModule, parameters: Iterable[Node] = ()) -> tuple[Stre
 
     Args:
         gm: a Dynamo, export or symbolically traced graph, functionalized, with fake values.
-        parameters: the placeholders that hold parameters and buffers.
+        parameters: placeholders of parameters and buffers.
     """
     return streams_in(AnalysisContext(gm, parameters))
 
 
 def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
-    """The same for a graph whose analysis has begun."""
+    """`find_streams` for a graph with an `AnalysisContext`."""
     candidates = find_candidates(context)
     alone = find_stale_blocks(context, candidates, [(block,) for block in candidates.blocks])
     if groups := groups_of_stale_blocks(candidates, alone):
@@ -66,7 +66,7 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
 
 
 def _join_segments(context: AnalysisContext, chains: Sequence[Chain]) -> list[list[Chain]]:
-    """Chains of which each begins with what the one before it left, changed in shape or mixed."""
+    """Join chains into streams: a chain continues the one whose end it reads, reshaped or mixed."""
     joined = {chain: [chain] for chain in chains}
     ends = _latest_ends(context, {chain[-1].add: chain for chain in chains})
     streams = []
@@ -74,7 +74,7 @@ def _join_segments(context: AnalysisContext, chains: Sequence[Chain]) -> list[li
         before = ends[chain[0].anchor]
         run = joined.get(before) if before is not None else None
         if before is None or run is None or run[-1] is not before:
-            streams.append(joined[chain])  # the first segment, or another one went on from there
+            streams.append(joined[chain])  # first segment, or another chain continues `before`
             continue
         run.append(chain)
         joined[chain] = run
@@ -82,7 +82,7 @@ def _join_segments(context: AnalysisContext, chains: Sequence[Chain]) -> list[li
 
 
 def _latest_ends(context: AnalysisContext, ends: Mapping[Node, Chain]) -> dict[Node, Chain | None]:
-    """For each node the chain that ended last among those that it depends on."""
+    """For each node, the last chain to end among those that it depends on."""
     latest: dict[Node, Node | None] = {}
     for node in context.nodes:
         found = [latest[s] for s in context.sources[node] if s not in context.static]
@@ -92,7 +92,7 @@ def _latest_ends(context: AnalysisContext, ends: Mapping[Node, Chain]) -> dict[N
 
 
 def _number(chains: Sequence[Chain]) -> Chain:
-    """The blocks of a stream's segments with their indices, segments and layers."""
+    """The blocks of a stream's segments, with indices, segments and layers set."""
     numbered: list[Block] = []
     for segment, chain in enumerate(chains):
         layers = layer_indices(chain)

@@ -1,11 +1,11 @@
-"""Notice reads of a converted branch that stay as they are: of a stream, but not of its own anchor.
+"""Detect reads of a converted branch that stay standard: stream values other than its anchor.
 
-    u = norm(x1)                                  no branch of block 1 reads u
-    x3 = add(x2, h2(x2) * sigmoid(linear(u)))     h2 reads x1 beside x2, which moves
+    u = norm(x1)                                  the branch of block 1 does not read u
+    x3 = add(x2, h2(x2) * sigmoid(linear(u)))     h2 reads x1 in addition to x2, which moves
     x5 = add(x4, attn(cat([c4, x4])))             c ends with c4: no block of c reads it
 
-What an earlier branch has computed is as stale as that branch is, and is not named. Nor is where
-another stream ends, as an encoder's does, unless both shared branches before.
+Values computed in an earlier branch are as stale as that branch, and are not reported. The end of
+another stream, such as an encoder's, is reported only if the two streams share a branch.
 """
 
 import itertools
@@ -20,14 +20,14 @@ from ladderize.streams.block import Block, Stream
 from ladderize.streams.context import AnalysisContext
 
 Place = tuple[int, Block]
-"""The number of a stream, and a block of it."""
+"""A stream's number and one of its blocks."""
 
 
 def warn_of_fresh_reads(found: Sequence[Blocker]) -> None:
-    """Name each block with such a read."""
+    """Warn of each block with such a read."""
     if found:
         warning = LadderWarning(
-            "These reads stay standard, for they are of no block's own anchor:", found
+            "These reads stay standard because they do not read the block's own anchor:", found
         )
         warnings.warn(warning, stacklevel=3)
 
@@ -35,9 +35,9 @@ def warn_of_fresh_reads(found: Sequence[Blocker]) -> None:
 def find_fresh_reads(
     context: AnalysisContext, streams: Sequence[Stream], chosen: Sequence[Collection[int]]
 ) -> Iterator[Blocker]:
-    """Each of the `chosen` blocks that reads a stream beside its own anchor, and where.
+    """The `chosen` blocks that read a stream value other than their anchor, and its location.
 
-    Call it with the standard graph.
+    Call this on the standard graph.
     """
     homes = _homes(streams)
     shared = ({number for number, _ in places} for places in homes.values())
@@ -67,7 +67,7 @@ def find_fresh_reads(
 
 
 def _homes(streams: Sequence[Stream]) -> dict[Node, list[Place]]:
-    """The branches that each node is in."""
+    """The branches that contain each node."""
     homes: dict[Node, list[Place]] = {}
     for number, stream in enumerate(streams):
         for block in stream.blocks:
@@ -79,9 +79,9 @@ def _homes(streams: Sequence[Stream]) -> dict[Node, list[Place]]:
 def _side_reads(
     context: AnalysisContext, homes: Collection[Node], named: Collection[Node]
 ) -> dict[Node, frozenset[Node]]:
-    """For each node outside of all branches the `named` values that it is computed from.
+    """For each node outside of all branches, the `named` values that it is computed from.
 
-    Of a named value that value; nothing of what is in a branch.
+    For a named value, that is the value itself; for a node in a branch, nothing.
     """
     reads: dict[Node, frozenset[Node]] = {}
     for node in context.nodes:
@@ -98,7 +98,7 @@ def _side_reads(
 def _read_by(
     block: Block, homes: dict[Node, list[Place]], reads: dict[Node, frozenset[Node]]
 ) -> set[Node]:
-    """The named values that enter the branch of `block`, but by its anchor."""
+    """The named values that enter the branch of `block` other than through its anchor."""
     found: set[Node] = set()
     for node in block.branch:
         shared = {of.anchor for _, of in homes[node]}

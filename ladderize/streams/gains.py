@@ -1,11 +1,11 @@
-"""What a stale read hides: the collectives of the blocks that it leaves out, and its block's own.
+"""The collectives that a stale read hides: those of the blocks it leaves out and of its own block.
 
     x1 = x0 + all_reduce(h0(x0));  x2 = x1 + h1(x0)      h1 runs while h0 is reduced
-    x1 = x0 + h0(x0);  x2 = x1 + e(all_to_all(r(x0)))    tokens travel to the experts while h0 runs
-    x1 = x0 + h0(x0);              x2 = x1 + h1(x0)      h1 is stale for nothing
+    x1 = x0 + h0(x0);  x2 = x1 + e(all_to_all(r(x0)))    h0 runs while tokens go to the experts
+    x1 = x0 + h0(x0);              x2 = x1 + h1(x0)      the stale read of h1 hides nothing
 
-A model that communicates by itself gets no stale read that hides nothing. On one device, and where
-ladderize inserts the collectives, the options alone decide.
+In a model with its own collectives, stale reads that hide nothing are not made. On one device, and
+if ladderize inserts the collectives, only the options decide.
 """
 
 import warnings
@@ -33,13 +33,14 @@ def keep_reads_that_hide(
     config: LadderConfig,
     connectivity: Connectivity,
 ) -> Chosen:
-    """`chosen` without the blocks whose stale reads would hide nothing, with a warning of those.
+    """Drop chosen blocks whose stale reads would hide nothing, with a warning.
 
-    None of them in a model that reduces the stream itself, not what a branch adds to it.
-    Blocks that the options name are kept, unless `strict`, and those that are `stale` already.
+    In a model that reduces the stream itself, not the branches, all blocks are dropped. Blocks
+    that already are `stale` are kept, and blocks that the options name are kept unless `strict`.
 
     Raises:
-        LadderError: no stale read would hide anything, or, if `strict`, one that the options name.
+        LadderError: no stale read would hide anything, or `strict` is set and the options name a
+            block whose read would hide nothing.
     """
     found = [_launches(context, stream) for stream in streams]
     if not any(found):
@@ -55,7 +56,7 @@ def keep_reads_that_hide(
     if not config.names_blocks and _reduces_streams(streams, found):
         others = [launch for launches in found for launch in launches]
         warning = LadderWarning(
-            "This model reduces its stream itself, and nothing of it is made stale:",
+            "This model reduces the stream itself, so no read is made stale:",
             _never_hidden(context, others),
         )
         warnings.warn(warning, stacklevel=2)
@@ -66,14 +67,14 @@ def keep_reads_that_hide(
         raise LadderError(
             "These stale reads would hide no collective:",
             [*places, *_never_hidden(context, others)],
-            "choose other blocks with blocks=; or ladder the model before it is sharded",
+            "choose other blocks with blocks=; or convert the model before it is sharded",
         )
     if config.names_blocks:
         warning = LadderWarning("These stale reads hide no collective:", places)
         warnings.warn(warning, stacklevel=2)
         return chosen
     warning = LadderWarning(
-        "Blocks whose stale reads would hide no collective read the stream fresh:", places
+        "These blocks stay standard because their stale reads would hide no collective:", places
     )
     warnings.warn(warning, stacklevel=2)
     return tuple(
@@ -83,25 +84,25 @@ def keep_reads_that_hide(
 
 
 def _reduces_streams(streams: Sequence[Stream], found: Sequence[Sequence[Node]]) -> bool:
-    """Whether all collectives are between blocks, none in a branch."""
+    """Whether all collectives are between blocks, and none in a branch."""
     inside = {node for stream in streams for block in stream.blocks for node in block.branch}
     return all(inside.isdisjoint(launches) for launches in found)
 
 
 def _launches(context: AnalysisContext, stream: Stream) -> list[Node]:
-    """What communicates between the first read of a stream and its last sum, and is in that sum."""
+    """The collectives between the first read of a stream and its last sum, and that of the sum."""
     if not stream.blocks or stream.stale_blocks:
         return []
     first, last = stream.blocks[0], stream.blocks[-1]
     inside = context.ancestors([last.add], context.position[first.anchor])
-    inside -= context.static  # the parameters that FSDP gathers
+    inside -= context.static  # all-gathers of FSDP's parameters
     ends = [node for node in last.add.users if ALL_REDUCES.intersection(launched(context, node))]
-    inside.update(ends)  # the sum itself is reduced, as ranks' own streams are
+    inside.update(ends)  # the sum itself is reduced, as in a desync residual
     return [node for node in context.nodes if node in inside and launched(context, node)]
 
 
 def _left_out(reads: StaleReads, already: Collection[int]) -> dict[int, tuple[LeftOut, ...]]:
-    """What the blocks leave out that do not read stale `already`."""
+    """The parts left out by blocks that do not read stale `already`."""
     found = reads.left_out()
     return {index: left for index, left in found.items() if index not in already}
 
@@ -112,12 +113,12 @@ def _idle(
     left_out: Mapping[int, tuple[LeftOut, ...]],
     experts: Collection[Block],
 ) -> list[tuple[Block, str]]:
-    """The blocks whose stale reads would hide nothing, and why.
+    """The blocks whose stale reads would hide nothing, each with the reason.
 
     Args:
-        left_out: for each of them, by its index, what it no longer reads.
-        experts: the blocks that leave the one before them out because they hold experts; on one
-            device they do too.
+        left_out: for each block that reads stale, by its index, the parts that it leaves out.
+        experts: blocks that leave out the whole block before them because they have experts,
+            even on one device.
     """
     behind = {left for parts in left_out.values() for left in parts}
     hides = {left for left in behind if _is_hidden(context, left.nodes)}

@@ -1,10 +1,10 @@
-"""Find ops that may add to the stream unseen: another library's, whose meaning is not known.
+"""Find ops of other libraries with unknown meaning that may add to the stream.
 
-    y, x1 = engine.add_and_norm(h0, x0, weight)     h0 is made of x0, a result has their shape
+    y, x1 = engine.add_and_norm(h0, x0, weight)     h0 is computed from x0; a result has their shape
     engine.norm_and_quantize(y, h0, x0, scale)      the same, written into x0
 
-Such an op outside of all branches breaks the stream: the blocks around it would stay standard,
-silently. Inside a branch it may compute what it likes. `graph/engine_ops.py` holds what is known.
+Such an op outside of all branches breaks the stream: the blocks around it would silently stay
+standard. Inside a branch it does no harm. `graph/engine_ops.py` has the known ops.
 """
 
 import itertools
@@ -25,14 +25,14 @@ TORCHS_OWN = frozenset(
     "_c10d_functional _c10d_functional_autograd c10d c10d_functional mkldnn onednn "
     "torchvision".split()
 )
-"""Namespaces of ops; what these add up is seen, or deliberately not a stream."""
+"""Op namespaces whose sums are recognized, or are deliberately not residual sums."""
 
 
 def find_hidden_sums(context: AnalysisContext, inside: Collection[Node]) -> Iterator[Blocker]:
-    """Each op of another library that may add what a branch made of the stream to the stream.
+    """The ops of other libraries that may add the result of a branch to the stream.
 
     Args:
-        inside: the nodes of all branches.
+        inside: nodes of all branches.
     """
     for node in context.nodes:
         schema = schema_of(node)
@@ -41,7 +41,7 @@ def find_hidden_sums(context: AnalysisContext, inside: Collection[Node]) -> Iter
         if schema.name.partition("::")[0] in TORCHS_OWN or meaning_of(schema) is not None:
             continue
         if _takes_stream_and_branch(context, node):
-            yield Blocker.at(node, f"{schema.name} takes the stream and what was made of it")
+            yield Blocker.at(node, f"{schema.name} takes the stream and a value computed from it")
 
 
 def _takes_stream_and_branch(context: AnalysisContext, node: Node) -> bool:
@@ -60,7 +60,7 @@ def _takes_stream_and_branch(context: AnalysisContext, node: Node) -> bool:
 
 
 def _origins(context: AnalysisContext, kept: Node) -> Iterator[Node]:
-    """Where the stream may have been read: behind `kept`, or at an op of which it is one result."""
+    """The values before `kept` where a branch may read the stream, also through a getitem."""
     for value in context.walk_back(kept):
         if value not in context.static:
             yield value

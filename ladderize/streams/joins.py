@@ -1,10 +1,11 @@
-"""Find the blocks that go on from streams joined, and what they read from before the join.
+"""Find the blocks after a join of streams, and their stale reads from before the join.
 
     c2 = add(c1, f(c1));  x2 = add(x1, g(x1));  z = cat([c2, x2]);  y = add(z, h(z))
-    h one block stale reads                     cat([c1, x1])
+    h with staleness 1 reads                    cat([c1, x1])
 
-Text and image behind their last blocks of their own (Flux). Each of them is as stale as its own
-blocks would read it; a prompt or a class token, which no block wrote, has nothing earlier.
+An example is Flux: text and image streams join after their own last blocks. Each stream is as stale
+as its own blocks would read it. A prompt or a class token, which no block wrote, has no earlier
+value.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from ladderize.streams.left_out import Connectivity, LeftOut
 from ladderize.streams.partial_reads import PartialRead
 
 Steps = tuple[str, ...]
-"""The names of the cheap ops from a sum to a value made of it, the last one first."""
+"""The names of the cheap ops from a sum to a value, the last op first."""
 
 
 # ---- what is read, once blocks are chosen ------------------------------------------------------
@@ -31,14 +32,14 @@ Steps = tuple[str, ...]
 
 @dataclass(frozen=True)
 class JoinedRead:
-    """What a converted branch reads from before a join: the streams joined as they were then.
+    """A stale read from before a join: the concatenation of earlier values of the streams.
 
     Attributes:
-        block: that of the branch, the first one behind the join or soon after.
-        join: the concatenation that the segment begins with.
-        ends: what it joins.
-        staleness: how many blocks before the ends the streams are read.
-        first: the index of the first block behind the join.
+        block: block that reads, the first after the join or a later one.
+        join: concatenation that the segment begins with.
+        ends: ends of the streams that it joins.
+        staleness: number of blocks before the ends at which the streams are read.
+        first: index of the first block after the join.
     """
 
     block: Block
@@ -49,19 +50,19 @@ class JoinedRead:
 
     @property
     def instead(self) -> dict[Node, Node]:
-        """What is joined, by the ends."""
+        """For each end, the earlier value to join instead."""
         return {end.value: end.earlier(self.staleness) for end in self.ends}
 
 
 @dataclass(frozen=True)
 class StaleReads:
-    """What the branches of a stream read in the place of their anchors.
+    """The stale reads of a stream's branches, in place of their anchors.
 
     Attributes:
-        stream: of the standard model.
-        sources: of each block, by its index, the block whose anchor it reads.
-        joined: the reads from before a join.
-        partial: the reads without a part of what the block before adds.
+        stream: stream of the standard model.
+        sources: index of the block whose anchor is read, by the index of the reading block.
+        joined: reads from before a join.
+        partial: reads that leave out a part of the block before.
     """
 
     stream: Stream
@@ -73,10 +74,10 @@ class StaleReads:
     def of(
         cls, stream: Stream, chosen: Collection[int], connectivity: Connectivity
     ) -> "StaleReads":
-        """Those of the `chosen` blocks.
+        """The stale reads of the `chosen` blocks.
 
         Raises:
-            LadderError: a part of the stream cannot be read alone.
+            LadderError: a part of a block's sum cannot be read separately.
         """
         sources = connectivity.sources(stream.blocks, chosen)
         parts = connectivity.parts(stream.blocks, chosen)
@@ -89,7 +90,7 @@ class StaleReads:
         return cls(stream, sources, joined)
 
     def left_out(self) -> dict[int, tuple[LeftOut, ...]]:
-        """For each block that reads stale, by its index, what it no longer reads."""
+        """For each block that reads stale, by its index, the parts that it leaves out."""
         blocks = self.stream.blocks
         found = {index: blocks[source:index] for index, source in self.sources.items()}
         for read in self.joined:
@@ -116,7 +117,7 @@ def _joined_reads(stream: Stream, chosen: Collection[int], staleness: int) -> It
 
 
 def with_joins(context: AnalysisContext, streams: Sequence[Stream]) -> tuple[Stream, ...]:
-    """`streams` that know where their segments begin with the ends of streams."""
+    """`streams` with `joins` set for segments that begin with a join of streams."""
     ends = _Ends(context, streams)
     found = []
     for stream in streams:
@@ -127,7 +128,7 @@ def with_joins(context: AnalysisContext, streams: Sequence[Stream]) -> tuple[Str
 
 
 def _first_blocks(stream: Stream) -> Iterator[Block]:
-    """Those of segments without a prologue."""
+    """The first blocks of segments without a prologue."""
     begun = {block.segment for block in stream.blocks if block.is_prologue}
     for block in stream.blocks:
         if block.segment not in begun:
@@ -136,7 +137,7 @@ def _first_blocks(stream: Stream) -> Iterator[Block]:
 
 
 class _Ends:
-    """What the blocks of some streams leave."""
+    """The ends of streams, found from values that join them."""
 
     def __init__(self, context: AnalysisContext, streams: Sequence[Stream]) -> None:
         self.context = context
@@ -144,13 +145,13 @@ class _Ends:
         self.stream_of = {block: stream for stream in streams for block in stream.blocks}
 
     def joined_in(self, value: Node) -> tuple[End, ...]:
-        """What `value` joins, if each part is an end and one of them at least is of a block."""
+        """The ends that `value` joins; empty unless all parts are ends, at least one of a block."""
         ends = [self._end(part) for part in (parts_of(value) or {}).values()]
         known = tuple(end for end in ends if end is not None)
         return known if len(known) == len(ends) and any(end.blocks for end in known) else ()
 
     def _end(self, value: Node) -> End | None:
-        """`value` as what a block left, in the form that the next one of its run would read."""
+        """`value` as the end of a run, if it has the form that a next block would read."""
         writer = find_writer(self.context, value, self.by_add)
         if writer is None:
             return None if self._is_written(value) else End(value)
@@ -165,7 +166,7 @@ class _Ends:
         return End(value, found) if found else None
 
     def _steps(self, value: Node, add: Node) -> Steps | None:
-        """From `add` to `value`; None if other ops lie between."""
+        """The cheap ops from `add` to `value`; None if there are other ops in between."""
         names = []
         node: Node | None = value
         while node is not None and node is not add:
@@ -177,7 +178,7 @@ class _Ends:
         return None if node is None else tuple(names)
 
     def _is_written(self, value: Node) -> bool:
-        """Whether cheap steps alone, of any size, lead to `value` from the sum of a block."""
+        """Whether cheap steps, of any size, lead from the sum of a block to `value`."""
         seen: set[Node] = set()
         stack = [value]
         while stack:

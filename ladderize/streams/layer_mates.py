@@ -1,9 +1,9 @@
-"""Which blocks are put beside each other: those of one layer, each adding to the sum of the last.
+"""Find the blocks that become parallel: those of one layer, each adding to the previous sum.
 
     x1 = x0 + h0(x0);  x2 = x1 + h1(x1);  x3 = x2 + h2(x2)       h0, h1 of layer 0, h2 of layer 1
-    beside each other                     h1 reads x0 as h0 does; h2 reads x2
+    parallel                              h1 reads x0 like h0; h2 reads x2
 
-A layer is what the module list says; blocks in no list make layers of two. Where a norm stands
+Layers are those of the module list; blocks outside of a list form layers of two. If a norm is
 between the sums (post-norm), the branches of a layer are not summands of one sum.
 """
 
@@ -17,15 +17,15 @@ from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block
 
 BLOCKS_OF_A_LAYER = 2
-"""Of blocks that no module list holds: an attention and an MLP."""
+"""Number of blocks in a layer outside of any module list: an attention and an MLP."""
 _CASTS = frozenset({"to", "_to_copy", "alias", "float", "type_as"})
 
 
 def layer_sources(blocks: Sequence[Block], chosen: Collection[int]) -> dict[int, int]:
-    """For each chosen block that is beside others: the index of the first of these.
+    """For each chosen block that is parallel to earlier ones, the index of the first of these.
 
     Args:
-        blocks: of one stream, in order.
+        blocks: blocks of one stream, in order.
         chosen: indices of the blocks to convert.
     """
     return {
@@ -37,7 +37,7 @@ def layer_sources(blocks: Sequence[Block], chosen: Collection[int]) -> dict[int,
 
 
 def normed_sums(blocks: Sequence[Block]) -> Iterator[Block]:
-    """The blocks of a layer that add to what an op makes of the sum before."""
+    """The blocks that do not add directly to the previous sum of their layer."""
     for layer in _layers(blocks, are_summands=False):
         for before, block in itertools.pairwise(layer):
             if not _adds_to(before, block):
@@ -66,7 +66,7 @@ def _is_of(layer: Sequence[Block], block: Block) -> bool:
 
 
 def _adds_to(before: Block, block: Block) -> bool:
-    """Whether `block` adds to the very sum of `before`, in any layout."""
+    """Whether `block` adds to the sum of `before` itself, in any layout."""
     node = block.skip
     while node is not before.add:
         sources = [source for source in node.all_input_nodes if ops.holds_tensor(source)]

@@ -1,8 +1,8 @@
-"""Which layer a block belongs to: the index of the module list that holds it.
+"""The layer of a block: its index in the module list that holds it.
 
 layer       None     0                   0              1
 adds in     encoder  encoder.layers.0    …layers.0      encoder.layers.1
-            └ prologue: in no layer, ahead of the first one
+            └ prologue: in no layer, ahead of the first
 """
 
 from collections import Counter
@@ -18,14 +18,14 @@ Path = tuple[str, ...]
 
 
 def layer_indices(blocks: Sequence[Block]) -> list[int | None]:
-    """For each block of a chain the index of its layer; None where no module list holds it.
+    """For each block of a chain, the index of its layer; None if no module list holds it.
 
-    A path may hold several indices (`block.3.layer.1` in T5: layer list and sublayer list). Of
-    those that never fall along the chain the one that takes the most values in one list is the
-    layer, the outermost of equals. The path is that of the module that adds; where those name no
-    list (`x = x + layer(x)` in the loop of the model itself), that of the branch. Layers that
-    share their modules (ALBERT) are counted: each time the same modules come round again, a layer
-    begins. The list of one that a block ahead of all others is in is not that of the layers.
+    A path may have several indices (`block.3.layer.1` in T5: layer list and sublayer list). The
+    layer is the index that never decreases along the chain and has the most distinct values in one
+    list; the outermost in case of ties. The path is that of the module that adds. If these paths
+    contain no list (`x = x + layer(x)` in the model's own loop), it is the path of the branch.
+    Layers that share modules (ALBERT) are counted: a layer begins each time the modules repeat. A
+    list with one entry, ahead of all other blocks, is not the layer list.
     """
     adds = [_path(block.add) for block in blocks]
     branches = [_branch_path(block) for block in blocks]
@@ -36,13 +36,13 @@ def layer_indices(blocks: Sequence[Block]) -> list[int | None]:
     if rounds[-1]:
         return rounds
     of_branches = _best_numbering(branches)
-    # One number of each list may be that of a list inside of a branch.
+    # A single index per list may belong to a list inside a branch.
     is_numbered = of_adds.indices[0] is not None or of_branches.most_of_a_list < 2
     return of_adds.indices if is_numbered else of_branches.layers()
 
 
 def count_prologue(blocks: Sequence[Block], layers: Sequence[int | None]) -> int:
-    """How many blocks of a chain come before its first layer and are known to be in none."""
+    """Number of blocks of a chain that come before its first layer and are known to be in none."""
     for count, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
         if layer is not None:
             return count
@@ -60,9 +60,9 @@ def _branch_path(block: Block) -> Path:
 
 
 def _rounds(places: Sequence[Path]) -> list[int | None]:
-    """How often what stands at each place has been seen as a whole before: 0 0 1 1 2 2.
+    """For each place, how often the sequence of places has repeated before it: 0 0 1 1 2 2.
 
-    What comes once, ahead of what comes again, belongs to no round.
+    Places that occur only once, ahead of the first repeated place, belong to no round.
     """
     if not all(map(any, places)):
         return [None] * len(places)
@@ -82,14 +82,14 @@ def _rounds(places: Sequence[Path]) -> list[int | None]:
 
 @dataclass(frozen=True)
 class _Numbering:
-    """The indices at one level of the paths, and the lists that they are in."""
+    """The indices at one level of the paths, and the lists that contain them."""
 
     indices: list[int | None]
     lists: list[Path]
 
     @property
     def sizes(self) -> dict[Path, int]:
-        """How many distinct indices each list takes."""
+        """Number of distinct indices in each list."""
         pairs = set(zip(self.lists, self.indices, strict=True))
         return Counter(path for path, index in pairs if index is not None)
 
@@ -103,7 +103,7 @@ class _Numbering:
         return self.most_of_a_list if known == sorted(known) else min(len(known), 1)
 
     def layers(self) -> list[int | None]:
-        """The indices, without those of lists of one ahead of the first list of more."""
+        """The indices, but None for single-entry lists ahead of the first longer list."""
         sizes, most = self.sizes, self.most_of_a_list
         is_layer = [sizes.get(path, 0) > 1 or most < 2 for path in self.lists]
         ahead = is_layer.index(True)

@@ -1,16 +1,16 @@
-"""What a stale read leaves out: the one place that decides it.
+"""Decide what a stale read leaves out.
 
                 x3 = x2 + attention        x4 = x3 + (routed + shared)        x5 = x4 + attention
     ladder      experts read x2            attention reads x3
     farskip     experts read x2            attention reads x3 + shared
 
-A branch of a ladder leaves out all that the `staleness` blocks before it added. With FarSkip's
-connectivity (arXiv 2511.11505) it leaves out what is in flight of the block before it, and nothing
-else; but experts leave out all of it, so that their dispatch need not wait for it. In AMD's
-Instella-MoE a layer without experts does the latter too.
+A branch of a ladder leaves out everything that the `staleness` blocks before it added. With
+FarSkip's connectivity (arXiv 2511.11505) it leaves out only the summands in flight of the block
+before it; experts leave out that whole block, so that their dispatch does not wait for it. In AMD's
+Instella-MoE, the MLP of a layer without experts leaves out its layer's attention, too.
 
-With `variant="parallel"` the branches of a layer leave out all that the layer added before them,
-as `layer_mates.py` says.
+With `variant="parallel"`, the branches of a layer leave out everything that the layer added before
+them (`layer_mates.py`).
 """
 
 from collections.abc import Collection, Sequence
@@ -29,11 +29,11 @@ from ladderize.streams.summands import Summand
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a stale read leaves out of one block.
+    """The part of one block that a stale read leaves out.
 
     Attributes:
-        block: that is no longer read.
-        summands: what is left out of it; all that it adds if there are none.
+        block: block that is left out, in part or as a whole.
+        summands: summands that are left out; empty if all are.
     """
 
     block: Block
@@ -41,18 +41,18 @@ class LeftOut:
 
     @property
     def nodes(self) -> frozenset[Node]:
-        """The nodes that compute it."""
+        """The nodes that compute the part."""
         return frozenset().union(*(s.nodes for s in self.summands)) or self.block.members
 
 
 @dataclass(frozen=True, eq=False)
 class Connectivity:
-    """What the branches of a model leave out.
+    """The rule for what the branches of a model leave out.
 
     Attributes:
-        name: one of `NAMES` (config/connectivity.py), or that of a variant.
-        staleness: how many blocks earlier a branch of a ladder reads.
-        contributions: of each block, unless it is a ladder.
+        name: one of `NAMES` (config/connectivity.py), or the name of a variant.
+        staleness: number of blocks by which a branch of a ladder reads earlier.
+        contributions: contribution of each block; empty for a ladder.
     """
 
     name: str = LADDER
@@ -70,11 +70,11 @@ class Connectivity:
 
     @property
     def splits(self) -> dict[Block, Contribution]:
-        """The blocks of which a part is in flight, not all."""
+        """The contributions with both summands in flight and landed ones."""
         return {block: own for block, own in self.contributions.items() if own.is_split}
 
     def sources(self, blocks: Sequence[Block], chosen: Collection[int]) -> dict[int, int]:
-        """For each block that leaves out whole blocks: the one whose anchor it reads instead."""
+        """For each block that leaves out whole blocks, the block whose anchor it reads instead."""
         if self.name == PARALLEL:
             return layer_sources(blocks, chosen)
         if desync_period(self.name):
@@ -86,7 +86,7 @@ class Connectivity:
         return {i: pair[0].index for i, pair in pairs.items() if self._leaves_out_all(*pair)}
 
     def parts(self, blocks: Sequence[Block], chosen: Collection[int]) -> dict[int, Contribution]:
-        """For each block that leaves out a part of the one before it: what that one adds."""
+        """For each block that leaves out a part of the block before it, that block's summands."""
         if not self.contributions:
             return {}
         pairs = {i: blocks[source] for i, source in stale_sources(blocks, chosen, 1).items()}

@@ -1,10 +1,10 @@
-"""A read of the stream without a part of what the block before added, and how to make its value.
+"""Reads of the stream without some summands of the block before, and how to compute them.
 
     standard     y3 = add(x3, add(routed, shared));   x4 = norm(y3);             h4(x4)
-    without      y3 = add(x3, add(routed, shared));   r4 = norm(add(x3, shared));   h4(r4)
+    partial      y3 = add(x3, add(routed, shared));   r4 = norm(add(x3, shared));   h4(r4)
 
-What lies between a sum and the next anchor is done to the part as well. `build` says so once: for
-graphs, for the values of a run, and for symbols.
+The ops between a sum and the next anchor are applied to the partial sum as well. `build` defines
+this once for graphs, for the values of a run, and for symbols.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, eq=False)
 class PartialRead:
-    """What a block reads in the place of its anchor.
+    """A read of a partial sum in place of the anchor.
 
     Attributes:
-        block: that of the branch.
-        before: what the block before it adds.
-        steps: the ops from the sum of that one to the anchor, in order.
+        block: block that reads.
+        before: contribution of the block before it.
+        steps: ops from the sum of that block to the anchor, in order.
     """
 
     block: Block
@@ -47,12 +47,12 @@ class PartialRead:
         call: Callable[[Node, Mapping[Node, Value]], Value],
         add: Callable[[Value, Value], Value],
     ) -> Value:
-        """The value that is read.
+        """Compute the value that is read.
 
         Args:
-            value_of: what a node of the standard graph computes.
-            call: what a node would compute with other values for some of its operands.
-            add: the sum of two values.
+            value_of: returns the value of a node of the standard graph.
+            call: returns the value of a node with other values for some of its operands.
+            add: returns the sum of two values.
         """
         total = value_of(self.before.block.skip)
         for summand in self.before.landed:
@@ -74,7 +74,7 @@ def _on_its_way(
 
 
 def _steps(start: Node, end: Node) -> tuple[Node, ...]:
-    """What leads from `start` to `end`, without `start`, in graph order."""
+    """The nodes on paths from `start` to `end`, without `start`, in graph order."""
     behind: set[Node] = set()
     stack = [end]
     while stack:
@@ -90,8 +90,8 @@ def _steps(start: Node, end: Node) -> tuple[Node, ...]:
     mixing = [node for node in steps if ops.kind(node) not in (Kind.CHEAP, Kind.LAYOUT, Kind.ADD)]
     if mixing:
         raise LadderError(
-            "What lies between these blocks cannot be computed without what is in flight:",
+            "The ops between these blocks cannot be applied without the summands in flight:",
             [Blocker.at(node, f"{ops.op_name(node)} mixes the sum of a block") for node in mixing],
-            "leave the blocks behind it out, with blocks=; or take connectivity='ladder'",
+            "leave out the blocks after it with blocks=; or use connectivity='ladder'",
         )
     return steps

@@ -1,9 +1,9 @@
-"""The values that hold a part of what a block added, as expressions of named ones.
+"""Partial sums of a block's summands as symbolic expressions.
 
     r = add(x3, view(shared));   u = norm(r)        r: x3 + view(s3)      u: norm(x3 + view(s3))
 
-Read out of a graph as it stands, node by node, and of a specification, by `PartialRead.build`: the
-two are compared. `s3` is a summand of block 3 that has landed; a second one is `t3`.
+Expressions are read from a graph node by node, and built from a specification by
+`PartialRead.build`, then compared. `s3` is a landed summand of block 3; a second one is `t3`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ from ladderize.streams.partial_reads import PartialRead
 from ladderize.streams.summands import leaves_of
 
 LETTERS, IN_FLIGHT = "stuvwacdefgijklmnopq", "r"
-"""Of the summands of a block that have landed, in their order, and of those in flight."""
+"""Letters of a block's landed summands, in order, and of its summands in flight."""
 _CASTS = frozenset({"to", "_to_copy", "type", "type_as", "float", "half", "bfloat16", "double"})
 
 
 @dataclass
 class PartialValues:
-    """What is known so far of a graph that is gone through in order.
+    """Expressions found so far while going through a graph in order.
 
     Attributes:
-        splits: what the blocks add of which a part is in flight.
-        known: the expressions of the values that such a part is added to and of the parts.
-        values: of the values with a part.
+        splits: contributions of the blocks with only some summands in flight.
+        known: expressions of these blocks' skips, landed summands, and values made from them.
+        values: expressions of the values that contain a landed summand.
     """
 
     splits: Contributions
@@ -45,12 +45,12 @@ class PartialValues:
         splits: Contributions,
         symbols: Mapping[Node, sympy.Symbol],
     ) -> "PartialValues":
-        """None yet.
+        """The initial state, with the skips and landed summands of split blocks.
 
         Args:
-            streams: whose blocks are split.
-            splits: what those add.
-            symbols: the names of sums and anchors.
+            streams: streams of the graph.
+            splits: contributions of the blocks with only some summands in flight.
+            symbols: names of sums and anchors.
         """
         known: dict[Node, sympy.Basic] = {}
         for block in (block for stream in streams for block in stream.blocks):
@@ -60,7 +60,7 @@ class PartialValues:
         return cls(splits, known)
 
     def see(self, node: Node) -> None:
-        """Take notice of `node`, which is in no branch."""
+        """Update the state with `node`, which is not in a branch."""
         carried = {n: self.known[n] for n in node.all_input_nodes if n in self.known}
         has_part = any(map(_holds_part, carried.values()))
         is_cast = bool(carried) and ops.op_name(node) in _CASTS
@@ -87,14 +87,14 @@ def _names(own: Contribution, symbols: Mapping[Node, sympy.Symbol]) -> dict[Node
 
 
 def called(node: Node, operands: Mapping[Node, sympy.Basic]) -> sympy.Basic:
-    """What `node` computes of `operands`, its others aside."""
+    """The expression of `node` applied to `operands`; its other operands are ignored."""
     if ops.op_name(node) in _CASTS:
         return next(iter(operands.values()))
     return sympy.Function(ops.op_name(node))(*operands.values())
 
 
 def read_as_symbols(read: PartialRead, symbols: Mapping[Node, sympy.Symbol]) -> sympy.Basic:
-    """The value of `read` as it should be."""
+    """The specified value of `read`."""
     block = read.before.block
     names: dict[Node, sympy.Basic] = {
         block.skip: symbols.get(block.skip, symbols[block.anchor]),
@@ -104,11 +104,11 @@ def read_as_symbols(read: PartialRead, symbols: Mapping[Node, sympy.Symbol]) -> 
 
 
 def terms_of(own: Contribution, outputs: Sequence[Node]) -> dict[str, list[Node]]:
-    """What the sum of a block adds now: the values by the letters of their functions.
+    """The present summands of a block's sum, by the letters of their functions.
 
     Args:
-        own: what the block adds in the standard graph.
-        outputs: the operands of its sum in the graph as it stands.
+        own: contribution of the block in the standard graph.
+        outputs: operands of its sum in the present graph.
     """
     letters = {s.value: letter for letter, s in zip(LETTERS, own.landed, strict=False)}
     letters |= {summand.value: IN_FLIGHT for summand in own.in_flight}

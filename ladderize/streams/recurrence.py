@@ -1,14 +1,14 @@
-"""Read the recurrence back out of a graph and compare it with the one that was asked for.
+"""Read the recurrence back from a graph and compare it with the specified one.
 
     y0 = x0 + h0(x0)      x: anchors, y: sums, h: branches as uninterpreted functions,
-    y1 = x1 + h1(x0)      T: what lies between a sum and the next anchor
+    y1 = x1 + h1(x0)      T: the ops between a sum and the next anchor
     x1 = T0(y0)
 
-    y3 = x3 + s3(x2) + r3(x2)      a block whose one summand has landed, the other is in flight
-    y4 = x4 + h4(x3 + s3)          a branch that leaves out what is in flight
+    y3 = x3 + s3(x2) + r3(x2)      a block with a landed summand and one in flight
+    y4 = x4 + h4(x3 + s3)          a branch that leaves out the summand in flight
 
-The reader knows where the blocks are but not what the ladder pass did: it follows the edges of
-the graph as it stands. One visit a node (DESIGN §8.1).
+The reader knows the blocks but not what the ladder pass did: it follows the edges of the present
+graph and visits each node once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from ladderize.streams.partial_values import PartialValues, terms_of
 
 Writes = Mapping[Node, Mapping[Node, Node]]
 Read: TypeAlias = Any
-"""A named value, or an expression of some."""
+"""A named value, or an expression of named values."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Recurrence:
     """For each block the equations of its sum and of its anchor, as sympy equalities.
 
     Attributes:
-        shared: for each block the anchors of other streams that its branch reads where a branch of
-            those streams reads them too (joint attention): what those read, it reads.
+        shared: for each block, the anchors of other streams that its branch reads in nodes shared
+            with a branch of those streams (joint attention). It reads what that branch reads.
     """
 
     sums: tuple[sympy.Eq, ...]
@@ -47,12 +47,12 @@ class Recurrence:
 def read_recurrence(
     gm: GraphModule, streams: Sequence[Stream], splits: Contributions | None = None
 ) -> tuple[Recurrence, ...]:
-    """The recurrence that `gm` computes now, one for each of `streams`.
+    """Read the recurrence that `gm` computes, for each of `streams`.
 
     Args:
-        gm: the graph.
-        streams: of the standard graph.
-        splits: what the blocks add of which a part is in flight.
+        gm: graph module.
+        streams: streams of the standard graph.
+        splits: contributions of the blocks with only some summands in flight.
     """
     symbols = name_values(streams)
     partial = PartialValues.of(streams, splits or {}, symbols)
@@ -78,7 +78,7 @@ def read_recurrence(
 
 
 def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -> None:
-    """Raise `LadderError` naming each block whose equation is not the specified one."""
+    """Raise `LadderError` with each block whose equation differs from the specified one."""
     blockers = [
         Blocker.at(block.add, f"block {block.index} computes {is_} instead of {should}")
         for block, is_, should in find_differences(found, specified, stream.blocks)
@@ -87,7 +87,7 @@ def check_recurrence(found: Recurrence, specified: Recurrence, stream: Stream) -
         raise LadderError(
             "The rewritten graph does not compute the ladder recurrence:",
             blockers,
-            "this is a fault of ladderize; please report it with options={'debug_dir': …}",
+            "this is a bug in ladderize; please report it with options={'debug_dir': …}",
         )
 
 
@@ -106,7 +106,7 @@ def find_differences(
 
 
 def symbol_of(letter: str, number: int, index: int) -> sympy.Symbol:
-    """The name of block `index`'s anchor (x), sum (y) or branch inside (b) in stream `number`."""
+    """The symbol of block `index` in stream `number`: its anchor (x), sum (y) or branch (b)."""
     return sympy.Symbol(f"{letter}{index}" if number == 0 else f"{letter}{index}_{number}")
 
 
@@ -115,7 +115,7 @@ def name_values(streams: Sequence[Stream]) -> dict[Node, sympy.Symbol]:
     for number, stream in enumerate(streams):
         for block in stream.blocks:
             symbols[block.add] = symbol_of("y", number, block.index)
-        for block in stream.blocks:  # where T is nothing, the anchor is the sum before it
+        for block in stream.blocks:  # without a T, the anchor is the sum before it
             symbols[block.anchor] = symbol_of("x", number, block.index)
     return symbols
 
@@ -127,10 +127,10 @@ def _follow_reads(
     writes: Writes,
     partial: PartialValues,
 ) -> dict[Node, frozenset[Read]]:
-    """For each node the named values that it is computed from, cut at the named values.
+    """For each node, the nearest named values that it is computed from.
 
-    A value from inside a branch is cut as well, for what is not in that branch: `b<i>`. So what
-    later branches share with an earlier one stays what that one computes, wherever it reads.
+    A value inside a branch has the name `b<i>` for nodes outside of it, so a value that later
+    branches share with an earlier branch stays the value that the earlier one computes.
     """
     reads: dict[Node, frozenset[Read]] = {}
     for node, sources in find_sources(gm.graph.nodes, writes).items():
@@ -138,7 +138,7 @@ def _follow_reads(
             partial.see(node)
         found: set[Read] = set()
         for source in sources:
-            if not ops.holds_tensor(source):  # the size of a value is no read of it
+            if not ops.holds_tensor(source):  # using the size of a value does not read it
                 continue
             if source in symbols:
                 found.add(symbols[source])
@@ -206,7 +206,7 @@ def _equations(
 
 
 def _summands(block: Block, writes: Writes) -> list[Node]:
-    """What the block's add sums up in the graph as it stands, through its partial sums."""
+    """The present summands of the block's add, through its partial sums."""
     summands, stack = [], [block.add]
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""Why a stream must be left alone, and why a graph has none: each reason with its place.
+"""Reasons why a stream cannot be rewritten or a graph has none, each with its location.
 
 y1 = x1 + f(x2);  y2 = x2 + g(y1)      reversible: two streams, each in the other's branch
 x1 = (1 - t(x0)) * x0 + t(x0) * h      highway: the skip path mixes
@@ -30,7 +30,7 @@ from ladderize.streams.left_out import Connectivity
 def find_blockers(
     context: AnalysisContext, blocks: Sequence[Block], by_add: Mapping[Node, Block]
 ) -> tuple[Blocker, ...]:
-    """Everything about the stream of `blocks` that a rewrite would get wrong."""
+    """The reasons why rewriting the stream of `blocks` would be wrong."""
     found = [
         *_find_gates(context, blocks),
         *_find_overwrites(context, blocks),
@@ -48,16 +48,16 @@ def _find_gates(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[B
     for block in blocks:
         if context.branch(block.anchor, [block.skip]) is not None:
             what = (
-                f"the skip path of block {block.index} is gated by what a mixing op makes of the "
-                "stream, as in a highway net: it does not carry the stream past the branch"
+                f"the skip path of block {block.index} is gated by a mixing op on the stream, "
+                "as in a highway network: it does not carry the stream past the branch"
             )
             yield Blocker.at(block.add, what)
 
 
 def _find_reads_behind(context: AnalysisContext, blocks: Sequence[Block]) -> Iterator[Blocker]:
-    """Reads between two blocks of what a branch made of the stream by cheap ops alone.
+    """Reads between two blocks of a value that a branch computes from the stream by cheap ops.
 
-    Such a value is as stale as its branch; what is between the blocks reads the stream as it is.
+    The value becomes as stale as its branch, but nodes between the blocks need the fresh stream.
     """
     inside = {
         node: block
@@ -75,7 +75,7 @@ def _find_reads_behind(context: AnalysisContext, blocks: Sequence[Block]) -> Ite
                 if source in inside:
                     what = (
                         f"what follows block {block.index} reads {source} of the branch of block "
-                        f"{inside[source].index}, which would be stale too; compute it again"
+                        f"{inside[source].index}, which would be stale too; compute it separately"
                     )
                     yield Blocker.at(node, what)
 
@@ -94,7 +94,7 @@ def _find_foreign_reads(
         and other.anchor not in context.static  # a state that starts from zeros in each branch
     ):
         what = f"the branch of block {block.index} holds a second residual stream"
-        yield Blocker.at(node, what + ", as in a reversible net")
+        yield Blocker.at(node, what + ", as in a reversible network")
     for source in node.all_input_nodes:
         if source in block.members or source in context.static or context.shape[source] is None:
             continue
@@ -102,7 +102,7 @@ def _find_foreign_reads(
         if read is not block:
             what = (
                 f"block {block.index} also reads the stream before block {read.index}: "
-                "a dense connection, or a net that is a ladder already"
+                "a dense connection, or a model that is already a ladder"
             )
             yield Blocker.at(node, what)
 
@@ -119,7 +119,7 @@ def _find_overwrites(context: AnalysisContext, blocks: Sequence[Block]) -> Itera
             yield Blocker.at(node, what)
 
 
-# Ops that run a whole layer, and how to have it run as its parts.
+# Ops that run a whole layer, and how to run the layer as separate ops.
 FUSED_LAYERS: Mapping[str, str] = {
     "_transformer_encoder_layer_fwd": "a fused encoder layer hides 2 blocks; switch it off with "
     "torch.backends.mha.set_fastpath_enabled(False)"
@@ -127,10 +127,10 @@ FUSED_LAYERS: Mapping[str, str] = {
 
 
 def find_hidden(context: AnalysisContext, inside: Collection[Node]) -> list[Blocker]:
-    """Calls outside of all branches that hold blocks: in graphs of their own, or fused.
+    """The calls outside of all branches that hold blocks: in subgraphs, or fused.
 
     Args:
-        inside: the nodes of all branches.
+        inside: nodes of all branches.
     """
     found = []
     for node in context.nodes:
@@ -143,7 +143,7 @@ def find_hidden(context: AnalysisContext, inside: Collection[Node]) -> list[Bloc
 
 
 def count_hidden(gm: GraphModule, node: Node) -> int:
-    """How many residual sums the bodies of a higher-order call hold, at any depth."""
+    """Number of residual sums in the bodies of a higher-order call, at any depth."""
     return sum(
         len(find_candidates(AnalysisContext(body)).blocks)
         + sum(count_hidden(body, inner) for inner in body.graph.nodes)
@@ -152,28 +152,28 @@ def count_hidden(gm: GraphModule, node: Node) -> int:
 
 
 def refuse_unfit(context: AnalysisContext, streams: Sequence[Stream]) -> None:
-    """Raise `LadderError` when there is nothing to convert or a stream must be left alone.
+    """Raise `LadderError` if there is nothing to convert or a stream cannot be rewritten.
 
-    A stream that is a ladder already is not refused: it is left as it is.
+    A stream that is already a ladder is not refused; it stays unchanged.
     """
     inside = {node for s in streams for block in s.blocks for node in block.branch}
     if hidden := find_hidden(context, inside):
         raise LadderError(
-            "These calls hold blocks that a ladder cannot reach into:",
+            "These calls hold blocks that cannot be rewritten:",
             hidden,
             "call the layers themselves instead of the higher-order op around them",
         )
     if hidden := list(find_hidden_sums(context, inside)):
         raise LadderError(
-            "These ops may add to the residual stream, and what they mean is not known:",
+            "These unknown ops may add to the residual stream:",
             hidden,
-            "describe them with `understand` of ladderize.graph.engine_ops, whose table says what "
-            "ops of engines mean; or switch them off in the engine",
+            "describe them with `ladderize.graph.engine_ops.understand`, or switch them off in the "
+            "engine",
         )
     if not any(stream.blocks for stream in streams):
         raise LadderError(
-            "No residual block was found in this graph: no add whose one operand reaches the "
-            "other through a linear, a convolution, an attention or the like.",
+            "No residual block was found in this graph: no value is added to what a linear, a "
+            "convolution, an attention or the like computes from it.",
             explain_absence(context),
             cure="compile the whole model, with fullgraph=True; options={'strict': False} "
             "compiles the standard graph",
@@ -200,7 +200,7 @@ MAX_REASONS = 8
 
 
 def explain_absence(context: AnalysisContext) -> list[Blocker]:
-    """What in a graph without residual blocks looks like one, and why it is none. At most 8."""
+    """Up to 8 sums and cats of a graph that resemble a residual block, and why they are not one."""
     found: list[Blocker] = []
     for node in context.nodes:
         if reason := _why_no_block(context, node):
@@ -213,7 +213,7 @@ def _why_no_block(context: AnalysisContext, node: Node) -> str:
         return _dense(context, node)
     if ops.kind(node) is not Kind.ADD or context.shape[node] is None:
         return ""
-    summands = flatten(context, node)[0] or node.all_input_nodes  # of a sum that broadcasts
+    summands = flatten(context, node)[0] or node.all_input_nodes  # for a sum that broadcasts
     leaves = [leaf for leaf in summands if leaf not in context.static]
     for skip in leaves:
         others = [leaf for leaf in leaves if leaf is not skip]
@@ -242,18 +242,18 @@ def _dense(context: AnalysisContext, node: Node) -> str:
         grown = [operand for operand in operands if operand is not kept]
         if grown and context.branch(kept, grown[-1:]) is not None:
             return (
-                "a concatenation of an earlier value with what was made of it: dense "
-                "connections keep every value, no stream is summed up"
+                "a concatenation of an earlier value with one computed from it: dense "
+                "connections keep every value and sum no stream"
             )
     return ""
 
 
 def refuse_wrapped(parameters: Mapping[str, Any], takes_quantized: bool = False) -> None:
-    """Raise `LadderError` for weights that are tensor subclasses, and so more than one tensor.
+    """Raise `LadderError` for weights that are wrapper subclasses of several tensors.
 
     Args:
-        parameters: by name.
-        takes_quantized: whether values and scales are divided together; DTensors are not.
+        parameters: parameters by name.
+        takes_quantized: whether to accept quantized weights (values with scales), but not DTensors.
     """
     wrapped = [
         Blocker(f"{name} is a {type(value).__name__} of {type(value).__module__.partition('.')[0]}")
@@ -262,7 +262,7 @@ def refuse_wrapped(parameters: Mapping[str, Any], takes_quantized: bool = False)
     ]
     if wrapped:
         raise LadderError(
-            "These weights cannot be sharded, for they are no plain tensors:",
+            "These weights cannot be sharded because they are not plain tensors:",
             wrapped,
-            "compile quantized models with mesh=; leave it out where weights are DTensors already",
+            "compile quantized models with mesh=; if weights are DTensors already, leave out mesh=",
         )

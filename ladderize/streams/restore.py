@@ -1,11 +1,11 @@
-"""The standard model that a ladder was made of, and what its blocks read in the ladder.
+"""Reconstruct the standard model of a ladder, and find what its blocks read in the ladder.
 
     ladder      x2 = x1 + h1(x0);  x3 = x2 + h2(x2)
-    standard    x2 = x1 + h1(x1);  x3 = x2 + h2(x2)      block 1 reads x0 already
+    standard    x2 = x1 + h1(x1);  x3 = x2 + h2(x2)      block 1 reads x0 in the ladder
 
-A stale branch reads a value as many cheap steps behind the skip that carries it as its fresh read
-would be behind its own skip. The ladder stays as it is, the standard model is a copy. Nothing is
-restored unless the copy's ladder has the recurrence of the one that was given.
+A stale branch reads a value some cheap steps before the skip of an earlier block; its fresh read is
+the same number of steps before its own skip. The ladder's graph is unchanged, the standard model is
+a copy. It is accepted only if its ladder has the recurrence of the given ladder.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,21 +28,21 @@ from ladderize.streams.recurrence import (
 from ladderize.streams.specification import specify_ladder
 
 Edits = dict[Node, dict[Node, Node]]
-"""For each reader of a stale value: what it is to read instead."""
+"""For each reader of a stale value, the value to read instead."""
 
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """A standard model, in two graphs.
+    """A standard model and its ladder.
 
     Attributes:
-        context: the analysis of the standard graph.
-        streams: its streams.
-        recurrences: what it computes.
-        copies: its nodes, by those of the ladder.
-        in_ladder: its streams as the nodes of the ladder.
-        stale: for each stream: of each block that reads stale in the ladder, the block whose
-            anchor it reads.
+        context: analysis of the standard graph.
+        streams: streams of the standard graph.
+        recurrences: recurrences of the standard graph.
+        copies: nodes of the standard graph, by those of the ladder.
+        in_ladder: the streams as nodes of the ladder.
+        stale: for each stream, the blocks that read stale in the ladder, with the index of the
+            block whose anchor they read.
     """
 
     context: AnalysisContext
@@ -54,14 +54,14 @@ class Restored:
 
 
 def restore_standard(context: AnalysisContext, streams: Sequence[Stream]) -> Restored:
-    """The standard model of a ladder.
+    """Reconstruct the standard model of a ladder.
 
     Args:
-        context: the analysis of the ladder.
-        streams: its streams, of which some have stale blocks.
+        context: analysis of the ladder.
+        streams: streams of the ladder, some with stale blocks.
 
     Raises:
-        LadderError: naming the stale blocks of which the fresh read cannot be told.
+        LadderError: lists the stale blocks with an unknown fresh read.
     """
     ladder, given = context, {node: node for node in context.nodes}
     reads: dict[Node, Node] = {}
@@ -91,14 +91,14 @@ def restore_standard(context: AnalysisContext, streams: Sequence[Stream]) -> Res
 
 def _refusal(blockers: Iterable[Blocker]) -> LadderError:
     return LadderError(
-        "The standard model behind this ladder cannot be told from it:",
+        "The standard model of this ladder cannot be reconstructed:",
         blockers,
-        "leave layers=, blocks=, staleness= and connectivity= out, and its reads are left as they "
-        "are; or ladder the standard model with them",
+        "leave out layers=, blocks=, staleness= and connectivity=, which keeps its reads; or use "
+        "them with the standard model",
     )
 
 
-# ---- what the stale branches would read --------------------------------------------------------
+# ---- the fresh reads of stale branches ---------------------------------------------------------
 
 
 def _edits(context: AnalysisContext, streams: Iterable[Stream]) -> Edits:
@@ -119,7 +119,7 @@ def _edits(context: AnalysisContext, streams: Iterable[Stream]) -> Edits:
             for reader, value in reads:
                 edits.setdefault(reader, {})[value] = own[number]
             if not reads:
-                what = f"reads {block.anchor} stale, and what it would read fresh is not known"
+                what = f"reads {block.anchor} stale, and its fresh read is unknown"
                 unknown.append(Blocker.at(block.add, what))
     if unknown:
         raise _refusal(unknown)
@@ -127,7 +127,7 @@ def _edits(context: AnalysisContext, streams: Iterable[Stream]) -> Edits:
 
 
 def _home(context: AnalysisContext, blocks: Iterable[Block]) -> dict[Node, Block]:
-    """The block that each node is in: what several read is the earliest one's."""
+    """The block of each node; a node in several branches belongs to the earliest block."""
     home: dict[Node, Block] = {}
     for block in sorted(blocks, key=lambda block: context.position[block.add]):
         for node in block.branch:
@@ -136,7 +136,7 @@ def _home(context: AnalysisContext, blocks: Iterable[Block]) -> dict[Node, Block
 
 
 def _reads(block: Block, home: Mapping[Node, Block], fresh: Node) -> Iterator[tuple[Node, Node]]:
-    """Each reader in a stale branch with what it reads: the anchor, in the form of `fresh`."""
+    """The readers in a stale branch of the anchor, cast and laid out like `fresh`."""
     value = block.anchor
     while _form(value) != _form(fresh):
         readers = [user for user in value.users if home.get(user) is block]
@@ -154,10 +154,10 @@ def _form(node: Node) -> tuple[object, object]:
 
 
 def _copy(context: AnalysisContext, edits: Edits) -> dict[Node, Node]:
-    """A copy of each node of a graph, which reads what `edits` say.
+    """Copy the nodes of a graph, with reads replaced as in `edits`.
 
-    In the order of the originals, but none ahead of what it reads: a branch may have been computed
-    before the sum that it reads fresh.
+    The copies have the order of the originals, except that each comes after its operands: a branch
+    may have been computed before the sum that it reads fresh.
     """
     graph = Graph()
     copies: dict[Node, Node] = {}
@@ -172,7 +172,7 @@ def _copy(context: AnalysisContext, edits: Edits) -> dict[Node, Node]:
                 own = {read: copies[fresh] for read, fresh in reads.items()}
                 copies[copied] = graph.node_copy(copied, own.__getitem__)
             elif waiting in path:
-                what = "reads stale, and what it would read fresh is made of it"
+                what = "reads stale, and its fresh read depends on it"
                 raise _refusal([Blocker.at(node, what)])
             else:
                 path.append(waiting)
@@ -183,7 +183,7 @@ def _copy(context: AnalysisContext, edits: Edits) -> dict[Node, Node]:
 def _check_memory(nodes: Sequence[Node], copies: Mapping[Node, Node]) -> None:
     position = {node: number for number, node in enumerate(copies)}
     moved = [
-        Blocker.at(node, f"{ops.op_name(node)} has to stay behind {ops.op_name(ahead)}")
+        Blocker.at(node, f"{ops.op_name(node)} must stay after {ops.op_name(ahead)}")
         for ahead, followers in find_memory_order(nodes).items()
         for node in followers
         if position[node] < position[ahead]
@@ -225,11 +225,11 @@ def _in_names(streams: Sequence[Stream], names: Mapping[Node, Node]) -> tuple[St
 
 
 def _sources(streams: Sequence[Stream], reads: Mapping[Node, Node]) -> tuple[dict[int, int], ...]:
-    """For each stream: of each block that reads stale, the one whose anchor it reads.
+    """For each stream, the blocks that read stale, with the index of the block that they read.
 
     Args:
-        streams: of the standard model, as nodes of the ladder.
-        reads: for the sum of each stale block what its branch reads.
+        streams: streams of the standard model, as nodes of the ladder.
+        reads: for the sum of each stale block, the value that its branch reads.
     """
     sources: list[dict[int, int]] = []
     left = dict(reads)
@@ -241,7 +241,7 @@ def _sources(streams: Sequence[Stream], reads: Mapping[Node, Node]) -> tuple[dic
             del left[stream.blocks[index].add]
     if left:
         raise _refusal(
-            Blocker.at(add, f"reads {read}, which no block ahead of it reads")
+            Blocker.at(add, f"reads {read}, which no earlier block reads")
             for add, read in left.items()
         )
     return tuple(sources)

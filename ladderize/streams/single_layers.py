@@ -1,9 +1,9 @@
-"""Notice a graph that is one layer of a model, compiled by itself.
+"""Detect a graph that is one layer of a model, compiled separately.
 
     for layer in model.layers: layer.compile(backend="ladderize")        # regional compilation
 
-The stream enters such a graph as an input and leaves it as an output. A ladder inside of it would
-read x[0] of each layer fresh: another network than the one asked for.
+The stream enters such a graph as an input and leaves it as an output. A ladder inside it would read
+x[0] of each layer fresh, which is not the ladder that was asked for.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.streams.block import Stream
 from ladderize.streams.context import AnalysisContext
 
-# A graph of one or two blocks whose stream enters and leaves it is taken for a layer.
+# A graph of one or two blocks is considered a layer if the stream enters and leaves it.
 MAX_BLOCKS_OF_A_LAYER = 2
 
 
 @dataclass(frozen=True)
 class Siblings:
-    """What is compiled is one of `count` modules like it in the list `path` of `parent`."""
+    """The compiled module is one of `count` modules of class `kind` in list `path` of `parent`."""
 
     kind: str
     count: int
@@ -38,15 +38,15 @@ class Siblings:
 def refuse_single_layers(
     context: AnalysisContext, streams: Sequence[Stream], config: LadderConfig
 ) -> None:
-    """Raise `LadderError` when the graph is a layer by itself and the options do not say so.
+    """Raise `LadderError` if the graph is a single layer and the options do not allow it.
 
-    Call it with the standard graph, from inside the backend.
+    Call this on the standard graph, from inside the backend.
     """
     if config.names_a_part:
         return
     siblings = find_siblings(compat.compiled_module())
     for stream in streams:
-        if stream.blockers:  # the better reason
+        if stream.blockers:  # reported instead
             continue
         is_small = len(stream.blocks) <= MAX_BLOCKS_OF_A_LAYER
         if (is_small or siblings) and _passes_through(context, stream):
@@ -61,11 +61,8 @@ def _refusal(stream: Stream, siblings: Siblings | None) -> LadderError:
         blockers.append(Blocker(str(siblings)))
     cure = "compile the whole model, torch.compile(model, backend='ladderize')"
     if count > 1:
-        cure += (
-            "; if this part is to be a ladder by itself, say so with "
-            f"options={{'expect_blocks': {count}}}"
-        )
-    return LadderError("This graph is a part of a model, compiled by itself:", blockers, cure)
+        cure += f"; to convert this part alone, set options={{'expect_blocks': {count}}}"
+    return LadderError("This graph is one part of a model, compiled separately:", blockers, cure)
 
 
 def _passes_through(context: AnalysisContext, stream: Stream) -> bool:
@@ -83,7 +80,7 @@ def _passes_through(context: AnalysisContext, stream: Stream) -> bool:
 
 
 def find_siblings(module: nn.Module | None) -> Siblings | None:
-    """The list that holds `module` beside others like it, in a module that is running now."""
+    """The list that holds `module` with others of its class, in a module that is running now."""
     if module is None:
         return None
     for parent in compat.running_modules():
@@ -100,7 +97,7 @@ def find_siblings(module: nn.Module | None) -> Siblings | None:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module behind `torch.compile(module)`."""
+    """The module inside the wrapper of `torch.compile(module)`."""
     inner = getattr(module, "_orig_mod", module)
     assert isinstance(inner, nn.Module)
     return inner

@@ -1,9 +1,9 @@
-"""The recurrence that a ladder is to have, of that of the standard model and of what is to be read.
+"""Derive the recurrence of a ladder from that of the standard model and the stale reads.
 
     standard     y1 = x1 + h1(x1)      y4 = x4 + h4(x4)
     specified    y1 = x1 + h1(x0)      y4 = x4 + h4(x3 + s3)
 
-`recurrence.py` reads it back out of the rewritten graph and compares the two.
+`recurrence.py` reads it back from the rewritten graph and compares the two.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,15 +25,15 @@ from ladderize.streams.recurrence import (
 )
 
 Moved = Mapping[Read, Collection[Read]]
-"""What a branch reads in the place of each value that it no longer reads."""
+"""For each value that a branch no longer reads, the values that it reads instead."""
 
 
 def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) -> list[Recurrence]:
-    """The recurrence of each stream once its blocks read what `reads` says.
+    """The recurrence of each stream with the given stale reads.
 
     Args:
-        standard: what `read_recurrence` found before the rewrite.
-        reads: of each stream.
+        standard: recurrences before the rewrite, from `read_recurrence`.
+        reads: stale reads of each stream.
     """
     moved: dict[Read, Collection[Read]] = {
         symbol_of("x", number, index): {symbol_of("x", number, source)}
@@ -60,7 +60,7 @@ def specify_ladder(standard: Sequence[Recurrence], reads: Sequence[StaleReads]) 
 def _joined(
     read: JoinedRead, standard: Recurrence, symbols: Mapping[Node, sympy.Symbol]
 ) -> set[sympy.Symbol]:
-    """What a branch reads from before a join."""
+    """The symbols that a branch reads from before a join."""
     last = {end.value: end.blocks[-1].add for end in read.ends if end.blocks}
     written = {symbols.get(value, symbols[add]) for value, add in last.items()}
     unwritten = set(standard.anchors[read.first].rhs.args) - written
@@ -68,7 +68,7 @@ def _joined(
 
 
 def _share(own: Recurrence, moved: Moved) -> Recurrence:
-    """`own` with the anchors of other streams that those read `moved` too."""
+    """`own` with moved reads of other streams' anchors in shared branches."""
     for index, shared in enumerate(own.shared):
         own = _move(own, index, {fresh: moved[fresh] for fresh in shared & moved.keys()})
     return own
@@ -86,9 +86,9 @@ def specify_recurrence(
     """`standard` with each chosen branch i reading the anchor of block `sources[i]` instead.
 
     Args:
-        standard: what `read_recurrence` found before the rewrite.
-        sources: for each rerouted block the block whose anchor it is to read.
-        number: the place of the stream among the streams of the graph.
+        standard: recurrence before the rewrite, from `read_recurrence`.
+        sources: for each rerouted block, the index of the block whose anchor it reads.
+        number: index of the stream among the streams of the graph.
     """
     for index, source in sources.items():
         fresh, stale = symbol_of("x", number, index), symbol_of("x", number, source)
@@ -97,7 +97,7 @@ def specify_recurrence(
 
 
 def _with_reads(total: sympy.Eq, moved: Moved) -> sympy.Eq:
-    """`total` with its branch reading other values."""
+    """`total` with the arguments of its branch moved."""
     return sympy.Eq(total.lhs, sympy.Add(*_moved_terms(total.rhs, moved)), evaluate=False)
 
 

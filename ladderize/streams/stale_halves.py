@@ -1,10 +1,9 @@
-"""Tell a stale block from half of a parallel one where the graph is the same: by their modules.
+"""Distinguish a stale block from half of a parallel block with the same graph, by their modules.
 
-    x1 = x0 + h0(x0);  x2 = x1 + h1(x0)      nobody else reads x1
+    x1 = x0 + h0(x0);  x2 = x1 + h1(x0)      nothing else reads x1
 
-A parallel block adds `attention(x0) + mlp(x0)` so. These are two blocks, and the second one stale,
-if branches of the same modules, the number of the layer aside, are each added by themselves
-elsewhere in the stream.
+This may be one parallel block, `attention(x0) + mlp(x0)`. It is two blocks, the second one stale,
+if branches of the same modules (in other layers) are added separately elsewhere in the stream.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ BranchKind = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Part:
-    """A run of the sums of a block, from the skip on, and what these add."""
+    """A run of a block's sums, starting at the skip, with the values that they add."""
 
     sums: tuple[Node, ...]
     outputs: tuple[Node, ...]
@@ -34,7 +33,7 @@ class _Part:
 
 
 def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
-    """`stream`, in which each parallel block that is none is a block and the stale ones behind."""
+    """`stream` with falsely parallel blocks split into a block and the stale blocks after it."""
     blocks = (*stream.blocks, *stream.stale_blocks)
     if not any(block.partial_sums for block in blocks):
         return stream
@@ -54,11 +53,11 @@ def separate_stale_halves(context: AnalysisContext, stream: Stream) -> Stream:
 def refuse_undecided(
     context: AnalysisContext, streams: Sequence[Stream], config: LadderConfig
 ) -> None:
-    """Raise `LadderError` naming the parallel blocks that may as well be a block and a stale one.
+    """Raise `LadderError` for parallel blocks that may also be a block and a stale block.
 
-    Those that add at once what is added by itself elsewhere, but not all that they add, unless
-    `expect_blocks=` counts each as one; where layers are chosen those, too, that add branches of
-    several layers.
+    These have some, but not all, branches that are separate blocks elsewhere, unless
+    `expect_blocks=` is set. If layers are chosen, blocks with branches of several layers are
+    refused too.
     """
     found: list[Blocker] = []
     for stream in streams:
@@ -77,10 +76,10 @@ def refuse_undecided(
                 found.append(Blocker.at(block.add, f"{what}one of which is a block elsewhere"))
     if found:
         raise LadderError(
-            "These blocks are parallel, or stale in part already:",
+            "These blocks are either parallel or already stale in part:",
             found,
             "for parallel blocks, count each as one with expect_blocks= and choose with blocks=; "
-            "for stale ones, ladder the standard model",
+            "for stale ones, convert the standard model",
         )
 
 
@@ -89,12 +88,12 @@ def _known_kinds(context: AnalysisContext, blocks: Iterable[Block]) -> set[Branc
 
 
 def _separate(context: AnalysisContext, block: Block, known: set[BranchKind]) -> list[Block]:
-    """The blocks that `block` is the sum of; none if it is one by itself."""
+    """The blocks that `block` is the sum of; empty if it is a single block."""
     return _blocks_of(context, block, _known_parts(_parts(context, block), known))
 
 
 def _blocks_of(context: AnalysisContext, block: Block, parts: Sequence[_Part]) -> list[Block]:
-    """Each part as a block; none if they share nodes."""
+    """The parts as blocks; empty if they share nodes."""
     branches = [_branch(context, block, part.outputs) for part in parts]
     if not all(branches) or sum(map(len, branches)) > len(frozenset().union(*branches)):
         return []
@@ -114,7 +113,7 @@ def _blocks_of(context: AnalysisContext, block: Block, parts: Sequence[_Part]) -
 
 
 def _parts(context: AnalysisContext, block: Block) -> list[_Part]:
-    """One for each sum on the way from the skip to the block's own."""
+    """One part for each sum from the skip to the block's add."""
 
     def leaves(node: Node) -> list[Node]:
         if node not in block.partial_sums:
@@ -127,17 +126,17 @@ def _parts(context: AnalysisContext, block: Block) -> list[_Part]:
         sums = (*block.partial_sums, block.add)
         following = next((s for s in sums if value in context.summands(s)), None)
         if following is None:
-            return []  # the skip as written by an in-place op
+            return []  # an in-place op wrote the skip
         added = (leaf for s in context.summands(following) if s is not value for leaf in leaves(s))
         outputs = tuple(leaf for leaf in added if leaf in block.outputs)
         found.append(_Part((following,), outputs, _kind(context, block, outputs)))
         value = following
     makers = [tuple(_makers(context, block, part.outputs)) for part in found]
-    return found if len(set(makers)) == len(makers) else []  # nothing tells them apart
+    return found if len(set(makers)) == len(makers) else []  # else indistinguishable
 
 
 def _known_parts(parts: Sequence[_Part], known: set[BranchKind]) -> list[_Part]:
-    """`parts` joined to runs that are of a `known` kind each; the last ones as short as can be."""
+    """`parts` merged to runs of `known` kinds; the last runs are as short as possible."""
     ends: dict[int, list[_Part]] = {0: []}
     for end in range(1, len(parts) + 1):
         for start in range(end - 1, -1, -1):
@@ -153,24 +152,24 @@ def _known_parts(parts: Sequence[_Part], known: set[BranchKind]) -> list[_Part]:
 
 
 def _kind(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> BranchKind:
-    """The modules that made `outputs`, of any layer: `layers.*.mlp.down_proj`, "" if unknown."""
+    """The modules that computed `outputs`, without layer: `layers.*.mlp.down_proj`, or ""."""
     return tuple(sorted(map(_of_any_layer, _makers(context, block, outputs))))
 
 
 def _makers(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> list[str]:
-    """The path of the module that made each of `outputs`: of the last op in it that mixes."""
+    """The module path of the last mixing op of each of `outputs`."""
     branches = (_branch(context, block, [output]) for output in outputs)
     mixing = ((n for n in reversed(nodes) if ops.kind(n) is Kind.MIX) for nodes in branches)
     return [next(filter(None, map(module_path, nodes)), "") for nodes in mixing]
 
 
 def _of_any_layer(path: str) -> str:
-    """`path` without its first number; later ones, as in `branches.1`, tell branches apart."""
+    """`path` with its first index replaced by `*`. Later ones, as in `branches.1`, are kept."""
     names = path.split(".")
     layer = next((i for i, name in enumerate(names) if name.isdecimal()), None)
     return ".".join("*" if i == layer else name for i, name in enumerate(names))
 
 
 def _branch(context: AnalysisContext, block: Block, outputs: Sequence[Node]) -> tuple[Node, ...]:
-    """The nodes from the anchor to `outputs`, to a skip of the branch's own too."""
+    """The nodes from the anchor to `outputs`, including skips inside the branch."""
     return tuple(n for n in context.reach(block.anchor, outputs) if n is not block.anchor)

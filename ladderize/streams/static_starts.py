@@ -1,11 +1,11 @@
-"""Tell the parameter that a stream starts from, of a class token or of queries, from any other.
+"""Find parameters that start a stream, such as a class token or queries.
 
-    c1 = add(c0, attn(cat(c0, x)))          c0 carries a stream: what is added was made of it
-    s  = add(bias, linear(norm(x), w))      `bias` is none: nothing here was made of it
-    x2 = add(x1, h1(x1 + position))         nor is `position`, a side input of the stream x:
-    q3 = add(x2, position)                  what x2 has of it came by way of a branch of x
+    c1 = add(c0, attn(cat(c0, x)))          c0 starts a stream: the branch is computed from it
+    s  = add(bias, linear(norm(x), w))      `bias` does not: nothing is computed from it
+    x2 = add(x1, h1(x1 + position))         `position`, a side input of stream x, does not:
+    q3 = add(x2, position)                  x2 depends on it only through a branch of x
 
-Static as in `context.py`: made of parameters, buffers and constants alone.
+Static values depend only on parameters, buffers and constants (`context.py`).
 """
 
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ from ladderize.streams.context import AnalysisContext
 
 
 def carried_values(context: AnalysisContext, blocks: Collection[Block]) -> frozenset[Node]:
-    """The values on the skip paths of `blocks`, back to the sums that they start from."""
+    """The values on the skip paths of `blocks`, back to the previous sums."""
     return frozenset(value for block in blocks for value in context.walk_back(block.skip))
 
 
@@ -30,13 +30,14 @@ def is_made_of(
     by_add: Mapping[Node, Block],
     carried: Collection[Node],
 ) -> bool:
-    """Whether `output` was mixed from the static `start`, and not carried on from it.
+    """Whether every path from the static `start` to `output` has a mixing op.
 
-    What entered another stream, in a branch or in a sum on its skip path, does not count.
+    Paths that enter another stream, in a branch or in a sum on its skip path, do not count. False
+    if there is no path.
 
     Args:
-        by_add: the blocks of other streams.
-        carried: the values on their skip paths.
+        by_add: blocks of other streams, by their adds.
+        carried: values on their skip paths.
     """
     is_mixed = False
     seen: set[tuple[Node, bool]] = set()

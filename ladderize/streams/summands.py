@@ -1,11 +1,10 @@
-"""What a block adds to its stream, summand by summand.
+"""The summands that a block adds to its stream.
 
-    x4 = add(x3, view(add(routed, shared)))      summands of block 3: routed, shared, each
-                                                 by way of the view
+    x4 = add(x3, view(add(routed, shared)))      summands of block 3: routed and shared, each
+                                                 through the view
 
-Sums are followed back through what lays a value out, casts it or multiplies it by a weight: that
-can be done to a part of the sum as well. A norm or a dropout cannot, and what it makes is one
-summand.
+The search goes back through layout ops, casts and scaling, which can be applied to each summand. A
+norm or a dropout cannot, so its result is one summand.
 """
 
 from collections.abc import Collection
@@ -20,7 +19,7 @@ from ladderize.graph.ops import Kind
 from ladderize.streams.block import Block
 
 Step = tuple[Node, Node]
-"""An op on the way from a summand to the sum of the stream, and which of its operands leads on."""
+"""An op between a summand and the stream's sum, and the operand that comes from the summand."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Summand:
     Attributes:
         block: the block.
         value: the value.
-        steps: what is done to it on the way to the sum, in order; a part of the sum in its place
-            has the same done to it.
+        steps: ops from the value to the sum, in order; also applied in a partial sum.
     """
 
     block: Block
@@ -40,7 +38,7 @@ class Summand:
 
     @property
     def nodes(self) -> frozenset[Node]:
-        """The nodes of the branch that the value is computed by."""
+        """The nodes of the branch that compute the value."""
         seen: set[Node] = set()
         stack = [self.value]
         while stack:
@@ -52,7 +50,7 @@ class Summand:
 
     @property
     def module(self) -> str:
-        """The module of the last op behind the value that mixes, "" if unknown; no collective's."""
+        """The module of the last mixing op, collectives excluded, before the value, or ""."""
         inside = self.nodes
         mixing = (n for n in reversed(self.block.branch) if n in inside and _mixes(n))
         return next(filter(None, map(module_path, mixing)), "")
@@ -65,11 +63,11 @@ def summands_of(block: Block) -> tuple[Summand, ...]:
 
 
 def leaves_of(output: Node, members: Collection[Node]) -> tuple[tuple[Node, tuple[Step, ...]], ...]:
-    """The values that `output` is a sum of, each with the steps to it; itself if it is no sum.
+    """The summands of `output`, each with its steps; `output` itself if it is not a sum.
 
     Args:
-        output: what a branch adds to the stream.
-        members: the nodes of the branch.
+        output: value that a branch adds to the stream.
+        members: nodes of the branch.
     """
     sums = output
     steps: tuple[Step, ...] = ()
@@ -85,12 +83,12 @@ def leaves_of(output: Node, members: Collection[Node]) -> tuple[tuple[Node, tupl
 
 
 def is_sum_of_summands(block: Block) -> bool:
-    """Whether the sum of `block` adds its summands as they are."""
+    """Whether the sum of `block` adds its summands unscaled."""
     return all(map(_is_plain_sum, (block.add, *block.partial_sums)))
 
 
 def _step_back(node: Node, members: Collection[Node]) -> Step | None:
-    """`node` and the operand that it lays out, casts or scales, if it does that to one."""
+    """`node` and the one operand that it rearranges, casts or scales; None for other nodes."""
     if node not in members or not ops.only_scales(node) or "dropout" in ops.op_name(node):
         return None
     made = [operand for operand in node.all_input_nodes if operand in members]

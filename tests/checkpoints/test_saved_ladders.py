@@ -153,7 +153,7 @@ def test_what_has_nothing_to_say_is_refused(model, tmp_path):
     said = (
         "is not a ladder"
         if hasattr(model, "config")
-        else "takes a model of transformers, not a Linear"
+        else "takes a transformers model, not a Linear"
     )
     with pytest.raises(LadderError, match=said):
         ladderize.save_pretrained(model, tmp_path)

@@ -79,7 +79,7 @@ def test_a_shard_from_a_checkpoint() -> None:
     check(call(nets.laddered(shard)), f"{EMBEDDING} {ladder(1, 2)} {LOGITS}")
 
 
-@pytest.mark.filterwarnings("ignore:Not all is divided")
+@pytest.mark.filterwarnings("ignore:Not everything is sharded")
 def test_a_step_of_decoding() -> None:
     model = nets.llama(num_hidden_layers=1, use_cache=True)
     code = call(nets.laddered(model, mesh=nets.mesh_of(2)), **nets.cached(model))

@@ -219,7 +219,7 @@ def test_a_break_in_a_loop_names_the_frame_that_was_left(x):
     with pytest.raises(LadderError) as caught:
         compiled(BrokenInLoop(), fullgraph=False)(x)
     text = str(caught.value)
-    assert "holds 2 blocks, but not all of what was compiled" in text
+    assert "holds 2 blocks, but is only a part of what was compiled" in text
     assert _line_of("x = self.one(layer, x)") in text
 
 

@@ -212,13 +212,16 @@ DAMAGE = {
         ),
         "manifest.json was changed",
     ),
-    "manifest cut": (lambda d: cut(d / "manifest.json"), "is no manifest, or is cut short"),
+    "manifest cut": (
+        lambda d: cut(d / "manifest.json"),
+        "is not a valid manifest, or is truncated",
+    ),
     "manifest gone": (lambda d: (d / "manifest.json").unlink(), "no manifest.json"),
     "later format": (
         lambda d: (d / "manifest.json").write_text(
             (d / "manifest.json").read_text().replace('"format_version": 1', '"format_version": 9')
         ),
-        "of format ladderize-shards 9",
+        "has format ladderize-shards 9",
     ),
 }
 
@@ -295,8 +298,8 @@ def strange_archives(tmp_path, program):
         size = archive.read(graph).split(b'"expr_str": "')[1].split(b'"')[0]
     code = in_graph(b'"expr_str": "' + size, b'"expr_str": "' + code_of(trap).encode())
     yield "code as a size", repack(program, tmp_path / "4.pt2", code), "a size is"
-    yield "no archive", tmp_path / "5.pt2", "is no .pt2 archive"
-    yield "half of one", tmp_path / "6.pt2", "is it cut short?"
+    yield "no archive", tmp_path / "5.pt2", "is not a .pt2 archive"
+    yield "half of one", tmp_path / "6.pt2", "is it truncated?"
     yield "nothing", tmp_path / "7.pt2", "There is no model called"
     yield "a directory", tmp_path, "is a directory"
 

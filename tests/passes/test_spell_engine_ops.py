@@ -193,7 +193,7 @@ def test_an_all_reduce_that_waits_becomes_a_launch_and_a_late_wait(
 
 def test_a_group_that_its_engine_does_not_have() -> None:
     known["tp:0"] = None  # type: ignore[assignment]
-    with pytest.raises(LadderError, match="cannot be written in torch's words") as caught:
+    with pytest.raises(LadderError, match="cannot be translated to torch ops") as caught:
         compiled(Net(in_torch, reduced), torch.randn(4, WIDTH))
     blockers = caught.value.blockers
     assert len(blockers) == LAYERS
@@ -218,7 +218,7 @@ def test_an_unknown_op_that_may_hide_a_sum_is_named(norm: Norm, layers: Sequence
     net = Net(in_torch)
     for i in layers:
         net.layers[i].norm = norm
-    with pytest.raises(LadderError, match="what they mean is not known") as caught:
+    with pytest.raises(LadderError, match="unknown ops may add to the residual") as caught:
         compiled(net, torch.randn(4, WIDTH))
     first = caught.value.blockers[0]
     assert "engine" in first.what and "::normed" in first.what

@@ -257,7 +257,7 @@ def test_a_plan_of_another_model_is_refused(model, plan, tmp_path):
         ladderize.compile(shallow, blocks=f"{path}:50%", lowering="eager")(**BATCHES[0])
     blocks = [{**block.model_dump(), "layer": 0} for block in plan.blocks]
     path.write_text(_changed(plan, blocks=blocks, model="another one"))
-    with pytest.raises(LadderError, match=r"is of another model \(another one\)"):
+    with pytest.raises(LadderError, match=r"was measured on another model \(another one\)"):
         ladderize.compile(copy.deepcopy(model), blocks=f"{path}:50%", lowering="eager")(
             **BATCHES[0]
         )
@@ -266,7 +266,7 @@ def test_a_plan_of_another_model_is_refused(model, plan, tmp_path):
 def test_a_mistaken_plan_is_refused_in_one_line(plan, tmp_path):
     path = tmp_path / "plan.json"
     texts = {
-        plan.model_dump_json()[:-20]: "no plan of blocks, or is cut short",
+        plan.model_dump_json()[:-20]: "not a valid plan of blocks, or is truncated",
         _changed(plan, sets=[]): "sets: List should have at least 1 item",
         _changed(plan, blocks=[], color=3): "blocks: List should .* color: Extra inputs",
         _changed(plan, staleness=2): "is of staleness 2, not 1",

@@ -107,7 +107,7 @@ def refusal(*sums, **options):
 def test_a_residual_that_the_ranks_do_not_share_is_refused(add):
     """As on rank 0 of a model that adds the residual there alone."""
     text = refusal(add)
-    assert "sum up the residual as well as the branch" in text
+    assert "sum the residual as well as the branch" in text
     assert "added before the all-reduce (" in text
     assert "x + all_reduce(h)" in text
 
@@ -121,7 +121,7 @@ def whole(x, h):
 def test_a_stream_that_is_itself_reduced_is_left_as_it_is(period):
     """The desync residual of arXiv 2501.06589: every `period`th sum is reduced, as a whole."""
     net = Net(*[whole] * (period - 1), lambda x, h: reduced(h + x / RANKS))
-    with torch.no_grad(), pytest.warns(LadderWarning, match="reduces its stream itself") as caught:
+    with torch.no_grad(), pytest.warns(LadderWarning, match="reduces the stream itself") as caught:
         compiled(net)(ids())
     (said,) = (str(w.message) for w in caught if w.category is LadderWarning)
     assert said.count("all_reduce changes the stream itself") == BLOCKS // period
@@ -157,7 +157,7 @@ def test_blocks_that_hide_nothing_read_fresh():
         warnings.simplefilter("always")
         compiled(net)(ids())
     (text,) = (str(w.message) for w in caught if w.category is LadderWarning)
-    assert "Blocks whose stale reads would hide no collective read the stream fresh" in text
+    assert "These blocks stay standard because their stale reads would hide no collective" in text
     assert "block 3: no collective is in block 2" in text
     report = ladderize.last_report()
     assert [block.is_rewired for block in report.blocks] == [False, True, True, False]

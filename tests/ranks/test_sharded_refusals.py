@@ -130,7 +130,7 @@ for case in {cases}:
 
 
 NOT_TAKEN_UP = {
-    "async": ("async_op=True hides its wait", "leave async_op out"),
+    "async": ("async_op=True hides its wait", "leave out async_op"),
     "nn": ("torch.distributed.nn.functional", "reduce_from_ranks"),
     "fsdp": ("fully_shard on a part of the model", "on the whole model only"),
 }

@@ -276,7 +276,7 @@ def test_heads_that_do_not_divide_stay_whole_and_are_all_listed(two_ranks):
     for error, texts in two_ranks.run(partly_whole):
         assert error <= 1e-4
         (text,) = texts
-        assert "Not all is divided over 2 ranks" in text
+        assert "Not everything is sharded over 2 ranks" in text
         assert text.count("3 heads") == 3
         assert text.count("branch: ") == 1
         assert text.count("bytes and") == 1

@@ -118,7 +118,7 @@ def test_what_does_not_divide_is_told_of_stale_blocks_too():
 
 def test_a_second_rewrite_says_that_it_changes_nothing():
     ladder = ladderize.rewrite(program_of("llama"))
-    with pytest.warns(LadderWarning, match="ladder already, in 5 blocks"):
+    with pytest.warns(LadderWarning, match="already a ladder, with 5 stale"):
         again, _ = ladder_program(ladder, ladderize.LadderConfig())
     assert again.describe() == "0 of 1 blocks read stale, 5 more did before"
     assert "its reads are left alone: 5 blocks" in str(ladderize.last_report())
@@ -144,7 +144,7 @@ def test_two_ranks(two_ranks: Ranks, tmp_path):
     for error, blocks, said in two_ranks.run(parallelized, path):
         assert error <= TOLERANCE
         assert blocks == ["h0", *(f"stale{i}" for i in range(5))]
-        assert len(said) == 1 and "This net is a ladder already, in 5 blocks" in said[0]
+        assert len(said) == 1 and "This model is already a ladder, with 5 stale blocks" in said[0]
 
 
 def compiled_by_hand():
@@ -165,7 +165,7 @@ def test_a_ladder_written_by_hand_and_a_mesh(two_ranks: Ranks):
     for error, all_reduces, said in two_ranks.run(compiled_by_hand):
         assert error <= TOLERANCE
         assert all_reduces == 4
-        assert len(said) == 1 and "This net is a ladder already, in 3 blocks" in said[0]
+        assert len(said) == 1 and "This model is already a ladder, with 3 stale blocks" in said[0]
 
 
 def test_from_the_command_line(tmp_path):

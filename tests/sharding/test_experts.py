@@ -16,7 +16,7 @@ from ladderize.frontends.sharded.localize import explain_local
 from ladderize.sharding.placement import Replicate, take_local
 from ladderize.testing import eager_ladder
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not all is divided")
+pytestmark = pytest.mark.filterwarnings("ignore:Not everything is sharded")
 IDS = torch.arange(12).view(2, 6) * 5 % 64
 STACKS = ("gate_up_proj", "down_proj")
 DYNAMIC = ("grouped_mm", True)

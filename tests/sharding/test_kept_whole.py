@@ -50,7 +50,7 @@ def test_it_is_said_once() -> None:
         warnings.simplefilter("error")
         refuse_undivided(plan)
     forget_warnings()
-    with pytest.warns(LadderWarning, match="Not all is divided"):
+    with pytest.warns(LadderWarning, match="Not everything is sharded"):
         refuse_undivided(plan)
 
 

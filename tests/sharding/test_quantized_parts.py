@@ -68,7 +68,7 @@ def test_a_weight_that_is_computed_is_named_with_the_op_and_its_bytes():
     model = Residual(3, 16)
     layer = model.layers[1]
     layer.up, layer.down = ScaledLinear(16), ScaledLinear(16)
-    with pytest.warns(LadderWarning, match="Not all is divided"):
+    with pytest.warns(LadderWarning, match="Not everything is sharded"):
         lines = ladderize.plan_parallel(model, 2, (torch.zeros(2, 16),)).lines
     (said,) = (line for line in lines if line.startswith("kept whole"))
     held = "layers.1.up.gain, layers.1.up.weight"

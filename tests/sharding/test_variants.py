@@ -123,7 +123,7 @@ def test_blocks_in_no_list_make_layers_of_two():
 
 def test_layers_of_one_branch_stay_as_they_are():
     net, x = FormsNet(TogetherLayer), _input()
-    with pytest.warns(LadderWarning, match="have one branch each, and stay as they are"):
+    with pytest.warns(LadderWarning, match="have one branch each and stay unchanged"):
         rewritten = ladderize.rewrite(_exported(net), variant="parallel")
     torch.testing.assert_close(rewritten.module()(x), net(x))
 
@@ -185,12 +185,12 @@ def test_a_stream_that_is_returned_is_refused():
             x = first + self.layers[0].branches[1](first)
             return x, first
 
-    with pytest.raises(LadderError, match="is returned, and differs from rank to rank"):
+    with pytest.raises(LadderError, match="is returned, and differs between ranks"):
         ShardedProgram(_exported(Returns()), RANKS, variant="desync:2")
 
 
 def test_one_device_has_one_stream():
-    with pytest.raises(LadderError, match="needs ranks, each of which has a stream of its own"):
+    with pytest.raises(LadderError, match="needs several ranks, each with its own stream"):
         ladderize.rewrite(_exported(FormsNet()), variant="desync:2")
     with pytest.raises(LadderError, match="no reference of a desync residual"):
         ladderize.verify(_exported(FormsNet()), _exported(FormsNet()), variant="desync:2")

@@ -151,7 +151,7 @@ class Gate(nn.Module):
 
 def test_a_mixing_op_ahead_of_the_next_anchor_is_refused():
     net = Layers(Mixture(16), Dense(16, 24), between=Gate())
-    with pytest.raises(LadderError, match=r"cannot be computed without[^\0]*linear mixes"):
+    with pytest.raises(LadderError, match=r"cannot be applied without[^\0]*linear mixes"):
         ladderize.compile(net, connectivity="farskip", lowering="eager", expect_blocks=2)(X)
 
 

@@ -111,7 +111,7 @@ def test_a_ladder_of_them_is_left_alone(form: Form, x: Tensor) -> None:
     net = Net(form).double()
     with torch.no_grad():
         gm = make_fx(lambda x: net(x, staleness=1))(x)
-        with pytest.warns(LadderWarning, match=f"ladder already, in {LAYERS - 1} blocks"):
+        with pytest.warns(LadderWarning, match=f"with {LAYERS - 1} stale blocks"):
             assert_close(rewrite(gm, (x,), expect_blocks=LAYERS)(x), net(x, staleness=1))
 
 
@@ -120,7 +120,7 @@ def test_a_ladder_two_blocks_stale_is_left_alone(form: str, x: Tensor) -> None:
     net = Net(FORMS[form], has_mlp=True).double()
     with torch.no_grad():
         gm = make_fx(lambda x: net(x, staleness=2))(x)
-        with pytest.warns(LadderWarning, match=f"ladder already, in {2 * LAYERS - 1} blocks"):
+        with pytest.warns(LadderWarning, match=f"with {2 * LAYERS - 1} stale blocks"):
             assert_close(rewrite(gm, (x,), expect_blocks=2 * LAYERS)(x), net(x, staleness=2))
 
 

@@ -60,9 +60,9 @@ def weighted_dense(parts, x):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (reversible, "second residual stream, as in a reversible net"),
-        (reversible_from_one_value, "second residual stream, as in a reversible net"),
-        (highway, "as in a highway net"),
+        (reversible, "second residual stream, as in a reversible network"),
+        (reversible_from_one_value, "second residual stream, as in a reversible network"),
+        (highway, "as in a highway network"),
         (hyper_connections, "hyper-connections"),
         (separate_hyper_connections, "hyper-connections"),
         (weighted_dense, "dense connection"),
@@ -143,7 +143,7 @@ def test_a_ladder_is_left_alone_and_named(staleness, chosen):
         def forward(self, x):
             return self.net.ladder(x, chosen, staleness)
 
-    with pytest.warns(LadderWarning, match="is a ladder already") as caught:
+    with pytest.warns(LadderWarning, match="is already a ladder") as caught:
         out = compiled(HandWritten())(x)
     assert "graphs.py" in str(caught[0].message), "the stale blocks are named"
     torch.testing.assert_close(out, model.ladder(x, chosen, staleness), rtol=0, atol=0)
@@ -151,9 +151,9 @@ def test_a_ladder_is_left_alone_and_named(staleness, chosen):
 
 @pytest.mark.parametrize("options", [{"blocks": [0, 1]}, {"layers": "last:1"}])
 def test_a_choice_without_the_blocks_of_a_ladder_is_refused(options):
-    with pytest.raises(LadderError, match="read stale already, and not as the options") as caught:
+    with pytest.raises(LadderError, match="already read stale, but not as the options") as caught:
         compiled(Residual(4).ladder, **options)(torch.randn(3, 8))
-    assert "block 2 reads 1 block earlier already and is not chosen (" in str(caught.value)
+    assert "block 2 already reads 1 block earlier and is not chosen (" in str(caught.value)
     assert "graphs.py:" in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_a_token_shift_is_no_stale_sum(x):
 
 def test_expect_blocks_counts_those_of_a_ladder_too():
     model, x = Residual(4), torch.randn(3, 8)
-    with pytest.warns(LadderWarning, match="is a ladder already"):
+    with pytest.warns(LadderWarning, match="is already a ladder"):
         compiled(model.ladder, expect_blocks=4)(x)
     torch._dynamo.reset()
     with pytest.raises(LadderError, match="5 blocks were expected, 4 were found"):

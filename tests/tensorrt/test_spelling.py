@@ -176,7 +176,7 @@ def test_a_converter_that_cannot_be_asked(check):
     report = check(lambda x: (aten.sort(x * 2)[0] + 1,), torch.randn(4, 4))
     (left,) = report.left
     assert left.op == "aten.sort.default"
-    assert left.why == "its converter cannot be asked: IndexError: tuple index out of range"
+    assert left.why == "its converter's validator fails: IndexError: tuple index out of range"
 
 
 def test_sizes_are_read_off_tensors_or_are_inputs(monkeypatch):

@@ -196,7 +196,7 @@ def test_configurations_that_are_none(tmp_path):
         assert done.exit_code == 1, content
         assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     path.write_text('{"model_type": "vit"}')
-    assert "does not say which model it is of" in run("explain", f"hf:{path}").stderr
+    assert "does not name a model class" in run("explain", f"hf:{path}").stderr
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     path.write_text(json.dumps(LLAMA))
     done = run("rewrite", f"hf:{tmp_path}", "--out", tmp_path / "out.pt2")

@@ -147,10 +147,10 @@ def test_kernels_of_a_device(synthetic_cuda_trace):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no trace, or is cut short"),
-        (b'{"traceEvents": [', "no trace, or is cut short"),
-        (b"\xff\xfe\x00", "no trace, or is cut short"),
-        (gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9], "no trace, or is cut short"),
+        (b"", "not a valid trace, or is truncated"),
+        (b'{"traceEvents": [', "not a valid trace, or is truncated"),
+        (b"\xff\xfe\x00", "not a valid trace, or is truncated"),
+        (gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9], "not a valid trace, or is truncated"),
         (b"\x1f\x8bnot zipped", "cannot be read"),
         (b"7", "has no list of traceEvents"),
         (b'{"traceEvents": 7}', "has no list of traceEvents"),

@@ -149,7 +149,7 @@ def is_a_ladder_afterwards(family: Family) -> None:
         with pytest.raises(LadderError, match="Need at least two consecutive blocks"):
             ladder_program(ladder, LadderConfig())
         return
-    with pytest.warns(LadderWarning, match="is a ladder already"):
+    with pytest.warns(LadderWarning, match="is already a ladder"):
         again, _ = ladder_program(ladder, LadderConfig())
     assert not any(again.chosen)
 

@@ -9,7 +9,7 @@ from zoo.recurrent import RECURRENT
 
 
 @pytest.mark.parametrize(("family", "check"), cases([*DECODERS, *RECURRENT]))
-@pytest.mark.filterwarnings("ignore:Not all is divided")
+@pytest.mark.filterwarnings("ignore:Not everything is sharded")
 @pytest.mark.usefixtures("no_fused_layers")
 def test_family(family: Family, check: Check) -> None:
     check(family)

@@ -71,7 +71,7 @@ def test_part_of_the_blocks_two_blocks_stale(family: Family) -> None:
     "family",
     rows([f for f in FAMILIES if f.name not in UNEXPORTED | NOT_BY_DYNAMO], STRICT),
 )
-@pytest.mark.filterwarnings("ignore:Not all is divided")
+@pytest.mark.filterwarnings("ignore:Not everything is sharded")
 @pytest.mark.usefixtures("no_fused_layers")
 def test_the_strictly_exported_program(family: Family) -> None:
     """Rewritten and over two ranks it has the values of the eager ladder."""

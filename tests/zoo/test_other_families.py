@@ -18,7 +18,7 @@ from zoo.vision import VISION
     ("family", "check"),
     cases([*ENCODERS, *ENCODER_DECODERS, *VISION, *MODALITIES, *HANDWRITTEN]),
 )
-@pytest.mark.filterwarnings("ignore:Not all is divided")
+@pytest.mark.filterwarnings("ignore:Not everything is sharded")
 @pytest.mark.usefixtures("no_fused_layers")
 def test_family(family: Family, check: Check) -> None:
     check(family)

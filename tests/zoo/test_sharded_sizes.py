@@ -13,7 +13,7 @@ from zoo.programs import traced
 from zoo.sharded import check_over
 from zoo.table import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore:Not all is divided")
+pytestmark = pytest.mark.filterwarnings("ignore:Not everything is sharded")
 NAMED = {family.name: family for family in FAMILIES}
 
 

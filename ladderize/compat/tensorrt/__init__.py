@@ -1,4 +1,4 @@
-"""Torch-TensorRT and TensorRT: imported when asked for, never before.
+"""Torch-TensorRT and TensorRT, imported on first use.
 
 Seen in torch-tensorrt-rtx 2.13.0 with TensorRT-RTX 1.5.0.114.
 """

@@ -1,4 +1,4 @@
-"""Torch-TensorRT's decompositions, passes and partitioner, without what changes values."""
+"""Torch-TensorRT's decompositions, passes and partitioner, without those that change values."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ NO_CONVERTER = "Torch-TensorRT does not convert it"
 
 
 def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:
-    """Torch-TensorRT's own, but for some.
+    """Torch-TensorRT's decompositions, with exceptions.
 
-    Attention stays whole. Scatters would be unrolled over each row of their source. Empty tensors
-    would be made on the current GPU, wherever the graph wants them. An alias that is its own input
-    cannot be traced (torch 2.13).
+    Attention stays whole. Scatters would be unrolled over the rows of their source. Empty tensors
+    would be created on the current GPU instead of the device in the graph. An alias that returns
+    its input cannot be traced (torch 2.13).
     """
     tensorrt()
     from torch_tensorrt.dynamo.lowering import _decompositions as theirs
@@ -33,10 +33,10 @@ def tensorrt_decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def tensorrt_passes() -> tuple[Callable[..., GraphModule], ...]:
-    """Those of Torch-TensorRT's passes on ATen that keep values.
+    """Torch-TensorRT's ATen passes that preserve values.
 
-    Without `force_causal_efficient_attention`, which takes any mask for a causal one;
-    `replace_fused_rms_norm`, which takes a missing epsilon for 1e-5; and `constant_fold`.
+    Excluded are `force_causal_efficient_attention`, which treats every mask as causal;
+    `replace_fused_rms_norm`, which treats a missing epsilon as 1e-5; and `constant_fold`.
     """
     tensorrt()
     from torch_tensorrt.dynamo.lowering.passes import _aten_lowering_pass as theirs
@@ -58,8 +58,8 @@ def split_by_support(
 ) -> tuple[GraphModule, dict[Node, str]]:
     """Split `gm` by Torch-TensorRT's partitioner into submodules `_run_on_acc…` and others.
 
-    `refuse` says why a node must not be converted, "" if it may. Returns the reasons as well, for
-    each node that TensorRT does not run.
+    `refuse` returns why a node must not be converted, or "". Also returns the reason for each node
+    that TensorRT does not run.
     """
     compilation = compilation_settings(settings)
     from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS
@@ -75,8 +75,8 @@ def split_by_support(
             reason, is_supported = refuse(node), False
             try:
                 is_supported = not reason and super().is_node_supported(submodules, node)
-            except Exception as error:  # validators stumble over arguments that are left out
-                reason = f"its converter cannot be asked: {type(error).__name__}: {error}"
+            except Exception as error:  # validators fail on omitted arguments
+                reason = f"its converter's validator fails: {type(error).__name__}: {error}"
             if node.op == "call_function" and not is_supported:
                 reasons[node] = reason or NO_CONVERTER
             return bool(is_supported)

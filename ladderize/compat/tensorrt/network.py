@@ -1,6 +1,6 @@
-"""From a part of a graph to a TensorRT network, by Torch-TensorRT's interpreter.
+"""Convert a part of a graph to a TensorRT network with Torch-TensorRT's interpreter.
 
-In: a graph module, what is known of its inputs, values for its weights. Out: a `Network`.
+In: a graph module, specifications of its inputs, values of its weights. Out: a `Network`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from ladderize.compat.tensorrt.settings import BuildSettings, compilation_settin
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of an engine: least, usual and most size of each dim.
+    """An input of an engine, with the minimum, usual and maximum size of each dim.
 
-    Of a whole number that sizes depend on (`is_size`) the sizes are its own values.
+    For an integer input that sizes depend on (`is_size`), they bound its value instead.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Network:
     """A TensorRT network before it is built.
 
     Attributes:
-        interpreter: Torch-TensorRT's, which owns the network and the memory that it points to.
-        recorder: keeps what TensorRT reports.
-        inputs, outputs: names of its bindings in the order of the part's.
+        interpreter: Torch-TensorRT interpreter, which owns the network and its memory.
+        recorder: recorder of TensorRT's error reports.
+        inputs, outputs: names of the bindings, in the order of the part's inputs and outputs.
     """
 
     interpreter: Any
@@ -53,10 +53,10 @@ class Network:
 
 
 class ConversionFailed(Exception):
-    """A converter raised; `node` is what it was to convert."""
+    """A converter raised an error while converting `node`."""
 
     def __init__(self, node: Node | None, cause: BaseException, reported: Sequence[str]) -> None:
-        said = str(cause).partition("\n")[0]  # fx appends a trace of its own
+        said = str(cause).partition("\n")[0]  # fx appends its own trace
         super().__init__("; ".join([f"{type(cause).__name__}: {said}", *reported]))
         self.node = node
 
@@ -67,10 +67,10 @@ def convert(
     weights: Mapping[str, torch.Tensor],
     settings: BuildSettings,
 ) -> Network:
-    """The network of `part`; `weights` gives each weight among its placeholders a value.
+    """Convert `part` to a network; `weights` holds the values of weights among its placeholders.
 
     Raises:
-        ConversionFailed: whatever a converter raises.
+        ConversionFailed: a converter raised an error.
     """
     compilation = compilation_settings(settings)
     from torch_tensorrt import Input
@@ -100,13 +100,13 @@ def convert(
     interpreter.builder.error_recorder = interpreter.ctx.net.error_recorder = recorder
     try:
         interpreter._construct_trt_network_def()
-    except Exception as error:  # converters raise whatever they stumble over
+    except Exception as error:  # converters raise errors of any class
         raise ConversionFailed(interpreter._cur_node, error, recorder.errors) from error
     names = interpreter._input_names, interpreter._output_names
     return Network(interpreter, recorder, *map(tuple, names))
 
 
-# Torch-TensorRT counts in 32 bits in places; what leaves an engine has the graph's dtype.
+# Torch-TensorRT computes some int64 values in 32 bits; outputs have the dtype of the graph.
 _WHOLE = (torch.int32, torch.int64)
 
 
@@ -117,7 +117,7 @@ def _interpreter_class() -> Any:
     from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
 
     class Interpreter(TRTInterpreter):  # type: ignore[misc]  # no types
-        """Weights become constants that bear their names, which no converter can transform."""
+        """An interpreter that makes weights named constants, which converters cannot transform."""
 
         weights: Mapping[str, torch.Tensor]
 
@@ -133,17 +133,17 @@ def _interpreter_class() -> Any:
             return layer.get_output(0)
 
         def run_node(self, n: Node) -> Any:
-            """Converters that leave a dtype out, as that of `arange` does, compute other values."""
+            """Check the dtype: converters that ignore it, like `arange`'s, compute other values."""
             made, expected = super().run_node(n), n.meta.get("val")
             if isinstance(made, trt.ITensor) and isinstance(expected, torch.Tensor):
                 given = dtype._from(made.dtype).to(torch.dtype)
                 are_whole = given in _WHOLE and expected.dtype in _WHOLE
                 if given != expected.dtype and not are_whole:
-                    raise TypeError(f"its converter makes {given} of it, not {expected.dtype}")
+                    raise TypeError(f"its converter returns {given}, not {expected.dtype}")
             return made
 
         def output(self, target: str, args: Any, kwargs: Any) -> Any:
-            """Theirs leaves out a tensor that it met before: the outputs after it would shift."""
+            """Copy repeated outputs. The base class drops them, which shifts later outputs."""
             given = args[0] if isinstance(args[0], (tuple, list)) else (args[0],)
             net = self.ctx.net
             met = [net.get_input(index) for index in range(net.num_inputs)]

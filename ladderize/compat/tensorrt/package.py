@@ -1,4 +1,4 @@
-"""Which TensorRT is installed, and what it builds for."""
+"""The installed TensorRT package, and the GPUs that it builds for."""
 
 from types import ModuleType
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def tensorrt() -> ModuleType:
-    """The package that the installed Torch-TensorRT was made for: `tensorrt` or `tensorrt_rtx`."""
+    """The package that the installed Torch-TensorRT uses: `tensorrt` or `tensorrt_rtx`."""
     import torch_tensorrt  # noqa: F401  # first: it gives TensorRT-RTX the name `tensorrt`
 
     import tensorrt  # isort: skip
@@ -16,7 +16,7 @@ def tensorrt() -> ModuleType:
 
 
 def is_tensorrt_rtx() -> bool:
-    """Whether it is TensorRT-RTX, which builds for GPUs that are not here."""
+    """Whether it is TensorRT-RTX, which can build for GPUs that are not present."""
     tensorrt()
     from torch_tensorrt._features import ENABLED_FEATURES
 
@@ -24,7 +24,7 @@ def is_tensorrt_rtx() -> bool:
 
 
 def tensorrt_versions() -> tuple[str, ...]:
-    """What a plan depends on, besides its graph: TensorRT's is for one model of GPU, too."""
+    """The versions that a plan depends on; for TensorRT also the GPU's name."""
     package = tensorrt()
     import torch_tensorrt
 
@@ -39,13 +39,13 @@ def tensorrt_versions() -> tuple[str, ...]:
 
 
 def compute_capability(target: tuple[int, int]) -> Any:
-    """TensorRT-RTX's name for a compute capability, None if it does not build for it."""
+    """TensorRT-RTX's value for a compute capability; None if it is not supported."""
     trt: Any = tensorrt()
     return getattr(trt.ComputeCapability, f"SM{target[0]}{target[1]}", None)
 
 
 def supported_targets() -> list[tuple[int, int]]:
-    """Compute capabilities that TensorRT-RTX builds for."""
+    """The compute capabilities that TensorRT-RTX builds for."""
     trt: Any = tensorrt()
     names = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     return sorted((int(name[2:-1]), int(name[-1])) for name in names)

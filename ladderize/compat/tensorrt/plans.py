@@ -1,4 +1,4 @@
-"""From a network to the bytes of a plan, without a GPU where TensorRT can."""
+"""Build the bytes of a plan from a network, without a GPU if TensorRT supports it."""
 
 from collections.abc import Collection
 from typing import Any
@@ -9,16 +9,16 @@ from ladderize.compat.tensorrt.settings import BuildSettings
 
 
 class BuildFailed(Exception):
-    """TensorRT built no engine; the text is what it reported."""
+    """TensorRT could not build an engine; the text is its report."""
 
 
 def build_plan(network: Network, settings: BuildSettings, weights: Collection[str]) -> bytes:
-    """The serialized engine, refittable in exactly `weights`.
+    """Build the serialized engine, with exactly `weights` refittable.
 
-    Not by `interpreter.run()`, which deserializes the engine and so needs a GPU.
+    This does not use `interpreter.run()`, which deserializes the engine and so needs a GPU.
 
     Raises:
-        BuildFailed: with TensorRT's own words.
+        BuildFailed: TensorRT could not build it; the text is its report.
     """
     trt: Any = tensorrt()
     interpreter = network.interpreter

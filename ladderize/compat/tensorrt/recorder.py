@@ -1,4 +1,4 @@
-"""What TensorRT reports while it is used, besides the log that it writes."""
+"""A recorder of TensorRT's error reports, in addition to its log."""
 
 from functools import cache
 from typing import Any
@@ -7,7 +7,7 @@ from ladderize.compat.tensorrt.package import tensorrt
 
 
 def new_recorder() -> Any:
-    """An `IErrorRecorder` that keeps the texts in `errors`."""
+    """An `IErrorRecorder` that stores the texts in `errors`."""
     return _recorder_class()()
 
 

@@ -1,4 +1,4 @@
-"""Plans on the device: loading them, giving them weights. Not run yet: both take a GPU."""
+"""Load plans onto the device and refit their weights. Never run so far: both need a GPU."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from ladderize.compat.tensorrt.package import tensorrt
 
 
 def deserialize(engine: bytes) -> Any:
-    """An `ICudaEngine` on the current device; None if TensorRT refuses the plan."""
+    """Load an `ICudaEngine` onto the current device; None if TensorRT rejects the plan."""
     trt: Any = tensorrt()
     from torch_tensorrt.logging import TRT_LOGGER
 
@@ -17,9 +17,9 @@ def deserialize(engine: bytes) -> Any:
 
 
 def refit(engine: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Give an `ICudaEngine` its weights; returns the names of those that are still missing.
+    """Set the weights of an `ICudaEngine`; returns the names of those still missing.
 
-    The tensors are read where they are, on the host or on the device.
+    Tensors may be on the host or on the device.
     """
     trt: Any = tensorrt()
     from torch_tensorrt._enums import dtype
@@ -37,7 +37,7 @@ def refit(engine: Any, weights: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def torch_dtype(kind: Any) -> torch.dtype:
-    """A TensorRT dtype as torch names it."""
+    """The torch dtype of a TensorRT dtype."""
     from torch_tensorrt._enums import dtype
 
     found: torch.dtype = dtype._from(kind).to(torch.dtype)

@@ -1,4 +1,4 @@
-"""What Torch-TensorRT is told, and what is fixed for it here."""
+"""Settings of Torch-TensorRT and its builder: variable ones, and those fixed here."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from ladderize.compat.tensorrt.package import tensorrt
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What Torch-TensorRT and the builder are told; all else is fixed here."""
+    """The variable settings of Torch-TensorRT and the builder."""
 
     optimization_level: int | None = None
     workspace: int = 0
@@ -26,8 +26,8 @@ def compilation_settings(settings: BuildSettings) -> Any:
         optimization_level=settings.optimization_level,
         disable_tf32=not settings.allow_tf32,
         truncate_double=False,
-        attn_bias_is_causal=False,  # theirs is True: any mask would be replaced by a causal one
+        attn_bias_is_causal=False,  # the default, True, replaces any mask by a causal one
         fallback_data_dependent_ops=True,
         enable_autocast=False,
-        immutable_weights=True,  # of their flags: `build_plan` marks weights one by one
+        immutable_weights=True,  # `build_plan` marks refittable weights itself
     )

@@ -1,8 +1,8 @@
-"""What a step runs on, as data: devices, links between ranks, and what is reached of them.
+"""Hardware as data: devices, links between ranks, and the fractions of peak rates reached.
 
-links.toml ── link.py: Link, seconds of a collective of so many bytes ──┐
-devices.toml ── Device, what a data sheet promises ─────────────────────┼── machine.py: Hardware
-calibrated.toml ── calibrated.py: Calibration, what is reached of it ───┘
+links.toml ── link.py: Link, seconds of a collective by its bytes ──────┐
+devices.toml ── Device, peak rates from data sheets ────────────────────┼── machine.py: Hardware
+calibrated.toml ── calibrated.py: Calibration, fractions of them reached ┘
 """
 
 from ladderize.config.hardware.calibrated import (

@@ -1,6 +1,6 @@
-"""What is reached of what hardware can do: the fitted numbers (calibrated.toml).
+"""Fractions of the hardware's peak rates that are reached, fitted (calibrated.toml).
 
-latency of an all-reduce over n ranks = step * log2(n)      as by trees, for short messages
+latency of an all-reduce over n ranks = step * log2(n)      a tree, for short messages
 """
 
 import math
@@ -12,16 +12,16 @@ from ladderize.config.hardware.link import Link, read_table
 
 @dataclass(frozen=True)
 class Calibration:
-    """The six numbers that were fitted, all of them above 0.
+    """The six fitted numbers, all above 0.
 
     Attributes:
         memory: fraction of a device's memory bandwidth that is reached.
-        flops: fraction of its FLOPs per second.
-        launch: seconds of a block beside them, whatever it computes: kernels that wait for each
-            other, norms, what CUDA graphs leave of launches.
-        contention: fraction of the rate of compute that a communication at the same time takes.
+        flops: fraction of its FLOPs per second that is reached.
+        launch: fixed overhead of a block in seconds: dependent kernels, norms, and the launch
+            overhead that remains under CUDA graphs.
+        contention: fraction of the compute rate lost while communication runs.
         nvlink: seconds of one step of an all-reduce.
-        nop2p: the same where ranks cannot reach each other's memory (NCCL_P2P_DISABLE=1).
+        nop2p: seconds of one step without peer-to-peer access (NCCL_P2P_DISABLE=1).
     """
 
     memory: float
@@ -40,13 +40,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far the fitted planner is off its table: means of |predicted / measured - 1|.
+    """Errors of the fitted planner on its table: means of |predicted / measured - 1|.
 
     Attributes:
-        ratio: of ladder / standard and parallel / standard.
-        worst_ratio: the largest of them.
-        left_out_ratio: the mean for rows that were left out of the fit, one by one.
-        speed: of tokens/s.
+        ratio: error of ladder / standard and parallel / standard.
+        worst_ratio: largest error of these ratios.
+        left_out_ratio: error of these ratios for rows left out of the fit, one at a time.
+        speed: error of tokens/s.
     """
 
     ratio: float

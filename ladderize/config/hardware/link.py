@@ -1,8 +1,8 @@
-"""A link between ranks: how long a collective takes on it, in the alpha-beta model.
+"""A link between ranks: the time of a collective in the alpha-beta model.
 
-seconds = latency + share * bytes / bandwidth      share: 2 (n - 1) / n of an all-reduce,
-                                                   (n - 1) / n of a reduce-scatter, an all-gather,
-                                                   an all-to-all; 1 of a broadcast, a message
+seconds = latency + share * bytes / bandwidth      share: 2 (n - 1) / n for an all-reduce,
+                                                   (n - 1) / n for a reduce-scatter, all-gather
+                                                   or all-to-all; 1 for a broadcast or a message
 """
 
 import tomllib
@@ -14,22 +14,22 @@ from typing import Any
 
 from ladderize.errors import LadderError
 
-# How often the bytes of the whole tensor cross the link of a rank, over (n - 1) / n.
+# Times that the whole tensor crosses a rank's link, divided by (n - 1) / n.
 _CROSSINGS = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1}
-# All of the bytes cross the link of a rank once, however many ranks there are.
+# The whole tensor crosses a rank's link once, for any number of ranks.
 _SENT_WHOLE = frozenset({"broadcast", "p2p"})
 
 
 @dataclass(frozen=True)
 class Link:
-    """How ranks are connected.
+    """The connection between ranks.
 
     Attributes:
-        name: as in `links.toml`.
-        ranks: that share it.
-        latency: alpha, seconds of a collective of nothing.
+        name: name in `links.toml`.
+        ranks: number of ranks.
+        latency: alpha, seconds of an empty collective.
         bandwidth: beta, bytes per second that a rank sends.
-        source: where the numbers are from.
+        source: reference for the numbers.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Link:
             )
 
     def seconds(self, num_bytes: float, op: str = "all_reduce") -> float:
-        """Of a collective over all ranks, by rings (Thakur et al., 2005).
+        """Seconds of a ring collective over all ranks (Thakur et al., 2005).
 
         Args:
-            num_bytes: of the whole tensor: what an all-reduce returns, what a reduce-scatter is
-                given, what an all-gather returns. Of an all-to-all what a rank is given; with
-                unequal splits of the one that sends most.
+            num_bytes: bytes of the whole tensor: the output of an all-reduce or all-gather, the
+                input of a reduce-scatter. For an all-to-all, the input of one rank; with unequal
+                splits, of the rank that sends the most.
             op: "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast" or "p2p".
         """
         return self.latency + self.bytes_sent(num_bytes, op) / self.bandwidth
@@ -71,14 +71,14 @@ class Link:
 
 @cache
 def read_table(name: str) -> dict[str, dict[str, Any]]:
-    """A `.toml` file beside this module."""
+    """A `.toml` file next to this module."""
     file = resources.files("ladderize.config.hardware").joinpath(f"{name}.toml")
     return tomllib.loads(file.read_text("utf-8"))
 
 
 @cache
 def known_links() -> dict[str, Link]:
-    """Those of `links.toml` by name."""
+    """The links of `links.toml` by name."""
     return {name: Link(name, **fields) for name, fields in read_table("links").items()}
 
 
@@ -86,7 +86,7 @@ def link_of(name: str) -> Link:
     """The link called `name`.
 
     Raises:
-        LadderError: there is none; the known names are listed.
+        LadderError: no such link; the known names are listed.
     """
     if name not in known_links():
         raise LadderError(f"There is no link called {name!r}.", cure=", ".join(known_links()))

@@ -1,7 +1,7 @@
-"""What a step runs on: devices and the link between them, by numbers or by a name.
+"""The devices of a step and the link between them, given by numbers or by name.
 
-h100x8-nvlink   8 devices of devices.toml, a link of calibrated.toml or links.toml, and what is
-                reached of both by calibrated.toml
+h100x8-nvlink   8 devices from devices.toml, a link from calibrated.toml or links.toml, scaled by
+                the fractions in calibrated.toml
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ class Device:
     """One accelerator.
 
     Attributes:
-        name: as in `devices.toml`.
-        flops: per second at most, dense, in float16 or bfloat16.
-        memory: bytes per second at most.
+        name: name in `devices.toml`.
+        flops: peak dense FLOPs per second in float16 or bfloat16.
+        memory: peak memory bandwidth, bytes per second.
         capacity: bytes of memory.
-        source: where the numbers are from.
+        source: reference for the numbers.
     """
 
     name: str
@@ -36,22 +36,22 @@ class Device:
 
 @cache
 def known_devices() -> dict[str, Device]:
-    """Those of `devices.toml` by name."""
+    """The devices of `devices.toml` by name."""
     return {name: Device(name, **fields) for name, fields in read_table("devices").items()}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Ranks that are all alike, and their link.
+    """Identical ranks and the link between them.
 
     Attributes:
-        link: between the ranks, over which each branch is divided evenly.
+        link: link between the ranks; each branch is divided evenly over them.
         flops: FLOPs per second that one rank reaches.
-        memory: bytes per second that it reaches when it reads weights or a KV cache.
-        launch: seconds of a block, whatever it computes.
-        contention: fraction of its rate of computing that a communication at the same time takes.
-        name: as `hardware_of` knows it, "" for others.
-        capacity: bytes of memory of one rank, None where nobody said.
+        memory: bytes per second that one rank reaches reading weights or a KV cache.
+        launch: fixed overhead of a block in seconds.
+        contention: fraction of the compute rate lost while communication runs.
+        name: name for `hardware_of`; "" if it has none.
+        capacity: bytes of memory of one rank; None if unknown.
     """
 
     link: Link
@@ -75,14 +75,14 @@ class Hardware:
         return self.link.ranks
 
     def compute_seconds(self, flops: float, num_bytes: float, ranks: int = 1) -> float:
-        """Of a block that is divided over `ranks`: the larger of computing and reading."""
+        """Seconds of a block divided over `ranks`: overhead, plus compute or reads if longer."""
         return self.launch + max(flops / self.flops, num_bytes / self.memory) / ranks
 
     def reduce_seconds(self, num_bytes: float) -> float:
         return self.link.seconds(num_bytes) if self.ranks > 1 else 0.0
 
     def exchange_seconds(self, num_bytes: float) -> float:
-        """Of an all-to-all to which a rank gives `num_bytes`."""
+        """Seconds of an all-to-all with `num_bytes` of input on each rank."""
         return self.link.seconds(num_bytes, "all_to_all") if self.ranks > 1 else 0.0
 
     def __str__(self) -> str:
@@ -98,8 +98,8 @@ def hardware_of(name: str, fitted: Calibration | None = None) -> Hardware:
     """The hardware called `name`, as in `h100x8-nvlink`.
 
     Args:
-        name: a device, the number of ranks and a link.
-        fitted: other numbers than those that ladderize ships with.
+        name: device, number of ranks and link.
+        fitted: replaces the calibration that ladderize ships with.
 
     Raises:
         LadderError: no such device or link; the known ones are listed.
@@ -129,13 +129,13 @@ def hardware_of(name: str, fitted: Calibration | None = None) -> Hardware:
 
 
 def link_kinds() -> tuple[str, ...]:
-    """The links that a name of hardware can end in."""
+    """The link names that a hardware name can end in."""
     nominal = (re.sub(r"-\d+$", "", name) for name in known_links())
     return tuple(dict.fromkeys([*calibrated_links(), *nominal]))
 
 
 def _link(kind: str, ranks: int, fitted: Calibration) -> Link | None:
-    """Of one kind the calibrated link, or else that of `links.toml` with the nearest ranks."""
+    """The calibrated link `kind`, else the one of `links.toml` with the nearest rank count."""
     if kind in calibrated_links():
         return fitted.link(kind, ranks)
     alike = [link for link in known_links().values() if re.sub(r"-\d+$", "", link.name) == kind]

@@ -1,1 +1,1 @@
-"""A checkpoint says in its config.json that it is a ladder: read, noted, and written."""
+"""The ladder entry in a checkpoint's config.json: reading, tracking and writing it."""

@@ -1,4 +1,4 @@
-"""The configurations of transformers' models in local folders, and the classes that they are of.
+"""Configurations of transformers models in local folders, and their model classes.
 
 config.json ── architectures[0], or the causal LM of its model_type ── class
 """
@@ -17,10 +17,10 @@ PAPERS_MODEL = "llamaLadder"
 
 
 def read_config(path: Path) -> Any:
-    """The configuration in a file, or in a folder's `config.json`.
+    """Read the configuration in a file, or in a folder's `config.json`.
 
     Raises:
-        LadderError: it is not there, or not one.
+        LadderError: the file does not exist or is not a configuration.
     """
     if find_spec("transformers") is None:
         raise LadderError(f"{path} needs transformers.", cure="pip install 'ladderize[demo]'")
@@ -32,7 +32,7 @@ def read_config(path: Path) -> Any:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as is transformers
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        # trust_remote_code=None would ask on a terminal whether to run the folder's code.
+        # trust_remote_code=None would ask on the terminal whether to run the folder's code.
         kind = LlamaConfig if _is_papers(path) else AutoConfig
         return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -43,9 +43,9 @@ def read_config(path: Path) -> Any:
 
 
 def _is_papers(path: Path) -> bool:
-    """Whether it is of the class that the paper's authors published, `LlamaLadderForCausalLM`.
+    """Whether the model class is `LlamaLadderForCausalLM`, published by the paper's authors.
 
-    It is Llama, with Llama's names of weights and `ladder_layers`. transformers does not know it.
+    This is Llama, with the same weight names, and `ladder_layers`. transformers does not know it.
     """
     file = path / "config.json" if path.is_dir() else path
     data = read_json(file, "configuration") if file.is_file() else None
@@ -53,10 +53,10 @@ def _is_papers(path: Path) -> bool:
 
 
 def model_class(config: Any) -> Any:
-    """The class that a configuration names, or else the causal LM of its kind.
+    """The class that a configuration names, or else the causal LM of its model type.
 
     Raises:
-        LadderError: it names none that transformers knows.
+        LadderError: transformers knows neither.
     """
     import transformers
 
@@ -67,24 +67,26 @@ def model_class(config: Any) -> Any:
     if type(config) in known:
         return known[type(config)]
     raise LadderError(
-        f"This configuration of {config.model_type} does not say which model it is of.",
+        f"This {config.model_type} configuration does not name a model class.",
         cure='name the class in it: "architectures": ["BertForMaskedLM"]',
     )
 
 
 def new_model(config: Any, dtype: torch.dtype | None = None) -> Any:
-    """The model of `config` in eval mode, its weights as they are initialized.
+    """Build the model of `config` in eval mode, with initialized weights.
 
     Args:
-        config: of transformers.
-        dtype: of the weights; None: the one that `config` names.
+        config: transformers configuration.
+        dtype: dtype of the weights; None uses that of `config`.
 
     Raises:
-        LadderError: transformers has no class for it, or cannot build it.
+        LadderError: transformers has no class for `config`, or cannot build it.
     """
     kind = model_class(config)
     try:
         return kind._from_config(config, dtype=dtype or config.dtype or torch.float32).eval()
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise LadderError(f"{kind.__name__} cannot be built from it: {reason}") from error
+        raise LadderError(
+            f"{kind.__name__} cannot be built from the configuration: {reason}"
+        ) from error

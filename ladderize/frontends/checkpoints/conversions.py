@@ -1,4 +1,4 @@
-"""Which ladder each model was made, noted for the day when it is saved.
+"""Track the ladder that each model was converted to, until it is saved.
 
 compile(model, blocks="last:50%")  ── note_request       blocks="last:50%"
 its first call                     ── note_compilation   blocks=[4, 5, 6, 7]
@@ -19,12 +19,12 @@ from ladderize.frontends.generation import find_encoder
 
 @dataclass(frozen=True)
 class ConversionNote:
-    """What became of a model.
+    """The conversion of a model.
 
     Attributes:
-        config: the options.
-        blocks: those that the latest compilation converted, as `blocks=` counts them; None before
-            the first one. Empty: that one compiled the network as it is.
+        config: options.
+        blocks: numbers of the blocks that the latest compilation converted, as `blocks=` counts
+            them. None before the first compilation; empty if it compiled the standard model.
     """
 
     config: LadderConfig
@@ -32,23 +32,23 @@ class ConversionNote:
 
 
 _conversions: WeakKeyDictionary[nn.Module, ConversionNote] = WeakKeyDictionary()
-"""Of each model; copies of a model are others."""
+"""The conversion of each model; copies of a model are different models."""
 
 
 def note_request(module: nn.Module, config: LadderConfig) -> None:
-    """`module` is to become this ladder when it is called."""
+    """Note that `module` will become this ladder when it is called."""
     _conversions[module] = ConversionNote(config)
 
 
 def note_compilation(
     module: nn.Module | None, config: LadderConfig, blocks: tuple[int, ...]
 ) -> None:
-    """`module` was compiled, and with it what it wraps.
+    """Note that `module` and the modules that it wraps were compiled.
 
     Args:
-        module: None for a function, of which nothing is noted.
-        config: the options.
-        blocks: that were converted.
+        module: compiled module; None for a function, for which nothing is noted.
+        config: options.
+        blocks: numbers of the converted blocks.
     """
     if module is not None:
         for each in (module, *find_delegates(module)):
@@ -56,16 +56,16 @@ def note_compilation(
 
 
 def forget_conversion(module: nn.Module) -> None:
-    """`module` is a standard network again."""
+    """Note that `module` is a standard model again."""
     _conversions.pop(module, None)
 
 
 def entry_to_write(model: nn.Module) -> LadderEntry | None:
-    """The entry that belongs into the config.json of `model`; None if it is not a ladder.
+    """The entry for the config.json of `model`; None if it is not a ladder.
 
-    What its configuration says stays. Of an encoder-decoder model the options are written as they
-    were given: its encoder is compiled by itself too, and has other numbers of blocks. A desync
-    residual, which depends on the number of ranks, is no entry.
+    An existing entry of its configuration is kept. For an encoder-decoder model, the entry has the
+    options as given: its encoder is also compiled separately, with other block numbers. A desync
+    residual depends on the number of ranks and has no entry.
     """
     if (own := own_entry(model)) is not None:
         return own

@@ -1,6 +1,6 @@
-"""README.md of a checkpoint that is a ladder: what it is, and that other engines do not see it.
+"""The README.md of a ladder checkpoint, which warns that other engines ignore the ladder entry.
 
-It is written where there is none, or one that was written here: its last line tells.
+It replaces only a README.md that was written here, which its last line marks.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ MARK = "<!-- written by ladderize -->"
 
 
 def write_card(folder: Path, entry: LadderEntry) -> None:
-    """Write README.md into `folder`, which is made, unless somebody else's is there."""
+    """Write README.md into `folder` (created if needed), unless another README.md exists."""
     path = folder / NAME
     if path.is_file() and MARK not in path.read_text("utf-8", errors="replace"):
         return

@@ -1,7 +1,7 @@
-"""What the checkpoint of a model says of the ladder that it is.
+"""Read the ladder entry of a model or a checkpoint.
 
-model, or what it wraps ── .config ── "ladder", "ladder_layers" ── LadderEntry
-a folder                ── config.json ───────────┘
+model, or its wrapped model ── .config ── "ladder", "ladder_layers" ── LadderEntry
+a folder                    ── config.json ───────────┘
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ from ladderize.frontends.delegates import find_delegates
 
 
 def own_entry(model: object) -> LadderEntry | None:
-    """The entry of a model of transformers, or of one that wraps it; None if there is none.
+    """The entry of a transformers model, possibly wrapped; None if there is none.
 
     Args:
-        model: a module, or anything else, which has no entry.
+        model: module; other objects have no entry.
 
     Raises:
-        LadderError: what its configuration says cannot be used.
+        LadderError: the entry is invalid.
     """
     if not isinstance(model, nn.Module):
         return None
@@ -33,19 +33,19 @@ def own_entry(model: object) -> LadderEntry | None:
 
 
 def entry_of_configuration(config: Any) -> LadderEntry | None:
-    """The entry in a configuration of transformers; None if there is none.
+    """The entry in a transformers configuration; None if there is none.
 
     Raises:
-        LadderError: what it says cannot be used.
+        LadderError: the entry is invalid.
     """
     return LadderEntry.read(vars(config)) if compat.is_model_configuration(config) else None
 
 
 def entry_of_folder(path: Path) -> LadderEntry | None:
-    """The entry in the config.json of a checkpoint, which is a folder or a file in it.
+    """The entry in a checkpoint's config.json; `path` is its folder or a file in it.
 
     Raises:
-        LadderError: what it says cannot be used, or the file cannot be read.
+        LadderError: the entry is invalid, or the file cannot be read.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     data = read_json(file, "configuration") if file.is_file() else None
@@ -53,10 +53,10 @@ def entry_of_folder(path: Path) -> LadderEntry | None:
 
 
 def the_one_of(model: LadderEntry | None, checkpoint: LadderEntry | None) -> LadderEntry | None:
-    """What is said by a model's configuration, or by the checkpoint that it is filled from.
+    """The entry of the checkpoint or of the model's configuration; None if neither has one.
 
     Raises:
-        LadderError: both say something, and not the same.
+        LadderError: the two entries differ.
     """
     if model and checkpoint and model.as_data() != checkpoint.as_data():
         raise LadderError(

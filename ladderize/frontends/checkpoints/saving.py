@@ -1,4 +1,4 @@
-"""A model that was made a ladder says so when it is saved.
+"""Save a converted model with its ladder entry.
 
     model.save_pretrained(DIR)           after ladderize.compile(model); transformers' Trainer too
     ladderize.save_pretrained(model, DIR)    also for torch.compile(model, backend="ladderize")
@@ -6,7 +6,7 @@
     DIR/config.json    "ladder": {"blocks": [4, 5, 6, 7], "staleness": 1, "version": 1}
     DIR/README.md      warns that other engines would run it as a standard model
 
-The configuration of the live model is as before when the call returns.
+The configuration of the live model is unchanged when the call returns.
 """
 
 import functools
@@ -30,50 +30,49 @@ _SAVE = "save_pretrained"
 
 
 def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> Any:
-    """Save a ladder as transformers saves a model, with a note in config.json of what it is.
+    """Save a ladder like a transformers model, with a ladder entry in config.json.
 
     >>> model = torch.compile(model, backend="ladderize", options={"layers": "last:50%"})
     >>> model(**inputs)
     >>> ladderize.save_pretrained(model, "my-ladder")
     >>> ladderize.compile(AutoModelForCausalLM.from_pretrained("my-ladder"))   # the same ladder
 
-    The note holds the blocks that the latest compilation converted; before the first one the
-    options as they were given. A model card, README.md, is written next to it, unless there is
-    one. After `ladderize.compile(model)`, `model.save_pretrained` does the same.
+    The entry has the blocks that the latest compilation converted, or the options as given before
+    the first compilation. A model card, README.md, is written too, unless there is one. After
+    `ladderize.compile(model)`, `model.save_pretrained` does the same.
 
     Args:
-        model: of transformers; compiled by `ladderize.compile`, or the wrapper that
-            `torch.compile` returned, or in DistributedDataParallel.
-        directory: as for `save_pretrained` of the model.
-        kwargs: the same.
+        model: transformers model compiled by `ladderize.compile`, the wrapper returned by
+            `torch.compile`, or a model in DistributedDataParallel.
+        directory, kwargs: as for the model's `save_pretrained`.
 
     Returns:
-        What `save_pretrained` of the model returns.
+        The result of the model's `save_pretrained`.
 
     Raises:
-        LadderError: it is not a model of transformers, or not a ladder.
+        LadderError: the model is not a transformers model, or not a ladder.
     """
     model = compat.without_wrapper(model)
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     kind = type(inner).__name__
     if not compat.is_pretrained_model(inner):
         raise LadderError(
-            f"ladderize.save_pretrained takes a model of transformers, not a {kind}.",
-            cure="merge adapters first, by model.merge_and_unload(); write the entry into the "
-            "config.json of other models yourself",
+            f"ladderize.save_pretrained takes a transformers model, not a {kind}.",
+            cure="merge adapters first with model.merge_and_unload(); for other models, write the "
+            "entry into config.json yourself",
         )
     entry = entry_to_write(inner)
     if entry is None:
         raise LadderError(
-            "This model is not a ladder: there is nothing to say in its config.json.",
-            cure="call ladderize.compile(model, …) first, and do not restore it; or save it by its "
-            "own save_pretrained",
+            "This model is not a ladder, so there is nothing to add to its config.json.",
+            cure="call ladderize.compile(model, …) first, and do not restore the model; or save it "
+            "with its own save_pretrained",
         )
     return save_with_entry(inner, entry, directory, **kwargs)
 
 
 def lead_saving(module: nn.Module) -> None:
-    """Let `module.save_pretrained` write the entry; a copy is saved as a standard network."""
+    """Make `module.save_pretrained` write the entry. Copies are saved as standard models."""
     if not compat.is_pretrained_model(module) or _SAVE in vars(module):
         return
     standard = getattr(type(module), _SAVE)
@@ -103,14 +102,15 @@ def save_with_entry(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """`save_pretrained` of a model of transformers, with `entry` in config.json and a model card.
+    """Save a transformers model with `entry` in config.json and a model card.
 
     Args:
-        model: its own configuration stays as it is; an entry in it takes the place of `entry`.
-        entry: what the weights are.
-        directory, is_main_process, args, kwargs: as for `save_pretrained` of the model.
+        model: transformers model; its configuration is not changed, and an entry in it takes
+            precedence over `entry`.
+        entry: ladder entry of the weights.
+        directory, is_main_process, args, kwargs: as for the model's `save_pretrained`.
     """
-    if is_main_process and not Path(directory).is_file():  # then transformers says so
+    if is_main_process and not Path(directory).is_file():  # transformers reports that
         write_card(Path(directory), entry)
     with _noted(model, entry):
         standard = getattr(type(model), _SAVE)
@@ -119,7 +119,7 @@ def save_with_entry(
 
 @contextmanager
 def _noted(model: nn.Module, entry: LadderEntry) -> Iterator[None]:
-    """The configuration of `model` holds `entry` inside, and is as before afterwards."""
+    """Add `entry` to the configuration of `model` inside this context."""
     if own_entry(model) is not None:
         yield
         return

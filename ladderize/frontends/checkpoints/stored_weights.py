@@ -1,9 +1,9 @@
-"""The weights of a folder, read a parameter at a time, and of one only the part that is wanted.
+"""Read parameters, or one rank's parts of them, from the weight files of a folder.
 
 model-00001-of-00030.safetensors ── WeightRecipe ── rows 0 to 511 of q_proj.weight
 
-A tensor that is stored as the model has it is sliced in the file. One that transformers makes of
-others (experts in a stack) is made whole for a moment.
+A tensor that is stored in the model's form is sliced in the file. A parameter that transformers
+makes from several tensors (stacked experts) is temporarily in memory as a whole.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from ladderize.sharding.placement import Placement, Replicate
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """What `open_weights` found. It does not keep the model alive.
+    """The weights that `open_weights` found. This does not keep the model alive.
 
     Attributes:
-        model: of transformers.
-        files: what holds its weights.
-        recipes: how each of its parameters and buffers is made of what is there, by name.
-        entries: what each of them is like.
+        model: transformers model.
+        files: source of the weights.
+        recipes: recipe of each parameter and buffer, by name.
+        entries: shape and dtype of each parameter and buffer, by name.
     """
 
     model: weakref.ref[nn.Module]
@@ -45,13 +45,13 @@ class StoredWeights:
         rank: int = 0,
         num_ranks: int = 1,
     ) -> Tensor:
-        """`rank`'s part of a parameter.
+        """Read `rank`'s part of a parameter.
 
         Args:
-            name: fully qualified.
-            device: where the part goes.
-            placement: how the parameter lies over the ranks; None: whole on each.
-            rank, num_ranks: which part is wanted.
+            name: fully qualified name.
+            device: device of the part.
+            placement: placement of the parameter; None: replicated.
+            rank, num_ranks: rank of the part, and number of ranks.
         """
         entry = dataclasses.replace(self.entries[name], placement=placement or Replicate())
         recipe = self.recipes[name]
@@ -70,15 +70,14 @@ class StoredWeights:
 
 
 def open_weights(model: nn.Module, files: TensorSource) -> StoredWeights:
-    """Find all weights of a model of transformers in `files`. Reads no values.
+    """Find all weights of a transformers model in `files`, without reading values.
 
     Args:
-        model: may have its parameters on the meta device.
-        files: under the names of any release of transformers.
+        model: transformers model; its parameters may be on the meta device.
+        files: source of tensors, with the names of any release of transformers.
 
     Raises:
-        LadderError: listing every parameter that is missing or of another shape, and every tensor
-            that belongs to none.
+        LadderError: lists parameters that are missing or have another shape, and surplus tensors.
     """
     forms, state = files.forms(), model.state_dict()
     found, surplus = find_recipes(model, forms)
@@ -98,7 +97,7 @@ def open_weights(model: nn.Module, files: TensorSource) -> StoredWeights:
                 )
     if blockers:
         raise LadderError(
-            f"The checkpoint does not fit the model, in {len(blockers)} tensors:",
+            f"The checkpoint does not match the model in {len(blockers)} tensors:",
             blockers,
             "pass the model class and configuration that the checkpoint was saved with",
         )
@@ -107,7 +106,7 @@ def open_weights(model: nn.Module, files: TensorSource) -> StoredWeights:
 
 
 def _tied_names(model: nn.Module) -> list[list[str]]:
-    """The names of each parameter that has several."""
+    """The names of each parameter with more than one name."""
     names: dict[Tensor, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)

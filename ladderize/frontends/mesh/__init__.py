@@ -1,1 +1,1 @@
-"""What `mesh=` takes around a graph: the parts of parameters and of caches, and gradients."""
+"""The runtime of graphs sharded by `mesh=`: local parameters, local caches and gradients."""

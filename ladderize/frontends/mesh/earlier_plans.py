@@ -1,9 +1,9 @@
-"""What planning the graphs of each model found out, kept while the model lives.
+"""Findings of earlier sharding plans of each model, kept for the lifetime of the model.
 
 prefill ── planned, agreed on by all ranks ── note_findings
 decode, other lengths ── earlier_findings ── planned without a search
 
-Only what all ranks have agreed on is noted: ranks that know the same plan alike.
+Only plans that all ranks agreed on are noted, so all ranks have the same findings and plan alike.
 """
 
 from weakref import WeakKeyDictionary
@@ -18,13 +18,13 @@ _noted: WeakKeyDictionary[nn.Module, dict[_Asked, Findings]] = WeakKeyDictionary
 
 
 def note_findings(module: nn.Module | None, config: LadderConfig, findings: Findings) -> None:
-    """Keep what a plan for `module` found out; the latest one counts."""
+    """Store the findings of a plan for `module`; they replace earlier ones."""
     if module is not None:
         _noted.setdefault(module, {})[_asked(config)] = findings
 
 
 def earlier_findings(module: nn.Module | None, config: LadderConfig) -> Findings | None:
-    """What is known of `module`, divided over as many ranks and as `config` says."""
+    """The findings for `module` with the ranks and experts of `config`; None if there are none."""
     return None if module is None else _noted.get(module, {}).get(_asked(config))
 
 

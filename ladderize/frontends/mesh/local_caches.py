@@ -1,17 +1,17 @@
 """KV caches of local size: with `mesh=`, each rank keeps the keys and values of its own heads.
 
-    model.generate(ids) ── DynamicCache, StaticCache, … ── each layer, in place, keeps its own heads
-    model(ids)          ── a DynamicCache, as the model itself would make one
+    model.generate(ids) ── DynamicCache, StaticCache, … ── each layer is changed in place
+    model(ids)          ── a DynamicCache, as the model itself would make it
 
-A layer's own code is left as it is, and runs on the rank's part: `own_heads` in front of it,
-`all_heads` behind. Layers whose heads the ranks do not divide, cross attention and quantized caches
-stay whole. The states of convolutions and of state-space layers have their whole size, and each
-rank uses its part (`keep_part`, `kept_part`).
+The code of a cache layer is unchanged and runs on the rank's part, between `own_heads` and
+`all_heads`. Layers are kept whole if the number of ranks does not divide their heads, and so are
+cross attention and quantized caches. States of convolutions and state-space layers have their full
+size, and each rank uses its part (`keep_part`, `kept_part`).
 
-A new cache is the start of a generation: all ranks go on with the random numbers of the first one,
-so that they sample the same tokens.
+A new cache starts a generation: all ranks take over the random state of the first rank, so that
+they sample the same tokens.
 
-transformers is not imported: without its module of caches there is no cache.
+transformers is not imported: if its cache module is not loaded, there are no caches.
 """
 
 import inspect
@@ -33,14 +33,14 @@ from ladderize.graph.local_heads import all_heads, keep_part, kept_part, own_hea
 from ladderize.sharding.placement import Shard
 
 _MARK = "ladderize_group"
-"""The attribute of a cache whose layers keep the heads of one rank: the group's name."""
+"""The attribute that marks a cache with local heads; its value is the group's name."""
 
 _HEADS = 1
-"""The dim of the heads in what a cache holds: [batch, heads, tokens, head_dim]."""
+"""The heads dim of cached tensors: [batch, heads, tokens, head_dim]."""
 
 
 def lead_caches(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Let every call of `module`, which is compiled in place, keep its caches by rank."""
+    """Make every call of `module`, which is compiled in place, keep its caches by rank."""
     group = mesh.get_group()
     makes_caches = _makes_caches(module)
 
@@ -62,7 +62,7 @@ def lead_caches(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def keep_own_heads(value: Any, group: dist.ProcessGroup) -> bool:
-    """If `value` is a cache, let its layers keep the heads of this rank, in place.
+    """If `value` is a cache, make its layers keep only this rank's heads, in place.
 
     Returns:
         Whether it is a cache that did not do so before.
@@ -86,7 +86,7 @@ def keep_own_heads(value: Any, group: dist.ProcessGroup) -> bool:
 
 
 def share_random_state(mesh: DeviceMesh) -> None:
-    """Let all ranks draw the random numbers that the first one is about to draw."""
+    """Copy the first rank's random state to all ranks."""
     is_cpu = mesh.device_type == "cpu"
     generator: Any = torch if is_cpu else torch.get_device_module(mesh.device_type)
     state = generator.get_rng_state().to(compat.current_device(mesh.device_type))
@@ -95,7 +95,7 @@ def share_random_state(mesh: DeviceMesh) -> None:
 
 
 def _own(base: type, group: dist.ProcessGroup) -> type:
-    """The class of layers that keep their own heads; `base` itself where there is none."""
+    """The class of layers like `base` with local heads; `base` itself if not supported."""
     caches = _caches()
     assert caches is not None
     is_quantized = issubclass(base, caches.BaseQuantizedLayer)
@@ -106,9 +106,9 @@ def _own(base: type, group: dist.ProcessGroup) -> type:
 
 @cache
 def _derived(base: Any, num_ranks: int, group_name: str) -> type:
-    """`base`, whose `update` takes the keys and values of all heads and keeps those of this rank.
+    """A subclass of `base` with an `update` that keeps only the keys and values of this rank.
 
-    One base alone: else no layer could be made one of this class.
+    It has a single base class, so that `__class__` of a layer can be set to it.
     """
     how = _HEADS, num_ranks, group_name
 
@@ -124,20 +124,20 @@ def _derived(base: Any, num_ranks: int, group_name: str) -> type:
         (base,),
         {
             "update": update,
-            "_layer_type": None,  # else transformers would make one wherever it makes a `base`
+            "_layer_type": None,  # otherwise transformers would create it in place of `base`
         },
     )
 
 
 @cache
 def _of_rank(base: Any) -> type:
-    """`base`, a class of caches, of whose states each rank uses its part."""
+    """A subclass of the cache class `base` in which each rank uses its part of states."""
     methods = _state_methods(base, "conv") | _state_methods(base, "recurrent")
     return type(f"{base.__name__}OfRank", (base,), methods)
 
 
 def _state_methods(base: Any, kind: str) -> dict[str, Any]:
-    """How a cache takes and gives its states of one kind."""
+    """The methods of a cache that update and get states of one kind."""
     names = f"update_{kind}_state", f"get_{kind}_state"
     update_of, get_of = (getattr(base, name) for name in names)
 
@@ -157,7 +157,7 @@ def _part_of(states: Any, site: str) -> Any:
 
 
 def _refuse_filled_states(value: Any) -> None:
-    """What a cache got elsewhere is not in the layout that the graphs agree on."""
+    """Raise for a cache that already has states, whose layout may differ from the graphs'."""
     for layer in value.layers:
         if any(getattr(layer, "has_previous_state", {}).values()):
             raise LadderError(
@@ -168,18 +168,18 @@ def _refuse_filled_states(value: Any) -> None:
 
 
 _layouts: WeakKeyDictionary[nn.Module, dict[str, Shard | None]] = WeakKeyDictionary()
-"""How the states of each model's caches lie, by site."""
+"""The layout of the states in each model's caches, by site."""
 
 
 def hold_to_one_layout(module: nn.Module | None, states: Mapping[str, Shard | None]) -> None:
-    """Raise `LadderError` where another graph of `module` divides a state in another way."""
+    """Raise `LadderError` if another graph of `module` shards a state in another way."""
     if module is None:
         return
     known = _layouts.setdefault(module, {})
     others = [site for site, part in states.items() if known.get(site, part) != part]
     if others:
         raise LadderError(
-            "Two graphs of this model divide a state of its cache in different ways:",
+            "Two graphs of this model shard a state of its cache in different ways:",
             [Blocker(f"{site}: {known[site]}, and now {states[site]}") for site in others],
             "pass use_cache=False",
         )
@@ -187,7 +187,7 @@ def hold_to_one_layout(module: nn.Module | None, states: Mapping[str, Shard | No
 
 
 def _keep_part(layer: Any, group: dist.ProcessGroup) -> None:
-    """Of what `layer` holds already, keep the heads of this rank."""
+    """Reduce the contents of `layer` to the heads of this rank."""
     held = (layer.keys, layer.values)
     if not layer.is_initialized or held[0].numel() == 0:
         return
@@ -204,11 +204,11 @@ def _caches() -> ModuleType | None:
     return sys.modules.get("transformers.cache_utils")
 
 
-# ---- a model that makes its cache itself does so while it is traced
+# ---- caches that a model creates itself, while it is traced
 
 
 def _makes_caches(module: nn.Module) -> bool:
-    """Whether the model makes a `DynamicCache` where it is given none."""
+    """Whether the model creates a `DynamicCache` if it is called without a cache."""
     supports = getattr(module, "_supports_default_dynamic_cache", None)
     config = getattr(module, "config", None)
     if supports is None or not supports() or getattr(config, "is_encoder_decoder", True):

@@ -1,14 +1,14 @@
-"""What one rank feeds its sharded graph: its parameters or parts of them, and its index inputs.
+"""One rank's inputs of a sharded graph: parameters, or parts of them, and index inputs.
 
 full parameters of the user's model ── arguments of the compiled local graphs
 
     w  64 x 32, sharded on dim 0   w itself: the graph slices it (`passes/slice_parameters.py`)
     w  64 x 32, sharded on dim 1   the same
-    w  [q|k|v]                     a copy of stretches of each, made anew when w is seen to change
+    w  [q|k|v]                     a copy of ranges of each, updated when a change of w is detected
 
-Where a graph cannot slice, one stretch is a view that is kept (TensorRT's engines hold weights), or
-a copy (after `release_parameters.py` has freed the full ones). What is kept is kept beside the full
-parameters, for all graphs that divide them alike (prefill and decode share one set).
+If a graph cannot slice, a contiguous part is a stored view (TensorRT engines hold weights) or a
+copy (after `release_parameters.py` has freed the full parameters). Parts are stored with the full
+parameters, for all graphs with the same placement (prefill and decode share one set).
 """
 
 import weakref
@@ -32,10 +32,10 @@ from ladderize.sharding.plan import ShardPlan
 
 
 class LocalInputs:
-    """The arguments of a sharded graph, in the place of those that Dynamo passes.
+    """The arguments of a sharded graph, in place of those that Dynamo passes.
 
-    While gradients are recorded each parameter gets that of this rank's part, through the slices of
-    the graph or since its part is cut anew at every call; `WholeGradients` completes it.
+    With grad mode enabled, each parameter gets the gradient of this rank's part, because the graph
+    slices it or its part is taken again at every call. `WholeGradients` completes the gradient.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class LocalInputs:
     ) -> None:
         """
         Args:
-            gm: the sharded graph; it gains the slices of its parameters.
-            example_inputs: of the graph before it was sharded.
-            slices: whether the graph may slice.
-            is_released: whether parameters of the model are without memory, so that their parts
-                are dense copies.
+            gm: sharded graph; slices of its parameters are added.
+            plan: sharding plan of the graph.
+            mesh: mesh with this rank.
+            example_inputs: inputs of the graph before it was sharded.
+            slices: whether the graph may slice parameters.
+            is_released: whether parameters of the model were released, so that their parts are
+                dense copies.
         """
         nodes = gm.graph.find_nodes(op="placeholder")
         rank, group = mesh.get_local_rank(), mesh.get_group().group_name
@@ -103,7 +105,7 @@ class LocalInputs:
         return len(self._sliced)
 
     def examples(self) -> list[Any]:
-        """Fake inputs of the local graph, from those of the full one."""
+        """The fake inputs of the local graph, from those of the full graph."""
         full, self._full = self._full, ()
         return [
             *(self._example(i, each) for i, each in enumerate(full)),
@@ -111,11 +113,11 @@ class LocalInputs:
         ]
 
     def feed(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """A callable that takes the full inputs and gives the local ones to `compiled`.
+        """A callable that takes the full inputs and calls `compiled` with the local ones.
 
-        Its work grows with the parts that are kept, not with the parameters. Those it looks at when
-        it is called for another model than before (one graph may serve several), and when memory of
-        any parameter was freed.
+        Its cost is linear in the stored parts, not in the parameters. It checks all parameters only
+        if it is called for another model (one graph may serve several), or after memory of any
+        parameter was freed.
         """
         seen: Callable[[], Any] = _nothing
         num_changes = -1
@@ -139,7 +141,7 @@ class LocalInputs:
         return call
 
     def _follow(self, inputs: list[Any]) -> None:
-        """Let the gradients of what is trained be completed."""
+        """Replace trained parameters by views that complete their gradients."""
         full = [inputs[i] for i in self._trained]
         for parameter in full:
             PARTS.require_memory(parameter)
@@ -148,7 +150,7 @@ class LocalInputs:
             inputs[i] = view
 
     def _look_at(self, full: Sequence[Any]) -> None:
-        """Note what of a model is divided by the graph or read whole: its memory is needed."""
+        """Note the parameters that the graph slices or reads whole, and require their memory."""
         for i, value in enumerate(full):
             if i not in self._places:
                 PARTS.require_memory(value)
@@ -178,27 +180,27 @@ class LocalInputs:
         part = self._last[i]()
         if part is None or not part.is_of(full) or part.local.requires_grad != full.requires_grad:
             part = PARTS.get(full, place)
-            self._last[i] = weakref.ref(part)  # a look into `PARTS` takes ten times as long
+            self._last[i] = weakref.ref(part)  # a lookup in `PARTS` is ten times slower
         return part.local
 
 
 def _is_trained(example: Any) -> bool:
-    """Whether gradients of an input are recorded where its graph was traced."""
+    """Whether the graph was traced with gradients of an input."""
     return torch.is_grad_enabled() and isinstance(example, Tensor) and example.requires_grad
 
 
 def _may_be_view(
     full: Tensor, placement: Shard, num_ranks: int, slices: bool, is_released: bool
 ) -> bool:
-    """Whether a rank's part, one stretch of `full`, may lie in its memory."""
+    """Whether a rank's part, a contiguous range of `full`, may be a view of it."""
     if not compat.is_wrapper_subclass(full):
         return full.is_contiguous() and (placement.dim == 0 or not is_released)
     if is_released or not slices:
         return False
     with torch.no_grad():
         parts = tensors_in(view_local(full, placement, 0, num_ranks))
-    return all(part.is_contiguous() for part in parts)  # its kernels want dense values and scales
+    return all(part.is_contiguous() for part in parts)  # kernels need dense values and scales
 
 
 def _nothing() -> None:
-    """A reference to a part that is gone."""
+    """A reference to a part that no longer exists."""

@@ -1,8 +1,8 @@
-"""The parts of full parameters that a rank computes with, kept while these live.
+"""A rank's parts of full parameters, stored for the lifetime of the parameters.
 
-w  64 x 32, sharded on dim 1   a view of w, or a copy after the full ones were freed
-w  [q|k|v]                     a copy of stretches of each, made anew when w is seen to change
-w  in a file                   read there when it is needed (`from_pretrained`)
+w  64 x 32, sharded on dim 1   a view of w, or a copy after the full parameters were freed
+w  [q|k|v]                     a copy of ranges of each, updated when a change of w is detected
+w  in a file                   read from the file when needed (`from_pretrained`)
 """
 
 import weakref
@@ -22,10 +22,13 @@ from ladderize.sharding.placement import Shard, take_local, view_local
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of a parameter is meant: that of `rank`, divided by `placement`.
+    """One part of a parameter: that of `rank`, with `placement`.
 
     Attributes:
-        is_view: whether the part has the strides of the full parameter, not those of a dense copy.
+        placement: placement of the parameter.
+        group_name: name of the process group.
+        rank, num_ranks: rank of the part, and number of ranks.
+        is_view: whether the part has the strides of the full parameter instead of a dense copy's.
     """
 
     placement: Shard
@@ -40,21 +43,21 @@ class Place:
         return not self.is_view or self.placement.dim == 0
 
     def take(self, full: Tensor) -> Tensor:
-        """The part, recorded by autograd."""
+        """The part, with autograd."""
         if self.is_view:
             return view_local(full, self.placement, self.rank, self.num_ranks)
         return self.copy(full)
 
     def copy(self, full: Tensor) -> Tensor:
-        """The part in memory of its own."""
+        """A copy of the part."""
         return take_local(full, self.placement, self.rank, self.num_ranks)
 
 
 class Part:
-    """A local part, and what shows that it is up to date.
+    """A local part, with the data to check that it is up to date.
 
-    A view keeps the memory that it lies in, so no other memory comes to lie at the same address. Of
-    a copy the memory that it was taken from is known weakly.
+    A view keeps its memory alive, so the address cannot be reused. A copy has a weak reference to
+    the memory that it was taken from.
     """
 
     def __init__(self, full: Tensor, local: Tensor, is_view: bool) -> None:
@@ -70,16 +73,16 @@ class Part:
             if not place.is_view or compat.is_wrapper_subclass(full):
                 return cls(full, place.copy(full), is_view=False)
             seen = place.take(full)
-            # Not a view to autograd: it would keep the parameter alive.
+            # Not a view for autograd, which would keep the parameter alive.
             local = torch.empty(0, dtype=full.dtype, device=full.device)
             local.set_(seen.untyped_storage(), seen.storage_offset(), seen.shape, seen.stride())
             return cls(full, local, is_view=True)
 
     def is_of(self, full: Tensor) -> bool:
-        """Whether it holds what `full` holds, as far as can be seen.
+        """Whether the part is up to date with `full`, as far as can be detected.
 
-        A write through `.data` or to an inference tensor leaves no trace; a view needs none. It is
-        made anew at other writes too: engines take a weight again when it is another tensor.
+        Writes through `.data` or to an inference tensor cannot be detected, but a view sees them. A
+        view is recreated after other writes, too: engines reload a weight if it is a new tensor.
         """
         if self.version != _version(full) or self.pointer != _pointer(full):
             return False
@@ -102,22 +105,22 @@ def _memory(full: Tensor) -> tuple[StorageWeakRef, ...]:
 
 
 def tensors_in(full: Tensor) -> Collection[Tensor]:
-    """Those that it is made of: values and scales of a quantized weight."""
+    """The inner tensors of `full`, such as values and scales of a quantized weight."""
     return compat.inner_tensors(full).values()
 
 
 Reader = Callable[[Place | None], Tensor]
-"""Reads the part at a place of a parameter, or all of it."""
+"""Reads the part of a parameter at a place, or all of it for None."""
 
 
 class Parts:
-    """How full parameters are divided, and the parts that are kept of them, while these live.
+    """The placements and stored parts of full parameters, for the parameters' lifetime.
 
     Attributes:
         read_whole: parameters that a compiled graph reads whole.
-        released: parameters without memory, with the bytes that they had.
-        stored: of released parameters that lie in files, what reads a part of them.
-        num_changes: how often memory of a parameter was freed or given back.
+        released: parameters without memory, with their former size in bytes.
+        stored: readers of released parameters that are in files.
+        num_changes: number of times that memory of a parameter was freed or restored.
     """
 
     def __init__(self) -> None:
@@ -128,15 +131,15 @@ class Parts:
         self.num_changes = 0
 
     def places(self, full: Tensor) -> Collection[Place]:
-        """In which ways `full` is divided, by graphs themselves or by parts that are kept."""
+        """The places of `full`, from graphs that slice it and from stored parts."""
         return self._parts.get(full, {}).keys()
 
     def note(self, full: Tensor, place: Place) -> None:
-        """A graph cuts `full` itself."""
+        """Note that a graph slices `full` itself."""
         self._parts.setdefault(full, {}).setdefault(place, None)
 
     def of(self, full: Tensor) -> dict[Place, Part]:
-        """The parts that are kept of `full`."""
+        """The stored parts of `full`."""
         return {place: part for place, part in self._parts.get(full, {}).items() if part}
 
     def get(self, full: Tensor, place: Place) -> Part:
@@ -155,7 +158,7 @@ class Parts:
         return part
 
     def own(self, full: Tensor) -> None:
-        """Keep all parts of `full` as copies. Graphs that cut it or read strided ones are lost."""
+        """Store all parts of `full` as copies. Graphs that slice it or read views are invalid."""
         places, is_wrapped = self.places(full), compat.is_wrapper_subclass(full)
         self._forget(full)
         self._parts[full] = {
@@ -166,7 +169,7 @@ class Parts:
         }
 
     def forget(self, full: Tensor) -> None:
-        """Cut the parts of `full` anew at the next call; nothing for a released parameter."""
+        """Recreate the parts of `full` at the next call. No effect on a released parameter."""
         if not self.is_released(full):
             self._forget(full)
 
@@ -180,15 +183,15 @@ class Parts:
         return bool(self.released) and full in self.released
 
     def require_memory(self, full: Any) -> None:
-        """Raise `LadderError` for a parameter whose memory was freed; read one that is stored."""
+        """Raise `LadderError` if `full` was released; read it if it is in a file."""
         if not self.released or not isinstance(full, Tensor) or full not in self.released:
             return
         if full not in self.stored:
             raise LadderError(
-                "The memory of a parameter that is needed whole was freed: gradients are enabled, "
-                "or this graph divides it in another way or not at all.",
-                cure="ladderize.restore_full_parameters(model), on all ranks; or call the model "
-                "under torch.no_grad()",
+                "A released parameter is needed whole: gradients are enabled, or this graph shards "
+                "it in another way or not at all.",
+                cure="call ladderize.restore_full_parameters(model) on all ranks; or call the "
+                "model under torch.no_grad()",
             )
         values = self.stored[full](None)
         self.regain(full)
@@ -196,7 +199,7 @@ class Parts:
             full.data.copy_(values)
 
     def release(self, full: Tensor) -> None:
-        """Free the memory of `full`. Its values are in its parts, or stored."""
+        """Free the memory of `full`. Its values are in its parts or in a file."""
         tensors = tensors_in(full)
         self.released[full] = sum(tensor.nbytes for tensor in tensors)
         self.num_changes += 1
@@ -206,9 +209,9 @@ class Parts:
             setattr(full, name, refuse_released)
 
     def regain(self, full: Tensor) -> None:
-        """Give `full` its memory back, whose values are then to be written through `.data`."""
+        """Reallocate the memory of `full`. The caller writes its values through `.data`."""
         self.released.pop(full)
-        self.stored.pop(full, None)  # what is written to it from now on is not in the files
+        self.stored.pop(full, None)  # later writes to it are not in the files
         self.num_changes += 1
         for tensor in tensors_in(full):
             tensor.untyped_storage().resize_(tensor.nbytes)
@@ -220,10 +223,10 @@ _COPIES = ("__reduce_ex__", "__deepcopy__")
 
 
 def refuse_released(*_: Any, **__: Any) -> NoReturn:
-    """What stands for all that would read freed memory."""
+    """Raise in place of methods that would read freed memory."""
     raise LadderError(
         "The full parameters of this model were released; they cannot be read, written or copied.",
-        cure="ladderize.restore_full_parameters(model), on all ranks",
+        cure="call ladderize.restore_full_parameters(model) on all ranks",
     )
 
 

@@ -1,10 +1,10 @@
-"""Free the full parameters of which every compiled graph reads a part, and get them back.
+"""Free full parameters of which all compiled graphs only read parts, and restore them.
 
-before   w 64 x 32 (full)     w_local 32 x 32          after   w of no bytes     w_local 32 x 32
+before   w 64 x 32 (full)     w_local 32 x 32          after   w with 0 bytes    w_local 32 x 32
 
-The next call compiles graphs that take the parts. Everything else that touches a released parameter
-would read freed memory: saving and copying it raise instead. Buffers of packed linears count as
-parameters; others, as caches, stay.
+The next call compiles graphs that take the parts. Any other use of a released parameter would read
+freed memory, so saving and copying it raise. Buffers of packed linears count as parameters; other
+buffers, such as caches, stay.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,27 +28,27 @@ from ladderize.frontends.mesh.local_parts import (
 from ladderize.sharding.placement import local_indices
 
 _hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
-"""What keeps each module from saving or loading the parameters that were taken from it."""
+"""The hooks that stop each module from saving or loading released parameters."""
 
 
 def free(model: nn.Module) -> int:
-    """Free the divided parameters of `model`; returns their bytes.
+    """Free the sharded parameters of `model`; returns their bytes.
 
-    A parameter whose memory is not its own (a view, a file mapped to memory) stays.
+    A parameter that does not own its memory (a view, a memory-mapped file) stays.
 
     Raises:
-        LadderError: listing every parameter that is still needed whole.
+        LadderError: lists every parameter that is still needed whole.
     """
     divided = {name: p for name, p in _named_tensors(model) if PARTS.places(p)}
     if not divided:
         raise LadderError(
-            "Nothing of this model is divided: no graph of it has run on a mesh yet.",
-            cure="ladderize.compile(model, mesh=mesh), and a call of it under torch.no_grad()",
+            "No parameter of this model is sharded: no graph of it has run on a mesh yet.",
+            cure="call ladderize.compile(model, mesh=mesh), then the model under torch.no_grad()",
         )
     if blockers := [Blocker(f"{n}: {why}") for n, p in divided.items() if (why := _why_needed(p))]:
         raise LadderError("These parameters are still needed whole:", blockers)
     before = sum(PARTS.released.values())
-    compat.drop_graphs()  # they slice the full parameters, or were compiled for their strides
+    compat.drop_graphs()  # they slice the full parameters, or depend on their strides
     for parameter in divided.values():
         if _owns_its_memory(parameter):
             _free(parameter)
@@ -57,7 +57,7 @@ def free(model: nn.Module) -> int:
 
 
 def refill(model: nn.Module) -> None:
-    """Give the released parameters of `model` their memory and values back, from all ranks."""
+    """Restore memory and values of the released parameters of `model`, from all ranks."""
     released = [p for _, p in _named_tensors(model) if PARTS.is_released(p)]
     for parameter in released:
         _refill(parameter)
@@ -80,7 +80,7 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def packed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Words, scales and zero points of linears that unpack them: as large as weights."""
+    """The words, scales and zero points of packed linears, which are as large as weights."""
     for path, module in model.named_modules():
         own = dict(module.named_buffers(path, recurse=False))
         if any(buffer.dim() > 1 and _is_integer(buffer) for buffer in own.values()):
@@ -93,7 +93,7 @@ def _is_integer(buffer: Tensor) -> bool:
 
 def _why_needed(parameter: Tensor) -> str:
     if parameter.requires_grad and torch.is_grad_enabled():
-        return "it may be trained, which cuts its parts anew (torch.no_grad(), if it is not)"
+        return "it may be trained, which needs it at every call (if not, use torch.no_grad())"
     return "a compiled graph reads it whole" if parameter in PARTS.read_whole else ""
 
 
@@ -106,11 +106,11 @@ def _owns_its_memory(parameter: Tensor) -> bool:
 
 
 def store(model: nn.Module, readers: Mapping[str, Reader]) -> None:
-    """Let the parameters of `model` be read when they are needed, and only what is needed.
+    """Make the parameters of `model` be read on demand, and only the parts that are needed.
 
     Args:
-        model: its parameters hold no values.
-        readers: of each parameter, and of the buffers that are as large, by name.
+        model: model with parameters that hold no values.
+        readers: readers of the parameters and packed buffers, by name.
     """
     for name, tensor in _named_tensors(model):
         if name in readers:
@@ -142,12 +142,12 @@ def _refill(parameter: Tensor) -> None:
 
 
 def _refill_tensor(full: Tensor, local: Tensor, place: Place) -> None:
-    """Gather `full`, a parameter or a tensor that one is made of, from the ranks' `local` parts."""
-    # gloo of torch 2.13 has no floats of one byte
+    """Gather `full`, a parameter or an inner tensor of one, from the ranks' `local` parts."""
+    # gloo in torch 2.13 does not support one-byte floats
     sent = local.view(torch.uint8) if local.is_floating_point() and local.itemsize == 1 else local
     parts = [torch.empty_like(sent) for _ in range(place.num_ranks)]
     dist.all_gather(parts, sent, group=compat.process_group(place.group_name))
-    # Through .data: the values are the old ones, and the local parts stay up to date.
+    # Write through .data: the values are unchanged, so the local parts stay up to date.
     with torch.inference_mode(full.is_inference()), torch.no_grad():
         for rank, gathered in enumerate(parts):
             for part, piece in _stretches(full.data, gathered.view(local.dtype), place, rank):
@@ -157,8 +157,8 @@ def _refill_tensor(full: Tensor, local: Tensor, place: Place) -> None:
 def _stretches(
     full: Tensor, gathered: Tensor, place: Place, rank: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The stretches of `full` that `rank` holds, and their values in `gathered`."""
-    if full.shape == gathered.shape:  # a scale of the whole weight
+    """The ranges of `full` that `rank` holds, with their values in `gathered`."""
+    if full.shape == gathered.shape:  # a scale for the whole weight
         yield full, gathered
         return
     dim = next(d for d in range(full.dim()) if full.shape[d] != gathered.shape[d])

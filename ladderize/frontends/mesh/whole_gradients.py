@@ -1,11 +1,11 @@
-"""Gradients of the full parameters of a sharded graph: each rank gets all of each, the same bits.
+"""Gradients of a sharded graph's full parameters: every rank gets the same, complete gradient.
 
     compiled backward    w.grad on rank 0 = [g0 | 0]      on rank 1 = [0 | g1]
     gathered             w.grad on rank 0 = [g0 | g1]     on rank 1 = [g0 | g1]
 
-The parts of many parameters travel in one all-gather, once the backward of the graph is done.
-Whoever reads gradients (an optimizer, a norm to clip by, a gradient scaler, the buckets of
-DistributedDataParallel) then needs to know nothing of the mesh, and all ranks take the same step.
+The parts of many parameters are gathered in one all-gather after the backward of the graph. Readers
+of gradients (an optimizer, gradient clipping, a gradient scaler, the buckets of
+DistributedDataParallel) then need not know the mesh, and all ranks take the same step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,25 +21,25 @@ from torch.autograd.function import once_differentiable
 from ladderize.sharding.placement import Shard, local_indices, take_local
 
 _BUCKET_BYTES = 2**26
-"""So much of the gradients of a rank at least is sent at once: what is received is held twice."""
+"""Minimum bytes of a rank's gradients in one all-gather. The received data is held twice."""
 
 
 @dataclass(frozen=True)
 class WholeGradients:
-    """Passes parameters on, and completes their gradients on the way back.
+    """Passes parameters through, and completes their gradients in the backward pass.
 
     Attributes:
-        placements: how the graph divides each of the parameters.
-        group: the ranks that it is divided over.
+        placements: placement of each parameter.
+        group: process group of the ranks.
     """
 
     placements: Sequence[Shard]
     group: dist.ProcessGroup
 
     def follow(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parameters as views, of whose gradients a rank needs to find its part alone.
+        """Views of the parameters; a rank only has to compute its part of their gradients.
 
-        All ranks have to take the gradient of what is computed from them.
+        All ranks have to run the backward pass.
         """
         views: Sequence[Tensor] = _Gathering.apply(  # type: ignore[no-untyped-call]
             self, *parameters
@@ -47,7 +47,7 @@ class WholeGradients:
         return views
 
     def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The whole of each gradient; None for those that are None, on all ranks alike."""
+        """The complete gradients; None for those that are None, which is the same on all ranks."""
         whole: list[Tensor | None] = [None] * len(gradients)
         for bucket in _buckets(gradients):
             pairs = [(gradient, self.placements[i]) for i, gradient in bucket]
@@ -56,7 +56,7 @@ class WholeGradients:
         return whole
 
     def _gather_bucket(self, pairs: Sequence[tuple[Tensor, Shard]]) -> list[Tensor]:
-        """The whole of gradients of one dtype."""
+        """The complete gradients of one bucket, all of one dtype."""
         rank, num_ranks = self.group.rank(), self.group.size()
         parts = [take_local(gradient, placement, rank, num_ranks) for gradient, placement in pairs]
         sent = torch.cat([part.reshape(-1) for part in parts])
@@ -71,7 +71,7 @@ class WholeGradients:
 
 
 def _buckets(gradients: Sequence[Tensor | None]) -> Iterator[list[tuple[int, Tensor]]]:
-    """What is sent at once: gradients of one dtype, each with its number."""
+    """Group gradients of one dtype, each with its index, to send them together."""
     open_ones: dict[torch.dtype, list[tuple[int, Tensor]]] = {}
     for i, gradient in enumerate(gradients):
         if gradient is None:
@@ -84,7 +84,7 @@ def _buckets(gradients: Sequence[Tensor | None]) -> Iterator[list[tuple[int, Ten
 
 
 def _put(full: Tensor, placement: Shard, rank: int, num_ranks: int, part: Tensor) -> None:
-    """Write `rank`'s part where `take_local` took it from."""
+    """Write `rank`'s part to the ranges that `take_local` reads."""
     ranges = local_indices(placement, rank, num_ranks)
     pieces = torch.split(part, [len(entries) for entries in ranges], placement.dim)
     for entries, piece in zip(ranges, pieces, strict=True):

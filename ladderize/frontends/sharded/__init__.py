@@ -1,1 +1,1 @@
-"""Ahead of time: `parallelize` a model over ranks, and sharded programs as files."""
+"""Ahead-of-time sharding: `parallelize` a model over ranks, and write and load sharded programs."""

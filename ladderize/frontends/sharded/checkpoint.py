@@ -1,4 +1,4 @@
-"""Read a rank's slices of a checkpoint, one tensor at a time, after all names and shapes fit.
+"""Read a rank's slices of a checkpoint, one tensor at a time, after all names and shapes match.
 
 DIR/model.safetensors.index.json     weight_map: name -> file
 DIR/model-00001-of-00002.safetensors get_slice(name)[rows, columns] reads only those
@@ -27,7 +27,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Form:
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -37,10 +37,10 @@ class TensorSource(Protocol):
     """Named tensors that can be read in parts."""
 
     def forms(self) -> Mapping[str, Form]:
-        """Names, shapes and dtypes; reads no values."""
+        """The names, shapes and dtypes, without reading values."""
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        """Each of `names` with what can be indexed to get a part, in the order of reading."""
+        """Each of `names` with an object to index for a part, in the order of reading."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ class StateDict:
 
 @dataclass(frozen=True)
 class SafetensorsFiles:
-    """Tensors in safetensors files; made by `open_checkpoint`.
+    """Tensors in safetensors files; created by `open_checkpoint`.
 
     Attributes:
-        files: in which file each tensor is.
+        files: file of each tensor.
+        known: shape and dtype of each tensor.
     """
 
     files: Mapping[str, Path]
@@ -72,18 +73,18 @@ class SafetensorsFiles:
         return self.known
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        """File by file. Each tensor is mapped anew, so that what was read before it is let go."""
+        """Read file by file. Each tensor is mapped separately, so earlier ones are released."""
         for name in sorted(names, key=lambda name: (str(self.files[name]), name)):
             with safe_open(self.files[name], framework="pt") as file:
                 yield name, file.get_slice(name)
 
 
 def open_checkpoint(path: str | Path) -> SafetensorsFiles:
-    """The tensors of a directory of safetensors files, or of one file. Reads headers only.
+    """Open a directory of safetensors files, or one file. Reads only headers.
 
     Raises:
-        LadderError: listing every file that is missing or damaged and every name that is
-            missing from its file or in two files.
+        LadderError: lists files that are missing or damaged, and names that are missing from their
+            file or are in two files.
     """
     path = Path(path)
     if not path.exists():
@@ -119,7 +120,8 @@ def _open_indexed(path: Path, index: Path) -> SafetensorsFiles:
         isinstance(file, str) and file == Path(file).name for file in weight_map.values()
     ):
         raise LadderError(
-            f"{index} is no index of safetensors files: it maps no names to files beside it."
+            f"{index} is not an index of safetensors files: it does not map names to files next "
+            "to it."
         )
     blockers: list[Blocker] = []
     known = {name: _read_header(path / name, blockers) for name in sorted(set(weight_map.values()))}
@@ -152,17 +154,17 @@ def _raise_if(blockers: Sequence[Blocker], path: Path) -> None:
         raise LadderError(f"The checkpoint in {path} cannot be read:", blockers)
 
 
-# ---- fitting
+# ---- matching
 
 
 def match(entries: Sequence[StateEntry], source: TensorSource) -> dict[str, str]:
-    """Under which of its names `source` has each entry that it must have.
+    """For each entry, the one of its names that `source` has.
 
-    A tied tensor may be there under any of its names. Entries that are not persistent are left out.
+    A tied tensor may have any of its names. Entries that are not persistent may be missing.
 
     Raises:
-        LadderError: listing every tensor that is missing, surplus, of another shape, or of a dtype
-            that cannot become the wanted one. Nothing has been read by then.
+        LadderError: lists tensors that are missing, surplus, of another shape, or of a dtype that
+            cannot be converted. No values have been read yet.
     """
     forms = source.forms()
     found: dict[str, str] = {}
@@ -183,7 +185,7 @@ def match(entries: Sequence[StateEntry], source: TensorSource) -> dict[str, str]
     ]
     if blockers:
         raise LadderError(
-            f"The checkpoint does not fit the model, in {len(blockers)} tensors:",
+            f"The checkpoint does not match the model in {len(blockers)} tensors:",
             blockers,
             "pass the model class and configuration that the checkpoint was saved with",
         )

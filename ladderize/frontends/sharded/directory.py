@@ -1,6 +1,6 @@
-"""A directory of files that belong together: it appears whole, and its manifest knows each by hash.
+"""Directories that are written atomically, with a manifest of all files and their hashes.
 
-DIR/manifest.json      format, what the writer has to say, size and SHA-256 of every other file
+DIR/manifest.json      format, data of the writer, size and SHA-256 of every other file
 """
 
 import fcntl
@@ -33,7 +33,7 @@ _AGAIN = "copy or write the directory again"
 
 
 def refuse_existing(out: Path, force: bool = False) -> None:
-    """Raise unless `out` can be written: it is not there, or is a file or shards and `force`."""
+    """Raise unless `out` can be written: it does not exist, or is a file or shards and `force`."""
     if out.is_dir() and force and not (out / MANIFEST).is_file():
         raise LadderError(
             f"{out} is a directory that ladderize did not write: it is not overwritten.",
@@ -47,15 +47,17 @@ def refuse_existing(out: Path, force: bool = False) -> None:
 
 @contextmanager
 def sole_writer(out: Path, num_bytes: int) -> Iterator[Path]:
-    """A folder beside `out` to write in, which is gone when the block ends.
+    """A temporary folder next to `out`, removed when the block ends.
 
-    What a killed writer of `out` has left is cleared first.
+    Files left by a killed writer of `out` are removed first.
 
     Args:
-        num_bytes: about how much will be written.
+        out: path that will be written.
+        num_bytes: approximate number of bytes to write.
 
     Raises:
-        LadderError: another process writes `out`, there is no room, or the place cannot be written.
+        LadderError: another process is writing `out`, the disk is full, or the folder cannot be
+            written.
     """
     parent, prefix = out.absolute().parent, f".{out.name}.ladderize-"
     try:
@@ -66,7 +68,7 @@ def sole_writer(out: Path, num_bytes: int) -> Iterator[Path]:
                 raise LadderError(
                     f"{out} cannot be written: it takes {num_bytes >> 20} MiB, and "
                     f"{free >> 20} MiB are free.",
-                    cure="make room, or name a place on another disk",
+                    cure="free some space, or choose a path on another disk",
                 )
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
             try:
@@ -80,7 +82,7 @@ def sole_writer(out: Path, num_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def _locked(lock: Path, out: Path) -> Iterator[None]:
-    """Whoever holds the lock is the only writer of `out`; killed, it holds the lock no more."""
+    """Lock `out` for one writer. The lock of a killed process is released."""
     while True:
         with lock.open("w") as held:
             try:
@@ -110,10 +112,10 @@ def _clear(parent: Path, prefix: str, out: Path) -> None:
 
 @contextmanager
 def whole_directory(out: Path, num_bytes: int) -> Iterator[Path]:
-    """A directory that becomes `out` when its block ends well and is removed when it does not.
+    """A directory that becomes `out` if the block succeeds, and is removed otherwise.
 
     Raises:
-        LadderError: as `sole_writer`.
+        LadderError: as for `sole_writer`.
     """
     with sole_writer(out, num_bytes) as place:
         folder = place / out.name
@@ -138,7 +140,7 @@ def whole_directory(out: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, said: Mapping[str, Any]) -> None:
-    """Over all files that are in `folder` now; `said` is what `read_manifest` returns with them."""
+    """Write the manifest of all files in `folder`; `read_manifest` returns them with `said`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     data = {
         "format": FORMAT,
@@ -168,10 +170,10 @@ def _hash_of(data: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the writer had to say (`manifest.py` says of which form), with `files`.
+    """The data of the writer (in the form of `manifest.py`), with `files`.
 
     Raises:
-        LadderError: there is none, it was changed or cut short, or is of another format.
+        LadderError: the manifest is missing, changed or truncated, or has another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -180,18 +182,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     data = read_json(path, "manifest", _AGAIN)
     if not isinstance(data, dict) or not {"format", "format_version", "sha256"} <= data.keys():
-        raise LadderError(f"{path} is no manifest of {FORMAT}.", cure=_AGAIN)
+        raise LadderError(f"{path} is not a manifest of {FORMAT}.", cure=_AGAIN)
     given, format_, version = (data.pop(key) for key in ("sha256", "format", "format_version"))
     if (format_, version) != (FORMAT, FORMAT_VERSION):
         found = f"{str(format_)[:40]} {str(version)[:40]}"
-        raise LadderError(f"{path} is of format {found}, wanted is {FORMAT} {FORMAT_VERSION}.")
+        raise LadderError(f"{path} has format {found}, expected {FORMAT} {FORMAT_VERSION}.")
     if given != _hash_of({"format": format_, "format_version": version, **data}):
-        raise LadderError(f"{path} was changed: its hash is another one.", cure=_AGAIN)
+        raise LadderError(f"{path} was changed: its hash differs.", cure=_AGAIN)
     return data
 
 
 def check_files(folder: Path, known: Mapping[str, "FileRecord"], names: Sequence[str]) -> None:
-    """Raise `LadderError` unless the files `names` are those that the manifest knows."""
+    """Raise `LadderError` unless the files `names` match the manifest."""
     blockers = []
     for name in names:
         path, wanted = folder / name, known.get(name)
@@ -203,8 +205,8 @@ def check_files(folder: Path, known: Mapping[str, "FileRecord"], names: Sequence
             size = f"{path.stat().st_size} bytes instead of {wanted.bytes}"
             blockers.append(Blocker(f"{name} has {size}"))
         elif _hash(path) != wanted.sha256:
-            blockers.append(Blocker(f"{name} was changed: its hash is another one"))
+            blockers.append(Blocker(f"{name} was changed: its hash differs"))
     if blockers:
         raise LadderError(
-            f"The files in {folder} are not those that were written:", blockers, _AGAIN
+            f"The files in {folder} differ from those that were written:", blockers, _AGAIN
         )

@@ -1,4 +1,4 @@
-"""Engines of a sharded program: built when it is written, found when it is loaded.
+"""Engines of a sharded program: built when it is written, looked up when it is loaded.
 
 write    graph.pt2 ── decompose ── cut ── build ── DIR/engines/<key>.plan
 load     graph.pt2 ── decompose ── bound to a mesh ── cut alike ── plans by their keys ── CutGraph
@@ -31,10 +31,12 @@ def build_engines(
     """Build the engines of a rank-local `program` into `folder`.
 
     Args:
-        options: of `TensorRTOptions`; its `cache` has no meaning here.
+        program: rank-local program.
+        folder: folder for the engines.
+        options: fields of `TensorRTOptions`; `cache` is ignored.
 
     Raises:
-        LadderError: TensorRT is not there, or an engine cannot be built.
+        LadderError: TensorRT is not installed, or an engine cannot be built.
     """
     program = _decompose(program)
     kept = dataclasses.replace(TensorRTOptions.parse(options), cache=folder)
@@ -44,11 +46,11 @@ def build_engines(
 def engines_of(
     program: ExportedProgram, folder: Path, options: Mapping[str, Any]
 ) -> tuple[ExportedProgram, Lower]:
-    """The program that the engines in `folder` were built of, and what makes its graph run them.
+    """The program that the engines in `folder` were built from, and the lowering that runs them.
 
     Raises:
-        LadderError: TensorRT is not there; then, when the graph is lowered: it is another one than
-            that which built them.
+        LadderError: TensorRT is not installed. The lowering raises if another version of TensorRT
+            built the engines.
     """
     program = _decompose(program)
     kept = dataclasses.replace(TensorRTOptions.parse(options), cache=folder, build=False)
@@ -56,7 +58,7 @@ def engines_of(
 
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:
-    """The same program, functional and in the ops that TensorRT's converters know."""
+    """The program, functionalized and decomposed to ops that TensorRT's converters support."""
     require_packages()
     table = torch.export.default_decompositions()
     ours = {op: table[op] for op in table if op.namespace == "ladderize"}
@@ -66,7 +68,7 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
 
 
 def _prepare(program: ExportedProgram, gm: GraphModule, options: TensorRTOptions) -> CutGraph:
-    """Cut `gm`, the graph of `program` or one made of it."""
+    """Cut `gm`, the graph of `program` or a copy of it."""
     specs = program.graph_signature.input_specs
     inputs = gm.graph.find_nodes(op="placeholder")
     is_weight = [spec.kind is InputKind.PARAMETER for spec in specs]

@@ -1,7 +1,7 @@
-"""From an exported program to the rank-local one, the same on every rank and still without weights.
+"""Make an exported program rank-local: the same program on every rank, without weights.
 
 ExportedProgram ── ladder ── plan ── ShardBranches ──┬── program: local graph, local signature
-                                                     └── entries: what each rank must hold
+                                                     └── entries: the tensors of each rank
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from ladderize.sharding.placement import Replicate
 from ladderize.sharding.plan import ShardPlan
 
 GROUP = "ladderize"
-"""The process group in a rank-local graph, until a module binds it to a real one."""
+"""The placeholder name of the process group, until a module binds the graph to a real group."""
 
 _KINDS = {
     InputKind.PARAMETER: "parameter",
@@ -40,15 +40,15 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class LocalProgram:
-    """The program that each of `num_ranks` ranks runs, and what each must hold to run it.
+    """The program that each rank runs, and the tensors that each rank must hold.
 
     Attributes:
-        program: its graph is local; its weights are placeholders without memory.
-        entries: the tensors that it reads, in the order of its inputs.
-        num_ranks: the size of the mesh axis.
-        lines: what was done, for people.
-        report: of the rewrite; None for a program read from files.
-        engines: the same of its engines; none where nothing was built.
+        program: program with a local graph; its weights have no memory.
+        entries: tensors that it reads, in the order of its inputs.
+        num_ranks: size of the mesh axis.
+        lines: description of the rewrite, as text.
+        report: report of the rewrite; None for a program read from files.
+        engines: description of its engines, as text; empty if none were built.
     """
 
     program: ExportedProgram
@@ -72,10 +72,10 @@ class LocalProgram:
 def localize(
     program: ExportedProgram, num_ranks: int, config: LadderConfig | None = None
 ) -> LocalProgram:
-    """The ladder form of `program` for each of `num_ranks` ranks. Needs no process group.
+    """Rewrite `program` into ladder form for each of `num_ranks` ranks, without a process group.
 
     Raises:
-        LadderError: listing everything that cannot be done as asked.
+        LadderError: lists everything that cannot be done as asked.
     """
     _refuse_objects(program)
     ranks = RankGroup(num_ranks, GROUP)
@@ -112,7 +112,7 @@ def localize(
 def explain_local(
     program: ExportedProgram, num_ranks: int, config: LadderConfig | None = None
 ) -> Report:
-    """What `localize` would do; a refusal of the rewrite is in the report."""
+    """Report what `localize` would do; a refusal of the rewrite is in the report."""
     _refuse_objects(program)
     return explain_program(program, config or LadderConfig(), RankGroup(num_ranks, GROUP))
 
@@ -124,11 +124,11 @@ def _refuse_objects(program: ExportedProgram) -> None:
         Blocker(f"{s.kind.name} {s.target or s.arg.name}") for s in specs if s.kind not in known
     ]
     if found:
-        raise LadderError("This program takes inputs that are no tensors of its own:", found)
+        raise LadderError("This program has inputs other than tensors of its own:", found)
 
 
 def _entries(program: ExportedProgram, plan: ShardPlan) -> list[StateEntry]:
-    """One for each parameter, buffer and constant; tied ones share an entry."""
+    """An entry for each parameter, buffer and constant; tied tensors share an entry."""
     state: Mapping[str, Any] = {**program.state_dict, **program.constants}
     specs = {
         str(spec.target): spec
@@ -161,7 +161,7 @@ def _entry(
 
 
 def _identity(tensor: torch.Tensor) -> Any:
-    """Equal for tied tensors: one memory, seen alike."""
+    """A key that is equal for tied tensors: the same view of the same memory."""
     memory = memory_id(tensor)
     return memory, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
@@ -176,7 +176,7 @@ def _index_entries(plan: ShardPlan) -> list[StateEntry]:
 
 
 def _no_memory(entry: StateEntry, num_ranks: int) -> torch.Tensor:
-    """A tensor of the local shape whose elements are all one and the same."""
+    """A tensor of the local shape, expanded from a single element."""
     value = torch.zeros((), dtype=entry.dtype).expand(entry.local_shape(num_ranks))
     if entry.kind != "parameter":
         return value
@@ -187,7 +187,7 @@ def _no_memory(entry: StateEntry, num_ranks: int) -> torch.Tensor:
 
 
 def _indices_before_user_inputs(gm: GraphModule, program: ExportedProgram) -> None:
-    """A program's own inputs come before its caller's; sharding puts new ones last."""
+    """Move the index inputs, which sharding appends, before the inputs of the caller."""
     inputs = gm.graph.find_nodes(op="placeholder")
     specs = program.graph_signature.input_specs
     own = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
@@ -200,7 +200,7 @@ def _indices_before_user_inputs(gm: GraphModule, program: ExportedProgram) -> No
 def _localize_unread_inputs(
     gm: GraphModule, program: ExportedProgram, entries: Sequence[StateEntry], num_ranks: int
 ) -> None:
-    """Give inputs that no node reads their local shapes: the second name of a tied weight."""
+    """Set the local shapes of unread inputs, such as the second name of a tied weight."""
     shapes = {name: entry.local_shape(num_ranks) for entry in entries for name in entry.names}
     targets = {s.arg.name: str(s.target) for s in program.graph_signature.input_specs}
     for node in gm.graph.find_nodes(op="placeholder"):
@@ -220,5 +220,5 @@ def _signature(program: ExportedProgram, gm: GraphModule, plan: ShardPlan) -> Ex
 
 
 def _calls(program: ExportedProgram) -> list[Any]:
-    """The call of the whole; those of submodules name tensors that may be gone."""
+    """The call signature of the root; those of submodules may refer to removed tensors."""
     return [call for call in program.module_call_graph if not call.fqn]

@@ -1,4 +1,4 @@
-"""What a directory of shards says of itself: every field with its type and its bounds.
+"""The manifest of a directory of shards: all fields with their types and bounds.
 
 manifest.json ── JSON of a bounded size ── its own hash ── `Manifest` ── StateEntry, options, files
 """
@@ -25,14 +25,14 @@ Row = Annotated[int, Field(ge=-(2**40), le=2**40)]
 
 
 class FileRecord(StrictRecord):
-    """Size and hash of a file of the directory."""
+    """Size and hash of a file in the directory."""
 
     bytes: Annotated[int, Field(ge=0, le=2**50)]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardRecord(StrictRecord):
-    """A `Shard` of a whole tensor."""
+    """A `Shard` placement."""
 
     dim: Annotated[int, Field(ge=0, lt=64)]
     chunks: Annotated[list[Size], Field(min_length=1, max_length=65_536)]
@@ -55,9 +55,9 @@ class EntryRecord(StrictRecord):
     @model_validator(mode="after")
     def _fits(self) -> "EntryRecord":
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"{self.kind!r} is not one of {', '.join(KINDS)}")
         if self.dtype not in _DTYPES:
-            raise ValueError(f"{self.dtype!r} is no dtype of torch")
+            raise ValueError(f"{self.dtype!r} is not a torch dtype")
         if self.shard is None:
             return self
         dim, chunks = self.shard.dim, self.shard.chunks
@@ -104,13 +104,13 @@ class EntryRecord(StrictRecord):
 
 
 class PlanRecord(StrictRecord):
-    """What was done, for people."""
+    """Description of the rewrite, as text."""
 
     lines: Annotated[list[Text], Field(min_length=1, max_length=1_000_000)]
 
 
 class Manifest(StrictRecord):
-    """All that a manifest holds beside its format and its own hash."""
+    """The content of a manifest, without its format and its own hash."""
 
     versions: dict[Literal["ladderize", "torch"], Text]
     options: dict[Name, Text]
@@ -125,13 +125,13 @@ class Manifest(StrictRecord):
         names = [name for entry in self.entries for name in (entry.name, *entry.aliases)]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"entries of one name: {', '.join(twice[:3])}")
+            raise ValueError(f"entries with the same name: {', '.join(twice[:3])}")
         for entry in self.entries:
             self._check_ranks(entry)
         for name in self.files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name:
-                raise ValueError(f"{name!r} is no file of this directory")
+                raise ValueError(f"{name!r} is not a file of this directory")
         return self
 
     def _check_ranks(self, entry: EntryRecord) -> None:
@@ -148,9 +148,9 @@ class Manifest(StrictRecord):
 
 
 def parse_manifest(data: Any, path: Path) -> Manifest:
-    """The manifest that `data`, read from `path`, holds.
+    """Parse the manifest in `data`, read from `path`.
 
     Raises:
-        LadderError: listing every field that is missing, unknown, of another type or out of bounds.
+        LadderError: lists fields that are missing, unknown, of another type or out of bounds.
     """
     return parse_record(Manifest, data, path, "write the directory again")

@@ -1,4 +1,4 @@
-"""Give a rank-local program its tensors: slices of a checkpoint, buffers, indices, caches.
+"""Read the tensors of a rank-local program: slices of a checkpoint, buffers and caches.
 
 entries + source ── match ── read this rank's parts, one by one ── {name: tensor}
 """
@@ -28,16 +28,16 @@ def read_entries(
     device: torch.device,
     show: bool = False,
 ) -> dict[str, Tensor]:
-    """`rank`'s part of each entry in `names`, read from `source` one tensor at a time.
+    """Read `rank`'s part of each entry in `names` from `source`, one tensor at a time.
 
     Args:
-        entries: of the program.
-        source: where the tensors are.
+        entries: entries of the program.
+        source: source of the tensors.
         names: entry name -> name in `source`, from `match`.
-        rank: of `num_ranks`.
-        num_ranks: the size of the mesh axis.
-        device: where the parts go.
-        show: a progress bar on stderr.
+        rank: rank on the mesh axis.
+        num_ranks: size of the mesh axis.
+        device: device of the parts.
+        show: whether to show a progress bar on stderr.
     """
     by_source = {names[entry.name]: entry for entry in entries if entry.name in names}
     total = sum(entry.local_bytes(num_ranks) for entry in by_source.values())
@@ -54,13 +54,13 @@ def read_entries(
 def read_slices(
     entries: Sequence[StateEntry], own: Mapping[str, Tensor], source: TensorSource, mesh: DeviceMesh
 ) -> dict[str, Tensor]:
-    """This rank's part of every tensor, from full ones; the first rank shows a progress bar.
+    """Read this rank's part of every tensor from full tensors. Rank 0 shows a progress bar.
 
     Args:
-        entries: of the program.
-        own: real buffers and constants of the traced model, for what `source` does not have.
-        source: the checkpoint.
-        mesh: this rank's place.
+        entries: entries of the program.
+        own: buffers and constants of the traced model, used if `source` does not have them.
+        source: checkpoint.
+        mesh: mesh with this rank.
     """
     rank, num_ranks = mesh.get_local_rank(), mesh.size()
     device = compat.current_device(mesh.device_type)
@@ -76,14 +76,14 @@ def read_slices(
 def read_parts(
     entries: Sequence[StateEntry], source: TensorSource, mesh: DeviceMesh
 ) -> dict[str, Tensor]:
-    """This rank's tensors, from a file that holds just them."""
+    """Read this rank's tensors from a file that holds only these."""
     parts = local_forms(entries, mesh.size())
     rank, device = mesh.get_local_rank(), compat.current_device(mesh.device_type)
     return read_entries(parts, source, match(parts, source), 0, 1, device, rank == 0)
 
 
 def local_forms(entries: Sequence[StateEntry], num_ranks: int) -> list[StateEntry]:
-    """What one rank's file must hold: every tensor but the indices, in its local shape."""
+    """The entries of one rank's file: all tensors except indices, with local shapes."""
     return [
         dataclasses.replace(
             entry,

@@ -1,4 +1,4 @@
-"""The module that one rank runs: its own slices under the names of the full model.
+"""The module that one rank runs: its own slices, with the names of the full model.
 
 LocalProgram + this rank's tensors + mesh ── ShardedModule ── module(*args, **kwargs)
 """
@@ -27,25 +27,25 @@ from ladderize.passes.runner import Log, run_pass
 from ladderize.sharding.placement import IndexInput
 
 Lower = Callable[[GraphModule], Callable[..., Any]]
-"""What makes a bound graph run in engines."""
+"""A lowering that makes a bound graph run in engines."""
 
 _WRITTEN = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 
 
 class ShardedModule(nn.Module):
-    """One rank's part of a laddered and sharded model; made by `parallelize` and `load`.
+    """One rank's part of a converted and sharded model, created by `parallelize` and `load`.
 
-    It owns this rank's slices only, as parameters and buffers under the names of the full model,
-    and runs the exported graph with its waits deferred past the next block. Train it as any module;
-    gradients are those of the slices. `torch.compile(module, backend="ladderize")` compiles it.
+    It owns only this rank's slices, as parameters and buffers with the names of the full model, and
+    runs the exported graph with waits deferred past the next block. It can be trained like any
+    module; its gradients are those of the slices. `torch.compile(module, backend="ladderize")`
+    compiles it.
 
     Attributes:
-        local_program: the program, the same on every rank.
-        mesh_rank: this rank's place on the mesh axis.
-        graph_module: the rank-local graph as it runs; `graph_module.code` shows it.
+        local_program: program, the same on every rank.
+        mesh_rank: this rank on the mesh axis.
+        graph_module: rank-local graph that runs; `graph_module.code` shows it.
 
-    With engines of TensorRT it computes no gradients, and calling it with gradients enabled is an
-    error.
+    With TensorRT engines it computes no gradients, and a call with grad mode enabled is an error.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class ShardedModule(nn.Module):
         super().train(_is_training(self.graph_module.graph))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the exported model, on inputs of the structure, shapes and dtypes it was traced with.
+        """Run the model on inputs with the structure, shapes and dtypes that it was traced with.
 
         Raises:
-            LadderError: other inputs than that.
+            LadderError: the inputs do not match the traced ones.
         """
         flat = self._flatten(args, kwargs)
         state = [getattr(owner, name) for owner, name in self._inputs]
@@ -98,7 +98,7 @@ class ShardedModule(nn.Module):
         return pytree.tree_unflatten(own, self._call.out_spec)
 
     def train(self, mode: bool = True) -> "ShardedModule":
-        """Dropout and batch norms keep the mode that was traced.
+        """Set the mode. Dropout and batch norm keep the mode that was traced.
 
         Raises:
             LadderError: the graph has such ops and was traced in the other mode.
@@ -133,7 +133,7 @@ class ShardedModule(nn.Module):
             owner.register_buffer(name, tensor, persistent=entry.is_persistent)
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The caller's inputs in the order of the graph, checked unless Dynamo is tracing."""
+        """The inputs in the order of the graph, checked unless Dynamo is tracing."""
         call = self._call
         try:
             kwargs = compat.reorder_kwargs(kwargs, call.in_spec)
@@ -146,7 +146,7 @@ class ShardedModule(nn.Module):
         paths, spec = pytree.tree_flatten_with_path((args, kwargs))
         if spec != call.in_spec:
             raise LadderError(
-                "The inputs are not structured as those that the model was traced with:",
+                "The structure of the inputs differs from the traced one:",
                 [Blocker(f"traced with {call.in_spec}"), Blocker(f"called with {spec}")],
             )
         placeholders = self._placeholders[len(self._inputs) :]
@@ -154,9 +154,9 @@ class ShardedModule(nn.Module):
         reason = compat.find_wrong_input(placeholders, paths, self._ranges)
         if reason or blockers:
             raise LadderError(
-                "These inputs do not fit what the model was traced with:",
+                "These inputs do not match the traced ones:",
                 [*blockers, *([Blocker(reason)] if reason else [])],
-                "name the dims that vary in dynamic_shapes=",
+                "name the dynamic dims in dynamic_shapes=",
             )
         return [value for _, value in paths]
 
@@ -189,7 +189,7 @@ def _locate(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _bind(program: ExportedProgram, mesh: DeviceMesh) -> GraphModule:
-    """A copy of the local graph over the group and on the device of `mesh`, waits deferred."""
+    """A copy of the local graph with the group and device of `mesh`, and with deferred waits."""
     here = compat.current_device(mesh.device_type)
     gm = _copy_over(program.graph_module, mesh.get_group().group_name, here)
     log = Log()
@@ -199,7 +199,7 @@ def _bind(program: ExportedProgram, mesh: DeviceMesh) -> GraphModule:
 
 
 def _copy_over(gm: GraphModule, group: str, here: torch.device) -> GraphModule:
-    """Copy `gm` and the graphs that it calls: over the group of that name, on the device `here`."""
+    """Copy `gm` and its subgraphs with group name `group` and device `here`."""
     graph = Graph()
     nodes: dict[Node, Node] = {}
     output = graph.graph_copy(gm.graph, nodes)
@@ -225,7 +225,7 @@ def _copy_over(gm: GraphModule, group: str, here: torch.device) -> GraphModule:
 
 
 def _trained(program: ExportedProgram) -> frozenset[str]:
-    """The inputs that may require gradients: parameters, and what a caller gives."""
+    """The inputs that may require gradients: parameters and the inputs of the caller."""
     may = (InputKind.PARAMETER, InputKind.USER_INPUT)
     return frozenset(s.arg.name for s in program.graph_signature.input_specs if s.kind in may)
 
@@ -241,7 +241,7 @@ _FLAGS = {
 
 
 def _training_flag(node: Node) -> bool | None:
-    """Whether an op was traced in training mode, None if it knows no such thing."""
+    """Whether an op was traced in training mode; None if it has no such mode."""
     schema = schema_of(node)
     if schema is None or schema.name not in _FLAGS:
         return None

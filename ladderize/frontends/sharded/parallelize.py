@@ -1,4 +1,4 @@
-"""`ladderize.parallelize`: a model that no single rank could hold, laddered and sharded.
+"""`ladderize.parallelize`: convert and shard a model that no single rank could hold.
 
 factory ── trace ── localize ── agree ── read this rank's slices ── ShardedModule
 """
@@ -39,40 +39,40 @@ def parallelize(
     checkpoint: str | Path | Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Any:
-    """This rank's part of the model as a ladder network sharded over `mesh`.
+    """Convert the model to a ladder sharded over `mesh`; returns this rank's part.
 
     >>> shard = ladderize.parallelize(
     ...     lambda: LlamaForCausalLM(config), mesh, (ids,), checkpoint="Llama-3.1-70B"
     ... )
     >>> logits = shard(ids)
 
-    Every rank of the mesh calls it with the same arguments. The model is exported with parameters
-    that have no memory, laddered and planned; then each rank reads its own slices. No rank ever
-    holds a whole sharded weight.
+    Every rank of the mesh must call this with the same arguments. The model is exported with
+    parameters without memory, converted and sharded; then each rank reads its own slices. No rank
+    ever holds a whole sharded weight.
 
     Args:
-        model_or_factory: a function without arguments that builds the model, whose parameters are
-            then never materialized; a model, whose own parameters stay as they are; or an exported
+        model_or_factory: function without arguments that builds the model, which never materializes
+            its parameters; or a model, whose own parameters are not changed; or an exported
             program.
-        mesh: the tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
-        args, kwargs: example inputs; only their shapes, dtypes and devices matter. Without any, the
-            factory of a model of transformers gives that model back, as `from_pretrained` does: it
-            compiles when it is called, and has `generate`.
-        dynamic_shapes: which dims of them vary, as `torch.export.export` takes them.
-        checkpoint: a directory of safetensors files (an index file is respected), one such file, or
+        mesh: tensor-parallel ranks: a 1-D mesh, or the name of an axis and its mesh.
+        args, kwargs: example inputs; only their shapes, dtypes and devices matter. Without example
+            inputs, the factory of a transformers model returns that model, as `from_pretrained`
+            does: it compiles when it is called, and has `generate`.
+        dynamic_shapes: dynamic dims of the inputs, as for `torch.export.export`.
+        checkpoint: directory of safetensors files (with an optional index file), one such file, or
             a state dict with full tensors. None: the weights of the model itself.
-        options: of `LadderConfig`; with example inputs without those for lowering. A checkpoint
-            whose config.json says which ladder it is needs none but `mesh`.
+        options: fields of `LadderConfig`; with example inputs, without those for lowering. A
+            checkpoint with a ladder entry in its config.json needs none.
 
     Returns:
-        A module that owns this rank's slices under the names of the full model (without example
-        inputs the model itself). It runs eagerly
-        with deferred waits, trains, and compiles with `torch.compile(shard, backend="ladderize")`.
+        A module that owns this rank's slices, with the names of the full model; without example
+        inputs, the model itself. The module runs eagerly with deferred waits, can be trained, and
+        compiles with `torch.compile(shard, backend="ladderize")`.
 
     Raises:
-        LadderError: on every rank, whichever rank found it: the model cannot be traced or converted
-            as asked, tensors of the checkpoint are missing, surplus or misshapen (all are listed),
-            or there are no weights. Nothing has been loaded then.
+        LadderError: raised on all ranks if any rank finds that the model cannot be traced or
+            converted as asked, that tensors of the checkpoint are missing, surplus or misshapen
+            (all are listed), or that there are no weights. Nothing has been loaded then.
     """
     options["mesh"] = mesh
     ranks = LadderConfig.from_options({"mesh": mesh}).device_mesh
@@ -97,13 +97,13 @@ def plan_parallel(
     dynamic_shapes: Any = None,
     **options: Any,
 ) -> LocalProgram:
-    """What `parallelize` would do over `num_ranks` ranks: no ranks and no weights are needed.
+    """Plan `parallelize` over `num_ranks` ranks. This needs neither ranks nor weights.
 
     >>> plan = ladderize.plan_parallel(lambda: LlamaForCausalLM(config), 8, (ids,))
     >>> plan.bytes_per_rank / 2**30
 
     Raises:
-        LadderError: as `parallelize`.
+        LadderError: as for `parallelize`.
     """
     traced = _program(model_or_factory, args, kwargs or {}, dynamic_shapes)
     return localize(traced.program, num_ranks, aot_config(traced.entry, **options))
@@ -111,7 +111,7 @@ def plan_parallel(
 
 @dataclass(frozen=True)
 class _Traced:
-    """A program, its tensors by name, whether weights are among them, and the model's own entry."""
+    """A program, its tensors by name, whether these include weights, and the model's entry."""
 
     program: ExportedProgram
     state: Mapping[str, Tensor]
@@ -121,7 +121,7 @@ class _Traced:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A program, what reads this rank's tensors for it, and what makes engines of its graph."""
+    """A program, a reader of this rank's tensors, and a lowering to engines."""
 
     local: LocalProgram
     read: Callable[[], dict[str, Tensor]]
@@ -129,7 +129,7 @@ class Prepared:
 
 
 def together(mesh: DeviceMesh, prepare: Callable[[], Prepared]) -> ShardedModule:
-    """Make the module once every rank of the mesh is ready to; a rank's failure is everyone's."""
+    """Create the module when all ranks of the mesh are ready. A failure is raised on all ranks."""
     groups = [mesh.get_group()]
     with heard_by_all(groups, "refused"):
         prepared = prepare()
@@ -167,7 +167,7 @@ def _prepare(
 def _source(
     checkpoint: str | Path | Mapping[str, Tensor] | None, own: Mapping[str, Tensor]
 ) -> TensorSource:
-    """Where the weights are; `own` are the model's."""
+    """The source of the weights; `own` are the model's weights."""
     if isinstance(checkpoint, str | Path):
         return open_checkpoint(checkpoint)
     if checkpoint is None and not own:

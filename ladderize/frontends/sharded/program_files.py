@@ -1,7 +1,7 @@
-"""A sharded program on disk: one graph for all ranks, one file of tensors a rank, a manifest.
+"""A sharded program on disk: one graph for all ranks, one file of tensors per rank, a manifest.
 
 DIR/graph.pt2                         rank-local graph, no weights
-DIR/rank-00000-of-00002.safetensors   what rank 0 holds
+DIR/rank-00000-of-00002.safetensors   tensors of rank 0
 DIR/engines/0f3c….plan                with lowering="tensorrt": an engine, the same for all ranks
 DIR/manifest.json                     versions, options, plan, entries, hashes
 """
@@ -64,14 +64,13 @@ def write_shards(
     progress: Progress | None = None,
     force: bool = False,
 ) -> LocalProgram:
-    """Ladder and shard `program`, and write what `load` reads into the new directory `out`.
+    """Convert and shard `program`, and write it to the directory `out` for `load`.
 
-    With `lowering="tensorrt"` also the engines that run it. One rank's tensors are in memory at a
-    time, besides those of the program. `out` is written atomically.
+    With `lowering="tensorrt"`, the engines are written too. In addition to the tensors of the
+    program, only one rank's tensors are in memory at a time. `out` is written atomically.
 
     Raises:
-        LadderError: `out` exists and `force` is not given, or the program cannot be converted as
-            asked.
+        LadderError: `out` exists and `force` is False, or the program cannot be converted as asked.
     """
     out = Path(out)
     refuse_existing(out, force)
@@ -85,7 +84,7 @@ def write_shards(
     with whole_directory(out, num_bytes) as folder:
         _save_graph(local.program, folder / GRAPH)
         if config.lowering == "tensorrt":
-            # Of the file, as `load` will read it: the engines have to be found again.
+            # Build from the file that `load` will read, so that it finds the same engines.
             report = build_engines(
                 read_program(folder / GRAPH), folder / ENGINES, config.lowering_options
             )
@@ -102,10 +101,10 @@ def write_shards(
 def write_program(
     program: ExportedProgram, out: str | Path, config: LadderConfig, force: bool = False
 ) -> None:
-    """`torch.export.save` to a file written atomically, with a note of the options.
+    """Write a program atomically with `torch.export.save`, with a note of the options.
 
     Raises:
-        LadderError: `out` exists and `force` is not given.
+        LadderError: `out` exists and `force` is False.
     """
     out = Path(out)
     refuse_existing(out, force)
@@ -120,7 +119,7 @@ def write_program(
 
 def _save_graph(program: ExportedProgram, path: Path) -> None:
     with warnings.catch_warnings():
-        # The placeholders of the weights have one element that stands for all.
+        # The weights are expanded from a single element.
         warnings.filterwarnings("ignore", "No complete tensor found")
         torch.export.save(program, path)
 
@@ -145,18 +144,18 @@ def _versions() -> dict[str, str]:
 
 
 def load(directory: str | Path, mesh: DeviceMesh | tuple[str, DeviceMesh]) -> ShardedModule:
-    """This rank's module from a directory that `ladderize rewrite … --tp N` wrote.
+    """Load this rank's module from a directory that `ladderize rewrite … --tp N` wrote.
 
     >>> shard = ladderize.load("llama-tp8", init_device_mesh("cuda", (8,)))
 
-    Every rank of the mesh calls it. A rank reads the graph and its own tensors, after their hashes
-    were checked; nothing in the directory is executed or unpickled. Where engines were written
-    (`--lowering tensorrt`), they run its compute.
+    Every rank of the mesh must call this. A rank reads the graph and its own tensors after checking
+    their hashes; nothing in the directory is executed or unpickled. If engines were written
+    (`--lowering tensorrt`), they run the compute.
 
     Raises:
-        LadderError: on every rank: files are missing, changed or cut short, the directory was
-            written for another number of ranks or by a later ladderize, torch cannot read it, or
-            the engines were built by another TensorRT.
+        LadderError: files are missing, changed or truncated, the directory was written for another
+            number of ranks or by a later ladderize, torch cannot read it, or another version of
+            TensorRT built the engines. Raised on all ranks.
     """
     config = aot_config(mesh=mesh)
     ranks = config.device_mesh
@@ -186,14 +185,14 @@ def _prepare(folder: Path, mesh: DeviceMesh) -> Prepared:
 
 @dataclass(frozen=True)
 class Shards:
-    """A directory that `write_shards` wrote, its graph read and checked.
+    """A directory written by `write_shards`, with its graph read and checked.
 
     Attributes:
-        folder: where it is.
-        local: the program of every rank.
-        options: those of the rewrite that differ from the defaults.
-        engines: options of TensorRT, None where there are no engines.
-        files: sizes and hashes by name.
+        folder: path of the directory.
+        local: program of every rank.
+        options: options of the rewrite that differ from the defaults.
+        engines: options of TensorRT; None without engines.
+        files: sizes and hashes of files, by name.
     """
 
     folder: Path
@@ -208,13 +207,13 @@ class Shards:
         return self.folder / ENGINES
 
     def source(self, rank: int) -> TensorSource:
-        """`rank`'s tensors, not read yet; their file, names, shapes and dtypes are checked."""
+        """The source of `rank`'s tensors, after checking file, names, shapes and dtypes."""
         source = self._file(rank)
         match(local_forms(self.local.entries, self.local.num_ranks), source)
         return source
 
     def held(self, rank: int) -> dict[str, Tensor]:
-        """What is in `rank`'s file, whether or not it is what the graph needs."""
+        """The tensors in `rank`'s file, even if the graph does not need them."""
         source = self._file(rank)
         return {name: part[...] for name, part in source.tensors(list(source.forms()))}
 
@@ -225,10 +224,10 @@ class Shards:
 
 
 def open_shards(folder: Path) -> Shards:
-    """What is in a directory that `write_shards` wrote, but for the tensors.
+    """Read a directory written by `write_shards`, except its tensors.
 
     Raises:
-        LadderError: files are missing, changed or cut short, or of another format.
+        LadderError: files are missing, changed or truncated, or have another format.
     """
     manifest = parse_manifest(read_manifest(folder), folder / MANIFEST)
     plans = [name for name in manifest.files if name.startswith(f"{ENGINES}/")]
@@ -243,14 +242,14 @@ def open_shards(folder: Path) -> Shards:
         lines=tuple(manifest.plan.lines),
     )
     options = parse_options(manifest.options)
-    LadderConfig.from_options(options)  # are there such options?
+    LadderConfig.from_options(options)  # check the options
     return Shards(folder, local, options, manifest.engines, manifest.files)
 
 
 def _check_entries(
     program: ExportedProgram, entries: Sequence[StateEntry], num_ranks: int, folder: Path
 ) -> None:
-    """Raise `LadderError` unless the entries are what the graph reads."""
+    """Raise `LadderError` unless the entries match the inputs of the graph."""
     known = {name: entry for entry in entries for name in entry.names}
     values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
     read = {
@@ -258,8 +257,8 @@ def _check_entries(
         for spec in program.graph_signature.input_specs
         if spec.kind is not InputKind.USER_INPUT
     }
-    blockers = [Blocker(f"{name} is read by the graph only") for name in read.keys() - known.keys()]
-    blockers += [Blocker(f"{name} is in {MANIFEST} only") for name in known.keys() - read.keys()]
+    blockers = [Blocker(f"{name} is only in the graph") for name in read.keys() - known.keys()]
+    blockers += [Blocker(f"{name} is only in {MANIFEST}") for name in known.keys() - read.keys()]
     for name in read.keys() & known.keys():
         found, entry = read[name], known[name]
         wanted = (entry.local_shape(num_ranks), entry.dtype)
@@ -268,7 +267,7 @@ def _check_entries(
             blockers.append(Blocker(f"{name}: {what}, {MANIFEST} has {wanted[1]} {wanted[0]}"))
     if blockers:
         raise LadderError(
-            f"{GRAPH} and {MANIFEST} in {folder} do not belong together:",
+            f"{GRAPH} and {MANIFEST} in {folder} do not match:",
             sorted(blockers, key=str),
             "write the directory again",
         )

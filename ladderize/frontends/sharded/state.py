@@ -1,4 +1,4 @@
-"""What a sharded program holds besides its graph: a `StateEntry` for each tensor, and its part.
+"""The tensors of a sharded program: a `StateEntry` for each, with its placement.
 
 name                          kind       full shape      placement                  2 ranks
 model.layers.0.mlp.up.weight  parameter  [48, 32]        sharded on dim 0 as 48     [24, 32]
@@ -23,16 +23,16 @@ class StateEntry:
     """One tensor that a sharded program owns.
 
     Attributes:
-        name: fully qualified, as in the model; the node that reads it is found by it.
-        kind: of `KINDS`. Constants are tensors that tracing found outside of the modules, an index
-            says which entries a rank selects.
-        shape: of the whole tensor (of an index: of one rank's).
-        dtype: of its elements.
-        placement: how it lies over the ranks.
+        name: fully qualified name in the model, which identifies its graph input.
+        kind: one of `KINDS`. Constants are tensors that tracing found outside of modules; an index
+            holds the entries that a rank selects.
+        shape: shape of the whole tensor; for an index, that of one rank's tensor.
+        dtype: dtype of the tensor.
+        placement: placement over the ranks.
         is_persistent: whether a checkpoint must have it.
-        requires_grad: of a parameter.
+        requires_grad: whether a parameter requires gradients.
         aliases: other names of the same tensor (tied weights).
-        rows: of an index: what each rank selects.
+        rows: for an index, the values on each rank.
     """
 
     name: str
@@ -56,17 +56,17 @@ class StateEntry:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def local_bytes(self, num_ranks: int) -> int:
-        """Bytes that each rank holds of it."""
+        """Bytes of the tensor on each rank."""
         return torch.Size(self.local_shape(num_ranks)).numel() * self.dtype.itemsize
 
     def read(self, source: Any, rank: int, num_ranks: int, device: torch.device) -> Tensor:
-        """`rank`'s part of `source`, which is indexed and never read whole.
+        """Read `rank`'s part of `source`, which is indexed and never read as a whole.
 
         Args:
-            source: a tensor of the full shape, or what safetensors' `get_slice` returns.
-            rank: of `num_ranks`.
-            num_ranks: the size of the mesh axis.
-            device: where the part goes.
+            source: tensor of the full shape, or the result of safetensors' `get_slice`.
+            rank: rank on the mesh axis.
+            num_ranks: size of the mesh axis.
+            device: device of the part.
         """
         shape = self.local_shape(num_ranks)
         local = torch.empty(shape, dtype=self.dtype, device=device)
@@ -83,7 +83,7 @@ class StateEntry:
 
 
 def total_bytes(entries: Sequence[StateEntry], num_ranks: int | None = None) -> int:
-    """Bytes of all `entries` on one of `num_ranks` ranks; None: of the whole model."""
+    """Bytes of all `entries` on one of `num_ranks` ranks; with None, of the whole model."""
     if num_ranks is None:
         return sum(entry.full_bytes() for entry in entries if entry.kind != "index")
     return sum(entry.local_bytes(num_ranks) for entry in entries)

@@ -1,9 +1,9 @@
-"""Export a model that nobody has memory for: parameters are shapes, buffers are real.
+"""Export a model that does not fit into memory: parameters are shapes, buffers are real.
 
 factory() ── parameters on "meta", real buffers ── fake state ── torch.export ── ExportedProgram
 
-Buffers are built for real because their values matter: rotary tables and masks are computed when
-the model is built. While it is traced they are fake too, on the device of the inputs.
+Buffers have real values, because rotary tables and masks are computed when the model is built.
+During tracing they are fake too, on the device of the inputs.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ META = torch.device("meta")
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Modules built inside have parameters on the meta device, and real buffers.
+    """Modules built inside this context have parameters on the meta device, and real buffers.
 
-    A parameter exists for as long as its own constructor runs: at most one at a time is in memory.
+    A parameter only exists while its constructor runs, so at most one is in memory at a time.
     """
     thread = threading.get_ident()
 
     def as_shape(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.device == META or threading.get_ident() != thread:
-            return None  # as it is
+            return None  # keep it
         shape = torch.empty_like(parameter, device=META)
         return nn.Parameter(shape, requires_grad=parameter.requires_grad)
 
@@ -46,7 +46,7 @@ def shapes_only() -> Iterator[None]:
 
 
 def build(model_or_factory: nn.Module | Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
-    """The model, and whether its parameters hold values."""
+    """Build the model; also returns whether its parameters have values."""
     if not isinstance(model_or_factory, nn.Module):
         with shapes_only():
             model = model_or_factory()
@@ -66,19 +66,18 @@ def trace(
     kwargs: Mapping[str, Any],
     dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """Export `model` with a fake state; the model stays as it is and nothing is computed.
+    """Export `model` with a fake state. The model is not changed and nothing is computed.
 
     Args:
-        model: its parameters may be on the meta device.
+        model: model; its parameters may be on the meta device.
         args, kwargs: example inputs; only shapes, dtypes and devices matter.
-        dynamic_shapes: as `torch.export.export` takes them.
+        dynamic_shapes: as for `torch.export.export`.
 
     Returns:
-        The program. Its `state_dict` is fake; tensors that only tracing found (`constants` that are
-        no buffers) are real.
+        The program. Its `state_dict` is fake; constants found by tracing are real.
 
     Raises:
-        LadderError: the model cannot be exported; torch's own reason is its cause.
+        LadderError: the model cannot be exported; torch's error is the cause.
     """
     refuse_wrapped(dict(model.named_parameters()))
     mode = compat.new_fake_mode()
@@ -100,7 +99,7 @@ def export_program(
     """Export `model` with its weights.
 
     Raises:
-        LadderError: the model cannot be exported; torch's own reason is its cause.
+        LadderError: the model cannot be exported; torch's error is the cause.
     """
     refuse_wrapped(dict(model.named_parameters()))
     with _told():
@@ -109,7 +108,7 @@ def export_program(
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Whatever torch.export raises inside is a `LadderError`."""
+    """Convert all errors of torch.export inside this context to `LadderError`."""
     try:
         yield
     except LadderError:
@@ -123,14 +122,14 @@ def _told() -> Iterator[None]:
 
 
 def _cure_of(error: Exception) -> str:
-    if "DynamicCache" in str(error):  # which transformers' models return unless told not to
-        return "build it with use_cache=False, or let it own its caches (examples/serve_llama.py)"
-    return "export it with torch.export.export first, and read its full error"
+    if "DynamicCache" in str(error):  # transformers models return it by default
+        return "build it with use_cache=False, or with its own caches (examples/serve_llama.py)"
+    return "export it with torch.export.export to see the full error"
 
 
 @contextlib.contextmanager
 def fake_state(model: nn.Module, mode: Any, device: torch.device) -> Iterator[None]:
-    """`model` with tensors of `mode` on `device` in place of its own; tied ones stay tied."""
+    """Replace the tensors of `model` by fake ones of `mode` on `device`. Tied tensors stay tied."""
     kept = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     fakes: dict[Tensor | None, Any] = {None: None}
     try:

@@ -1,1 +1,1 @@
-"""How each ATen op carries a sharding: one file for each kind of op, joined in `table.py`."""
+"""Sharding rules of ATen ops: one file per kind of op, joined in `table.py`."""

@@ -1,15 +1,15 @@
-"""Sharding rules of KV caches: those that the module owns, and those that are passed to it.
+"""Sharding rules of KV caches, owned by the module or passed to it.
 
-index_copy_(cache, 2, position, k)    k sharded on its heads -> the cache is, on every rank
+index_copy_(cache, 2, position, k)    k sharded on its heads -> the cache is, too
 index_put_(cache, [None, None, position], k)
 
-Who reads the cache itself aligns it as any other parameter; all must want it alike.
+Readers of the cache align it like any other parameter; all must need the same placement.
 
 own_heads(k)         k sharded on its heads -> k, local
-cat([past, local])   anything of local values and replicated ones: local
-all_heads(local)     itself, sharded on its heads; kept, and replicated, where these must be whole
-keep_part(x)         x sharded -> local, with zeros behind; x whole -> x
-kept_part(local)     what was sharded, without the zeros
+cat([past, local])   an op on local and replicated values: local
+all_heads(local)     sharded on its heads; the op stays, and the result is replicated, if banned
+keep_part(x)         x sharded -> local, followed by zeros; x whole -> x
+kept_part(local)     the sharded value, without the zeros
 """
 
 from collections.abc import Callable, Sequence
@@ -35,17 +35,17 @@ def index_copy(visit: Visit) -> Values:
 
 
 def index_put(visit: Visit) -> Values:
-    """index_put_(cache, indices, values): of the leading dims, None are taken whole."""
+    """index_put_(cache, indices, values): an index of None takes the whole dim."""
     cache, indices, source = (visit.argument(i) for i in range(3))
     ndim = len(visit.shape(cache))
     indexed = [i for i, index in enumerate(indices) if index is not None]
     if len(indexed) != 1 or len(visit.shape(indices[indexed[0]])) != 1:
-        visit.illegal(f"{visit.op_name} moves dims around")  # one list of positions does not
+        visit.illegal(f"{visit.op_name} moves dims around")  # a single 1-D index does not
     return _write(visit, cache, source, [indexed[0] - ndim])
 
 
 def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -> Values:
-    """Both sharded alike on a dim that is written in place."""
+    """Cache and source must have the same sharding, on a dim along which nothing is indexed."""
     shard = visit.value(source).shard
     if visit.value(cache).shard is None and shard is not None:
         if not visit.can_shard(cache):
@@ -62,7 +62,7 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
 
 
 def by_heads(visit: Visit) -> Values | None:
-    """The placement of what has to do with local values; None for all else."""
+    """The placement of calls with local values; None for other calls."""
     if (rule := _LOCAL_RULES.get(visit.node.target)) is not None:
         return rule(visit)
     kept = [value for node in visit.operands() if (value := visit.value(node)).local]
@@ -90,7 +90,7 @@ def _own_heads(visit: Visit) -> Value:
     if value.is_replicated or value.is_whole:
         visit.select(x, dim, heads)
     elif value.shard != heads:
-        visit.illegal(f"{visit.op_name} keeps heads, which are divided otherwise")
+        visit.illegal(f"{visit.op_name} keeps heads, which are sharded in another way")
     visit.rewrite((x,), aten.alias.default)
     return Value(Local(heads), value.origins)
 
@@ -115,7 +115,7 @@ def _keep_part(visit: Visit) -> Value:
         visit.rewrite((x,), aten.alias.default)
         return value
     if shard.dim != dim or shard.outer != 1 or shard.inner != 1:
-        visit.illegal(f"{visit.op_name} keeps dim {dim}, and another one is divided")
+        visit.illegal(f"{visit.op_name} keeps dim {dim}, but another dim is sharded")
     rest = int(visit.shape(x)[dim]) - shard.local_size(visit.num_ranks)
     behind = [0, 0] * (len(visit.shape(x)) - 1 - dim)
     visit.rewrite((x, [*behind, 0, rest]), aten.constant_pad_nd.default)

@@ -1,4 +1,4 @@
-"""Sharding rules by channel: convolutions, the norms between them, pooling.
+"""Sharding rules by channel: convolutions, norms and pooling.
 
 conv2d(x, w)               x replicated -> w divided by outputs, result sharded on channels
 batch_norm(x sharded, …)                -> gain, bias and running statistics divided alike
@@ -29,7 +29,7 @@ def convolution(visit: Visit) -> Values:
     groups = visit.argument(GROUPS[packet(visit.node)], "groups", 1)
     if visit.parameter(weight) is None:
         if visit.sharded([x]):
-            visit.illegal(f"the weight of {visit.op_name} is no parameter")
+            visit.illegal(f"the weight of {visit.op_name} is not a parameter")
         return REPLICATED
     shard = visit.value(x).shard
     if shard is None:
@@ -48,9 +48,9 @@ def channel_dim(visit: Visit, x: Node, weight: Node) -> int:
 
 
 def _by_outputs(visit: Visit, x: Node, weight: Node, bias: Any, groups: int) -> Values:
-    """Of grouped channels each rank takes those in that its outputs are made of.
+    """Shard by output channels. With groups, each rank selects the inputs of its outputs.
 
-    Single channels are left whole: what follows a depthwise filter mixes them.
+    Depthwise convolutions are kept whole, because the next op mixes their channels.
     """
     parameter, inputs = visit.parameter(weight), visit.shape(weight)[1]
     if not visit.can_shard(weight) or parameter is None or (groups > 1 and inputs == 1):
@@ -90,7 +90,7 @@ def _by_inputs(visit: Visit, x: Node, weight: Node, bias: Any) -> Values:
 
 
 def _by_groups(visit: Visit, weight: Node, bias: Any, groups: int) -> Values:
-    """Groups of channels stay together: every rank's part of a chunk is whole groups."""
+    """Keep groups of channels together: every rank's part of a chunk has whole groups."""
     value = visit.value(visit.argument(0, "input"))
     shard = value.shard
     assert shard is not None
@@ -111,7 +111,7 @@ def _by_groups(visit: Visit, weight: Node, bias: Any, groups: int) -> Values:
 
 
 def batch_norm(visit: Visit) -> Values:
-    """batch_norm(x, weight, bias, running_mean, running_var, training, …): each channel alone."""
+    """batch_norm(x, weight, bias, running_mean, running_var, training, …): by channel."""
     x = visit.argument(0, "input")
     value, others = visit.value(x), [node for node in visit.operands() if node is not x]
     if value.shard is None or value.shard.dim != 1 or visit.argument(5, "training"):
@@ -122,7 +122,7 @@ def batch_norm(visit: Visit) -> Values:
 
 
 def group_norm(visit: Visit) -> Values:
-    """group_norm(x, num_groups, weight, bias): every rank's part of a chunk is whole groups."""
+    """group_norm(x, num_groups, weight, bias): every rank's part of a chunk has whole groups."""
     x, groups = visit.argument(0, "input"), visit.argument(1, "num_groups")
     value = visit.value(x)
     shard = value.shard

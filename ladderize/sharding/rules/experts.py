@@ -1,10 +1,10 @@
-"""Sharding rules of weights that are divided by experts: each rank holds whole ones.
+"""Sharding rules of weights that are sharded by experts: each rank holds whole experts.
 
-grouped_mm(x, w[expert], ends)   x replicated -> own rows: those of this rank's experts, the rest 0
+grouped_mm(x, w[expert], ends)   x replicated -> own rows: those of this rank's experts, others 0
 w[expert][ids]                                -> own rows: the weights of the entries' experts
 bmm(x[expert], w[expert])                     -> sharded on the dim of experts; its sum is partial
 
-`own_rows.py` carries on what a row is right for on one rank only.
+`own_rows.py` has the rules for values with rows that are valid on one rank only.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 def by_expert(visit: Visit) -> Value | None:
-    """The result of a call that computes with whole experts; None of all other calls."""
+    """The placement of a call that computes with whole experts; None for other calls."""
     if not visit.stacks.is_wanted:
         return None
     rule = _STARTS.get(packet(visit.node))
@@ -30,7 +30,7 @@ def by_expert(visit: Visit) -> Value | None:
 
 
 def sums_experts(visit: Visit, value: Value) -> bool:
-    """Whether `visit.node` sums what the experts of all ranks make of the same tokens."""
+    """Whether `visit.node` sums the results of all ranks' experts for the same tokens."""
     parameters = {origin.parameter for origin in value.origins}
     return packet(visit.node) is aten.sum and parameters <= visit.stacks.divided
 
@@ -68,7 +68,7 @@ def _looked_up(visit: Visit) -> Value | None:
 
 
 def _batched(visit: Visit) -> Value | None:
-    """Every expert multiplies tokens of its own: the experts are a dim of both operands."""
+    """Every expert multiplies its own tokens: experts are a dim of both operands."""
     form = PRODUCTS[packet(visit.node)]
     x, weight = visit.node.args[form.x], visit.node.args[form.weight]
     if not _is_stack(visit, weight) or any(visit.node.kwargs.values()):
@@ -86,7 +86,7 @@ def _batched(visit: Visit) -> Value | None:
 
 
 def _is_stack(visit: Visit, weight: Any) -> bool:
-    """Whether `weight` is a parameter [experts, …, …] to be divided by experts."""
+    """Whether `weight` is a parameter [experts, …, …] that may be sharded by experts."""
     parameter = visit.parameter(weight)
     return (
         parameter is not None

@@ -1,7 +1,7 @@
-"""Sharding rules of memory that a branch makes and fills: empty, zeros_like, copy_ into a view.
+"""Sharding rules of memory that a branch creates and fills: empty, zeros_like, copy_ into a view.
 
-m = new_empty(x, [b, 8->4, s, 12]);  copy_(slice(m, 3, 0, 8), k)     k sharded on heads -> m is
-copy_(select(t, 2, i), row)                                          t sharded -> row alike
+m = new_empty(x, [b, 8->4, s, 12]);  copy_(slice(m, 3, 0, 8), k)     k sharded on heads -> m too
+copy_(select(t, 2, i), row)                                          t sharded -> row too
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ WRITES = {aten.copy_, aten.fill_, aten.zero_}
 
 
 def make(visit: Visit) -> Value:
-    """Memory lies as what is written into it, or as what gives it its form."""
+    """Memory has the placement of the values written to it, or of its template."""
     like = MADE[packet(visit.node)]
     source = visit.operands()[0] if like is None else None
     wanted = visit.made.get(visit.node)
@@ -48,7 +48,7 @@ def make(visit: Visit) -> Value:
 
 
 def write(visit: Visit) -> Value:
-    """copy_(memory, value): both alike; memory that the branch made is made to fit the value."""
+    """copy_(memory, value): the same placement; memory made in the branch adapts to the value."""
     memory, values = visit.node.args[0], [visit.value(node) for node in visit.operands()]
     assert isinstance(memory, Node)
     if all(value.is_replicated for value in values):
@@ -71,15 +71,15 @@ def write(visit: Visit) -> Value:
 
 
 def _refuse_reshaped(visit: Visit, memory: Any) -> None:
-    """A local part may have to be copied where the whole has another shape in the same memory."""
+    """Refuse writes through a reshape, which may copy a local part where the whole is a view."""
     while packet(memory) in _ALIASES and isinstance(memory.args[0], Node):
         if packet(memory) in _RESHAPES:
-            visit.illegal(f"{visit.op_name} writes into a divided value under another shape")
+            visit.illegal(f"{visit.op_name} writes into a reshaped view of a sharded value")
         memory = memory.args[0]
 
 
 def _make_fit(visit: Visit, memory: Node, sharded: list[tuple[Node, Shard]]) -> NoReturn:
-    """Have the memory behind a view made as the written value lies."""
+    """Request that the memory of a view gets the placement of the written value."""
     origins = visit.origins(visit.operands())
     if not sharded:
         made = _maker(memory, -1)
@@ -97,7 +97,7 @@ def _make_fit(visit: Visit, memory: Node, sharded: list[tuple[Node, Shard]]) -> 
 
 
 def _maker(view: Any, dim: int) -> tuple[Node, int] | None:
-    """What made the memory of `view`, and its dim behind dim `dim`, of which the view has all."""
+    """The op that creates the memory of `view`, and its dim for `dim`, which the view has whole."""
     while packet(view) not in MADE:
         step = _VIEWS.get(packet(view))
         if step is None or not isinstance(source := view.args[0], Node):

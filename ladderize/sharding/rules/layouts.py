@@ -1,4 +1,4 @@
-"""Sharding rules of ops that give all their values another shape or order: view, expand, permute.
+"""Sharding rules of ops that change the shape or order of values: view, expand, permute.
 
 view([2, s1, 96->48])    expand([s0, 2->1, 2, s1, 8])    view([s0, 4->2, 8] -> [s0*4->s0*2, 8])
 """
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def source(visit: Visit) -> tuple[Node, Value, Shard]:
-    """The tensor that a layout op moves; rules are only called when it is sharded."""
+    """The tensor that a layout op rearranges. Rules are only called if it is sharded."""
     node = visit.node.args[0]
     assert isinstance(node, Node)
     value = visit.value(node)
@@ -38,10 +38,10 @@ def wrap(dim: Any, ndim: int) -> int:
 
 
 def view(visit: Visit) -> Values:
-    """The sharded dim goes where its group of dims still divides; only the size there changes.
+    """Move the sharded dim to a dim of its new group that the ranks divide; only its size changes.
 
-    With `p` entries in front of the sharded ones in their group and `q` behind, the chunks may be
-    found again at any new dim, repeated, that leaves whole chunks which divide over the ranks.
+    The chunks, or repetitions of them, may be at any new dim of the group at which they are whole
+    numbers of entries and the ranks divide them.
     """
     node, value, shard = source(visit)
     old, new = visit.shape(node), visit.shape()
@@ -55,28 +55,28 @@ def view(visit: Visit) -> Values:
 
 
 def view_as(visit: Visit) -> Values:
-    """reshape_as(x, y): as y, which must be divided as x is."""
+    """reshape_as(x, y): y must have the placement of the result."""
     found = view(visit)
     other = visit.node.args[1]
     assert isinstance(found, Value)
     assert isinstance(other, Node)
     if visit.value(other).placement != found.placement:
-        visit.illegal(f"{visit.op_name} takes the shape of what is divided otherwise")
+        visit.illegal(f"{visit.op_name} takes the shape of a value with another placement")
     return found
 
 
 def moved(shard: Shard, old: Sequence[Any], new: Sequence[Any], num_ranks: int) -> Shard | None:
-    """Where `shard` of a shape is found in another one, at whole entries; None if nowhere."""
+    """The sharding of shape `new` that corresponds to `shard` of shape `old`; None if none."""
     group = next(g for g in dim_groups(old, new) if shard.dim in g.old)
     found = [place.shard for place in _places(Value(shard), group, old, new)]
-    count = len(shard.chunks)  # fewer would be parts of each word
+    count = len(shard.chunks)  # fewer chunks would split words
     whole = [at for at in found if at.outer == at.inner == 1 and len(at.chunks) == count]
     return next((at for at in whole if not at.undivided(num_ranks)), whole[0] if whole else None)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the sharded entries may be found: `value` there, one entry as large as `unit` old."""
+    """A possible placement after a view: `value`, with `unit` old entries for each new entry."""
 
     value: Value
     unit: Any
@@ -94,7 +94,7 @@ class _Place:
 def _places(
     value: Value, group: DimGroup, old: Sequence[Any], new: Sequence[Any]
 ) -> Iterator[_Place]:
-    """All dims where the chunks are whole numbers, counted once or as repeats of one length."""
+    """All dims at which the chunks, or repetitions of one chunk, are whole numbers of entries."""
     for read in (value, _as_repeats(value)):
         shard = read.shard if read is not None else None
         if read is None or shard is None:
@@ -126,9 +126,9 @@ def _as_repeats(value: Value) -> Value | None:
 
 
 def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
-    """Ask for cuts with which it might do, else refuse the chunks that do not divide."""
+    """Request cuts that may help, or else refuse the chunks that the ranks do not divide."""
     if not places:
-        visit.illegal(f"{visit.op_name} tears the sharded dim apart")
+        visit.illegal(f"{visit.op_name} splits the sharded dim")
     node, _, shard = source(visit)
     for place in places:
         cuts = frozenset(int(cut * place.unit) for cut in _cuts_for(visit, place.dim))
@@ -143,7 +143,7 @@ def _refuse_view(visit: Visit, places: Sequence[_Place]) -> NoReturn:
 
 
 def _cuts_for(visit: Visit, dim: int) -> set[int]:
-    """Where the dims behind `dim`, or the readers of it, would have it cut."""
+    """The positions at which the next dims, or the readers, split dim `dim`."""
     size, inner = visit.shape()[dim], visit.shape()[dim + 1 : dim + 3]
     is_stack = len(inner) == 2 and all(isinstance(n, int) and n > 1 for n in inner)
     if isinstance(size, int) and is_stack and inner[0] % visit.num_ranks == 0:
@@ -152,30 +152,30 @@ def _cuts_for(visit: Visit, dim: int) -> set[int]:
 
 
 def _rewrite_size(visit: Visit, shard: Shard) -> None:
-    """Divide the explicit size at the sharded dim of the result, wherever the call spells it."""
+    """Divide the size of the sharded dim in the arguments of the call, if it is given there."""
     op, dim = packet(visit.node), shard.dim
-    if op not in _SIZE_ARGUMENT:  # flatten spells none
+    if op not in _SIZE_ARGUMENT:  # flatten has no sizes
         return
     index = _SIZE_ARGUMENT[op]
     sizes = visit.argument(index)
     if not isinstance(sizes, (list, tuple)):
-        visit.illegal(f"{visit.op_name} does not spell its sizes as a list")
+        visit.illegal(f"{visit.op_name} does not give its sizes as a list")
     at = dim
-    if op is aten.unflatten:  # unflatten(x, dim, sizes) spells only the new dims
+    if op is aten.unflatten:  # unflatten(x, dim, sizes) only gives the new dims
         at -= wrap(visit.argument(1), len(visit.shape()) - len(sizes) + 1)
     if 0 <= at < len(sizes) and sizes[at] != -1:
         local = [local_size(visit, s, shard) if i == at else s for i, s in enumerate(sizes)]
         visit.set_argument(index, local)
-    if op is aten.view:  # a kernel may give a local part other strides than the whole
+    if op is aten.view:  # a kernel may return a local part with other strides
         visit.rewrite(visit.args or visit.node.args, aten.reshape.default)
 
 
 def local_size(visit: Visit, size: Any, shard: Shard) -> Any:
-    """What a call must spell that spells `size` at the sharded dim."""
+    """The local form of `size`, an argument for the size of the sharded dim."""
     if isinstance(size, int):
         return size * shard.local_size(visit.num_ranks) // shard.size
     if shard.whole:
-        visit.illegal(f"{visit.op_name} has a symbolic size at a dim that is whole in parts")
+        visit.illegal(f"{visit.op_name} has a symbolic size at a dim with whole parts")
     return LocalSize(size)
 
 
@@ -212,7 +212,7 @@ def transpose(visit: Visit) -> Values:
 
 
 def movedim(visit: Visit) -> Values:
-    """movedim(x, source, destination): the dims that are not named stay in their order."""
+    """movedim(x, source, destination): the other dims keep their order."""
     node, value, shard = source(visit)
     ndim = len(visit.shape(node))
     named = (visit.argument(i, name) for i, name in ((1, "source"), (2, "destination")))
@@ -256,8 +256,8 @@ def squeeze(visit: Visit) -> Values:
 
 
 def pairs(visit: Visit) -> Values:
-    """view_as_complex, view_as_real: the last dim of pairs comes or goes."""
+    """view_as_complex, view_as_real: the last dim, of pairs, is removed or added."""
     node, value, shard = source(visit)
     if shard.dim == min(len(visit.shape(node)), len(visit.shape())):
-        visit.illegal(f"{visit.op_name} takes the sharded dim for pairs")
+        visit.illegal(f"{visit.op_name} uses the sharded dim as pairs")
     return value

@@ -1,6 +1,6 @@
-"""Sharding rules of ops that look entries up by their positions: index, gather, arange.
+"""Sharding rules of ops that look up entries by position: index, gather, arange.
 
-index(scales, [g_idx 64->32])            positions are divided, what is looked up is whole
+index(scales, [g_idx 64->32])            positions are sharded, the table is whole
 index(v [64, 32->16], [None, order])     order: arange(32->16), its entries moved within words
 """
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def index(visit: Visit) -> Values:
-    """x[…, [3], …]: entries of whole dims, or one known entry of the sharded dim."""
+    """x[…, [3], …]: looks up entries of whole dims, or one known entry of the sharded dim."""
     indices = list(visit.argument(1))
     indexed = [i for i, at in enumerate(indices) if at is not None]
     if visit.sharded([indices[i] for i in indexed]):
@@ -36,23 +36,23 @@ def index(visit: Visit) -> Values:
 
 
 def _look_up(visit: Visit, indices: list[Any], indexed: list[int]) -> Value:
-    """Divided positions in one dim, of all entries or, if moved in words, of those of a rank."""
+    """Look up sharded positions along one dim, in a whole table or, within words, in a part."""
     node, (dim, *others) = visit.argument(0), indexed
     value, positions = visit.value(node), visit.value(indices[dim])
     assert positions.shard is not None
     if indices[dim].meta["val"].dtype is torch.bool:
-        visit.illegal(f"{visit.op_name} chooses entries by a divided mask")
+        visit.illegal(f"{visit.op_name} selects entries by a sharded mask")
     in_own_part = moved_arange(indices[dim]) is not None
     if in_own_part and not others and value.shard == replace(positions.shard, dim=dim):
         return value
     if others or in_own_part or not value.is_replicated:
-        visit.illegal(f"{visit.op_name} looks up divided positions of divided entries")
+        visit.illegal(f"{visit.op_name} looks up sharded positions of sharded entries")
     visit.enter(node)
     return positions.at(dim + positions.shard.dim)
 
 
 def moved_arange(positions: Any) -> Node | None:
-    """The call of arange whose entries `positions` has in another order, moved in words of a view.
+    """The arange call that `positions` reorders only within words of a view; None if not.
 
     arange(32), view [4, 8], index [:, [0, 4, 1, 5, 2, 6, 3, 7]], view [32]
     """
@@ -64,7 +64,7 @@ def moved_arange(positions: Any) -> Node | None:
 
 
 def counts_in_words(node: Node) -> bool:
-    """Whether an arange from 0 in steps of 1 is only moved within words, and then looked up."""
+    """Whether an arange from 0 in steps of 1 is only reordered within words and used as index."""
     if _end_of(node) is None:
         return False
     while len(readers := _readers(node)) == 1 and packet(readers[0]) in _MOVES:
@@ -85,14 +85,14 @@ _MOVES = {
 
 
 def _end_of(node: Node) -> int | None:
-    """The number of the argument that says where an arange from 0 in steps of 1 ends."""
+    """The index of the `end` argument of an arange from 0 in steps of 1; None for others."""
     start, end, step = {1: (0, *node.args, 1), 2: (*node.args, 1)}.get(len(node.args), node.args)
     is_plain = (start, step) == (0, 1) and isinstance(end, int)
     return min(1, len(node.args) - 1) if is_plain else None
 
 
 def arange(visit: Visit) -> Value:
-    """Positions in a rank's part of a dim, if that is what they are for: the same on all ranks."""
+    """Positions in a rank's part of a dim, if requested. They are the same on all ranks."""
     wanted, end = visit.made.get(visit.node), _end_of(visit.node)
     if wanted is None or wanted.shard is None or end is None:
         return REPLICATED
@@ -101,7 +101,7 @@ def arange(visit: Visit) -> Value:
 
 
 def _pick(visit: Visit, node: Node, indices: list[Any]) -> Value:
-    """x[…, [-2], …] at the sharded dim: the one key head behind the query heads."""
+    """x[…, [-2], …] at the sharded dim, such as the single key head after the query heads."""
     value = visit.value(node)
     shard = value.shard
     assert shard is not None
@@ -116,9 +116,9 @@ def _pick(visit: Visit, node: Node, indices: list[Any]) -> Value:
 
 
 def known_constant(node: Any) -> torch.Tensor | None:
-    """The value of a small constant of the traced program (`x[:, [-2]]`), where the trace kept it.
+    """The value of a small constant of the traced program (`x[:, [-2]]`), if the trace kept it.
 
-    A fake tensor remembers it as `constant`: seen in torch 2.11 to 2.13.
+    Fake tensors store it as `constant`. Seen in torch 2.11 to 2.13.
     """
     while isinstance(node, Node) and packet(node) in (
         aten.lift_fresh_copy,

@@ -1,10 +1,10 @@
-"""The one sharding rule that sums along the sharded dim: of a norm in front of the last weight.
+"""The only sharding rule that sums along the sharded dim: a norm before the last weight.
 
     h = silu(linear(x, w1)) ;  n = mul(h, rsqrt(mean(pow(h, 2), -1)))  ;  y = linear(n, w2)
 
-Each rank's share of the mean is reduced: one number a token. All of the branch would stay whole
-otherwise. Elsewhere a norm over all channels keeps the weights before it whole: q and k of OLMo 2
-cost less than two more all-reduces that are waited for at once.
+The ranks' shares of the mean are all-reduced, one number per token. Otherwise the whole branch
+would stay whole. Elsewhere, a norm over all channels keeps the weights before it whole: for q and k
+of OLMo 2 this costs less than two blocking all-reduces.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from ladderize.sharding.visit import FORM_READERS, Visit, is_tensor, packet
 aten = torch.ops.aten
 
 _STATISTICS = (aten.mean, aten.sum)
-_STEPS = 16  # from a norm's statistic to the product behind it, with room
+_STEPS = 16  # from a norm's statistic to the product after it, with a margin
 _PASSES = {aten.view, aten.reshape, aten.to, aten._to_copy, aten.flatten, aten.contiguous}
 
 
@@ -38,7 +38,7 @@ def sum_of_norm(visit: Visit, node: Node, shard: Shard) -> Value | None:
 
 
 def _leads_to_weight(visit: Visit, node: Node, steps: int) -> bool:
-    """Whether `node` serves but the last products of the branch, by pointwise ops and views."""
+    """Whether `node` only leads to last products of the branch, by pointwise ops and views."""
     readers = [user for user in node.users if packet(user) not in FORM_READERS]
     return bool(steps and readers) and all(_is_way(visit, node, r, steps) for r in readers)
 
@@ -53,7 +53,7 @@ def _is_way(visit: Visit, node: Node, reader: Node, steps: int) -> bool:
 
 
 def _is_last(visit: Visit, node: Node, steps: int) -> bool:
-    """Whether the branch adds `node` to the stream, but for pointwise ops and views."""
+    """Whether the branch adds `node` to the stream, up to pointwise ops and views."""
     if node in visit.outputs:
         return True
     readers = [user for user in node.users if packet(user) not in FORM_READERS]

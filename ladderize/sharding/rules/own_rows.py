@@ -1,8 +1,8 @@
-"""Sharding rules of own rows: entries of which each is right on the rank that holds its expert.
+"""Sharding rules of own rows: each entry is valid only on the rank that holds its expert.
 
-silu(own)                own: each row by itself
+silu(own)                own: each row separately
 mul(own, replicated)     own: rows times routing weights
-index(own, [order])      partial: rows that are another rank's become 0, and the ranks are summed
+index(own, [order])      partial: rows of other ranks become 0, and the results are summed
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 
 def carry_own_rows(visit: Visit, owned: list[Node], is_pointwise: bool) -> Values:
-    """The result of a call that takes own rows: own rows where it leaves rows apart, or partial."""
+    """The placement of a call on own rows: own rows if it keeps rows separate, else partial."""
     rows = [_own(visit, node) for node in owned]
     others = [node for node in visit.operands() if node not in owned]
     if written_operands(visit.node):
@@ -44,7 +44,7 @@ def carry_own_rows(visit: Visit, owned: list[Node], is_pointwise: bool) -> Value
 
 
 def _leave(visit: Visit, owned: list[Node], others: list[Node]) -> Values:
-    """Rows are mixed: each rank has a summand, in which other ranks' rows are 0."""
+    """The result if rows are mixed: a partial value, with other ranks' rows set to 0."""
     partials = [node for node in others if visit.value(node).is_partial]
     visit.masked |= {n: rows for n in owned if not (rows := _own(visit, n)).is_zero}
     try:
@@ -62,13 +62,13 @@ def _own(visit: Visit, node: Node) -> OwnRows:
     return rows
 
 
-# ---- where the rows are afterwards; None if they are not apart any more
+# ---- the dim of the rows in the result; None if rows are mixed
 
 RowRule = Callable[[Visit, list[Node]], int | None]
 
 
 def _pointwise(visit: Visit, owned: list[Node]) -> int | None:
-    """Rows on one dim of the result, none of them repeated."""
+    """Rows must be on one dim of the result, without repetition."""
     dims = {_own(visit, node).dim - len(visit.shape(node)) for node in owned}
     dim = dims.pop() + len(visit.shape())
     size = as_expr(visit.shape()[dim])
@@ -85,7 +85,7 @@ def _moved(visit: Visit, owned: list[Node]) -> int | None:
 
 
 def _viewed(visit: Visit, owned: list[Node]) -> int | None:
-    """The rows' dim stays as it is, whatever becomes of the others."""
+    """The dim of the rows must be unchanged; others may change."""
     (node,) = owned
     groups = dim_groups(visit.shape(node), visit.shape())
     found = next(group for group in groups if _own(visit, node).dim in group.old)
@@ -98,7 +98,7 @@ def _batched(visit: Visit, owned: list[Node]) -> int | None:
 
 
 def _within(index: int, name: str = "dim", is_reduced: bool = False, default: Any = 0) -> RowRule:
-    """Argument `index` names the dims along which entries mix or are taken."""
+    """A rule for ops that mix or select entries along the dims in argument `index`."""
 
     def rule(visit: Visit, owned: list[Node]) -> int | None:
         dim, ndim = _own(visit, owned[0]).dim, len(visit.shape(owned[0]))
@@ -119,7 +119,7 @@ def _normalized(visit: Visit, owned: list[Node]) -> int | None:
 
 
 def _dims(named: Any, ndim: int) -> set[int]:
-    """Non-negative dims; all of them where none is named."""
+    """The given dims as non-negative numbers; all dims if none is given."""
     listed = named if isinstance(named, (list, tuple)) else [named]
     return set(range(ndim)) if named in (None, []) else {dim % ndim for dim in listed}
 

@@ -1,9 +1,9 @@
-"""What commutes with a sum over ranks: which ops let a partial value pass without reducing it.
+"""Ops that commute with a sum over ranks, so that a partial value need not be reduced.
 
 add(partial, partial)        one partial value: the two halves of a parallel block
 add(partial, replicated)     partial; each rank adds its share of the replicated value
 mul(partial, replicated)     partial: an expert's result times its routing weight
-index_add(zeros, i, partial) partial: experts' results back in their places
+index_add(zeros, i, partial) partial: experts' results written back
 gelu(partial)                reduced first
 """
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def join_partials(visit: Visit, partials: list[Node]) -> Value:
-    """A partial input: passed on by linear ops, joined by adds, reduced before all others."""
+    """Pass partial inputs through linear ops and adds; reduce them before other ops."""
     op = packet(visit.node)
     others = [node for node in visit.operands() if node not in partials]
     # Several readers of one partial value would reduce it several times.
@@ -29,7 +29,7 @@ def join_partials(visit: Visit, partials: list[Node]) -> Value:
         sum(packet(user) not in FORM_READERS for user in node.users) == 1 for node in partials
     )
     if is_linear and op in LINEAR and LINEAR[op](visit, partials):
-        for node in others:  # a factor's gradient is a sum over the ranks
+        for node in others:  # the gradient of a factor is a sum over the ranks
             visit.enter(node)
         return Value(Partial(), biases=tuple(b for p in partials for b in visit.value(p).biases))
     raise NeedsReduction(partials[0])
@@ -39,7 +39,7 @@ Test = Callable[[Visit, list[Node]], bool]
 
 
 def _is_first(visit: Visit, partials: list[Node]) -> bool:
-    """Linear in the first argument; what else there is does not depend on the partial value."""
+    """Linear in the first argument; the other arguments do not depend on the partial value."""
     return list(partials) == [visit.node.args[0]] and not _has_biases(visit, partials)
 
 
@@ -48,13 +48,13 @@ def _has_biases(visit: Visit, partials: list[Node]) -> bool:
 
 
 def _keeps_last_dim(visit: Visit, partials: list[Node]) -> bool:
-    """Biases that are still to be added lie along the last dim."""
+    """Pending biases are along the last dim, which must be unchanged."""
     (node,), (old, new) = partials, (visit.shape(partials[0]), visit.shape())
     return not visit.value(node).biases or bool(len(old) and len(new) and old[-1] == new[-1])
 
 
 def _leaves_last_dim(*positions: int) -> Test:
-    """The arguments at `positions` name dims; pending biases forbid the last one."""
+    """The arguments at `positions` are dims; with pending biases, the last dim is not allowed."""
 
     def test(visit: Visit, partials: list[Node]) -> bool:
         ndim = len(visit.shape(partials[0]))
@@ -93,7 +93,7 @@ def _zero_fill(visit: Visit, partials: list[Node]) -> bool:
 
 
 def _sum(visit: Visit, partials: list[Node]) -> bool:
-    """add of two partial values, or of one and a share of a replicated one of its shape or less."""
+    """add of partial values, or of one and a share of a replicated value that broadcasts to it."""
     operands = visit.operands()
     if visit.node.kwargs or list(visit.node.args) != operands:
         return False
@@ -121,7 +121,7 @@ def _concatenates(visit: Visit, partials: list[Node]) -> bool:
     return set(visit.argument(0)) == set(partials) and not _has_biases(visit, partials)
 
 
-# op -> whether this call lets its partial arguments through
+# op -> whether this call is linear in its partial arguments
 LINEAR: dict[Any, Test] = {
     aten.add: _sum,
     **dict.fromkeys((aten.mul, aten.multiply), _factor),

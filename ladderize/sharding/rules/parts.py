@@ -1,4 +1,4 @@
-"""Sharding rules of ops that take a tensor apart or join several: slice, select, cat.
+"""Sharding rules of ops that split or join tensors: slice, select, cat.
 
 split(qkv, 32->16)    slice(gate_up, 0, 48->24)    chunk(qkv, 3) -> split(qkv, [16, 8, 8])
 """
@@ -29,7 +29,7 @@ def select(visit: Visit) -> Values:
     at = wrap(visit.argument(2, "index"), shard.size)
     piece = cut(visit, node, [at, 1, shard.size - at - 1])[1]
     visit.set_argument(2, local_start(visit, shard, at))
-    return piece  # a single entry that is not divided is whole
+    return piece  # a single entry is whole
 
 
 def unbind(visit: Visit) -> Values:
@@ -45,7 +45,7 @@ def slice_(visit: Visit) -> Values:
     dim = wrap(visit.argument(1, "dim", 0), len(visit.shape(node)))
     start, end, step = (visit.argument(i, n, d) for i, n, d in _SLICE_BOUNDS)
     if dim != shard.dim or _takes_all(visit, node, dim):
-        return value  # a rank's part ends before the bound, and is taken as a whole too
+        return value  # the bound is beyond the end of a rank's part, too
     if not all(isinstance(bound, int | None) for bound in (start, end)):
         visit.illegal(f"{visit.op_name} has symbolic bounds on the sharded dim")
     first, last, _ = slice(start, end).indices(shard.size)
@@ -60,7 +60,7 @@ _SLICE_BOUNDS = ((2, "start", None), (3, "end", None), (4, "step", 1))
 
 
 def _takes_all(visit: Visit, node: Node, dim: int) -> bool:
-    """x[:, None] of a symbolic size is a slice up to 2**63 - 1."""
+    """Whether a slice takes the whole dim: with a symbolic size, `x[:, None]` ends at 2**63 - 1."""
     return bool(as_expr(visit.shape()[dim]) == as_expr(visit.shape(node)[dim]))
 
 
@@ -72,12 +72,12 @@ def _every(visit: Visit, node: Node, first: int, last: int, step: int) -> Value:
     if not (first < step and last == shard.size and shard.outer == 1 and not shard.whole):
         visit.illegal(f"{visit.op_name} steps through a part of the sharded dim")
     if any(length % (step * visit.num_ranks) for length in shard.chunks):
-        visit.illegal(f"{visit.op_name} steps over the ends of what the ranks hold")
+        visit.illegal(f"{visit.op_name} steps across the bounds of the ranks' parts")
     return value.at(shard.dim, [length // step for length in shard.chunks])
 
 
 def split(visit: Visit) -> Values:
-    """split, split_with_sizes, chunk: the lengths of the parts are read off the fake result."""
+    """split, split_with_sizes, chunk: the lengths of the parts are those of the fake result."""
     node, value, shard = source(visit)
     dim = wrap(visit.argument(2, "dim", 0), len(visit.shape(node)))
     parts: Sequence[Any] = visit.node.meta["val"]
@@ -111,7 +111,7 @@ def glu(visit: Visit) -> Values:
         return value
     first, second = cut(visit, node, [shard.size // 2] * 2)
     if first.shard is None or first.placement != second.placement:
-        visit.illegal(f"{visit.op_name} takes halves that are divided differently")
+        visit.illegal(f"{visit.op_name} takes halves with different placements")
     return Value(first.placement, (*first.origins, *second.origins))
 
 
@@ -119,18 +119,18 @@ def glu(visit: Visit) -> Values:
 
 
 def local_start(visit: Visit, shard: Shard, first: int) -> int:
-    """Where a rank holds entry `first` (or the end), which is where a chunk starts."""
+    """The local position of entry `first` (or of the end), which is the start of a chunk."""
     ends = [0, *itertools.accumulate(shard.chunks)]
     return shard.local_size(visit.num_ranks, ends.index(first))
 
 
 def cut(visit: Visit, node: Node, lengths: Sequence[int]) -> tuple[Value, ...]:
-    """The parts of `lengths` along the sharded dim; its chunks must meet where the parts do."""
+    """Split the sharded dim into parts of `lengths`, whose bounds must be bounds of chunks."""
     value = visit.value(node)
     shard = value.shard
     assert shard is not None
     if shard.outer != 1:
-        visit.illegal(f"{visit.op_name} takes a merged dim apart")
+        visit.illegal(f"{visit.op_name} splits a merged dim")
     bounds = [0, *itertools.accumulate(lengths)]
     cuts = frozenset(bounds) - {0, shard.size}
     if not cuts <= inner_cuts(shard.chunks):

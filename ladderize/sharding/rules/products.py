@@ -1,8 +1,8 @@
-"""Sharding rules of products with a weight: linear, matmul, and those of many experts at once.
+"""Sharding rules of products with a weight: linear, matmul, and batched products of experts.
 
 linear(x, w)              x replicated -> w divided by outputs, result sharded on its last dim
 linear(x sharded, w, b)                -> w divided by inputs, result partial, b added later
-bmm(x, w[expert])         the same for every expert; so grouped_mm(x, w[expert], ends)
+bmm(x, w[expert])         the same for every expert; also grouped_mm(x, w[expert], ends)
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Product:
-    """Where a product has its operands, and which of its weight's last two dims makes outputs."""
+    """The positions of a product's operands, and the output dim of its weight (-1 or -2)."""
 
     x: int
     weight: int
@@ -43,7 +43,7 @@ PRODUCTS: dict[Any, Product] = {
     aten.matmul: Product(x=0, weight=1, bias=None, outputs=-1),
     aten.bmm: Product(x=0, weight=1, bias=None, outputs=-1),
     aten._grouped_mm: Product(x=0, weight=1, bias=3, outputs=-1),
-    # transformers' own, which exists once its experts were imported
+    # the op of transformers, which exists when its experts are imported
     "transformers.grouped_mm_fallback": Product(x=0, weight=1, bias=None, outputs=-1),
 }
 BATCHED = (aten.matmul, aten.bmm, aten.baddbmm)
@@ -66,14 +66,14 @@ def weighted(visit: Visit) -> Values:
     if shard.dim == last and shard.outer == 1:
         return _row_parallel(visit, form, x, weight, bias)
     if len(visit.shape(weight)) > 2 and shard.dim == 0 and packet(visit.node) in BATCHED[1:]:
-        for operand in (weight, bias):  # each part by a weight of its own, which go with it
+        for operand in (weight, bias):  # each part has its own weight
             if isinstance(operand, Node):
                 visit.align(operand, -3, shard)
         return visit.value(x)
     if len(visit.shape(weight)) > 2:
         visit.illegal(f"{visit.op_name} multiplies each part of the sharded dim by another weight")
     if visit.sharded([weight]):
-        visit.illegal(f"{visit.op_name} multiplies divided rows by it", visit.origins([weight]))
+        visit.illegal(f"{visit.op_name} multiplies sharded rows by it", visit.origins([weight]))
     visit.enter(weight)
     if isinstance(bias, Node):
         visit.align(bias, shard.dim - last - 1, shard)
@@ -90,13 +90,13 @@ def _without_weight(visit: Visit) -> Values:
         return REPLICATED
     if packet(visit.node) in BATCHED:
         return batched(visit)
-    return visit.illegal(f"the weight of {visit.op_name} is no parameter")
+    return visit.illegal(f"the weight of {visit.op_name} is not a parameter")
 
 
 def batched(visit: Visit) -> Values:
-    """matmul, bmm, attention without weights: leading dims are independent, the last two mix.
+    """matmul, bmm and attention without weights: leading dims are independent, the last two mix.
 
-    But for the rows of a first and the columns of a second factor, which the result has too.
+    The exceptions are the rows of the first and the columns of the second factor of a product.
     """
     sharded = visit.sharded(visit.operands())
     if packet(visit.node) in BATCHED[:2] and len(sharded) == 1 and _is_free(visit, *sharded[0]):
@@ -110,7 +110,7 @@ def batched(visit: Visit) -> Values:
 
 
 def _is_free(visit: Visit, node: Node, shard: Shard) -> bool:
-    """Whether `node` is sharded on the dim of a product of matrices that is not summed up."""
+    """Whether `node` is sharded on a dim that the matrix product does not sum over."""
     first, second = visit.node.args[:2]
     assert isinstance(first, Node)
     assert isinstance(second, Node)
@@ -123,7 +123,7 @@ def _is_free(visit: Visit, node: Node, shard: Shard) -> bool:
 
 
 def _is_weight_first(visit: Visit) -> bool:
-    """matmul(w, x): columns of x are multiplied"""
+    """matmul(w, x): a weight multiplies the columns of x"""
     first, second = visit.node.args[:2]
     is_product = packet(visit.node) in (aten.matmul, aten.mm)
     if not is_product or visit.parameter(second) is not None or visit.parameter(first) is None:
@@ -183,7 +183,7 @@ def _row_parallel(visit: Visit, form: Product, x: Node, weight: Node, bias: Any)
     shard = visit.value(x).shard
     assert shard is not None
     if shard.whole:
-        visit.illegal(f"{visit.op_name} would count what each rank holds whole more than once")
+        visit.illegal(f"{visit.op_name} would sum parts that are whole on each rank several times")
     refuse_without_second(visit, x, weight)
     _refuse_not_linear(visit, weight)
     visit.demand(weight, Shard(len(visit.shape(weight)) + form.inputs, shard.chunks))
@@ -205,7 +205,7 @@ def _refuse_not_linear(visit: Visit, weight: Node) -> None:
 
 
 def refuse_without_second(visit: Visit, x: Node, weight: Node) -> None:
-    """What is divided before a weight that must stay whole cannot be brought back."""
+    """Refuse a sharded input if the second weight must stay whole."""
     if not visit.can_shard(weight):
         parameter = visit.parameter(weight)
         assert parameter is not None

@@ -1,13 +1,13 @@
-"""Weights that are made of other tensors: packed values, scales and zero points, divided together.
+"""Weights that are wrapper subclasses: values, scales and zero points are sharded together.
 
     w [128, 64] of int8 [128, 64], scales [128, 2], groups of 32 along the inputs
 
     column-parallel, 2 ranks   int8 [64, 64]    scales [64, 2]      rows of all
     row-parallel, 2 ranks      int8 [128, 32]   scales [128, 1]     whole groups of all
 
-To the rules such a weight is a plain parameter. Its library says what a part of it is, by
-`aten.slice`; here it is checked that the parts make up the whole, and that a product with them is
-linear in what it multiplies, so that the ranks' results may be summed.
+For the rules, such a weight is a plain parameter. Its library implements `aten.slice` for parts.
+This module checks that the parts make up the whole, and that a product with them is linear in the
+other factor, so that the ranks' results can be summed.
 """
 
 import torch
@@ -25,17 +25,17 @@ _LINEAR = {
     aten.alias, aten.to, aten._to_copy, aten.sum,
     aten._weight_int8pack_mm, aten._weight_int4pack_mm, aten._weight_int4pack_mm_for_cpu,
 }  # fmt: skip
-"""What may be done with the operand of a row-parallel product, and with what was made of it."""
+"""Ops allowed on the operand of a row-parallel product, and on values computed from it."""
 _CANNOT = (AttributeError, RuntimeError, ValueError, AssertionError, TypeError)
-"""What libraries raise for a part that they cannot take."""
+"""Errors that libraries raise for parts that they do not support."""
 
 
 def refused_parts(weight: Tensor, shard: Shard, num_ranks: int) -> str | None:
-    """Why the ranks' parts of `weight` cannot be taken; None if they make up the whole.
+    """The reason why `weight` cannot be split into the ranks' parts; None if it can.
 
     Args:
-        weight: fake, made of other tensors.
-        shard: how it is to lie.
+        weight: fake wrapper subclass.
+        shard: wanted placement.
         num_ranks: number of ranks.
     """
     name, whole = type(weight).__name__, compat.inner_tensors(weight)
@@ -54,7 +54,7 @@ def refused_parts(weight: Tensor, shard: Shard, num_ranks: int) -> str | None:
 
 
 def _is_share(part: Tensor | None, whole: Tensor, share: tuple[int, int]) -> bool:
-    """Whether `part` has `share` of the entries, or all, as a scale for the whole weight has."""
+    """Whether `part` has `share` of the entries, or all entries, such as a scale for the weight."""
     if part is None:
         return False
     local, size = share
@@ -62,7 +62,7 @@ def _is_share(part: Tensor | None, whole: Tensor, share: tuple[int, int]) -> boo
 
 
 def not_linear(weight: Tensor) -> str | None:
-    """The op by which `linear(x, weight)` is not linear in x, as where x is quantized too."""
+    """The op that makes `linear(x, weight)` nonlinear in x, such as quantizing x; else None."""
     with compat.fake_mode_of([*compat.inner_tensors(weight).values()]), torch.no_grad():
         x = torch.empty(2, weight.shape[-1], dtype=weight.dtype, device=weight.device)
         try:

@@ -1,4 +1,4 @@
-"""Sharding rules of ops that repeat entries: key heads once for each query head that reads them.
+"""Sharding rules of ops that repeat entries, such as key heads for each query head.
 
 repeat_interleave(k [b, s, 4->2, 8], 2, 2)     [b, s, 8->4, 8]
 repeat(k [b, 4->2, s, 8], [1, 2, 1, 1])        [b, 2 times 4->2, s, 8]
@@ -20,7 +20,7 @@ def repeat_interleave(visit: Visit) -> Value:
     node, value, shard = source(visit)
     repeats, dim = visit.argument(1, "repeats"), visit.argument(2, "dim")
     if dim is None or not isinstance(repeats, int):
-        visit.illegal(f"{visit.op_name} repeats entries by numbers that are not known")
+        visit.illegal(f"{visit.op_name} repeats entries by unknown numbers")
     if wrap(dim, len(visit.shape(node))) != shard.dim:
         return value
     visit.rewrite((node, repeats, dim), kwargs={})
@@ -28,12 +28,12 @@ def repeat_interleave(visit: Visit) -> Value:
 
 
 def repeat(visit: Visit) -> Value:
-    """repeat(x, repeats): all entries of a dim so often, dims in front too."""
+    """repeat(x, repeats): repeats dims as a whole, and may add leading dims."""
     node, value, shard = source(visit)
     repeats = visit.argument(1, "repeats")
     at = shard.dim + len(repeats) - len(visit.shape(node))
     if not isinstance(repeats[at], int):
-        visit.illegal(f"{visit.op_name} repeats entries by numbers that are not known")
+        visit.illegal(f"{visit.op_name} repeats entries by unknown numbers")
     return value.at(at, outer=shard.outer * repeats[at])
 
 

@@ -1,12 +1,12 @@
-"""THE TABLE: how each ATen op carries a sharding from its inputs to its result, one row an op.
+"""The table of sharding rules: how each ATen op propagates a sharding, one row per op.
 
     linear(x, w)           x replicated    -> w divided by outputs, result sharded on its last dim
     linear(x sharded, w)                   -> w divided by inputs, result partial
-    anything(replicated …)                 -> replicated, no rule asked
+    any(replicated …)                      -> replicated, without a rule
 
-A rule sees a `Visit` and returns the placement of the result; pointwise ops need no row. An op with
-neither row nor tag keeps the parameters that sharded its inputs whole. Products with weights,
-convolutions, layout and parts have files of their own; so have partial inputs, `partial_rules`.
+A rule gets a `Visit` and returns the placement of the result. Pointwise ops need no row. An op with
+neither a row nor the pointwise tag keeps the parameters behind its sharded inputs whole. Products,
+convolutions, layout ops, parts and partial inputs have their own files.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from ladderize.sharding.visit import Visit, packet
 
 aten = torch.ops.aten
 Rule = Callable[[Visit], Values]
-WEIGHTED = {*PRODUCTS, *GROUPS}  # what starts a sharding
+WEIGHTED = {*PRODUCTS, *GROUPS}  # ops that start a sharding
 
 
 # ---- computing ops
@@ -69,14 +69,14 @@ def attention(visit: Visit) -> Values:
 
 
 def _refuse_mixed(visit: Visit, operands: Sequence[Node]) -> None:
-    """Attention mixes positions and the entries of a head: only these operands are to blame."""
+    """Attention mixes positions and the entries of a head; refuse operands sharded on these."""
     mixed = [n for n, s in visit.sharded(operands) if s.dim >= len(visit.shape(n)) - 2]
     if mixed:
         visit.illegal(f"{visit.op_name} mixes entries of the sharded dim", visit.origins(mixed))
 
 
 def shared_heads(heads: int, kv_heads: int, num_ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Which key/value heads each rank's query heads read; one for each where they do not line up.
+    """The key/value heads that each rank's query heads read; one per query head if not aligned.
 
     8 query heads on 2 key heads over 4 ranks -> (0), (0), (1), (1); 6 on 3 over 2 ranks ->
     (0, 0, 1), (1, 2, 2).
@@ -100,7 +100,7 @@ def pointwise(visit: Visit) -> Values:
 
 
 def along(index: int, name: str = "dim") -> Rule:
-    """Mixes entries along the dims given by argument `index`, keeps the shape."""
+    """A rule for ops that mix entries along the dims in argument `index` and keep the shape."""
 
     def rule(visit: Visit) -> Values:
         dims = visit.argument(index, name)
@@ -110,7 +110,7 @@ def along(index: int, name: str = "dim") -> Rule:
 
 
 def reduction(visit: Visit, at: int = 1) -> Values:
-    """mean(x, dims, keepdim): reduced dims must be whole; argument `at` names them."""
+    """mean(x, dims, keepdim): the reduced dims, in argument `at`, must be whole."""
     node, value, shard = layout.source(visit)
     ndim = len(visit.shape(node))
     dims = {d + ndim for d in _from_right(visit.argument(at, "dim"), ndim)} or set(range(ndim))
@@ -137,7 +137,7 @@ def _from_right(dims: Any, ndim: int) -> list[int]:
 
 
 def einsum(visit: Visit) -> Values:
-    """einsum("bhqd,bhkd->bhqk", q, k): the sharded letter is kept by the result."""
+    """einsum("bhqd,bhkd->bhqk", q, k): the result must have the sharded letter."""
     equation, tensors = visit.argument(0).replace(" ", ""), visit.argument(1)
     terms, _, result = equation.partition("->")
     letters = dict(zip(tensors, terms.split(","), strict=True))
@@ -159,12 +159,12 @@ def einsum(visit: Visit) -> Values:
 
 
 def triangle(visit: Visit) -> Values:
-    """tril(x, diagonal), triu: entries of the last two dims become 0 by their positions."""
+    """tril(x, diagonal), triu: the last two dims must be whole."""
     return visit.meet(visit.operands(), (-1, -2))
 
 
 def choice(visit: Visit) -> Values:
-    """topk(x, k, dim), sort: values and positions along `dim`."""
+    """topk(x, k, dim), sort: return values and positions along `dim`."""
     at = {aten.topk: 2, aten.sort: 1}[packet(visit.node)]
     node, value, shard = layout.source(visit)
     if layout.wrap(visit.argument(at, "dim", -1), len(visit.shape(node))) == shard.dim:
@@ -173,10 +173,10 @@ def choice(visit: Visit) -> Values:
 
 
 def size(visit: Visit) -> Values:
-    """sym_size(x, dim) of a dim that is not divided"""
+    """sym_size(x, dim): the dim must be whole"""
     node, _, shard = layout.source(visit)
     if layout.wrap(visit.argument(1), len(visit.shape(node))) == shard.dim:
-        visit.illegal(f"{visit.op_name} asks for the size of the sharded dim")
+        visit.illegal(f"{visit.op_name} reads the size of the sharded dim")
     return REPLICATED
 
 
@@ -228,7 +228,7 @@ RULES: dict[Any, Rule] = {
     aten.squeeze: layout.squeeze,
     **CACHE_RULES,
     **REPEAT_RULES,
-    # pointwise, but without the tag
+    # pointwise ops without the tag
     **dict.fromkeys(
         (
             aten.to, aten._to_copy, aten.type_as, aten.alias, aten.detach, aten.contiguous,
@@ -242,11 +242,11 @@ RULES: dict[Any, Rule] = {
 }  # fmt: skip
 
 
-# ---- looking up
+# ---- lookup
 
 
 def apply_rule(visit: Visit) -> Values:
-    """The placement of `visit.node`, by the tables."""
+    """The placement of `visit.node`, from the tables."""
     if (divided := by_expert(visit)) is not None:
         return divided
     if (kept := by_heads(visit)) is not None:
@@ -282,10 +282,10 @@ def apply_rule(visit: Visit) -> Values:
 
 
 def _refuse_merged(visit: Visit) -> None:
-    """Of `[experts*tokens]`, whose length is symbolic, rules know the form alone."""
+    """Refuse a merged `[experts*tokens]` of symbolic length, except in pointwise ops and views."""
     merged = [shard for _, shard in visit.sharded(visit.operands()) if shard.inner != 1]
     if merged and not (is_pointwise(visit) or RULES.get(packet(visit.node)) is layout.view):
-        visit.illegal(f"{visit.op_name} takes entries of a merged dim apart")
+        visit.illegal(f"{visit.op_name} separates entries of a merged dim")
 
 
 def has_rule(node: Node) -> bool:
@@ -303,7 +303,7 @@ def _rule_of(node: Node) -> Rule | None:
 
 
 def _on_each_rank(visit: Visit, parts: list[Value]) -> Values:
-    """Any op on values that are whole on each rank; replicated operands enter."""
+    """The placement of an op on values that are whole on each rank; replicated operands enter."""
     for node in visit.operands():
         if visit.value(node).is_replicated:
             visit.enter(node)

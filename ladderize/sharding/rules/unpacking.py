@@ -1,12 +1,12 @@
-"""Which parameters a computed weight is divided by: from how it is to lie, back to what they hold.
+"""Find the placements of packed parameters from the wanted placement of an unpacked weight.
 
     w [64, 32->16]  =  mul(and(reshape(shift(q))), index(scales, g))     column-parallel
     q [8, 32->16]      scales [4, 32->16]      g [64] whole
 
     w [64->32, 32]     q [8->4, 32]      scales whole      g [64->32]    row-parallel
 
-The ops in between are then divided by the rules of the table. What cannot be divided here, as
-scales of a group that two ranks share, stays whole and is cut where it meets what is divided.
+The rules of the table then shard the ops in between. Sources that cannot be sharded, such as the
+scales of a group that two ranks share, stay whole and are cut where they meet sharded values.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,14 +28,15 @@ aten = torch.ops.aten
 
 @dataclass
 class PartsBehind:
-    """How what a weight is computed from must lie.
+    """The placements of a weight's sources.
 
     Attributes:
         unpacked: the weight.
         num_ranks: number of ranks.
-        placed: result: parameters, and calls of arange that count entries of a part.
-        in_the_way: result: why others stay whole, in graph order from the weight on.
-        positions: result: what entries are looked up by.
+        placed: result: placements of parameters, and of arange calls that count the entries of a
+            part.
+        in_the_way: result: reasons why other sources stay whole, from the weight backwards.
+        positions: result: values that are used as indices.
     """
 
     unpacked: Unpacked
@@ -52,10 +53,10 @@ class PartsBehind:
 
     @property
     def refusal(self) -> str | None:
-        """Why the weight cannot be divided; None if its words can."""
+        """The reason why the weight cannot be sharded; None if its words can."""
         if self.unpacked.main in self.placed:
             return None
-        return self.in_the_way[0] if self.in_the_way else "its words are not divided with it"
+        return self.in_the_way[0] if self.in_the_way else "its words are not sharded with it"
 
     def _divide(self, node: Node, shard: Shard) -> None:
         if node in self.unpacked.parameters:
@@ -63,7 +64,7 @@ class PartsBehind:
         elif packet(node) is aten.arange:
             if counts_in_words(node):
                 self._place(node, shard)
-        elif node in self.unpacked.nodes:  # else a constant, cut where it meets what is divided
+        elif node in self.unpacked.nodes:  # constants are cut where they meet sharded values
             self._go_back(node, shard)
 
     def _go_back(self, node: Node, shard: Shard) -> None:
@@ -81,11 +82,11 @@ class PartsBehind:
                 self._divide(source, wanted)
             else:
                 entries = f"{shard.size} entries over {self.num_ranks} ranks"
-                self.in_the_way.append(f"{op_name(node)} tears words or groups: {entries}")
+                self.in_the_way.append(f"{op_name(node)} splits words or groups: {entries}")
 
     def _place(self, node: Node, shard: Shard) -> None:
         if len(_shape(node)) == 1 and node not in self.positions:
-            return  # by how much words are shifted, or scales, which are cut where they are met
+            return  # shifts of words, or scales, which are cut where they meet sharded values
         if uneven := shard.undivided(self.num_ranks):
             words = "+".join(str(shard.chunks[i]) for i in uneven)
             self.in_the_way.append(f"{words} words cannot be divided over {self.num_ranks} ranks")
@@ -93,7 +94,7 @@ class PartsBehind:
             self.in_the_way.append(f"{node} is used in two ways")
 
     def holds_words(self, node: Node) -> bool:
-        """Whether `node` is computed from the words of the weight."""
+        """Whether `node` is computed from the packed words of the weight."""
         if node not in self.unpacked.nodes:
             return node is self.unpacked.main
         return any(map(self.holds_words, node.all_input_nodes))
@@ -103,7 +104,7 @@ class PartsBehind:
 
 
 Sources = Iterator[tuple[Node, Shard | None]]
-"""What a value is made of, and how that lies if the value is to lie as it should."""
+"""The sources of a value, with their placements for the wanted placement of the value."""
 Step = Callable[[PartsBehind, Node, Shard], Sources]
 
 
@@ -119,7 +120,7 @@ def _first(node: Node) -> Node:
 
 
 def _broadcast(_: PartsBehind, node: Node, shard: Shard) -> Sources:
-    """Operands whose dim is 1, or that have none, are whole."""
+    """Operands without the dim, or with size 1 there, are whole."""
     for source in node.all_input_nodes:
         if isinstance(source.meta["val"], torch.Tensor):
             dim = shard.dim - len(_shape(node)) + len(_shape(source))
@@ -143,14 +144,14 @@ def _reordered(_: PartsBehind, node: Node, shard: Shard) -> Sources:
 
 
 def _slice(_: PartsBehind, node: Node, shard: Shard) -> Sources:
-    """Of the dim that is cut, all must be taken."""
+    """A slice must take the whole sharded dim."""
     source = _first(node)
     is_all = _shape(source)[shard.dim] == _shape(node)[shard.dim]
     yield source, shard if is_all else None
 
 
 def _joined(node: Node) -> tuple[Sequence[Node], int]:
-    """What a stack or cat joins, and along which dim of the result."""
+    """The operands of a stack or cat, and their dim in the result."""
     tensors: Any = node.args[0]
     return tensors, wrap(node.args[1] if len(node.args) > 1 else 0, len(_shape(node)))
 
@@ -169,7 +170,7 @@ def _cat(_: PartsBehind, node: Node, shard: Shard) -> Sources:
 
 
 def _repeat_interleave(_: PartsBehind, node: Node, shard: Shard) -> Sources:
-    """Scales of whole groups."""
+    """The sources of repeated scales, which must be sharded by whole groups."""
     source, repeats, *dims = node.args
     assert isinstance(source, Node)
     if not isinstance(repeats, int) or not dims:
@@ -183,7 +184,7 @@ def _repeat_interleave(_: PartsBehind, node: Node, shard: Shard) -> Sources:
 
 
 def _index(behind: PartsBehind, node: Node, shard: Shard) -> Sources:
-    """table[g_idx]: the positions, or what is looked up; positions within words go with it."""
+    """table[g_idx]: shard the positions; or the table, together with positions within words."""
     table, indices = node.args[:2]
     assert isinstance(table, Node)
     assert isinstance(indices, (list, tuple))
