@@ -106,7 +106,9 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
     assert (wanted.exp() * (wanted - found)).sum(-1).mean() < 2 * result.after["kl"]
     with pytest.raises(LadderError, match="out exists already"):
         heal(source, out, [text], **SETTINGS)
-    with pytest.raises(LadderError, match=r"those of a ladder already, with blocks 1-3"):
+    with pytest.raises(
+        LadderError, match=r"already those of a ladder: config\.json has blocks 1-3"
+    ):
         heal(out, tmp_path / "again", [text], **SETTINGS)
     assert not (tmp_path / "again").exists()
 
@@ -127,11 +129,11 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
     with pytest.raises(LadderError) as caught:
         heal(one_layer, out, [text], **{**settings, "steps": 9, "lora": 2})
     assert [str(blocker) for blocker in caught.value.blockers] == [
-        "steps=9 is asked for, and it was begun with 6",
-        "lora=2 is asked for, and it was begun with 4",
+        "steps=9 is given, but it was started with 6",
+        "lora=2 is given, but it was started with 4",
     ]
     (other := tmp_path / "other.txt").write_text(chain_text(3_000, seed=5))
-    with pytest.raises(LadderError, match="the text is not the one that it was begun with"):
+    with pytest.raises(LadderError, match="the text differs from the one that it was started with"):
         heal(one_layer, out, [other], **settings)
     watcher = Stages()
     resumed = heal(one_layer, out, [text], watcher=watcher, **settings)
@@ -177,7 +179,7 @@ def test_a_folder_is_replaced_by_force_alone(tmp_path):
     RunFolder(out, {"steps": 3}, force=True).begin()  # the same run: it goes on
     assert not (out / "checkpoints" / "checkpoint-2").exists()
     assert RunFolder(out, {"steps": 3}).noted("before") == {"kl": 1.0}
-    with pytest.raises(LadderError, match=r"steps=4 is asked for, and it was begun with 3"):
+    with pytest.raises(LadderError, match=r"steps=4 is given, but it was started with 3"):
         RunFolder(out, {"steps": 4})
     RunFolder(out, {"steps": 4}, force=True).begin()
     assert RunFolder(out, {"steps": 4}).noted("before") is None

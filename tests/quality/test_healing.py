@@ -215,14 +215,14 @@ def test_models_that_cannot_be_healed(tmp_path):
     said = [str(blocker) for blocker in caught.value.blockers]
     assert len(said) == 3
     assert said[0].endswith("layers.0.self_attn.q_proj: its LoRA adapter 'default' is not zero")
-    assert said[1].startswith("its weights are those of a ladder already, with ")
+    assert said[1].startswith("its weights are already those of a ladder: ")
     assert said[2] == "none of its parameters requires a gradient"
     encoder = transformers.T5Config(vocab_size=64, d_model=8, num_layers=1, d_ff=8, num_heads=1)
-    with pytest.raises(LadderError, match="a causal language model is needed"):
+    with pytest.raises(LadderError, match="not a causal language model"):
         trainer(tmp_path, transformers.T5ForConditionalGeneration(encoder))
     settings = arguments(tmp_path)
     settings._n_gpu = 2
-    with pytest.raises(LadderError, match="2 GPUs in one process: start it with torchrun"):
+    with pytest.raises(LadderError, match="2 GPUs in one process are not supported: use torchrun"):
         HealingTrainer(language_model("llama"), settings)
     with pytest.raises(LadderError, match="blend_steps=-1 is below 0"):
         arguments(tmp_path, blend_steps=-1)

@@ -212,8 +212,8 @@ def test_refusals(model):
         ladderize.sensitivity(model, [], shares=[0.5, 1.5], blocks=[1], connectivity="farskip")
     assert [b.what for b in told.value.blockers] == [
         "a share of 1.5",
-        "blocks= is what is to be found",
-        "connectivity='farskip': blocks of ladders are measured",
+        "blocks= cannot be given, because blocks are the result",
+        "connectivity='farskip': only ladders can be measured",
         "no batch",
     ]
     with pytest.raises(LadderError, match="No residual block was found"):

@@ -121,7 +121,7 @@ def test_a_second_rewrite_says_that_it_changes_nothing():
     with pytest.warns(LadderWarning, match="ladder already, in 5 blocks"):
         again, _ = ladder_program(ladder, ladderize.LadderConfig())
     assert again.describe() == "0 of 1 blocks read stale, 5 more did before"
-    assert "its reads are left alone: 5 blocks" in str(ladderize.last_report())
+    assert "its reads are left unchanged: 5 blocks" in str(ladderize.last_report())
 
 
 def parallelized(path):

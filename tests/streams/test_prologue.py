@@ -141,7 +141,7 @@ def test_of_shared_layers_what_comes_once_is_none(x):
 
 
 def test_the_report_says_so(net, x):
-    said = "block 0, in no layer, ahead of the first one: standard unless"
+    said = "block 0 before the first layer: standard unless"
     assert said in str(explain(net, x))
     assert said not in str(explain(net, x, options={"blocks": "all"}))
 

@@ -297,9 +297,9 @@ def test_other_inputs_end_it(written):
 
 def test_folders_that_do_not_belong_together(written, tmp_path):
     files = written("mlps")
-    with pytest.raises(LadderError, match="3 directories were given"):
+    with pytest.raises(LadderError, match="3 directories are given"):
         ladderize.verify(files.program, [files.shards] * 3)
-    with pytest.raises(LadderError, match=r"there is no manifest\.json in it"):
+    with pytest.raises(LadderError, match=r"it has no manifest\.json"):
         ladderize.verify(files.program, tmp_path)
 
 

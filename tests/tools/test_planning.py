@@ -280,7 +280,7 @@ def test_what_cannot_be_planned():
         graph = dataclasses.replace(report.graphs[0], streams=(moved,))
         with pytest.raises(LadderError, match="which dims of the stream"):
             workload_of(dataclasses.replace(report, graphs=(graph,)))
-    with pytest.raises(LadderError, match="each is at least 1"):
+    with pytest.raises(LadderError, match="must be at least 1"):
         plan(report, machine(), [0])
 
 

@@ -169,8 +169,8 @@ def test_what_all_to_alls_hide_behind_is_no_block_of_experts():
 @pytest.mark.parametrize(
     ("routed", "ranks", "said"),
     [
-        (None, 2, "tell of no routed experts"),
-        (dataclasses.replace(ROUTED, weight_bytes={"other": 1}), 2, "tell of no routed experts"),
+        (None, 2, "has no routed experts"),
+        (dataclasses.replace(ROUTED, weight_bytes={"other": 1}), 2, "has no routed experts"),
         (ROUTED, 3, "8 experts cannot be divided evenly over 3 ranks"),
     ],
 )
@@ -178,7 +178,7 @@ def test_what_cannot_be_planned(routed, ranks, said):
     with pytest.raises(LadderError, match=said):
         expert_parallel(workload(), MODULES, routed, ranks)
     shard = dataclasses.replace(workload().blocks[0], is_local=True)
-    with pytest.raises(LadderError, match="sharded already"):
+    with pytest.raises(LadderError, match="already sharded"):
         expert_parallel(dataclasses.replace(workload(), blocks=(shard,)), MODULES, ROUTED, 2)
 
 
@@ -231,4 +231,4 @@ def test_the_command(tmp_path):
     refused = run("plan", "hf:no-such-model", "--connectivity", "farskop")
     assert refused.exit_code == 1 and "did you mean 'farskip'" in refused.stderr
     refused = run(*given, "--experts", "both")
-    assert refused.exit_code == 1 and 'it is "tensor" or "expert"' in refused.stderr
+    assert refused.exit_code == 1 and 'must be "tensor" or "expert"' in refused.stderr

@@ -307,7 +307,7 @@ def test_an_svg_is_whole_and_the_same_each_time(tmp_path):
     said = texts(ET.fromstring(source))
     for text in ("A & B", WARNING, "Standard", "Ladder", "76 blocks"):
         assert text in said
-    assert [text for text in said if text.startswith("Shown are the first")]
+    assert [text for text in said if text.startswith("The first")]
     assert LIGHT["stale"] in source and "var(" not in source
     assert draw(report, tmp_path / "again.svg", title="A & B").read_text() == source
     dark = draw(report_of(chain(1)), tmp_path / "dark.svg", theme="dark").read_text()
@@ -347,7 +347,7 @@ def test_files_are_whole_and_replace_nothing(tmp_path):
     [
         ("plot.pdf", r"Cannot infer the format of .*plot.pdf: use \.html, \.svg or \.png"),
         ("plot", r"Cannot infer"),
-        ("missing/plot.svg", "is no directory"),
+        ("missing/plot.svg", "is not a directory"),
     ],
 )
 def test_where_nothing_can_be_drawn(tmp_path, name, message):

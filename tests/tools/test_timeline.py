@@ -274,7 +274,7 @@ def test_perfetto_replaces_nothing(tmp_path):
     write_perfetto(timeline, out, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step.json"]
     assert json.loads(out.read_text())["traceEvents"]
-    with pytest.raises(LadderError, match="no directory"):
+    with pytest.raises(LadderError, match="not a directory"):
         write_perfetto(timeline, tmp_path / "missing" / "step.json")
     with pytest.raises(LadderError, match=r"no step to write.*no block was found"):
         write_perfetto(predict(Report(())), tmp_path / "none.json")

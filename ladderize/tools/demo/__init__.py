@@ -1,4 +1,4 @@
-"""`ladderize demo`: a sharded ladder on this machine.
+"""`ladderize demo`: run a sharded ladder on this machine.
 
 parent    starts the ranks (ladderize/tools/launch) and prints their results
 a rank    on_rank.py
@@ -42,9 +42,9 @@ def run_demo(
 
     Args:
         num_ranks: number of processes to shard over.
-        num_layers: number of layers, None for the default of the configuration.
-        hf: a local configuration of another causal LM, None for the small random Llama.
-        as_json: print the results as JSON, and nothing else on stdout.
+        num_layers: number of layers, None for the configuration's default.
+        hf: path of another causal LM's configuration, None for the small random Llama.
+        as_json: print only JSON on stdout.
 
     Raises:
         DemoError: transformers is missing, a rank failed, or the result is wrong.
@@ -112,8 +112,8 @@ def _show(console: Console, ranks: Sequence["Shown"], error: float) -> None:
         words = ("attention" if "attention" in word else word for word in blocks[index].split())
         say(f"  block {index}   {' '.join(words)}")
     say(
-        "AR_i launches the all-reduce of block i, W_i waits for it: what stands between them hides "
-        "it.\nk is a fused kernel, other words are kernels by name."
+        "AR_i launches the all-reduce of block i and W_i waits for it; the kernels in between hide "
+        "it.\nk is a fused kernel; other words are names of kernels."
     )
     say(OWN_MODEL, markup=True)
 

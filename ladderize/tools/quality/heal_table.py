@@ -1,4 +1,4 @@
-"""What a run of `heal` reached, as a table for a terminal."""
+"""The result of `heal` as a table for a terminal."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ladderize.quality.runs.heal_result import HealResult
 
 
 def show(result: HealResult, out: Path, console: Console) -> None:
-    """Print the ladder before and after, and what to do with it."""
+    """Print the ladder before and after healing, and how to use it."""
     blocks = f"{len(result.blocks)} of {result.num_blocks} blocks read stale"
     console.print(
         f"{blocks}; {result.tokens:,} tokens in {result.seconds:,.0f} s; measured on "
