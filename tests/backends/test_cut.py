@@ -125,7 +125,7 @@ def test_what_the_host_reads_or_asserts_is_a_boundary():
 
 
 def test_checks_of_form_are_left_out():
-    """Exported programs have one ahead of each cast; the fake values have passed them."""
+    """Exported programs have one before each cast; the fake values have passed them."""
 
     def fn(x):
         y = (x * 2).view(8)
@@ -193,7 +193,7 @@ def test_the_one_reshape_that_is_read_is_made_by_the_island():
 
 
 def test_all_other_views_of_a_result_are_made_where_they_are_read():
-    """No two outputs are of the same memory; one that is no plain reshape keeps its strides."""
+    """No two outputs share memory; a view that is not a plain reshape keeps its strides."""
     x = torch.randn(2, 4)
     assert crossing(lambda x: wait((y := x.relu()).view(8)) + y.view(8, 1), x) == ["relu"]
     assert crossing(lambda x: wait(y := x.relu()) + y.view(2, 4), x) == ["relu"]
@@ -243,7 +243,7 @@ def test_a_part_that_stands_behind_a_boundary():
 
 
 def test_parts_of_what_a_boundary_returns():
-    """They divide no run, and stand ahead of the island that reads them."""
+    """They do not divide a run, and come before the island that reads them."""
 
     def fn(x):
         a, b = c10d.all_reduce_coalesced([x, x * 2], "sum", "tp")
@@ -296,7 +296,7 @@ def test_random_numbers_keep_their_order():
 
 
 def test_sizes_are_read_off_the_tensors():
-    """And what is computed from them is computed where it is read."""
+    """Values computed from sizes are computed where they are read."""
 
     def fn(x, w):
         rows = x.shape[0]
@@ -329,7 +329,7 @@ def test_a_size_of_no_tensor_crosses_as_a_number():
 
 
 def test_a_number_and_what_it_is_read_off_stand_ahead_of_the_island():
-    """The size of a view of an input that is no input of the island."""
+    """The size of a view of an input that the island does not read."""
 
     def fn(x, y):
         z = y * 2

@@ -226,7 +226,7 @@ DISPATCH = """
 
 
 def test_a_dispatch_that_could_hide_behind_a_product_is_found() -> None:
-    """The wait comes ahead of the product that does not need it; or of one that does."""
+    """The wait precedes a product that does not need it, or one that does."""
     assert disorder(DISPATCH) == []
     lines = DISPATCH.splitlines()
     early = "\n".join([*lines[:4], lines[5], lines[4], *lines[6:]])

@@ -1,4 +1,4 @@
-"""What runs while a collective is in flight: graphs by hand, and what a report says of it."""
+"""What runs while a collective is in flight: hand-written graphs, and the lines of a report."""
 
 import dataclasses
 

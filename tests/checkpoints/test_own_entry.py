@@ -156,8 +156,8 @@ def test_every_verb_refuses_another_ladder(verb, folder):
 def published_ladder(net, ids, ladder_layers):
     """Logits as the published LlamaLadderForCausalLM defines them.
 
-    In its ladder layers attention reads the stream as the last layer's attention left it, and the
-    MLP as the last layer left it. Ahead of the first layer both are the embedding.
+    In its ladder layers, attention reads the stream after the previous layer's attention, and the
+    MLP reads the stream after the previous layer. Before the first layer, both are the embedding.
     """
     x = behind_attention = net.model.embed_tokens(ids)
     rotary = net.model.rotary_emb(x, torch.arange(ids.shape[1])[None])

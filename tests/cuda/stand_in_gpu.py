@@ -1,4 +1,4 @@
-"""Stands in for eight H100s that are not there, so that Inductor emits the code it would for them.
+"""Stands in for eight H100s, so that Inductor emits the code for them.
 
     library.load(folder)                         # before torch is imported
     stand_in_gpu.install(folder)

@@ -21,7 +21,7 @@ EMBEDDING, LOGITS = "AR_0 W_0", "AG_0 W_AG_0"
 
 
 def ladder(first: int, blocks: int) -> str:
-    """`AR_1 AR_2 W_1 AR_3 W_2 W_3`: each wait but the last is behind the next block's launch."""
+    """`AR_1 AR_2 W_1 AR_3 W_2 W_3`: each wait except the last follows the next block's launch."""
     words = [f"AR_{first}"]
     for i in range(first + 1, first + blocks):
         words += [f"AR_{i}", f"W_{i - 1}"]
@@ -206,7 +206,7 @@ def test_a_flight_from_one_cuda_graph_to_another_is_found() -> None:
 
 
 def cut_in_two(lines: list[str], at: int) -> str:
-    """Its one partition ends ahead of a line, and another one begins there."""
+    """End its only partition before a line, and start another one there."""
     begin, call = (
         next(i for i, line in enumerate(lines) if text in line)
         for text in ("def partition_0(", "self.partitions[0](")

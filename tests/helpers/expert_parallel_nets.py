@@ -158,7 +158,7 @@ def net_of_rank(layers: int, form: str, rank: int, num_ranks: int) -> ExpertNet:
 
 
 def eager_expert_ladder(net: ExpertNet, ids: Tensor) -> Tensor:
-    """The hand-written ladder: each block reads what the standard block before it reads."""
+    """The hand-written ladder: each block reads the stream one block stale."""
     before = x = net.embedding(ids)
     for layer in net.layers:
         before, x = x, x + layer.attention(layer.norm1(before))

@@ -62,7 +62,7 @@ def load(folder):
 
 
 class Stages(HealWatcher):
-    """Notes what it is told, and may do something at a step."""
+    """Records calls, and may act at a step."""
 
     def __init__(self, step=None, action=None):
         self.stages, self.losses, self.step, self.action = [], [], step, action
@@ -114,9 +114,9 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
 
 
 def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
-    """The same command resumes it; with other options it is refused, or begun anew.
+    """The same command resumes it; with other options it is refused, or starts over.
 
-    Its checkpoints hold the adapters: what was fitted is fitted again.
+    Its checkpoints have only the adapters, so the fit is repeated.
     """
     settings = {**SETTINGS, "blocks": [1], "steps": 6, "lora": 4, "self_generated": 100}
     settings["fit_tokens"] = 500

@@ -79,7 +79,7 @@ def test_all_losses_and_accumulated_batches(tmp_path):
 
 
 def test_reads_are_blended_at_first(tmp_path):
-    """Less damage at the first step than at once; what is evaluated is always the ladder."""
+    """The first step has less damage than a ladder; evaluation always uses the ladder."""
     steps = {"max_steps": 4, "blend_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
     run = trainer(tmp_path, learning_rate=0.0, **steps)
     whole = run.evaluate()["eval_kl"]
@@ -134,7 +134,7 @@ def weights_of(run):
 
 
 def test_a_run_that_is_stopped_by_sigterm_is_resumed(tmp_path):
-    """Bit for bit as it would have gone on, stopped while reads are blended and behind that."""
+    """Bit for bit as without a stop, whether stopped during or after blended reads."""
     settings = {"max_steps": 6, "blend_steps": 3, "label_weight": 0.5, "warmup_steps": 2}
     settings |= {"save_strategy": "steps", "save_steps": 100}
     (whole := trainer(tmp_path / "whole", **settings)).train()

@@ -125,7 +125,7 @@ def test_any_number_of_models():
 
 
 class WritesInPlace(nn.Module):
-    """Blocks that write a tensor of their own; with `is_shared` all of them write the same."""
+    """Blocks that each write their own tensor; with `is_shared` all write the same one."""
 
     def __init__(self, is_shared):
         super().__init__()

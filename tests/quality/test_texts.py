@@ -1,4 +1,4 @@
-"""Text files become sequences of tokens; whatever is wrong with them is told at once."""
+"""Text files become token sequences; all their faults are reported together."""
 
 import re
 

@@ -113,7 +113,7 @@ def test_caches_are_written_outside():
 
 
 def by_inductor(ran, name, body):
-    """Compiled when it is called first, for the inputs that it then has."""
+    """Compiled at the first call, for the inputs of that call."""
     made = []
 
     def run(*args):

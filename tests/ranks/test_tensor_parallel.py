@@ -1,6 +1,6 @@
 """`options={"mesh": mesh}`: values, order, count, agreement, refusals.
 
-What one rank emits or refuses is seen on one; values and agreement are those of real gloo ranks.
+Emitted code and refusals are tested on one rank, values and agreement on real gloo ranks.
 """
 
 import warnings
@@ -36,7 +36,7 @@ def compiled(model, dynamic=None, **options):
 
 
 def ids(batch=2, length=6, dynamic=False):
-    """Token ids; of dynamic length only, for a trace with two symbols takes three times as long."""
+    """Token ids; only the length is dynamic, because two symbols triple the time of a trace."""
     made = torch.arange(batch * length).reshape(batch, length) % 60
     if dynamic:
         torch._dynamo.mark_dynamic(made, 1)
@@ -234,7 +234,7 @@ def two_linears(parts, x):
 
 
 def small(blocks=2, width=8):
-    """A net that is quick to trace; of an odd width nothing divides over two ranks."""
+    """A model that is quick to trace; with an odd width nothing divides over two ranks."""
     return Wrapped(two_linears, 2 * blocks + 2, width)
 
 

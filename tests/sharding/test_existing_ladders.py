@@ -1,4 +1,4 @@
-"""Programs that are ladders already are sharded as the nets that they were made of."""
+"""Programs that are already ladders are sharded like the models that they were made from."""
 
 import warnings
 from functools import cache

@@ -1,4 +1,4 @@
-"""Nets that are ladders in part, and what `layers=`, `blocks=` and `staleness=` make of them."""
+"""Models that are partly ladders, and the effect of `layers=`, `blocks=` and `staleness=`."""
 
 import warnings
 from functools import cache

@@ -1,4 +1,4 @@
-"""Blocks in no layer, ahead of the first one: wav2vec 2's convolution that makes positions."""
+"""Blocks before the first layer: the convolution of wav2vec 2 that makes positions."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ class Positions(nn.Module):
         return x
 
     def ladder(self, x, first=0, staleness=1):
-        """The blocks from `first` on read stale, none before the sum ahead of `first`."""
+        """The blocks from `first` on read stale, but never before the sum that precedes `first`."""
         branches = [self.positions, *(b for la in self.layers for b in (la.first, la.second))]
         stream = [x]
         for i, branch in enumerate(branches):

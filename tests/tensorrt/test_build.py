@@ -1,4 +1,4 @@
-"""Engines that TensorRT-RTX really builds, for a GPU that is not here."""
+"""Engines built by TensorRT-RTX for a GPU of another machine."""
 
 import re
 from collections.abc import Callable

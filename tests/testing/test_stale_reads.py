@@ -69,7 +69,7 @@ def readers(net: ResidualNet) -> Iterator[list[str]]:
 @examples(10)
 @given(nets(), st.data())
 def test_the_same_as_the_reference_of_any_net(spec: NetSpec, data: st.DataObject) -> None:
-    """In-place and parallel spellings, stages of one shape, norms ahead of and after the sum."""
+    """In-place and parallel spellings, stages of one shape, norms before and after the sum."""
     blocks = [block for stage in spec.stages for block in stage.blocks]
     assume(
         all(b.placement == "pre" or not b.conditioned for b in blocks)
@@ -106,7 +106,7 @@ class Times(nn.Module):
 
 
 class Chain(nn.Module):
-    """x += h(x), each branch a module of its own."""
+    """x += h(x), with a module per branch."""
 
     def __init__(self, *factors: float) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Doubled(nn.Module):
 
 
 class Turns(nn.Module):
-    """Two streams from one value, a block of each in turn."""
+    """Two streams from one value, with blocks of both in turn."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""`ladderize verify`: right ladders of six families pass; the command, files, options, dtypes.
+"""`ladderize verify`: correct ladders of six families pass; command, files, options, dtypes.
 
-Faults are planted in families here, one by one on small nets in test_faults.py.
+Here faults are planted in families; test_faults.py plants them one by one in small models.
 """
 
 import json
@@ -35,7 +35,7 @@ def run(*args):
 
 
 class Files:
-    """A family, or a small net, exported; its files and its shards over two ranks, if asked for."""
+    """An exported family or small model, with files and shards over two ranks on demand."""
 
     def __init__(self, name, folder):
         torch.backends.mha.set_fastpath_enabled(False)

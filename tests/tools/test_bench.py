@@ -185,7 +185,7 @@ def test_a_program_is_measured_with_its_own_inputs(tmp_path):
 
 @pytest.mark.deep
 def test_a_net_without_parallel_blocks_is_measured_without(tmp_path):
-    """Post-norm: its blocks cannot be put beside each other."""
+    """Post-norm: its blocks cannot run in parallel."""
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )

@@ -1,4 +1,4 @@
-"""`ladderize doctor` under real conditions: what works here, what is broken on purpose."""
+"""`ladderize doctor` under real conditions: what works on this machine, and deliberate faults."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 
 @pytest.fixture(scope="module")
 def here(request: pytest.FixtureRequest) -> dict[str, PartStatus]:
-    """What the command says; unless `--deep`, its probes are forks of one that imported torch."""
+    """The output of the command; without `--deep`, its probes are forks with torch imported."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--deep"):
             patch.setattr(doctor, "attempt", attempt_in_a_fork)

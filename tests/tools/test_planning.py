@@ -1,4 +1,4 @@
-"""The planner: costs scaled from a trace, nets by hand, closed forms, properties, limits."""
+"""The planner: costs scaled from a trace, hand-made models, closed forms, properties, limits."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ ONE = Phase(batch=1, queries=1, keys=1)
 
 
 def net(computes, sent=100.0, staleness=1, chosen=None, segment=0, outside=PlannedCosts()):  # noqa: B008
-    """Blocks of so many FLOPs a token, attention and MLP by turns, that send `sent` bytes each."""
+    """Alternating attention and MLP blocks with given FLOPs per token; each sends `sent` bytes."""
     sizes = sent if isinstance(sent, list) else [sent] * len(computes)
     blocks = tuple(
         PlannedBlock(i, segment, i // 2, i % 2 == 0, PlannedCosts(flops), sizes[i])

@@ -110,7 +110,7 @@ def seconds(found):
 
 
 def test_connectivities_over_a_divided_model_by_hand(glm):
-    """What a shared expert adds is reduced apart, and waited for."""
+    """The result of a shared expert has its own all-reduce, which is waited for."""
     # a0 0-5 R0 5-9, m0 9-14 R1 14-18, a1 18-23 R2, e1 23-28, landed R3 28-32 R3 32-36,
     # a2 32-37 R4 37-41, e2 37-42 R5 42-46: no block reads the landed summand of e2
     farskip = alike(workload_of(glm))
@@ -183,7 +183,7 @@ def test_what_cannot_be_planned(routed, ranks, said):
 
 
 class Listed(nn.Module):
-    """Experts as modules, as many published models spell them."""
+    """Experts as modules, as in many published models."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is asked of each family, of the program that is traced of it once."""
+"""The checks of each family, on its single traced program."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

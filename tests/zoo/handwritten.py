@@ -1,4 +1,4 @@
-"""Nets as people write them: torch's own layers, torchvision's ResNet, a DiT, in-place sums."""
+"""Models as users write them: torch's layers, torchvision's ResNet, a DiT, in-place sums."""
 
 from typing import Any
 

@@ -294,7 +294,7 @@ ALLOWED = (
 
 @pytest.fixture
 def refusal(parse: Any, capsys: pytest.CaptureFixture[str]) -> Any:
-    """What torchtitan prints instead of starting, in a frame that is taken off again."""
+    """What torchtitan prints instead of starting, without its frame."""
 
     def refusal_of(*arguments: str) -> str:
         with pytest.raises(SystemExit):
