@@ -11,7 +11,10 @@ def refuse_file(path: Path, force: bool) -> None:
     if path.is_dir():
         raise LadderError(f"{path} is a directory.", cure="name a file")
     if path.exists() and not force:
-        raise LadderError(f"{path} exists already.", cure="name another file, or force it")
+        raise LadderError(
+            f"{path} exists already.",
+            cure="name another file, or overwrite it with --force (force=True)",
+        )
     if not path.absolute().parent.is_dir():
         raise LadderError(f"{path.absolute().parent} is not a directory.", cure="create it first")
 

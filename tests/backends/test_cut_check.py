@@ -39,7 +39,7 @@ def test_a_island_behind_another_launch_is_caught():
     find(gm, "all_reduce").prepend(find(gm, "island_1"))
     message = wrong(gm, proof)
     assert "there is no boundary between island_0 and island_1" in message
-    assert "mm_1 is computed after boundary 0, and was not" in message
+    assert "mm_1 is computed after boundary 0, but was not" in message
 
 
 def test_another_collective_is_caught():
@@ -100,10 +100,10 @@ def forgetting(name):
         (reading("wait_tensor", "arg0_1"), "all_reduce_2 reads other values than before"),
         (
             holding(aten.neg.default, "relu_2"),
-            "extra is computed after boundary 3, and was not",
+            "extra is computed after boundary 3, but was not",
         ),
         (holding(aten.neg.default, "relu_2"), "island_2 contains extra, which nothing reads"),
-        (holding(aten.relu.default, "add"), "extra is computed after boundary 3, and was not"),
+        (holding(aten.relu.default, "add"), "extra is computed after boundary 3, but was not"),
         (holding(aten.relu_.default, "add"), "island_2 contains extra, which belongs outside"),
         (
             holding(c10d.wait_tensor.default, "add"),

@@ -61,7 +61,7 @@ def test_shows_map_error_and_order(shown: tuple[Result, Result]) -> None:
     assert [row[3] for row in reads] == ["x0", "x1 → x0", "x2 → x1", "x3 → x2"]
     assert reads[1][4] == "model.layers.0.mlp"
 
-    error = re.search(r"to an independent eager ladder on one process:\n +(\S+)", out)
+    error = re.search(r"and an independent eager ladder on one process:\n +(\S+)", out)
     assert error is not None and float(error[1]) <= 1e-4
     lines = out.partition("AR_i launches")[0]  # a long one goes on below
     blocks = {text[0]: " ".join(text[1:].split()) for text in lines.split("\n  block ")[1:]}

@@ -140,7 +140,7 @@ def test_a_read_out_of_a_fold():
 
 def test_layers_of_other_sizes_are_said_to_be():
     (fold,) = columns_of(stream_of([block(i, flops=1000 + i) for i in range(20)])).folds
-    assert fold.text == "layers 2-9: as layer 1, of other sizes"
+    assert fold.text == "layers 2-9: as layer 1, with other sizes"
 
 
 def test_segments_are_named():

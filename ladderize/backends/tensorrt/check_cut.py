@@ -66,7 +66,7 @@ def _compare(flat: Actions, cut: Actions) -> Iterator[Blocker]:
         if run in places[number]:
             places[number].remove(run)
         else:
-            yield Blocker.at(node, f"{node.name} is computed after boundary {run}, and was not")
+            yield Blocker.at(node, f"{node.name} is computed after boundary {run}, but was not")
     if flat.outputs != cut.outputs:
         yield Blocker("the results differ from those of the flat graph")
 

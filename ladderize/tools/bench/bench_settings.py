@@ -111,7 +111,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if problems := [Blocker(text) for text in self._problems()]:
-            raise LadderError("This cannot be measured:", problems)
+            raise LadderError("These settings cannot be measured:", problems)
 
     def _problems(self) -> list[str]:
         apart = [name for name in self.variants if desync_period(name) > 1]

@@ -20,9 +20,10 @@ Layers = Annotated[
     str | None,
     typer.Option(help='Layers to convert: "all", "16:32", "last:16", "last:50%", "[0, 3]".'),
 ]
-Blocks = Annotated[str | None, typer.Option(help="The same, counted in blocks.")]
+Blocks = Annotated[str | None, typer.Option(help="Like --layers, but counted in blocks.")]
 Staleness = Annotated[
-    int | None, typer.Option(min=0, help="How many blocks earlier to read. \\[default: 1]")
+    int | None,
+    typer.Option(min=0, help="Staleness of reads, in blocks. \\[default: 1]"),
 ]
 Variant = Annotated[
     str | None,
@@ -46,7 +47,7 @@ Connectivity = Annotated[
 ]
 Routed = Annotated[
     list[str] | None,
-    typer.Option(help='With farskip: routed-expert modules: "*.mlp.experts". Repeatable.'),
+    typer.Option(help='With farskip: modules of routed experts: "*.mlp.experts". Repeatable.'),
 ]
 Experts = Annotated[
     str | None,
@@ -64,7 +65,7 @@ DebugDir = Annotated[
 
 Lowering = Annotated[
     str | None,
-    typer.Option(help='With --tp: "tensorrt" builds the engines too, which ladderize.load runs.'),
+    typer.Option(help='With --tp: "tensorrt" also builds engines, which ladderize.load runs.'),
 ]
 LoweringOption = Annotated[
     list[str] | None,
@@ -76,7 +77,7 @@ LoweringOption = Annotated[
 
 # ---- the inputs of an hf: model
 
-Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs made for an hf: model.")]
+Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs of an hf: model.")]
 Length = Annotated[int, typer.Option(min=1, help="Tokens per example.")]
 ImageSize = Annotated[
     int, typer.Option(min=1, help="Image size in pixels, if the config does not set one.")
@@ -99,7 +100,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda. \\[default: cuda 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 
 
 def lowering_options(texts: Sequence[str]) -> dict[str, Any]:

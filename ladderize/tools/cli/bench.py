@@ -33,14 +33,14 @@ New = Annotated[int, typer.Option(min=1, help="Free positions in the KV cache, i
 Phases = Annotated[
     str,
     typer.Option(
-        "--phase", help="Some of prefill,decode; training for a model that brings its inputs."
+        "--phase", help="Any of prefill,decode, or training for a model with its own inputs."
     ),
 ]
 Written = Annotated[
     str, typer.Option(help="MODEL of a hand-written ladder, measured as the variant written.")
 ]
 Variants = Annotated[
-    str | None, typer.Option(help="Some of standard,written,ladder,parallel,bound,free.")
+    str | None, typer.Option(help="Any of standard,written,ladder,parallel,bound,free.")
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed steps per variant.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Untimed steps before the timed ones.")]

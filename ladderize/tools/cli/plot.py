@@ -83,6 +83,6 @@ def plot(
     else:
         console().print(f"written to {out}", highlight=False)
         if perfetto is not None:
-            console().print(f"written to {perfetto}: open it on ui.perfetto.dev", highlight=False)
+            console().print(f"written to {perfetto}: open it at ui.perfetto.dev", highlight=False)
     if not report.ok:
         raise refuse("plot", report.refused[0].summary)

@@ -52,7 +52,7 @@ def rewrite(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Rewrite a model into its ladder form, and shard it.
+    """Rewrite a model into its ladder form and, with --tp, shard it.
 
     OUT is written atomically.
     """

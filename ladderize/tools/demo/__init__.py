@@ -57,7 +57,7 @@ def run_demo(
     told = Console(stderr=True) if as_json else console
     with Steps(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-demo-") as name:
         steps.begin("load torch")
-        from ladderize.tools.demo.on_rank import STAGES, work  # here, so that loading torch shows
+        from ladderize.tools.demo.on_rank import STAGES, work  # loads torch
         from ladderize.tools.launch.ranks import RankFailed, launch
 
         steps.begin(f"start {num_ranks} ranks (torch's elastic launcher, gloo)")
@@ -100,7 +100,8 @@ def _show(console: Console, ranks: Sequence["Shown"], error: float) -> None:
     say(first.report.table(False, console.width))
     reference = "an independent eager ladder" if first.is_independent else "its unsharded rewrite"
     say(
-        f"\nLargest difference of the logits on {len(ranks)} ranks to {reference} on one process:\n"
+        f"\nLargest difference between the logits on {len(ranks)} ranks and {reference} on one "
+        "process:\n"
         f"  [bold]{error:.1e}[/]   (the logits reach {first.scale:.1f}; those of the standard "
         f"model differ by up to {first.drift:.1f})\n",
         markup=True,

@@ -134,7 +134,7 @@ def _build(hf: str | None, num_layers: int | None) -> Any:
     Raises:
         LadderError: `hf` is not a configuration of a causal LM that transformers knows.
     """
-    from transformers import AutoModelForCausalLM, LlamaConfig  # here: it takes seconds, reported
+    from transformers import AutoModelForCausalLM, LlamaConfig  # takes seconds
 
     from ladderize.frontends.checkpoints.configurations import read_config
     from ladderize.tools.sources.hugging_face import build

@@ -128,8 +128,8 @@ def _devices() -> Iterator[PartStatus]:
         found = f"torch {torch.__version__} is built without CUDA"
         yield PartStatus("CUDA", "missing", found, cure)
     elif not _num_gpus():
-        found = f"torch is built for CUDA {torch.version.cuda} and sees no device"
-        yield PartStatus("CUDA", "missing", found, "nvidia-smi and CUDA_VISIBLE_DEVICES show why")
+        found = f"torch is built for CUDA {torch.version.cuda} but sees no device"
+        yield PartStatus("CUDA", "missing", found, "check nvidia-smi and CUDA_VISIBLE_DEVICES")
     else:
         yield _probe("CUDA", "compare nvidia-smi's CUDA version with torch's", "devices")
 
@@ -151,7 +151,7 @@ def _order() -> Iterator[PartStatus]:
         yield PartStatus("order of collectives", "ok", "kept by Inductor's control_deps")
         return
     found = "this torch has no control_deps: the ops wait_add and wait_after keep the order"
-    cure = "slower (residual adds are not fused), not wrong; torch 2.11, 2.13 and 2.15 have it"
+    cure = "correct but slower: residual adds are not fused; torch 2.11, 2.13 and 2.15 have it"
     yield PartStatus("order of collectives", "warning", found, cure)
 
 

@@ -36,7 +36,7 @@ def attempt(*probe: str) -> tuple[bool, str]:
     if ended.returncode == 0:
         return True, ended.stdout.strip().rpartition("\n")[2]
     if ended.returncode < 0:
-        return False, f"died of signal {-ended.returncode}"
+        return False, f"killed by signal {-ended.returncode}"
     return False, _reason(ended.stderr)
 
 
@@ -77,7 +77,7 @@ def compiles(device: str) -> str:
     x = torch.arange(8.0, device=device)
     found = torch.compile(lambda x: x.sin() + x.cos(), fullgraph=True)(x)
     torch.testing.assert_close(found, x.sin() + x.cos())
-    return "a small kernel compiles and is right"
+    return "a small kernel compiles and runs correctly"
 
 
 def reduces(backend: str, device: str, ranks: str) -> str:

@@ -56,7 +56,7 @@ def draw(
     if importlib.util.find_spec("matplotlib") is None:
         raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
     refuse_file(out, force)
-    from ladderize.tools.plot import page, sheet  # here, for they import matplotlib
+    from ladderize.tools.plot import page, sheet  # imported here, because they import matplotlib
 
     timeline = predict(report) if timeline is None else timeline
     if out.suffix.lower() == ".html":

@@ -80,4 +80,4 @@ def fold_text(run: Run) -> str:
     period = len(run.pattern)
     sizes = [(b.flops, b.weight_bytes, b.reduce_bytes) for b in (*run.pattern, *run.hidden)]
     is_same = all(size == sizes[i % period] for i, size in enumerate(sizes))
-    return alike(run) + ("" if is_same else ", of other sizes")
+    return alike(run) + ("" if is_same else ", with other sizes")

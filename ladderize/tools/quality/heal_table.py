@@ -14,12 +14,12 @@ def show(result: HealResult, out: Path, console: Console) -> None:
     blocks = f"{len(result.blocks)} of {result.num_blocks} blocks read stale"
     console.print(
         f"{blocks}; {result.tokens:,} tokens in {result.seconds:,.0f} s; measured on "
-        f"{result.held_out_tokens:,} tokens that were held out\n",
+        f"{result.held_out_tokens:,} held-out tokens\n",
         highlight=False,
     )
     console.print(_table(result), "", highlight=False)
     console.print(
-        f"written to {out}: ladderize.compile(model) of it is the ladder",
+        f"written to {out}; load it and call ladderize.compile(model) to get the ladder",
         highlight=False,
         markup=False,
     )
