@@ -1,4 +1,4 @@
-"""Options of the suite, and a cache of each run. What imports torch is in helpers/fixtures.py."""
+"""Options of the suite, and a cache per run. Fixtures that import torch: helpers/fixtures.py."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Lowerings: graph to callable, one a file. A lowering knows no pass but those for its engine."""
+"""Lowerings from graph to callable, one per file. A lowering runs only passes for its engine."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Trace forward and backward to ATen, defer the waits in both, run them op by op."""
+"""Trace forward and backward to ATen, defer the waits in both, and run them op by op."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""Run the rewritten graph as it is, op by op, with its waits deferred.
+"""Run the rewritten graph op by op, with its waits deferred.
 
-Autograd runs on its own: the forward has the deferred order, the backward the order that the
-autograd engine chooses. `aot_eager` has both.
+Only the forward pass has the deferred order; the autograd engine orders the backward pass.
+`aot_eager` defers both.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""What runs while each collective of a graph after autograd is in flight, in its final order.
+"""Find what computes while each collective is in flight, in a graph after autograd.
 
     l0 | attention.1 ...... w0 | experts.1        l0: behind attention.1
     l1 w1 | experts.0                             l1: exposed, its result is needed at once
 
-Pure analysis. The graph is the one that is lowered, its waits put off already.
+Pure analysis of the lowered graph, whose waits are already deferred.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,15 @@ _READ_BY_HOST = ("_local_scalar_dense", "item", "tolist")
 
 @dataclass(frozen=True)
 class FlightReport:
-    """One collective in the order that is compiled.
+    """One collective in the compiled order.
 
     Attributes:
-        op: its name (`all_reduce`).
+        op: name of the collective (`all_reduce`).
         group: name of its process group.
-        source: where it is called, as module path and line.
+        source: module path and line of the call.
         is_backward: whether it belongs to the backward graph.
         behind: paths of the modules that compute between its launch and its wait, in order.
-        reason: why it is exposed; "" where something computes meanwhile.
+        reason: why it is exposed; "" if something computes meanwhile.
     """
 
     op: str
@@ -40,7 +40,7 @@ class FlightReport:
 
 
 def find_flights(gm: GraphModule) -> tuple[FlightReport, ...]:
-    """The collectives of `gm` in launch order; of a coalesced one, up to its first wait."""
+    """The collectives of `gm` in launch order; a coalesced one ends at its first wait."""
     nodes = list(gm.graph.nodes)
     position = {node: i for i, node in enumerate(nodes)}
     work = Durations.of(gm.graph).work
@@ -60,7 +60,7 @@ def find_flights(gm: GraphModule) -> tuple[FlightReport, ...]:
 
 
 def _module(node: Node) -> str:
-    """The module that computes `node`; in a backward graph the one whose gradient it is part of."""
+    """The module that computes `node`; in a backward graph, the module of the forward op."""
     return module_path(node, "fwd_nn_module_stack") or module_path(node)
 
 
@@ -76,7 +76,7 @@ def _reason(pair: InFlight, work: Mapping[Node, float]) -> str:
 
 
 def _behind(wait: Node) -> Iterator[Node]:
-    """What needs `wait`, in the order of the graph as far as it is near."""
+    """The nodes that depend on `wait`, breadth first."""
     queue, seen = [wait], {wait}
     while queue:
         for user in queue.pop(0).users:

@@ -27,19 +27,19 @@ _HOOK = "post_grad_custom_post_pass"
 def lower_to_inductor(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Lowered:
-    """Compile `gm`; with `verify="code"` every emitted module is checked before it is used.
+    """Compile `gm`; with `verify="code"`, every emitted module is checked before it is used.
 
-    The user's own post-grad pass (from `lowering_options` or Inductor's configuration) runs first.
+    A post-grad pass of the user (from `lowering_options` or Inductor's configuration) runs first.
 
     Raises:
-        LadderError: when the emitted code touches a buffer in flight or waits too early, or is not
-            Python, and so cannot be checked.
+        LadderError: the emitted code accesses a buffer in flight or waits too early, or is not
+            Python and cannot be checked.
     """
     settings = compat.inductor_settings(config.mode, config.lowering_options)
     if config.verify == "code" and compat.inductor_setting(settings, "cpp_wrapper"):
         raise LadderError(
-            'verify="code" reads wrappers in Python, and cpp_wrapper=True has Inductor write C++.',
-            cure='leave one of the two out; verify="graph" checks the graph that Inductor is given',
+            'verify="code" reads Python wrappers, but cpp_wrapper=True makes Inductor write C++.',
+            cure='leave one of them out; verify="graph" checks the graph that Inductor gets',
         )
     if find_groups(gm):
         keep_windows(settings)
@@ -58,18 +58,18 @@ def lower_to_inductor(
 
 
 def keep_windows(settings: dict[str, Any]) -> None:
-    """Keep products where they hide a collective: Inductor moves them to save memory.
+    """Keep products where they hide a collective, which Inductor would move to save memory.
 
     Args:
-        settings: entries of Inductor's configuration; one is added.
+        settings: entries of Inductor's configuration, changed in place.
     """
     if not compat.inductor_setting(settings, "combo_kernels"):
         settings.setdefault("reorder_for_peak_memory", False)
-    elif "reorder_for_peak_memory" not in settings:  # without it combo kernels end in a KeyError
+    elif "reorder_for_peak_memory" not in settings:  # combo kernels raise a KeyError without it
         warnings.warn(
             LadderWarning(
-                "With combo_kernels=True Inductor reorders ops to save memory: products may leave "
-                "the window that hides a collective. Waits stay where they are."
+                "With combo_kernels=True, Inductor reorders ops to save memory, so products may "
+                "leave the window that hides a collective. Waits are not moved."
             ),
             stacklevel=2,
         )
@@ -77,17 +77,17 @@ def keep_windows(settings: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class DeferInInductor(CustomGraphPass):
-    """The passes after autograd, with an identity that lets Inductor cache what they made.
+    """The passes after autograd, with an identity that lets Inductor cache their result.
 
-    `verify` does not change the graph, but is part of the identity: code that comes out of the
-    AOTAutograd cache for `verify="code"` was checked when it was put in.
+    `verify` does not change the graph but is part of the identity, so that code that the
+    AOTAutograd cache returns for `verify="code"` was checked when it was stored.
     """
 
     verify: str
     first: tuple[Any, ...] = ()
     waits: DeferWaits = field(default_factory=DeferWaits)
     see: Callable[[GraphModule], object] = find_flights
-    """Called with each graph when its waits are deferred, unless it comes out of a cache."""
+    """Called with each graph after its waits are deferred, unless it comes from a cache."""
 
     def __call__(self, graph: Graph) -> None:
         for users_pass in self.first:
@@ -101,7 +101,7 @@ class DeferInInductor(CustomGraphPass):
     def uuid(self) -> Any:
         """Hash of the options and of all sources that can edit the graph.
 
-        None ("do not cache") if a pass of the user's has no identity.
+        None ("do not cache") if a pass of the user has no identity.
         """
         theirs = [p.uuid() if hasattr(p, "uuid") else None for p in self.first]
         if any(identity is None for identity in theirs):

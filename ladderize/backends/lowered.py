@@ -1,4 +1,4 @@
-"""What every lowering returns."""
+"""The result of a lowering."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,12 @@ from ladderize.backends.tensorrt.engines.engine_report import EnginesReport
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph that runs.
+    """A lowered graph.
 
     Attributes:
-        run: takes the inputs of the graph, returns its outputs.
-        engines: what is to be said of them, None where there are none.
-        flights: the collectives in the order that was compiled; empty where that is not known, as
-            for code out of a cache.
+        run: callable from the inputs of the graph to its outputs.
+        engines: report on TensorRT engines, None without engines.
+        flights: collectives in the compiled order; empty if unknown, as for code from a cache.
     """
 
     run: Callable[..., Any]

@@ -1,8 +1,8 @@
-"""An identity for compile caches: the sources of a module and of all of ladderize behind it.
+"""An identity for compile caches: the sources of a module and of everything that it imports.
 
-Inductor's cache serves a graph that an earlier run compiled. After an upgrade of ladderize it must
-not, so the identity of a graph pass covers every file that can edit the graph. The files are found
-by following import statements, wherever they stand in a file.
+Inductor's cache returns graphs of earlier runs. After an upgrade of ladderize it must not, so the
+identity of a graph pass covers every file that can edit the graph. The files are found by following
+all import statements.
 """
 
 import ast
@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parents[1]
 
 @cache
 def digest_of_sources(module: str, package: Path = PACKAGE) -> str:
-    """sha256 of the sources behind `module`, read once a process.
+    """SHA-256 of the sources behind `module`, computed once per process.
 
     Args:
-        module: `ladderize.backends.inductor`, for one.
-        package: the folder of the package.
+        module: name of a module, such as `ladderize.backends.inductor`.
+        package: folder of the package.
     """
     digest = hashlib.sha256()
     for path in files_behind(module, package):
@@ -29,7 +29,7 @@ def digest_of_sources(module: str, package: Path = PACKAGE) -> str:
 
 
 def files_behind(module: str, package: Path = PACKAGE) -> list[Path]:
-    """The file of `module` and those of all that it imports from the package, sorted."""
+    """The files of `module` and of everything that it imports from the package, sorted."""
     found: set[Path] = set()
     waiting = {module}
     while waiting:
@@ -41,7 +41,7 @@ def files_behind(module: str, package: Path = PACKAGE) -> list[Path]:
 
 
 def _file_of(module: str, package: Path) -> Path | None:
-    """None for what is not a module: `from ladderize.errors import LadderError` names a class."""
+    """The file of a module; None if `module` is a name inside one, such as a class."""
     path = package.parent.joinpath(*module.split("."))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
@@ -49,7 +49,7 @@ def _file_of(module: str, package: Path) -> Path | None:
 
 @cache
 def _imported(source: bytes, package: str) -> frozenset[str]:
-    """What a file imports from the package: modules, and perhaps names in them."""
+    """The names that a file imports from the package: modules, and names in them."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

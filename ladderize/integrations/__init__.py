@@ -1,1 +1,1 @@
-"""ladderize in the engines that people run; each is found by the engine itself."""
+"""ladderize inside other engines, which find it through their own plugin mechanisms."""

@@ -1,4 +1,4 @@
-"""A backend that logs its report, for engines that hand no options to a backend."""
+"""A backend that logs its report, for engines that pass no options to a backend."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ def reporting_backend(
     lower: Lower | None = None,
     checkpoint: LadderEntry | None = None,
 ) -> Callable[..., Any]:
-    """The backend with `options`.
+    """Make the backend with `options`.
 
     Args:
-        options: the fields of `LadderConfig`.
-        log: receives the report of each graph that is compiled.
-        lower: the engine's own lowering, if it has one.
-        checkpoint: what the model's config.json says of the ladder.
+        options: fields of `LadderConfig`.
+        log: called with the report of each compiled graph.
+        lower: lowering of the engine, if it has its own.
+        checkpoint: ladder entry of the model's config.json.
     """
 
     @functools.wraps(ladderize)

@@ -1,11 +1,11 @@
-"""torchtitan trains a ladder: chosen by its `--module` and `--config`, configured by its flags.
+"""Train a ladder with torchtitan: choose it with `--module` and `--config`, configure it by flags.
 
 torchrun … -m torchtitan.train --module ladderize.integrations.torchtitan
                                --config llama3.llama3_8b --ladderize.layers 16:32
 
---config MODULE.CONFIG          ── torchtitan's own configuration, with a section `ladderize`
-  ├── the configuration is made ── check: what would train something else does not start
-  └── the model is parallelized ── by torchtitan's own function (tensor parallelism, activation
+--config MODULE.CONFIG          ── torchtitan's configuration, with a section `ladderize`
+  ├── the configuration is made ── check: refuse to start if something else would be trained
+  └── the model is parallelized ── by torchtitan's function (tensor parallelism, activation
                                    checkpointing, FSDP2), and then compiled as a whole
 """
 
@@ -27,39 +27,39 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.integrations.engine_backend import reporting_backend
 
 TRIED = ("0.3",)
-"""Versions of torchtitan, by their beginning."""
+"""Prefixes of tested torchtitan versions."""
 
 
 @dataclass(kw_only=True)
 class Options:
-    """What `LadderConfig` has for a model that torchtitan shards; None: its default."""
+    """Options of `LadderConfig` for a model that torchtitan shards; None for the default."""
 
     layers: str | None = None
     """Layers to convert: all, 16:32, last:16, last:50%."""
     blocks: str | None = None
-    """The same, counted in blocks: each attention and each MLP is one."""
+    """The same, counted in blocks; each attention and each MLP is a block."""
     staleness: int = 1
-    """How many blocks earlier a converted block reads the residual stream."""
+    """Number of blocks by which converted blocks read the residual stream stale."""
     connectivity: str = LADDER
-    """ladder; farskip leaves out what is in flight alone, the routed experts; instella."""
+    """ladder, farskip (leaves out only what is in flight, the routed experts) or instella."""
     routed: str | None = None
-    """The path of the routed experts' modules, with * for the number of the layer."""
+    """Path of the routed experts' modules, with * for the layer number."""
     variant: str = PLAIN
-    """ladder; parallel: the blocks of a layer read the same value."""
+    """ladder, or parallel (the blocks of a layer read the same value)."""
     lowering: str = "inductor"
-    """What compiles the rewritten graph: inductor, aot_eager or eager."""
+    """Lowering of the rewritten graph: inductor, aot_eager or eager."""
     mode: str | None = None
-    """torch.compile's own mode, for the Inductor lowering."""
+    """Mode of torch.compile, for the Inductor lowering."""
     expect_blocks: int | None = None
     """Fail unless exactly this many residual blocks are found."""
     verify: str = "graph"
-    """graph reads the recurrence back; code also checks what Inductor emitted; off."""
+    """graph (check the recurrence), code (also check the code that Inductor emits) or off."""
     debug_dir: str | None = None
-    """Write every stage's graph there, in a folder for each rank."""
+    """Folder for the graph of every stage, with a subfolder per rank."""
 
 
 def __getattr__(name: str) -> Callable[[], Any]:
-    """The configuration function `MODULE.CONFIG`: torchtitan looks `--config` up in this module."""
+    """The configuration function `MODULE.CONFIG`; torchtitan looks `--config` up in this module."""
     module, _, config = name.rpartition(".")
     if not module:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -73,18 +73,18 @@ def _load(module: str, config: str) -> Any:
 
 
 def ladder(config: Any, **options: Any) -> Any:
-    """The configuration `config` of torchtitan's trainer, of a ladder.
+    """The torchtitan trainer configuration `config`, changed to train a ladder.
 
     >>> def llama3_8b_ladder():                     # in a config_registry of your own
     ...     return ladder(llama3_8b(), layers="16:32")
 
     Args:
         config: a `Trainer.Config`, or one of a subclass.
-        options: the fields of `Options`; its flags `--ladderize.…` go first.
+        options: fields of `Options`; flags `--ladderize.…` override them.
 
     Raises:
-        LadderError: here, and where torchtitan completes the configuration: with all that is in
-            the way.
+        LadderError: the ladder cannot be trained as configured. It is also raised when torchtitan
+            completes the configuration.
     """
     import torchtitan
 
@@ -96,7 +96,7 @@ def ladder(config: Any, **options: Any) -> Any:
 
 @functools.cache
 def _config_class(base: type[Any]) -> type[Any]:
-    """`base` with a section `ladderize`, which the model is parallelized by."""
+    """`base` with a section `ladderize`, which changes how the model is parallelized."""
 
     def complete(self: Any) -> None:
         base.__post_init__(self)
@@ -126,11 +126,11 @@ def options_of(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parallelize:
-    """Torchtitan's function that parallelizes a model, and the compilation of its result.
+    """Parallelizes a model with torchtitan's function, then compiles it.
 
     Attributes:
-        original: the model's own `parallelize_fn`.
-        options: those of the backend.
+        original: `parallelize_fn` of the model.
+        options: options of the backend.
     """
 
     original: Callable[..., nn.Module]
@@ -143,8 +143,8 @@ class Parallelize:
         if how["parallel_dims"].tp_enabled:
             model.register_forward_pre_hook(refuse_lost_collectives)
         gather_around(model)
-        # As torchtitan's own compilation sets them: the sizes of a mixture of experts depend on
-        # data; what a checkpointed layer notes in Python is not noted again in the backward pass.
+        # As in torchtitan's own compilation: sizes in a mixture of experts depend on data, and
+        # Python side effects of a checkpointed layer are not repeated in the backward pass.
         torch._dynamo.config.capture_scalar_outputs = True
         torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         backend = reporting_backend(self.options, functools.partial(logger.info, "%s"))
@@ -155,10 +155,10 @@ class Parallelize:
 
 
 def gather_around(model: nn.Module) -> None:
-    """Gather the parameters of all parts ahead of the forward pass, not each part's by itself.
+    """Gather the parameters of all parts before the forward pass, instead of one part at a time.
 
-    FSDP2's hooks on a part cut the graph. Parameters stay gathered until the end of the backward
-    pass, where FSDP2 reduces all gradients.
+    FSDP2's hooks on a part break the graph. Parameters stay gathered until the end of the backward
+    pass, when FSDP2 reduces all gradients.
     """
     parts = compat.parts_with_hooks(model)
     for part in parts.values():
@@ -171,7 +171,7 @@ def gather_around(model: nn.Module) -> None:
     def prepare_backward(_: nn.Module, __: Any, result: Any) -> None:
         results = result if isinstance(result, (tuple, list)) else (result,)
         if reached := [x for x in results if isinstance(x, Tensor) and x.requires_grad]:
-            # A loss in chunks has freed the head, and the norm with it.
+            # A chunked loss has freed the head and the norm.
             register_multi_grad_hook(reached, gather, mode="any")
         else:
             for part in parts.values():
@@ -182,29 +182,29 @@ def gather_around(model: nn.Module) -> None:
 
 
 def refuse_lost_collectives(*_: Any) -> None:
-    """Torchtitan's modules of plain local tensors leave their collectives out where no mesh is set.
+    """Refuse a call without a mesh, in which torchtitan's local modules skip their collectives.
 
     Raises:
-        LadderError: none is.
+        LadderError: no mesh is set.
     """
     from torchtitan.distributed.spmd_types import current_spmd_mesh
     from torchtitan.distributed.utils import get_spmd_backend
 
     if get_spmd_backend() == "spmd_types" and current_spmd_mesh() is None:
         raise LadderError(
-            "torchtitan's model is called with no mesh set: all its collectives would be left out.",
-            cure="call it inside of the trainer's train_context()",
+            "torchtitan's model is called without a mesh: it would skip all its collectives.",
+            cure="call it inside the trainer's train_context()",
         )
 
 
 def check(config: Any) -> None:
-    """Raise where the ladder cannot be trained as configured.
+    """Raise if the ladder cannot be trained as configured.
 
     Args:
-        config: torchtitan's, complete.
+        config: complete configuration of torchtitan.
 
     Raises:
-        LadderError: with all that is in the way.
+        LadderError: listing all obstacles.
     """
     LadderConfig.from_options(options_of(config))
     if blockers := list(_obstacles(config)):
@@ -221,22 +221,22 @@ def _obstacles(config: Any) -> Iterator[Blocker]:
     parallelism = config.parallelism
     if config.compile.enable and "model" in config.compile.components:
         yield Blocker(
-            "compile.enable: torchtitan compiles each layer by itself, ladderize the whole model"
+            "compile.enable: torchtitan compiles each layer, but ladderize compiles the whole model"
         )
     if parallelism.pipeline_parallel_degree > 1:
         yield Blocker(
             "pipeline parallelism: the first block of each stage would read the stream fresh"
         )
     if parallelism.context_parallel_degree > 1:
-        yield Blocker("context parallelism was not tried")
+        yield Blocker("context parallelism is not tested")
     if parallelism.fsdp_reshard_after_forward == "always":
         yield Blocker(
             "fsdp_reshard_after_forward='always': parameters stay gathered until the end of the "
             "backward pass"
         )
     if config.training.enable_cpu_offload:
-        yield Blocker("offloading parameters to the CPU was not tried")
+        yield Blocker("offloading parameters to the CPU is not tested")
     if config.debug.spmd_typechecking:
-        yield Blocker("debug.spmd_typechecking: it looks at eager calls, of which there are none")
+        yield Blocker("debug.spmd_typechecking: it checks eager calls, and there are none")
     if has_quantization(config.model_spec.model):
-        yield Blocker("quantized training was not tried")
+        yield Blocker("quantized training is not tested")

@@ -1,11 +1,11 @@
-"""`transformers serve`, whose models are ladders.
+"""Run `transformers serve` with ladders.
 
     transformers serve DIR --continuous-batching                                     standard
     python -m ladderize.integrations.transformers serve DIR --continuous-batching    ladder
                                                   --ladderize '{"layers": "last:50%"}'
 
-The command line is that of transformers, and one option more. A model is made a ladder where the
-server loads it; what its continuous batching needs is in `frontends/continuous_batching.py`.
+The command line is that of transformers with one more option. Models become ladders when the server
+loads them; `frontends/continuous_batching.py` supports its continuous batching.
 """
 
 import argparse
@@ -24,14 +24,14 @@ OPTION = "--ladderize"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command line of transformers; the models that it serves are ladders.
+    """Run the command line of transformers, serving models as ladders.
 
     Args:
-        arguments: those of `transformers`, and perhaps `--ladderize` with the options of
+        arguments: arguments of `transformers`, optionally with `--ladderize` and the options of
             `ladderize.compile` as JSON.
 
     Raises:
-        LadderError: for mistaken options, and for those that a checkpoint contradicts.
+        LadderError: options are invalid or contradict a checkpoint.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(OPTION, type=json.loads, default={})
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def as_ladder(model: Any, given: Mapping[str, Any]) -> Any:
-    """`model` as the ladder that its checkpoint says it is, or that was asked for; the log says so.
+    """Compile `model` as the ladder of its checkpoint or of `given`, and log that.
 
     Raises:
         LadderError: the two contradict each other.

@@ -1,9 +1,9 @@
-"""What a ladder costs in quality, which blocks cost least, and how a ladder is healed.
+"""Measure what a ladder costs in quality, choose the cheapest blocks, and heal a ladder.
 
     standard model ── sensitivity ── blocks ── HealingTrainer ── its ladder, healed ── evaluate
 
-`HealingTrainer` trains a model that you hold; `heal` is a whole run, from a folder to a folder.
-`sensitivity` is at the top, `ladderize.sensitivity`.
+`HealingTrainer` trains a model in memory; `heal` is a whole run, from a folder to a folder.
+`sensitivity` is public as `ladderize.sensitivity`.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # nothing here needs transformers before it is asked for
+def __getattr__(name: str) -> Any:  # imports transformers only on use
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

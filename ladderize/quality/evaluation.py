@@ -1,4 +1,4 @@
-"""How far a ladder is from its standard model on text: with intervals, over sequences.
+"""Compare a ladder with its standard model on text, with intervals over sequences.
 
 standard, ladder, batches ── measures of each sequence ── Evaluation
 """
@@ -21,8 +21,8 @@ class Estimate:
     """A value with a 95 % interval, by resampling whole sequences (bootstrap).
 
     Attributes:
-        value: over all tokens.
-        low, high: the interval; None with fewer than two sequences.
+        value: estimate over all tokens.
+        low, high: ends of the interval; None with fewer than two sequences.
     """
 
     value: float
@@ -36,11 +36,11 @@ class Evaluation:
 
     Attributes:
         sequences: number of sequences.
-        tokens: number of predictions that are compared.
-        kl: KL(standard ‖ ladder), nats per token.
-        agreement: the fraction of predictions with the same most probable token, 0 to 1.
-        standard_perplexity, perplexity: of the standard model and the ladder: exp(loss).
-        added_loss: loss of the ladder minus that of the standard model, nats per token.
+        tokens: number of compared predictions.
+        kl: KL(standard ‖ ladder), in nats per token.
+        agreement: fraction of predictions with the same most probable token, 0 to 1.
+        standard_perplexity, perplexity: exp(loss) of the standard model and of the ladder.
+        added_loss: loss of the ladder minus that of the standard model, in nats per token.
     """
 
     sequences: int
@@ -64,9 +64,9 @@ def evaluate(
     >>> print(evaluate(standard, ladder, [{"input_ids": ids}]).kl)
 
     Args:
-        standard, ladder: in eval mode, with logits of one shape.
-        batches: keyword arguments of both.
-        on_progress: is told the number of batches that are done, and of all.
+        standard, ladder: models in eval mode, whose logits have the same shape.
+        batches: keyword arguments of both models, one mapping per call.
+        on_progress: called with the number of finished batches and of all batches.
 
     Raises:
         LadderError: the logits differ in shape, or the batches have no next tokens.
@@ -77,7 +77,7 @@ def evaluate(
             wanted, found = (logits_of(model(**batch)) for model in (standard, ladder))
         if wanted.shape != found.shape:
             raise LadderError(
-                f"The models differ in the shape of their logits: {list(wanted.shape)} and "
+                f"The logits of the models differ in shape: {list(wanted.shape)} and "
                 f"{list(found.shape)}.",
                 cure="compare a ladder with the standard model of the same weights or vocabulary",
             )
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def evaluation_of(measures: Measures) -> Evaluation:
-    """The estimates behind the measures of sequences.
+    """The estimates from measures of sequences.
 
     Raises:
         LadderError: there are no next tokens.
@@ -113,7 +113,7 @@ _COUNTS = {"kl": "tokens", "agreeing": "tokens", "loss": "targets", "standard_lo
 
 
 def _resampled(measures: Measures) -> dict[str, Tensor]:
-    """Sums over all sequences, then over as many drawn with replacement, `[1 + resamples]` each."""
+    """Sums over all sequences, then over resamples with replacement, `[1 + resamples]` each."""
     count = len(measures.tokens)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(0, count, (_RESAMPLES if count > 1 else 0, count), generator=generator)
@@ -127,7 +127,7 @@ def _ratio(drawn: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _estimate(values: Tensor) -> Estimate:
-    """Of all sequences, with the quantiles of the resamples."""
+    """The value over all sequences, with the quantiles of the resamples."""
     if len(values) == 1:
         return Estimate(float(values[0]))
     ends = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=values.dtype))

@@ -1,4 +1,4 @@
-"""How far a ladder is from its standard model: KL divergence, loss and top-1 agreement.
+"""Measure the distance of a ladder from its standard model: KL, loss and top-1 agreement.
 
 logits of both [sequences, tokens, vocabulary] ── for each sequence ── sums over its tokens
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from ladderize.errors import LadderError
 
 IGNORED = -100
-"""The label of a token that no loss counts, as in transformers."""
+"""The label of tokens that losses ignore, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Measures:
     """Sums over the tokens of each sequence, float64 on the CPU, `[sequences]` each.
 
     Attributes:
-        tokens: the number of predictions that are compared.
-        kl: KL(standard ‖ ladder) in nats.
-        agreeing: predictions whose most probable token is the same.
-        targets: tokens with a known next token; 0 without labels.
-        loss: of the ladder, in nats: minus the log probability of the next token.
-        standard_loss: the same of the standard model.
+        tokens: number of compared predictions.
+        kl: KL(standard ‖ ladder), in nats.
+        agreeing: number of predictions with the same most probable token.
+        targets: number of tokens with a known next token; 0 without labels.
+        loss: negative log probability of the next token in the ladder, in nats.
+        standard_loss: the same in the standard model.
     """
 
     tokens: Tensor
@@ -39,27 +39,27 @@ class Measures:
 
     @classmethod
     def joined(cls, parts: "list[Measures]") -> "Measures":
-        """Those of several batches."""
+        """The measures of several batches."""
         return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in _SUMS))
 
     @property
     def mean_kl(self) -> float:
-        """Nats per token."""
+        """KL in nats per token."""
         return _ratio(self.kl, self.tokens)
 
     @property
     def agreement(self) -> float:
-        """The share of predictions with the same most probable token, 0 to 1."""
+        """Fraction of predictions with the same most probable token, 0 to 1."""
         return _ratio(self.agreeing, self.tokens)
 
     @property
     def mean_loss(self) -> float | None:
-        """Nats per token; None without labels."""
+        """Loss of the ladder in nats per token; None without labels."""
         return _ratio(self.loss, self.targets) if self.targets.sum() else None
 
     @property
     def mean_standard_loss(self) -> float | None:
-        """That of the standard model."""
+        """Loss of the standard model in nats per token; None without labels."""
         return _ratio(self.standard_loss, self.targets) if self.targets.sum() else None
 
 
@@ -71,12 +71,12 @@ def _ratio(total: Tensor, count: Tensor) -> float:
 
 
 def measure(standard: Tensor, ladder: Tensor, targets: Tensor, compared: Tensor) -> Measures:
-    """Compare the logits of two models, a sequence at a time, in float32.
+    """Compare the logits of two models, one sequence at a time, in float32.
 
     Args:
-        standard, ladder: `[sequences, tokens, vocabulary]`.
-        targets: the next token at each position, -100 where none is known; `[sequences, tokens]`.
-        compared: whether a position counts for the divergence, bool of the same shape.
+        standard, ladder: logits, `[sequences, tokens, vocabulary]`.
+        targets: next token at each position, -100 if unknown; `[sequences, tokens]`.
+        compared: whether each position counts for the divergence; bool `[sequences, tokens]`.
     """
     rows = [_measure_row(*row) for row in zip(standard, ladder, targets, compared, strict=True)]
     return Measures(*torch.tensor(rows, dtype=torch.float64).view(-1, len(_SUMS)).unbind(1))
@@ -101,24 +101,24 @@ def _measure_row(
     )
 
 
-# ---- what a batch says of its tokens
+# ---- the tokens of a batch
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns, `[sequences, tokens, vocabulary]`.
+    """The logits in a model's output, `[sequences, tokens, vocabulary]`.
 
-    Those of a classifier, `[examples, classes]`, become one token each.
+    Logits of a classifier, `[examples, classes]`, become one token each.
 
     Raises:
-        LadderError: there are none.
+        LadderError: the output has no logits.
     """
     found = getattr(output, "logits", None)
     if found is None:
         found = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(found, Tensor) or found.dim() < 2 or not found.is_floating_point():
         raise LadderError(
-            f"The model returns no logits, but {type(output).__name__}.",
-            cure="measure a model with a head, whose output has .logits or is the logits",
+            f"The model returns {type(output).__name__}, not logits.",
+            cure="use a model with a head, whose output has .logits or is the logits",
         )
     return found.flatten(1, -2) if found.dim() > 2 else found[:, None]
 
@@ -126,15 +126,15 @@ def logits_of(output: Any) -> Tensor:
 def positions_of(
     batch: Mapping[str, Any], logits: Tensor, *, predicts_next: bool
 ) -> tuple[Tensor, Tensor]:
-    """The targets of `measure`, and which positions are compared.
+    """The targets for `measure`, and the positions to compare.
 
-    A padded position (`attention_mask` 0) is not compared, nor is it a target.
+    Padded positions (`attention_mask` 0) are neither compared nor targets.
 
     Args:
-        batch: what the model is called with.
-        logits: of either model.
-        predicts_next: whether the model predicts the next token. The targets are then those of
-            `labels` (-100: unknown) or `input_ids`; else there are none.
+        batch: keyword arguments of the model.
+        logits: logits of either model.
+        predicts_next: whether the model predicts the next token. Targets are then `labels` (-100:
+            unknown) or `input_ids`; otherwise there are none.
     """
     shape = logits.shape[:2]
     mask = batch.get("attention_mask")
@@ -149,7 +149,7 @@ def positions_of(
 
 
 def next_tokens(labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The label that each position predicts, `[batch, length]`; -100 for none."""
+    """The label that each position predicts, `[batch, length]`; -100 if none."""
     if mask is not None:
         labels = labels.masked_fill(mask == 0, IGNORED)
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)

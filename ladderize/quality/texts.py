@@ -1,8 +1,8 @@
-"""Text from files, as sequences of tokens of one length.
+"""Read text from files as token sequences of one length.
 
 a.txt                      one document
-b.jsonl                    one document a line, its "text"
-folder of datasets         one document a row, its "text"
+b.jsonl                    one document per line, its "text"
+folder of datasets         one document per row, its "text"
 
 documents ── tokens, <eos> after each ── [sequences, length], the rest is dropped
 """
@@ -30,25 +30,25 @@ def read_tokens(
     model: nn.Module | None = None,
     at_least: int = 1,
 ) -> Tensor:
-    """The tokens of `sources`, in their order, cut into sequences of `length`.
+    """The tokens of `sources`, in order, cut into sequences of `length`.
 
     >>> tokens = read_tokens(["notes.txt", "chats.jsonl"], tokenizer, 128, model=model)
 
     Args:
-        sources: text files in UTF-8, JSON lines (`.jsonl`) with a "text" each, or folders that
-            `datasets.save_to_disk` wrote, with a column "text" (of the split "train").
-        tokenizer: of transformers. Its `eos_token_id` ends each document; without one nothing does.
-        length: tokens per sequence. What remains after the last whole sequence is dropped.
-        model: the model that will read the tokens. Checks that its embedding holds every token
-            and that it has `length` positions.
-        at_least: sequences that are needed, such as one batch.
+        sources: UTF-8 text files, JSON lines (`.jsonl`) with a "text" each, or folders written by
+            `datasets.save_to_disk` with a column "text" (in the split "train").
+        tokenizer: transformers tokenizer. Its `eos_token_id`, if any, ends each document.
+        length: tokens per sequence. Tokens after the last whole sequence are dropped.
+        model: model that will read the tokens, to check that its embedding has every token and
+            that it has `length` positions.
+        at_least: least number of sequences, such as one batch.
 
     Returns:
-        int64, `[sequences, length]`, on the CPU.
+        Tokens on the CPU, int64 `[sequences, length]`.
 
     Raises:
-        LadderError: listing every file that cannot be read, with lines; there are fewer than
-            `at_least` sequences; the tokenizer or the length does not fit the model.
+        LadderError: files cannot be read (all are listed, with lines), there are fewer than
+            `at_least` sequences, or tokenizer or length do not fit the model.
     """
     if model is not None:
         _refuse_misfits(tokenizer, length, model)
@@ -71,8 +71,8 @@ def _cut(tokens: Tensor, length: int, at_least: int, sources: Sequence[object]) 
     count, needed = len(tokens) // length, max(at_least, 1)
     if count < needed:
         raise LadderError(
-            f"The text is too short: {len(tokens)} tokens in {', '.join(map(str, sources))}; "
-            f"needed are {needed * length}, for {counted(needed, 'sequence')} of {length}.",
+            f"The text is too short: {len(tokens)} tokens in {', '.join(map(str, sources))}, but "
+            f"{needed * length} are needed for {counted(needed, 'sequence')} of {length}.",
             cure="give more text, a smaller --batch or a smaller --length",
         )
     return tokens[: count * length].view(count, length)
@@ -133,7 +133,7 @@ def _decoded(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8, from byte {error.start} on") from None
+        raise ValueError(f"{path} is not UTF-8 from byte {error.start} on") from None
 
 
 def _rows(folder: Path) -> Iterator[str]:
@@ -164,9 +164,9 @@ def _refuse_misfits(tokenizer: Any, length: int, model: nn.Module) -> None:
     positions = getattr(_text_config(model), "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise LadderError(
-            f"The model has {counted(positions, 'position')}, and sequences of {length} tokens are "
-            "asked for.",
-            cure="a smaller --length",
+            f"The model has {counted(positions, 'position')}, too few for sequences of {length} "
+            "tokens.",
+            cure="use a smaller --length",
         )
 
 
@@ -174,9 +174,9 @@ def _refuse_foreign(largest: int, model: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise LadderError(
-            f"The tokenizer does not fit the model: its tokens go up to {largest}, and the "
+            f"The tokenizer does not fit the model: its tokens go up to {largest}, but the "
             f"embedding has {rows} rows.",
-            cure="take the tokenizer that the model was trained with",
+            cure="use the tokenizer that the model was trained with",
         )
 
 

@@ -1,7 +1,7 @@
-"""What was found in a model and what is done about it: `explain`, `last_report`, `Report`.
+"""Reports on what was found in a model and how it is rewritten: `Report`, `last_report`.
 
-builder.py ── data.py ── lines.py ── text.py, html.py     made, kept, laid out, drawn
-                ├─────── diff.py, digraph.py              asked for
+builder.py ── data.py ── lines.py ── text.py, html.py     build, hold, lay out, draw
+                ├─────── diff.py, digraph.py              other views
                 └─────── publish.py                       last_report(), files, torch's trace
 """
 

@@ -1,8 +1,8 @@
-"""A report in the making: it observes the pipeline, step by step.
+"""Build a report by observing the pipeline, step by step.
 
     ReportBuilder ── read_standard ── read_rewritten ── ShardBranches ── finish
 
-When the pipeline refuses, the builder holds what had been found until then.
+If the pipeline refuses a graph, the builder holds what was found until then.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ from ladderize.streams.left_out import LeftOut
 
 @dataclass
 class ReportBuilder:
-    """What is known so far of one graph.
+    """The unfinished report of one graph.
 
     Attributes:
-        index: the number of the graph in the report.
+        index: index of the graph in the report.
     """
 
     index: int = 0
@@ -55,7 +55,7 @@ class ReportBuilder:
     _of_parts: tuple[CollectiveReport, ...] = ()
 
     def see(self, step: str, state: object) -> None:
-        """Take from `state`, a `Rewriting`, what `step` has found or done."""
+        """Record from `state`, a `Rewriting`, what `step` has found or done."""
         assert isinstance(state, Rewriting)
         seen = {
             "read_standard": self._see_streams,
@@ -117,7 +117,7 @@ class ReportBuilder:
         )
 
     def _named(self, left_out: Sequence[LeftOut]) -> tuple[str, ...]:
-        """The blocks that are left out, or the summands of them, and what makes them."""
+        """Names of the blocks or summands that are left out, with the modules that make them."""
         parts = [
             (self._name_of[left.block], module)
             for left in left_out
@@ -126,7 +126,7 @@ class ReportBuilder:
         return tuple(f"{name}: {module}" if module else name for name, module in parts)
 
     def _see_parts(self, state: Rewriting, *, is_inserted: bool) -> None:
-        """The collectives in what is left out of blocks whose other summands are read."""
+        """Record the collectives of left-out summands whose block has others that are read."""
         if self._home_of_parts:
             found = find_collectives(state.gm, self._home_of_parts, is_inserted)
             self._of_parts += tuple(collective for collective in found if collective.block)
@@ -149,12 +149,13 @@ class ReportBuilder:
     def finish(
         self, log: Log, name: str, outcome: str, error: LadderError | None = None
     ) -> GraphReport:
-        """The report of this graph; with an `error` of the standard one, which it stays.
+        """The report of this graph; with an `error`, of the standard graph and its refusal.
 
         Args:
-            log: the steps that ran.
-            name: of the graph.
+            log: log of the steps that ran.
+            name: name of the graph.
             outcome: a key of `OUTCOMES` (present/lines.py).
+            error: refusal of the pipeline, if any.
         """
         steps = tuple(StepReport(e.name, e.kind, e.result.changed, e.seconds) for e in log.entries)
         graph = GraphReport(self.index, name, outcome, steps=steps, outside=self._outside)
@@ -174,7 +175,7 @@ class ReportBuilder:
     def _with_hidden(
         self, stream: StreamReport, collectives: tuple[CollectiveReport, ...]
     ) -> StreamReport:
-        """`stream`, whose blocks know what their stale reads hide."""
+        """`stream` with the collectives that each block's stale read hides."""
         left_out = self._left_out[stream.index] if self._left_out else {}
 
         def hidden_by(index: int) -> tuple[str, ...]:
@@ -190,7 +191,7 @@ class ReportBuilder:
 
 
 def _named(stream: Stream, number: int) -> Iterator[tuple[str, Block]]:
-    """Its blocks by the names that the reports have for them."""
+    """The blocks of `stream` by their names in reports."""
     yield from ((_name(block.index, number), block) for block in stream.blocks)
     stale = enumerate(stream.stale_blocks)
     yield from ((_name(index, number, "stale"), block) for index, block in stale)

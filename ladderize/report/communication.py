@@ -1,11 +1,11 @@
-"""The collectives that a graph launches, of any dialect.
+"""Find the collectives that a graph launches, in any dialect.
 
     torch.ops._c10d_functional.all_reduce(h, "sum", "0")     Dynamo keeps the overload packet
-    h.redistribute(…)                                        a DTensor's: its placements say which
+    h.redistribute(…)                                        of a DTensor: depends on placements
     autograd_function_apply(fwd_body, bwd_body, h)           in the bodies: Megatron's f and g
-    ladderize.reduce(h, "0")                                 what sharding puts in
+    ladderize.reduce(h, "0")                                 inserted by sharding
 
-Those that autograd itself will add, as the gradient of a DTensor's, are not there yet.
+Collectives that autograd adds later, such as the gradient of a DTensor's, are not included.
 """
 
 import os
@@ -24,7 +24,7 @@ from ladderize.report.data import CollectiveReport
 
 _DISTRIBUTED = f"{Path(dist.__file__).parent}{os.sep}"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-# A reduction follows the sum of at most that many partial values of parallel branches.
+# A reduction is at most this many steps after the branches whose partial values it sums.
 _STEPS_TO_BRANCH = 4
 
 
@@ -35,8 +35,8 @@ def find_collectives(
 
     Args:
         gm: the graph.
-        home: the name of the block that each node of a branch belongs to.
-        is_inserted: look for those of ladderize's own sharding, else for the model's.
+        home: block name of each node in a branch.
+        is_inserted: whether to find ladderize's own collectives instead of the model's.
     """
     found = []
     has_backward = _has_backward(gm)
@@ -55,7 +55,7 @@ def _has_backward(gm: GraphModule) -> bool:
 
 
 def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:
-    """The block next to which sharding put `node` in: a copy is read there, a sum comes from it."""
+    """The block that an inserted `node` belongs to: it reads the copy or makes the sum."""
     near = [node, *node.users]
     for _ in range(_STEPS_TO_BRANCH):
         node = next(iter(node.all_input_nodes), node)
@@ -64,7 +64,7 @@ def _home_of_inserted(node: Node, home: Mapping[Node, str]) -> str:
 
 
 def _origin(node: Node) -> str:
-    """Module and line that call the collective, not the line inside of torch.distributed."""
+    """Module and line that call the collective, outside of torch.distributed."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     lines = [f"{path}:{line}" for path, line in frames if not path.startswith(_DISTRIBUTED)]
     if not lines:

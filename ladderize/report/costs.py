@@ -1,15 +1,15 @@
-"""What a branch computes, reads and sends, in FLOPs and bytes, from the fake values of its graph.
+"""Costs of a branch in FLOPs and bytes, from the fake values of its graph.
 
 h = linear(silu(linear(norm(x), w1)), w2)
 
-flops             of both products; what is pointwise computes next to nothing
+flops             of both products; pointwise ops are negligible
 weight_bytes      of w1, w2 and the weight of the norm
-reduce_bytes      of h, which tensor parallelism sums up over the ranks
+reduce_bytes      of h, which tensor parallelism all-reduces
 
 h = linear(attention(q, k, v), w)
 
-attention_flops   of products of computed values alone: they grow with queries times keys
-cache_bytes       of k and v, before heads are repeated: what a KV cache holds
+attention_flops   of products of two computed values: proportional to queries times keys
+cache_bytes       of k and v before heads are repeated: the size of a KV cache
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -29,12 +29,12 @@ from ladderize.streams.branch_kinds import is_fused_attention, multiplies_values
 
 @dataclass(frozen=True)
 class Costs:
-    """Of the blocks of one graph.
+    """Computes the costs of the blocks of one graph.
 
     Attributes:
         gm: the graph, with fake values.
-        static: what depends on parameters, buffers and sizes alone.
-        names: its parameters and buffers.
+        static: nodes that depend only on parameters, buffers and sizes.
+        names: nodes of its parameters and buffers.
     """
 
     gm: GraphModule
@@ -42,7 +42,7 @@ class Costs:
     names: Collection[Node]
 
     def of(self, block: Block) -> dict[str, int | None]:
-        """The cost fields of `BlockReport`; None where a size is not known before the run."""
+        """The cost fields of `BlockReport`; None if a size is not known before the run."""
         mixing = self._mixing(block.branch)
         attending = [node for node in mixing if self._attends(node)]
         return {
@@ -54,7 +54,7 @@ class Costs:
         }
 
     def outside(self, blocks: Iterable[Block]) -> Outside:
-        """Of what stands outside of `blocks`: last norm, head. An embedding only looks rows up."""
+        """Costs outside `blocks`: last norm and head, without the embedding, which is a lookup."""
         inside = {node for block in blocks for node in block.branch}
         rest = [n for n in self.gm.graph.nodes if n not in inside and n not in self.static]
         rest = [node for node in rest if ops.op_name(node) != "embedding"]
@@ -64,14 +64,14 @@ class Costs:
         return [node for node in with_bodies(self.gm, nodes) if ops.kind(node) is Kind.MIX]
 
     def _attends(self, node: Node) -> bool:
-        """Whether it multiplies computed values with each other: queries with keys, or values."""
+        """Whether `node` multiplies two computed values: queries and keys, or scores and values."""
         return is_fused_attention(node) or multiplies_values(node, self.static)
 
     def _weight_bytes(self, nodes: Collection[Node]) -> int:
         return sum(map(_num_bytes, (*self._weights(nodes), *_held_by_modules(nodes))))
 
     def _weights(self, nodes: Collection[Node]) -> list[torch.Tensor]:
-        """Each once, through the casts and transposes that other nodes hold."""
+        """The weights that `nodes` read, each once, also through casts and transposes."""
         seen: set[Node] = set()
         stack = [source for node in nodes for source in node.all_input_nodes]
         while stack:
@@ -85,7 +85,7 @@ class Costs:
 
 
 def _held_by_modules(nodes: Iterable[Node]) -> Iterator[torch.Tensor]:
-    """In a symbolically traced module the layers keep their parameters."""
+    """Parameters of called modules, which a symbolically traced graph keeps."""
     for node in nodes:
         if node.op == "call_module":
             yield from ops.called_module(node).parameters()
@@ -97,7 +97,7 @@ def _flops(mixing: Collection[Node]) -> int | None:
 
 
 def _cache_bytes(attending: Iterable[Node]) -> int | None:
-    """Of keys and values: the second operand of each product, the last two of a fused attention."""
+    """Bytes of keys and values: the second operand of a product, the last two of an attention."""
     found = [
         _least_bytes(held)
         for node in attending
@@ -107,7 +107,7 @@ def _cache_bytes(attending: Iterable[Node]) -> int | None:
 
 
 def _least_bytes(node: Node) -> int | None:
-    """Of `node` before its layout was changed: repeating heads makes it larger."""
+    """Bytes of `node` before layout ops, which make it larger if they repeat heads."""
     least = None
     while _is_sized(node) and ops.tensors(node):
         size = sum(map(_num_bytes, ops.tensors(node)))
@@ -119,7 +119,7 @@ def _least_bytes(node: Node) -> int | None:
 
 
 def _largest(outputs: tuple[Node, ...]) -> int | None:
-    """Parallel branches are summed up before they are sent, so that they count once."""
+    """Bytes of the largest output: parallel branches are summed before they are sent."""
     tensors = [tensor for node in outputs for tensor in ops.tensors(node)]
     if not tensors or not all(map(_is_sized, outputs)):
         return None
@@ -131,5 +131,5 @@ def _num_bytes(tensor: torch.Tensor) -> int:
 
 
 def _is_sized(node: Node) -> bool:
-    """Whether the sizes of `node`'s value are those of a call, not only symbols."""
+    """Whether the sizes of `node`'s value are known, if only as hints of symbols."""
     return all(compat.has_hint(size) for tensor in ops.tensors(node) for size in tensor.shape)

@@ -1,13 +1,13 @@
-"""What a report holds: frozen dataclasses of plain data, with no graph kept alive behind them.
+"""The data of a report: frozen dataclasses of plain values that keep no graph alive.
 
     ReportData ── graphs ── streams ── segments, blocks        what was found
-       │         ├───── refusal                            why a graph is left as it is
+       │         ├───── refusal                            why a graph is not rewritten
        │         └───── steps, collectives, sharding       what was done
        └── breaks, options, versions
 
 Values of a stream are named as in `recurrence.py`: block i reads `x<i>` in the standard model and
-writes `y<i>`; `b<i>` is a value inside of branch i. Behind stream 0 the number of the stream
-follows: `x3_1`.
+writes `y<i>`; `b<i>` is a value inside branch i. Streams other than stream 0 add their number:
+`x3_1`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from ladderize.errors import Blocker, LadderError
 
 WARNING = "A ladder computes another function: converted weights must be trained or healed."
 SAID = "config.json"
-"""The name among the options of what the model's config.json says of the ladder."""
+"""Key in the options for the ladder entry of the model's config.json."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +28,36 @@ class BlockReport:
     """One block, `y = x + h(reads)`.
 
     Attributes:
-        graph, stream, segment, index: where it stands; `index` counts from 0 in its stream.
-        layer: index in the module list that holds it, None when it is in none.
-        is_prologue: whether it is in none and comes before the first layer: unless the options
-            choose it by `blocks=`, it stays standard and the first layer reads what it leaves.
-        module: the module that its branch multiplies in (`model.layers.3.mlp`), "" when unknown.
-        kind: of its branch: attention, MLP, MoE, conv, other; several joined by " + " where the
-            block sums up parallel branches.
-        source: the line of the residual add, as `file:line`, "" when unknown.
-        reads_before: the values that its branch reads in the standard model.
-        reads_after: what it reads in the rewritten graph; the same where nothing was rewritten.
-        leaves_out: what it no longer reads: the blocks, or the summands of them, each as the name
-            of the block and the module that makes it (`h3: model.layers.1.mlp.experts`).
-        is_converted: whether the options choose it. The first block of a segment is converted but
-            has nothing earlier to read.
-        was_stale: whether it reads stale in the graph that was given already, and stays as it is.
-        hides: the collectives that its stale read gives time to run: those of the blocks that it
-            leaves out; where they have none, those of its own branch that it computes with. Empty
-            without a stale read, and on one device.
-        num_nodes: operations in its branch.
-        flops: of its branch in one forward run, as `graph/flops.py` counts them.
-        weight_bytes: of the parameters and buffers that its branch reads.
-        reduce_bytes: of what its branch adds to the stream, which tensor parallelism all-reduces.
-        attention_flops: those of `flops` that multiply computed values, of queries with keys.
-        cache_bytes: of the keys and values that it attends to, before heads are repeated.
+        graph, stream, segment, index: indices of its graph, stream and segment, and its own index
+            in the stream, all from 0.
+        layer: index in the module list that holds it, None if there is none.
+        is_prologue: whether it precedes the first layer and is in none. A prologue stays standard
+            unless `blocks=` chooses it, and the first layer reads its output.
+        module: module of the branch's products (`model.layers.3.mlp`), "" if unknown.
+        kind: kind of its branch: attention, MLP, MoE, conv or other; those of parallel branches
+            are joined by " + ".
+        source: line of the residual add, as `file:line`, "" if unknown.
+        reads_before: values that its branch reads in the standard model.
+        reads_after: values that its branch reads in the rewritten graph.
+        leaves_out: blocks or summands that it no longer reads, each as block name and module
+            (`h3: model.layers.1.mlp.experts`).
+        is_converted: whether the options choose it. The first block of a segment may be converted,
+            but has nothing earlier to read.
+        was_stale: whether it already reads stale in the given graph and is left unchanged.
+        hides: collectives that its stale read gives time to run: those of the blocks that it
+            leaves out or, if they have none, those in its own branch. Empty without a stale read,
+            and on one device.
+        num_nodes: number of operations in its branch.
+        flops: FLOPs of its branch in one forward run, counted by `graph/flops.py`.
+        weight_bytes: bytes of the parameters and buffers that its branch reads.
+        reduce_bytes: bytes that its branch adds to the stream, which tensor parallelism
+            all-reduces.
+        attention_flops: part of `flops` that multiplies computed values, queries with keys.
+        cache_bytes: bytes of the keys and values that it attends to, before heads are repeated.
 
-    The last five are those of the graph that was captured: of all ranks where ladderize is to
-    shard it, of one where the model was sharded before. Dynamic sizes count with those of the
-    call; None where a size is not known before the model runs.
+    The last five describe the captured graph: all ranks together if ladderize shards it, one rank
+    if the model was already sharded. Dynamic sizes have the values of the call. None means that a
+    size is not known before the model runs.
     """
 
     graph: int
@@ -82,7 +84,7 @@ class BlockReport:
 
     @property
     def is_rewired(self) -> bool:
-        """Whether it reads something else than in the standard model."""
+        """Whether its reads differ from those in the standard model."""
         return self.reads_before != self.reads_after
 
 
@@ -91,10 +93,10 @@ class SegmentReport:
     """A run of blocks whose anchors have one shape.
 
     Attributes:
-        index: among the segments of its stream.
-        first, last: indices of its blocks.
-        shape: of the stream there, ints and symbols as text.
-        dtype: of the stream there ("bfloat16"), "" when unknown.
+        index: index among the segments of its stream.
+        first, last: indices of its first and last block.
+        shape: shape of the stream; symbols are text.
+        dtype: dtype of the stream ("bfloat16"), "" if unknown.
     """
 
     index: int
@@ -109,10 +111,12 @@ class StreamReport:
     """A residual stream.
 
     Attributes:
-        index: among the streams of its graph.
-        stale: places (module and line) of the residual sums that read stale already, of a ladder
-            that is left alone. Where one is extended, these are `blocks` like the others.
-        blockers: what keeps this stream from being rewritten.
+        index: index among the streams of its graph.
+        blocks: its blocks in order.
+        segments: its segments in order.
+        stale: module and line of each residual add that already reads stale, in a ladder that is
+            left unchanged. In a ladder that is extended, they are among `blocks`.
+        blockers: reasons why this stream cannot be rewritten.
     """
 
     index: int
@@ -124,7 +128,7 @@ class StreamReport:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a graph is left as it is: what `LadderError` says."""
+    """Why a graph is not rewritten: the contents of the `LadderError`."""
 
     summary: str
     blockers: tuple[Blocker, ...] = ()
@@ -136,10 +140,10 @@ class StepReport:
     """One step of the pipeline before autograd.
 
     Attributes:
-        name: of the step; a pass has that of its class.
+        name: name of the step; for a pass, of its class.
         kind: "pass", "analysis" or "check".
-        edits: how many a pass made; 0 for the others.
-        seconds: wall time.
+        edits: number of edits of a pass; 0 for other steps.
+        seconds: wall time in seconds.
     """
 
     name: str
@@ -153,12 +157,12 @@ class CollectiveReport:
     """A collective launched in the graph.
 
     Attributes:
-        op: its name (`all_reduce`).
+        op: name of the collective (`all_reduce`).
         group: name of its process group.
-        block: name of the block whose branch holds it (`h3`; `stale3` where it read stale before
-            anything was rewritten), "" outside of the branches.
-        is_inserted: put in by ladderize, else found in the traced graph.
-        source: where it is called, as module path and line.
+        block: name of the block whose branch holds it (`h3`, or `stale3` if it already read
+            stale), "" outside of the branches.
+        is_inserted: whether ladderize inserted it; otherwise it was in the traced graph.
+        source: module path and line of the call.
     """
 
     op: str
@@ -170,14 +174,15 @@ class CollectiveReport:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """How the branches, and the vocabulary, are divided over the ranks of a mesh.
+    """How branches and vocabulary are sharded over the ranks of a mesh.
 
     Attributes:
-        placements: of each divided parameter, as (name, placement).
-        kept_whole: branches and parameters that could not be divided, why, and what it costs.
-        extra_bytes: of parameters that each rank holds beyond an even share for it.
-        extra_flops: of one forward run that each rank computes beyond an even share for it.
-        num_by_expert: parameters of which each rank holds whole experts.
+        num_ranks: number of ranks.
+        placements: name and placement of each sharded parameter.
+        kept_whole: branches and parameters that could not be sharded, with reason and cost.
+        extra_bytes: bytes of parameters that each rank holds for them beyond an even share.
+        extra_flops: FLOPs per forward run that each rank computes for them beyond an even share.
+        num_by_expert: number of parameters sharded by whole experts.
         split_experts: reasons why other experts are split over all ranks.
     """
 
@@ -192,11 +197,11 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Outside:
-    """What is computed outside of the branches, mostly by the head.
+    """Costs outside of the branches, mostly of the head.
 
     Attributes:
-        flops: of one forward run; None where a size is not known before the model runs.
-        weight_bytes: of the parameters that are read; those of an embedding do not count.
+        flops: FLOPs of one forward run; None if a size is not known before the model runs.
+        weight_bytes: bytes of the parameters that are read, without embeddings.
     """
 
     flops: int | None = 0
@@ -208,13 +213,18 @@ class GraphReport:
     """One captured graph.
 
     Attributes:
-        index: in the order of capture.
-        name: of the function, or of the piece of it that a graph break left.
+        index: index in the order of capture.
+        name: name of the function, or of the part of it after a graph break.
         outcome: a key of `OUTCOMES` (present/lines.py).
-        outside: what is computed outside of its branches.
-        engines: of TensorRT, None for other lowerings.
-        flights: the collectives in the order that was compiled, forward and backward; empty before
-            the graph is lowered, and where its code came out of a cache.
+        streams: its residual streams.
+        refusal: why it is not rewritten, if it is not.
+        steps: steps of the pipeline that ran.
+        collectives: collectives that it launches.
+        sharding: how it is sharded, None without a mesh.
+        outside: costs outside of its branches.
+        engines: TensorRT engines, None for other lowerings.
+        flights: collectives in the compiled order, forward and backward; empty before lowering,
+            and if the code came from a cache.
     """
 
     index: int
@@ -232,14 +242,14 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What was found in a model and what is done about it, as plain data.
+    """What was found in a model and how it is rewritten, as plain data.
 
     Attributes:
-        graphs: the captured graphs; one for each compilation, several where a call broke up.
-        breaks: where Dynamo cut the call, and why.
-        options: those that differ from the defaults of `LadderConfig`, as text, behind what the
-            model's config.json says of the ladder, if it does (`SAID`).
-        versions: of ladderize and torch.
+        graphs: captured graphs, one per compilation; several after graph breaks.
+        breaks: places and reasons of graph breaks.
+        options: options that differ from the defaults of `LadderConfig`, as text; the ladder entry
+            of the model's config.json, if any, comes first under the key `SAID`.
+        versions: versions of ladderize, torch and Python.
     """
 
     graphs: tuple[GraphReport, ...]
@@ -249,42 +259,42 @@ class ReportData:
 
     @property
     def ok(self) -> bool:
-        """Whether every graph can be (or was) made a ladder as the options ask."""
+        """Whether every graph can be (or was) converted as the options ask."""
         return bool(self.graphs) and not self.refused
 
     @property
     def streams(self) -> tuple[StreamReport, ...]:
-        """Of all graphs."""
+        """The streams of all graphs."""
         return tuple(stream for graph in self.graphs for stream in graph.streams)
 
     @property
     def blocks(self) -> tuple[BlockReport, ...]:
-        """Of all streams, in order."""
+        """The blocks of all streams, in order."""
         return tuple(block for stream in self.streams for block in stream.blocks)
 
     @property
     def dtype(self) -> str:
-        """Of the first stream; "" without one."""
+        """The dtype of the first stream; "" without one."""
         return next((stream.segments[0].dtype for stream in self.streams), "")
 
     @property
     def num_stale(self) -> int:
-        """Blocks that read stale, or would; the first one of a segment does not."""
+        """Number of blocks that read stale (or would); the first block of a segment does not."""
         return sum(block.is_rewired for block in self.blocks)
 
     @property
     def refused(self) -> tuple[Refusal, ...]:
-        """Why graphs are left as they are: summary, blockers and cure of each."""
+        """The refusals of graphs that are not rewritten."""
         return tuple(graph.refusal for graph in self.graphs if graph.refusal is not None)
 
     def raise_refusal(self) -> None:
-        """Raise the `LadderError` of the first graph that is left as it is, if there is one."""
+        """Raise the `LadderError` of the first refused graph, if there is one."""
         for refusal in self.refused:
             raise LadderError(refusal.summary, refusal.blockers, refusal.cure)
 
     @property
     def steps(self) -> tuple[StepReport, ...]:
-        """Everything that ran: passes, analyses and checks, in order."""
+        """All steps that ran: passes, analyses and checks, in order."""
         return tuple(step for graph in self.graphs for step in graph.steps)
 
     @property
@@ -294,10 +304,10 @@ class ReportData:
 
     @property
     def collectives(self) -> tuple[CollectiveReport, ...]:
-        """Those launched in the graphs, found there or put in."""
+        """The collectives of all graphs, found or inserted."""
         return tuple(entry for graph in self.graphs for entry in graph.collectives)
 
     def to_json(self) -> str:
-        """Everything that the report holds, as JSON, behind the counts of its headline."""
+        """The whole report as JSON, with the counts of its headline first."""
         counts = {"num_blocks": len(self.blocks), "num_stale": self.num_stale}
         return json.dumps({**counts, **dataclasses.asdict(self)}, indent=1)

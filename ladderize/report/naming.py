@@ -1,4 +1,4 @@
-"""Names of blocks and of the values of their streams, the same as in `recurrence.py`."""
+"""Names of blocks and of stream values, the same as in `recurrence.py`."""
 
 import re
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from ladderize.report.data import BlockReport
 
 LANDED = "s"
-"""The letter of what a block adds to its stream, without what is in flight: `s3`."""
+"""Letter of a block's sum without the summands that are in flight: `s3`."""
 
 _VALUE = re.compile(r"([a-z])(\d+)(?:_(\d+))?")
 
 
 @dataclass(frozen=True)
 class ValueName:
-    """A name taken apart: `x3_1` is the anchor of block 3 of stream 1."""
+    """A parsed name: `x3_1` is the anchor of block 3 of stream 1."""
 
     letter: str
     index: int
@@ -21,7 +21,7 @@ class ValueName:
 
 
 def name(letter: str, block: BlockReport, offset: int = 0) -> str:
-    """The name of what `letter` stands for at `block`, or `offset` blocks later."""
+    """The name of the value `letter` at `block`, or `offset` blocks later."""
     suffix = f"_{block.stream}" if block.stream else ""
     return f"{letter}{block.index + offset}{suffix}"
 

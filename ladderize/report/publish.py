@@ -1,4 +1,4 @@
-"""Where the report of a compilation goes: `last_report()`, the debug folder, torch's trace."""
+"""Publish the report of a compilation: `last_report()`, the debug folder, torch's trace."""
 
 import platform
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ladderize.report.data import SAID, GraphReport
 from ladderize.report.files import write_file
 from ladderize.report.report import Report
 
-# Of the report in files, where no terminal says how wide it is.
+# Width of the report in files.
 WIDTH = 120
 
 _last: Report | None = None
@@ -23,11 +23,11 @@ _collecting: ContextVar[list[Report] | None] = ContextVar("_collecting", default
 
 
 def last_report() -> Report | None:
-    """The report of the latest compilation in this process, refused ones included.
+    """The report of the latest compilation in this process, including refused ones.
 
-    None before the first one, and after `torch._dynamo.reset()`. Each compilation of a graph makes
-    one: a call that is recompiled for another shape, or for `eval()`, replaces it. With several
-    threads compiling, the one that finished last.
+    It is None before the first compilation and after `torch._dynamo.reset()`. Each compilation of a
+    graph makes a report, so a recompilation for another shape or for `eval()` replaces it. If
+    several threads compile, it is the report of the one that finished last.
 
     Example:
         >>> compiled = torch.compile(model, backend="ladderize")
@@ -40,7 +40,7 @@ def last_report() -> Report | None:
 
 @contextmanager
 def collect_reports() -> Iterator[list[Report]]:
-    """The reports of all that is compiled or rewritten inside, by this thread, in order."""
+    """Collect the reports of everything that this thread compiles or rewrites in the body."""
     collected: list[Report] = []
     token = _collecting.set(collected)
     try:
@@ -50,7 +50,7 @@ def collect_reports() -> Iterator[list[Report]]:
 
 
 def forget() -> None:
-    """Called by `torch._dynamo.reset()`."""
+    """Forget the last report; called by `torch._dynamo.reset()`."""
     global _last
     _last = None
 
@@ -64,9 +64,9 @@ def publish(report: Report, folder: Path | None, *, is_amended: bool = False) ->
     """Keep `report` for `last_report`, hand it to tlparse, and write it to `folder`.
 
     Args:
-        report: the report.
-        folder: None: it is not written.
-        is_amended: whether it takes the place of the one published before, of the same graph.
+        report: report to publish.
+        folder: folder to write it to, if any.
+        is_amended: whether it replaces the report published before, of the same graph.
     """
     global _last
     _last = report
@@ -97,7 +97,7 @@ def changed_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
 
 
 def shown_options(config: LadderConfig) -> tuple[tuple[str, str], ...]:
-    """The same, and what the model's config.json says of the ladder."""
+    """`changed_options`, after the ladder entry of the model's config.json if there is one."""
     said = () if config.checkpoint is None else ((SAID, str(config.checkpoint)),)
     return (*said, *changed_options(config))
 

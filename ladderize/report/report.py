@@ -1,4 +1,4 @@
-"""`Report`: what users hold; the data of a report, and how it is shown."""
+"""`Report`: the data of a report, and the ways to show it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from ladderize.report.present.text import as_text, renderables
 
 @dataclass(frozen=True)
 class Report(ReportData):
-    """What was found in a model and what is done about it.
+    """What was found in a model and how it is rewritten.
 
-    Prints in a terminal (`print(report)`), with rich, and as a table in a notebook. Its fields are
-    those of `ReportData`.
+    A report prints with `print(report)` or rich, and shows as a table in a notebook. Its fields
+    are those of `ReportData`.
 
     Example:
         >>> report = ladderize.explain(model, input_ids)
@@ -29,7 +29,7 @@ class Report(ReportData):
     """
 
     def diff(self) -> Diff:
-        """The rewired reads, a tuple of `Rewired` that prints like a diff."""
+        """The rewired reads: a tuple of `Rewired` that prints like a diff."""
         return diff_of(self)
 
     def to_networkx(self) -> "nx.DiGraph[str]":
@@ -40,8 +40,8 @@ class Report(ReportData):
         """The report as text, without colors.
 
         Args:
-            full: show every block; else runs of layers that are alike are shown once.
-            width: in characters; None: that of the terminal.
+            full: show every block; otherwise runs of equal layers are shown once.
+            width: width in characters, by default that of the terminal.
         """
         return as_text(self, full, width)
 

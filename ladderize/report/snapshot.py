@@ -1,4 +1,4 @@
-"""Blocks and streams as plain data, taken from a graph before anything is rewritten."""
+"""Take blocks and streams from a standard graph as plain data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def snapshot(
     recurrences: Sequence[Recurrence],
     graph: int,
 ) -> tuple[tuple[StreamReport, ...], Outside]:
-    """The streams of a standard graph, whose branches read what they did, and what is outside."""
+    """The streams of a standard graph with unchanged reads, and the costs outside of the blocks."""
     gm, static = context.gm, context.static
     costs = Costs(gm, static, context.parameters)
     weigh = costs.of
@@ -48,7 +48,7 @@ def snapshot(
 
 
 def read_branches(recurrences: Sequence[Recurrence]) -> tuple[Reads, ...]:
-    """For each block of each stream the named values that its branch reads."""
+    """The named values that each branch reads, by stream and block."""
     return tuple(
         tuple(_arguments(equation) for equation in recurrence.sums) for recurrence in recurrences
     )

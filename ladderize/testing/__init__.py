@@ -1,13 +1,13 @@
-"""Check a ladder against an independent eager reference; and random residual nets to check with.
+"""Check a ladder against an independent eager reference, also on random residual models.
 
-References know nothing of graphs; the nets come in the ways people spell residual sums.
+The references do not use graphs. The random models write residual sums in many forms.
 
     assert_ladder_equal                        compile a model, compare outputs and gradients
-    eager_ladder, EagerLadder                  any model as an eager ladder, by hooks
-    run_ladder, ReferenceBlock, ReferenceNet   the recurrence, in plain eager PyTorch
-    assert_close, run_with_gradients           compare results of your own
-    ladderize.testing.nets                     random residual nets by specification
-    ladderize.testing.strategies               hypothesis strategies of them (needs hypothesis)
+    eager_ladder, EagerLadder                  run any model as an eager ladder, with hooks
+    run_ladder, ReferenceBlock, ReferenceNet   the recurrence in plain eager PyTorch
+    assert_close, run_with_gradients           compare your own results
+    ladderize.testing.nets                     random residual models by specification
+    ladderize.testing.strategies               hypothesis strategies for them (needs hypothesis)
 """
 
 from ladderize.testing.asserts import Differences, assert_ladder_equal

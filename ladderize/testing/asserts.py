@@ -1,4 +1,4 @@
-"""One ready check of a model: compiled by the backend `ladderize` = an eager ladder of it."""
+"""Check that a model compiled with the backend `ladderize` equals its eager ladder."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -16,17 +16,18 @@ from ladderize.testing.stale_reads import Reads, eager_ladder
 
 @dataclass(frozen=True)
 class Differences:
-    """What `assert_ladder_equal` measured: largest absolute differences.
+    """Largest absolute differences measured by `assert_ladder_equal`.
 
     >>> found = Differences(output=2e-7, gradients=1e-6, standard=0.3)
     >>> found.standard > 1000 * found.output  # a wrong read would have shown
     True
 
     Attributes:
-        output: of the compiled model's results to the eager ladder's.
-        gradients: the same of the gradients by parameter and input; 0.0 when none were asked for.
-        standard: of the standard model's results to the eager ladder's. Where it is not far above
-            `output`, the comparison could not have told the two nets apart.
+        output: difference between the results of the compiled model and the eager ladder.
+        gradients: difference between their gradients, by parameter and input; 0.0 without
+            gradients.
+        standard: difference between the results of the standard model and the eager ladder. If it
+            is not far above `output`, the comparison cannot tell the two models apart.
     """
 
     output: float
@@ -72,28 +73,30 @@ def assert_ladder_equal(
     >>> _ = assert_ladder_equal(model, (torch.randn(2, 8),), reference=net, staleness=2)
 
     Args:
-        model: with randomly initialized or trained weights; dropout must be off. (Fresh weights
-            of transformers' models are so small that a wrong read may hide in the tolerance; see
-            `Differences.standard`.)
-        args, kwargs: what `model` is called with. Gradients are taken for the floating tensors
-            among them, and for the parameters.
-        reads: the modules whose input is what a block reads, as for `eager_ladder`; or
-        reference: the same model as blocks. Exactly its blocks, or those that `eager_ladder`
-            counted, must be found in `model`, unless `options` has another `expect_blocks`.
-        chosen: indices of the blocks to convert, None for all. (`options={"blocks": ...}` asks
-            for them in another spelling.)
-        staleness: as in the options of the backend.
-        connectivity: the same; "farskip" needs a `reference` whose blocks tell what is `routed`.
+        model: model with random or trained weights and without dropout. Initial weights of
+            transformers models are so small that a wrong read may stay within the tolerance; see
+            `Differences.standard`.
+        args, kwargs: arguments of the call. Gradients are taken for their floating tensors and
+            for the parameters.
+        reads: modules whose inputs the blocks read, as in `eager_ladder`; alternative to
+            `reference`.
+        reference: the same model as blocks. The number of blocks found in `model` must be its
+            number, or the number that `eager_ladder` counts, unless `options` has `expect_blocks`.
+        chosen: indices of the blocks to convert, None for all. Use `options={"blocks": ...}` to
+            test other forms of the option.
+        staleness: the option `staleness`.
+        connectivity: the option `connectivity`; "farskip" needs a `reference` whose blocks have
+            `routed`.
         lowering: `"eager"`, `"aot_eager"` or `"inductor"`.
         options: further options of the backend.
         dynamic: as in `torch.compile`.
         gradients: whether to compare the gradients of a random linear function of the results.
-        tolerance: None takes `TOLERANCE` of each tensor's dtype.
+        tolerance: relative tolerance; None for the `TOLERANCE` of each tensor's dtype.
 
     Raises:
-        AssertionError: naming the result or gradient that is off.
-        LadderError: (wrapped by Dynamo) when the model cannot be converted as asked.
-        ValueError: when not exactly one of `reads` and `reference` is given, or as `eager_ladder`.
+        AssertionError: a result or gradient is off; the message names it.
+        LadderError: (wrapped by Dynamo) the model cannot be converted as asked.
+        ValueError: not exactly one of `reads` and `reference` is given, or see `eager_ladder`.
     """
     if (reads is None) == (reference is None):
         raise ValueError("give one of reads= and reference=")

@@ -1,6 +1,6 @@
-"""One residual block by specification: spelled as people spell it, and as the reference has it.
+"""A residual block by specification, as users write it and as the reference computes it.
 
-The spelling tables say how the residual sum is written; the reference never looks at them.
+The spelling tables define how the residual sum is written; the reference does not use them.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,17 +22,17 @@ class BlockSpec:
     """One block.
 
     Attributes:
-        branches: of which the results are summed; two make a parallel block.
-        norm: "none", "layer", "rms" (which upcasts its input twice).
-        placement: of the norm: "pre" in the branch, "post" after the sum, "shared" ahead of the
-            block, so that the skip carries the normalized value.
-        separate_norms: whether each branch of a pre-norm parallel block has a norm of its own.
+        branches: branches whose results are summed; two make a parallel block.
+        norm: "none", "layer", or "rms" (which upcasts its input twice).
+        placement: placement of the norm: "pre" in the branch, "post" after the sum, or "shared"
+            before the block, so that the skip carries the normalized value.
+        separate_norms: whether each branch of a pre-norm parallel block has its own norm.
         spelling: a key of `SPELLINGS`.
-        association: of the sum of a parallel block: "x+(a+m)", "(x+a)+m" or "x+a, m" (the first
-            sum is written ahead of the second branch).
+        association: association of a parallel block's sum: "x+(a+m)", "(x+a)+m" or "x+a, m" (the
+            first sum comes before the second branch).
         branch_scale, skip_scale: residual multipliers.
-        after: what is done to the sum ahead of a post-norm: a key of `AFTER`.
-        conditioned: whether a second input of the net scales and shifts what the branches read
+        after: function applied to the sum before a post-norm: a key of `AFTER`.
+        conditioned: whether a second input of the model scales and shifts what the branches read
             and gates what they return (adaLN of DiT, arXiv 2212.09748).
     """
 
@@ -87,7 +87,7 @@ AFTER: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class ResidualBlock(nn.Module):
-    """The ordinary spelling of a block; `reference` gives the same one as functions."""
+    """A block as an ordinary module; `reference` returns it as functions."""
 
     def __init__(self, spec: BlockSpec, width: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class ResidualBlock(nn.Module):
         return output if self.spec.branch_scale == 1 else self.spec.branch_scale * output
 
     def reference(self, context: Mapping[str, Tensor]) -> ReferenceBlock:
-        """The block as functions; `context["condition"]` is the net's second input."""
+        """The block as functions; `context["condition"]` is the model's second input."""
         spec, norm = self.spec, self.norms[0]
 
         def branch(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Branches of random nets: MLPs, attention, convolutions, with what might be taken for a block.
+"""Branches of random models: MLPs, attention, convolutions, with parts that resemble blocks.
 
-The adds in here (of a mask, of rotary halves, of a gated copy) are no residual adds of the net.
+Their adds (of a mask, of rotary halves, of a gated copy) are not residual adds of the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,15 @@ class BranchSpec:
     """One branch.
 
     Attributes:
-        kind: "mlp", "gated_mlp", "attention", "conv", "nested" (a residual block inside).
+        kind: "mlp", "gated_mlp", "attention", "conv" or "nested" (with a residual block inside).
         gated: whether it ends in `h + h * sigmoid(W h)`.
-        layer_scale: whether a learned vector scales what it ends in.
-        out_norm: of the result, as in a sandwich norm: a key of `NORMS`.
-        mask: of attention: "none", "causal" (added), "fused" (`scaled_dot_product_attention`).
+        mask: mask of the attention: "none", "causal" (added) or "fused"
+            (`scaled_dot_product_attention`).
         rotary: whether queries and keys are rotated, `q * cos + rotate_half(q) * sin`.
-        own_skip: whether it ends in `u + h(u)`, of what it reads, as LAuReL in Gemma 3n; `u` must
-            not be the stream itself.
+        layer_scale: whether a learned vector scales its result.
+        out_norm: norm of the result, as in a sandwich norm: a key of `NORMS`.
+        own_skip: whether it ends in `u + h(u)`, where `u` is its input, as LAuReL in Gemma 3n; `u`
+            must not be the stream itself.
     """
 
     kind: str = "mlp"
@@ -83,7 +84,7 @@ class GatedMlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of two heads; `x` is [batch, length, width], width a multiple of 4."""
+    """Self-attention with two heads; `x` is [batch, length, width], width a multiple of 4."""
 
     def __init__(self, width: int, mask: str, rotary: bool) -> None:
         super().__init__()
@@ -121,7 +122,7 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """Over the sequence, of width 3."""
+    """A convolution over the sequence, of kernel size 3."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class Convolution(nn.Module):
 
 
 class Gated(nn.Module):
-    """`h + h * sigmoid(W h)` behind another branch: looks like a block inside the branch."""
+    """`h + h * sigmoid(W h)` after another branch: resembles a block inside the branch."""
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class Gated(nn.Module):
 
 
 class Nested(nn.Module):
-    """`down(u + mlp(u))` with `u = up(x)`: a residual block of the stream's own shape, inside."""
+    """`down(u + mlp(u))` with `u = up(x)`: an inner residual block with the stream's shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class Nested(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A branch whose result is normalized and scaled by a learned vector, as asked."""
+    """A branch whose result is normalized and, if `has_gain`, scaled by a learned vector."""
 
     def __init__(self, inner: nn.Module, width: int, norm: str, *, has_gain: bool) -> None:
         super().__init__()
@@ -173,7 +174,7 @@ class Scaled(nn.Module):
 
 
 class OwnSkip(nn.Module):
-    """`u + h(u)` around another branch: a skip of the branch, no block."""
+    """`u + h(u)` around another branch: a skip inside the branch, not a block."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

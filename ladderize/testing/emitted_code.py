@@ -1,4 +1,4 @@
-"""See the code that Inductor emits, or loads from a cache, while something is compiled."""
+"""Record the code that Inductor emits, or loads from a cache, during compilation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from ladderize.compat import watch_loaded_code
 def record_emitted_code() -> Iterator[list[str]]:
     """Collect the source of every Inductor wrapper, forward and backward, emitted or loaded.
 
-    Yields a list that fills while graphs are compiled; each source is there once, in the order of
-    loading. A backward graph is compiled with the forward one or at the first `backward()`: keep
-    both inside.
+    Yields a list that grows as graphs are compiled, with each source once, in the order of loading.
+    A backward graph is compiled with the forward graph or at the first `backward()`: keep both
+    inside the context.
 
         with record_emitted_code() as sources:
             torch.compile(model)(x).sum().backward()
@@ -24,7 +24,7 @@ def record_emitted_code() -> Iterator[list[str]]:
     sources: list[str] = []
 
     def see(module: ModuleType, path: str) -> None:
-        if hasattr(module, "call"):  # the modules of single kernels have none
+        if hasattr(module, "call"):  # modules of single kernels do not
             source = Path(path).read_text()
             if source not in sources:
                 sources.append(source)

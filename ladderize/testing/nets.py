@@ -1,10 +1,10 @@
-"""Residual nets by specification: an ordinary `nn.Module`, and the same weights as a reference.
+"""Residual models by specification: an ordinary `nn.Module`, and a reference with its weights.
 
     spec = NetSpec((StageSpec(((BlockSpec(),), (BlockSpec(),))),))
     net = ResidualNet(spec)              # net(*spec.make_args()), an ordinary eager model
     net.reference().run(*args)           # the eager ladder over the same submodules
 
-Defaults are the plainest choices: a failing example shrinks to them.
+Defaults are the simplest choices, so failing examples shrink to them.
 """
 
 import dataclasses
@@ -27,10 +27,12 @@ class StageSpec:
     """Layers of one width; each layer is a tuple of blocks.
 
     Attributes:
-        transition: how the stream comes in from the stage before: a key of `TRANSITIONS`. It
-            mixes or changes the shape, so a segment starts with the stage.
+        layers: blocks of each layer.
+        width: size of the stream.
+        transition: transition from the previous stage: a key of `TRANSITIONS`. It mixes or changes
+            the shape, so a segment starts with the stage.
         unrolled: whether the layers are attributes `layer0`, … instead of a `nn.ModuleList`.
-        shared: whether all layers are one module, called again and again; they are of one form.
+        shared: whether one module, called repeatedly, is all layers.
     """
 
     layers: tuple[tuple[BlockSpec, ...], ...]
@@ -46,16 +48,19 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class NetSpec:
-    """A whole net: entry, stages, head; and the sizes of its input.
+    """A whole model: entry, stages and head, and the sizes of its input.
 
     Attributes:
-        entry: "linear", "embedding", "positions" (adds learned ones) or "identity" (the stream
-            starts with the graph's input).
-        final_norm: as `BlockSpec.norm`.
-        head: "linear", "mean" over the sequence, or "none".
-        returns_all: whether what each stage leaves is returned beside the head's result.
-        has_dead_code: whether something is made of each stage's result and thrown away.
-        seed: of the weights and the input.
+        stages: stages in order.
+        entry: "linear", "embedding", "positions" (adds learned positions) or "identity" (the
+            stream starts with the graph's input).
+        final_norm: norm before the head, as `BlockSpec.norm`.
+        head: "linear", "mean" (over the sequence) or "none".
+        dtype: dtype of weights and inputs.
+        batch, length: sizes of the input.
+        returns_all: whether the results of all stages are returned with that of the head.
+        has_dead_code: whether each stage's result feeds a computation that is discarded.
+        seed: seed of the weights and the input.
     """
 
     stages: tuple[StageSpec, ...]
@@ -78,7 +83,7 @@ class NetSpec:
         return any(block.conditioned for stage in self.stages for block in stage.blocks)
 
     def make_args(self, batch: int | None = None) -> tuple[Tensor, ...]:
-        """The net's arguments: token ids or features, and what conditions blocks if any are.
+        """The model's arguments: token ids or features, and the condition if blocks use one.
 
         Shapes `[batch, length(, width)]` and `[batch, 1, 6]`.
         """
@@ -94,7 +99,7 @@ class NetSpec:
 
 
 class Layer(nn.Module):
-    """One or several blocks, in attributes of their own."""
+    """One or several blocks, one attribute each."""
 
     def __init__(self, specs: tuple[BlockSpec, ...], width: int) -> None:
         super().__init__()
@@ -108,7 +113,7 @@ class Layer(nn.Module):
 
 
 class ProjectedSkip(nn.Module):
-    """`W x + h(x)` with a new width: no residual block, the skip path mixes."""
+    """`W x + h(x)` with a new width: not a residual block, because the skip path mixes."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -121,7 +126,7 @@ class ProjectedSkip(nn.Module):
 
 
 class Strided(nn.Module):
-    """Every other position, by slicing (a view) or by a convolution over two."""
+    """Takes every other position, by slicing (a view) or by a strided convolution."""
 
     def __init__(self, convolution: nn.Conv1d | None = None) -> None:
         super().__init__()
@@ -195,7 +200,7 @@ class NetInput(nn.Module):
         if self.kind in ("linear", "embedding"):
             x = self.inner(x)
         if self.kind in ("positions", "embedding"):
-            x = x + self.positions[: x.shape[1]].expand_as(x)  # no block, for all its same shape
+            x = x + self.positions[: x.shape[1]].expand_as(x)  # same shape, but not a block
         return x
 
 
@@ -213,7 +218,7 @@ class Head(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """The net of a specification, in its dtype; the weights are a function of `spec.seed`."""
+    """The model of a specification, in its dtype; the weights depend on `spec.seed` only."""
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
@@ -240,7 +245,7 @@ class ResidualNet(nn.Module):
         return (result, *left) if self.spec.returns_all else result
 
     def reference(self) -> ReferenceNet:
-        """The same net, with the same weights, for `ReferenceNet.run`."""
+        """The same model, with the same weights, for `ReferenceNet.run`."""
         context: dict[str, Tensor] = {}
         left: list[Tensor] = []
 
@@ -264,7 +269,7 @@ class ResidualNet(nn.Module):
 
 
 def _noting(block: ReferenceBlock, values: list[Tensor]) -> ReferenceBlock:
-    """`block`, which also appends what it leaves to `values`."""
+    """`block`, which also appends its result to `values`."""
 
     def after(x: Tensor) -> Tensor:
         values.append(block.after(x))
@@ -274,9 +279,9 @@ def _noting(block: ReferenceBlock, values: list[Tensor]) -> ReferenceBlock:
 
 
 def _initialize(net: nn.Module, seed: int) -> None:
-    """Weights that keep a branch about as large as what it reads; biases and norms not trivial.
+    """Set weights that keep a branch about as large as its input, and nontrivial biases and norms.
 
-    With PyTorch's own small branches a stale read would differ from a fresh one too little.
+    PyTorch's default weights make branches so small that stale and fresh reads hardly differ.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.named_parameters():
@@ -285,5 +290,5 @@ def _initialize(net: nn.Module, seed: int) -> None:
             if parameter.dim() > 1 and "positions" not in name:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)
             else:
-                is_gain = bool((parameter == 1).all())  # of a norm; the others start at zero
+                is_gain = bool((parameter == 1).all())  # a norm's; others start at zero
                 parameter.copy_(float(is_gain) + 0.2 * noise)

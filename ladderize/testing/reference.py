@@ -1,15 +1,14 @@
-"""The independent eager ladder: the recurrence of DESIGN §1 read off line by line.
+"""The independent eager ladder: a direct implementation of the recurrence.
 
     anchor[i] = before_i(x[i])
     x[i+1]    = after_i(skip_i(anchor[i]) + h_i(anchor[max(i - k, start of the segment)]))
 
 for the chosen blocks i; the others read anchor[i]. With FarSkip's connectivity (arXiv 2511.11505)
-a block with routed experts reads anchor[i-1], and one behind it the stream without those:
+a block with routed experts reads anchor[i-1], and the block after it reads the stream without them:
 
     anchor'[i] = before_i(after_{i-1}(skip_{i-1}(anchor[i-1]) + h_{i-1}(…)))    h without routed
 
-Nothing here knows of graphs or of the rest of
-the package: it is what the compiler is compared with.
+The compiler is compared with this module, which uses no graphs and nothing else of the package.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -35,14 +34,14 @@ class ReferenceBlock:
     >>> post_norm = ReferenceBlock(mlp, after=norm)
 
     Attributes:
-        branch: `h_i`, from the anchor that is read to what is added; a pre-norm belongs to it.
-        routed: what the routed experts of the block add on top; None where it has none.
-        before: what makes the anchor out of the value that the block before left (a norm whose
-            result both the skip and the branch take; a downsampling).
-        skip: what the skip path does to the anchor ahead of the sum (a multiplier, a cast).
-        after: what is done to the sum (a post-norm, a multiplier, a dropout).
-        starts_segment: whether no earlier anchor may be read from here on, because its shape is
-            another one or a mixing op stands in between.
+        branch: `h_i`, from the anchor that it reads to what it adds; includes a pre-norm.
+        before: makes the anchor from the previous block's result (a norm that both skip and branch
+            read, a downsampling).
+        skip: applied to the anchor on the skip path (a multiplier, a cast).
+        after: applied to the sum (a post-norm, a multiplier, a dropout).
+        starts_segment: whether this and later blocks cannot read earlier anchors, because the
+            shape changes or a mixing op is in between.
+        routed: the routed experts of the block, whose result is also added; None without experts.
     """
 
     branch: Step
@@ -71,10 +70,10 @@ def run_ladder(
 
     Args:
         x: `x[0]`, of any shape that the first block takes.
-        blocks: in order.
+        blocks: blocks in order.
         chosen: indices of the blocks that read stale; None for all.
-        staleness: how many blocks earlier they read; 0 is the standard model, 1 the ladder of
-            arXiv 2501.06589, Section 3.
+        staleness: number of blocks by which reads are stale; 0 is the standard model, 1 the ladder
+            of arXiv 2501.06589, Section 3.
         connectivity: "ladder", or "farskip", whose staleness is 1.
     """
     if connectivity == "farskip":
@@ -99,7 +98,7 @@ def _all_of(block: ReferenceBlock, read: Tensor) -> Tensor:
 def _run_farskip(
     x: Tensor, blocks: Sequence[ReferenceBlock], chosen: Collection[int] | None
 ) -> Tensor:
-    earlier = without_routed = x  # the anchor of the block before; `x` without its routed experts
+    earlier = without_routed = x  # the previous block's anchor; `x` without its routed experts
     for i, block in enumerate(blocks):
         anchor = read = block.before(x)
         if not block.starts_segment and i and (chosen is None or i in chosen):
@@ -117,8 +116,8 @@ def _run_farskip(
 class ReferenceNet:
     """A whole model as `head(run_ladder(entry(*args), blocks))`.
 
-    The callables may be (and, for gradients, should be) made of the submodules of the model that
-    is checked, so that both have the same weights; its own `forward` must not be among them.
+    The callables may (and, for gradients, should) use submodules of the checked model, so that
+    both share weights. They must not call its `forward`.
 
     >>> import torch
     >>> from torch import nn
@@ -128,9 +127,9 @@ class ReferenceNet:
     torch.Size([1, 3, 5])
 
     Attributes:
-        blocks: the residual blocks in order.
-        entry: from the model's arguments to `x[0]`.
-        head: from the last value of the stream to the model's result.
+        blocks: residual blocks in order.
+        entry: maps the model's arguments to `x[0]`.
+        head: maps the last value of the stream to the model's result.
     """
 
     blocks: Sequence[ReferenceBlock]
@@ -145,10 +144,7 @@ class ReferenceNet:
         connectivity: str = "ladder",
         **kwargs: Any,
     ) -> Any:
-        """The model's result when the `chosen` blocks (None: all) read `staleness` blocks stale.
-
-        Or as `connectivity` says, see `run_ladder`.
-        """
+        """The model's result if the `chosen` blocks (None: all) read stale; see `run_ladder`."""
         x = self.entry(*args, **kwargs)
         return self.head(
             run_ladder(

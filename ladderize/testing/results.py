@@ -1,4 +1,4 @@
-"""Results and gradients of a model, and whether two of them agree."""
+"""Compute the results and gradients of a model, and compare them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ TOLERANCE: Mapping[torch.dtype, float] = {
     torch.float16: 5e-3,
     torch.bfloat16: 3e-2,
 }
-"""Largest difference, relative to the largest expected magnitude (at least 1): what sums taken in
-another order may cost over a dozen small blocks. A misplaced read costs 1e-2 and more."""
+"""Largest difference, relative to the largest expected magnitude (at least 1), that summing in
+another order may cause over a dozen small blocks. A wrong read causes 1e-2 or more."""
 
 
 def assert_close(
@@ -22,7 +22,7 @@ def assert_close(
 ) -> float:
     """Raise `AssertionError` unless two results (trees of tensors) agree; return the difference.
 
-    Two floating tensors agree when shape and dtype are the same and every difference is at most
+    Two floating tensors agree if shape and dtype are equal and every difference is at most
     `tolerance * max(1, largest expected magnitude)`. Other values must be equal.
 
     >>> import torch
@@ -34,12 +34,12 @@ def assert_close(
     AssertionError: output['logits'] is off by 4 (allowed 2): 204 instead of 200 at flat index 1 ...
 
     Args:
-        actual, expected: tensors or trees of them with one structure.
-        tolerance: None takes `TOLERANCE` of each tensor's dtype.
-        what: the name of the result in the message.
+        actual, expected: tensors, or trees of tensors with the same structure.
+        tolerance: relative tolerance; None for the `TOLERANCE` of each tensor's dtype.
+        what: name of the result in the message.
 
     Raises:
-        AssertionError: saying where and by how much they differ.
+        AssertionError: they differ; the message says where and by how much.
     """
     found, structure = pytree.tree_flatten_with_path(actual)
     wanted, expected_structure = pytree.tree_flatten_with_path(expected)
@@ -79,7 +79,7 @@ def _compare_floats(actual: Tensor, expected: Tensor, tolerance: float | None, w
     allowed = tolerance * max(1.0, float(wanted.abs().max()))
     difference = (actual - wanted).abs()
     largest = float(difference.max())
-    if not largest <= allowed:  # a NaN is not within the bound either
+    if not largest <= allowed:  # also if it is NaN
         worst = int(difference.nan_to_num(torch.inf).argmax())
         raise AssertionError(
             f"{what} is off by {largest:.3g} (allowed {allowed:.3g}): "
@@ -97,7 +97,7 @@ def run_with_gradients(
     *,
     gradients: bool = True,
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Call `function` on copies of the arguments; its result, and the gradients by name.
+    """Call `function` on copies of the arguments; return its result and the gradients by name.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1)
@@ -105,9 +105,9 @@ def run_with_gradients(
     >>> {name: tuple(gradient.shape) for name, gradient in gradients.items()}
     {'weight': (1, 2), 'bias': (1,), "['args'][0]": (3, 2)}
 
-    The gradients are those of the sum of all floating results, each element weighted with a fixed
-    random number; by parameter name, and `['args'][0]`, `['kwargs']['x']` for the inputs. No
-    `.grad` is touched. Without `gradients` the function runs under `torch.no_grad`.
+    The gradients are those of a fixed random weighted sum of all floating results. Their names are
+    parameter names, and `['args'][0]`, `['kwargs']['x']` for inputs. `.grad` is not modified.
+    Without `gradients`, the function runs under `torch.no_grad`.
     """
     args, kwargs = pytree.tree_map_only(Tensor, _copy, (tuple(args), dict(kwargs or {})))
     if not gradients:
@@ -130,7 +130,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _weigh(result: Any) -> Tensor:
-    """A scalar to which every element of every floating result contributes differently."""
+    """A random weighted sum of all elements of all floating results."""
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros((), dtype=torch.float64)
     for value in pytree.tree_leaves(result):

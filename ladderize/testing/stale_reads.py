@@ -1,11 +1,11 @@
-"""An eager ladder of any module, by hooks: what goes into the modules that read the stream.
+"""Run any module as an eager ladder: hooks replace the inputs of modules that read the stream.
 
-    x1 = x0 + mlp0(norm0(x0));  x2 = x1 + mlp1(norm1(x1))     norm0, norm1 named: two blocks
-    note x0, hand x0 to norm0;  note x1, hand x0 to norm1     the sums use the forward's own x0, x1
+    x1 = x0 + mlp0(norm0(x0));  x2 = x1 + mlp1(norm1(x1))     reads=[norm0, norm1]: two blocks
+    keep x0, pass x0 to norm0;  keep x1, pass x0 to norm1     the sums still use x0 and x1
 
-In: an ordinary model and the names of the modules whose input is what a block reads. Out: the same
-model, whose blocks read stale while the context lasts. Independent of the compiler that it checks:
-nothing here knows of graphs, and nothing of the rest of the package is used.
+In: an ordinary model and the names of the modules whose inputs the blocks read. Out: the same
+model, whose blocks read stale inside the context. It is independent of the compiler that it checks:
+it uses no graphs and nothing else of the package.
 """
 
 import inspect
@@ -23,7 +23,7 @@ Reads = Patterns | Sequence[Patterns] | Mapping[str, Patterns]
 
 @dataclass
 class EagerLadder:
-    """What a model under `eager_ladder` is made to read, and which blocks were seen.
+    """The state of a model under `eager_ladder`, with the blocks that were seen.
 
     >>> import torch
     >>> from torch import nn
@@ -36,9 +36,9 @@ class EagerLadder:
 
     Attributes:
         chosen: indices of the blocks that read stale; None for all.
-        staleness: how many blocks earlier they read.
-        blocks: of the last forward, in order of the streams' first calls: for each block the
-            names of the modules that were handed its read, several in a parallel block.
+        staleness: number of blocks by which their reads are stale.
+        blocks: blocks of the last forward, by stream in the order of first calls. Each block is
+            the names of the modules that read its anchor, several in a parallel block.
     """
 
     chosen: frozenset[int] | None
@@ -58,12 +58,12 @@ class EagerLadder:
         self._is_running = False
 
     def _read(self, number: int, name: str, x: Tensor) -> Tensor:
-        """What `name`, a reader of stream `number`, is given when `x` arrives."""
+        """The value to pass to `name`, a reader of stream `number`, instead of `x`."""
         if not self._is_running and is_grad_enabled():
             raise RuntimeError(
-                f"{name} was called outside of the model's forward: call the model that "
-                "eager_ladder was given; where activation checkpointing calls it again, turn that "
-                "off (it changes no value)"
+                f"{name} was called outside of the model's forward: call the model that was passed "
+                "to eager_ladder, and turn activation checkpointing off, which calls modules again "
+                "(it changes no value)"
             )
         stream = self._streams.get(number)
         if stream is None:
@@ -75,8 +75,8 @@ class EagerLadder:
             stream.note(x, name)
             if self.chosen is not None and stream is not next(reversed(self._streams.values())):
                 raise ValueError(
-                    f"{name} begins a block of a stream after another stream began: `chosen` "
-                    "counts the blocks of one stream after those of another"
+                    f"{name} starts a block of an earlier stream after a later stream has started: "
+                    "`chosen` counts the blocks of one stream after those of another"
                 )
         is_chosen = self.chosen is None or stream.first + len(stream.blocks) - 1 in self.chosen
         return stream.earlier(self.staleness, x) if is_chosen else x
@@ -84,22 +84,22 @@ class EagerLadder:
 
 @dataclass
 class _Stream:
-    """The values of one stream that were read so far in this forward."""
+    """The values of one stream that this forward has read so far."""
 
-    first: int  # index of its first block, counted through all streams
+    first: int  # index of its first block, counted over all streams
     blocks: list[tuple[str, ...]] = field(default_factory=list)
     noted: list[Tensor] = field(default_factory=list)
     last: tuple[Tensor, int] | None = None
     segment: int = 0
 
     def is_at(self, x: Tensor) -> bool:
-        """Whether `x` is the very value that the last block was given, not written since."""
+        """Whether `x` is the same tensor that the last block read, not written since."""
         return self.last is not None and self.last[0] is x and self.last[1] == _version(x)
 
     def note(self, x: Tensor, name: str) -> None:
         if self.noted and not _has_shape_of(self.noted[-1], x):
             self.segment = len(self.noted)
-        self.noted.append(x.clone())  # `x += h` writes it
+        self.noted.append(x.clone())  # `x += h` overwrites x
         self.last = x, _version(x)
         self.blocks.append((name,))
 
@@ -110,20 +110,20 @@ class _Stream:
 
 
 def _has_shape_of(a: Tensor, b: Tensor) -> bool:
-    """Whether the shapes are equal, but for dims ahead of the last that one of them merges."""
+    """Whether the shapes are equal, or differ only by merged leading dims."""
     is_merged = a.dim() != b.dim() and a.shape[-1:] == b.shape[-1:] and a.numel() == b.numel()
     return a.shape == b.shape or is_merged
 
 
 def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version  # inference tensors keep no count of writes
+    return 0 if x.is_inference() else x._version  # inference tensors have no version
 
 
 @contextmanager
 def eager_ladder(
     model: nn.Module, reads: Reads, *, chosen: Collection[int] | None = None, staleness: int = 1
 ) -> Iterator[EagerLadder]:
-    """While the context lasts, `model` is an eager ladder of itself.
+    """Make `model` an eager ladder inside the context.
 
     >>> import torch
     >>> from torch import nn
@@ -146,34 +146,34 @@ def eager_ladder(
     >>> ladder.blocks
     [('layers.0',), ('layers.1',)]
 
-    Block i of those `chosen` reads the value noted for block `max(i - staleness, first of its
-    segment)`, the others their own. Blocks are counted in the order of the calls of each forward,
-    so that layers may share modules; readers that are handed the very same value one after another
-    belong to one block (the two norms of a parallel block; q, k and v). A segment begins where the
-    shape of the reads changes, more than by `[batch, length, width]` to `[batch * length, width]`
-    and back; where a segment begins for another reason, make it a stream of its own. What the
-    forward adds the branch to is its own variable: the skip path is untouched. Dtype, device,
-    gradients and training mode are the model's; KV caches are filled by the ladder.
+    A chosen block i reads the value of block `max(i - staleness, first of its segment)`; other
+    blocks read their own. Blocks are counted in the call order of each forward, so layers may share
+    modules. Consecutive readers of the same tensor belong to one block (the two norms of a parallel
+    block; q, k and v). A segment starts where the shape of the reads changes, except between
+    `[batch, length, width]` and `[batch * length, width]`. If a segment starts for another reason,
+    make it a separate stream. The skip path is unchanged, because the forward adds to its own
+    variable. Dtype, device, gradients and training mode are those of the model; KV caches are
+    filled by the ladder.
 
     Args:
-        model: called as a whole inside the context; every forward counts from its first block.
-        reads: names of the modules whose input is exactly what a block reads (its norm; a
-            projection or an attention where the norm is of the stream itself), as patterns over
-            `model.named_modules()` in which `*` stands for (part of) one component. The read is
-            the first floating tensor handed to the module, under whatever names it is handed (q, k
-            and v), or the argument named after a colon alone, `"layers.*.mlp:hidden_states"`. For
-            several streams a list or mapping of such lists: each counts for itself.
-        chosen: indices of the blocks that read stale, counted through all streams in the order of
+        model: model to call as a whole inside the context; each forward counts blocks from 0.
+        reads: names of the modules whose input is exactly what a block reads (its norm, or a
+            projection or an attention if the norm is on the stream), as patterns over
+            `model.named_modules()` in which `*` matches (part of) one component. The read is the
+            first floating tensor passed to the module, in all arguments that hold it (q, k and v),
+            or only the argument after a colon, `"layers.*.mlp:hidden_states"`. For several
+            streams, pass a list or mapping of such lists; blocks of each are counted separately.
+        chosen: indices of the blocks that read stale, counted over all streams in the order of
             their first calls; None for all.
-        staleness: how many blocks earlier they read; 0 is the standard model.
+        staleness: number of blocks by which their reads are stale; 0 is the standard model.
 
     Yields:
-        An `EagerLadder`, whose `blocks` tells what was counted.
+        An `EagerLadder`, whose `blocks` are those counted.
 
     Raises:
-        ValueError: naming each pattern that matches nothing; a module that would read two streams;
-            `chosen` where the calls of streams interleave, so that no order of theirs counts.
-        RuntimeError: when a reader is called outside of the model's forward while gradients are
+        ValueError: a pattern matches nothing, a module would read two streams, or `chosen` is
+            given and the calls of streams interleave.
+        RuntimeError: a reader is called outside of the model's forward while gradients are
             recorded, as by activation checkpointing.
     """
     ladder = EagerLadder(None if chosen is None else frozenset(chosen), staleness)
@@ -193,7 +193,7 @@ def eager_ladder(
 
 
 def _find_readers(model: nn.Module, reads: Reads) -> dict[nn.Module, tuple[int, str, str]]:
-    """For each reader the number of its stream, its name, and the name of the argument or ""."""
+    """The stream number, name, and argument name (or "") of each reader."""
     modules = list(model.named_modules(remove_duplicate=False))
     readers: dict[nn.Module, tuple[int, str, str]] = {}
     unmatched = []
@@ -205,7 +205,7 @@ def _find_readers(model: nn.Module, reads: Reads) -> dict[nn.Module, tuple[int, 
                 unmatched.append(pattern)
             for name, module in found:
                 if readers.setdefault(module, (number, name, argument))[0] != number:
-                    raise ValueError(f"{name} is named as a reader of two streams")
+                    raise ValueError(f"{name} is listed as a reader of two streams")
     if unmatched:
         raise ValueError(f"no module of {type(model).__name__} is named {', '.join(unmatched)}")
     return readers

@@ -1,4 +1,4 @@
-"""Hypothesis strategies of residual nets and of what is to be converted in them.
+"""Hypothesis strategies for residual models and for the blocks to convert.
 
     @given(net=nets(), data=st.data())
     def test(net, data):
@@ -22,12 +22,12 @@ PLACEMENTS = ("pre", "post", "shared")
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is asked of the backend, and which blocks that means.
+    """Options of the backend, and the blocks that they choose.
 
     Attributes:
-        blocks: the value of the option `blocks`.
-        chosen: the indices that it chooses.
-        staleness: the value of the option `staleness`.
+        blocks: value of the option `blocks`.
+        chosen: indices that it chooses.
+        staleness: value of the option `staleness`.
     """
 
     blocks: str | list[int]
@@ -36,7 +36,7 @@ class Conversion:
 
 
 def branches(own_skips: bool = False) -> st.SearchStrategy[BranchSpec]:
-    """A branch; with a skip of its own or without, if `own_skips`."""
+    """A branch; if `own_skips`, it may have its own skip."""
     return st.builds(
         BranchSpec,
         kind=st.sampled_from(sorted(KINDS, key="mlp".__ne__)),
@@ -61,9 +61,9 @@ def blocks(
     if spelling in OVERWRITES_X:
         associations.pop()  # the second branch would read what the first sum has overwritten
     if spelling in WRAPS_THE_SUM:
-        del associations[1:]  # a cast or a view between the two sums: not one block any more
+        del associations[1:]  # a cast or a view between the two sums splits the block
     norm, placement = draw(st.sampled_from(list(NORMS))), draw(st.sampled_from(placements))
-    # Else a branch reads the stream itself, or what it ends in and the skip are not of one form.
+    # Otherwise a branch reads the stream itself, or its result and the skip differ in form.
     has_own = norm != "none" and placement == "pre" and spelling not in WRAPS_THE_SUM
     return BlockSpec(
         branches=tuple(draw(st.lists(branches(own_skips=has_own), min_size=1, max_size=2))),
@@ -91,7 +91,7 @@ def stages(
     layer = st.lists(blocks(spellings, placements), min_size=1, max_size=2).map(tuple)
     layers = tuple(draw(st.lists(layer, min_size=1, max_size=max_layers)))
     if width_before is None and layers[1:] == () and len(layers[0]) == 1:
-        layers = 2 * layers  # a net of single blocks has no stale reads, the backend refuses it
+        layers = 2 * layers  # the backend refuses a single block, which has no stale read
     shared = draw(st.booleans())
     if shared:
         layers = len(layers) * layers[:1]
@@ -117,10 +117,10 @@ def nets(
     spellings: Sequence[str] = tuple(SPELLINGS),
     placements: Sequence[str] = PLACEMENTS,
 ) -> NetSpec:
-    """A net of up to `max_stages * max_layers` layers of one or two blocks each.
+    """A model of up to `max_stages * max_layers` layers of one or two blocks each.
 
-    In bfloat16 keep it shallow: over many blocks the rounding of `(x + a) + m` against
-    `x + (a + m)` alone grows to the size of a misplaced read.
+    In bfloat16, keep it shallow: over many blocks, the rounding difference between `(x + a) + m`
+    and `x + (a + m)` grows to the size of a wrong read.
     """
     found = [draw(stages(None, max_layers, spellings, placements))]
     for _ in range(draw(st.integers(0, max_stages - 1))):
@@ -145,7 +145,7 @@ def nets(
 
 @st.composite
 def conversions(draw: st.DrawFn, num_blocks: int, staleness: int | None = None) -> Conversion:
-    """A choice among `num_blocks` blocks in one of the spellings of `blocks=`."""
+    """A choice among `num_blocks` blocks in one of the forms of `blocks=`."""
     everything = range(num_blocks)
     spelling = draw(st.sampled_from(["all", "list", "last", "percent", "range"]))
     first = draw(st.integers(0, num_blocks - 1))

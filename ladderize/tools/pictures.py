@@ -1,4 +1,4 @@
-"""Pictures that matplotlib draws into files."""
+"""Write matplotlib figures to files."""
 
 from importlib.util import find_spec
 from io import BytesIO
@@ -12,9 +12,9 @@ KINDS = (".png", ".svg", ".pdf")
 
 
 def refuse_picture(path: Path, force: bool) -> None:
-    """Raise `LadderError` where no picture can be drawn to `path`."""
+    """Raise `LadderError` if no picture can be drawn to `path`."""
     if path.suffix not in KINDS:
-        raise LadderError(f"{path} is not a picture.", cure=f"use a suffix of {', '.join(KINDS)}")
+        raise LadderError(f"{path} is not a picture.", cure=f"use one of {', '.join(KINDS)}")
     if find_spec("matplotlib") is None:
         raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
     refuse_file(path, force)

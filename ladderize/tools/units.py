@@ -2,7 +2,7 @@
 
 
 def seconds(value: float) -> str:
-    """With three digits, in the unit that leaves one to three before the point."""
+    """Three significant digits, in the unit that leaves one to three before the point."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= size:
             return f"{_digits(value / size)} {unit}"

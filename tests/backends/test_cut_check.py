@@ -1,4 +1,4 @@
-"""A cut that is wrong is caught: graphs cut in a wrong way, and graphs spoiled afterwards."""
+"""Wrong cuts are caught: graphs that are cut wrongly, and graphs edited afterwards."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ladderize.errors import LadderError
 
 
 def wrong(gm, proof):
-    with pytest.raises(LadderError, match="not cut into islands properly") as caught:
+    with pytest.raises(LadderError, match="not cut into islands correctly") as caught:
         proof(gm)
     return str(caught.value)
 
@@ -29,8 +29,8 @@ def test_a_wait_ahead_of_a_launch_is_caught():
     gm, proof = proper()
     find(gm, "all_reduce_1").prepend(find(gm, "wait_tensor"))
     message = wrong(gm, proof)
-    assert "wait_tensor is where all_reduce_1 was" in message
-    assert "all_reduce_1 is where wait_tensor was" in message
+    assert "wait_tensor is in the place of all_reduce_1" in message
+    assert "all_reduce_1 is in the place of wait_tensor" in message
 
 
 def test_a_island_behind_another_launch_is_caught():
@@ -38,8 +38,8 @@ def test_a_island_behind_another_launch_is_caught():
     find(gm, "island_1").append(find(gm, "mm_1"))
     find(gm, "all_reduce").prepend(find(gm, "island_1"))
     message = wrong(gm, proof)
-    assert "no boundary is between island_0 and island_1" in message
-    assert "mm_1 is computed behind boundary 0, and was not" in message
+    assert "there is no boundary between island_0 and island_1" in message
+    assert "mm_1 is computed after boundary 0, but was not" in message
 
 
 def test_another_collective_is_caught():
@@ -55,12 +55,12 @@ def test_other_results_are_caught():
     gm, proof = proper()
     gm.graph.output_node().args = (find(gm, "add_1"),)
     message = wrong(gm, proof)
-    assert "the results are not those of the flat graph" in message
+    assert "the results differ from those of the flat graph" in message
     assert "island_4 returns add_2, which nothing reads" in message
 
 
 def returning(name):
-    """An edit of an island: it returns one value more."""
+    """An edit of an island: it returns one more value."""
 
     def edit(body):
         output = body.graph.output_node()
@@ -70,7 +70,7 @@ def returning(name):
 
 
 def holding(op, name, *rest):
-    """An edit of an island: it calls one op more."""
+    """An edit of an island: it calls one more op."""
 
     def edit(body):
         source = find(body, name)
@@ -92,7 +92,7 @@ def forgetting(name):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (returning("relu_2"), "island_2 returns 3 values, of which 2 are taken"),
+        (returning("relu_2"), "island_2 returns 3 values, but 2 are used"),
         (returning("mm_2"), "island_2 returns mm_2 and another view of the same memory"),
         (returning("arg0_1"), "island_2 returns arg0_1, which it does not compute"),
         (returning("t_2"), "island_2 returns t_2, which it does not compute"),
@@ -100,15 +100,18 @@ def forgetting(name):
         (reading("wait_tensor", "arg0_1"), "all_reduce_2 reads other values than before"),
         (
             holding(aten.neg.default, "relu_2"),
-            "extra is computed behind boundary 3, and was not",
+            "extra is computed after boundary 3, but was not",
         ),
-        (holding(aten.neg.default, "relu_2"), "island_2 holds extra, which nothing reads"),
-        (holding(aten.relu.default, "add"), "extra is computed behind boundary 3, and was not"),
-        (holding(aten.relu_.default, "add"), "island_2 holds extra, which belongs outside"),
-        (holding(c10d.wait_tensor.default, "add"), "island_2 holds extra, which belongs outside"),
-        (forgetting("wait_tensor"), "island_2 does not know the form of wait_tensor"),
-        (forgetting("mm_2"), "island_2 returns mm_2, whose form is not known outside"),
-        (forgetting("mm_2"), "island_2 has another fake value than its results"),
+        (holding(aten.neg.default, "relu_2"), "island_2 contains extra, which nothing reads"),
+        (holding(aten.relu.default, "add"), "extra is computed after boundary 3, but was not"),
+        (holding(aten.relu_.default, "add"), "island_2 contains extra, which belongs outside"),
+        (
+            holding(c10d.wait_tensor.default, "add"),
+            "island_2 contains extra, which belongs outside",
+        ),
+        (forgetting("wait_tensor"), "island_2 has wrong metadata for wait_tensor"),
+        (forgetting("mm_2"), "island_2 returns mm_2, whose metadata is wrong outside"),
+        (forgetting("mm_2"), "island_2 has a fake value that differs from its results"),
     ],
 )
 def test_a_wrong_island_is_caught(edit, message):
@@ -136,7 +139,7 @@ def with_the_boundary(islands):
 
 
 def cut_by(faulty, gm, monkeypatch):
-    """What the proof says of a cut into other islands."""
+    """The message of the check for a cut into other islands."""
     proof = cut_of(gm)
     monkeypatch.setattr(cut, "find_islands", faulty)
     CutIslands()(gm)
@@ -146,9 +149,9 @@ def cut_by(faulty, gm, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (halved, "no boundary is between island_0 and island_00"),
+        (halved, "there is no boundary between island_0 and island_00"),
         (without_the_last, "add_2 is computed outside of the islands"),
-        (with_the_boundary, "island_0 holds all_reduce, which belongs outside"),
+        (with_the_boundary, "island_0 contains all_reduce, which belongs outside"),
     ],
 )
 def test_wrong_islands_are_caught(fault, message, monkeypatch):
@@ -181,7 +184,7 @@ def test_a_view_that_crosses_is_caught():
         view = gm.graph.call_function(aten.alias.default, call.args[:1], name="view")
     view.meta = dict(call.args[0].meta)
     call.args = (view, *call.args[1:])
-    assert "island_1 is given the view view instead of what it is a view of" in wrong(gm, proof)
+    assert "island_1 gets the view view instead of its base" in wrong(gm, proof)
 
 
 def test_a_write_in_a_island_is_caught(monkeypatch):
@@ -196,7 +199,7 @@ def test_a_write_in_a_island_is_caught(monkeypatch):
 
     gm = trace(fn, torch.ones(3), torch.ones(3))
     message = cut_by(with_the_write, gm, monkeypatch)
-    assert "island_0 holds add_, which belongs outside" in message
+    assert "island_0 contains add_, which belongs outside" in message
 
 
 def test_a_read_on_the_wrong_side_of_a_write_is_caught():
@@ -212,7 +215,7 @@ def test_a_read_on_the_wrong_side_of_a_write_is_caught():
     proof(gm)
     first, second = gm.graph.output_node().args[0]
     gm.graph.output_node().args = ((second, first),)
-    assert "the results are not those of the flat graph" in wrong(gm, proof)
+    assert "the results differ from those of the flat graph" in wrong(gm, proof)
 
 
 def test_exchanged_random_numbers_are_caught():
@@ -221,7 +224,7 @@ def test_exchanged_random_numbers_are_caught():
     CutIslands()(gm)
     proof(gm)
     gm.graph.output_node().args = (gm.graph.output_node().args[0][::-1],)
-    assert "the results are not those of the flat graph" in wrong(gm, proof)
+    assert "the results differ from those of the flat graph" in wrong(gm, proof)
 
 
 def test_a_wrong_size_is_caught():
@@ -232,7 +235,7 @@ def test_a_wrong_size_is_caught():
     body = islands_of(gm)["island_0"]
     (size,) = body.graph.find_nodes(op="call_function", target=aten.sym_size.int)
     size.args = (size.args[0], 0)
-    assert "the results are not those of the flat graph" in wrong(gm, proof)
+    assert "the results differ from those of the flat graph" in wrong(gm, proof)
 
 
 def test_a_size_that_a_tensor_has_is_caught():
@@ -250,4 +253,4 @@ def test_a_size_that_a_tensor_has_is_caught():
     size.replace_all_uses_with(taken)
     body.graph.erase_node(size)
     message = wrong(gm, proof)
-    assert "island_0 is given given, which is a size of one of its tensors" in message
+    assert "island_0 gets given, which is a size of one of its tensors" in message

@@ -1,6 +1,6 @@
-"""The rooms around TensorRT, without it: options, sizes, kinds, plans in files, what is bound.
+"""The code around TensorRT, without TensorRT: options, sizes, kinds, plan files, binding.
 
-Engines are built in tests/tensorrt, which has an environment of its own.
+Engines are built in tests/tensorrt, which has its own environment.
 """
 
 import subprocess
@@ -311,7 +311,7 @@ def test_engines_see_contiguous_tensors():
 
 
 class Doubling:
-    """Stands in for TensorRT's engine and context: remembers what it is told."""
+    """Stands in for TensorRT's engine and context, and records calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
@@ -396,7 +396,7 @@ def test_weights_that_are_not_taken_are_named(device, monkeypatch):
 
 
 class Multiply(nn.Module):
-    """An engine that holds a weight, or is given one."""
+    """An engine that holds a weight, or gets one as an input."""
 
     def __init__(self, plan: CachedPlan) -> None:
         super().__init__()

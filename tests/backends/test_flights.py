@@ -1,4 +1,4 @@
-"""What runs while a collective is in flight: graphs by hand, and what a report says of it."""
+"""What runs while a collective is in flight: hand-written graphs, and the lines of a report."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 class Writer:
-    """A graph, written op by op; each op belongs to the module it is given."""
+    """A hand-written graph; each op belongs to the given module."""
 
     def __init__(self, *inputs: str) -> None:
         self.graph = Graph()

@@ -134,7 +134,7 @@ def test_weights_are_read_when_they_change_and_only_then():
 def test_gradients_are_refused():
     with engines_in_pytorch(), pytest.raises(LadderError) as error:
         compiled(tiny_llama(1))(IDS)
-    assert "TensorRT computes no gradients" in str(error.value)
+    assert "TensorRT does not compute gradients" in str(error.value)
     assert "torch.no_grad()" in str(error.value)
 
 
@@ -161,7 +161,7 @@ def test_one_program_for_all_lengths():
 
 
 def run_sharded(layers: int) -> dict[str, object]:
-    """The largest difference to the unsharded eager ladder, and what runs in which order."""
+    """The largest difference from the unsharded eager ladder, and the order of ops."""
     net, ids = make_net(layers), make_ids()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with torch.no_grad(), engines_in_pytorch() as made:
@@ -253,7 +253,7 @@ def run_loaded(folder: Path) -> float:
             for length in (7, 12):
                 ids = make_ids(length=length)
                 worst = max(worst, float((shard(ids) - eager_ladder(net, ids)).abs().max()))
-        with pytest.raises(LadderError, match="TensorRT computes no gradients"):
+        with pytest.raises(LadderError, match="TensorRT does not compute gradients"):
             shard(make_ids())
     return worst
 

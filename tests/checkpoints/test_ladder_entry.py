@@ -1,4 +1,4 @@
-"""The entry of config.json by itself: what it may say, and options beside it."""
+"""The ladder entry of config.json: valid contents, and options given in addition to it."""
 
 import pytest
 

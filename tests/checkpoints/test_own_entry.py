@@ -1,4 +1,4 @@
-"""Every front end and every verb takes a model as the ladder that its config.json says it is."""
+"""Every front end and every verb uses the ladder entry of config.json."""
 
 import json
 import warnings
@@ -156,8 +156,8 @@ def test_every_verb_refuses_another_ladder(verb, folder):
 def published_ladder(net, ids, ladder_layers):
     """Logits as the published LlamaLadderForCausalLM defines them.
 
-    In its ladder layers attention reads the stream as the last layer's attention left it, and the
-    MLP as the last layer left it. Ahead of the first layer both are the embedding.
+    In its ladder layers, attention reads the stream after the previous layer's attention, and the
+    MLP reads the stream after the previous layer. Before the first layer, both are the embedding.
     """
     x = behind_attention = net.model.embed_tokens(ids)
     rotary = net.model.rotary_emb(x, torch.arange(ids.shape[1])[None])
@@ -173,7 +173,7 @@ def published_ladder(net, ids, ladder_layers):
 
 @pytest.mark.parametrize(("said", "layers"), [([0, 2], [0, 2]), (2, [2, 3])])
 def test_the_papers_own_models(said, layers, tmp_path):
-    """Llama's names of weights; a `model_type` that transformers does not know."""
+    """Weights with Llama's names, and a `model_type` that transformers does not know."""
     tiny_llama(4).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     told = {"model_type": "llamaLadder", "architectures": ["LlamaLadderForCausalLM"]}

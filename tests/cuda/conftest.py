@@ -1,4 +1,4 @@
-"""Inductor's CUDA code where there is no GPU. `tests/cuda/install.sh` fetches Triton."""
+"""Inductor's CUDA code without a GPU. `tests/cuda/install.sh` installs Triton."""
 
 import tempfile
 from collections.abc import Iterator

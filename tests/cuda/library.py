@@ -1,4 +1,4 @@
-"""Build `stand_in_gpu.cpp`, and load it before torch asks what there is. Imports no torch."""
+"""Build `stand_in_gpu.cpp`, and load it before torch looks for GPUs. Does not import torch."""
 
 import ctypes
 import importlib.util

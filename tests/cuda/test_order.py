@@ -1,4 +1,4 @@
-"""The code that Inductor emits for CUDA: launches and waits in order, and nothing races."""
+"""The code that Inductor emits for CUDA: launches and waits are in order, without races."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ EMBEDDING, LOGITS = "AR_0 W_0", "AG_0 W_AG_0"
 
 
 def ladder(first: int, blocks: int) -> str:
-    """`AR_1 AR_2 W_1 AR_3 W_2 W_3`: each wait but the last is behind the next block's launch."""
+    """`AR_1 AR_2 W_1 AR_3 W_2 W_3`: each wait except the last follows the next block's launch."""
     words = [f"AR_{first}"]
     for i in range(first + 1, first + blocks):
         words += [f"AR_{i}", f"W_{i - 1}"]
@@ -29,7 +29,7 @@ def ladder(first: int, blocks: int) -> str:
 
 
 def check(code: Emitted, *orders: str) -> None:
-    """The order of each wrapper; nothing races, no wait is early, kernels are read and compile."""
+    """The order of each wrapper, without races or early waits; kernels are readable and compile."""
     compile_new(code.kernels)
     assert [collectives(source) for source in code.sources] == [*orders]
     for source in code.sources:
@@ -206,7 +206,7 @@ def test_a_flight_from_one_cuda_graph_to_another_is_found() -> None:
 
 
 def cut_in_two(lines: list[str], at: int) -> str:
-    """Its one partition ends ahead of a line, and another one begins there."""
+    """End its only partition before a line, and start another one there."""
     begin, call = (
         next(i for i, line in enumerate(lines) if text in line)
         for text in ("def partition_0(", "self.partitions[0](")

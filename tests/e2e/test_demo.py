@@ -1,4 +1,4 @@
-"""`ladderize demo`: its output, its exit code, and what ends it."""
+"""`ladderize demo`: output, exit code, and failures."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def demo(*args: str) -> Result:
 
 @pytest.fixture(scope="module")
 def shown() -> tuple[Result, Result]:
-    """The demo as text, and what `--json` makes of the same ranks' results."""
+    """The demo as text, and the `--json` output of the same ranks."""
     results: list[Any] = []
 
     def launch_once(*args: Any) -> list[Any]:
@@ -61,7 +61,7 @@ def test_shows_map_error_and_order(shown: tuple[Result, Result]) -> None:
     assert [row[3] for row in reads] == ["x0", "x1 → x0", "x2 → x1", "x3 → x2"]
     assert reads[1][4] == "model.layers.0.mlp"
 
-    error = re.search(r"to an independent eager ladder on one process:\n +(\S+)", out)
+    error = re.search(r"and an independent eager ladder on one process:\n +(\S+)", out)
     assert error is not None and float(error[1]) <= 1e-4
     lines = out.partition("AR_i launches")[0]  # a long one goes on below
     blocks = {text[0]: " ".join(text[1:].split()) for text in lines.split("\n  block ")[1:]}

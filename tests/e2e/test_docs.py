@@ -1,4 +1,4 @@
-"""The Python of the pages runs, and prints what the page says below it; and no block is left out.
+"""The Python of the pages runs and prints what the page shows, and no block is left out.
 
 `py` fragments and commands: `test_docs_ranks.py`, `test_docs_commands.py`. The tutorial, whose
 Python and commands share a folder: `test_tutorial.py`.
@@ -46,7 +46,7 @@ ILLUSTRATIONS = {
 
 
 def runnable(page: str) -> list[Block]:
-    """What a reader can paste into one session; programs to be saved are run by their command."""
+    """The blocks to paste into one session; programs to save are run by their command."""
     return [block for block in blocks(page) if block.kind == "python" and not block.file]
 
 

@@ -119,7 +119,7 @@ def is_run_with_the_fragments(block: Block, line: str, _: Path) -> None:
 
 
 def serves(_: Block, line: str, __: Path) -> None:
-    """With such options; in an environment of its own, where vLLM is, by the example's script."""
+    """With such options, by the example's script in the environment that has vLLM."""
     tested = (ROOT / "tests" / "integrations" / "vllm" / "test_vllm.py").read_text()
     command, model, folder, *rest = shlex.split(line)
     given = dict(zip(rest[::2], map(json.loads, rest[1::2]), strict=True))
@@ -155,12 +155,12 @@ SERVER_TEST = ROOT / "tests" / "integrations" / "transformers" / "test_serve.py"
 
 
 def is_of_several_machines(_: Block, line: str, __: Path) -> None:
-    """As its program has it, which is run without a second machine."""
+    """As in its program, which runs without a second machine."""
     assert line in (ROOT / "examples" / "multi_node.py").read_text()
 
 
 def trains(block: Block, line: str, _: Path) -> None:
-    """In an environment of its own, where torchtitan is; its output too is compared there."""
+    """In the environment that has torchtitan, where its output is also compared."""
     tested = ROOT / "tests" / "integrations" / "torchtitan" / "test_torchtitan.py"
     assert f'PAGE = "{block.page}"' in tested.read_text()
     assert "torchtitan" in line
@@ -207,7 +207,7 @@ def test_commands(block, line, tmp_path):
 
 
 def benches() -> set[str]:
-    """What the pages tell the reader to measure with."""
+    """Commands with which the reader measures."""
     text = "".join((ROOT / page).read_text() for page in PAGES)
     return set(re.findall(r"python (bench/[\w/]+\.py[^`\n]*)", text))
 

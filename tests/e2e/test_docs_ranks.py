@@ -1,8 +1,8 @@
 """The `py` fragments of the pages, which need several ranks, run on two; and what they read is
 written by the pages' own `ladderize` commands.
 
-A fragment runs as it stands, but for SUBSTITUTIONS. Before it comes what its reader has, after it
-what shows that it did something: FRAGMENTS.
+A fragment runs as is, apart from SUBSTITUTIONS. FRAGMENTS has the code before it, which the reader
+provides, and the code after it, which checks its effect.
 """
 
 import io

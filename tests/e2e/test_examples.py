@@ -1,4 +1,4 @@
-"""The examples run as the README, or they themselves, show them."""
+"""The examples run as shown in the README or in their docstrings."""
 
 import os
 import re
@@ -23,7 +23,7 @@ if "RANK" in os.environ:
 
 
 def printed_by_torchrun(line: str, folder: Path) -> list[str]:
-    """What a `torchrun` line prints; `folder` is an empty one."""
+    """The output of a `torchrun` line; `folder` is empty."""
     (folder / "sitecustomize.py").write_text(PREPARED)
     paths = [str(folder), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     ran = subprocess.run(

@@ -1,9 +1,9 @@
-"""docs/tutorial.md is walked from top to bottom: one session, one folder, every block in order.
+"""docs/tutorial.md runs from top to bottom: one session, one folder, every block in order.
 
-Python runs in one module, programs are saved where the reader is told to, `ladderize` and
-`torchrun` lines run as they stand, the latter under `--deep`. What a block prints is compared with
-the page. The page trains a model, so what it measures depends on a CPU's rounding: of blocks with a
-word of MEASURES the words alone are compared, not the numbers.
+Python runs in one module, programs are saved as the reader is told, and `ladderize` and `torchrun`
+lines run as is, the latter only with `--deep`. The output of each block is compared with the page.
+The page trains a model, so its measurements depend on a CPU's rounding: of blocks with a word of
+MEASURES, only the words are compared, not the numbers.
 """
 
 import re
@@ -21,7 +21,7 @@ MEASURES = ("ladderize sensitivity", "ladderize heal", "ladderize evaluate", "\n
 
 
 def words(printed: str) -> str:
-    """Without numbers, bars, rules and the room they take."""
+    """The text without numbers, bars, rules and their spacing."""
     return " ".join(re.sub(r"-?[\d.,]+( %)?|[█─]", "", printed).split())
 
 

@@ -56,7 +56,7 @@ def test_inductor_with_mode_and_checked_code(model, x):
 
 def test_code_that_cannot_be_read_is_refused_before_it_is_compiled(model, x):
     options = {"lowering_options": {"cpp_wrapper": True}, "verify": "code"}
-    with pytest.raises(LadderError, match="has Inductor write C\\+\\+"):
+    with pytest.raises(LadderError, match="makes Inductor write C\\+\\+"):
         compiled(model, lowering="inductor", **options)(x)
 
 

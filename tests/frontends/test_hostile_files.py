@@ -1,4 +1,4 @@
-"""Files that somebody has changed: refused in one error, in bounded time and memory, or read."""
+"""Manipulated files are refused with one error, in bounded time and memory, or read."""
 
 import gzip
 import hashlib
@@ -88,7 +88,7 @@ def with_other_bytes(data: bytes, rng) -> bytes:
 
 
 def outcome(read):
-    """What is said of a file; "" if it is read. Any other error fails the test."""
+    """The error about a file; "" if it is read. Any other error fails the test."""
     try:
         read()
     except LadderError as error:
@@ -101,7 +101,7 @@ def rewritten_json(path: Path, rng) -> None:
 
 
 def write_with_its_hash(path: Path, data) -> None:
-    """A manifest whose own hash fits, as somebody would write it who knows the format."""
+    """A manifest with a valid hash, as written by someone who knows the format."""
     if isinstance(data, dict):
         data.pop("sha256", None)
         data["sha256"] = _hash_of(data)
@@ -179,7 +179,7 @@ def test_changed_files_are_read_or_refused(written, tmp_path, change):
     "place", [(), ("module_call_graph",), ("module_call_graph", 0, "signature")]
 )
 def test_a_graph_of_other_types_is_refused(written, tmp_path, place):
-    """What is read ahead of torch's own check of the types."""
+    """The types are read before torch checks them."""
 
     def change(data):
         *path, last = ("graph_module", *place)

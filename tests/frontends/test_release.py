@@ -1,6 +1,6 @@
 """Local parts are shared by all graphs of a model; full parameters can be freed and restored.
 
-What one rank keeps or refuses is seen on one; values are those of real gloo ranks.
+One rank suffices for what it keeps or refuses; values are those of real gloo ranks.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Dynamo's calls in ATen: alike ones are traced once, what is unlike is not taken for alike."""
+"""Dynamo's calls in ATen: equal calls are traced once, and different calls are distinguished."""
 
 from unittest.mock import patch
 

@@ -1,4 +1,4 @@
-"""Sizes in a file: what torch prints is read, anything else is refused before it is evaluated."""
+"""Sizes in a file: what torch writes is read, anything else is refused without evaluation."""
 
 import pytest
 import sympy

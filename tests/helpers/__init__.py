@@ -1,1 +1,1 @@
-"""What tests share: ranks, lockstep, tiny models with their reads, captured graphs, pages."""
+"""Shared by tests: ranks, lockstep, tiny models with their reads, captured graphs, pages."""

@@ -1,4 +1,4 @@
-"""A decoder that owns its KV caches, and what reads its stream."""
+"""A decoder that owns its KV caches, and the modules that read its stream."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ READS = ["layers.*.norm", "layers.*.mlp_norm"]
 
 
 class Layer(nn.Module):
-    """Attention over a cache, and an MLP; `spelling` says how the cache is written."""
+    """Attention over a cache, and an MLP; `spelling` is the way in which the cache is written."""
 
     def __init__(self, heads: int, kv: int, spelling: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A lowering that cuts, and whose every call compares the cut graph with the flat one.
+"""A lowering that cuts graphs, and compares the cut graph with the flat one at every call.
 
 with cutting() as cut:
     torch.compile(net, backend="ladderize", options={"lowering": "aot_eager"})(x)
@@ -34,13 +34,13 @@ from ladderize.passes.runner import Log, run_pass
 
 @dataclass
 class Cutting:
-    """What was cut, and how far each call of it was from the flat graph.
+    """The cut graphs, and the differences of their calls from the flat graphs.
 
     Attributes:
-        lower: what becomes of each island.
-        graphs: every graph that was cut.
-        calls: the inputs of each call.
-        differences: the largest one in what a call returned and wrote, one for each call.
+        lower: lowers each island.
+        graphs: all cut graphs.
+        calls: inputs of each call.
+        differences: largest difference in the outputs and written inputs of each call.
     """
 
     graphs: list[GraphModule] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Cutting:
 
 @contextmanager
 def cutting() -> Iterator[Cutting]:
-    """The lowering "aot_eager" cuts; writes into inputs are in its graphs, as in Inductor's."""
+    """Make the lowering "aot_eager" cut; its graphs contain writes into inputs, as Inductor's."""
     cut = Cutting()
     trace = aot_autograd(fw_compiler=cut, keep_inference_input_mutations=True)
 
@@ -79,12 +79,12 @@ def cutting() -> Iterator[Cutting]:
 
 
 def copies(values: Sequence[Any]) -> list[Any]:
-    """A graph may write to its inputs."""
+    """Copies of inputs, because a graph may write to them."""
     return [value.clone() if isinstance(value, Tensor) else value for value in values]
 
 
 def difference(found: Any, expected: Any) -> float:
-    """The largest one of any tensor in two structures."""
+    """The largest difference of any tensor in two structures."""
     ours, theirs = (torch.utils._pytree.tree_leaves(values) for values in (found, expected))
     return max(
         float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
@@ -109,7 +109,7 @@ def _letter(node: Node) -> str:
 
 
 def without_names(gm: GraphModule) -> tuple[Any, ...]:
-    """An island with its nodes numbered: what two engines for equal ones have in common."""
+    """The code of an island with numbered nodes, equal for equal islands."""
     numbers = {node: str(i) for i, node in enumerate(gm.graph.nodes)}
     return tuple(
         (
@@ -121,9 +121,9 @@ def without_names(gm: GraphModule) -> tuple[Any, ...]:
 
 
 def lower_islands(gm: GraphModule, lower: Callable[[str, GraphModule], Any]) -> None:
-    """Let `gm` call `lower(name, island)` in the place of each of its islands.
+    """Make `gm` call `lower(name, island)` instead of each of its islands.
 
-    What `lower` returns takes the inputs of the island and returns the tuple of its outputs.
+    The result of `lower` takes the inputs of the island and returns the tuple of its outputs.
     """
     for name, body in islands_of(gm).items():
         lowered = lower(name, body)
@@ -131,7 +131,7 @@ def lower_islands(gm: GraphModule, lower: Callable[[str, GraphModule], Any]) -> 
 
 
 class _Called(nn.Module):
-    """A callable as a module, which is what a graph can call by name."""
+    """A callable as a module, so that a graph can call it by name."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         super().__init__()

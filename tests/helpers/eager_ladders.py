@@ -1,10 +1,10 @@
-"""Hand-written eager ladders of transformers' models, independent of ladderize.
+"""Hand-written eager ladders of transformers models, independent of ladderize.
 
     llama_ladder(model, input_ids, chosen={4, 5, 6, 7}, staleness=1) -> logits
 
 Each runs the model's own submodules and reroutes their reads by hand; no cache, no padding.
-Blocks are counted two a layer: attention of layer l is 2l, its MLP 2l + 1. With staleness 0, or
-nothing chosen, each is the model's standard forward.
+Each layer has two blocks: its attention is block 2l, its MLP 2l + 1. With staleness 0, or no chosen
+blocks, each is the model's standard forward.
 """
 
 from collections.abc import Collection
@@ -24,7 +24,7 @@ VOCABULARY = 64
 
 
 class Reads:
-    """What each block reads, when the values that the standard model reads are noted in order."""
+    """The value that each block reads, given the values of the standard model in order."""
 
     def __init__(self, chosen: Collection[int], staleness: int) -> None:
         self.chosen, self.staleness = chosen, staleness
@@ -39,7 +39,7 @@ class Reads:
 
 
 def causal_mask(model: nn.Module, x: Tensor) -> Tensor | None:
-    """What the model's attention adds to its scores; None where the kernel is told "causal"."""
+    """The mask that the model's attention adds to its scores; None if the kernel is causal."""
     if model.config._attn_implementation == "sdpa":
         return None
     length = x.shape[1]
@@ -79,7 +79,7 @@ def gpt2_ladder(
 def bert_ladder(
     model: BertForMaskedLM, input_ids: Tensor, chosen: Collection[int], staleness: int = 1
 ) -> Tensor:
-    """Logits `[batch, length, vocabulary]` of the ladder net; post-norm, so blocks read normed."""
+    """Logits `[batch, length, vocabulary]` of the ladder; post-norm: blocks read normed values."""
     x = model.bert.embeddings(input_ids=input_ids)
     reads = Reads(chosen, staleness)
     for layer in model.bert.encoder.layer:
@@ -135,8 +135,8 @@ def tiny_bert(layers: int = 3) -> BertForMaskedLM:
 def _enlarge(model: nn.Module) -> nn.Module:
     """Random weights of order 1/sqrt(width) and random biases, in evaluation mode.
 
-    transformers starts with weights of 0.02 and biases of 0: at such widths the branches are so
-    small that a misplaced read would hide within the tolerance.
+    The initial weights of transformers are 0.02 and biases 0. At these widths, branches would be so
+    small that a wrong read stays within the tolerance.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""PyTorch in the place of TensorRT, which runs on no machine without a GPU.
+"""PyTorch instead of TensorRT, which does not run without a GPU.
 
-Everything around the engines is the real thing: the cut, which inputs are weights, who is bound to
-what and when, the files. The engines themselves are built in tests/tensorrt.
+Everything around the engines is real: the cut, the choice and binding of weights, the files. The
+engines are built in tests/tensorrt.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from ladderize.frontends.sharded import engine_files
 
 
 class IslandInPyTorch(nn.Module):
-    """Holds copies of its weights, as an engine does: writes to the originals are not seen."""
+    """Holds copies of its weights, as an engine does: writes to the originals have no effect."""
 
     def __init__(self, graph: GraphModule, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def build_in_pytorch(
     weights: Mapping[str, Collection[str]],
     options: TensorRTOptions,
 ) -> BuiltInPyTorch:
-    """As `engine_files.build_islands`; a plan is an empty file by the key of its graph."""
+    """Replaces `engine_files.build_islands`; a plan is an empty file named by its graph's key."""
     inputs = [n for gm in islands.values() for n in gm.graph.find_nodes(op="placeholder")]
     extents = find_extents(inputs, options.sizes)
     texts = {name: canonical_text(gm, weights[name], extents) for name, gm in islands.items()}
@@ -83,7 +83,7 @@ def build_in_pytorch(
 
 @contextmanager
 def engines_in_pytorch() -> Iterator[list[BuiltInPyTorch]]:
-    """Lowering to TensorRT builds no engines, but these; they are listed as they are made."""
+    """Make the TensorRT lowering build these instead of engines; yields the list of them."""
     made: list[BuiltInPyTorch] = []
 
     def build(*args):

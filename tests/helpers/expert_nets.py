@@ -1,7 +1,7 @@
-"""Tiny mixtures of experts, and FarSkip's connectivity of them written out (arXiv 2511.11505).
+"""Tiny mixtures of experts, and hand-written FarSkip connectivity for them (arXiv 2511.11505).
 
-attention reads the stream without the routed experts of the layer before
-experts read the stream ahead of the attention add of their layer
+attention reads the stream without the routed experts of the previous layer
+experts read the stream before the attention add of their layer
 """
 
 import math
@@ -41,7 +41,7 @@ MODELS = {
 
 
 def expert_model(name):
-    """A model of transformers in float64, with weights so large that a wrong read shows."""
+    """A transformers model in float64, with weights so large that a wrong read shows."""
     import transformers
 
     kind = "Llama4Text" if name == "Llama4" else name
@@ -59,7 +59,7 @@ def enlarged(model):
 
 
 def farskip_logits(model, ids, chosen=None):
-    """What a model of transformers computes when the `chosen` blocks (None: all) read as FarSkip.
+    """The logits of a transformers model if the `chosen` blocks (None: all) read as in FarSkip.
 
     Dense layers read the full stream.
     """
@@ -82,7 +82,7 @@ def farskip_logits(model, ids, chosen=None):
 
 
 def _run_mlp(mlp, read):
-    """What it adds, and that without the routed experts."""
+    """What the MLP adds, with and without the routed experts."""
     shared_module = next(
         (m for name, m in mlp.named_children() if name.startswith("shared_expert")), None
     )
@@ -186,7 +186,7 @@ class InstellaNet(nn.Module):
         return x
 
     def farskip(self, x, *, dense_reads_early):
-        """As AMD's decoder layer has it: the stream, and the stream without routed experts."""
+        """As in AMD's decoder layer: the stream, and the stream without routed experts."""
         without_routed = x
         for layer in self.layers:
             attended = layer.attention(layer.norm1(without_routed))

@@ -2,10 +2,10 @@
 
     tokens of this rank ── router ── all_to_all ── experts of this rank ── all_to_all ── sum
 
-Each rank has tokens of its own, and all that is not an expert. "capacity" sends each expert as many
-tokens of each rank as `CAPACITY` says, and drops what is over; "exact" exchanges the counts first
-and sends all, so that sizes depend on values; "dtensor" is "capacity" with DTensors, whose
-redistribution from the tokens' dim to that of the experts is the all-to-all.
+Each rank has its own tokens, and all modules except the experts. "capacity" sends each expert
+`CAPACITY` tokens of each rank and drops the rest. "exact" first exchanges the counts and sends all
+tokens, so sizes depend on values. "dtensor" is "capacity" with DTensors, whose redistribution from
+the token dim to the expert dim is the all-to-all.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ def over_ranks(x: Tensor, output: list[int] | None, given: list[int] | None) -> 
 
 
 class Experts(nn.Module):
-    """Top-1 of `EXPERTS`, beside one that all tokens go to.
+    """Top-1 of `EXPERTS`, plus a shared expert for all tokens.
 
     Args:
         form: "capacity", "exact" or "dtensor".
         send: `over_ranks`, or `alone` with all experts here.
-        num_ranks: among which the experts are divided.
+        num_ranks: number of ranks over which the experts are divided.
     """
 
     def __init__(self, form: str, send: Send = alone, num_ranks: int = 1) -> None:
@@ -144,7 +144,7 @@ class ExpertNet(nn.Module):
 
 
 def net_of_rank(layers: int, form: str, rank: int, num_ranks: int) -> ExpertNet:
-    """With the experts of that rank alone, whose weights are those of the whole net."""
+    """The model with only the experts of that rank, and the weights of the whole model."""
     net = ExpertNet(layers, form, over_ranks, num_ranks)
     size = EXPERTS // num_ranks
     for layer in net.layers:
@@ -158,7 +158,7 @@ def net_of_rank(layers: int, form: str, rank: int, num_ranks: int) -> ExpertNet:
 
 
 def eager_expert_ladder(net: ExpertNet, ids: Tensor) -> Tensor:
-    """Each block reads what the one before it read of the stream, written by hand."""
+    """The hand-written ladder: each block reads the stream one block stale."""
     before = x = net.embedding(ids)
     for layer in net.layers:
         before, x = x, x + layer.attention(layer.norm1(before))
@@ -167,7 +167,7 @@ def eager_expert_ladder(net: ExpertNet, ids: Tensor) -> Tensor:
 
 
 def eager_farskip(net: ExpertNet, ids: Tensor) -> Tensor:
-    """Attention reads without the routed experts before it, experts without their attention."""
+    """Attention reads without the routed experts before it; experts, without their attention."""
     landed = x = net.embedding(ids)
     for layer in net.layers:
         before, x = x, x + layer.attention(layer.norm1(landed))

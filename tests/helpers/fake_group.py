@@ -1,7 +1,7 @@
-"""This process as rank 0 of two, for tests that need no other: a collective computes nothing.
+"""This process as rank 0 of two, for tests that need no other rank: collectives compute nothing.
 
-Emitted code, reports and refusals are then those of real ranks, at half the price and without
-their servers. Values are not, and nobody is asked to agree: for these there is `helpers.ranks`.
+Emitted code, reports and refusals are those of real ranks, at half the cost and without servers.
+Values and agreement are not tested: `helpers.ranks` is for these.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""The table of planted faults, a row each, with the check that names it; docs/testing.md has it.
+"""The table of planted faults, with the check that finds each; it is shown in docs/testing.md.
 
     PYTHONPATH=tests python -m helpers.fault_rows --write    put the table there
 
-tests/testing/test_faults.py plants each of them, but for those that other tests plant.
+tests/testing/test_faults.py plants each of them, except those that other tests plant.
 """
 
 import argparse
@@ -24,16 +24,16 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault and what names it.
+    """A fault and the check that finds it.
 
     Attributes:
-        what: is broken.
-        check: of `verify` that fails.
-        says: a part of what it says.
+        what: description of the fault.
+        check: check of `verify` that fails.
+        says: part of its message.
         plant: changes a graph, or the tensors of a rank, in place.
-        net: of `test_faults.py`.
-        ranks: over how many the net is sharded.
-        on: the ranks it is planted on; None: all.
+        net: model of `test_faults.py`.
+        ranks: number of ranks that the model is sharded over.
+        on: ranks to plant it on; None for all.
     """
 
     what: str
@@ -50,9 +50,9 @@ class Elsewhere:
     """A fault that another test plants.
 
     Attributes:
-        what: is broken.
-        named_by: which check of `verify` or of the compiler.
-        test: that plants it.
+        what: description of the fault.
+        named_by: check of `verify` or of the compiler that finds it.
+        test: test that plants it.
     """
 
     what: str
@@ -62,13 +62,13 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Emitted:
-    """A fault in the code that Inductor emits, in a wrapper by hand.
+    """A fault in emitted code, planted in a hand-written wrapper.
 
     Attributes:
-        what: is broken.
-        body: of `call`.
-        find: what reads it.
-        says: a part of what is found.
+        what: description of the fault.
+        body: body of `call`.
+        find: function that finds it.
+        says: part of its message.
     """
 
     what: str
@@ -185,14 +185,14 @@ COLLECTIVES = (
     Fault(
         "an all-reduce is removed on one rank",
         "order of collectives",
-        "the ranks part",
+        "the ranks disagree",
         faults.reduce_dropped,
         on=1,
     ),
     Fault(
         "two launches change places on one rank",
         "order of collectives",
-        "the ranks part",
+        "the ranks disagree",
         faults.collectives_swapped,
         on=1,
     ),
@@ -287,7 +287,7 @@ FILES = (
     Fault(
         "a tensor is one too many",
         "weights",
-        "layers.9.up.weight is one too many on rank 1: [2] float32",
+        "layers.9.up.weight is unexpected on rank 1: [2] float32",
         faults.one_too_many,
         on=1,
     ),
@@ -392,7 +392,7 @@ STATE = (
     Fault(
         "an input of whole numbers is zeroed in place",
         "state",
-        "input ids is of another form",
+        "input ids has another form",
         faults.changed_in_the_end("ids", aten.zero_.default),
         net="decoder",
         ranks=1,
@@ -617,7 +617,7 @@ SECTIONS: dict[str, Sequence[Any]] = {
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """Where a fault is, what it is, and what names it."""
+    """The place, description and check of each fault."""
     for section, faults_of in SECTIONS.items():
         for fault in faults_of:
             yield section, fault.what, _named_by(fault)

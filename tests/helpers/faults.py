@@ -1,7 +1,7 @@
-"""Ways to get a ladder wrong, planted in what `ladderize rewrite` made or wrote.
+"""Faults to plant in the output of `ladderize rewrite`.
 
-Each changes a graph, or the tensors of a rank, of which nothing else tells: hashes and manifests
-are made to fit. `fault_rows.py` says which check names which.
+Each changes a graph or the tensors of a rank. Hashes and manifests are updated, so nothing else
+reveals it. `fault_rows.py` lists the check that finds each.
 """
 
 import json
@@ -44,7 +44,7 @@ def readers(graph: Graph, block: Block) -> list[Node]:
 
 
 def move_reads(graph: Graph, stream: Stream, index: int, before: int, after: int) -> None:
-    """Branch `index` reads anchor `after` in the place of `before`."""
+    """Make branch `index` read anchor `after` instead of `before`."""
     blocks = stream.blocks
     old, new = node_in(graph, blocks[before].anchor), node_in(graph, blocks[after].anchor)
     found = readers(graph, blocks[index])
@@ -100,13 +100,13 @@ def final_norm_reads_stale(graph: Graph, stream: Stream) -> int:
 
 
 def read_times_zero(graph: Graph, stream: Stream) -> int:
-    """Block 3 reads `x2 + 0 * x1`: the same values from one stream value more."""
+    """Block 3 reads `x2 + 0 * x1`: the same values, from one more stream value."""
     read_nothing_of(graph, stream, 1)
     return 3
 
 
 def read_nothing_of(graph: Graph, stream: Stream, other: int) -> None:
-    """Block 3 reads, beside the anchor of block 2, that of `other` times zero."""
+    """Block 3 reads the anchor of block 2, plus that of `other` times zero."""
     blocks = stream.blocks
     right, extra = (node_in(graph, blocks[i].anchor) for i in (2, other))
     found = readers(graph, blocks[3])
@@ -137,7 +137,7 @@ def branch_dropped(graph: Graph, stream: Stream) -> int:
 
 
 def branches_exchanged(graph: Graph, stream: Stream) -> int:
-    """Blocks 1 and 2 add each other's branches: the last sum is right, the one between is not."""
+    """Blocks 1 and 2 add each other's branches: only the sum between them is wrong."""
     first, second = (node_in(graph, stream.blocks[i].add) for i in (1, 2))
     one, two = first.args[1], second.args[1]
     moved, stack = [], [two]
@@ -189,7 +189,7 @@ def rounded(graph: Graph, stream: Stream) -> int:
 
 
 def said_otherwise(graph: Graph, stream: Stream) -> int:
-    """The graph says of a value that it has another shape."""
+    """The metadata of a value has another shape."""
     node = node_in(graph, stream.blocks[1].outputs[0])
     node.meta["val"] = node.meta["val"].new_empty(2, 7)
     return 1
@@ -210,7 +210,7 @@ def output_permuted(graph: Graph, stream: Stream) -> int:
 
 
 def from_position(first: int) -> Callable[[Graph, Stream], int]:
-    """Block 3 reads fresh from the row `first` on; every sum is computed from what it should be."""
+    """Block 3 reads fresh values from row `first` on; all sums have the right sources."""
 
     def fresh_from(graph: Graph, stream: Stream) -> int:
         stale, fresh = (node_in(graph, stream.blocks[i].anchor) for i in (2, 3))
@@ -227,7 +227,7 @@ def from_position(first: int) -> Callable[[Graph, Stream], int]:
 
 
 def at_size(compare: Callable[[int, int], bool], size: int) -> Callable[[Graph, Stream], int]:
-    """A branch is doubled where the number of rows compares with `size`."""
+    """A branch is doubled if the number of rows compares with `size`."""
 
     def doubled(graph: Graph, stream: Stream) -> int:
         add = node_in(graph, stream.blocks[1].add)
@@ -242,18 +242,18 @@ def at_size(compare: Callable[[int, int], bool], size: int) -> Callable[[Graph, 
     return doubled
 
 
-# ---- faults in what a call leaves behind
+# ---- faults in the state after a call
 
 
 def cache_not_written(graph: Graph, stream: Stream) -> int:  # noqa: ARG001
-    """Attention reads the new keys all the same."""
+    """The cache is not written, although attention reads the new keys."""
     write = next(node for node in graph.nodes if node.target is aten.index_copy_.default)
     write.target = aten.index_copy.default
     return 0
 
 
 def changed_in_the_end(name: str, *change: Any) -> Callable[[Graph, Stream], int]:
-    """The input `name` is changed in place, once nothing reads it any more."""
+    """The input `name` is changed in place after its last read."""
     target, *rest = change
 
     def changed(graph: Graph, stream: Stream) -> int:  # noqa: ARG001
@@ -267,7 +267,7 @@ def changed_in_the_end(name: str, *change: Any) -> Callable[[Graph, Stream], int
 
 
 def caches_exchanged(graph: Graph, stream: Stream) -> int:  # noqa: ARG001
-    """Keys are left where the values should be."""
+    """Keys are stored in place of the values."""
     (output,) = graph.find_nodes(op="output")
     by_name = {node.name: node for node in graph.find_nodes(op="placeholder")}
     with graph.inserting_before(output):
@@ -381,7 +381,7 @@ def gathered_from_more(graph: Graph, stream: Stream) -> int:
 
 
 def maximum_taken(graph: Graph, stream: Stream) -> int:
-    """The ranks' maximum in the place of their sum."""
+    """The maximum over ranks instead of the sum."""
     launch = of_block(graph, stream, 2, "reduce")
     functional = torch.ops._c10d_functional
     wait = next(iter(launch.users))
@@ -391,7 +391,7 @@ def maximum_taken(graph: Graph, stream: Stream) -> int:
 
 
 def launch_waits_for_the_one_before(graph: Graph, stream: Stream) -> int:
-    """Block 3 reads `x2 + 0 * y2`, and y2 is what it adds to: no read is wrong, none is hidden."""
+    """Block 3 reads `x2 + 0 * y2` and adds to y2: no read is wrong, but nothing is hidden."""
     read_nothing_of(graph, stream, 3)
     return 2
 
@@ -423,7 +423,7 @@ def collectives_swapped(graph: Graph, stream: Stream) -> int:
 
 
 def bias_on_every_rank(graph: Graph, stream: Stream) -> int:
-    """The bias is added ahead of the all-reduce instead of behind it."""
+    """The bias is added before the all-reduce instead of after it."""
     wait = of_block(graph, stream, 1, "wait")
     reduce = wait.args[0]
     biased = next(user for user in wait.users if user.target is aten.add.Tensor)
@@ -455,7 +455,7 @@ def segments_swapped(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def of_a_rank(name: str, change: Callable[[torch.Tensor], Any]) -> Callable[[dict], int]:
-    """The tensor `name` is another one; None: it is gone."""
+    """The tensor `name` is replaced, or removed if None."""
 
     def changed(tensors: dict[str, torch.Tensor]) -> int:
         tensors[name] = change(tensors[name])
@@ -481,7 +481,7 @@ def one_too_many(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def plant(program: ExportedProgram, stream: Stream, fault: Callable[[Graph, Stream], int]) -> int:
-    """`fault` in the graph of `program`, in place; the block that it is planted in."""
+    """Plant `fault` in the graph of `program`, in place; return the block that has it."""
     index = fault(program.graph, stream)
     program.graph.lint()
     program.graph_module.recompile()
@@ -507,7 +507,7 @@ def plant_in_tensors(folder: Path, rank: int, fault: Callable[[dict], int]) -> i
 
 
 def make_manifest_fit(folder: Path) -> None:
-    """The sizes and hashes of the files as they are now."""
+    """Update the sizes and hashes of the files."""
     path = folder / directory.MANIFEST
     data = json.loads(path.read_text())
     data.pop("sha256")

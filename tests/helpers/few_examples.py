@@ -1,4 +1,4 @@
-"""Hypothesis settings of this suite: fixed examples, few in CI, for each is a compilation."""
+"""Hypothesis settings of this suite: fixed examples, few in CI, because each is a compilation."""
 
 import os
 from collections.abc import Callable
@@ -12,9 +12,9 @@ FACTOR = 4 * DEEP or 1
 
 
 def examples(count: int) -> Callable[..., Any]:
-    """`count` examples, and 20 times as many under `--deep`; the same in every run of either kind.
+    """`count` examples, or 20 times as many with `--deep`; every run has the same ones.
 
-    One that fails is made small, which takes minutes of compiling, and printed.
+    A failing example is shrunk, which takes minutes of compiling, and printed.
     """
     return settings(
         max_examples=count * FACTOR,

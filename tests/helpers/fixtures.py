@@ -1,4 +1,4 @@
-"""What all tests have in common: fresh torch, ranks. A plugin of the processes that run tests."""
+"""Fixtures of all tests: fresh torch, ranks. A plugin of the processes that run tests."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_torch() -> Iterator[None]:
-    """No test sees what another one left behind in torch, or in the environment."""
+    """Isolate each test from the state of torch and the environment after other tests."""
     torch._dynamo.reset()
     forget_warnings()  # Dynamo resets a backend only after a compilation
     torch.manual_seed(0)
@@ -52,6 +52,6 @@ def four_ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="module")
 def first_of_two() -> Iterator[None]:
-    """This process is rank 0 of two; the other one is not there."""
+    """This process is rank 0 of two; there is no other process."""
     with fake_group():
         yield

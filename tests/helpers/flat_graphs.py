@@ -1,6 +1,6 @@
-"""Flat graphs to cut, traced from small functions, and a look at what they were cut into.
+"""Flat graphs to cut, traced from small functions, and views of the cut graphs.
 
-They have collectives of a group that does not exist; these are replaced before a run.
+Their collectives are of a group that does not exist; they are replaced before a run.
 """
 
 import torch
@@ -33,13 +33,13 @@ def trace(fn, *args, symbolic=False):
 
 
 def cut_graph(gm):
-    """Cut, with the proof that it is right; also how many islands there are."""
+    """The graph, cut and checked, and the number of its islands."""
     run_pass(gm, DropChecks(), Log())
     return run_pass(gm, CutIslands(), Log(), cut_of(gm)).changed
 
 
 def code(gm):
-    """One line a node, with its operands; what is taken of a result is an item."""
+    """One line per node, with its operands."""
 
     def line(node):
         is_op = isinstance(node.target, (str, OpOverload))
@@ -59,7 +59,7 @@ def runnable(gm):
 
 
 def check(fn, *args, islands=None, symbolic=False, deferred=False, others=()):
-    """Cut or whole: the same values, bit for bit, returned and in what is written to."""
+    """Check that cut and flat graph return and write the same values, bit for bit."""
     gm = trace(fn, *args, symbolic=symbolic)
     whole = runnable(gm)
     if deferred:
@@ -78,7 +78,7 @@ def find(gm, name):
 
 
 def ladder(x, *weights):
-    """Each block reads the stream one block stale, and is waited for at once."""
+    """A ladder in which each block reads one block stale and is waited for immediately."""
     values = [x]
     for w in weights:
         read = values[max(len(values) - 2, 0)]

@@ -1,11 +1,11 @@
-"""Fresh processes that have imported torch and transformers: forked from one that did only that.
+"""Fresh processes with torch and transformers imported, forked from one that did only that.
 
     pid = fork(0, function, (1, 2), pipe)   # a process runs function(1, 2, pipe) and ends
 
-Importing takes each process 5 s, and a server does it once for all workers of a run. It runs
-nothing else, so that what it forks is as fresh as a spawned process; environment and `sys.path` are
-the caller's. Forks of one server share its hash seed: processes that are to differ in the order of
-sets come from one server each.
+Importing takes 5 s per process; a server does it once for all workers of a run. It runs nothing
+else, so its forks are as fresh as spawned processes. Environment and `sys.path` are the caller's.
+Forks of one server share its hash seed; processes that should differ in the order of sets come from
+different servers.
 """
 
 import atexit

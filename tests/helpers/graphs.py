@@ -1,4 +1,4 @@
-"""Dynamo graphs for tests: captured, not compiled; and small nets to capture."""
+"""Dynamo graphs for tests, captured and not compiled, and small models to capture."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def capture(
 
 
 def refuse(model: Callable[..., Any], *args: Any) -> None:
-    """Raise what the pipeline has against the streams of `model`."""
+    """Raise the pipeline's error about the streams of `model`, if any."""
     gm, names = capture(model, *args)
     Functionalize()(gm)
     context = AnalysisContext(gm, names)
@@ -89,7 +89,7 @@ class Residual(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """`body` over a list of linear layers, for nets that are a few lines of forward."""
+    """`body` over a list of linear layers, for models with a short forward."""
 
     def __init__(self, body, count=4, width=8):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The ladder program that plain Inductor gets wrong (DESIGN §6.1), written by hand.
+"""The hand-written ladder program whose order plain Inductor changes.
 
 Each block is `h_i(x) = down_i(silu(up_i(rms_norm(x))))` with `up_i` split by columns and `down_i`
 by rows over the ranks. The reads are stale and every wait is written after the next block:
@@ -25,7 +25,7 @@ Weights = list[tuple[Tensor, Tensor]]
 
 
 def make_weights(num_blocks: int = NUM_BLOCKS, *, seed: int = 0) -> Weights:
-    """The full weights of every block, the same on every rank; activations stay of order 1."""
+    """The full weights of every block, the same on every rank, with activations of order 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def weight(rows: int, columns: int) -> Tensor:
@@ -47,7 +47,7 @@ def shard_weights(weights: Weights, rank: int, num_ranks: int) -> Weights:
 
 
 def branch(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """One block's branch; over shards of the weights, this rank's partial sum of it."""
+    """The branch of a block, or with shards of the weights, this rank's partial sum."""
     return F.linear(F.silu(F.linear(F.rms_norm(x, x.shape[-1:]), up)), down)
 
 
@@ -130,7 +130,7 @@ def group_name() -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one rank saw: the largest differences to the eager reference."""
+    """The result of one rank: the largest differences from the eager reference."""
 
     output_error: float
     grad_error: float

@@ -15,7 +15,7 @@ LADDER = {"blocks": "1:4", "lowering": "eager"}
 
 @cache
 def texts():
-    """400 sequences to train on, 8 that are not."""
+    """400 sequences for training, and 8 held out."""
     words = word_tokenizer()(chain_text(408 * LENGTH))["input_ids"]
     examples = [{"input_ids": row} for row in torch.tensor(words).view(408, LENGTH)]
     return examples[:400], examples[400:]
@@ -23,7 +23,7 @@ def texts():
 
 @cache
 def _trained():
-    """It knows which words follow: its loss is near ln 2."""
+    """A model trained to predict the next word; its loss is near ln 2."""
     model = language_model("llama").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rows = torch.stack([example["input_ids"] for example in texts()[0]])

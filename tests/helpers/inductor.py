@@ -1,8 +1,8 @@
-"""Inductor as the tests use it: its emitted code is checked, and its kernels are ATen's.
+"""Inductor settings of the tests: emitted code is checked, and kernels are ATen's.
 
-The order of launches and waits, and races, are the wrapper's, and Inductor makes the wrapper in the
-same way for either kind of kernel. Compiling C++ takes a second a kernel, so a test that is about
-kernels asks for them with `cpp_kernels`; with `--deep` all have them.
+The wrapper determines races and the order of launches and waits, and is the same for both kinds of
+kernels. Compiling C++ takes a second per kernel, so only tests of kernels use `cpp_kernels`; with
+`--deep` all tests do.
 """
 
 import functools
@@ -28,11 +28,11 @@ def _compile_and_check(gm, example_inputs, settings, on_source=None):
 
 
 def prepare_inductor() -> None:
-    """In this process: check every Inductor compilation of ladderize, and call ATen's kernels.
+    """In this process, check every Inductor compilation of ladderize, and call ATen's kernels.
 
-    What the processor says of its vector instructions is taken to hold: trying it by a compilation
-    takes 15 s in a fresh cache. Kernels are compiled here: a pool of compilers for each rank costs
-    more. The variables say the same to the processes that a test starts.
+    The CPU's vector instructions are not tested by a compilation, which takes 15 s with a fresh
+    cache. Kernels are compiled in this process, because a compiler pool per rank costs more.
+    Environment variables set the same for the processes that a test starts.
     """
     os.environ.update(TORCHINDUCTOR_VEC_ISA_OK="1", TORCHINDUCTOR_COMPILE_THREADS="1")
     compat.inductor_compile = _compile_and_check

@@ -1,4 +1,4 @@
-"""A package that is installed as far as its metadata tells: `importlib.metadata` finds it."""
+"""A fake installed package, which `importlib.metadata` finds."""
 
 from pathlib import Path
 

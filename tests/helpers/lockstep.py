@@ -3,10 +3,10 @@
     rank 0   x ── copy ── linear(x, w[:2]) ──┐                       ┌── y
     rank 1   x ── copy ── linear(x, w[2:]) ──┴─ reduce: their sum ──┴── y
 
-This stands in for N processes: every rank has its own local parameters and index inputs, and what
-a collective does to all of them is one autograd function. Those and the interpreter are
-`ladderize.testing.verify`'s, so a read of a reduce before its wait is NaN. What this cannot show is
-anything about processes: hangs, memory, time. tests/ranks has real ones.
+This stands in for N processes: every rank has its own local parameters and index inputs, and a
+collective over all ranks is one autograd function. These functions and the interpreter come from
+`ladderize.testing.verify`, so a read of a reduce before its wait is NaN. Hangs, memory and time of
+processes are not tested here; tests/ranks has real processes.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from ladderize.testing.verify.lockstep import run_ranks
 
 
 def run_in_lockstep(gm: GraphModule, inputs: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """What each rank's run of `gm` returns, differentiable; `inputs[rank]` are its arguments."""
+    """The differentiable results of `gm` on each rank; `inputs[rank]` are its arguments."""
     return run_ranks([gm] * len(inputs), inputs, joined=DIFFERENTIABLE)
 
 
@@ -40,8 +40,8 @@ class ShardedProgram:
     """An exported program as a ladder over `num_ranks` ranks.
 
     Attributes:
-        rewritten: what the pipeline made.
-        local: after a call, the parameters of each rank by name.
+        rewritten: result of the pipeline.
+        local: parameters of each rank by name, after a call.
     """
 
     def __init__(self, program: ExportedProgram, num_ranks: int, **config: Any) -> None:
@@ -58,7 +58,7 @@ class ShardedProgram:
         self.local: list[dict[str, Tensor]] = []
 
     def cut(self) -> int:
-        """Cut the graph into islands, with the proof that they are right; how many there are."""
+        """Cut the graph into islands, check them, and return their number."""
         gm = self.rewritten.gm
         run_pass(gm, DeferWaits(), Log())
         return run_pass(gm, CutIslands(), Log(), cut_of(gm)).changed

@@ -1,12 +1,12 @@
-"""Linears that keep packed words and unpack them in every call, as libraries of four bits do.
+"""Linears that keep packed words and unpack them at every call, as 4-bit libraries do.
 
     GptqLinear     qweight int32 [in/8, out]    scales, qzeros of groups, found by g_idx
     AwqLinear      qweight int32 [in, out/8]    its eight values in the order 0 2 4 6 1 3 5 7
     NibblesLinear  packed uint8 [out, in/2]     scales and zero points of groups along the inputs
     BytesLinear    weight [out, in]             int8, scales of rows; float8, scales of squares
 
-The first two hold buffers and no parameters; their arithmetic is that of GPTQModel's and AutoAWQ's
-fallbacks in torch.
+The first two have buffers but no parameters; their arithmetic is that of the torch fallbacks of
+GPTQModel and AutoAWQ.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def _packed(values: Tensor, dim: int) -> Tensor:
 
 
 class GptqLinear(nn.Module):
-    """Unpacks words along the inputs, and looks up the scales of each input by its group."""
+    """Unpacks words along the inputs, and looks up the scales of each input by group."""
 
     def __init__(self, linear: nn.Linear, group: int, is_shuffled: bool = False) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class GptqLinear(nn.Module):
 
 
 class AwqLinear(nn.Module):
-    """Unpacks words along the outputs, puts them in order, and repeats scales over a group."""
+    """Unpacks words along the outputs, reorders them, and repeats scales over a group."""
 
     def __init__(self, linear: nn.Linear, group: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class AwqLinear(nn.Module):
 
 
 class NibblesLinear(nn.Module):
-    """Takes each byte apart, and gives the groups a dim of their own."""
+    """Splits each byte, and gives the groups a separate dim."""
 
     def __init__(self, linear: nn.Linear, group: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class BytesLinear(nn.Module):
 
 
 def packed(model: nn.Module, make: Callable[[nn.Linear], nn.Module], *names: str) -> nn.Module:
-    """`model` with what `make` makes of its linears of these names, in place."""
+    """Replace the linears of these names in `model` by the results of `make`, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name in names:

@@ -1,8 +1,8 @@
-"""Weights of four bits a value, with scales and zero points of groups: what libraries make.
+"""4-bit weights with scales and zero points per group, as libraries make them.
 
     PackedWeight [out, in]   packed uint8 [out, in/2]   scale, zero [out, in/group]
 
-A stand-in where no such library is installed.
+A stand-in if no such library is installed.
 """
 
 import torch
@@ -13,11 +13,11 @@ aten = torch.ops.aten
 
 
 class PackedWeight(torch.Tensor):
-    """Made of `packed`, `scale` and `zero`.
+    """A weight of `packed`, `scale` and `zero`.
 
     Args:
-        group: inputs that share a scale.
-        quantizes_inputs: whether its linear rounds what it multiplies, by the largest of a row.
+        group: number of inputs that share a scale.
+        quantizes_inputs: whether its linear rounds the inputs, scaled by the largest in a row.
     """
 
     @staticmethod

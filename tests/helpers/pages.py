@@ -20,12 +20,12 @@ class Block:
     """A fenced block.
 
     Attributes:
-        page: as in `PAGES`.
-        kind: the word behind the fence. `python` runs as it stands; `py` is a fragment, for
-            several ranks or in need of what the reader has.
-        code: what is in it.
-        printed: of the text block that follows at once: what it prints; "" without one.
-        is_output: of a text block: whether it is what the block before it prints.
+        page: name of the page, as in `PAGES`.
+        kind: language of the fence. `python` runs as is; `py` is a fragment, for several ranks or
+            with parts that the reader provides.
+        code: contents of the block.
+        printed: contents of the text block that directly follows, which it prints, or "".
+        is_output: whether this is a text block that the block before it prints.
     """
 
     page: str
@@ -36,7 +36,7 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The name in the first line of a program that the reader is told to save."""
+        """The file name in the first line of a program to save."""
         found = re.match(r"# (\w+\.py)\n", self.code)
         return found[1] if found and self.kind == "python" else ""
 
@@ -61,7 +61,7 @@ def of_kind(*kinds: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The lines of a `sh` block, without what a reader is told beside them."""
+    """The lines of a `sh` block, without comments for the reader."""
     lines = (line.split("  #")[0].strip() for line in block.code.splitlines())
     return [line for line in lines if line]
 
@@ -73,7 +73,7 @@ def is_walked(block: Block, line: str) -> bool:
 
 
 def steady(printed: str) -> str:
-    """What a program printed, without seconds, versions and rounding errors, which differ."""
+    """The output of a program, without seconds, versions and rounding errors, which vary."""
     printed = "\n".join(line.rstrip() for line in printed.strip().splitlines())
     printed = re.sub(r"\d+\.\d+ s\b", "N s", printed)
     standard = r"the standard model's \S+"

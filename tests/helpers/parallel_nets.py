@@ -1,4 +1,4 @@
-"""A small decoder, the ways people shard it by hand, and its eager ladder on one process.
+"""A small decoder, sharded by hand in several ways, and its eager ladder on one process.
 
 net = shard("dtensor", make_net(), group_of_ranks)      a net of this rank, compiled as it is
 eager_ladder(make_net(), ids)                           what it must compute as a ladder
@@ -79,7 +79,7 @@ class Net(nn.Module):
 
 
 def make_net(layers: int = 3, width: int = 32, heads: int = 4, inner: int = 48) -> Net:
-    """The whole net, the same on every rank."""
+    """The whole model, the same on every rank."""
     torch.manual_seed(0)
     return Net(layers, width, heads, inner)
 
@@ -102,7 +102,7 @@ def eager_ladder(net: Net, ids: Tensor, staleness: int = 1) -> Tensor:
 
 
 def parallelize(net: Net, mesh: DeviceMesh) -> Net:
-    """Column- and row-parallel linears; the stream is a plain tensor, whole on every rank."""
+    """Column- and row-parallel linears; the stream is a plain tensor, replicated on every rank."""
     plan: dict[str, Any] = {"head": ColwiseParallel(output_layouts=Replicate())}
     for i in range(len(net.layers)):
         plan |= {f"layers.{i}.{name}": ColwiseParallel() for name in COLUMNS}
@@ -111,7 +111,7 @@ def parallelize(net: Net, mesh: DeviceMesh) -> Net:
 
 
 def parallelize_sequence(net: Net, mesh: DeviceMesh) -> Net:
-    """The stream is split along the sequence: all-gather ahead of a branch, reduce-scatter after.
+    """The stream is split along the sequence: all-gather before a branch, reduce-scatter after.
 
     Source: Korthikanti et al., "Reducing Activation Recomputation", Section 4.2.2.
     """
@@ -154,7 +154,7 @@ class _CopyInPlace(torch.autograd.Function):
 
 
 class _ReduceInPlace(torch.autograd.Function):
-    """Megatron-LM's `_ReduceFromModelParallelRegion`, in place as it is there."""
+    """Megatron-LM's `_ReduceFromModelParallelRegion`, which also works in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -238,7 +238,7 @@ class _Between(nn.Module):
 
 
 def shard_by_hand(net: Net, ends: str, group: dist.ProcessGroup) -> Net:
-    """Plain parameters, each rank's own part of them, and collectives written out."""
+    """Plain parameters with each rank's part of them, and explicit collectives."""
     rank, num_ranks = group.rank(), group.size()
     for layer in net.layers:
         for dim, names in ((0, COLUMNS), (1, ROWS)):
@@ -261,7 +261,7 @@ def shard(way: str, net: Net, mesh: DeviceMesh) -> Net:
 
 
 def gradient_errors(net: Net, whole: Net, mesh: DeviceMesh) -> dict[str, float]:
-    """By parameter: the largest difference of `net`'s gradient to `whole`'s (or its part of it)."""
+    """The largest difference of each gradient of `net` from that of `whole` (or its part)."""
     expected = dict(whole.named_parameters())
     errors = {}
     for name, parameter in net.named_parameters():

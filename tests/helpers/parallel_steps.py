@@ -1,4 +1,4 @@
-"""Training steps of the nets of parallel_nets.py, sharded or whole, and how far apart they end.
+"""Training steps of the models of parallel_nets.py, sharded or whole, and their difference.
 
 net, whole = shard("dtensor", make_net().double(), mesh), make_net().double()
 found = train(net, compiled(net), 10);  wanted = train(whole, partial(eager_ladder, whole), 10)
@@ -26,7 +26,7 @@ def compiled(net: nn.Module, **options: Any) -> Any:
 
 
 def make_batch(step: int = 0, batch: int = 2, length: int = 9) -> tuple[Tensor, Tensor]:
-    """Token ids and the ids that follow them, another batch each step."""
+    """Token ids and the next ids, a different batch for each step."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(VOCABULARY, (batch, length), generator=generator)
     return ids[:, :-1], ids[:, 1:]
@@ -58,7 +58,7 @@ def largest_difference(found: list[float], wanted: list[float]) -> float:
 
 
 def parameter_error(net: nn.Module, whole: nn.Module, mesh: DeviceMesh) -> float:
-    """The largest difference of a parameter to `whole`'s, or to this rank's part of it."""
+    """The largest difference of a parameter from that of `whole`, or from this rank's part."""
     wanted = {name: p.detach() for name, p in whole.named_parameters()}
     errors = []
     for name, parameter in net.named_parameters():

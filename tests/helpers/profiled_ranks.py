@@ -1,4 +1,4 @@
-"""What ranks record for test_timeline_trace.py: a few steps of a small net under gloo."""
+"""Traces that ranks record for test_timeline_trace.py: a few steps of a small model with gloo."""
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ def _step(weight):
 
 
 def record(path):
-    """A whole trace, and one of three steps; on rank 0 they are written."""
+    """Record a whole trace and one of three steps; rank 0 writes them."""
     weight = torch.randn(64, 64)
     _step(weight)
     with profile(activities=[ProfilerActivity.CPU]) as whole:

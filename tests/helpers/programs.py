@@ -1,9 +1,9 @@
 """Run programs as `python FILE` and `torchrun FILE` do, in forks of a process that imported torch.
 
-    run_program(ROOT / "bench" / "plan_70b.py", ["--help"])     # what it prints
-    run_program(ROOT / "examples" / "serve_llama.py", ranks=2)  # what the ranks print, rank 0 first
+    run_program(ROOT / "bench" / "plan_70b.py", ["--help"])     # its output
+    run_program(ROOT / "examples" / "serve_llama.py", ranks=2)  # output of the ranks, rank 0 first
 
-A program starts in a process of its own and ends with it, but nothing is imported again.
+A program runs in its own process, but nothing is imported again.
 """
 
 import multiprocessing
@@ -35,13 +35,13 @@ def run_program(
     server: int = 0,
     timeout: float = 240,
 ) -> str:
-    """What `path` prints when it runs as `__main__`. Raises AssertionError if it fails.
+    """Run `path` as `__main__` and return its output. Raises AssertionError if it fails.
 
     Args:
-        ranks: as `torchrun --nproc-per-node`; 0 runs it without torchrun.
-        folder: the working directory.
-        lowering: what stands in for Inductor, where the emitted code is not the subject.
-        server: which process is forked; those of one server share their hash seed.
+        ranks: as in `torchrun --nproc-per-node`; 0 runs without torchrun.
+        folder: working directory.
+        lowering: lowering to use instead of Inductor, if emitted code is not tested.
+        server: server to fork from; forks of one server share their hash seed.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if ranks else None
     pipes: list[Connection] = []
@@ -67,7 +67,7 @@ def run_program(
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun sets; its store is the test process's."""
+    """The variables that torchrun sets; the store is in the test process."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,10 +1,10 @@
-"""Real ranks for tests: started once for a file, kept alive, with a timeout on every call.
+"""Real ranks for tests: started once per file, kept alive, with a timeout on every call.
 
 A test sends a module-level function; every rank runs it as `fn(*args)` and sends its result back.
 Results must be picklable without sharing memory: return floats, lists, numpy arrays or CPU
 tensors' `.numpy()`, not live tensors.
 
-Even and odd ranks come from different servers, so that their sets are in different orders.
+Even and odd ranks come from different servers, so their sets have different orders.
 """
 
 import multiprocessing
@@ -53,7 +53,7 @@ def _serve(rank: int, num_ranks: int, port: int, start: Start, pipe: Connection)
 
 
 def _ends(pipe: Connection) -> bool:
-    """Whether the rank at the other end closes it in time; what it still sends is dropped."""
+    """Whether the rank at the other end closes in time; what it still sends is dropped."""
     try:
         while pipe.poll(SECONDS_TO_END):
             pipe.recv()
@@ -64,12 +64,12 @@ def _ends(pipe: Connection) -> bool:
 
 @cache
 def mesh() -> DeviceMesh:
-    """On a rank: all ranks as one mesh of one dim."""
+    """On a rank: a 1-D mesh of all ranks."""
     return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 class Ranks:
-    """`num_ranks` processes joined in one group, gloo's by default; use as a context manager."""
+    """`num_ranks` processes in one group, by default of gloo; use as a context manager."""
 
     def __init__(self, num_ranks: int, start: Start = _start_gloo) -> None:
         self.num_ranks = num_ranks
@@ -85,7 +85,7 @@ class Ranks:
             self._pipes.append(ours)
 
     def run(self, fn: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
-        """`fn(*args)` on every rank; the results in rank order. Any rank's error fails the call."""
+        """Run `fn(*args)` on every rank; return results in rank order, or raise a rank's error."""
         outcomes = self.outcomes(fn, *args, timeout=timeout)
         errors = [f"rank {i}:\n{text}" for i, (kind, text) in enumerate(outcomes) if kind != "ok"]
         if errors:

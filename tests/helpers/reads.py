@@ -1,6 +1,6 @@
 """The modules that read the residual stream in the tiny models, for `eager_ladder`.
 
-`BODY` is for a model without a head (`LlamaModel`), `HEAD` for one with (`LlamaForCausalLM`).
+`BODY` is for models without a head (`LlamaModel`), `HEAD` for those with one (`LlamaForCausalLM`).
 """
 
 BODY = {

@@ -1,4 +1,4 @@
-"""Reports made by hand, without a model: streams of blocks with given reads and costs."""
+"""Hand-made reports without a model: streams of blocks with given reads and costs."""
 
 from ladderize.config.hardware import Hardware, Link
 from ladderize.report import (
@@ -12,7 +12,7 @@ from ladderize.report import (
 
 
 def block(index, stale=1, stream=0, graph=0, **fields):
-    """Block `index` of two a layer, attention and MLP, that reads `stale` blocks earlier."""
+    """Block `index`, attention or MLP in turn, that reads `stale` blocks stale."""
     suffix = f"_{stream}" if stream else ""
     kind, part = [("attention", "self_attn"), ("MLP", "mlp")][index % 2]
     given = {
@@ -56,5 +56,5 @@ def reduce_in(name, is_inserted=True, op="all_reduce"):
 
 
 def machine(ranks=2, flops=100, memory=1e9, link=100 / 3, latency=1, **rest):
-    """1000 FLOPs of a block take 5 s on each of two ranks, its 100 bytes 3 s + 1 s of latency."""
+    """Two ranks: 1000 FLOPs of a block take 5 s on each, and 100 bytes 3 s plus 1 s of latency."""
     return Hardware(Link("test", ranks, latency, link), flops, memory, **rest)

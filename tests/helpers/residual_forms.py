@@ -1,7 +1,7 @@
-"""A model of plain branches, and the other forms of its residual stream written out.
+"""A model of plain branches, and hand-written variants of its residual stream.
 
-parallel    the branches of a layer read one value
-desync      each rank's stream in turn, of which every n-th block is reduced
+parallel    the branches of a layer read the same value
+desync      one stream per rank, with every n-th block reduced
 """
 
 import torch
@@ -22,7 +22,7 @@ class PlainBranch(nn.Module):
         return self.down(self.up(self.norm(x)).tanh())
 
     def part(self, x, rank, ranks):
-        """What one rank makes of `x` with its part of the weights."""
+        """The result of one rank for `x` with its part of the weights."""
         up, bias = (p.chunk(ranks)[rank] for p in (self.up.weight, self.up.bias))
         inner = nn.functional.linear(self.norm(x), up, bias).tanh()
         return nn.functional.linear(inner, self.down.weight.chunk(ranks, 1)[rank])
@@ -80,14 +80,14 @@ class FormsNet(nn.Module):
         return self.norm(x)
 
     def parallel(self, x, layers=range(LAYERS)):
-        """The `layers` read as GPT-J's and PaLM's do."""
+        """The `layers` in parallel, as in GPT-J and PaLM."""
         x = self.table(x)
         for number, layer in enumerate(self.layers):
             x = x + sum(b(x) for b in layer.branches) if number in layers else layer(x)
         return self.norm(x)
 
     def desync(self, x, period, normed=False):
-        """As `gpt_desync_TP.py` of the authors of arXiv 2501.06589 has it, each rank in turn."""
+        """As in `gpt_desync_TP.py` by the authors of arXiv 2501.06589, one rank after the other."""
         streams = [self.table(x)] * RANKS
         blocks = [(layer, branches) for layer in self.layers for branches in layer.blocks()]
         for count, (layer, branches) in enumerate(blocks, 1):

@@ -22,15 +22,15 @@ from ladderize.streams.find import find_streams
 
 @dataclass
 class Sharder:
-    """A torch.compile backend; afterwards holds what it made.
+    """A torch.compile backend that keeps its results.
 
     Attributes:
         execute: whether a call runs the sharded graph, as all of its ranks in lockstep.
-        earlier: what is known from another graph of the model.
-        leaves: then of each rank the local parameters by name.
-        inputs: of each rank its own copies of the other floating inputs.
-        outputs: what each rank's graph returned.
-        order: of each input of the graph the parameter's name, None for what a caller passes.
+        earlier: plan of another graph of the model.
+        leaves: local parameters of each rank by name, after a run.
+        inputs: copies of the other floating inputs, by rank.
+        outputs: outputs of each rank's graph.
+        order: parameter name of each graph input, None for inputs of the caller.
     """
 
     num_ranks: int
@@ -207,7 +207,7 @@ def t5(heads: int = 4, layers: int = 2) -> torch.nn.Module:
 
 
 def _with_random_biases(model: torch.nn.Module) -> torch.nn.Module:
-    """transformers starts biases at zero, which would hide a bias added twice."""
+    """Randomize biases: transformers starts them at zero, which would hide a bias added twice."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
@@ -230,7 +230,7 @@ def embeds(batch: int = 2, length: int = 6, hidden: int = 32) -> torch.Tensor:
 
 
 def shard(name: str, num_ranks: int, dynamic: bool = False, **options: Any) -> Sharder:
-    """The plan and the sharded graph of a tiny model, which nobody edits; nothing is executed."""
+    """The plan and the sharded graph of a tiny model, without a run; do not edit them."""
     return _shard(name, num_ranks, dynamic, tuple(sorted(options.items())))
 
 
@@ -257,7 +257,7 @@ def shard_anew(name: str, num_ranks: int, dynamic: bool = False, **options: Any)
 def shard_module(
     sharder: Sharder, model: torch.nn.Module, x: torch.Tensor, dynamic: bool = False
 ) -> dict[str, Any]:
-    """Compile `model` with `sharder`; if it executes, the largest errors of any of its ranks."""
+    """Compile `model` with `sharder`; if it executes, return the largest errors of any rank."""
     y = x.detach().clone().requires_grad_()
     for dim in (0, 1) if dynamic else ():
         torch._dynamo.mark_dynamic(y, dim)
@@ -277,7 +277,7 @@ def shard_module(
 
 
 def _errors(sharder: Sharder, model: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """What the ranks have just computed of `x`, against the model unsharded."""
+    """The errors of the ranks' results for `x`, compared with the unsharded model."""
     assert sharder.plan is not None
     placements, full = sharder.plan.placements, dict(model.named_parameters())
     x = x.detach().clone().requires_grad_()
@@ -318,7 +318,7 @@ class FromEmbeddings(torch.nn.Module):
 def run_sharded(
     name: str, num_ranks: int, dynamic: bool, options: dict[str, Any]
 ) -> tuple[Sharder, dict[str, Any]]:
-    """A tiny model, sharded, against itself unsharded."""
+    """The errors of a sharded tiny model, compared with the unsharded one."""
     sharder = Sharder(num_ranks, execute=True)
     model = MODELS[name](**options)
     x = embeds(hidden=model.config.hidden_size)

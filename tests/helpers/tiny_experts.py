@@ -1,4 +1,4 @@
-"""The mixture of experts of `bench/moe_nets.py`, tiny: factories for `ladderize bench`."""
+"""Tiny versions of the mixtures of experts in `bench/moe_nets.py`, for `ladderize bench`."""
 
 from moe_nets import MoeNet, MoeSizes, WrittenMoe, make
 

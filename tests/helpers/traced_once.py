@@ -1,8 +1,7 @@
-"""Commands of `ladderize` that are given one model of transformers share its trace.
+"""Let commands of `ladderize` on the same transformers model share its trace.
 
-One model: its class, its configuration, every weight and input, and whether sizes are dynamic.
-Tracing takes longer than all else that a command does with a tiny model, and a command works on
-copies of the program.
+The key is class, configuration, weights, inputs, and whether sizes are dynamic. Tracing is the
+slowest part of a command on a tiny model, and commands work on copies of the program.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""A tokenizer of 62 words, `w2` to `w63`, for language models of 64 tokens; and text that has laws.
+"""A tokenizer of 62 words, `w2` to `w63`, for models of 64 tokens, and text with simple rules.
 
-A model learns it in a second.
+A model learns the text in a second.
 """
 
 import json
@@ -13,7 +13,7 @@ VOCABULARY = {"<eos>": 0, "<unk>": 1} | {f"w{index}": index for index in range(2
 
 
 def word_tokenizer(extra=0):
-    """With `extra` words that a model of 64 tokens has no rows for."""
+    """The tokenizer, with `extra` words that the embedding of 64 tokens lacks."""
     vocabulary = VOCABULARY | {f"w{index}": index for index in range(64, 64 + extra)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -23,7 +23,7 @@ def word_tokenizer(extra=0):
 
 
 def chain_text(num_words, seed=0):
-    """Ten words, `w2` to `w11`; two others decide which two may follow, so attention is needed."""
+    """Text of words `w2` to `w11`; each two words decide which two may follow: attention helps."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(0, 2, (num_words,), generator=generator).tolist()
     law = torch.randint(2, 12, (12, 12, 2), generator=torch.Generator().manual_seed(7)).tolist()

@@ -1,4 +1,4 @@
-"""Wrappers by hand, written as Inductor writes them, with a few fused kernels to call."""
+"""Hand-written wrappers in Inductor's style, with a few fused kernels to call."""
 
 import textwrap
 

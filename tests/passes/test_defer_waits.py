@@ -1,4 +1,4 @@
-"""The passes after autograd, on ATen graphs written by hand and on traced ones."""
+"""The passes after autograd, on hand-written and traced ATen graphs."""
 
 import operator
 
@@ -80,7 +80,7 @@ def test_a_standard_net_stays_as_it_is():
 
 
 def test_transfers_of_two_groups_travel_together():
-    """Each has a link of its own: the second is launched before the first is waited for."""
+    """Each group has its own link: the second is launched before the first is waited for."""
     graph = Ladder(0, 1)
     x = next(iter(graph.graph.nodes))
     with graph.graph.inserting_before(graph.graph.output_node()):
@@ -99,7 +99,7 @@ def test_launches_keep_their_order():
 
 
 def test_what_two_groups_wait_for_crosswise_stays_possible():
-    """l1 needs v0 and m1 needs w0: not both waits can come behind the other group's launch."""
+    """l1 needs v0 and m1 needs w0: only one wait can come after the other group's launch."""
     ladder = Ladder(0, 1)
     x = next(iter(ladder.graph.nodes))
     with ladder.graph.inserting_before(ladder.graph.output_node()):
@@ -263,7 +263,7 @@ def test_the_size_of_what_is_in_flight_may_be_read():
 
 
 def coalesced(op, num_launches=2):
-    """Launches of two tensors each; each wait stands right behind its launch."""
+    """Launches of two tensors each, with each wait directly after its launch."""
     graph = Graph()
     x = graph.placeholder("x")
     x.meta["val"] = torch.empty(4, device="meta")

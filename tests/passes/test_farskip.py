@@ -1,4 +1,4 @@
-"""FarSkip's connectivity: values and gradients against eager nets, and what the report says."""
+"""FarSkip's connectivity: values and gradients against eager models, and the report."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_by_blocks_of_the_reference():
 
 
 class Wide(nn.Module):
-    """Its routed experts are in float64, and behind them the stream is."""
+    """Its routed experts are in float64, and so is the stream after them."""
 
     def __init__(self):
         super().__init__()

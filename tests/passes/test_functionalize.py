@@ -1,4 +1,4 @@
-"""What takes the place of an in-place op: the same values in the same dtype, for all readers."""
+"""In-place ops are replaced by ones with the same values and dtype, for all readers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The pipelines as data: names of steps, stopping after one, who observes, what runs once."""
+"""The pipelines as data: step names, stopping after a step, observers, steps that run once."""
 
 import ast
 import itertools
@@ -105,9 +105,9 @@ def test_the_graph_stands_as_the_named_step_left_it(step, stale, sharded, deferr
 
 
 def test_last_report_is_for_users_alone():
-    """Nothing inside of the package reads it: what a front end needs is returned to it.
+    """Nothing inside the package reads it: front ends get what they need as return values.
 
-    An integration is outside: it shows the users of an engine what their model became.
+    Integrations may read it, to show the report to users of an engine.
     """
     readers = []
     for path in PACKAGE.rglob("*.py"):

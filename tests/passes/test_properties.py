@@ -1,7 +1,8 @@
-"""Random residual nets: rewritten = the eager reference, forward and gradients.
+"""Random residual models: the rewritten model equals the eager reference, also in gradients.
 
-Dynamo captures the examples of `test_any_net`; those of `test_any_traced_net` cost a third, for
-they are traced by make_fx and rewritten as graphs of ATen. In float64: no noise hides a wrong read.
+Dynamo captures the examples of `test_any_net`. Those of `test_any_traced_net` take a third of the
+time: make_fx traces them, and they are rewritten as ATen graphs. In float64, no noise hides a wrong
+read.
 """
 
 import contextlib
@@ -63,7 +64,7 @@ def check_traced(spec: NetSpec, conversion: Conversion) -> None:
 
 
 def reproducer(spec: NetSpec, conversion: Conversion, how: dict[str, Any]) -> str:
-    """A program that checks one net by itself; its PYTHONPATH is tests:tests/passes."""
+    """A program that checks a single model; its PYTHONPATH is tests:tests/passes."""
     return f"""
 import torch
 from test_properties import *

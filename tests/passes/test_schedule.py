@@ -1,4 +1,4 @@
-"""When reduce-scatters are waited for and all-gathers launched, on ATen graphs written by hand."""
+"""The waits of reduce-scatters and launches of all-gathers, on hand-written ATen graphs."""
 
 import pytest
 import torch
@@ -63,8 +63,8 @@ class SequenceParallel:
 class Experts:
     """Layers of attention `a b c d`, and of experts: router `o`, dispatch, `e f`, combine.
 
-    Block i reads stream value max(i - staleness, 0); odd ones are experts. `p` is what one more
-    expert makes of all tokens, written behind the others.
+    Block i reads stream value max(i - staleness, 0); odd blocks are experts. `p` is the result of
+    one more expert for all tokens, written after the others.
     """
 
     def __init__(self, num_layers: int, staleness: int, counts: bool = False) -> None:
@@ -116,9 +116,9 @@ class Experts:
 
 
 def test_combine_and_dispatch_hide_behind_one_attention():
-    """w0 in the middle of what is free, and the next router and dispatch right after it.
+    """w0 is in the middle of the free ops, followed directly by the next router and dispatch.
 
-    The first dispatch, which needs no wait, goes ahead of the attention before it.
+    The first dispatch needs no wait and moves before the attention before it.
     """
     assert Experts(3, staleness=1).order("abcdefolvrwp") == (
         "o0 l0 a0 b0 c0 d0 v0 e0 f0 r0 "
@@ -134,7 +134,7 @@ def test_of_a_standard_net_what_all_tokens_go_to_hides_the_combine():
 
 
 def test_counts_are_a_link_of_the_chain():
-    """Combine, counts `m` and dispatch one behind the other, each behind its part of the work."""
+    """Combine, counts `m` and dispatch follow each other, each hidden by its part of the work."""
     assert Experts(2, staleness=1, counts=True).order("abcdefolvrwpmk") == (
         "o0 m0 a0 b0 k0 l0 c0 d0 v0 e0 f0 r0 p0 a1 w0 o1 m1 b1 k1 l1 c1 d1 v1 e1 f1 r1 p1 w1"
     )
@@ -153,7 +153,7 @@ def test_what_a_dispatch_needs_runs_ahead_of_what_it_does_not():
 
 
 def test_a_launch_comes_ahead_of_gradients_of_weights():
-    """`g0` of the experts is not sent: it runs while what `f0` made is under way."""
+    """`g0` of the experts is not sent: it runs while the result of `f0` is in flight."""
     net = Experts(1, staleness=1)
     named = {node.name: node for node in net.graph.nodes}
     with net.graph.inserting_before(named["e0"]):
@@ -164,7 +164,7 @@ def test_a_launch_comes_ahead_of_gradients_of_weights():
 
 
 def test_named_hardware_decides_how_the_work_is_shared_out():
-    """A combine that takes most of the time of the chain has most of the work to hide behind."""
+    """A combine that takes most of the chain's time is hidden by most of the work."""
     net = Experts(2, staleness=1)
     for node in net.graph.nodes:
         if node.name == "r0":
@@ -197,7 +197,7 @@ def test_a_dispatch_is_pinned_ahead_of_the_work_it_hides_behind():
 
 
 def test_no_more_buffers_in_flight_than_allowed():
-    """What is needed only at the end is waited for `max_ahead` launches later."""
+    """A result that is needed only at the end is waited for `max_ahead` launches later."""
     graph = Experts(1, staleness=1)
     output = graph.graph.output_node()
     with graph.graph.inserting_before(output):
@@ -254,7 +254,7 @@ def test_the_middle_is_that_of_the_work_not_of_the_ops():
 
 
 def test_gathers_of_other_groups_are_left_alone():
-    """FSDP gathers parameters: brought forward they would all be in memory at once."""
+    """FSDP gathers parameters: if launched earlier, all would be in memory at the same time."""
     schedule = find_schedule(SequenceParallel(4, staleness=1, gathers_on="dp").graph)
     assert not schedule.launches
     after = {wait.name: node.name for wait, node in schedule.waits.items()}
@@ -262,7 +262,7 @@ def test_gathers_of_other_groups_are_left_alone():
 
 
 def test_what_is_gathered_from_the_input_is_not_held_back():
-    """n0 and n1 read x, for which nothing is waited: both gathers stay where they are."""
+    """n0 and n1 read x, which needs no wait: both gathers stay in place."""
     launches = find_schedule(SequenceParallel(3, staleness=1).graph).launches
     assert {launch.name: after.name for launch, after in launches.items()} == {"g2": "b1"}
 

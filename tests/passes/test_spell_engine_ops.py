@@ -1,4 +1,4 @@
-"""Ops of serving engines, as stand-ins of their schemas: the ladder is that of torch's words."""
+"""Ops of serving engines, as stand-ins with their schemas: the ladder equals that of torch ops."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _libraries = []  # an op is gone with the last reference to its library
 
 
 def define(schema: str, function: Any) -> None:
-    """The op `namespace::name`; its fake is the function itself, but for what returns nothing."""
+    """Define the op `namespace::name`; its fake is the function itself, unless it returns None."""
     namespace, _, rest = schema.partition("::")
     name = rest.partition("(")[0]
     library = torch.library.Library(namespace, "FRAGMENT")
@@ -135,7 +135,7 @@ class Layer(nn.Module):
 
 
 class Net(nn.Module):
-    """As an engine writes it: each layer takes the branch before it, and adds it."""
+    """As an engine writes it: each layer gets the previous branch and adds it."""
 
     def __init__(self, norm: Norm, reduce: Reduce = on_one) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def test_a_norm_of_the_sum(norm: Norm) -> None:
 def test_an_all_reduce_that_waits_becomes_a_launch_and_a_late_wait(
     norm: Norm, reduce: Reduce
 ) -> None:
-    """On one of two ranks a sum is what it was; each but the last is behind the next launch."""
+    """On one of two ranks a sum is unchanged; each wait except the last follows the next launch."""
     x = torch.randn(4, WIDTH)
     with torch.no_grad():
         expected = Net(in_torch).ladder(x)

@@ -1,4 +1,4 @@
-"""The losses of healing, against plain formulas; no float32 copy of all logits exists at once."""
+"""The losses of healing, against plain formulas, without a float32 copy of all logits."""
 
 from types import SimpleNamespace
 
@@ -69,7 +69,7 @@ def test_the_loss_and_its_gradient(weights):
 
 
 def test_labels_say_what_is_not_counted():
-    """-100 for the first words, as a prompt has it, is the same as to begin behind them."""
+    """-100 for the first words, as for a prompt, is the same as starting after them."""
     teacher, student = outputs(0), outputs(1)
     labels = LABELS[:1].clone()
     labels[:, :3] = -100

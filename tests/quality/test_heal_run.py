@@ -43,7 +43,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_layer(tmp_path_factory):
-    """With LoRA it is traced for long."""
+    """Tracing with LoRA takes long."""
     folder = tmp_path_factory.mktemp("one layer") / "standard"
     language_model("llama", num_hidden_layers=1).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
@@ -62,7 +62,7 @@ def load(folder):
 
 
 class Stages(HealWatcher):
-    """Notes what it is told, and may do something at a step."""
+    """Records calls, and may act at a step."""
 
     def __init__(self, step=None, action=None):
         self.stages, self.losses, self.step, self.action = [], [], step, action
@@ -106,15 +106,17 @@ def test_a_folder_becomes_a_healed_ladder(source, text, tmp_path):
     assert (wanted.exp() * (wanted - found)).sum(-1).mean() < 2 * result.after["kl"]
     with pytest.raises(LadderError, match="out exists already"):
         heal(source, out, [text], **SETTINGS)
-    with pytest.raises(LadderError, match=r"those of a ladder already, with blocks 1-3"):
+    with pytest.raises(
+        LadderError, match=r"already those of a ladder: config\.json has blocks 1-3"
+    ):
         heal(out, tmp_path / "again", [text], **SETTINGS)
     assert not (tmp_path / "again").exists()
 
 
 def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
-    """The same command resumes it; with other options it is refused, or begun anew.
+    """The same command resumes it; with other options it is refused, or starts over.
 
-    Its checkpoints hold the adapters: what was fitted is fitted again.
+    Its checkpoints have only the adapters, so the fit is repeated.
     """
     settings = {**SETTINGS, "blocks": [1], "steps": 6, "lora": 4, "self_generated": 100}
     settings["fit_tokens"] = 500
@@ -127,11 +129,11 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
     with pytest.raises(LadderError) as caught:
         heal(one_layer, out, [text], **{**settings, "steps": 9, "lora": 2})
     assert [str(blocker) for blocker in caught.value.blockers] == [
-        "steps=9 is asked for, and it was begun with 6",
-        "lora=2 is asked for, and it was begun with 4",
+        "steps=9 is given, but it was started with 6",
+        "lora=2 is given, but it was started with 4",
     ]
     (other := tmp_path / "other.txt").write_text(chain_text(3_000, seed=5))
-    with pytest.raises(LadderError, match="the text is not the one that it was begun with"):
+    with pytest.raises(LadderError, match="the text differs from the one that it was started with"):
         heal(one_layer, out, [other], **settings)
     watcher = Stages()
     resumed = heal(one_layer, out, [text], watcher=watcher, **settings)
@@ -154,7 +156,7 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
 
 
 def test_what_is_held_out_is_not_trained_on():
-    """Five percent of what is trained on, in whole batches."""
+    """Five percent of the training tokens, in whole batches."""
     tokens = torch.arange(600 * 8).view(600, 8)
     for ranks, steps, count in ((1, 100, 20), (2, 100, 32), (2, 10, 8), (1, 1, 4)):
         options = HealOptions(steps=steps, batch=4, length=8)
@@ -177,7 +179,7 @@ def test_a_folder_is_replaced_by_force_alone(tmp_path):
     RunFolder(out, {"steps": 3}, force=True).begin()  # the same run: it goes on
     assert not (out / "checkpoints" / "checkpoint-2").exists()
     assert RunFolder(out, {"steps": 3}).noted("before") == {"kl": 1.0}
-    with pytest.raises(LadderError, match=r"steps=4 is asked for, and it was begun with 3"):
+    with pytest.raises(LadderError, match=r"steps=4 is given, but it was started with 3"):
         RunFolder(out, {"steps": 4})
     RunFolder(out, {"steps": 4}, force=True).begin()
     assert RunFolder(out, {"steps": 4}).noted("before") is None

@@ -1,4 +1,4 @@
-"""`HealingTrainer` on a tiny trained model: what it learns, what it shares, how it ends."""
+"""`HealingTrainer` on a tiny trained model: training, shared weights, interruptions."""
 
 import os
 import resource
@@ -79,7 +79,7 @@ def test_all_losses_and_accumulated_batches(tmp_path):
 
 
 def test_reads_are_blended_at_first(tmp_path):
-    """Less damage at the first step than at once; what is evaluated is always the ladder."""
+    """The first step has less damage than a ladder; evaluation always uses the ladder."""
     steps = {"max_steps": 4, "blend_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
     run = trainer(tmp_path, learning_rate=0.0, **steps)
     whole = run.evaluate()["eval_kl"]
@@ -134,7 +134,7 @@ def weights_of(run):
 
 
 def test_a_run_that_is_stopped_by_sigterm_is_resumed(tmp_path):
-    """Bit for bit as it would have gone on, stopped while reads are blended and behind that."""
+    """Bit for bit as without a stop, whether stopped during or after blended reads."""
     settings = {"max_steps": 6, "blend_steps": 3, "label_weight": 0.5, "warmup_steps": 2}
     settings |= {"save_strategy": "steps", "save_steps": 100}
     (whole := trainer(tmp_path / "whole", **settings)).train()
@@ -215,14 +215,14 @@ def test_models_that_cannot_be_healed(tmp_path):
     said = [str(blocker) for blocker in caught.value.blockers]
     assert len(said) == 3
     assert said[0].endswith("layers.0.self_attn.q_proj: its LoRA adapter 'default' is not zero")
-    assert said[1].startswith("its weights are those of a ladder already, with ")
+    assert said[1].startswith("its weights are already those of a ladder: ")
     assert said[2] == "none of its parameters requires a gradient"
     encoder = transformers.T5Config(vocab_size=64, d_model=8, num_layers=1, d_ff=8, num_heads=1)
-    with pytest.raises(LadderError, match="a causal language model is needed"):
+    with pytest.raises(LadderError, match="not a causal language model"):
         trainer(tmp_path, transformers.T5ForConditionalGeneration(encoder))
     settings = arguments(tmp_path)
     settings._n_gpu = 2
-    with pytest.raises(LadderError, match="2 GPUs in one process: start it with torchrun"):
+    with pytest.raises(LadderError, match="2 GPUs in one process are not supported: use torchrun"):
         HealingTrainer(language_model("llama"), settings)
     with pytest.raises(LadderError, match="blend_steps=-1 is below 0"):
         arguments(tmp_path, blend_steps=-1)

@@ -1,4 +1,4 @@
-"""The closed-form start: what it fits, what it leaves, and what it is worth without a step."""
+"""The least-squares fit: what it fits, what it leaves, and its gain without training."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ class Branch(nn.Module):
 
 
 class Sorted(Branch):
-    """A branch that puts its rows in an order of its own choice."""
+    """A branch that sorts its rows by a computed order."""
 
     def forward(self, x):
         order = nn.functional.linear(x, self.down)[:, 0].argsort()
@@ -220,7 +220,7 @@ class EndsAt(HealWatcher):
 
 
 def test_a_run_that_begins_with_it(folder, tmp_path):
-    """Interrupted behind a checkpoint and resumed, it is the run that nothing interrupted."""
+    """Interrupted after a checkpoint and resumed, it equals an uninterrupted run."""
     settings = {"blocks": [1], "lowering": "eager", "steps": 2, "length": 16, "fit_tokens": 2000}
     settings["learning_rate"] = 1e-3
     run = folder / "standard", tmp_path / "whole", [folder / "text.txt"]

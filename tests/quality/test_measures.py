@@ -1,4 +1,4 @@
-"""Divergence, loss and agreement against formulas written out, and their intervals."""
+"""Divergence, loss and agreement against plain formulas, and their intervals."""
 
 import math
 from dataclasses import astuple
@@ -53,7 +53,7 @@ def test_logits_of_every_kind_of_output():
     for output in (logits, (logits, None), type("Output", (), {"logits": logits})()):
         assert logits_of(output) is logits or torch.equal(logits_of(output), logits)
     assert logits_of(logits[:, 0]).shape == (2, 1, 5)
-    with pytest.raises(LadderError, match="returns no logits, but dict"):
+    with pytest.raises(LadderError, match="returns dict, not logits"):
         logits_of({})
 
 
@@ -83,5 +83,5 @@ def test_one_sequence_has_no_interval():
 
 def test_other_logits_are_refused():
     batch = {"input_ids": torch.tensor([[1, 2, 3]])}
-    with pytest.raises(LadderError, match="differ in the shape"):
+    with pytest.raises(LadderError, match="differ in shape"):
         evaluate(lambda **_: torch.randn(1, 3, 5), lambda **_: torch.randn(1, 3, 6), [batch])

@@ -1,4 +1,4 @@
-"""What sets of blocks cost, as `ladderize.compile` of each of them would; and the file of it."""
+"""The damage of sets of blocks, equal to that with `ladderize.compile`, and the plan file."""
 
 import copy
 import json
@@ -125,7 +125,7 @@ def test_any_number_of_models():
 
 
 class WritesInPlace(nn.Module):
-    """Blocks that write a tensor of their own; with `is_shared` all of them write the same."""
+    """Blocks that each write their own tensor; with `is_shared` all write the same one."""
 
     def __init__(self, is_shared):
         super().__init__()
@@ -212,8 +212,8 @@ def test_refusals(model):
         ladderize.sensitivity(model, [], shares=[0.5, 1.5], blocks=[1], connectivity="farskip")
     assert [b.what for b in told.value.blockers] == [
         "a share of 1.5",
-        "blocks= is what is to be found",
-        "connectivity='farskip': blocks of ladders are measured",
+        "blocks= cannot be given, because blocks are the result",
+        "connectivity='farskip': only ladders can be measured",
         "no batch",
     ]
     with pytest.raises(LadderError, match="No residual block was found"):

@@ -1,4 +1,4 @@
-"""Sets of blocks are compared after a short heal, which changes what they cost."""
+"""Sets of blocks are compared after a short heal, which changes their damage."""
 
 import pytest
 import torch
@@ -45,5 +45,5 @@ def test_candidates_are_healed_and_one_is_chosen(measured):
 
 def test_too_little_text(measured):
     model, plan, trained, held_out = measured
-    with pytest.raises(LadderError, match="too short: 2 sequences, needed is a batch of 4"):
+    with pytest.raises(LadderError, match="too short: it has 2 sequences, but a batch needs 4"):
         heal_candidates(plan, model, trained[:2], held_out, shares=[0.5], tokens=100)

@@ -1,4 +1,4 @@
-"""Text files become sequences of tokens; whatever is wrong with them is told at once."""
+"""Text files become token sequences; all their faults are reported together."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_everything_wrong_is_listed(tmp_path):
     said = [str(blocker).removeprefix(f"{tmp_path}/") for blocker in caught.value.blockers]
     assert said[:4] == [
         "missing.txt: no such file",
-        "latin.txt is not UTF-8, from byte 4 on",
+        "latin.txt is not UTF-8 from byte 4 on",
         "empty.txt holds no text",
         'rows.jsonl:3 has no "text"',
     ]
@@ -48,11 +48,11 @@ def test_a_text_shorter_than_a_batch(tmp_path):
     (tmp_path / "a.txt").write_text("w2 w3 w4 w5")
     assert read_tokens(tmp_path / "a.txt", word_tokenizer(), 5).tolist() == [[2, 3, 4, 5, 0]]
     with pytest.raises(
-        LadderError, match=r"too short: 5 tokens in .*needed are 6, for 1 sequence of 6"
+        LadderError, match=r"too short: 5 tokens in .* 6 are needed for 1 sequence of 6"
     ):
         read_tokens(tmp_path / "a.txt", word_tokenizer(), 6)
     with pytest.raises(
-        LadderError, match=r"too short: 5 tokens in .*needed are 10, .* 2 sequences"
+        LadderError, match=r"too short: 5 tokens in .* 10 are needed .* 2 sequences"
     ):
         read_tokens(tmp_path / "a.txt", word_tokenizer(), 5, at_least=2)
     with pytest.raises(LadderError, match="no file was named"):
@@ -63,7 +63,7 @@ def test_what_does_not_fit_the_model(tmp_path):
     (tmp_path / "a.txt").write_text("w2 w3 w4 w5 " * 20)
     model = language_model("llama")
     assert read_tokens(tmp_path / "a.txt", word_tokenizer(), 64, model=model).shape == (1, 64)
-    with pytest.raises(LadderError, match="tokens go up to 64, and the embedding has 64 rows"):
+    with pytest.raises(LadderError, match="tokens go up to 64, but the embedding has 64 rows"):
         read_tokens(tmp_path / "a.txt", word_tokenizer(extra=1), 8, model=model)
-    with pytest.raises(LadderError, match="has 64 positions, and sequences of 65 tokens"):
+    with pytest.raises(LadderError, match="has 64 positions, too few for sequences of 65 tokens"):
         read_tokens(tmp_path / "a.txt", word_tokenizer(), 65, model=model)

@@ -1,4 +1,4 @@
-"""A call on a mesh costs what a call without one costs: weights stay static, none is looked at."""
+"""A call on a mesh costs no more than a call without one: weights stay static and unchecked."""
 
 import sys
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Plain Inductor gets a ladder written by hand wrong, the deferred order does not (DESIGN §6.1)."""
+"""Plain Inductor breaks the order of a hand-written ladder; the deferred order is kept."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def compile_and_run(forward: Forward, deferred: bool, num_blocks: int = NUM_BLOC
 
 
 def with_cpp_kernels(forward: Forward, deferred: bool) -> Seen:
-    """What races is what kernels reuse."""
+    """Races involve buffers that kernels reuse."""
     with cpp_kernels():
         return compile_and_run(forward, deferred)
 
@@ -69,7 +69,7 @@ See = Callable[[Forward, bool], list[Seen]]
 
 @pytest.mark.deep
 def test_plain_inductor_races_up_to_2_13_and_is_late_after(seen: See) -> None:
-    """2.11 and 2.13 read a buffer in flight; 2.15 waits first, and so for two at once."""
+    """2.11 and 2.13 read a buffer in flight; 2.15 waits first, for two at the same time."""
     runs = seen(sharded_ladder, False)
     races_here = TorchVersion(torch.__version__) < (2, 14)
     for run in runs:

@@ -132,14 +132,14 @@ def test_families(two_ranks, family, run):
     [("mamba2", None), pytest.param("qwen3_next", 0.5, marks=pytest.mark.deep)],
 )
 def test_states_of_mixers_are_kept_by_parts(two_ranks, family, share):
-    """Of what each rank keeps the mixers compute with its part: none of them is whole."""
+    """Each rank keeps only its part of the mixers' states and computes with it."""
     for *found, warned in two_ranks.run(compared, family, "growing"):
         assert found == [True, share]
         assert not any("mixer" in text or "linear_attn" in text for text in warned)
 
 
 def filled_elsewhere():
-    """What a cache with states of another model is answered."""
+    """The error for a cache with states of another model."""
     model = new_model("mamba2")
     with torch.no_grad():
         cache = model(PROMPT, use_cache=True).cache_params

@@ -121,7 +121,7 @@ def test_the_gradients_of_fused_weights_are_whole(two_ranks):
 
 @pytest.mark.deep
 def test_autocast_over_a_mesh(two_ranks):
-    """As near as bfloat16 has them."""
+    """Within bfloat16's precision."""
     for error, _ in two_ranks.run(in_bfloat16):
         assert error <= 3e-2
 
@@ -165,7 +165,7 @@ PLACEMENTS = [Shard(0, (4,)), Shard(1, (4, 2)), Shard(0, (4, 2), whole=(1,))]
 
 
 def gathered():
-    """Of gradients of several kinds, of which this rank knows its part alone."""
+    """Gradients of several kinds, gathered from the parts that each rank has."""
     whole = [torch.arange(24.0).reshape(4, 6), torch.randn(3, 6), torch.randn(6).double()]
     known = [torch.full_like(gradient, torch.nan) for gradient in whole]
     for gradient, full, placement in zip(known, whole, PLACEMENTS, strict=True):

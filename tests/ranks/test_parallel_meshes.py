@@ -1,4 +1,4 @@
-"""Sharded nets on 2 x 2 ranks, together with FSDP2 and DDP, and moved to other numbers of ranks."""
+"""Sharded models on 2 x 2 ranks, with FSDP2 and DDP, and resharded to other numbers of ranks."""
 
 from functools import cache, partial
 

@@ -1,4 +1,4 @@
-"""Training nets that are sharded already, on two ranks: what the unsharded eager ladder learns."""
+"""Training models that are already sharded, on two ranks, against the unsharded eager ladder."""
 
 from functools import partial
 from unittest.mock import patch
@@ -43,7 +43,7 @@ EXACT = 1e-9  # the nets are float64
 
 
 def nets(way, layers=2):
-    """The sharded net of this rank, and the whole one."""
+    """The sharded model of this rank, and the whole model."""
     return shard(way, make_net(layers).double(), mesh()), make_net(layers).double()
 
 
@@ -123,7 +123,7 @@ def test_accumulated_and_clipped_gradients(two_ranks, way):
 
 
 def emitted(way):
-    """The gradients' nets, the letters of each emitted program, and its faults."""
+    """The models with gradients, the letters of each emitted program, and its faults."""
     net, whole = nets(way)
     run = compiled(net, lowering="inductor", verify="code")
     with record_emitted_code() as sources:

@@ -1,6 +1,6 @@
 """`ladderize.parallelize`: values, gradients, ownership, order, refusals.
 
-Values and what ranks own are those of real gloo ranks; the rest is seen on one.
+Values and ownership are tested on real gloo ranks, the rest on one rank.
 """
 
 import warnings

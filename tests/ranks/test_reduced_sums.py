@@ -41,7 +41,7 @@ SUMS = {
 
 
 class Net(nn.Module):
-    """A table and blocks of two linears, of which each rank holds its part; `sums` by block."""
+    """A table and blocks of two linears, sharded over ranks; `sums` by block."""
 
     def __init__(self, *sums, rank=0, ranks=RANKS):
         super().__init__()
@@ -67,7 +67,7 @@ def ids():
 
 
 def ladder(net):
-    """Block 0 reads x0, and block i what block i - 1 has read."""
+    """Block 0 reads x0, and block i reads x[i - 1]."""
     before = now = net.table(ids())
     for i in range(BLOCKS):
         before, now = now, now + net.branch(i, before)
@@ -140,7 +140,7 @@ def test_named_blocks_of_a_stream_that_is_itself_reduced_are_refused():
 
 @pytest.mark.usefixtures("first_of_two")
 def test_tokens_that_travel_are_hidden():
-    """What each block but the last sends is not needed before the block behind the next one."""
+    """What a block sends is first needed two blocks later, except for the last block."""
     net = Net(*[exchanged] * BLOCKS)
     with torch.no_grad():
         compiled(net)(ids())
@@ -150,7 +150,7 @@ def test_tokens_that_travel_are_hidden():
 
 @pytest.mark.usefixtures("first_of_two")
 def test_blocks_that_hide_nothing_read_fresh():
-    """Behind block 2, which communicates nothing, block 3 has nothing to hide."""
+    """Block 2 does not communicate, so block 3 has nothing to hide."""
     behind = SUMS["behind"]
     net = Net(behind, behind, whole, whole)
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:

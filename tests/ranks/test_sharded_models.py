@@ -1,6 +1,6 @@
-"""Nets that are sharded already, compiled as they are: values, and the order Inductor emits.
+"""Models that are already sharded, compiled as is: values, and the order that Inductor emits.
 
-Values are those of real ranks; the graphs, the reports and most orders are seen on one alone.
+Values are tested on real ranks; graphs, reports and most orders on one rank.
 Training is in test_parallel_training.py, what is refused in test_sharded_refusals.py.
 """
 
@@ -112,7 +112,7 @@ LOOKS = [  # docs/sharded.md; of two layers, that is four branches. The head tak
 @pytest.mark.usefixtures("first_of_two")
 @pytest.mark.parametrize(("way", "in_dynamo", "forward", "backward"), rows(LOOKS, "ladderize"))
 def test_the_table_of_the_docs(way, in_dynamo, forward, backward):
-    """What each way looks like to torch's own compiler: ladderize has no part in it."""
+    """What each way looks like to torch's compiler, without ladderize."""
     seen = kept_graphs(way, backward is not None)
     assert set(in_dynamo) <= set(seen["dynamo"])
     assert seen["forward"] == forward
@@ -153,7 +153,7 @@ def test_the_report_shows_the_collectives(way, inside, outside):
 
 
 def through_inductor(way, grad, staleness=1):
-    """The net, its logits, the emitted orders and what the checker finds."""
+    """The model, its logits, the emitted orders and the checker's findings."""
     net = shard(way, make_net(LAYERS), mesh())
     run = compiled(net, verify="code", staleness=staleness)
     with torch.set_grad_enabled(grad), record_emitted_code() as sources:
@@ -200,7 +200,7 @@ def test_every_all_reduce_hides_behind_the_next_block(two_ranks, way):
 
 
 def check_sequence(orders, problems):
-    """Each reduce-scatter and each gather has a matmul to hide behind, but for the ends."""
+    """A matmul hides each reduce-scatter and each gather, except at the ends."""
     assert not problems
     forward, backward = orders
     middle = ".Rg.rG"  # scatter, next block's gather awaited, compute, scatter awaited, gather

@@ -1,4 +1,4 @@
-"""What would hang or train wrongly in a sharded model: errors that say where and what to do."""
+"""Sharded models that would hang or train wrongly are refused, with place and cure."""
 
 import os
 import re
@@ -21,7 +21,7 @@ OPTIONS = {"lowering": "eager"}
 
 
 def refusal(net, ids, fullgraph=True, **options):
-    """What compiling `net` raises: the kind of the error, its text and its notes."""
+    """The error of compiling `net`: its type, text and notes."""
     run = torch.compile(
         net, backend="ladderize", fullgraph=fullgraph, options={**OPTIONS, **options}
     )
@@ -80,7 +80,7 @@ def gradients_by_plain_compile():
 
 @pytest.mark.usefixtures("first_of_two")
 def test_an_all_reduce_without_a_gradient_is_let_through():
-    """An all-reduce of what needs no gradient is nobody's business."""
+    """An all-reduce of a value without gradient is allowed."""
 
     class Watched(nn.Module):
         def __init__(self):
@@ -143,7 +143,7 @@ CASES = [
 
 @pytest.mark.parametrize("cases", CASES)
 def test_what_dynamo_cannot_take_up_says_what_to_write_instead(cases):
-    """Each in a process of its own: nothing is imported but torch, as in a user's script."""
+    """Each in a separate process that imports only torch, as a user's script."""
     code = SCRIPT.format(tests=str(Path(__file__).parents[1]), cases=cases)
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     ran = subprocess.run(

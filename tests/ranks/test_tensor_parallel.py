@@ -1,6 +1,6 @@
 """`options={"mesh": mesh}`: values, order, count, agreement, refusals.
 
-What one rank emits or refuses is seen on one; values and agreement are those of real gloo ranks.
+Emitted code and refusals are tested on one rank, values and agreement on real gloo ranks.
 """
 
 import warnings
@@ -36,7 +36,7 @@ def compiled(model, dynamic=None, **options):
 
 
 def ids(batch=2, length=6, dynamic=False):
-    """Token ids; of dynamic length only, for a trace with two symbols takes three times as long."""
+    """Token ids; only the length is dynamic, because two symbols triple the time of a trace."""
     made = torch.arange(batch * length).reshape(batch, length) % 60
     if dynamic:
         torch._dynamo.mark_dynamic(made, 1)
@@ -48,7 +48,7 @@ def forward(model, ids):
 
 
 def whole(name, model, ids, staleness=1):
-    """What the unsharded ladder returns."""
+    """The result of the unsharded ladder."""
     with eager_ladder(model, BODY[name], staleness=staleness):
         return forward(model, ids)
 
@@ -234,12 +234,12 @@ def two_linears(parts, x):
 
 
 def small(blocks=2, width=8):
-    """A net that is quick to trace; of an odd width nothing divides over two ranks."""
+    """A model that is quick to trace; with an odd width nothing divides over two ranks."""
     return Wrapped(two_linears, 2 * blocks + 2, width)
 
 
 def refusal(model, *args, **config):
-    """What compiling `model` over the ranks says, if it raises."""
+    """The error of compiling `model` over the ranks, if any."""
     args = args or (torch.ones(2, model.parts[0].in_features),)
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a report says that a block computes, reads and sends."""
+"""The costs in a report: what a block computes, reads and sends."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_operands_given_by_name():
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_its_cache_and_the_head(attention):
-    """16 of 32 features are keys: heads are repeated behind them, which no cache holds."""
+    """16 of 32 features are keys: heads are repeated after the cache."""
     shape = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 100}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(num_hidden_layers=1, use_cache=False, **shape, **heads)
@@ -143,7 +143,7 @@ def test_dynamic_sizes_count_with_those_of_the_call():
 
 
 class Chosen(Residual):
-    """Of as many rows as the values say."""
+    """Selects a number of rows that depends on values."""
 
     def forward(self, x):
         return super().forward(x[x[:, 0] > 0])

@@ -1,4 +1,4 @@
-"""`ladderize.explain` and `last_report`: what they find, what they leave behind, where it goes."""
+"""`ladderize.explain` and `last_report`: findings, side effects, and where reports go."""
 
 import dataclasses
 import gc

@@ -1,4 +1,4 @@
-"""Programs that are ladders already are sharded as the nets that they were made of."""
+"""Programs that are already ladders are sharded like the models that they were made from."""
 
 import warnings
 from functools import cache
@@ -121,7 +121,7 @@ def test_a_second_rewrite_says_that_it_changes_nothing():
     with pytest.warns(LadderWarning, match="already a ladder, with 5 stale"):
         again, _ = ladder_program(ladder, ladderize.LadderConfig())
     assert again.describe() == "0 of 1 blocks read stale, 5 more did before"
-    assert "its reads are left alone: 5 blocks" in str(ladderize.last_report())
+    assert "its reads are left unchanged: 5 blocks" in str(ladderize.last_report())
 
 
 def parallelized(path):

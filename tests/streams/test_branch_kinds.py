@@ -1,4 +1,4 @@
-"""The kind of a branch is told by its operations: branches of all kinds, in modules named alike."""
+"""The kind of a branch is read from its operations: all kinds, in modules with equal names."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a block adds, what of it is in flight, and what cannot be left out."""
+"""The summands of a block: which are in flight, and which cannot be left out."""
 
 import pytest
 import torch

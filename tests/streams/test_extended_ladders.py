@@ -1,4 +1,4 @@
-"""Nets that are ladders in part, and what `layers=`, `blocks=` and `staleness=` make of them."""
+"""Models that are partly ladders, and the effect of `layers=`, `blocks=` and `staleness=`."""
 
 import warnings
 from functools import cache
@@ -177,7 +177,7 @@ def test_a_tensor_parallel_net_keeps_its_collectives():
     report = ladderize.last_report()
     assert [block.was_stale for block in report.blocks] == [False, False, True, True, False]
     assert [block.hides for block in report.blocks] == [(), *[("all_reduce",)] * 4]
-    assert "read stale already, and stay as they are: block 2, block 3" in str(report)
+    assert "already read stale and are left unchanged: block 2, block 3" in str(report)
 
 
 class Shared(ByHand):
@@ -269,7 +269,7 @@ def test_verify_holds_it_to_the_whole_ladder():
     ladder = program((2, 3))
     checked = ladderize.verify(ladder, rewrite(program()), layers="all", variants=1)
     assert checked.ok, str(checked)
-    assert "6 blocks, 5 to be read stale" in checked.title
+    assert "6 blocks, 5 to read stale" in checked.title
     wrong = ladderize.verify(ladder, ladder, layers="all", variants=1)
     assert "recurrence" in [check.name for check in wrong.failed], str(wrong)
     with pytest.raises(LadderError, match="already read stale, but not as the options ask"):

@@ -10,7 +10,7 @@ from ladderize.streams.find import find_streams
 
 
 class Wrapped(nn.Module):
-    """`body` over a list of modules, for nets that are a few lines of forward."""
+    """`body` over a list of modules, for models with a short forward."""
 
     def __init__(self, body, *parts):
         super().__init__()

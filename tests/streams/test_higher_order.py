@@ -1,4 +1,4 @@
-"""Layers that hide in graphs of their own: gradient checkpointing, nested regions, loops."""
+"""Layers inside subgraphs: gradient checkpointing, nested regions, loops."""
 
 import copy
 from functools import partial
@@ -146,7 +146,7 @@ def saved_elements(function, model, x):
 
 
 def test_memory_stays_checkpointed():
-    """Two stream values a layer are kept, where a standard checkpointed net keeps one."""
+    """Two stream values per layer are kept; a standard checkpointed model keeps one."""
     x = torch.randn(5, WIDTH)
     ordinary, checkpointed = Net(), Net(plain)
     without = saved_elements(compiled(ordinary), ordinary, x)

@@ -1,4 +1,4 @@
-"""Blocks in no layer, ahead of the first one: wav2vec 2's convolution that makes positions."""
+"""Blocks before the first layer: the convolution of wav2vec 2 that makes positions."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ class Positions(nn.Module):
         return x
 
     def ladder(self, x, first=0, staleness=1):
-        """The blocks from `first` on read stale, none before the sum ahead of `first`."""
+        """The blocks from `first` on read stale, but never before the sum that precedes `first`."""
         branches = [self.positions, *(b for la in self.layers for b in (la.first, la.second))]
         stream = [x]
         for i, branch in enumerate(branches):
@@ -141,7 +141,7 @@ def test_of_shared_layers_what_comes_once_is_none(x):
 
 
 def test_the_report_says_so(net, x):
-    said = "block 0, in no layer, ahead of the first one: standard unless"
+    said = "block 0 before the first layer: standard unless"
     assert said in str(explain(net, x))
     assert said not in str(explain(net, x, options={"blocks": "all"}))
 

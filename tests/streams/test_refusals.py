@@ -1,4 +1,4 @@
-"""Nets that are no ladder candidates: refused with the reason, or left alone and named so."""
+"""Models that cannot become ladders: refused with the reason, or left unchanged and reported."""
 
 import pytest
 import torch

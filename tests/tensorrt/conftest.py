@@ -1,4 +1,4 @@
-"""Torch-TensorRT where there is no GPU. `tests/tensorrt/install.sh` makes the environment."""
+"""Torch-TensorRT without a GPU. `tests/tensorrt/install.sh` makes the environment."""
 
 import cuda_stand_in
 

@@ -1,4 +1,4 @@
-"""Islands for tests: of a laddered model that is sharded over two ranks, one of which is here."""
+"""Islands for tests: of a laddered model, sharded over two ranks, seen on one of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -50,7 +50,7 @@ class Converted:
             yield
 
     def make_engine(self, plan: CachedPlan) -> nn.Module:
-        """What `Built.make_engine` is to be."""
+        """A replacement for `Built.make_engine`."""
         self.num_engines += 1
         return _Network(plan, *self._built[plan.engine])
 

@@ -1,4 +1,4 @@
-"""Engines that TensorRT-RTX really builds, for a GPU that is not here."""
+"""Engines built by TensorRT-RTX for a GPU of another machine."""
 
 import re
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def test_other_options_are_other_plans(tmp_path, options):
 
 def test_float64_runs_in_pytorch():
     found = one(lambda x: (x.double() * 2).float() + 1, torch.empty(4))
-    assert {op.why for op in found.report.left} == {"TensorRT has no float64"}
+    assert {op.why for op in found.report.left} == {"TensorRT does not support float64"}
     (plan,) = found.report.plans
     assert all("FLOAT" in layer.dtypes for layer in plan.layers)
 
@@ -129,7 +129,7 @@ def test_dropout_runs_in_pytorch():
     found = one(attend, *(torch.empty(1, 2, 4, 8) for _ in range(3)))
     reasons = {op.op: op.why for op in found.report.left}
     name = "aten._scaled_dot_product_flash_attention_for_cpu.default"
-    assert reasons == {name: "converters leave dropout out"}
+    assert reasons == {name: "converters ignore dropout"}
 
 
 def test_require_full_names_what_is_left():
@@ -179,7 +179,7 @@ def test_targets(options, said):
 
 
 def test_refittable_engines_need_a_gpu(monkeypatch):
-    """Why weights are inputs by default. Where this fails, a newer TensorRT can do without."""
+    """The reason why weights are inputs by default. If this fails, TensorRT no longer needs it."""
     monkeypatch.setattr(assemble, "choose_target", lambda _: (8, 6))
     tensors = torch.empty(4, 4), torch.empty(4, 4)
     with pytest.raises(ladderize.LadderError, match="CUDA_SUCCESS"):

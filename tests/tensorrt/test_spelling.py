@@ -1,4 +1,4 @@
-"""Single islands whose engines must compute what PyTorch does, where that is easily got wrong."""
+"""Single islands whose engines must compute what PyTorch does, in cases that easily go wrong."""
 
 import dataclasses
 from collections.abc import Callable

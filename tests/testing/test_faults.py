@@ -1,6 +1,6 @@
-"""Each planted fault of the table is named by its check, and right programs pass.
+"""Each planted fault of the table is found by its check, and correct programs pass.
 
-The nets are traced and sharded once; a fault is planted in a copy, which lockstep runs.
+The models are traced and sharded once; a fault is planted in a copy, which lockstep runs.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""`eager_ladder`: any eager model made a ladder by hooks, against references made otherwise."""
+"""`eager_ladder`: eager models made ladders by hooks, against independent references."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +69,7 @@ def readers(net: ResidualNet) -> Iterator[list[str]]:
 @examples(10)
 @given(nets(), st.data())
 def test_the_same_as_the_reference_of_any_net(spec: NetSpec, data: st.DataObject) -> None:
-    """In-place and parallel spellings, stages of one shape, norms ahead of and after the sum."""
+    """In-place and parallel spellings, stages of one shape, norms before and after the sum."""
     blocks = [block for stage in spec.stages for block in stage.blocks]
     assume(
         all(b.placement == "pre" or not b.conditioned for b in blocks)
@@ -106,7 +106,7 @@ class Times(nn.Module):
 
 
 class Chain(nn.Module):
-    """x += h(x), each branch a module of its own."""
+    """x += h(x), with a module per branch."""
 
     def __init__(self, *factors: float) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Doubled(nn.Module):
 
 
 class Turns(nn.Module):
-    """Two streams from one value, a block of each in turn."""
+    """Two streams from one value, with blocks of both in turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def test_streams_that_take_turns() -> None:
     net = Turns()
     reads = [["left"], ["right"]]
     assert run(net, reads=reads) == 21 + 201  # x + 10 x, then + 10 * 1 again
-    with pytest.raises(ValueError, match="left begins a block of a stream after another"):
+    with pytest.raises(ValueError, match="left starts a block of an earlier stream"):
         run(net, reads=reads, chosen=[1])
 
 
@@ -301,7 +301,7 @@ def test_names_of_nothing() -> None:
 
 
 def test_a_reader_of_two_streams() -> None:
-    with pytest.raises(ValueError, match=r"layers\.1 is named as a reader of two streams"):
+    with pytest.raises(ValueError, match=r"layers\.1 is listed as a reader of two streams"):
         run(Chain(10, 100), reads=[["layers.*"], ["layers.1"]])
 
 
@@ -311,7 +311,7 @@ def test_checkpointing_is_refused() -> None:
     model.gradient_checkpointing_enable()
     with (
         eager_ladder(model, HEAD["llama"]),
-        pytest.raises(RuntimeError, match="checkpointing calls it"),
+        pytest.raises(RuntimeError, match="activation checkpointing off"),
     ):
         model(input_ids=tokens()).logits.sum().backward()
 

@@ -1,6 +1,6 @@
-"""`ladderize verify`: right ladders of six families pass; the command, files, options, dtypes.
+"""`ladderize verify`: correct ladders of six families pass; command, files, options, dtypes.
 
-Faults are planted in families here, one by one on small nets in test_faults.py.
+Here faults are planted in families; test_faults.py plants them one by one in small models.
 """
 
 import json
@@ -35,7 +35,7 @@ def run(*args):
 
 
 class Files:
-    """A family, or a small net, exported; its files and its shards over two ranks, if asked for."""
+    """An exported family or small model, with files and shards over two ranks on demand."""
 
     def __init__(self, name, folder):
         torch.backends.mha.set_fastpath_enabled(False)
@@ -297,9 +297,9 @@ def test_other_inputs_end_it(written):
 
 def test_folders_that_do_not_belong_together(written, tmp_path):
     files = written("mlps")
-    with pytest.raises(LadderError, match="3 directories were given"):
+    with pytest.raises(LadderError, match="3 directories are given"):
         ladderize.verify(files.program, [files.shards] * 3)
-    with pytest.raises(LadderError, match=r"there is no manifest\.json in it"):
+    with pytest.raises(LadderError, match=r"it has no manifest\.json"):
         ladderize.verify(files.program, tmp_path)
 
 

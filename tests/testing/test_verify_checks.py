@@ -1,4 +1,4 @@
-"""Each check of `ladderize.verify` fails by itself, on a net of four blocks."""
+"""Each check of `ladderize.verify` fails alone, on a model of four blocks."""
 
 import pytest
 import torch

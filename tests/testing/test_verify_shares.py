@@ -1,4 +1,4 @@
-"""What `ladderize.verify` shares with the rewriter is what it says."""
+"""`ladderize.verify` shares with the rewriter exactly what it lists."""
 
 import ast
 from pathlib import Path

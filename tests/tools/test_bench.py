@@ -1,4 +1,4 @@
-"""`ladderize bench`: two real ranks on an emulated link, and what is made of what they saw."""
+"""`ladderize bench`: two real ranks on an emulated link, and the results."""
 
 import json
 import pickle
@@ -185,7 +185,7 @@ def test_a_program_is_measured_with_its_own_inputs(tmp_path):
 
 @pytest.mark.deep
 def test_a_net_without_parallel_blocks_is_measured_without(tmp_path):
-    """Post-norm: its blocks cannot be put beside each other."""
+    """Post-norm: its blocks cannot run in parallel."""
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
@@ -213,11 +213,11 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
         ((llama, "--ranks", 1, "--variants", "standard,desync:2"), "one rank has one stream"),
         (
             (llama, "--variants", "bound,free"),
-            "'free' is a run of the variant 'ladder'",
+            "'free' is a run of 'ladder'",
         ),
         ((llama, "--phase", "train"), "there is no phase 'train'"),
-        ((llama, "--phase", "training"), "only a model that brings its inputs is trained"),
-        ((llama, "--share", "0.3", "--variants", "ladder"), "is taken from the variant 'bound'"),
+        ((llama, "--phase", "training"), "the phase 'training' needs a model with its inputs"),
+        ((llama, "--share", "0.3", "--variants", "ladder"), "is a fraction of the step of 'bound'"),
         ((llama, "--link", "string"), "no link called 'string'"),
         ((llama, "--bandwidth", "3"), "give --alpha-us too"),
         ((llama, "--out", tmp_path / "there.json"), "exists already"),
@@ -225,7 +225,7 @@ def test_what_cannot_be_measured_is_refused_before_ranks_are_started(llama, tmp_
         ((llama, "--device", "tpu"), "there is no device 'tpu'"),
         ((llama, "--device", "cuda", "--link", "wifi"), "links are emulated on the CPU only"),
         ((llama, "--ranks", "1", "--share", "0.3"), "one rank has no link"),
-        ((tmp_path / "there.json", "--phase", "decode"), "only an hf: model is decoded"),
+        ((tmp_path / "there.json", "--phase", "decode"), "the phase 'decode' needs an hf: model"),
     ):
         done = run(*args)
         assert done.exit_code == 1, args
@@ -238,7 +238,7 @@ def test_a_ladder_has_no_read_left_to_move(tmp_path):
     torch.export.save(ladder, tmp_path / "ladder.pt2")
     done = run(tmp_path / "ladder.pt2", "--ranks", 1, "--lowering", "eager")
     assert done.exit_code == 1
-    assert "has no block whose read could be moved" in done.stderr
+    assert "has no block that can be converted" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["four", "0", "-1", "1,,x"])
@@ -256,7 +256,7 @@ def test_a_model_that_does_not_generate_is_not_decoded(tmp_path):
     config.save_pretrained(tmp_path)
     done = run(f"hf:{tmp_path}", "--ranks", 1, "--phase", "decode", "--lowering", "eager")
     assert done.exit_code == 1
-    assert "BertModel does not generate" in done.stderr
+    assert "BertModel cannot generate" in done.stderr
 
 
 def test_a_rank_that_fails_ends_the_others(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_results_say_where_they_are_from():
 
 
 def test_two_rows_of_one_key():
-    with pytest.raises(LadderError, match=r"one key:\n  - variant=ladder batch=1$"):
+    with pytest.raises(LadderError, match=r"same key:\n  - variant=ladder batch=1$"):
         results(row(), row(batch=4), row(median_s=3.0))
 
 

@@ -1,4 +1,4 @@
-"""`ladderize VERB MODEL`: three ways to name a model, and what bad ones come to."""
+"""`ladderize VERB MODEL`: three ways to name a model, and errors for bad names."""
 
 import json
 import os
@@ -249,7 +249,7 @@ def pickled_by_torch(path):
 
 
 def changed(path, change):
-    """A sound archive with `change(name, content)` in the place of each content."""
+    """A valid archive with each content replaced by `change(name, content)`."""
     sound(path)
     with zipfile.ZipFile(path) as archive:
         entries = [(info, archive.read(info)) for info in archive.infolist()]
@@ -314,7 +314,7 @@ def test_a_bad_file_is_refused_in_one_line(bad, tmp_path, monkeypatch):
 
 
 def test_the_sound_file_is_not_refused(tmp_path):
-    """What the bad ones are made from."""
+    """The valid file that the bad ones are made from."""
     sound(tmp_path / "sound.pt2")
     assert run("explain", tmp_path / "sound.pt2").exit_code == 0
 

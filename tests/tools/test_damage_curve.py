@@ -47,7 +47,7 @@ def test_sets_that_another_one_beats_are_left_out():
 def test_sets_of_another_model_are_refused():
     with pytest.raises(LadderError, match=r"\(Llama tiny\): it has 5 blocks, this one has 4, or"):
         damage_curve(alike(4), REQUEST, machine(), plan_of(([1], 0.2), layers=(0, 0, 1, 1, 2)))
-    with pytest.raises(LadderError, match="or they stand in other layers"):
+    with pytest.raises(LadderError, match="or their layers differ"):
         damage_curve(alike(4), REQUEST, machine(), plan_of(([1], 0.2), layers=(0, 1, 2, 3)))
 
 
@@ -57,7 +57,7 @@ def curve(*points):
 
 
 def test_the_advised_set_is_where_the_curve_bends():
-    """Up to the second point gain is cheap, from there to the last one dear."""
+    """Gain is cheap up to the second point, and expensive after it."""
     points = curve((1.05, 0.04), (1.24, 0.1), (1.26, 0.6), (1.3, 1.0))
     assert advised(points) is points[1]
     steep = curve((1.01, 0.5), (1.3, 1.0))

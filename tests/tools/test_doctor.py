@@ -1,4 +1,4 @@
-"""`ladderize doctor` under real conditions: what works here, what is broken on purpose."""
+"""`ladderize doctor` under real conditions: what works on this machine, and deliberate faults."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ MINOR = ".".join(torch.__version__.split(".")[:2])
 
 @pytest.fixture(scope="module")
 def here(request: pytest.FixtureRequest) -> dict[str, PartStatus]:
-    """What the command says; unless `--deep`, its probes are forks of one that imported torch."""
+    """The output of the command; without `--deep`, its probes are forks with torch imported."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--deep"):
             patch.setattr(doctor, "attempt", attempt_in_a_fork)
@@ -50,7 +50,7 @@ def named(check: Callable[[], Iterable[PartStatus]]) -> dict[str, PartStatus]:
         ("torch", torch.__version__),
         ("CPU", "bfloat16"),
         ('backend="ladderize"', "torch.compile finds it, in "),
-        ("Inductor on CPU", "compiles and is right"),
+        ("Inductor on CPU", "compiles and runs correctly"),
         ("gloo", "an all-reduce on 2 ranks works"),
         ("order of collectives", "control_deps"),
         ("Inductor's cache", "ladderize-tests-"),
@@ -192,7 +192,7 @@ def test_a_backend_that_nobody_installed() -> None:
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("kill -SEGV $$", "died of signal 11"),
+        ("kill -SEGV $$", "killed by signal 11"),
         ("exit 1", "failed without output"),
         ("echo 'error: no such option' >&2; exit 2", "error: no such option"),
         ("exec sleep 60", "timed out"),

@@ -105,7 +105,7 @@ def test_values_are_those_of_gloo(emulated_ranks):
 
 
 def read_in_flight():
-    """A buffer before its launch's wait, long after gloo has the sum, and behind the wait."""
+    """A buffer before the wait, long after gloo has the sum, and after the wait."""
     group = world()
     group.link = replace(LINK, latency=0.5)
     buffer = torch.ones(4)
@@ -117,7 +117,7 @@ def read_in_flight():
 
 
 def test_values_appear_when_the_transfer_is_due(emulated_ranks):
-    """So that what touches a buffer in flight is wrong here as on a slow link."""
+    """So an access to a buffer in flight is as wrong as on a slow link."""
     for seen, after, gloo_was_quick, read_early in emulated_ranks.run(read_in_flight):
         assert gloo_was_quick or not read_early
         assert after == [2.0] * 4
@@ -217,7 +217,7 @@ def test_a_late_peer_is_told_apart(emulated_ranks):
 
 
 def exchange(to_other):
-    """All-to-alls of which a rank gives the other one so many of 1000 rows, 4 bytes each."""
+    """All-to-alls in which a rank gives the other some of 1000 rows, 4 bytes each."""
     group, rank = world(), dist.get_rank()
     for rows in zip(*to_other, strict=True):
         given = [1000 - rows[rank]] * 2
@@ -285,7 +285,7 @@ def test_the_link_can_be_changed_between_runs(emulated_ranks):
 
 
 def transfer(**moments):
-    """1 s long, launched by all at 0 and waited for at once, but for what is given."""
+    """By default 1 s long, launched by all ranks at 0 and waited for immediately."""
     usual = {"launched": 0.0, "peers": 0.0, "free": 0.0, "due": 1.0, "arrived": 0.1}
     usual |= {"entered": 0.0, "released": 1.0}
     return Transfer("all_reduce", 8, **(usual | moments))
@@ -342,7 +342,7 @@ def test_carriers_go_before_compute():
 
 
 def run_llama(lowering, staleness):
-    """Its transfers over the emulated link; the largest difference to the net on one process."""
+    """Its transfers over the emulated link, and the largest difference from one process."""
     group = world()
     model = MODELS["llama"](layers=1, kv=2)
     ids = torch.arange(12).reshape(2, 6)

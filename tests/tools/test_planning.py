@@ -1,4 +1,4 @@
-"""The planner: costs scaled from a trace, nets by hand, closed forms, properties, limits."""
+"""The planner: costs scaled from a trace, hand-made models, closed forms, properties, limits."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ ONE = Phase(batch=1, queries=1, keys=1)
 
 
 def net(computes, sent=100.0, staleness=1, chosen=None, segment=0, outside=PlannedCosts()):  # noqa: B008
-    """Blocks of so many FLOPs a token, attention and MLP by turns, that send `sent` bytes each."""
+    """Alternating attention and MLP blocks with given FLOPs per token; each sends `sent` bytes."""
     sizes = sent if isinstance(sent, list) else [sent] * len(computes)
     blocks = tuple(
         PlannedBlock(i, segment, i // 2, i % 2 == 0, PlannedCosts(flops), sizes[i])
@@ -233,7 +233,7 @@ def test_more_bandwidth_is_never_slower(costs, contention, factor):
 
 
 def test_costs_are_those_of_any_batch_and_length():
-    """One trace foretells what another one counts."""
+    """Costs scaled from one trace equal those counted in another."""
     model = tiny_llama(2)
     few, many = (
         ladderize.explain(model, input_ids=torch.zeros(*shape, dtype=torch.int64))
@@ -280,7 +280,7 @@ def test_what_cannot_be_planned():
         graph = dataclasses.replace(report.graphs[0], streams=(moved,))
         with pytest.raises(LadderError, match="which dims of the stream"):
             workload_of(dataclasses.replace(report, graphs=(graph,)))
-    with pytest.raises(LadderError, match="each is at least 1"):
+    with pytest.raises(LadderError, match="must be at least 1"):
         plan(report, machine(), [0])
 
 

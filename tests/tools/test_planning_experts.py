@@ -110,7 +110,7 @@ def seconds(found):
 
 
 def test_connectivities_over_a_divided_model_by_hand(glm):
-    """What a shared expert adds is reduced apart, and waited for."""
+    """The result of a shared expert has its own all-reduce, which is waited for."""
     # a0 0-5 R0 5-9, m0 9-14 R1 14-18, a1 18-23 R2, e1 23-28, landed R3 28-32 R3 32-36,
     # a2 32-37 R4 37-41, e2 37-42 R5 42-46: no block reads the landed summand of e2
     farskip = alike(workload_of(glm))
@@ -169,8 +169,8 @@ def test_what_all_to_alls_hide_behind_is_no_block_of_experts():
 @pytest.mark.parametrize(
     ("routed", "ranks", "said"),
     [
-        (None, 2, "tell of no routed experts"),
-        (dataclasses.replace(ROUTED, weight_bytes={"other": 1}), 2, "tell of no routed experts"),
+        (None, 2, "has no routed experts"),
+        (dataclasses.replace(ROUTED, weight_bytes={"other": 1}), 2, "has no routed experts"),
         (ROUTED, 3, "8 experts cannot be divided evenly over 3 ranks"),
     ],
 )
@@ -178,12 +178,12 @@ def test_what_cannot_be_planned(routed, ranks, said):
     with pytest.raises(LadderError, match=said):
         expert_parallel(workload(), MODULES, routed, ranks)
     shard = dataclasses.replace(workload().blocks[0], is_local=True)
-    with pytest.raises(LadderError, match="sharded already"):
+    with pytest.raises(LadderError, match="already sharded"):
         expert_parallel(dataclasses.replace(workload(), blocks=(shard,)), MODULES, ROUTED, 2)
 
 
 class Listed(nn.Module):
-    """Experts as modules, as many published models spell them."""
+    """Experts as modules, as in many published models."""
 
     def __init__(self):
         super().__init__()
@@ -231,4 +231,4 @@ def test_the_command(tmp_path):
     refused = run("plan", "hf:no-such-model", "--connectivity", "farskop")
     assert refused.exit_code == 1 and "did you mean 'farskip'" in refused.stderr
     refused = run(*given, "--experts", "both")
-    assert refused.exit_code == 1 and 'it is "tensor" or "expert"' in refused.stderr
+    assert refused.exit_code == 1 and 'must be "tensor" or "expert"' in refused.stderr

@@ -1,4 +1,4 @@
-"""What is drawn: content of the page and the pictures, escaping, files. No browser here."""
+"""Drawings: content of the page and the pictures, escaping, files, without a browser."""
 
 import importlib.util
 import re
@@ -140,7 +140,7 @@ def test_a_read_out_of_a_fold():
 
 def test_layers_of_other_sizes_are_said_to_be():
     (fold,) = columns_of(stream_of([block(i, flops=1000 + i) for i in range(20)])).folds
-    assert fold.text == "layers 2-9: as layer 1, of other sizes"
+    assert fold.text == "layers 2-9: as layer 1, with other sizes"
 
 
 def test_segments_are_named():
@@ -307,7 +307,7 @@ def test_an_svg_is_whole_and_the_same_each_time(tmp_path):
     said = texts(ET.fromstring(source))
     for text in ("A & B", WARNING, "Standard", "Ladder", "76 blocks"):
         assert text in said
-    assert [text for text in said if text.startswith("Shown are the first")]
+    assert [text for text in said if text.startswith("The first")]
     assert LIGHT["stale"] in source and "var(" not in source
     assert draw(report, tmp_path / "again.svg", title="A & B").read_text() == source
     dark = draw(report_of(chain(1)), tmp_path / "dark.svg", theme="dark").read_text()
@@ -347,7 +347,7 @@ def test_files_are_whole_and_replace_nothing(tmp_path):
     [
         ("plot.pdf", r"Cannot infer the format of .*plot.pdf: use \.html, \.svg or \.png"),
         ("plot", r"Cannot infer"),
-        ("missing/plot.svg", "is no directory"),
+        ("missing/plot.svg", "is not a directory"),
     ],
 )
 def test_where_nothing_can_be_drawn(tmp_path, name, message):

@@ -196,7 +196,7 @@ def test_plan_with_what_sets_cost(folders, measured):  # noqa: ARG001
     (row,) = (line for line in rows if "<- advised" in line)
     best = points[rows.index(row)]
     assert f"{best['kl']:.3f}" in row and f"{best['speedup']:.2f}x" in row
-    assert f"Advised, where gain and damage bend: --blocks {best['blocks']}" in done.stdout
+    assert f"Advised, at the knee of gain and damage: --blocks {best['blocks']}" in done.stdout
 
 
 def test_a_plan_refuses_the_sets_of_another_model(folders, measured, tmp_path):

@@ -1,4 +1,4 @@
-"""The configurations behind `hf:NAME`: what each builds, and fewer layers or a narrower stream."""
+"""The shipped configurations `hf:NAME`: the models, fewer layers, and narrower streams."""
 
 import pytest
 

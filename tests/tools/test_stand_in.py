@@ -33,7 +33,7 @@ functional = torch.ops._c10d_functional
 
 
 class PlantedLane:
-    """Writes down what it is given, on a machine without CUDA."""
+    """Records its arguments, on a machine without CUDA."""
 
     def __init__(self):
         self.done = []

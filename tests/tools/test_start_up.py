@@ -1,4 +1,4 @@
-"""What is imported before the command line answers: a mistake is refused without torch."""
+"""Imports of the command line: mistakes are refused without importing torch."""
 
 import json
 import subprocess

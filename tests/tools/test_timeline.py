@@ -144,7 +144,7 @@ def test_a_branch_that_stays_whole_sends_nothing():
 
 
 def test_a_sum_waits_for_the_all_reduces_before_it():
-    """h1 stays whole, so its own sum could be had at once; but x2 holds the result of h0 too."""
+    """h1 is kept whole, so its sum needs no all-reduce, but x2 also contains the result of h0."""
     slow = machine(link=100 / 29, latency=1)
     blocks = [block(0), block(1), block(2, stale=0)]
     report = report_of(blocks, collectives=[reduce_in("h0"), reduce_in("h2")])
@@ -274,7 +274,7 @@ def test_perfetto_replaces_nothing(tmp_path):
     write_perfetto(timeline, out, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step.json"]
     assert json.loads(out.read_text())["traceEvents"]
-    with pytest.raises(LadderError, match="no directory"):
+    with pytest.raises(LadderError, match="not a directory"):
         write_perfetto(timeline, tmp_path / "missing" / "step.json")
     with pytest.raises(LadderError, match=r"no step to write.*no block was found"):
         write_perfetto(predict(Report(())), tmp_path / "none.json")

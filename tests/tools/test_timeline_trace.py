@@ -141,7 +141,7 @@ def test_kernels_of_a_device(synthetic_cuda_trace):
     assert step.exposed_seconds == pytest.approx((9.75 + 5) * 1e-6)
 
 
-# ---- what is no trace
+# ---- files that are not traces
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_kernels_of_a_device(synthetic_cuda_trace):
         (b"\x1f\x8bnot zipped", "cannot be read"),
         (b"7", "has no list of traceEvents"),
         (b'{"traceEvents": 7}', "has no list of traceEvents"),
-        (b'{"traceEvents": []}', "holds no op and no kernel"),
-        (b'[{"ph": "X", "name": 3}, 7, {"ph": "X", "name": "a", "ts": "1"}]', "holds no op"),
+        (b'{"traceEvents": []}', "has no ops or kernels"),
+        (b'[{"ph": "X", "name": 3}, 7, {"ph": "X", "name": "a", "ts": "1"}]', "has no ops"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""A row of the zoo: how a model is made, what it is fed, which modules read its stream."""
+"""A row of the zoo: how to make a model, its inputs, and the modules that read its stream."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Each family is traced once; everything that is asked of it shares that program.
+"""Each family is traced once, and all checks share that program.
 
 `traced(family)` is torch.export's program, traced without Dynamo. The families of `SYMBOLIC` have a
 symbolic batch and length, so that the one program runs at two sizes; those of the others are

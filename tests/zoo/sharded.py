@@ -1,6 +1,6 @@
-"""What becomes of each family over ranks: one reduction a block, but for the rows below.
+"""The expected sharding of each family: one reduction per block, except for the rows below.
 
-A family that no row names has one reduction for each block and no branch that stays whole.
+A family without a row has one reduction per block and no branch that is kept whole.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ SHARDED_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Row:
-    """What is expected of one family, over 2 ranks or as many as its heads allow.
+    """The expectations for one family, over 2 ranks or as many as its heads allow.
 
     Attributes:
-        reductions: all-reduces of one run.
-        whole: branches of which nothing is divided.
-        why: in the reasons of those.
+        reductions: number of all-reduces in one run.
+        whole: number of branches that are kept whole.
+        why: part of their reasons.
     """
 
     reductions: int

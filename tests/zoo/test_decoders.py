@@ -1,4 +1,4 @@
-"""Decoders and recurrent nets: each traced once, rewritten, sharded over two ranks and cut."""
+"""Decoders and recurrent models: each traced once, rewritten, sharded over two ranks and cut."""
 
 import pytest
 

@@ -1,8 +1,8 @@
 """Families as Dynamo captures them: compiled by the backend, and exported strictly.
 
-In every run those whose capture by Dynamo is of its own: sums in place, loops and scans, layers
-that are shared or checkpointed, relative positions, experts, convolutions, several streams. Under
-`--deep` all.
+The default run has those that Dynamo captures in a special way: in-place sums, loops and scans,
+shared or checkpointed layers, relative positions, experts, convolutions, several streams. `--deep`
+runs all.
 """
 
 from typing import Any

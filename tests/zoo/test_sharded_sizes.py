@@ -58,7 +58,7 @@ def of_one_size(heads: int) -> list[Family]:
 
 
 def few_keys(heads: int) -> list[Family]:
-    """Fewer key heads than ranks: beside the queries' weight, and inside of it."""
+    """Fewer key heads than ranks: in a separate weight, and fused with the queries."""
     return [
         decoder("llama", "LlamaForCausalLM", heads, 2),
         decoder("phi3 (fused projections)", "Phi3ForCausalLM", heads, 2),

@@ -1,4 +1,4 @@
-"""Check what Inductor emitted: no race on a collective's buffer, and no wait too early.
+"""Check the code that Inductor emits: no races on buffers of collectives, and no early waits.
 
 source of the wrapper -> read_events -> Program -> find_races, find_disorder, order_string
 """

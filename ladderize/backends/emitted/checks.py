@@ -1,17 +1,17 @@
 """Prove that emitted code has no race on a collective's buffer, and that it waits late.
 
 A *flight* is a storage between a collective's launch and its wait. In flight, a result (for
-`all_reduce_` the buffer itself) may not be touched at all. The operand of an out-of-place
-collective may be read, and its name dropped (c10d keeps a reference), but not be written nor its
-memory reused.
+`all_reduce_` the buffer itself) must not be accessed. The operand of an out-of-place collective may
+be read and its name dropped (c10d keeps a reference), but it must not be written and its memory
+must not be reused.
 
-In order is `AR_0 … AR_1 W_0 … AR_2 W_1 … AR_n W_n-1 W_n`: a wait comes after the next launch of
-the same collective on the same group, unless a launch between them (itself included) is computed
-from what is waited for. Collectives may not pass each other, so such a wait can not be later.
-An all-gather is waited for by the block that it was launched for, and not paired with the next.
+The order must be `AR_0 … AR_1 W_0 … AR_2 W_1 … AR_n W_n-1 W_n`: a wait follows the next launch of
+the same collective on the same group, unless a launch up to there is computed from its result.
+Collectives cannot pass each other, so that wait cannot be later. An all-gather is waited for by the
+block that it was launched for and is not paired with the next one.
 
-Of every other kind a flight holds compute, where there is any to hold: a wait with no product of
-matrices between its launch and itself is early if one follows ahead of all that needs it.
+A flight of any other kind must contain compute if possible: a wait without a matrix product since
+its launch is early if a product follows before anything that needs the result.
 """
 
 import bisect
@@ -28,7 +28,7 @@ from ladderize.graph.collectives import GATHERS
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with one event of the emitted program."""
+    """A fault at one event of the emitted program."""
 
     what: str
     event: Event
@@ -41,8 +41,8 @@ class Finding:
 class Flight:
     """A storage from its launch to its wait, as indices of events.
 
-    `launch` is -1 for a graph input that was launched elsewhere and is waited for here; `wait` is
-    the number of events where there is no wait.
+    `launch` is -1 for a graph input that another graph launched. Without a wait, `wait` is the
+    number of events.
     """
 
     storage: Storage
@@ -51,12 +51,12 @@ class Flight:
 
 
 def find_flights(program: Program) -> tuple[Flight, ...]:
-    """Every flight, in the order of the launches."""
+    """All flights in launch order."""
     return _pair(program)[0]
 
 
 def foreign_waits(program: Program) -> tuple[Event, ...]:
-    """The waits for graph inputs, which another graph launched: legal, but not checked there."""
+    """The waits for graph inputs that another graph launched: legal, but not checked."""
     waits = {flight.wait for flight in find_flights(program) if flight.launch < 0}
     return tuple(program.events[index] for index in sorted(waits))
 
@@ -92,7 +92,7 @@ def _pair(program: Program) -> tuple[tuple[Flight, ...], list[Finding]]:
 
 
 def find_races(program: Program) -> tuple[Finding, ...]:
-    """Every event that touches a buffer in flight, and every launch or wait without the other."""
+    """Events that access a buffer in flight, and launches or waits without their counterpart."""
     flights, findings = _pair(program)
     findings += _across_partitions(program, flights)
     for flight in flights:
@@ -112,7 +112,7 @@ def find_races(program: Program) -> tuple[Finding, ...]:
 
 
 def _across_partitions(program: Program, flights: Sequence[Flight]) -> Iterator[Finding]:
-    """A CUDA graph captures no wait for what another one launches (pytorch#192000)."""
+    """Waits in another CUDA graph than the launch, which cannot be captured (pytorch#192000)."""
     for flight in flights:
         if flight.launch >= 0 and flight.wait < len(program.events):
             launch, wait = program.events[flight.launch], program.events[flight.wait]
@@ -123,9 +123,9 @@ def _across_partitions(program: Program, flights: Sequence[Flight]) -> Iterator[
 
 
 def find_disorder(program: Program) -> tuple[Finding, ...]:
-    """Every wait that could come after another launch and does not, so that it is exposed.
+    """Waits that are exposed because they could come after another launch and do not.
 
-    Of several waits for one coalesced launch the first one counts: it waits for all.
+    Of several waits for one coalesced launch, the first counts, because it waits for all.
     """
     needs = _launches_needed(program)
     wait_of = _first_waits(program)
@@ -167,9 +167,9 @@ def _idle_until(
     launch: int,
     wait: int,
 ) -> Event | None:
-    """The product that could run ahead of a wait for a flight that hides none; None if none can.
+    """The product that could run before the wait of a flight without products, or None.
 
-    Products are in the order of the graph: only the next one could.
+    Products keep the order of the graph, so only the next one could.
     """
     if program.events[launch].name in GATHERS:
         return None
@@ -183,7 +183,7 @@ def _idle_until(
 
 
 def _launches_needed(program: Program) -> dict[int, frozenset[int]]:
-    """For each launch and product, the launches whose results its operands are computed from."""
+    """The launches whose results the operands of each launch and product are computed from."""
     launch_of = {(flight.storage, flight.wait): flight.launch for flight in find_flights(program)}
     content: dict[Storage, frozenset[int]] = {}
     needs = {}
@@ -209,7 +209,7 @@ def _first_waits(program: Program) -> dict[int, int]:
 
 
 def _following_launches(program: Program) -> Iterator[tuple[int, int]]:
-    """Each launch with the next one of the same collective on the same group."""
+    """Each launch with the next launch of the same collective on the same group."""
     by_channel: dict[tuple[str, str], list[int]] = {}
     for index, event in enumerate(program.events):
         if event.kind is EventKind.LAUNCH and event.name not in GATHERS:
@@ -221,7 +221,7 @@ def _following_launches(program: Program) -> Iterator[tuple[int, int]]:
 def _waited_for_together(
     program: Program, wait_of: dict[int, int]
 ) -> Iterator[tuple[tuple[int, int], int]]:
-    """Two launches of one channel whose waits have no launch between; and its next launch."""
+    """Two launches of a channel whose waits have no launch in between, and its next launch."""
     launch_of = {wait: launch for launch, wait in wait_of.items()}
     launches = [i for i, event in enumerate(program.events) if event.kind is EventKind.LAUNCH]
     for first, second in pairwise(sorted({*launches, *launch_of})):
@@ -237,10 +237,10 @@ def _waited_for_together(
 
 
 def check_emitted(source: str) -> None:
-    """Raise unless the emitted wrapper is free of races and waits as late as it can.
+    """Raise unless the emitted wrapper has no races and waits as late as possible.
 
     Raises:
-        LadderError: with every finding, each with its line of the emitted code.
+        LadderError: listing every finding with its line of the emitted code.
     """
     program = read_events(source)
     races, disorder = find_races(program), find_disorder(program)
@@ -257,9 +257,9 @@ def check_emitted(source: str) -> None:
     raise LadderError(
         summary + ":",
         [Blocker(f"{f.what}: {f.event.text}", f"line {f.event.line}") for f in (*races, *disorder)],
-        "races make its results wrong: do not use it. Compile with backend='ladderize' and no "
-        "Inductor pass of your own that moves collectives or waits, across CUDA graphs in a mode "
-        "without them, or with lowering='aot_eager'; and please report this model.",
+        "do not use this code: races make its results wrong. Compile with backend='ladderize', "
+        "without Inductor passes of your own that move collectives or waits, and, if CUDA graphs "
+        "are named, in a mode without them; or use lowering='aot_eager'. Please report this model.",
     )
 
 
@@ -274,8 +274,8 @@ _SHORT = {
 def order_string(program: Program) -> str:
     """The order of launches, compute and waits on one line: `AR_0 mm mm AR_1 W_0 …`.
 
-    A fused kernel is `k`, other kernels go by name. `!` marks what touches a buffer in flight.
-    Collectives other than all-reduce keep their kind in their waits: `RS_0 … W_RS_0`.
+    A fused kernel is `k`; other kernels appear by name. `!` marks accesses to a buffer in flight.
+    Waits of collectives other than all-reduce include the kind: `RS_0 … W_RS_0`.
     """
     racing = {finding.event for finding in find_races(program)}
     labels = _launch_labels(program)
@@ -306,7 +306,7 @@ def _launch_labels(program: Program) -> dict[int, str]:
 
 
 def _fold(words: Sequence[str]) -> Iterator[str]:
-    """`mm mm mm mm` to `mm*4`; three of a kind and fewer stay."""
+    """Fold more than three equal words: `mm mm mm mm` to `mm*4`."""
     start = 0
     for end in range(1, len(words) + 1):
         if end == len(words) or words[end] != words[start]:

@@ -1,14 +1,14 @@
-"""Read an emitted Python wrapper into its ordered events.
+"""Read an emitted Python wrapper into ordered events.
 
     all_reduce_.default(buf5, 'sum', '0')          launch  all_reduce on group '0'; buf5 in flight
     extern_kernels.mm(buf2, primals_4, out=buf8)   compute mm; reads buf2, primals_4; writes buf8
     wait_tensor.default(buf5)                      wait    for buf5
     buf29 = buf5; del buf5  # reuse                reuse   of buf5's memory
 
-Names are followed to the *storage* behind them: through assignment, `reinterpret_tensor`, views,
-lists and tuples, reuse, and calls of graph partitions and subgraphs, which are read in place.
-What the reader does not know it takes to read and to write every buffer that it mentions.
-Different graph inputs are taken to be different storages.
+Names are resolved to *storages*: through assignment, `reinterpret_tensor`, views, lists and tuples,
+reuse, and calls of graph partitions and subgraphs, which are read inline. Unknown code is assumed
+to read and write every buffer that it mentions. Different graph inputs are assumed to be different
+storages.
 """
 
 import ast
@@ -45,8 +45,8 @@ def read_events(source: str) -> Program:
     """The events of the `call` function of an emitted Python wrapper.
 
     Raises:
-        LadderError: the source holds no `call`, or has a collective under `if`, `for` or `while`,
-            whose place in time cannot be read from the text.
+        LadderError: the source has no `call`, or has a collective under `if`, `for` or `while`,
+            whose position in the order is unknown.
     """
     module = ast.parse(source)
     bodies = [module.body, *(node.body for node in module.body if isinstance(node, ast.ClassDef))]
@@ -75,13 +75,13 @@ class _WrapperReader:
         self.results: set[Storage] = set()  # of functional ops: perhaps tuples of tensors
         self.target = ""  # the name that the expression being read is assigned to
 
-    # Statements
+    # ---- statements
 
     def read_function(self, function: ast.FunctionDef) -> Value:
         return self._read_body(function.body) or NOTHING
 
     def _read_body(self, body: list[ast.stmt]) -> Value | None:
-        """The value returned; None where the end is reached without a `return`."""
+        """The returned value; None if the end is reached without a `return`."""
         for statement, after in zip(body, [*body[1:], None], strict=True):
             match statement:
                 case ast.Return(value=value):
@@ -160,10 +160,10 @@ class _WrapperReader:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 self.names[node.id] = touched | self.names.new_storage(node.id)
 
-    # Expressions
+    # ---- expressions
 
     def _value(self, node: ast.expr) -> Value:
-        """What an expression stands for; the events of the calls in it are recorded."""
+        """The value of an expression; records the events of the calls in it."""
         match node:
             case ast.Name(id=name):
                 return self.names[name]
@@ -292,7 +292,7 @@ class _WrapperReader:
         return result
 
     def _pinned_wait(self, call: ast.Call, op: str, args: list[Value]) -> Value:
-        """`wait_add(residual, pending, after)`: `after`, in flight, is named for the order only."""
+        """`wait_add(residual, pending, after)`: `after` is in flight and only fixes the order."""
         *added, pending, _ = map(storages_of, args)
         result = self.names.new_storage(self.target)
         writes = dict.fromkeys(result, union([*added, pending]))
@@ -300,13 +300,13 @@ class _WrapperReader:
         return result
 
     def _new_like(self, operand: Value) -> Value:
-        """The result of a collective: a list of tensors for a list of tensors."""
+        """The result of a collective: a list of tensors if the operand is one."""
         if isinstance(operand, tuple):
             return tuple(self.names.new_storage(f"{self.target}[{i}]") for i in range(len(operand)))
         return self.names.new_storage(self.target)
 
     def _opaque(self, node: ast.AST, name: str, touched: Storages) -> Storages:
-        """Something unknown: reads and writes all it mentions; its result may be any of it."""
+        """Unknown code: it may read, write and return everything that it mentions."""
         if not touched:
             return NOTHING
         self.record.add(EventKind.COMPUTE, name, node, touched, dict.fromkeys(touched, touched))
@@ -318,9 +318,9 @@ class _WrapperReader:
 
 
 def _stored_elsewhere(flow: KernelFlow, given: Mapping[str, Storages]) -> dict[str, frozenset[str]]:
-    """For each parameter of a kernel what is stored to its storage through others.
+    """For each parameter of a kernel, what the kernel stores to its storage through others.
 
-    A `cat` is stored in parts, and read as a whole by the same kernel: `(buf55[:8], …, buf55)`.
+    A kernel may store a `cat` in parts and read it as a whole: `(buf55[:8], …, buf55)`.
     """
     found: dict[str, frozenset[str]] = {}
     for param, storages in given.items():
@@ -331,7 +331,7 @@ def _stored_elsewhere(flow: KernelFlow, given: Mapping[str, Storages]) -> dict[s
 
 
 def _with_shared(sources: frozenset[str], shared: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """`sources`, and what comes into them through other parameters, however often."""
+    """`sources` and, transitively, what is stored to them through other parameters."""
     found, todo = set(sources), list(sources)
     while todo:
         new = shared.get(todo.pop(), frozenset()) - found

@@ -1,4 +1,4 @@
-"""What a fused kernel's outputs are computed from, read from the kernel's own source.
+"""Read from a fused kernel's source what its outputs are computed from.
 
     void kernel(float* in_out_ptr0, const float* in_ptr0, const float* in_ptr1, float* out_ptr0)
     { auto tmp0 = in_ptr0[x0]; auto tmp1 = in_ptr1[x0]; auto tmp2 = tmp0 + tmp1;
@@ -7,14 +7,14 @@
     params   (in_out_ptr0, in_ptr0, in_ptr1, out_ptr0)
     sources  {out_ptr0: {in_ptr0}, in_out_ptr0: {in_ptr0, in_ptr1}}
 
-Inductor merges two residual adds into one kernel, which then waits for two all-reduces although the
-next one needs the first alone (DESIGN §6.1 b). Whether a wait came too early can therefore only be
-told inside kernels. The reading is textual and by statement: it follows variables, not control
-flow. Functions that a kernel calls (`_triton_helper_fn_add0`) stand beside it and are not read:
-what they return depends on what they are given. A multi-kernel is any of its kernels.
+Inductor fuses two residual adds into one kernel, which then waits for two all-reduces although the
+next op needs only the first. So early waits can only be found inside kernels. Kernels are read
+statement by statement, following variables but not control flow. Helper functions of a kernel
+(`_triton_helper_fn_add0`) are not read: their results depend on all arguments. A multi-kernel is
+any of its kernels.
 
-A kernel that is not Inductor's own (it names its parameters otherwise), or whose stores are not all
-recognized, is not read; callers take it to read and to write all of its arguments.
+A kernel that is not Inductor's (its parameters have other names), or whose stores are not all
+recognized, is not read; callers assume that it reads and writes all arguments.
 """
 
 import ast
@@ -49,10 +49,10 @@ _ARRAY = re.compile(r"[\w\s:<>,()]*\s(?P<name>\w+)\[[^\]]*\]$")
 
 @dataclass(frozen=True)
 class KernelFlow:
-    """`sources[p]`: the parameters whose values at entry the kernel's stores to `p` depend on.
+    """`sources[p]` are the parameters whose initial values the kernel's stores to `p` depend on.
 
-    A pointer that the kernel never stores to is not in `sources`. A kernel that stores to an
-    `in_out_ptr` before it reads it does not depend on what was there.
+    Pointers without stores are not in `sources`. A kernel that stores to an `in_out_ptr` before
+    reading it does not depend on its initial value.
     """
 
     params: tuple[str, ...]
@@ -70,7 +70,7 @@ class KernelFlow:
 
 
 def read_kernels(module: ast.Module) -> dict[str, KernelFlow | None]:
-    """The flow of each kernel that the emitted module defines; None where it cannot be read."""
+    """The flow of each kernel that the emitted module defines; None if it cannot be read."""
     kernels: dict[str, KernelFlow | None] = {}
     for statement in module.body:
         match statement:
@@ -85,7 +85,7 @@ def read_kernels(module: ast.Module) -> dict[str, KernelFlow | None]:
 
 
 def _any_of(flows: Sequence[KernelFlow | None]) -> KernelFlow | None:
-    """Of kernels that are given the same pointers, and perhaps numbers of their own behind them."""
+    """The joint flow of kernels that take the same pointers, then possibly different numbers."""
     known = [flow for flow in flows if flow is not None]
     if not known or len(known) < len(flows) or len({flow.pointers for flow in known}) > 1:
         return None
@@ -114,7 +114,7 @@ def _read_kernel(call: ast.Call) -> KernelFlow | None:
 
 
 def _mutated_operands(text: str) -> frozenset[str]:
-    """Of a template. (A mutated `in_ptr0` is given once more, as the pointer that is stored to.)"""
+    """The mutated operands of a template. (A mutated `in_ptr0` has a second, stored pointer.)"""
     listed = _NAME.findall(" ".join(_MUTATED.findall(text)))
     return frozenset(name for name in listed if name.startswith("arg_"))
 
@@ -136,7 +136,7 @@ def _flow(signature: str, statements: Iterator[str], mutated: frozenset[str]) ->
 
 
 def _param_name(chunk: str) -> str:
-    """`const float* in_ptr0` or `XBLOCK : tl.constexpr` to the name."""
+    """The name in `const float* in_ptr0` or `XBLOCK : tl.constexpr`."""
     return str(_NAME.findall(chunk.split(":")[0] if "tl." in chunk else chunk)[-1])
 
 
@@ -147,7 +147,7 @@ def _triton_statements(body: str) -> Iterator[str]:
 
 
 def _cpp_statements(body: str) -> Iterator[str]:
-    """Statements, with each brace as a statement of its own."""
+    """The statements of C++ code, with each brace as a separate statement."""
     code = re.sub(r"^\s*#.*$|//.*$", "", body, flags=re.MULTILINE)
     for piece in re.split(r"([;{}])", code):
         if (statement := piece.strip()) and statement != ";":
@@ -156,7 +156,7 @@ def _cpp_statements(body: str) -> Iterator[str]:
 
 @dataclass
 class _KernelReader:
-    """Walks a kernel's statements; `values[name]`: the entry values that `name` now depends on."""
+    """Walks a kernel's statements; `values[name]` are the initial values that `name` depends on."""
 
     pointers: set[str]
     values: dict[str, set[str]] = field(default_factory=dict)
@@ -208,7 +208,7 @@ class _KernelReader:
             self._set(name, value)
 
     def _call(self, statement: str) -> None:
-        """A bare call may write what it is given by address: `atomic_add(&out_ptr0[i], tmp3)`."""
+        """A bare call may write what is passed by address: `atomic_add(&out_ptr0[i], tmp3)`."""
         by_address = set(_ADDRESS.findall(statement))
         for name in _NAME.findall(statement):
             pointer = self._resolve(name)

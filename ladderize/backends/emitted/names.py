@@ -1,4 +1,4 @@
-"""Which storage is behind which name of the emitted program."""
+"""Map names of the emitted program to storages."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ Storage = str
 """A piece of memory, named after the first buffer that held it."""
 Storages = frozenset[Storage]
 Value = Storages | tuple["Value", ...]
-"""What a name stands for: the storages of a tensor, or a sequence of values."""
+"""The value of a name: the storages of a tensor, or a sequence of values."""
 
 NOTHING: Storages = frozenset()
 
@@ -26,7 +26,7 @@ def union(values: Iterable[Value]) -> Storages:
 
 @dataclass
 class Names:
-    """The names of the function being read and, below it, of the functions that called it."""
+    """The names of the function being read and of its callers."""
 
     frames: list[dict[str, Value]] = field(default_factory=lambda: [{}])
     given: set[Storage] = field(default_factory=set)
@@ -39,13 +39,13 @@ class Names:
 
     @contextmanager
     def call(self, **parameters: Value) -> Iterator[None]:
-        """Names inside a function that is read in place."""
+        """Enter the names of a function that is read inline."""
         self.frames.append(dict(parameters))
         yield
         self.frames.pop()
 
     def new_storage(self, name: str) -> Storages:
-        """A storage of its own. Partitions reuse buffer names, hence the number."""
+        """A new storage. It may get a number, because partitions reuse buffer names."""
         storage, count = name, 1
         while storage in self.given:
             count += 1
@@ -54,6 +54,6 @@ class Names:
         return frozenset({storage})
 
     def drop(self, name: str) -> Storages:
-        """Forget a name; the storages that no name holds any more."""
+        """Forget a name; return the storages that no name holds any longer."""
         held = storages_of(self.frames[-1].pop(name, NOTHING))
         return held - union(value for frame in self.frames for value in frame.values())

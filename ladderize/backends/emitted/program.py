@@ -25,13 +25,14 @@ class Event:
     """One step of the program.
 
     Attributes:
-        name: the collective (`all_reduce`, without a trailing `_`) or the kernel.
-        line: the line of the source, from 1; `text` is that line.
-        reads: the storages read.
-        writes: each storage written -> the storages that its content now comes from.
-        pending: of a launch, the storages in flight until waited for; of a wait, those waited for.
-        group: of a launch, the process group as the source writes it.
-        partition: which partition's CUDA graph it is captured in, "" for none.
+        kind: kind of the event.
+        name: name of the collective (`all_reduce`, without a trailing `_`) or the kernel.
+        line, text: number of the source line, from 1, and the line itself.
+        reads: storages that are read.
+        writes: storages that are written, each with the storages that its content depends on.
+        pending: storages that a launch puts in flight, or that a wait waits for.
+        group: process group of a launch, as written in the source.
+        partition: graph partition whose CUDA graph captures it, "" for none.
     """
 
     kind: EventKind
@@ -46,12 +47,12 @@ class Event:
 
     @property
     def touches(self) -> Storages:
-        """The storages whose content or memory this event needs or changes."""
+        """The storages that this event reads or writes."""
         return self.reads | self.writes.keys()
 
     @property
     def channel(self) -> tuple[str, str]:
-        """Of a launch: its kind of collective and its group."""
+        """The collective and the group of a launch."""
         return self.name, self.group
 
 
@@ -63,12 +64,13 @@ class Program:
 
 @dataclass
 class Recorder:
-    """Events in the order in which they are read off the source.
+    """Collects events in the order of the source.
 
     Attributes:
-        lines: the source.
-        stale: memory that was reused, and not touched since.
-        partition: the one that is being read.
+        lines: lines of the source.
+        events: events so far.
+        stale: reused memory that was not accessed since.
+        partition: graph partition that is being read.
     """
 
     lines: Sequence[str]
@@ -93,5 +95,5 @@ class Recorder:
         self.stale -= event.touches
 
     def kept(self, storage: Storage) -> Storages:
-        """What stays of a storage's old content when part of it is written."""
+        """The old content that a partial write to `storage` keeps."""
         return NOTHING if storage in self.stale else frozenset({storage})

@@ -1,4 +1,4 @@
-"""How Inductor spells things in the wrappers that it emits (seen in torch 2.11, 2.13 and 2.15)."""
+"""The syntax of Inductor's emitted wrappers (seen in torch 2.11, 2.13 and 2.15)."""
 
 import ast
 import re
@@ -7,9 +7,9 @@ from ladderize.graph.collectives import NAMESPACES
 
 COLLECTIVES = tuple(f"torch.ops.{namespace}." for namespace in NAMESPACES)
 PINNED_WAITS = ("torch.ops.ladderize.wait_add.", "torch.ops.ladderize.wait_after.")
-"""Our own waits (passes/pin_order.py): what is waited for comes last but one."""
+"""ladderize's waits (passes/pin_order.py); the second-to-last argument is waited for."""
 FUNCTIONAL = ("extern_kernels.", "torch.ops.aten.", "torch.ops.prims.", "aten.")
-"""Where an op writes its `out=`, its first argument if its name ends in `_`, and nothing else."""
+"""Namespaces of ops that write only `out=`, or the first argument if the name ends in `_`."""
 # fmt: off
 VIEWS = frozenset({
     "alias", "alloc_from_pool", "as_strided", "chunk", "detach", "diagonal", "expand", "narrow",
@@ -18,7 +18,7 @@ VIEWS = frozenset({
     "_reshape_alias", "_unsafe_view",
 })
 ALIGN = "copy_if_misaligned"
-"""Of a graph input: the tensor itself, or a copy in memory that vector instructions can read."""
+"""Returns a graph input itself, or a copy in memory that vector instructions can read."""
 PERHAPS_VIEWS = frozenset({"contiguous", "reshape", "to"})
 METADATA = frozenset({
     "assert_alignment", "assert_size_stride", "assert_size_stride_grouped",
@@ -50,7 +50,7 @@ def root_name(node: ast.expr) -> str:
 
 
 def frees_source(statement: ast.Assign, after: ast.stmt | None) -> bool:
-    """`buf29 = buf10; del buf10  # reuse` on one line: buf29 is a new value in old memory."""
+    """Whether a line reuses memory: in `buf29 = buf10; del buf10  # reuse`, buf29 is new."""
     return (
         isinstance(after, ast.Delete)
         and after.lineno == statement.lineno

@@ -1,1 +1,1 @@
-"""The TensorRT lowering: cut the graph into islands of compute, build an engine for each."""
+"""The TensorRT lowering: cut the graph into islands of compute and build an engine for each."""

@@ -1,10 +1,10 @@
-"""Whether a cut graph is what the flat one was, and whether its islands are as they should be.
+"""Check that a cut graph is equivalent to the flat one, and that its islands are well formed.
 
     check = cut_of(gm)      on the flat graph
     run_pass(gm, CutIslands(), log, check)
 
-The two graphs are read as lists of what they do (`numbering.py`), which must be equal; the rest is
-looked at in the cut graph as it stands. Nothing here knows how the pass works.
+Both graphs are read as lists of actions (`numbering.py`), which must be equal. The form of the
+islands is checked on the cut graph. Nothing here depends on how the pass works.
 """
 
 import operator
@@ -25,16 +25,15 @@ from ladderize.sharding.views import as_expr
 
 
 def cut_of(gm: GraphModule) -> Invariant:
-    """The invariant of the cut, on the still flat `gm`: same program, proper islands. Linear.
+    """The invariant of the cut, made from the flat `gm`: same program, well-formed islands. Linear.
 
-    Boundaries: the same ones in the same order, on the same values. Compute: no more calls than
-    there were, each behind the boundary that it stood behind: none crossed a launch, a wait or a
-    write.
-    Islands: none beside another one and none empty; their inputs are what they read, and no
-    views; their outputs are what others read, and neither inputs nor of the same memory.
+    Boundaries: the same ones in the same order, on the same values. Compute: no new calls, and
+    none has crossed a launch, a wait or a write.
+    Islands: no two are adjacent and none is empty. Their inputs are what they read and are not
+    views. Their outputs are what others read, are not inputs, and share no memory.
 
     Raises:
-        LadderError: when it is called and something of that does not hold; lists all that does not.
+        LadderError: the returned check fails; the message lists everything that does not hold.
     """
     numbering = Numbering()
     flat = numbering.read(gm)
@@ -44,7 +43,7 @@ def cut_of(gm: GraphModule) -> Invariant:
         blockers = [*_compare(flat, cut), *_look_at(gm)]
         if blockers:
             raise LadderError(
-                "The graph was not cut into islands properly:",
+                "The graph was not cut into islands correctly:",
                 blockers,
                 "this is a fault of ladderize; please report it with options={'debug_dir': …}",
             )
@@ -59,7 +58,7 @@ def _compare(flat: Actions, cut: Actions) -> Iterator[Blocker]:
     for was, found in zip_longest(flat.events, cut.events):
         if fault := _compare_events(was, found):
             yield fault
-    # What is computed no longer was dead: else the values of what read it are other ones now.
+    # Calls may only disappear if they were dead; otherwise values of their readers would differ.
     places = defaultdict(list)
     for number, run, _ in flat.computed:
         places[number].append(run)
@@ -67,9 +66,9 @@ def _compare(flat: Actions, cut: Actions) -> Iterator[Blocker]:
         if run in places[number]:
             places[number].remove(run)
         else:
-            yield Blocker.at(node, f"{node.name} is computed behind boundary {run}, and was not")
+            yield Blocker.at(node, f"{node.name} is computed after boundary {run}, but was not")
     if flat.outputs != cut.outputs:
-        yield Blocker("the results are not those of the flat graph")
+        yield Blocker("the results differ from those of the flat graph")
 
 
 def _compare_events(was: Event | None, found: Event | None) -> Blocker | None:
@@ -81,21 +80,21 @@ def _compare_events(was: Event | None, found: Event | None) -> Blocker | None:
     if key == new_key:
         return None
     is_same_op = key[0] is new_key[0]
-    what = "reads other values than before" if is_same_op else f"is where {old.name} was"
+    what = "reads other values than before" if is_same_op else f"is in the place of {old.name}"
     return Blocker.at(node, f"{node.name} {what}")
 
 
-# ---- proper islands
+# ---- well-formed islands
 
 
 def _look_at(gm: GraphModule) -> Iterator[Blocker]:
-    """What is wrong with the islands of `gm`, run by run."""
+    """The faults of the islands of `gm`, run by run."""
     call: Node | None = None
     outside: list[Node] = []
     for node in gm.graph.nodes:
         if is_call(node):
             if call is not None:
-                yield Blocker(f"no boundary is between {call.name} and {node.name}")
+                yield Blocker(f"there is no boundary between {call.name} and {node.name}")
             call = node
             yield from _look_at_call(node)
         elif node.target is operator.getitem:
@@ -123,8 +122,8 @@ def _look_at_call(call: Node) -> Iterator[Blocker]:
 def _faults_of_inputs(call: Node, body: GraphModule) -> Iterator[str]:
     given, placeholders = call.all_input_nodes, body.graph.find_nodes(op="placeholder")
     if len(call.args) != len(given) or len(given) != len(placeholders) or call.kwargs:
-        counts = f"{len(call.args)}, of which {len(given)} are different"
-        yield f"takes {len(placeholders)} inputs and is given {counts}"
+        counts = f"{len(call.args)} ({len(given)} different ones)"
+        yield f"takes {len(placeholders)} inputs, but gets {counts}"
         return
     sizes = {
         as_expr(size)
@@ -139,11 +138,11 @@ def _faults_of_inputs(call: Node, body: GraphModule) -> Iterator[str]:
         size = ops.value(source)
         if is_size(source):
             if isinstance(size, torch.SymInt) and as_expr(size) in sizes:
-                yield f"is given {source.name}, which is a size of one of its tensors"
+                yield f"gets {source.name}, which is a size of one of its tensors"
         elif role_of(source) is Role.FREE:
-            yield f"is given the view {source.name} instead of what it is a view of"
+            yield f"gets the view {source.name} instead of its base"
         if signature(ops.value(placeholder)) != signature(ops.value(source)):
-            yield f"does not know the form of {source.name}"
+            yield f"has wrong metadata for {source.name}"
 
 
 def _faults_of_compute(body: GraphModule) -> Iterator[str]:
@@ -152,9 +151,9 @@ def _faults_of_compute(body: GraphModule) -> Iterator[str]:
         yield "computes nothing"
     for node in calls:
         if role_of(node) not in (Role.COMPUTE, Role.FREE):
-            yield f"holds {node.name}, which belongs outside"
+            yield f"contains {node.name}, which belongs outside"
         if not node.users:
-            yield f"holds {node.name}, which nothing reads"
+            yield f"contains {node.name}, which nothing reads"
 
 
 def _faults_of_outputs(call: Node, body: GraphModule) -> Iterator[str]:
@@ -163,7 +162,7 @@ def _faults_of_outputs(call: Node, body: GraphModule) -> Iterator[str]:
     items = {user.args[1]: user for user in call.users if user.target is operator.getitem}
     counts = Counter(map(_base, results))
     if len(call.users) != len(results) or len(items) != len(results):
-        yield f"returns {len(results)} values, of which {len(items)} are taken"
+        yield f"returns {len(results)} values, but {len(items)} are used"
     for number, result in enumerate(results):
         if role_of(_base(result)) is not Role.COMPUTE:
             yield f"returns {result}, which it does not compute"
@@ -174,13 +173,13 @@ def _faults_of_outputs(call: Node, body: GraphModule) -> Iterator[str]:
         elif number in items and signature(ops.value(items[number])) != signature(
             ops.value(result)
         ):
-            yield f"returns {result.name}, whose form is not known outside"
+            yield f"returns {result.name}, whose metadata is wrong outside"
     if signature(ops.value(call)) != signature(tuple(map(ops.value, results))):
-        yield "has another fake value than its results"
+        yield "has a fake value that differs from its results"
 
 
 def _base(node: Node) -> Node:
-    """What a tensor is a view of, itself if it is none."""
+    """The base of a view, or the tensor itself if it is not a view."""
     while role_of(node) is Role.FREE and not is_size(node):
         node = node.all_input_nodes[0]
     return node

@@ -1,4 +1,4 @@
-"""Make each run of compute between two boundaries a submodule, in the order as it stands.
+"""Make each run of compute between two boundaries a submodule, without changing the order.
 
     before   n = norm(x0)  v = t(w)  h0 = mm(n, v)  p = view(h0, [2, 8, 4])  l0 = all_reduce(p)
              h1 = mm(x0, t(u))  l1 = all_reduce(h1)  w0 = wait(l0)  x1 = add(x0, w0)
@@ -6,16 +6,15 @@
              (h1,) = island_1(x0, u)   l1 = all_reduce(h1)   w0 = wait(l0)
              (x1,) = island_2(x0, w0)
 
-Boundaries (`islands.py`): collectives and waits, writes into memory, calls with graphs of
-their own, numbers that the host reads. They stay where they are, so that the order of launches and
-waits, and of writes and reads, is as before. Nothing that computes moves past one.
+Boundaries (`islands.py`) are collectives and waits, writes into memory, calls with subgraphs, and
+numbers that the host reads. They are not moved, so the order of launches and waits, and of writes
+and reads, is unchanged. No compute moves past a boundary.
 
-What is free, views and the arithmetic of sizes, is done where it is read: it is copied into each
-island that reads it, and stays outside for what reads it there. So what crosses into an island is
-a weight, not its transpose. An output is what was computed, or the one reshape of it that is all
-that others read; never an input or a view of one, and no two outputs share memory. An island reads
-the sizes that it needs off its tensors; one that is the size of none of them comes in as a number,
-after the tensors.
+Free ops (views and arithmetic of sizes) are copied into each island that reads them, and stay
+outside for readers there. So a weight crosses into an island, not its transpose. An output is a
+computed value, or its reshape if that is all that others read. It is never an input or a view of
+one, and no two outputs share memory. An island reads sizes from its tensors; other sizes are passed
+as numbers, after the tensors.
 
 A run that computes nothing from values, such as a lone `arange`, stays outside.
 """
@@ -38,7 +37,7 @@ _SIZE = torch.ops.aten.sym_size.int
 
 @dataclass(frozen=True)
 class CutIslands:
-    """Expects a functional ATen graph with fake values. Linear."""
+    """Cuts a functional ATen graph with fake values into islands. Linear."""
 
     preserves_values: ClassVar[bool] = True
 
@@ -58,16 +57,16 @@ class CutIslands:
             if node in inside or (node.op.startswith("call_") and node not in kept):
                 gm.graph.erase_node(node)
         for result, item in taken.items():
-            item.name = result.name  # free again
+            item.name = result.name  # the name is free now
         return PassResult(changed=len(bodies))
 
 
 class _Body:
-    """The graph of one island, copied from the graph around; `inside` holds those of all.
+    """The graph of one island, copied from the outer graph; `inside` has the nodes of all islands.
 
     Attributes:
-        inputs: what it reads, as nodes of the graph around, in the order of its placeholders:
-            tensors in the order in which they are read, then numbers.
+        inputs: nodes of the outer graph that it reads, in the order of its placeholders: tensors
+            in the order of first reads, then numbers.
     """
 
     def __init__(self, island: Island, inside: Set[Node]) -> None:
@@ -93,7 +92,7 @@ class _Body:
         return GraphModule({}, self._graph, name)
 
     def _take(self, source: Node) -> Node:
-        """A placeholder for `source`, after those that there are."""
+        """Add a placeholder for `source` after the existing ones."""
         with self._graph.inserting_after(self._last_input):
             made = self._graph.placeholder(source.name)
         made.meta = dict(source.meta)
@@ -102,7 +101,7 @@ class _Body:
         return made
 
     def _copy(self, source: Node) -> Node:
-        """What stands for `source` in the island; made if it is not there yet."""
+        """The copy of `source` in the island, made on first use."""
         if source not in self._copies:
             self._copies[source] = self._make(source)
         return self._copies[source]
@@ -119,12 +118,12 @@ class _Body:
         return self._take(source)
 
     def _can_be_made(self, source: Node) -> bool:
-        """Whether the island has the tensor that a free node looks at, if it looks at any."""
+        """Whether the island has the tensors that a free node reads, if any."""
         tensors = [node for node in source.all_input_nodes if not is_size(node)]
         return all(self._is_at_hand(node) for node in tensors)
 
     def _is_at_hand(self, tensor: Node) -> bool:
-        """Whether it is computed here, or is an input, or a view of such a tensor."""
+        """Whether `tensor` is computed in the island, is an input, or is a view of one of these."""
         while tensor not in self._nodes and tensor not in self._copies:
             if role_of(tensor) is not Role.FREE:
                 return False
@@ -133,7 +132,7 @@ class _Body:
 
 
 def _tensors_read(island: Island, inside: Set[Node]) -> dict[Node, None]:
-    """What crosses into an island but numbers: through views, in the order of the first read."""
+    """The tensors that cross into an island, through views, in the order of first reads."""
     seen = set(island.nodes)
     found: dict[Node, None] = {}
 
@@ -153,7 +152,7 @@ def _tensors_read(island: Island, inside: Set[Node]) -> dict[Node, None]:
 
 
 def _kept(graph: Graph, inside: Set[Node], inputs: Iterable[Node]) -> set[Node]:
-    """What something outside or another island reads: all that stays outside, and the outputs."""
+    """The nodes that stay outside or that are outputs of islands."""
     stack = [node for node in graph.nodes if node not in inside and _is_needed(node)]
     stack += inputs
     kept: set[Node] = set()
@@ -172,7 +171,7 @@ def _is_needed(node: Node) -> bool:
 def _call(
     graph: Graph, island: Island, inputs: list[Node], results: list[Node]
 ) -> dict[Node, Node]:
-    """Call the island where it began; for each of `results` the item that takes its place."""
+    """Call the island at its first node; return the item that replaces each of `results`."""
     first = island.nodes[0]
     for source in inputs:
         _hoist(source, first)
@@ -189,7 +188,7 @@ def _call(
 
 
 def _hoist(node: Node, place: Node) -> None:
-    """Move a number or an item of a boundary, and what it needs, ahead of `place`."""
+    """Move a number or an item of a boundary, with its operands, before `place`."""
     if place < node:
         for source in node.all_input_nodes:
             _hoist(source, place)

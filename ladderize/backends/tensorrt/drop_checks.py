@@ -1,10 +1,9 @@
-"""Leave out the checks of dtype and device, of which exported programs have one ahead of each cast.
+"""Remove the checks of dtype and device that exported programs have before each cast.
 
     before   y = mul(x, 2)   _assert_tensor_metadata(y, …, float32)   z = to(y, bfloat16)
     after    y = mul(x, 2)   z = to(y, bfloat16)
 
-The fake values have passed them. A check reads a value, and so would make it cross what the graph
-is cut at.
+The fake values have passed them. A check reads a value, so it would make the value cross a cut.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Where a graph is cut into islands: what each node is, and which runs of compute there are.
+"""Find the islands of a graph: the role of each node, and the runs of compute.
 
     h0 = mm(x, w) │ l0 │ v = view(x, …)  h1 = mm(v, u) │ l1 │ w0 │ x1 = add(x, w0) …
     island_0            island_1: h1                             island_2
 
-Pure analysis of a functional ATen graph (after autograd), in the order in which it is to run.
+Pure analysis of a functional ATen graph (after autograd), in its final order.
 """
 
 import enum
@@ -23,12 +23,12 @@ from ladderize.graph.in_flight import is_launch
 
 
 class Role(enum.Enum):
-    """What a call is to the cut.
+    """The role of a call in the cut.
 
-    BOUNDARY: stays outside and in its place: collectives and waits, writes into memory, calls with
-        graphs of their own, what the host reads (`item`).
-    FREE: costs nothing wherever it stands: views, the arithmetic of sizes, checks of form.
-    COMPUTE: all else.
+    BOUNDARY: stays outside, in its place: collectives and waits, writes into memory, calls with
+        subgraphs, numbers that the host reads (`item`).
+    FREE: costs nothing anywhere: views, arithmetic of sizes, metadata checks.
+    COMPUTE: everything else.
     """
 
     BOUNDARY = "boundary"
@@ -38,9 +38,9 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Island:
-    """All that is computed between two neighboring boundaries: `nodes`, in order.
+    """The compute between two neighboring boundaries: `nodes`, in order.
 
-    With it the reshapes that are all that others read of a result.
+    It includes the reshape of a result if that is all that others read.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Island:
 def find_islands(graph: Graph) -> tuple[Island, ...]:
     """The islands of `graph` in order. Linear.
 
-    A run that only makes constants (`full`, `arange`) is none. An item of a result with several
-    parts belongs to the call that made it, wherever it stands.
+    A run that only makes constants (`full`, `arange`) is not an island. An item of a result with
+    several parts belongs to the call that made it.
     """
     run_of, home = _find_runs(graph)
     home |= _find_last_reshapes(graph, run_of, home)
@@ -64,7 +64,7 @@ def find_islands(graph: Graph) -> tuple[Island, ...]:
 
 
 def _find_runs(graph: Graph) -> tuple[dict[Node, int], dict[Node, int]]:
-    """How many boundaries stand ahead of each node; and to which run what computes belongs."""
+    """The number of boundaries before each node, and the run of each node that computes."""
     run_of: dict[Node, int] = {}
     home: dict[Node, int] = {}
     run = 0
@@ -80,10 +80,10 @@ def _find_runs(graph: Graph) -> tuple[dict[Node, int], dict[Node, int]]:
 def _find_last_reshapes(
     graph: Graph, run_of: Mapping[Node, int], home: Mapping[Node, int]
 ) -> dict[Node, int]:
-    """The reshapes that stand between a result and all that reads it outside of its run.
+    """The reshapes through which all readers outside of its run read a result.
 
-    With one, a stream of `[batch, length, width]` does not cross as the `[batch * length, width]`
-    of the product that made it.
+    With them, a stream crosses as `[batch, length, width]` instead of as the
+    `[batch * length, width]` of the product that made it.
     """
     readers = _find_readers(graph, home)
     found: dict[Node, int] = {}
@@ -99,7 +99,7 @@ def _find_last_reshapes(
 
 
 def _find_readers(graph: Graph, home: Mapping[Node, int]) -> dict[Node, int]:
-    """The run that computes with a node or with views of it, where it is one alone."""
+    """The run that computes with a node or its views, if it is only one."""
     readers = dict(home)
     for node in reversed(graph.nodes):
         if role_of(node) is Role.FREE:
@@ -111,7 +111,7 @@ def _find_readers(graph: Graph, home: Mapping[Node, int]) -> dict[Node, int]:
 
 
 def islands_of(gm: GraphModule) -> dict[str, GraphModule]:
-    """The islands that `gm` was cut into, by name, in the order in which they run."""
+    """The islands of a cut `gm` by name, in the order in which they run."""
     called = {str(node.target): ops.called_module(node) for node in gm.graph.nodes if is_call(node)}
     return {name: body for name, body in called.items() if isinstance(body, GraphModule)}
 
@@ -141,12 +141,12 @@ def role_of(node: Node) -> Role | None:
 
 
 def is_size(node: Node) -> bool:
-    """Whether the value of `node` is a number: a size, or what is computed from sizes."""
+    """Whether the value of `node` is a number: a size, or computed from sizes."""
     return isinstance(ops.value(node), _NUMBERS)
 
 
 def reads_values(node: Node) -> bool:
-    """Whether `node` computes from tensors that are not constants; `full` and `arange` do not."""
+    """Whether `node` reads tensors that are not constants; `full` and `arange` do not."""
     return any(
         ops.holds_tensor(source) and source.op != "get_attr" for source in node.all_input_nodes
     )
@@ -166,7 +166,7 @@ _OF_FORM = frozenset(
     """sym_size sym_stride sym_numel sym_storage_offset sym_is_contiguous _assert_scalar
     sym_constrain_range sym_constrain_range_for_size _assert_tensor_metadata""".split()
 )
-# Names of the arguments by which ops take a process group.
+# Names of arguments that are a process group.
 _GROUPS = frozenset({"group", "group_name"})
 
 
@@ -184,11 +184,11 @@ def _role_of_op(op: Any) -> Role:
 
 @functools.cache
 def is_view(op: Any) -> bool:
-    """Whether an op returns the memory of its first operand, always.
+    """Whether an op always returns the memory of its first operand.
 
-    `reshape`, `contiguous` and `to` may do so; before autograd they are there, and are compute.
+    `reshape`, `contiguous` and `to` only may do so, and count as compute.
     """
-    if op is torch.ops.aten._unsafe_view.default:  # its schema says that the result is fresh
+    if op is torch.ops.aten._unsafe_view.default:  # its schema claims a new result
         return True
     is_alias = any(a.alias_info and not a.alias_info.is_write for a in op._schema.arguments)
     return is_alias and not is_composite(op)

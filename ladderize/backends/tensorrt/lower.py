@@ -1,11 +1,11 @@
-"""Lower to TensorRT: compute between collectives as engines, the collectives in PyTorch.
+"""Lower to TensorRT: engines for the compute between collectives, which stay in PyTorch.
 
 gm ── AOTAutograd, no gradients ── JoinWaits, DeferWaits ── CutIslands ── engines
                                                                 │              │ the weights come
                               step(args) = the outer graph ◄────┴──────────────┘ with the first call
 
-NCCL carries a launch on a stream of its own, and a wait makes the stream of the engines wait for
-it: what the order of the graph puts between the two runs meanwhile.
+NCCL runs a launch on its own stream, and a wait makes the engines' stream wait for it. Engines
+between the two in the graph run meanwhile.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,15 +32,16 @@ from ladderize.passes.runner import Log, run_pass
 def lower_to_tensorrt(
     gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig
 ) -> Lowered:
-    """Build the engines of `gm`; those of equal islands once. Weights are read at the first call.
+    """Build the engines of `gm`, once for equal islands. Weights are read at the first call.
 
     Args:
-        example_inputs: fake; what is an `nn.Parameter` becomes a weight of the engines.
-        config: whose `lowering_options` are those of `TensorRTOptions`.
+        gm: graph to lower.
+        example_inputs: fake inputs; each `nn.Parameter` becomes a weight of the engines.
+        config: configuration with `TensorRTOptions` as `lowering_options`.
 
     Raises:
-        LadderError: TensorRT is not there, gradients are asked for, a dynamic size has no upper
-            bound, or the engine of an island cannot be built.
+        LadderError: TensorRT is not installed, gradients are required, a dynamic size has no upper
+            bound, or an engine cannot be built.
     """
     require_packages()
     refuse_gradients(example_inputs)
@@ -68,9 +69,10 @@ def prepare(
     """Cut `gm`, a functional ATen graph, in place and build the engines of its islands.
 
     Args:
-        weights: those of its inputs that are to become weights of the engines.
-        options: of the engines.
-        waits: the pass as configured.
+        gm: graph to cut.
+        weights: inputs that become weights of the engines.
+        options: build options of the engines.
+        waits: the configured pass that defers waits.
     """
     defer(gm, waits)
     log = Log()

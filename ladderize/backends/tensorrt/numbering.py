@@ -1,9 +1,9 @@
-"""What a graph does, as values with numbers: equal numbers are equal values, in any graph.
+"""Number the values of graphs, so that equal numbers are equal values in any of them.
 
     flat   h = mm(x, w)   l = all_reduce(h)        1 = mm(input 0, input 1) in run 0
     cut    (h,) = island_0(x, w)   l = …(h)       event 0 = all_reduce(1)
 
-A graph that is cut into islands is read as if it were not. Knows nothing of how graphs are cut.
+A graph that is cut into islands is read as if it were flat, whatever the way it was cut.
 """
 
 import operator
@@ -21,18 +21,17 @@ from ladderize.graph.writes import written_operands
 from ladderize.sharding.views import as_expr
 
 Event = tuple[Any, Node]
-"""A boundary: what is called, with the numbers of its operands; and the node."""
+"""A boundary: its target with the numbers of its operands, and its node."""
 
 
 @dataclass
 class Actions:
-    """What one graph does, in order.
+    """The actions of a graph, in order.
 
     Attributes:
-        events: the boundaries.
-        computed: each call that computes: the number of its value, how many events there were
-            before it, and the node.
-        outputs: the numbers of the results.
+        events: boundaries.
+        computed: calls that compute: number of the value, number of earlier events, and node.
+        outputs: numbers of the results.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -41,10 +40,10 @@ class Actions:
 
 
 class Numbering:
-    """Numbers for the values of the graphs that it reads; the first decides what sizes mean.
+    """Numbers the values of the graphs that it reads; the first one defines the symbols of sizes.
 
-    A size has the number of its expression, however it comes about. What is computed from memory
-    after a write into it has another number than before; a view has one, as it shows all writes.
+    A size has the number of its expression, however it is computed. A computation from memory gets
+    a new number after a write into it; a view keeps its number, because it shows all writes.
     """
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class Numbering:
         self.is_complete = False
 
     def read(self, gm: GraphModule) -> Actions:
-        """What `gm` does. Linear."""
+        """The actions of `gm`. Linear."""
         reader = _GraphReader(self)
         reader.actions.outputs = reader.walk(gm.graph, reader.inputs_of(gm.graph))
         self.is_complete = True
@@ -63,21 +62,21 @@ class Numbering:
         return self._numbers.setdefault(key, len(self._numbers))
 
     def of_size(self, key: Any, node: Node) -> int:
-        """The number of the expression that `key` has in the first graph, if it is there."""
+        """The number of the expression that `key` has in the first graph, if it occurs there."""
         size = ops.value(node)
         if key not in self._numbers and not self.is_complete and isinstance(size, torch.SymInt):
             self._numbers[key] = self.of(("size", as_expr(size)))
         return self.of(key)
 
 
-_NOTHING = -1  # the number of an input that is not given
+_NOTHING = -1  # the number of a missing input
 
 
 class _GraphReader:
     """One walk through a graph and its islands.
 
     Attributes:
-        actions: what was found so far.
+        actions: actions found so far.
     """
 
     def __init__(self, numbering: Numbering) -> None:
@@ -88,7 +87,7 @@ class _GraphReader:
         self._draws: Counter[Any] = Counter()  # of random numbers, by the same call
 
     def walk(self, graph: Graph, given: Mapping[Node, int]) -> tuple[Any, ...]:
-        """The numbers of what `graph` returns for inputs of the numbers `given`."""
+        """The numbers of the results of `graph` for inputs with the numbers `given`."""
         known: dict[Node, Any] = {}
         results: tuple[Any, ...] = ()
         for node in graph.nodes:
@@ -121,7 +120,7 @@ class _GraphReader:
         body = ops.called_module(call)
         assert isinstance(body, GraphModule)
         inputs = body.graph.find_nodes(op="placeholder")
-        # Not strict: how many there are is not this reader's business.
+        # Not strict: the number of inputs is checked elsewhere.
         given = zip(inputs, _freeze(call.args, known), strict=False)
         return self.walk(body.graph, dict(given))
 

@@ -42,7 +42,7 @@ def refuse_existing(out: Path, force: bool = False) -> None:
     if out.exists() and not force:
         raise LadderError(f"{out} exists already.", cure="overwrite it with --force (force=True)")
     if not out.absolute().parent.is_dir():
-        raise LadderError(f"{out.absolute().parent} is no directory.")
+        raise LadderError(f"{out.absolute().parent} is not a directory.")
 
 
 @contextmanager

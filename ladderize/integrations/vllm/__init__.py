@@ -1,16 +1,16 @@
-"""vLLM serves a ladder: found by its plugin entry point, configured by its own options.
+"""Serve a ladder with vLLM: a plugin entry point, configured with vLLM's options.
 
     vllm serve DIR --additional-config '{"ladderize": {"layers": "last:50%"}}'
     vllm serve DIR --compilation-config '{"mode": 2, "backend": "ladderize"}'
 
     register ── in each process of vLLM
-      ├── VllmConfig is made        ── request.note_request, check_configuration: an engine that
-      │                                would ignore the ladder does not start
+      ├── VllmConfig is made        ── request.note_request, check_configuration: refuse to start
+      │                                an engine that would ignore the ladder
       └── a model is compiled       ── backends.backend_for: the mode's backend, with the options
 
-vLLM has sharded the model already; its own ops are spelled in torch's words by
-`passes/spell_engine_ops.py`. In mode 2 the backend is ladderize. In mode 3 ladderize rewrites the
-graph before vLLM splits it, and vLLM compiles the pieces.
+vLLM has already sharded the model; `passes/spell_engine_ops.py` replaces its ops by torch ops. In
+mode 2 the backend is ladderize. In mode 3 ladderize rewrites the graph before vLLM splits it, and
+vLLM compiles the pieces.
 """
 
 import functools
@@ -23,12 +23,12 @@ from ladderize.integrations.vllm.obstacles import check_configuration
 from ladderize.integrations.vllm.request import note_request, settle
 
 TRIED = ("0.32",)
-"""Versions of vLLM, by their beginning."""
+"""Prefixes of tested vLLM versions."""
 _WRAPPED = "_ladderize_wrapped"
 
 
 def register() -> None:
-    """Called by vLLM in each of its processes, as a plugin of the group `vllm.general_plugins`."""
+    """Register ladderize; vLLM calls this plugin of `vllm.general_plugins` in each process."""
     import vllm
     from vllm.config import CompilationConfig, VllmConfig
 
@@ -38,7 +38,7 @@ def register() -> None:
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Once in a process: vLLM may load its plugins again."""
+    """Wrap a method once per process, because vLLM may load its plugins again."""
     original = getattr(owner, name)
     if hasattr(original, _WRAPPED):
         return
@@ -52,7 +52,7 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
 
 def _configure(original: Callable[..., Any], config: Any) -> None:
-    """`VllmConfig.__post_init__`: it decides on the mode of compilation."""
+    """Wraps `VllmConfig.__post_init__`, which chooses the compilation mode."""
     note_request(config)
     original(config)
     settle(config)
@@ -66,6 +66,6 @@ def _backend_instead(
     prefix: str = "",
     is_encoder: bool = False,
 ) -> Any:
-    """`CompilationConfig.init_backend`: vLLM asks it for the backend of each model it compiles."""
+    """Wraps `CompilationConfig.init_backend`, which returns the backend of each compiled model."""
     own = functools.partial(original, compilation, config, prefix, is_encoder)
     return backend_for(config, own, is_encoder=is_encoder)

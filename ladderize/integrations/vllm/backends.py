@@ -1,12 +1,12 @@
-"""The backend of a model that vLLM compiles, by the mode of compilation.
+"""The backend of a model that vLLM compiles, by compilation mode.
 
     mode 2    graph ── ladderize ── lowering of the options
     mode 3    graph ── ladderize ── VllmBackend: split at each attention ── Inductor, per piece
 
-In mode 3 each all-reduce is waited for in the piece that launches it: a piece may become a CUDA
-graph of its own, and a CUDA graph must not end with a collective in flight. The one behind an
-attention runs while the MLP computes; the one behind an MLP runs only while the next attention's
-projections compute, up to the cut.
+In mode 3 each all-reduce is waited for in the piece that launches it, because a piece may become a
+CUDA graph, which must not end with a collective in flight. The all-reduce of an attention runs
+while the MLP computes. The all-reduce of an MLP runs only while the next attention's projections
+compute, up to the cut.
 """
 
 import functools
@@ -38,12 +38,12 @@ from ladderize.passes.defer_waits import DeferWaits
 
 
 def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any:
-    """What vLLM hands to `torch.compile`, as its `CompilationConfig.init_backend` returns it.
+    """The backend that vLLM passes to `torch.compile` (`CompilationConfig.init_backend`).
 
     Args:
-        config: vLLM's, complete.
-        own: returns vLLM's own backend; it stays where nobody asks for a ladder.
-        is_encoder: an encoder of images or sound has no tokens to serve, and stays standard.
+        config: complete configuration of vLLM.
+        own: returns vLLM's own backend, which is used unless a ladder is requested.
+        is_encoder: whether the model is an encoder of images or sound, which stays standard.
     """
     if not is_asked_for(config):
         return own()
@@ -52,7 +52,7 @@ def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any
         return own() if is_piecewise else "eager"
     from vllm.logger import init_logger
 
-    # What vLLM would keep for its next start is the compiled call, without ladderize's checks.
+    # vLLM would cache the compiled call for its next start, without ladderize's checks.
     os.environ["VLLM_USE_AOT_COMPILE"] = "0"
     options = options_of(config)
     if config.compilation_config.backend == "eager":
@@ -63,10 +63,10 @@ def backend_for(config: Any, own: Callable[[], Any], *, is_encoder: bool) -> Any
 
 
 class VllmLowering:
-    """Has vLLM's own backend split and compile the rewritten graph, with waits deferred in pieces.
+    """Splits and compiles the rewritten graph with vLLM's backend, with waits deferred in pieces.
 
     Args:
-        backend: a `VllmBackend`; it compiles one graph.
+        backend: a `VllmBackend`, which compiles one graph.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -83,7 +83,7 @@ class VllmLowering:
             keep_windows(settings)
         deferring = DeferInInductor(verify=config.verify, waits=DeferWaits.of(config))
         self.backend.pass_manager.add(CallableInductorPass(deferring, deferring.uuid()))
-        # vLLM's key of compiled graphs covers the files that made them.
+        # vLLM's cache key of compiled graphs covers the files that made them.
         self.backend.compilation_config.traced_files |= {
             str(path) for path in files_behind(__name__)
         }
@@ -93,5 +93,5 @@ class VllmLowering:
 
 
 def _check(module: ModuleType, path: str) -> None:
-    if hasattr(module, "call"):  # the modules of single kernels have none
+    if hasattr(module, "call"):  # modules of single kernels do not
         check_emitted(Path(path).read_text())

@@ -1,4 +1,4 @@
-"""An engine that would serve anything but the ladder it is asked for does not start."""
+"""Refuse to start a vLLM engine that would not serve the requested ladder."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,23 +15,23 @@ from ladderize.integrations.vllm.request import (
 )
 
 WITHOUT_A_DRAFT_MODEL = ("ngram", "suffix")
-"""Methods of speculative decoding that propose tokens of the text itself."""
+"""Methods of speculative decoding that propose tokens from the text, without a draft model."""
 
 
 def check_configuration(config: Any) -> None:
-    """Raise where vLLM would serve the standard model, or a part of the ladder would be standard.
+    """Raise if vLLM would serve the standard model, or part of the ladder would be standard.
 
     Args:
-        config: vLLM's, complete. Without a request for a ladder nothing is checked.
+        config: complete configuration of vLLM. If it does not request a ladder, nothing is checked.
 
     Raises:
-        LadderError: with everything that is in the way.
+        LadderError: listing all obstacles.
     """
     if not is_asked_for(config):
         return
     if blockers := list(_obstacles(config)):
         raise LadderError(
-            "vLLM would not serve the ladder that it is asked for:",
+            "vLLM would not serve the requested ladder:",
             blockers,
             "leave these out of vLLM's options",
         )
@@ -40,7 +40,7 @@ def check_configuration(config: Any) -> None:
 def _obstacles(config: Any) -> Iterator[Blocker]:
     compilation, mode = config.compilation_config, mode_of(config)
     if mode not in (WHOLE, PIECEWISE):
-        why = "vLLM asks no backend" if mode else "vLLM compiles nothing"
+        why = "vLLM calls no backend" if mode else "vLLM compiles nothing"
         yield Blocker(f"compilation mode {mode}: {why}")
     served = {WHOLE: (NAME, VLLMS_OWN, "eager"), PIECEWISE: (VLLMS_OWN,)}.get(mode)
     if served is not None and compilation.backend not in served:
@@ -57,8 +57,8 @@ def _obstacles(config: Any) -> Iterator[Blocker]:
     speculative = config.speculative_config
     if speculative is not None and speculative.method not in WITHOUT_A_DRAFT_MODEL:
         yield Blocker(
-            f"speculative decoding with {speculative.method!r}: a draft model would be made a "
+            f"speculative decoding with {speculative.method!r}: the draft model would become a "
             "ladder too"
         )
     if config.lora_config is not None:
-        yield Blocker("LoRA: its adapters were not tried, and on CPU vLLM compiles nothing with it")
+        yield Blocker("LoRA is not tested, and on CPU vLLM compiles nothing with it")

@@ -1,11 +1,11 @@
-"""Who asks vLLM for a ladder, and with which options.
+"""Read the request for a ladder, and its options, from vLLM's configuration.
 
-    --additional-config '{"ladderize": {…}}'     the options, and the request
-    --compilation-config '{"backend": "ladderize"}'    the request alone
-    config.json of the checkpoint: "ladder": {…}       it was trained as this ladder
+    --additional-config '{"ladderize": {…}}'           a request with options
+    --compilation-config '{"backend": "ladderize"}'    a request without options
+    config.json of the checkpoint: "ladder": {…}       the checkpoint is this ladder
 
-In the end each request stands in `additional_config`, which is part of the key of vLLM's cache of
-compiled graphs: a ladder and the standard model never share an entry.
+Each request is stored in `additional_config`, which is part of the key of vLLM's cache of compiled
+graphs. So a ladder and the standard model never share an entry.
 """
 
 from collections.abc import Mapping
@@ -16,29 +16,29 @@ from ladderize.config.options import LadderConfig
 from ladderize.frontends.checkpoints.own_entry import entry_of_configuration
 
 NAME = "ladderize"
-"""The backend; the key of the options in `additional_config`."""
+"""Name of the backend, and key of the options in `additional_config`."""
 VLLMS_OWN = "inductor"
 """The backend that vLLM splits a graph for."""
 PIECEWISE = 3
-"""The mode of compilation in which vLLM splits the graph at each attention."""
+"""The compilation mode in which vLLM splits the graph at each attention."""
 WHOLE = 2
-"""The mode in which vLLM hands a backend the whole graph."""
+"""The compilation mode in which vLLM passes the whole graph to a backend."""
 
 
 def mode_of(config: Any) -> int:
-    """The mode of compilation, 0 while it is open."""
+    """The compilation mode, 0 if not chosen yet."""
     return int(config.compilation_config.mode or 0)
 
 
 def is_asked_for(config: Any) -> bool:
-    """Whether anybody asks for a ladder."""
+    """Whether a ladder is requested."""
     return entry_of(config) is not None or NAME in _additional(config) or _asks_by_backend(config)
 
 
 def note_request(config: Any) -> None:
-    """Before vLLM completes `config`: keep a request by `backend`, for vLLM may overwrite it.
+    """Store a request by `backend` before vLLM completes `config` and may overwrite it.
 
-    Where vLLM has yet to choose the mode, it must see its own backend: other settings follow it.
+    If vLLM has yet to choose the mode, it must see its own backend, on which other settings depend.
     """
     if not _asks_by_backend(config):
         return
@@ -49,23 +49,23 @@ def note_request(config: Any) -> None:
 
 
 def settle(config: Any) -> None:
-    """After vLLM has completed `config`: write the options into `additional_config`.
+    """Write the options into `additional_config`, after vLLM has completed `config`.
 
     Raises:
-        LadderError: as `options_of` does.
+        LadderError: see `options_of`.
     """
     if is_asked_for(config):
         config.additional_config = {**_additional(config), NAME: options_of(config)}
 
 
 def options_of(config: Any) -> dict[str, Any]:
-    """Those of the checkpoint, if it says that it is a ladder; and those of `--additional-config`.
+    """The options of the ladder, from the checkpoint and from `--additional-config`.
 
     Args:
-        config: vLLM's.
+        config: configuration of vLLM.
 
     Raises:
-        LadderError: the two contradict each other, or one of them is not an option.
+        LadderError: the two contradict each other, or an option is invalid.
     """
     given, entry = _additional(config).get(NAME) or {}, entry_of(config)
     LadderConfig.from_options(given, checkpoint=entry)
@@ -73,10 +73,10 @@ def options_of(config: Any) -> dict[str, Any]:
 
 
 def entry_of(config: Any) -> LadderEntry | None:
-    """What the config.json of the checkpoint says of the ladder; None if nothing.
+    """The ladder entry in the checkpoint's config.json, or None.
 
     Raises:
-        LadderError: it cannot be used.
+        LadderError: the entry is invalid.
     """
     return entry_of_configuration(_model_config(config))
 
@@ -91,6 +91,6 @@ def _additional(config: Any) -> Mapping[str, Any]:
 
 
 def _model_config(config: Any) -> Any:
-    """The Hugging Face configuration of the model; None where vLLM makes a configuration alone."""
+    """The Hugging Face configuration of the model; None if vLLM's configuration has no model."""
     model = config.model_config
     return None if model is None else model.hf_config

@@ -1,1 +1,1 @@
-"""A closed-form start for healing: the weights that read the stream first, by least squares."""
+"""A closed-form start for healing: fit the weights that read the stream by least squares."""

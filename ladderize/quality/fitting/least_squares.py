@@ -1,10 +1,10 @@
-"""Fit the weights that read the stream first to stale reads, by least squares.
+"""Fit the first weights that read the stream to stale reads, by least squares.
 
     standard   a = norm(x1)    q = a W            ladder    s = norm(x0)    q' = s V
     V minimizes ‖a W - s V‖² + ridge ‖V - W‖², summed over all tokens
 
-Block by block in graph order: the ladder's stream runs through the blocks that are fitted already.
-The sums `sᵀs` and `sᵀ(a - s)` are all that is kept of the tokens.
+Blocks are fitted in graph order, with the ladder's stream computed by the blocks fitted before.
+Only the sums `sᵀs` and `sᵀ(a - s)` over tokens are kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from ladderize.quality.healing.teacher import unshare
 
 
 class CannotFitError(LadderError):
-    """No weight of the converted blocks can be fitted, as of experts alone."""
+    """No weight of the converted blocks can be fitted, for example because all are experts."""
 
 
 OnProgress = Callable[[int, int], None]
@@ -30,11 +30,11 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class FittedReads:
-    """What `fit_reads` did.
+    """The result of `fit_reads`.
 
     Attributes:
-        weights: the names of the parameters that were fitted.
-        left: what else mixes or selects what a converted block reads: "block 3: grouped_mm".
+        weights: names of the fitted parameters.
+        left: other ops that mix or select what a converted block reads: "block 3: grouped_mm".
     """
 
     weights: tuple[str, ...]
@@ -51,31 +51,33 @@ def fit_reads(
     ridge: float = 0.05,
     on_progress: OnProgress | None = None,
 ) -> FittedReads:
-    """Fit the first weights of each converted block of `model`, in place, to what `teacher` has.
+    """Fit the first weights of each converted block of `model`, in place, to those of `teacher`.
 
-    These are the weights of products that read the stream through nothing but norms and the like,
-    frozen ones too. Weights with another reader, of experts and of LoRA adapters stay as they are.
+    These are the weights of products that read the stream through norms and other cheap ops only,
+    including frozen ones. Weights with another reader, and weights of experts and LoRA adapters,
+    are unchanged.
 
     Args:
-        model: its weights are those of a ladder.
-        teacher: the standard model, in eval mode, with parameters of the same names. Those that it
-            shares with `model` and that are fitted become its own.
-        batches: keyword arguments of calls; a token whose `attention_mask` is 0 does not count.
-            Until the end each batch keeps a few values of the size of its stream.
-            With a process group all ranks give the same ones, and get the first rank's weights.
-        options: those of `LadderConfig`.
-        ridge: how firmly the weights are held, above 0, as a share of the mean square of a read.
-        on_progress: is told the number of reads that are fitted, and of all.
+        model: model with the weights of the ladder.
+        teacher: standard model in eval mode, with parameters of the same names. It gets its own
+            copies of fitted parameters that it shares with `model`.
+        batches: keyword arguments of calls; tokens whose `attention_mask` is 0 do not count. Each
+            batch keeps a few values of the size of its stream until the end. With a process group,
+            all ranks pass the same batches and get the first rank's weights.
+        options: options of `LadderConfig`.
+        ridge: strength of the pull toward the old weights, above 0, as a fraction of the mean
+            square of a read.
+        on_progress: called with the number of fitted reads and of all reads.
 
     Raises:
-        LadderError: there are no batches, the model cannot be converted, none of its weights can be
-            fitted, or one would not be finite.
+        LadderError: there are no batches, the model cannot be converted, no weight can be fitted,
+            or one would not be finite.
     """
     blockers = [] if batches else [Blocker("there are no batches")]
     if not ridge > 0:
         blockers.append(Blocker(f"ridge={ridge!r} is not above 0"))
     if blockers:
-        raise LadderError("Reads cannot be fitted so:", blockers)
+        raise LadderError("Reads cannot be fitted with these arguments:", blockers)
     traced = trace_batches(teacher, batches, options)
     if not traced[0].reads:
         raise CannotFitError(
@@ -97,7 +99,7 @@ def fit_reads(
 
 
 class _Sums:
-    """Over the tokens: `sᵀs` and `sᵀ(a - s)`, `[inputs, inputs]` each, in float32."""
+    """Sums over tokens: `sᵀs` and `sᵀ(a - s)`, `[inputs, inputs]` each, in float32."""
 
     squares: Tensor
     errors: Tensor
@@ -115,7 +117,7 @@ class _Sums:
 
 
 def _rows(read: Tensor, mask: Tensor | None) -> Tensor:
-    """`[tokens, inputs]` in float32, 0 for padding."""
+    """The read as `[tokens, inputs]` in float32, 0 for padding."""
     rows = read.flatten(0, -2).float()
     if mask is None or mask.numel() != len(rows):
         return rows
@@ -130,7 +132,7 @@ def _fit(
     sums: _Sums,
     ridge: float,
 ) -> None:
-    """Write the weights of one read.
+    """Fit and write the weights of one read.
 
     Raises:
         LadderError: the solution is not finite.
@@ -148,13 +150,13 @@ def _fit(
             if not found.isfinite().all():
                 raise LadderError(
                     f"The least squares of block {first.block} have no finite solution: {name}.",
-                    cure="give more tokens; in float16, compute in bfloat16 instead",
+                    cure="give more tokens, and use bfloat16 instead of float16",
                 )
             mine.copy_(found)
 
 
 def _of_first(values: Tensor) -> Tensor:
-    """Those of the first rank, if there is a process group: ranks may differ in the last bits."""
+    """The first rank's values, if there is a process group: ranks may differ in the last bits."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast(values := values.contiguous(), 0)
     return values

@@ -1,11 +1,11 @@
-"""Run one graph of blended reads twice, side by side: as the standard model and as the ladder.
+"""Run a graph with blended reads twice in parallel: as the standard model and as the ladder.
 
     standard   x0 ─ b1 ─ x1 ─ b2 …      blends 0, the standard model's weights
     ladder     x0 ─ b1 ─ x1 ─ b2 …      blends 1, weights that may change on the way
                           │
-                       `until`          both stop here, and go on
+                       `until`          both stop here and can continue
 
-Values that no later node reads are released.
+Values are released after their last read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class PairedRun:
     """Both runs of one batch, op by op.
 
     Args:
-        gm: a graph that `BlendReads` changed.
-        inputs: those of a call of it.
-        standard, ladder: by the inputs that they take the place of: the weights of each run.
+        gm: graph edited by `BlendReads`.
+        inputs: inputs of a call of it.
+        standard, ladder: weights of each run, by the inputs that they replace.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class PairedRun:
         self._position = 0
 
     def advance(self, until: Node, read: Node) -> tuple[Tensor, Tensor]:
-        """Run up to the node `until`, without it.
+        """Run up to, but not including, the node `until`.
 
         Returns:
-            What `read` is in the standard model and in the ladder.
+            The values of `read` in the standard model and in the ladder.
         """
         while self._nodes[self._position] is not until:
             for environment in self._environments:

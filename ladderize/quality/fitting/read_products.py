@@ -1,9 +1,9 @@
-"""The products with a weight that are the first to mix what a converted block reads.
+"""Find the products with a weight that first mix what a converted block reads.
 
     r1 = lerp(x1, x0, blend_1);  a1 = norm(r1)      q = linear(a1, wq)      gate = linear(a1, wg)
                                  read: a1           weights: wq, wg
 
-In: a graph of blended reads. Out: its reads, in graph order, with the inputs that are the weights.
+In: a graph with blended reads. Out: its reads in graph order, with the graph inputs of the weights.
 """
 
 from collections.abc import Collection
@@ -17,10 +17,10 @@ from ladderize.passes.blend_reads import blend_inputs
 
 @dataclass(frozen=True)
 class FirstWeight:
-    """A weight that one product reads, and nothing else.
+    """A weight that only one product reads.
 
     Attributes:
-        node: the input of the graph.
+        node: graph input that holds it.
         has_output_rows: whether its shape is `[outputs, inputs]`, not `[inputs, outputs]`.
     """
 
@@ -30,13 +30,13 @@ class FirstWeight:
 
 @dataclass(frozen=True)
 class FirstRead:
-    """What the first products of a block read.
+    """The value that the first products of a block read.
 
     Attributes:
-        block: the number of the block.
-        read: the value that they multiply, `[…, inputs]`.
-        until: the first of the products, in graph order.
-        weights: those of the products.
+        block: index of the block.
+        read: value that they multiply, `[…, inputs]`.
+        until: first of the products in graph order.
+        weights: weights of the products.
     """
 
     block: int
@@ -47,11 +47,11 @@ class FirstRead:
 
 @dataclass(frozen=True)
 class FoundReads:
-    """What `find_first_reads` finds.
+    """The result of `find_first_reads`.
 
     Attributes:
-        reads: of the converted blocks, in graph order.
-        left: other nodes that mix or select what a block reads, each with the block's number.
+        reads: reads of the converted blocks, in graph order.
+        left: other nodes that mix or select what a block reads, each with the block's index.
     """
 
     reads: list[FirstRead]
@@ -69,16 +69,16 @@ _STEPS = (ops.Kind.ADD, ops.Kind.LAYOUT, ops.Kind.CHEAP)
 
 
 def find_first_reads(gm: GraphModule, weights: Collection[Node]) -> FoundReads:
-    """The reads of the blocks of `gm` that have a weight in each graph input of `blend_inputs`.
+    """Find the reads of the blended blocks of `gm` that products with a weight multiply.
 
     Args:
-        gm: a graph that `BlendReads` changed.
-        weights: the inputs that may be fitted, matrices; those that two nodes read are left out.
+        gm: graph edited by `BlendReads`.
+        weights: graph inputs of matrices that may be fitted; those with two readers are ignored.
     """
     blends = blend_inputs(gm)
     reads: dict[Node, FirstRead] = {}
     left = []
-    block_of: dict[Node, int | None] = {}  # of values that depend on a read; None: on a mixed one
+    block_of: dict[Node, int | None] = {}  # of values that depend on a read; None if it was mixed
     for node in gm.graph.nodes:
         given = [each for each in node.all_input_nodes if each in block_of]
         if blend := next((blends[each] for each in node.all_input_nodes if each in blends), None):
@@ -101,7 +101,7 @@ def find_first_reads(gm: GraphModule, weights: Collection[Node]) -> FoundReads:
 def _product(
     node: Node, weights: Collection[Node], block_of: dict[Node, int | None]
 ) -> tuple[Node, FirstWeight, int] | None:
-    """What a product reads, its weight and the number of the block; None for other nodes."""
+    """The read of a product, its weight and the index of the block; None for other nodes."""
     row = _PRODUCTS.get(ops.op_name(node))
     if row is None:
         return None

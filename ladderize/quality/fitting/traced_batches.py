@@ -1,8 +1,8 @@
-"""The graph of each batch, its inputs, and which of these are the weights that are fitted.
+"""Trace the graph of each batch, and find the inputs that are weights to fit.
 
     standard model, batch ── graph of blended reads ── names of its inputs ── reads, weights
 
-Nothing is computed: a call ends where its graph would be run.
+Nothing is computed: a call stops before its graph runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from ladderize.quality.healing.teacher import find_adapters
 
 @dataclass(frozen=True)
 class TracedBatch:
-    """The graph of a batch, and what it was called with.
+    """The graph of a batch and its inputs.
 
     Attributes:
-        gm: a graph of blended reads.
-        inputs: those of the call.
-        names: of the parameters that are inputs.
-        reads: those whose weights can be fitted.
-        left: what else mixes or selects what a converted block reads: "block 3: grouped_mm".
+        gm: graph with blended reads.
+        inputs: inputs of the call.
+        names: names of the parameters among the inputs.
+        reads: reads whose weights can be fitted.
+        left: other ops that mix or select what a converted block reads: "block 3: grouped_mm".
     """
 
     gm: GraphModule
@@ -46,7 +46,7 @@ class TracedBatch:
         return [self.names[weight.node] for read in self.reads for weight in read.weights]
 
     def run(self, model: nn.Module, teacher: nn.Module) -> PairedRun:
-        """The batch as the standard model `teacher` and as the ladder `model`."""
+        """A run of the batch as the standard model `teacher` and as the ladder `model`."""
         standard, ladder = (
             {node: each.get_parameter(name) for node, name in self.names.items()}
             for each in (teacher, model)
@@ -55,7 +55,7 @@ class TracedBatch:
 
 
 class _CallEnds(Exception):
-    """Carries the graph of a call, and its inputs, out of it: there is no need to run it."""
+    """Carries the graph and the inputs out of a call, so that it does not run."""
 
 
 def trace_batches(
@@ -64,9 +64,9 @@ def trace_batches(
     """The graph of each batch; batches of one shape share it.
 
     Args:
-        teacher: the standard model, in eval mode; it is given back as it was.
+        teacher: standard model in eval mode; it is restored afterwards.
         batches: keyword arguments of calls.
-        options: those of `LadderConfig`.
+        options: options of `LadderConfig`.
 
     Raises:
         LadderError: the model cannot be converted.
@@ -108,7 +108,7 @@ def _found(
 
 
 def _fittable(teacher: nn.Module) -> set[str]:
-    """Matrices, but those of LoRA adapters."""
+    """The names of all matrices except LoRA adapters."""
     adapters = {
         id(each)
         for _, *factors in find_adapters(teacher)

@@ -1,4 +1,4 @@
-"""The first steps of a run: reads move from fresh to stale.
+"""Blend reads from fresh to stale over the first steps of a run.
 
 step     0     1     2     3  …
 stale   1/4   2/4   3/4   all        blend_steps=3
@@ -15,12 +15,12 @@ from ladderize.passes.blend_reads import Blends
 
 
 class BlendedStart:
-    """Makes a model a ladder, at first a blended one. Depends on the step alone, as resuming needs.
+    """Makes a model a ladder, at first with blended reads. Depends only on the step, for resuming.
 
     Args:
-        model: is compiled in place.
-        ladder: the options of `ladderize.compile`.
-        num_steps: steps that read a blend; 0: the model is the ladder at once.
+        model: model to compile in place.
+        ladder: options of `ladderize.compile`.
+        num_steps: number of steps with blended reads; 0 makes the model a ladder immediately.
     """
 
     def __init__(self, model: nn.Module, ladder: Mapping[str, Any], num_steps: int) -> None:
@@ -34,7 +34,7 @@ class BlendedStart:
             compile_blended(model, self._blends, **self._ladder)
 
     def begin_step(self, step: int) -> None:
-        """Call before each step, with the number of steps that were done."""
+        """Call before each step, with the number of finished steps."""
         if self._blends is None:
             return
         if step >= self._num_steps:
@@ -46,7 +46,7 @@ class BlendedStart:
 
     @contextmanager
     def as_ladder(self) -> Iterator[None]:
-        """In the block all reads are stale: it is the ladder that is evaluated."""
+        """Make all reads stale inside the context, to evaluate the ladder."""
         if self._blends is None:
             yield
             return

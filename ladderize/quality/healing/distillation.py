@@ -1,10 +1,9 @@
-"""How far a ladder is from its standard model on the same tokens: the losses of healing.
+"""The losses of healing: how far a ladder is from its standard model on the same tokens.
 
 student's logits [batch, length, words] ─┐
 teacher's logits [batch, length, words] ─┴ chunks of rows, in float32 ── KL, cross entropy: [rows]
 
-The float32 copies of the logits are made for a chunk of rows at a time, and again in the backward
-pass.
+Logits are converted to float32 one chunk of rows at a time, and again in the backward pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +19,15 @@ from ladderize.errors import Blocker, LadderError
 from ladderize.quality.measures import IGNORED, next_tokens
 
 _WORDS_PER_CHUNK = 2**24
-"""Logits that are in float32 at a time: 64 MiB for each copy of them."""
+"""Number of logits in float32 at a time: 64 MiB per copy."""
 
 
 @dataclass(frozen=True)
 class DistillationParts:
-    """A loss and what it is the weighted sum of; scalars in float32.
+    """A loss and its unweighted parts; scalars in float32.
 
     Attributes:
-        total: the loss, with gradients to the student.
+        total: loss, with gradients to the student.
         kl: KL divergence of the student from the teacher per token, times the temperature squared.
         label: cross entropy of the student per token.
         stream: squared relative distance of the residual streams; 0 unless it has a weight.
@@ -48,11 +47,11 @@ class DistillationLoss:
     arXiv 1503.02531). S is the mean over layers of `‖s - t‖² / ‖t‖²`, of the stream after each.
 
     Attributes:
-        temperature: T, above 0.
-        kl_weight, label_weight, stream_weight: 0 or more, not all of them 0.
+        temperature: temperature T, above 0.
+        kl_weight, label_weight, stream_weight: weights, at least 0 and not all 0.
 
     Raises:
-        LadderError: listing the numbers that are not such.
+        LadderError: listing invalid numbers.
     """
 
     temperature: float = 1.0
@@ -80,9 +79,9 @@ class DistillationLoss:
         """The loss of one batch.
 
         Args:
-            student, teacher: outputs of a causal language model, with `logits`; for the stream
-                loss with `hidden_states` too.
-            labels: `[batch, length]`, the tokens themselves; -100 where a token is not counted.
+            student, teacher: outputs of a causal language model, with `logits` and, for the stream
+                loss, `hidden_states`.
+            labels: `[batch, length]`, the tokens, or -100 for tokens that do not count.
             mask: `[batch, length]`, 0 for padding.
         """
         counted = counted_positions(labels, mask)
@@ -106,9 +105,9 @@ _WEIGHTS = ("kl_weight", "label_weight", "stream_weight")
 
 
 def counted_positions(labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Where the student is compared with the teacher, bool `[batch, length]`.
+    """The positions at which student and teacher are compared, bool `[batch, length]`.
 
-    A position counts if the next token does; the last position if its own token does.
+    A position counts if its next token does; the last one counts if its own token does.
     """
     if mask is not None:
         labels = labels.masked_fill(mask == 0, IGNORED)
@@ -121,7 +120,7 @@ def stream_distance(
     """The mean over layers and counted positions of `‖s - t‖² / ‖t‖²`.
 
     Args:
-        student, teacher: `hidden_states` of transformers: the embedding, which is left out, and the
+        student, teacher: `hidden_states` of transformers: the embedding, which is ignored, and the
             stream after each layer, `[batch, length, features]`.
         counted: bool `[batch, length]`.
     """
@@ -140,7 +139,7 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Rows:
-    """KL and cross entropy of each row of logits, `[batch, length]` each, in chunks."""
+    """Computes KL and cross entropy of each row of logits, `[batch, length]` each, in chunks."""
 
     temperature: float
     has_label_gradients: bool
@@ -174,8 +173,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     """`T² KL(teacher ‖ student)` of each row of logits, in nats: `[rows]`, float32.
 
     Args:
-        student, teacher: `[rows, words]`.
-        temperature: T; both logits are divided by it.
+        student, teacher: logits, `[rows, words]`.
+        temperature: temperature T, by which both logits are divided.
     """
     mine = F.log_softmax(student.float() / temperature, dim=-1)
     other = F.log_softmax(teacher.float() / temperature, dim=-1)

@@ -1,4 +1,4 @@
-"""`HealingArguments`: transformers' TrainingArguments, and what is mixed into the loss."""
+"""`HealingArguments`: transformers' TrainingArguments with the weights of the losses."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from ladderize.quality.healing.distillation import DistillationLoss
 
 @dataclass
 class HealingArguments(transformers.TrainingArguments):
-    """Those of transformers, and the weights of the losses.
+    """transformers' TrainingArguments with the weights of the losses.
 
     Attributes:
-        temperature: of the logits of both models, above 0.
-        kl_weight: of the KL divergence from the standard model.
-        label_weight: of the cross entropy with the labels.
-        stream_weight: of the distance of the residual streams, after each layer.
-        blend_steps: steps at the start whose reads are a blend of fresh and stale.
+        temperature: temperature of the logits of both models, above 0.
+        kl_weight: weight of the KL divergence from the standard model.
+        label_weight: weight of the cross entropy with the labels.
+        stream_weight: weight of the distance between the residual streams after each layer.
+        blend_steps: number of first steps whose reads blend fresh and stale values.
     """
 
     temperature: float = 1.0

@@ -1,8 +1,8 @@
-"""What a healing run does at each step, as a callback of transformers' Trainer.
+"""The callback of a healing run: what happens at each step of transformers' Trainer.
 
-begin      reads are blended a little less
-gradients  they are finite, or the run ends
-end        a signal came on some rank: save, and stop
+begin      move blended reads toward stale ones
+gradients  end the run unless they are finite
+end        save and stop, if some rank got a signal
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import transformers
 
 
 class HealingSteps(transformers.TrainerCallback):
-    """The trainer that made it is asked and told."""
+    """Acts on the trainer that made it."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -21,9 +21,9 @@ class HealingSteps(transformers.TrainerCallback):
         self._trainer.reads.begin_step(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        """Gradients that are not finite would go into the weights, and into the next checkpoint."""
+        """Stop before gradients that are not finite reach the weights and the next checkpoint."""
         if self._trainer.accelerator.scaler is not None:
-            return  # float16: it leaves out such steps itself
+            return  # the float16 scaler skips such steps
         gradients = [each.grad for each in given["model"].parameters() if each.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
             raise self._trainer.not_finite("A gradient")

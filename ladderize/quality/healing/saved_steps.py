@@ -1,6 +1,6 @@
-"""The checkpoints of a run: whole, or not there.
+"""The checkpoints of a run, each complete or removed.
 
-RUN/checkpoint-20    trainer_state.json is written last: with it a checkpoint is whole
+RUN/checkpoint-20    complete if it has trainer_state.json, which is written last
 """
 
 import json
@@ -19,13 +19,13 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of the latest step that was written as a whole; None if there is none."""
+    """The complete checkpoint of the latest step; None if there is none."""
     found = [each for each in run.glob("checkpoint-*") if _NAME.fullmatch(each.name)]
     return max(filter(_is_whole, found), key=_step_of, default=None)
 
 
 def remove_partial(run: Path) -> None:
-    """Remove the checkpoints that a killed run has left unfinished."""
+    """Remove incomplete checkpoints of a killed run."""
     for folder in run.glob("checkpoint-*"):
         if _NAME.fullmatch(folder.name) and not _is_whole(folder):
             shutil.rmtree(folder)
@@ -45,10 +45,10 @@ def _is_whole(folder: Path) -> bool:
 
 @contextmanager
 def whole_checkpoint(folder: Path) -> Iterator[None]:
-    """The block writes the checkpoint `folder`; if it fails, nothing of it stays.
+    """Write the checkpoint `folder` in the body; if that fails, remove it.
 
     Raises:
-        LadderError: it cannot be written, as on a full disk.
+        LadderError: it cannot be written, for example because the disk is full.
     """
     try:
         yield
@@ -59,18 +59,18 @@ def whole_checkpoint(folder: Path) -> Iterator[None]:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise LadderError(
             f"{folder} cannot be written: {why}. {told_last(folder.parent)}",
-            cure="make room; the same command resumes",
+            cure="free some space; the same command resumes",
         ) from error
 
 
 def told_last(run: Path) -> str:
-    """A sentence that names the last whole checkpoint."""
+    """A sentence that names the last complete checkpoint."""
     last = last_checkpoint(run)
     return "There is no checkpoint yet." if last is None else f"The last checkpoint is {last}."
 
 
 def _is_of_writing(error: BaseException) -> bool:
-    """torch.save raises plain RuntimeErrors, of its writer or of the archive's positions."""
+    """Whether writing failed. torch.save raises plain RuntimeErrors from its archive writer."""
     if isinstance(error, OSError | SafetensorError):
         return True
     is_torch = isinstance(error, RuntimeError)

@@ -1,7 +1,7 @@
-"""The first SIGTERM or SIGINT asks a run to stop when it can, the second one ends it at once.
+"""Handle SIGTERM and SIGINT: the first asks a run to stop, the second ends it immediately.
 
-signal   ── signals.received is set        the run looks at it after each step
-signal   ── SystemExit, KeyboardInterrupt  wherever it is
+signal   ── signals.received is set        checked by the run after each step
+signal   ── SystemExit, KeyboardInterrupt  raised immediately
 """
 
 import signal
@@ -13,12 +13,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Use as a context manager, around the run; outside of it signals do what they did before.
+    """A context manager around a run, which restores the signal handlers at its end.
 
-    Only the main thread gets signals; in another one this does nothing.
+    Only the main thread gets signals; in another thread this does nothing.
 
     Attributes:
-        received: the signal that came, None as long as none did.
+        received: signal that was received, None before.
     """
 
     def __init__(self) -> None:

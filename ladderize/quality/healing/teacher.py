@@ -1,4 +1,4 @@
-"""The teacher of a ladder: the standard model of the same weights, with no weight twice.
+"""The teacher of a ladder: the standard model with the same weights, without needless copies.
 
 model   q.weight (trained)   q.bias (frozen)
             │ copied              ║ shared
@@ -18,16 +18,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def standard_copy(model: Model) -> Model:
-    """The standard model with the weights that `model` has now; it keeps them.
+    """A frozen standard model with the current weights of `model`.
 
-    Parameters that are not trained are shared with `model`, the others and the buffers are copied.
-    With LoRA no weight of the base model exists twice.
+    Parameters that are not trained are shared with `model`; other parameters and buffers are
+    copied. With LoRA, no weight of the base model is copied.
 
     Args:
-        model: a ladder of `ladderize.compile`, or a standard model.
+        model: ladder from `ladderize.compile`, or standard model.
 
     Returns:
-        Eager, in eval mode; none of its parameters is trained.
+        An eager model in eval mode without trained parameters.
     """
     shared = {id(each): each for each in model.parameters() if not each.requires_grad}
     teacher = copy.deepcopy(model, dict(shared)).eval()
@@ -39,7 +39,7 @@ def standard_copy(model: Model) -> Model:
 
 @torch.no_grad()
 def unshare(teacher: nn.Module, model: nn.Module, names: Collection[str]) -> None:
-    """Give `teacher` its own copies of the parameters `names`, where they are those of `model`."""
+    """Give `teacher` its own copies of the parameters `names` that it shares with `model`."""
     for name in names:
         shared = teacher.get_parameter(name)
         if model.get_parameter(name) is shared:
@@ -49,7 +49,7 @@ def unshare(teacher: nn.Module, model: nn.Module, names: Collection[str]) -> Non
 
 
 def find_adapters(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict, nn.ModuleDict]]:
-    """The modules with LoRA adapters: their names, and both factors by the adapters' names."""
+    """The modules with LoRA adapters: their names, and both factors by adapter name."""
     for name, module in model.named_modules():
         downs, ups = (getattr(module, each, None) for each in ("lora_A", "lora_B"))
         if isinstance(downs, nn.ModuleDict) and isinstance(ups, nn.ModuleDict):
@@ -57,7 +57,7 @@ def find_adapters(model: nn.Module) -> Iterator[tuple[str, nn.ModuleDict, nn.Mod
 
 
 def find_changed_adapters(model: nn.Module) -> Iterator[Blocker]:
-    """LoRA adapters of `model` that add something: with them it is not its base model."""
+    """LoRA adapters of `model` that are not zero, so that it differs from its base model."""
     for name, downs, ups in find_adapters(model):
         yield from (
             Blocker(f"{name}: its LoRA adapter {adapter!r} is not zero")
@@ -73,7 +73,7 @@ def _is_zero(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def prepare_hidden_states(model: Any) -> None:
-    """At their first call transformers' models install hooks under a lock, which Dynamo refuses."""
+    """Call a model once: transformers then installs hooks under a lock, which Dynamo refuses."""
     is_training = model.training
     one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     model.eval()(input_ids=one, output_hidden_states=True)

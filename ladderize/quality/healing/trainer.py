@@ -1,4 +1,4 @@
-"""`HealingTrainer`: transformers' Trainer, which teaches a ladder what its standard model says.
+"""`HealingTrainer`: a transformers Trainer that distills a standard model into its ladder.
 
 batch ─┬─ ladder, trained ────────── logits, stream ─┐
        └─ standard model, frozen ─── logits, stream ─┴── DistillationLoss ── AdamW
@@ -31,28 +31,29 @@ from ladderize.quality.measures import Measures, measure, next_tokens
 
 
 class HealingTrainer(transformers.Trainer):
-    """Heals a ladder by self-distillation: the standard model of the same weights teaches it.
+    """Heals a ladder by self-distillation from the standard model with the same weights.
 
     >>> trainer = HealingTrainer(model, args, train_dataset=texts, ladder={"blocks": "last:50%"})
     >>> trainer.train(resume_from_checkpoint=True)
 
-    Everything else is transformers' Trainer: data, optimizers, checkpoints, callbacks, torchrun. It
-    logs `kl`, `label_loss` and `stream_loss` with `loss`. A run that is resumed goes on exactly as
-    it would have. SIGTERM and SIGINT end it after a step, with a checkpoint.
+    Everything else is as in transformers' Trainer: data, optimizers, checkpoints, callbacks,
+    torchrun. It logs `kl`, `label_loss` and `stream_loss` with `loss`. A resumed run continues
+    exactly as an uninterrupted one. SIGTERM and SIGINT end it after a step, with a checkpoint.
 
     Args:
-        model: a causal language model of transformers, or a PEFT model around it; the standard
-            model. It becomes a ladder in place, and stays one: `ladderize.restore` takes it back.
-        args: of the run.
-        ladder: the options of `ladderize.compile`.
-        options: those of `transformers.Trainer`: `train_dataset` with `input_ids` and, if wanted,
-            `attention_mask` and `labels` (-100: not counted), `eval_dataset`, `callbacks`, …
+        model: standard model: a transformers causal language model, or a PEFT model around one.
+            It becomes a ladder in place; `ladderize.restore` undoes that.
+        args: arguments of the run.
+        ladder: options of `ladderize.compile`.
+        options: arguments of `transformers.Trainer`: `train_dataset` with `input_ids` and
+            optionally `attention_mask` and `labels` (-100: not counted), `eval_dataset`,
+            `callbacks`, …
 
     Attributes:
-        teacher: the frozen standard model. Parameters that are not trained are those of `model`.
+        teacher: frozen standard model. It shares parameters that are not trained with `model`.
 
     Raises:
-        LadderError: listing everything that keeps `model` from being healed.
+        LadderError: `model` cannot be healed; the message lists all reasons.
     """
 
     args: HealingArguments
@@ -84,13 +85,13 @@ class HealingTrainer(transformers.Trainer):
     def fit(
         self, batches: Sequence[Mapping[str, Any]], on_progress: OnProgress | None = None
     ) -> FittedReads:
-        """Fit the weights that read the stream first, by least squares, before `train`.
+        """Fit the first weights that read the stream by least squares, before `train`.
 
-        A run of LoRA is fitted anew when it is resumed: its checkpoints hold the adapters alone.
+        Call it again when resuming a LoRA run, whose checkpoints hold only the adapters.
 
         Args:
-            batches: of the model's inputs; the same ones on all ranks.
-            on_progress: is told the number of reads that are fitted, and of all.
+            batches: inputs of the model, the same on all ranks.
+            on_progress: called with the number of fitted reads and of all reads.
 
         Raises:
             LadderError: there are no batches, or a weight would not be finite.
@@ -109,19 +110,19 @@ class HealingTrainer(transformers.Trainer):
         """Train, from the start or from a checkpoint, as `transformers.Trainer.train`.
 
         Args:
-            resume_from_checkpoint: the folder of one, or True: the last one that is whole.
-            trial, ignore_keys_for_eval: as there.
+            resume_from_checkpoint: folder of a checkpoint, or True for the last complete one.
+            trial, ignore_keys_for_eval: as in `transformers.Trainer.train`.
 
         Raises:
-            LadderError: the loss or a gradient is not finite, a checkpoint cannot be written, or
-                the run was stopped by a signal, after it saved a checkpoint.
+            LadderError: the loss or a gradient is not finite, a checkpoint cannot be written, or a
+                signal stopped the run after it saved a checkpoint.
         """
         if resume_from_checkpoint is True and (last := last_checkpoint(self.run)):
             resume_from_checkpoint = str(last)
         if isinstance(resume_from_checkpoint, str) and self._is_done(resume_from_checkpoint):
             return TrainOutput(self.state.global_step, 0.0, {})
         self.is_stopped = False
-        # DDP would have Dynamo cut the model into a graph for each bucket of gradients.
+        # With optimize_ddp, Dynamo splits the model into a graph per gradient bucket.
         with torch._dynamo.config.patch(optimize_ddp=False), StopSignals() as self.signals:
             done = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.state.global_step < self.state.max_steps and self.is_stopped:
@@ -134,7 +135,7 @@ class HealingTrainer(transformers.Trainer):
         return done
 
     def _is_done(self, checkpoint: str) -> bool:
-        """Whether no step is left; then it is loaded. Trainer takes one step more."""
+        """Load a checkpoint and return True if no step is left; Trainer would do one more step."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if not 0 < self.args.max_steps <= state.global_step:
             return False
@@ -188,7 +189,7 @@ class HealingTrainer(transformers.Trainer):
         return loss
 
     def on_any_rank(self, is_so: bool) -> bool:
-        """Whether it is so on one of the ranks at least; a collective call."""
+        """Whether `is_so` is true on any rank; all ranks must call this."""
         if self.args.world_size == 1:
             return is_so
         found = self.accelerator.reduce(torch.tensor(float(is_so), device=self.args.device))
@@ -198,7 +199,7 @@ class HealingTrainer(transformers.Trainer):
         step = self.state.global_step + 1
         return LadderError(
             f"{what} is not finite at step {step}. {told_last(self.run)}",
-            cure="a smaller learning rate; with float16, bfloat16 instead",
+            cure="use a smaller learning rate, and bfloat16 instead of float16",
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -215,7 +216,7 @@ class HealingTrainer(transformers.Trainer):
         ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """KL to the standard model, the losses of both and how often they prefer the same token."""
+        """KL to the standard model, the losses of both models and their top-1 agreement."""
         with self.reads.as_ladder(), torch.no_grad():
             parts = [self._measured(self._prepare_inputs(inputs)) for inputs in dataloader]
         found = Measures.joined(parts)
@@ -229,7 +230,7 @@ class HealingTrainer(transformers.Trainer):
         return EvalLoopOutput(None, None, metrics, len(found.kl))  # type: ignore[arg-type]
 
     def _measured(self, inputs: dict[str, Any]) -> Measures:
-        """Of the sequences of all ranks."""
+        """The measures of the sequences of all ranks."""
         given, labels = _without_labels(inputs)
         mask = given.get("attention_mask")
         model: Any = self.model
@@ -243,7 +244,7 @@ class HealingTrainer(transformers.Trainer):
 
 
 def _without_labels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor]:
-    """What the models are called with, and the labels: the tokens themselves if none are given."""
+    """The arguments of the models, and the labels, which default to the tokens."""
     given = dict(inputs)
     labels = given.pop("labels", None)
     return given, given["input_ids"] if labels is None else labels

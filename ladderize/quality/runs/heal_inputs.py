@@ -1,4 +1,4 @@
-"""What a run of `heal` is made of: its arguments, blocks, text in two parts, adapters."""
+"""The inputs of a `heal` run: arguments, blocks, training and held-out text, adapters."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ def new_arguments(
     bfloat16: bool | None = None,
     **others: Any,
 ) -> HealingArguments:
-    """Those that every heal has; `set_steps` says for how long.
+    """The arguments of any heal; `set_steps` sets its length.
 
     Args:
-        folder: of checkpoints.
+        folder: folder of checkpoints.
         batch: sequences per step and rank.
-        learning_rate: the largest.
-        on_cuda: where it runs; else on the CPU.
+        learning_rate: peak learning rate.
+        on_cuda: whether it runs on CUDA instead of the CPU.
         bfloat16: as in `HealOptions`.
-        others: of `HealingArguments`.
+        others: further fields of `HealingArguments`.
     """
     has_bfloat16 = on_cuda and torch.cuda.is_bf16_supported()
     return HealingArguments(
@@ -60,7 +60,7 @@ def new_arguments(
 
 
 def set_steps(args: HealingArguments, steps: int) -> None:
-    """The number of steps; the learning rate rises over the first 5 % of them."""
+    """Set the number of steps; the learning rate warms up over the first 5 % of them."""
     args.max_steps, args.warmup_steps = steps, steps // 20
 
 
@@ -88,10 +88,10 @@ def arguments_of(options: HealOptions, checkpoints: Path) -> HealingArguments:
 
 
 def explained(model: Any, options: HealOptions) -> Report:
-    """Which blocks are found and chosen, before anything is read or trained.
+    """The report on the blocks to convert, before text is read or anything is trained.
 
     Raises:
-        LadderError: the model cannot be made this ladder.
+        LadderError: the model cannot be converted with these options.
     """
     ids = torch.zeros(options.batch, options.length, dtype=torch.int64, device=model.device)
     report = explain(model, input_ids=ids, use_cache=False, options=options.ladder)
@@ -108,9 +108,9 @@ def begin_with_text(
     args: HealingArguments,
     watcher: HealWatcher,
 ) -> Tensor:
-    """The tokens of `texts`, and of what the model writes: `[sequences, length]`.
+    """The tokens of `texts` and of generated text, `[sequences, length]`.
 
-    The first rank begins the run, and writes that text; the others come after it.
+    The first rank starts the run and generates the text; the other ranks wait for it.
     """
     with args.main_process_first(local=False):
         is_first = args.process_index == 0
@@ -120,7 +120,7 @@ def begin_with_text(
             own = folder.out / self_generated.NAME
             texts = [*texts, own]
             if is_first and not own.is_file():
-                watcher.stage("writing text with the standard model")
+                watcher.stage("generating text with the standard model")
                 self_generated.write_own_text(
                     own,
                     model,
@@ -138,7 +138,7 @@ def begin_with_text(
 
 
 def parted(tokens: Tensor, options: HealOptions, num_ranks: int) -> tuple[Tensor, Tensor]:
-    """What is trained on, and what is held out: whole batches, spread over the text."""
+    """Split tokens into training and held-out ones: whole batches, spread over the text."""
     batch = options.batch * num_ranks
     most = min(len(tokens), batch * options.num_steps(num_ranks))
     count = batch * max(1, round(_HELD_OUT * most / batch))
@@ -148,7 +148,7 @@ def parted(tokens: Tensor, options: HealOptions, num_ranks: int) -> tuple[Tensor
 
 
 def fitted_on(trained: Tensor, options: HealOptions) -> list[dict[str, Tensor]]:
-    """Batches for the start by least squares, spread over what is trained on."""
+    """Batches for the least-squares fit, spread over the training tokens."""
     wanted = max(1, round(options.fit_tokens / (options.batch * options.length)))
     count = min(wanted, len(trained) // options.batch) * options.batch
     rows = trained[torch.linspace(0, len(trained) - 1, count).round().long()]
@@ -160,7 +160,7 @@ def as_examples(tokens: Tensor) -> list[dict[str, Tensor]]:
 
 
 def with_adapters(model: Any, options: HealOptions) -> Any:
-    """With LoRA of all linear layers, if that is asked for.
+    """`model`, with LoRA adapters on all linear layers if `options.lora` is set.
 
     Raises:
         LadderError: PEFT is not installed.

@@ -1,4 +1,4 @@
-"""`HealOptions`: everything that decides what a run of `heal` computes."""
+"""`HealOptions`: all options that affect the result of `heal`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,28 +12,28 @@ from ladderize.errors import Blocker, LadderError
 
 @dataclass(frozen=True)
 class HealOptions:
-    """The options of `heal`. A run is resumed with the same ones.
+    """The options of `heal`. A run is resumed with the same options.
 
     Attributes:
-        blocks, layers, staleness, connectivity, routed, variant, lowering: of the ladder, as those
-            of `LadderConfig`.
-        fit_tokens: to fit the weights that read the stream first on, by least squares, before it
-            is trained; 0: they are not fitted.
-        tokens: to train on, over all ranks; repeats the text if it is shorter.
-        steps: of the optimizer, instead of `tokens`.
+        blocks, layers, staleness, connectivity, routed, variant, lowering: options of
+            `LadderConfig` for the ladder.
+        fit_tokens: number of tokens for the least-squares fit of the first weights that read the
+            stream, before training; 0 for no fit.
+        tokens: number of training tokens over all ranks; a shorter text is repeated.
+        steps: number of optimizer steps, instead of `tokens`.
         batch: sequences per step and rank.
         length: tokens per sequence.
-        learning_rate: the largest; None: 1e-4, with LoRA 1e-3. It rises over the first 5 % of the
-            steps and falls along a cosine.
-        lora: rank of the adapters of all linear layers; None: all weights are trained.
-        temperature, label_weight, stream_weight, blend_steps: those of `HealingArguments`.
-        bfloat16: whether products are computed in bfloat16, with weights in float32; None: on CUDA
-            devices that have it.
-        self_generated: tokens of text that the standard model writes itself, to train on.
-        seed: of everything random.
+        learning_rate: peak learning rate; None for 1e-4, or 1e-3 with LoRA. It warms up over the
+            first 5 % of the steps, then decays along a cosine.
+        lora: rank of adapters on all linear layers; None trains all weights.
+        temperature, label_weight, stream_weight, blend_steps: as in `HealingArguments`.
+        bfloat16: whether to compute in bfloat16, with float32 weights; None for yes on CUDA
+            devices that support it.
+        self_generated: number of training tokens that the standard model generates.
+        seed: random seed.
 
     Raises:
-        LadderError: listing the options that are not possible.
+        LadderError: listing invalid options.
     """
 
     blocks: str | int | Sequence[int] | None = None
@@ -90,5 +90,5 @@ class HealOptions:
         return self.learning_rate or (1e-4 if self.lora is None else 1e-3)
 
     def as_data(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The options as JSON data."""
         return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items()}

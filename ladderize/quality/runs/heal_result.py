@@ -1,4 +1,4 @@
-"""`HealResult`: what a run of `heal` was and what it reached; OUT/heal.json."""
+"""`HealResult`: the options and results of a `heal` run, as in OUT/heal.json."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,22 +11,22 @@ METRICS = ("kl", "loss", "standard_loss", "agreement")
 
 @dataclass(frozen=True)
 class HealResult:
-    """A run that is done.
+    """The result of a finished run.
 
     Attributes:
-        blocks: the converted blocks, as `blocks=` counts them.
-        num_blocks: of the model.
-        before, after: of the ladder, on text that was held out: `kl` to the standard model in nats
-            per token, `loss` and `standard_loss` (cross entropy in nats per token), `agreement`,
-            the share of tokens for which both prefer the same next one.
-        fitted: as `before`, after the start by least squares; None without one.
-        curve: rows by `tokens` seen: losses of training (`loss`, `kl`, `label_loss`,
-            `stream_loss`), or on the held-out text (`eval_…`).
-        tokens: that were trained on.
-        held_out_tokens: that were only measured on.
-        seconds: of training and measuring.
-        options: those of `HealOptions`.
-        versions: of ladderize, torch and transformers.
+        blocks: indices of the converted blocks, as for `blocks=`.
+        num_blocks: number of blocks of the model.
+        before, after: metrics of the ladder on held-out text: `kl` to the standard model in nats
+            per token, `loss` and `standard_loss` (cross entropy in nats per token), and
+            `agreement`, the fraction of tokens for which both predict the same next token.
+        fitted: the same metrics after the least-squares fit; None without one.
+        curve: rows by `tokens` seen, with training losses (`loss`, `kl`, `label_loss`,
+            `stream_loss`) or metrics on held-out text (`eval_…`).
+        tokens: number of training tokens.
+        held_out_tokens: number of held-out tokens.
+        seconds: time of training and evaluation, in seconds.
+        options: options of the run (`HealOptions`).
+        versions: versions of ladderize, torch and transformers.
     """
 
     blocks: tuple[int, ...]
@@ -42,7 +42,7 @@ class HealResult:
     versions: Mapping[str, str]
 
     def recovered(self, name: str) -> float | None:
-        """The share of the damage that is healed, of "kl" or "loss"; None if there was none."""
+        """Fraction of the damage in "kl" or "loss" that is healed; None if there was no damage."""
         standard = self.before["standard_loss"] if name == "loss" else 0.0
         added, left = self.before[name] - standard, self.after[name] - standard
         return 1 - left / added if added > 0 else None
@@ -54,7 +54,7 @@ class HealResult:
 
 
 def metrics_of(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """Those of `HealingTrainer.evaluate()`, by their plain names."""
+    """The metrics of `HealingTrainer.evaluate()`, without their prefix."""
     return {name: evaluation[f"eval_{name}"] for name in METRICS}
 
 
@@ -66,9 +66,9 @@ def curve_of(
     """The rows of a Trainer's log that hold losses, by tokens instead of steps.
 
     Args:
-        measured: on the held-out text before the first step, in order.
-        history: the log.
-        tokens_per_step: over all ranks.
+        measured: metrics on held-out text before the first step, in order.
+        history: log of the Trainer.
+        tokens_per_step: tokens per step over all ranks.
     """
     curve: list[dict[str, float]] = [
         {"tokens": 0, **{f"eval_{n}": v for n, v in each.items()}} for each in measured

@@ -2,7 +2,7 @@
 
 MODEL ── standard model ─┬─ explain: which blocks
 TEXT ─── tokens ─────────┤
-                         ├─ measure on what is held out ── train ── measure again
+                         ├─ measure on held-out text ── train ── measure again
                          └─ OUT: model, tokenizer, config.json with "ladder", heal.json
 """
 
@@ -46,22 +46,23 @@ def heal(
 
     >>> heal("SmolLM2-135M", "healed", ["notes.txt"], blocks="last:50%", tokens=100_000)
 
-    A part of the text, 5 % of what is trained on, is held out and measured before and after. While
-    it runs, `out` holds checkpoints; the same call resumes from the last one. When it is done `out`
-    is replaced as a whole by the model (LoRA is merged), its tokenizer and `heal.json`. Under
-    torchrun the ranks share the batches.
+    A part of the text, 5 % of the training tokens, is held out and evaluated before and after.
+    During the run, `out` holds checkpoints, and the same call resumes from the last one. At the end
+    `out` is replaced atomically by the model (with LoRA merged), its tokenizer and `heal.json`.
+    Under torchrun, training is data parallel.
 
     Args:
-        model: folder of transformers, or with one `.gguf`: a causal language model, its tokenizer.
-        out: the folder to be written.
-        texts: files, as `read_tokens` takes them.
-        force: overwrite a finished run, or one that was begun with other options.
-        watcher: is told what happens.
-        options: those of `HealOptions`.
+        model: folder with a transformers causal language model and its tokenizer, or with one
+            `.gguf` file.
+        out: folder to write.
+        texts: text files, as for `read_tokens`.
+        force: overwrite a finished run, or one that was started with other options.
+        watcher: shows progress.
+        options: options of `HealOptions`.
 
     Raises:
-        LadderError: for mistaken options, texts and models; a loss that is not finite; a full disk;
-            a signal, after a checkpoint was saved.
+        LadderError: options, texts or model are invalid; the loss is not finite; the disk is full;
+            or a signal stopped the run after it saved a checkpoint.
     """
     settings = HealOptions(**_known(options))
     decides = {"model": str(Path(model).absolute()), **settings.as_data()}
@@ -101,13 +102,13 @@ def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _converted(report: Report) -> list[int]:
-    """The numbers of the converted blocks, as `blocks=` counts them."""
+    """The indices of the converted blocks, as for `blocks=`."""
     return [number for number, block in enumerate(report.blocks) if block.is_converted]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The run, once all that it takes is there."""
+    """A run with all its inputs."""
 
     standard: Standard
     folder: RunFolder
@@ -124,7 +125,7 @@ class _Run:
         clock = RunClock(self.watcher, self.folder)
         trainer.add_callback(clock)
         self.watcher.stage("training")
-        transformers.set_seed(self.options.seed)  # whether or not it was measured before
+        transformers.set_seed(self.options.seed)  # independent of earlier evaluations
         trainer.train(last_checkpoint(self.folder.checkpoints) is not None)
         after = self._after()
         num_ranks = trainer.args.world_size
@@ -151,9 +152,9 @@ class _Run:
         return result
 
     def _fitted(self) -> dict[str, float] | None:
-        """Of the ladder with fitted reads; None without `fit_tokens`.
+        """The metrics of the ladder with fitted reads; None without `fit_tokens`.
 
-        Checkpoints hold what was fitted, but those of LoRA: the same weights are fitted again.
+        Checkpoints hold fitted weights, except with LoRA: then they are fitted again.
         """
         if not self.options.fit_tokens:
             return None
@@ -164,7 +165,7 @@ class _Run:
         return self._measured("fitted", "measuring the fitted ladder")
 
     def _measured(self, name: str, stage: str) -> dict[str, float]:
-        """Of the ladder that no step has trained; a run that is resumed remembers it."""
+        """The metrics of the untrained ladder; a resumed run reads them from its record."""
         noted = self.folder.noted(name)
         self.trainer.accelerator.wait_for_everyone()
         if noted is not None:
@@ -176,7 +177,7 @@ class _Run:
         return found
 
     def _after(self) -> dict[str, float]:
-        """Of the last step, if it was measured then."""
+        """The metrics after the last step, from the log if they were measured there."""
         last = self.trainer.state.log_history[-2:]
         for row in last:
             if "eval_kl" in row and row["step"] == self.trainer.state.global_step:

@@ -1,4 +1,4 @@
-"""Who is told what a run of `heal` does; the command line shows it."""
+"""Watch the progress of `heal`; the command line shows it."""
 
 import time
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from ladderize.quality.runs.run_folder import RunFolder
 
 
 class HealWatcher:
-    """Does nothing; override what is to be shown. Only the first rank's is told."""
+    """Does nothing; override its methods to show progress. Only the first rank calls them."""
 
     def stage(self, text: str) -> None:
-        """Something else begins: "training"."""
+        """A stage starts, such as "training"."""
 
     def progress(self, done: int, total: int, logs: Mapping[str, float]) -> None:
-        """Steps or tokens of the stage; `logs` are losses, empty between two of them."""
+        """Steps or tokens of the stage; `logs` are the losses of a log, or empty."""
 
 
 class RunClock(transformers.TrainerCallback):
-    """Tells a watcher of each step and each log, and counts the seconds, also of a resumed run."""
+    """Passes steps and logs to a watcher, and measures the time, also over resumed runs."""
 
     def __init__(self, watcher: HealWatcher, folder: RunFolder) -> None:
         self._watcher, self._folder = watcher, folder

@@ -1,9 +1,9 @@
-"""OUT while a run is under way, and when it is done.
+"""The folder OUT during and after a run.
 
-under way   OUT/checkpoints/run.json          what decides the run, and what was measured before it
+during      OUT/checkpoints/run.json          options of the run, and metrics before training
             OUT/checkpoints/checkpoint-20     of transformers' Trainer
             OUT/self_generated.jsonl
-done        OUT/heal.json, model, tokenizer, self_generated.jsonl      all at once
+after       OUT/heal.json, model, tokenizer, self_generated.jsonl      written atomically
 """
 
 import json
@@ -22,15 +22,16 @@ RESULT = "heal.json"
 
 
 class RunFolder:
-    """Of one run. Nothing is written before it begins; only the first of several ranks begins it.
+    """The folder of one run. Nothing is written before `begin`, which only the first rank calls.
 
     Args:
-        out: the folder.
-        decides: what the run depends on, as JSON has it.
-        force: replace what is finished, or was begun with other options.
+        out: path of the folder.
+        decides: options that the run depends on, as JSON data.
+        force: replace a finished run, or one that was started with other options.
 
     Raises:
-        LadderError: it is finished, was begun with other options, or is somebody else's.
+        LadderError: the run is finished or was started with other options, or the folder was not
+            written by ladderize.
     """
 
     def __init__(self, out: Path, decides: Mapping[str, Any], force: bool = False) -> None:
@@ -42,23 +43,25 @@ class RunFolder:
         elif out.exists() and not _is_empty(out):
             self._refuse_written()
         elif not out.absolute().parent.is_dir():
-            raise LadderError(f"{out.absolute().parent} is no directory.", cure="make it first")
+            raise LadderError(
+                f"{out.absolute().parent} is not a directory.", cure="create it first"
+            )
 
     def begin(self) -> None:
-        """Go on with the run that is there, or begin anew."""
+        """Continue the existing run, or start a new one."""
         if not self._path.is_file() or self._differing():
             (self.out / self_generated.NAME).unlink(missing_ok=True)
             self._begin_anew()
         remove_partial(self.checkpoints)
 
     def settle_text(self, digest: str) -> None:
-        """Note which text the run is of.
+        """Record the text of the run.
 
         Raises:
-            LadderError: it was begun with another one.
+            LadderError: the run was started with another text.
         """
         if self.noted("text") not in (None, digest):
-            self._refuse([Blocker("the text is not the one that it was begun with")])
+            self._refuse([Blocker("the text differs from the one that it was started with")])
             self._begin_anew()
         self.note("text", digest)
 
@@ -68,7 +71,7 @@ class RunFolder:
         self._write({"decides": self._decides})
 
     def _has_begun(self) -> bool:
-        """Whether something would be lost."""
+        """Whether there is anything to lose."""
         has_text = (self.out / self_generated.NAME).is_file()
         return has_text or last_checkpoint(self.checkpoints) is not None
 
@@ -84,35 +87,35 @@ class RunFolder:
     def _refuse(self, differing: list[Blocker]) -> None:
         if differing and not self._force:
             raise LadderError(
-                f"{self.out} holds a run that was begun with other options:",
+                f"{self.out} holds a run that was started with other options:",
                 differing,
-                "give these options, name another --out, or begin anew with --force",
+                "use the same options, name another --out, or start over with --force",
             )
 
     def _differing(self) -> list[Blocker]:
         begun = self._read()["decides"]
         return [
-            Blocker(f"{name}={value!r} is asked for, and it was begun with {begun.get(name)!r}")
+            Blocker(f"{name}={value!r} is given, but it was started with {begun.get(name)!r}")
             for name, value in self._decides.items()
             if value != begun.get(name)
         ]
 
     def noted(self, name: str) -> Any:
-        """What `note` was called with; None if it was not."""
+        """The value that `note` recorded, or None."""
         return self._read().get(name)
 
     def note(self, name: str, value: Any) -> None:
-        """Remember something for when the run is resumed."""
+        """Record a value for a resumed run."""
         self._write({**self._read(), name: value})
 
     def _read(self) -> Any:
-        return read_json(self._path, "record of a run", "begin anew with --force")
+        return read_json(self._path, "record of a run", "start over with --force")
 
     def _write(self, data: Mapping[str, Any]) -> None:
         write_file(self._path, json.dumps(data, indent=1), force=True)
 
 
 def _is_empty(out: Path) -> bool:
-    """But for what a run that was killed as it began may have left."""
+    """Whether `out` is empty, apart from files of a run that was killed at its start."""
     ours = ("checkpoints", self_generated.NAME)
     return out.is_dir() and all(path.name in ours for path in out.iterdir())

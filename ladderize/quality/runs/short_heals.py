@@ -1,4 +1,4 @@
-"""Heal several sets of blocks for a short while, to choose by what is left of the damage.
+"""Heal several sets of blocks briefly, to choose one by the remaining damage.
 
 candidates of a BlockPlan ── each: a copy of the model, healed ── KL, loss ── plan.healed(…)
 """
@@ -33,30 +33,30 @@ def heal_candidates(
     learning_rate: float = 1e-4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BlockPlan:
-    """`plan` with what its best sets for each share cost after a short heal.
+    """`plan` with the damage of its best sets for each share after a short heal.
 
-    `plan.best` then chooses among these. Every set starts from the same weights: its reads are
-    fitted by least squares where they can be, then it is trained, both on the same tokens.
+    `plan.best` then chooses among these. Every set starts from the same weights. Its reads are
+    fitted by least squares if possible, then it is trained, both on the same tokens.
 
     Args:
-        plan: what `ladderize.sensitivity` found.
-        model: the model that it found it on; it stays as it is.
-        texts: to train on, int64 `[sequences, length]`.
-        held_out: to measure on, `[sequences, length]`.
-        shares: of hidden communication, 0 to 1.
-        tokens: to fit and to train on, for each set.
-        candidates: sets for each share, besides the plan's references.
+        plan: result of `ladderize.sensitivity`.
+        model: model that it was measured on; it is not changed.
+        texts: training tokens, int64 `[sequences, length]`.
+        held_out: evaluation tokens, `[sequences, length]`.
+        shares: shares of hidden communication, 0 to 1.
+        tokens: number of tokens to fit and to train on, per set.
+        candidates: number of sets per share, in addition to the plan's references.
         batch: sequences per step.
-        learning_rate: of AdamW, with warmup and a cosine.
-        on_progress: is told the number of sets that are healed, and of all.
+        learning_rate: peak learning rate of AdamW, with warmup and cosine decay.
+        on_progress: called with the number of healed sets and of all sets.
 
     Raises:
-        LadderError: the text is shorter than one batch; a model that cannot be healed.
+        LadderError: the text is shorter than one batch, or the model cannot be healed.
     """
     if len(texts) < batch:
         raise LadderError(
-            f"The text to heal on is too short: {counted(len(texts), 'sequence')}, needed is a "
-            f"batch of {batch}.",
+            f"The text to heal on is too short: it has {counted(len(texts), 'sequence')}, but a "
+            f"batch needs {batch}.",
             cure="give more text, or a smaller batch",
         )
     found = (each for share in shares for each in plan.candidates(share, candidates))

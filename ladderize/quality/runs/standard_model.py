@@ -1,7 +1,7 @@
-"""The standard model and its tokenizer, from a local folder. Nothing is fetched.
+"""Load the standard model and its tokenizer from a local folder. Nothing is downloaded.
 
 DIR/config.json, *.safetensors, tokenizer.json    as save_pretrained writes them
-DIR/model.gguf                                    one file alone, dequantized; needs `gguf`
+DIR/model.gguf                                    a single file, dequantized; needs `gguf`
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from ladderize.errors import LadderError
 
 @dataclass(frozen=True)
 class Standard:
-    """A model as it was loaded, and how its checkpoint has it.
+    """A loaded model, with properties of its checkpoint.
 
     Attributes:
-        model, tokenizer: of transformers.
-        dtype: of the weights in the checkpoint.
-        use_cache: what the configuration says; Trainer changes it.
+        model, tokenizer: transformers model and tokenizer.
+        dtype: dtype of the weights in the checkpoint.
+        use_cache: value in the configuration, which Trainer changes.
     """
 
     model: Any
@@ -34,17 +34,18 @@ def load_standard(folder: Path, dtype: torch.dtype | None) -> Standard:
     """The causal language model in `folder`, and its tokenizer.
 
     Args:
-        folder: with the files of transformers, or with one `.gguf`.
-        dtype: of the weights; None: that of the checkpoint.
+        folder: folder with the files of transformers, or with one `.gguf` file.
+        dtype: dtype of the weights; None for that of the checkpoint.
 
     Raises:
-        LadderError: it is not there, a package is missing, or transformers cannot load it.
+        LadderError: the folder does not exist, a package is missing, or transformers cannot load
+            the model.
     """
     if find_spec("transformers") is None:
         raise LadderError(f"{folder} needs transformers.", cure="pip install 'ladderize[demo]'")
     if not folder.is_dir():
         raise LadderError(
-            f"{folder}: no such file or folder.", cure="nothing is fetched from a hub"
+            f"{folder}: no such file or folder.", cure="name a local folder: nothing is downloaded"
         )
     import transformers
     from transformers.utils import logging
@@ -68,7 +69,7 @@ def load_standard(folder: Path, dtype: torch.dtype | None) -> Standard:
 
 
 def _how_to_read(is_gguf: bool) -> dict[str, Any]:
-    """No pickles; and the weights of a .gguf as plain tensors, which may be trained."""
+    """Options that refuse pickles, and load the weights of a .gguf file as trainable tensors."""
     if not is_gguf:
         return {"use_safetensors": True}
     from transformers.utils import quantization_config
@@ -80,13 +81,13 @@ def _how_to_read(is_gguf: bool) -> dict[str, Any]:
 
 
 def _gguf_file(folder: Path) -> dict[str, str]:
-    """The option of transformers that names the file, if the folder holds one and nothing else."""
+    """The option `gguf_file`, if the folder has a .gguf file and no config.json."""
     found = sorted(path.name for path in folder.glob("*.gguf"))
     if (folder / "config.json").is_file() or not found:
         return {}
     if len(found) > 1:
         raise LadderError(
-            f"{folder} holds several models: {', '.join(found)}.", cure="leave one of them there"
+            f"{folder} holds several models: {', '.join(found)}.", cure="keep only one of them"
         )
     if find_spec("gguf") is None:
         raise LadderError(f"{folder / found[0]} needs the package gguf.", cure="pip install gguf")

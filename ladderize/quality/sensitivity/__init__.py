@@ -1,1 +1,1 @@
-"""Which blocks to convert: measure what sets of them cost, and search for the cheapest."""
+"""Choose blocks to convert: measure the damage of sets, and search for the least."""

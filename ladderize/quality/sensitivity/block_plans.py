@@ -1,9 +1,9 @@
-"""`ladderize.sensitivity`: which blocks to convert, for each share of hidden communication.
+"""`ladderize.sensitivity`: find the blocks to convert for each share of hidden communication.
 
-    model, batches ── each block alone ── sets that grow, sets that shrink ── BlockPlan
-                   └─ for comparison: all, the last ones, attention alone, MLPs alone
+    model, batches ── each block alone ── growing sets, shrinking sets ── BlockPlan
+                   └─ for comparison: all, the last ones, only attention, only MLPs
 
-The file of notes holds every measurement; a run that was interrupted goes on from it.
+The notes file holds every measurement; an interrupted run continues from it.
 """
 
 import math
@@ -28,10 +28,10 @@ from ladderize.report.data import BlockReport
 from ladderize.report.publish import versions
 
 Progress = Callable[[int, int], None]
-"""Called with the number of sets measured so far, and of those that will be."""
+"""Called with the number of sets measured so far and the number expected."""
 
 _AT_ONCE = 16
-"""Sets between two notes."""
+"""Number of sets measured between two writes of the notes."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -47,38 +47,36 @@ def sensitivity(
     on_progress: Progress | None = None,
     **options: Any,
 ) -> BlockPlan:
-    """Measure what converting its blocks costs a model, alone and together. Nothing is compiled.
+    """Measure what converting blocks costs a model, alone and in sets. Nothing is compiled.
 
     >>> plan = ladderize.sensitivity(model, [{"input_ids": ids}])
     >>> plan.best(0.5).blocks, plan.best(0.5).kl          # hides half of the communication
     >>> ladderize.compile(model, blocks=plan.best(0.5).blocks)
 
-    Sets are grown from no block and shrunk from all, a block at a time, each with the block that
-    costs least of the `width` most promising ones; for each of `shares` the best set is improved by
-    exchanging blocks. One graph is traced; a set is run op by op, from the
-    first block that differs from a set run before.
+    Sets grow from no block and shrink from all blocks, one block at a time: of the `width` most
+    promising candidates, the one that costs least. For each of `shares`, the best set is improved
+    by exchanging blocks. One graph is traced; a set runs op by op, from the first block that
+    differs from an earlier set.
 
     Args:
-        model: a standard model. It is run in eval mode and stays as it is.
-        batches: keyword arguments of its calls, tensors with the batch first, all of one shape. A
-            few hundred tokens rank blocks well; the divergence of a set should be measured again
-            on other text.
-        shares: of hidden communication, 0 to 1: sets that are improved most, and measured next to
-            the last blocks of the model.
-        width: candidates that are measured for each step of a set.
-        sets_at_once: sets that are measured in one run, each on its own copy of the batch; more
-            than 1 pays where a batch does not fill the device.
-        notes: a file that holds what was measured, for a run that is interrupted. It is removed
-            at the end.
-        on_progress: is told how many sets are measured.
-        options: those of `LadderConfig`: `staleness`, `mesh`. All ranks of a mesh call this.
+        model: standard model. It runs in eval mode and is not changed.
+        batches: keyword arguments of its calls: tensors with the batch first, all of one shape. A
+            few hundred tokens rank blocks well; measure a set again on other text before use.
+        shares: shares of hidden communication, 0 to 1, for which sets are improved and compared
+            with the last blocks of the model.
+        width: number of candidate blocks measured each time a set grows or shrinks.
+        sets_at_once: sets measured in one run, each on its own copy of the batch; more than 1 is
+            faster if a batch does not fill the device.
+        notes: file that keeps measurements for an interrupted run. It is removed at the end.
+        on_progress: called with the number of measured and expected sets.
+        options: options of `LadderConfig`: `staleness`, `mesh`. All ranks of a mesh call this.
 
     Returns:
-        The plan, which `write_file(path, plan.model_dump_json())` makes a file for `blocks=`.
+        The plan. `write_file(path, plan.model_dump_json())` writes a file for `blocks=`.
 
     Raises:
-        LadderError: the model cannot be converted as asked, is a ladder already, or returns no
-            logits; a share is not between 0 and 1.
+        LadderError: the model cannot be converted, is a ladder, or returns no logits; or a share
+            is not between 0 and 1.
     """
     _refuse_arguments(batches, shares, options)
     modes = [(module, module.training) for module in model.modules()]
@@ -96,19 +94,19 @@ def _refuse_arguments(
 ) -> None:
     blockers = [Blocker(f"a share of {share:g}") for share in shares if not 0 < share <= 1]
     blockers += [
-        Blocker(f"{name}= is what is to be found")
+        Blocker(f"{name}= cannot be given, because blocks are the result")
         for name in ("blocks", "layers")
         if options.get(name) is not None
     ]
     if (connectivity := options.get("connectivity", LADDER)) != LADDER:
-        blockers.append(Blocker(f"connectivity={connectivity!r}: blocks of ladders are measured"))
+        blockers.append(Blocker(f"connectivity={connectivity!r}: only ladders can be measured"))
     blockers += [] if batches else [Blocker("no batch")]
     if blockers:
         raise LadderError("Sensitivity cannot be measured with these arguments:", blockers)
 
 
 class _Search:
-    """Measurements of one model, and what they are about."""
+    """The search on one model, with its measurements."""
 
     def __init__(
         self,
@@ -166,9 +164,9 @@ class _Search:
         return [self.set_of(blocks) for blocks, _ in (*grown, (everything, damage_of_all), *shrunk)]
 
     def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[float]:
-        """The divergence of each set; what is in the notes is not measured again."""
+        """The divergence of each set; sets in the notes are not measured again."""
         new = [each for each in dict.fromkeys(sets) if self.notes.get(each) is None]
-        new.sort(key=lambda each: min(each ^ base, default=-1))  # alike as far as can be
+        new.sort(key=lambda each: min(each ^ base, default=-1))  # longest common start first
         for begin in range(0, len(new), _AT_ONCE):
             part = new[begin : begin + _AT_ONCE]
             self.notes.add(part, self.meter.measure(base, part))
@@ -211,7 +209,7 @@ class _Search:
         )
 
     def _identity(self, batches: Sequence[Batch]) -> dict[str, Any]:
-        """What the notes are about: the loss and the tokens tell weights and text apart."""
+        """The identity of the measurements: loss and inputs distinguish weights and text."""
         sums = [
             float(v.double().sum()) for b in batches for v in b.values() if isinstance(v, Tensor)
         ]
@@ -239,13 +237,15 @@ def _name_of(model: nn.Module) -> str:
 
 
 def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> list[BlockReport]:
-    """The blocks in the order of their numbers.
+    """The blocks in order.
 
     Raises:
-        LadderError: the model is refused, or is a ladder.
+        LadderError: the model is refused, compiled, or already a ladder.
     """
     if compat.is_compiled_wrapper(model) or any(map(compat.is_compiled_in_place, model.modules())):
-        raise LadderError("This model is compiled.", cure="ladderize.restore(model), or a new one")
+        raise LadderError(
+            "This model is compiled.", cure="call ladderize.restore(model), or load it again"
+        )
     if (entry := own_entry(model)) is not None:
         raise LadderError(
             f"{_name_of(model)} is the checkpoint of a ladder: config.json has {entry}.",
@@ -254,17 +254,17 @@ def _blocks_of(model: nn.Module, batch: Batch, options: Mapping[str, Any]) -> li
     report = explain_call(model, (), batch, LadderConfig.from_options(options))
     report.raise_refusal()
     stale = [
-        Blocker("a branch that reads stale already", s) for t in report.streams for s in t.stale
+        Blocker("a branch that already reads stale", s) for t in report.streams for s in t.stale
     ]
     if stale:
-        raise LadderError("Sensitivity is that of a standard model; this one is a ladder:", stale)
+        raise LadderError("Sensitivity needs a standard model; this one is a ladder:", stale)
     return list(report.blocks)
 
 
 def _shares(reports: Sequence[BlockReport]) -> dict[int, float]:
-    """For each block that can read stale the fraction of the communication that this hides.
+    """The fraction of the communication that each stale read would hide.
 
-    It hides the all-reduce of the block before it.
+    A stale read hides the all-reduce of the previous block.
     """
     sent = dict(_hidden_bytes(reports))
     total = sum(sent.values())

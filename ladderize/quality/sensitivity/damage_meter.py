@@ -1,8 +1,8 @@
-"""Measure what sets of converted blocks cost: one traced graph, run with its reads exchanged.
+"""Measure the damage of sets of converted blocks with one traced graph, by changing its reads.
 
     model, batches ── one graph with a weight for each read ── sets ── KL(standard ‖ ladder), loss
 
-A set that differs little from the one before it is run from the first block that differs.
+A set runs from the first block that differs from the previous set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Damage:
-    """What a set costs.
+    """The damage of a set.
 
     Attributes:
-        kl: KL(standard ‖ ladder), nats per token.
-        loss: nats per token; None without targets.
+        kl: KL(standard ‖ ladder), in nats per token.
+        loss: loss of the ladder, in nats per token; None without targets.
     """
 
     kl: float
@@ -44,7 +44,7 @@ class Ranks:
     """The ranks that measure one model together, or this process alone.
 
     Attributes:
-        group: their process group; None: all ranks, if there are any.
+        group: their process group; None for the default group, if there is one.
     """
 
     group: dist.ProcessGroup | None = None
@@ -54,9 +54,9 @@ class Ranks:
         return not dist.is_initialized() or dist.get_rank(self.group) == 0
 
     def of_first(self, found: Found) -> Found:
-        """What the first rank has. Ranks may differ in the last bits, and must choose alike.
+        """The first rank's value, because ranks may differ in the last bits and must agree.
 
-        A collective call.
+        All ranks must call this.
         """
         if not dist.is_initialized() or dist.get_world_size(self.group) == 1:
             return found
@@ -70,10 +70,10 @@ class DamageMeter:
     """Measures sets of blocks of one model.
 
     Attributes:
-        blocks: the numbers of the blocks that can be converted.
-        standard_loss: nats per token; None without targets.
-        tokens: the number of predictions that are compared.
-        num_nodes: the number of nodes that were run so far, of all runs.
+        blocks: indices of the blocks that can be converted.
+        standard_loss: loss of the standard model, in nats per token; None without targets.
+        tokens: number of compared predictions.
+        num_nodes: number of nodes run so far.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class DamageMeter:
     ) -> None:
         """
         Args:
-            model: in eval mode. It is compiled in place until `close`.
-            batches: keyword arguments of calls of one shape, their tensors batch first.
-            options: those of `LadderConfig`, but `blocks` and `layers`.
-            sets_at_once: sets that are measured in one run, on a batch as many times as large.
-            ranks: that measure it together; None: all there are.
+            model: model in eval mode. It is compiled in place until `close`.
+            batches: keyword arguments of calls of one shape, with the batch as the first dim.
+            options: options of `LadderConfig` except `blocks` and `layers`.
+            sets_at_once: number of sets measured in one run, on as many copies of the batch.
+            ranks: ranks that measure together; None for all.
 
         Raises:
-            LadderError: the model cannot be converted, or returns no logits; with `sets_at_once`,
-                the batch is not the first dim of its stream.
+            LadderError: the model cannot be converted or returns no logits; or, with
+                `sets_at_once`, the first dim of its stream is not the batch.
         """
         self._blends = Blends(0.0)
         self._runs: list[ReusingRun] = []
@@ -125,9 +125,9 @@ class DamageMeter:
         return sum(run.num_nodes for run in self._runs)
 
     def measure(self, base: Blocks, sets: Sequence[Blocks]) -> list[Damage]:
-        """The damage of each of `sets`, which share the runs of `base` as far as they are alike.
+        """The damage of each of `sets`, which reuse the run of `base` up to the first difference.
 
-        All ranks call this with the same sets, and get the first rank's results.
+        All ranks call this with the same sets and get the first rank's results.
         """
         order = sorted(range(len(sets)), key=lambda i: min(sets[i] ^ base, default=-1))
         parts: list[list[Measures]] = [[] for _ in sets]
@@ -144,12 +144,12 @@ class DamageMeter:
         return self._ranks.of_first([Damage(each.mean_kl, each.mean_loss) for each in joined])
 
     def close(self) -> None:
-        """Give the model back as it was."""
+        """Restore the model."""
         restore(self._model)
         self._runs.clear()
 
     def _refuse_other_dims(self) -> None:
-        """Sets in one run need a stream of `[batch, …]`: a mistaken dim would mix them silently."""
+        """Refuse several sets in one run unless the stream is `[batch, …]`: they would mix."""
         if self._sets_at_once == 1:
             return
         batch, everything = self._repeated[0], frozenset(self.blocks)
@@ -160,11 +160,11 @@ class DamageMeter:
             raise LadderError(
                 "Several sets cannot be measured in one run of this model: the first dim of its "
                 "stream is not the batch.",
-                cure="sets_at_once=1",
+                cure="use sets_at_once=1",
             )
 
     def _keep(self, batch: Batch, base: Blocks) -> None:
-        """Run `base`, and keep what the next runs begin with."""
+        """Run `base`, and keep the values that the next runs start from."""
         for run in self._runs:
             run.keeps = True
         self._logits(batch, [base])
@@ -172,7 +172,7 @@ class DamageMeter:
             run.keeps = False
 
     def _logits(self, batch: Batch, sets: Sequence[Blocks]) -> Tensor:
-        """Of a repeated batch, an equal part of it for each set; the last set fills it up."""
+        """The logits of a repeated batch, one copy per set; the last set fills the rest."""
         missing = self._sets_at_once - len(sets)
         self._blends.choose(*sets, *[sets[-1]] * missing)
         with torch.no_grad():
@@ -187,7 +187,7 @@ class DamageMeter:
 
 
 def _repeated(batch: Batch, times: int) -> Batch:
-    """A batch with its rows as many times, one copy behind the other."""
+    """A batch with its rows repeated `times` times, one copy after the other."""
     rows = {value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()}
     if times == 1 or not rows:
         return batch

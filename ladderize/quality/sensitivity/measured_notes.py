@@ -1,6 +1,6 @@
-"""What was measured so far, in a file of JSON lines: an interrupted search goes on from there.
+"""Record measurements in a file of JSON lines, from which an interrupted search continues.
 
-{"of": "LlamaForCausalLM …", …}         what was measured; another one begins the file anew
+{"of": "LlamaForCausalLM …", …}         subject; the file is restarted if it differs
 {"blocks": [3, 5], "kl": 0.1, "loss": 3.2}
 """
 
@@ -17,15 +17,15 @@ from ladderize.quality.sensitivity.set_search import Blocks
 class MeasuredNotes:
     """The damage of sets, in memory and, with a path, in a file.
 
-    All ranks make one, and begin with what the first rank's file holds; it alone writes.
+    Each rank has one, with the contents of the first rank's file; only the first rank writes.
     """
 
     def __init__(self, path: Path | None, of: Mapping[str, Any], ranks: Ranks) -> None:
         """
         Args:
-            path: of the file; None: nothing is written.
-            of: what is measured, as JSON data.
-            ranks: that measure it.
+            path: path of the file; None writes nothing.
+            of: subject of the measurements, as JSON data.
+            ranks: ranks that measure together.
 
         Raises:
             LadderError: the file cannot be written.
@@ -67,7 +67,7 @@ class MeasuredNotes:
         except OSError as error:
             raise LadderError(
                 f"{self._path} cannot be written: {error.strerror}.",
-                cure="make room; the same command then goes on from what the file holds",
+                cure="free some space; the same command then continues from the file",
             ) from None
 
 
@@ -76,7 +76,7 @@ def _line(blocks: Blocks, damage: Damage) -> str:
 
 
 def _is_whole(line: str) -> bool:
-    """Not the last line of a process that was killed."""
+    """Whether a line is complete; the last one of a killed process may not be."""
     return line.endswith("}")
 
 

@@ -1,10 +1,10 @@
-"""Run a graph of blended reads again and again, each time from the first read that changed.
+"""Run a graph with blended reads repeatedly, each time from the first read that changed.
 
     weights   w1 w2 w3 w4        run 1: 1 0 0 0, kept       x0 ─ b1 ─ b2 ─ b3 ─ b4 ─ logits
-                                 run 2: 1 0 1 0             from b3 on, with what run 1 left there
+                                 run 2: 1 0 1 0             from b3 on, with the values of run 1
 
-What is kept at a block are the values that later nodes read: the stream, the one before it, masks
-and rotary tables. They are the tensors themselves; nothing is copied.
+At each block, the values that later nodes read are kept: the stream, its previous value, masks and
+rotary tables. They are kept by reference, not copied.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,11 +23,11 @@ from ladderize.passes.blend_reads import blend_inputs
 
 
 class ReusingRun:
-    """A callable in the place of a graph, run op by op.
+    """A callable that replaces a graph and runs it op by op.
 
     Attributes:
-        keeps: whether a run keeps what later runs may begin with.
-        num_nodes: the number of nodes that were run so far.
+        keeps: whether a run keeps values that later runs may start from.
+        num_nodes: number of nodes run so far.
     """
 
     def __init__(self, gm: GraphModule) -> None:
@@ -62,11 +62,11 @@ class ReusingRun:
         return map_arg(self._nodes[-1].args[0], env.__getitem__)
 
     def forget(self) -> None:
-        """Release what is kept."""
+        """Release the kept values."""
         self._kept, self._kept_inputs = {}, ()
 
     def _start(self, inputs: Sequence[Any]) -> int:
-        """The position of the first node to run: one of those that are kept, or 0."""
+        """The position of the first node to run: a kept position, or 0."""
         if len(self._kept_inputs) != len(inputs):
             return 0
         pairs = zip(self._inputs, self._kept_inputs, inputs, strict=True)
@@ -77,7 +77,7 @@ class ReusingRun:
         return first if first in self._kept else 0
 
     def _held(self, node: Node, value: Any) -> Any:
-        """Weights are written in place, so their values are copied."""
+        """The input to compare later ones with; blend weights, written in place, are copied."""
         return value.clone() if node in self._blends else value
 
     def _is_same(self, node: Node, old: Any, new: Any) -> bool:
@@ -87,7 +87,7 @@ class ReusingRun:
 
 
 def reusing_lowering(runs: list[ReusingRun]) -> Callable[..., Lowered]:
-    """A lowering that runs graphs op by op, and appends each of these to `runs`."""
+    """A lowering that runs graphs op by op and appends each to `runs`."""
 
     def lower(gm: GraphModule, example_inputs: Sequence[Any], config: LadderConfig) -> Lowered:
         lower_to_eager(gm, example_inputs, config)
@@ -98,9 +98,9 @@ def reusing_lowering(runs: list[ReusingRun]) -> Callable[..., Lowered]:
 
 
 def _starts(nodes: Sequence[Node], blends: Collection[Node]) -> dict[Node, int]:
-    """For each weight the position of the first node that reads it, where a run may begin.
+    """The position of the first reader of each blend weight, where a run may start.
 
-    No run begins between the node that makes a value and one that writes it in place.
+    A run never starts between the creation of a value and an in-place write to it.
     """
     position = {node: i for i, node in enumerate(nodes)}
     first = {blend: min(position[user] for user in blend.users) for blend in blends}
@@ -113,7 +113,7 @@ def _starts(nodes: Sequence[Node], blends: Collection[Node]) -> dict[Node, int]:
 
 
 def _written_spans(nodes: Sequence[Node]) -> Collection[tuple[int, int]]:
-    """For each write in place, the positions where the memory was made (-1: an input) and of it."""
+    """For each in-place write, the positions of the memory's creation (-1: input) and the write."""
     made: dict[Any, int] = {}
     spans = set()
     for i, node in enumerate(nodes):
@@ -126,7 +126,7 @@ def _written_spans(nodes: Sequence[Node]) -> Collection[tuple[int, int]]:
 
 
 def last_reads(nodes: Sequence[Node]) -> list[list[Node]]:
-    """For each position the values, but inputs, that no later node reads."""
+    """For each position, the values except inputs that no later node reads."""
     last = {node: i for i, node in enumerate(nodes)}
     last |= {source: i for i, node in enumerate(nodes) for source in node.all_input_nodes}
     dead: list[list[Node]] = [[] for _ in nodes]

@@ -1,29 +1,29 @@
-"""Search for the sets of blocks that cost least: grow, shrink and exchange, and measure each set.
+"""Search for the sets of blocks with the least damage: grow, shrink, exchange, measure.
 
-    {} ── with the cheapest of `width` candidates, each measured ── … ── all
-    all ── without the costliest of `width` blocks, each measured ── … ── {}
-    a set of some size ── with one block exchanged for another, while that lowers its damage
+    {} ── add the cheapest of `width` measured candidates ── … ── all
+    all ── remove the costliest of `width` measured blocks ── … ── {}
+    a set ── exchange one block for another, while that lowers the damage
 
-Damage does not add up: one block can carry a set. So a candidate is ranked by what it cost in its
-latest measurement, and measured again, with the set that it would join, before it is taken.
+Damage is not additive: one block can dominate a set. So a candidate is ranked by its latest
+measurement, and measured again with the set that it would join.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 Blocks = frozenset[int]
 Measure = Callable[[Blocks, Sequence[Blocks]], Sequence[float]]
-"""The damage of each of some sets, which differ little from the first argument."""
+"""Returns the damage of each of several sets, which differ little from the first argument."""
 
 
 def grow(measure: Measure, blocks: Collection[int], width: int) -> Iterator[tuple[Blocks, float]]:
-    """Sets of 1, 2, … blocks, each with one block more than the one before, and their damage.
+    """Yield sets of 1, 2, … blocks, each with one more block than the last, and their damage.
 
     All blocks are measured alone first.
 
     Args:
         measure: measures sets.
-        blocks: those that can be converted.
-        width: candidates that are measured for each step.
+        blocks: blocks that can be converted.
+        width: number of candidates measured per step.
     """
     order = sorted(blocks)
     alone = measure(frozenset(), [frozenset({block}) for block in order])
@@ -47,14 +47,14 @@ def grow(measure: Measure, blocks: Collection[int], width: int) -> Iterator[tupl
 def shrink(
     measure: Measure, start: Blocks, damage: float, width: int, least: int = 1
 ) -> Iterator[tuple[Blocks, float]]:
-    """Sets with one block less each, from `start` down to `least` blocks, and their damage.
+    """Yield sets with one block less each, from `start` down to `least` blocks, and their damage.
 
     Args:
         measure: measures sets.
-        start: where to begin.
-        damage: that of `start`.
-        width: candidates that are measured for each step, but for the first one: there all are.
-        least: the number of blocks to stop at.
+        start: set to start from.
+        damage: damage of `start`.
+        width: number of candidates measured per step; the first step measures all.
+        least: number of blocks at which to stop.
     """
     saved = dict.fromkeys(sorted(start), 0.0)
     chosen = start
@@ -73,14 +73,14 @@ def shrink(
 def exchange(
     measure: Measure, start: Blocks, damage: float, blocks: Collection[int], width: int
 ) -> tuple[Blocks, float]:
-    """`start` with blocks exchanged for others, one pair at a time, while that lowers the damage.
+    """Exchange blocks of `start` for others, one pair at a time, while that lowers the damage.
 
     Args:
         measure: measures sets.
-        start: where to begin; its size stays.
-        damage: that of `start`.
-        blocks: those that can be converted.
-        width: candidates to leave and to enter; each pair of them is measured.
+        start: set to start from; its size is kept.
+        damage: damage of `start`.
+        blocks: blocks that can be converted.
+        width: number of candidates to leave and to enter; every pair is measured.
     """
     while others := set(blocks) - start:
         leaving = _cheapest(measure, start, [(b, start - {b}) for b in sorted(start)], width)

@@ -1,1 +1,1 @@
-"""How a report looks: text, HTML, diff, digraph; all drawn from the same lines."""
+"""Present a report as text, HTML, diff or digraph."""

@@ -1,4 +1,4 @@
-"""The reads that the ladder moves, printed like a diff.
+"""The reads that the ladder reroutes, printed like a diff.
 
 @@ h1 · layer 0 · model.layers.0.mlp @@
 -y1 = x1 + h1(x1)
@@ -13,12 +13,12 @@ from ladderize.report.naming import block_name, name
 
 @dataclass(frozen=True)
 class Rewired:
-    """One branch that reads other values than before.
+    """A branch whose reads have changed.
 
     Attributes:
-        block: the whole entry of the report.
-        module: that of the block.
-        before, after: the values its branch reads.
+        block: report of its block.
+        module: module of the block.
+        before, after: values that its branch reads in the standard and the rewritten graph.
     """
 
     block: BlockReport

@@ -3,8 +3,8 @@
     x0 ──skip── x1 ──skip── x2        nodes: values (role "value") and blocks (role "block")
      └─read─ h0 ─write┘ …             edges: skip, read (with stale, staleness), write
 
-`x<n>` behind the last block is the end of the stream. In a report of several graphs the names of
-all but the first begin with `graph<i>.`.
+`x<n>` after the last block is the end of the stream. In a report of several graphs, names in all
+but the first start with `graph<i>.`.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def _add_reads(net: "nx.DiGraph[str]", graph: GraphReport, prefix: str) -> None:
 
 
 def staleness_of(block: BlockReport, read: str) -> int:
-    """How many blocks earlier than in the standard model `read` is; 0 if it did not move."""
+    """By how many blocks `read` is earlier than in the standard model; 0 if unchanged."""
     value = parse(read)
     if read in block.reads_before or value.letter != "x" or value.stream != block.stream:
         return 0
@@ -60,7 +60,7 @@ def staleness_of(block: BlockReport, read: str) -> int:
 
 
 def _node_of(read: str) -> str:
-    """The node that stands for what is read: a sum is the stream's next value."""
+    """The node of the value `read`; a sum is the stream's next value."""
     value = parse(read)
     suffix = f"_{value.stream}" if value.stream else ""
     if value.letter == "y":

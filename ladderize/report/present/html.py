@@ -1,4 +1,4 @@
-"""A report for a notebook: small tables that take their colors from the page around them."""
+"""A report for a notebook: small tables in the colors of the surrounding page."""
 
 from collections.abc import Iterator
 from html import escape
@@ -6,7 +6,7 @@ from html import escape
 from ladderize.report.data import ReportData
 from ladderize.report.present.lines import LEAVES_OUT, Gap, Row, Section, page_of
 
-# The three colors are readable on white and on black; everything else is the page's own.
+# The three colors are readable on white and on black; all others come from the page.
 STYLE = """
 .ladderize { font-size: 13px; line-height: 1.5; overflow-x: auto; }
 .ladderize table { border-collapse: collapse; margin: 4px 0 4px 0; border: none; }
@@ -24,7 +24,7 @@ STYLE = """
 
 
 def as_html(report: ReportData) -> str:
-    """`report` as an HTML fragment; where layers are left out, a fold holds every block."""
+    """`report` as an HTML fragment; if layers are folded, a details element has every block."""
     short, full = page_of(report), page_of(report, full=True)
     lines = [
         f'<div class="ladderize"><style>{STYLE}</style>',

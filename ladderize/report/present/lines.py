@@ -1,8 +1,8 @@
-"""What a report shows, as plain lines and rows; `text.py` and `html.py` draw it.
+"""Lay out a report as plain lines and rows, which `text.py` and `html.py` draw.
 
     Report ── Page(headline, warning, parts) ── Section(title, rows, lines)
 
-Runs of layers that are alike but for their numbers are shown once, followed by a `Gap`:
+Runs of layers that differ only in their numbers are shown once, followed by a `Gap`:
 
     1  1  attention  x2 → x1  model.layers.1.self_attn
     3  1  MLP        x3 → x2  model.layers.1.mlp
@@ -38,17 +38,17 @@ OUTCOMES = {
 }
 HEADER = ("block", "layer", "kind", "reads", "module", "add at")
 LEAVES_OUT = "leaves out"
-"""A column behind the reads, unless the connectivity is a ladder's."""
+"""A column after the reads, if the connectivity is not "ladder"."""
 STANDARD_ENGINES = "Engines that do not read it run these weights as a standard model."
-# Of lines of one sort, as many are shown.
+# Number of lines of one kind that are shown.
 MAX_LINES = 8
 
 
 @dataclass(frozen=True)
 class Row:
-    """One block: its branch reads `after` instead of `before`, and `also` as ever.
+    """One block, whose branch reads `after` instead of `before`, and `also` as before.
 
-    It leaves out `leaves_out`; "" of a ladder.
+    `leaves_out` lists what it leaves out; "" for a ladder.
     """
 
     block: str
@@ -64,14 +64,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Gap:
-    """A line across the table: what is left out, or where a segment begins."""
+    """A line across the table: folded layers, or the start of a segment."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Section:
-    """A title with a table or lines below it; `is_bad` for what was refused."""
+    """A title with a table or lines below it; `is_bad` marks refusals."""
 
     title: str
     rows: tuple[Row | Gap, ...] = ()
@@ -98,7 +98,7 @@ def page_of(report: ReportData, full: bool = False) -> Page:
     """Lay out `report`, every block of it if `full`."""
     parts = [part for graph in report.graphs for part in _graph(graph, report, full)]
     if report.breaks:
-        title = "graph breaks: Dynamo could not take the call up as one graph"
+        title = "graph breaks: Dynamo did not capture the call as one graph"
         parts.append(Section(title, lines=_cut(map(str, report.breaks)), is_bad=True))
     return Page(_headline(report), tuple(parts), _footer(report), _warning(report))
 
@@ -111,7 +111,7 @@ def _headline(report: ReportData) -> str:
 
 
 def _warning(report: ReportData) -> str:
-    """A checkpoint that says what it is was trained for it."""
+    """No warning is needed for a checkpoint with a ladder entry: it was trained as a ladder."""
     said = dict(report.options).get(SAID)
     return WARNING if said is None else f"{SAID}: {said}. {STANDARD_ENGINES}"
 
@@ -147,14 +147,14 @@ def _sharded(sharding: ShardReport, prefix: str, is_plan: bool) -> Section:
         title += f", {sharding.num_by_expert} of them by experts"
     if sharding.kept_whole:
         extra = f"{sharding.extra_bytes:,} bytes of parameters"
-        title += f"; {extra} and {sharding.extra_flops:,} FLOPs more on each than a share"
+        title += f"; {extra} and {sharding.extra_flops:,} FLOPs per rank beyond an even share"
     kept = _cut(f"kept whole: {note}" for note in sharding.kept_whole)
     split = _cut(f"experts split: {why}" for why in sharding.split_experts)
     return Section(title, lines=(*kept, *split))
 
 
 def call_of(report: ReportData) -> str:
-    """The sizes of the call that was traced: "batch 2, length 32, bfloat16"."""
+    """The sizes of the traced call: "batch 2, length 32, bfloat16"."""
     if not report.streams:
         return ""
     stream = report.streams[0]
@@ -174,11 +174,11 @@ def title_of(stream: StreamReport) -> str:
 def _remarks(stream: StreamReport) -> Iterator[str]:
     yield from _prologues(stream)
     if kept := [f"block {block.index}" for block in stream.blocks if block.was_stale]:
-        yield f"read stale already, and stay as they are: {', '.join(_cut(kept))}"
+        yield f"already read stale and are left unchanged: {', '.join(_cut(kept))}"
     if stream.stale:
         yield (
-            f"its reads are left alone: {counted(len(stream.stale), 'block')} of this stream read "
-            "stale already, it is a ladder"
+            f"its reads are left unchanged: {counted(len(stream.stale), 'block')} of this stream "
+            "already read stale, so it is a ladder"
         )
         yield from _cut(f"reads stale: {place}" for place in stream.stale)
 
@@ -189,8 +189,8 @@ def _prologues(stream: StreamReport) -> Iterator[str]:
         ahead = [block.index for block in blocks if block.is_prologue]
         if ahead and not any(stream.blocks[index].is_converted for index in ahead):
             yield (
-                f"{_range('block', ahead)}, in no layer, ahead of the first one: standard unless "
-                "chosen by blocks=, and the first layer reads what it leaves"
+                f"{_range('block', ahead)} before the first layer: standard unless chosen by "
+                "blocks=; the first layer reads the output"
             )
 
 
@@ -215,7 +215,7 @@ def _collectives(graph: GraphReport) -> Iterator[str]:
 
 
 def _hidden(graph: GraphReport) -> Iterator[str]:
-    """What stale reads hide; those that hide nothing by their names."""
+    """What stale reads hide; those that hide nothing are listed by name."""
     stale = [block for stream in graph.streams for block in stream.blocks if block.is_rewired]
     for hides, count in Counter(block.hides for block in stale if block.hides).items():
         each = " each" if count > 1 else ""
@@ -253,7 +253,7 @@ def _rows(stream: StreamReport, full: bool, says_what: bool) -> Iterator[Row | G
 
 
 def runs_of(stream: StreamReport) -> Iterator[Run | Gap]:
-    """The runs of a stream; where it has several segments, a heading ahead of each."""
+    """The runs of a stream, with a heading before each segment if there are several."""
     for segment in stream.segments:
         if len(stream.segments) > 1:
             yield Gap(f"segment {segment.index} of {shape_of(stream, segment.index)}")
@@ -261,10 +261,7 @@ def runs_of(stream: StreamReport) -> Iterator[Run | Gap]:
 
 
 def row_of(block: BlockReport, says_what: bool = False) -> Row:
-    """Args:
-    block: to show.
-    says_what: whether to say what it leaves out.
-    """
+    """The row of `block`, with what it leaves out if `says_what`."""
     path, _, line = block.source.rpartition(":")
     return Row(
         block=str(block.index),

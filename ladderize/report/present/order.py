@@ -1,4 +1,4 @@
-"""Which block each collective hides behind, in the order that was compiled, as lines.
+"""Lines that say which blocks hide each collective, in the compiled order.
 
 8 all_to_all_single behind attention, forward
 1 all_to_all_single exposed, forward: nothing is left to compute
@@ -13,7 +13,7 @@ from ladderize.report.naming import block_name
 
 
 def describe_flights(graph: GraphReport, full: bool) -> Iterator[str]:
-    """Lines about `graph.flights`: collectives alike are counted, unless `full`."""
+    """Lines about `graph.flights`; equal collectives are counted, unless `full`."""
     blocks = [block for stream in graph.streams for block in stream.blocks]
     if full:
         yield from (_line(flight, blocks) for flight in graph.flights)
@@ -30,15 +30,15 @@ def _line(flight: FlightReport, blocks: list[BlockReport]) -> str:
 
 
 def _kinds(flight: FlightReport, blocks: list[BlockReport]) -> str:
-    """The kinds of the blocks that compute meanwhile, each once."""
+    """The kinds of the blocks that compute in the meantime, each once."""
     if flight.reason:
         return f"exposed ({flight.reason.partition(' by ')[0]})"
     kinds = dict.fromkeys(block.kind for block in blocks if _is_in(block, flight))
-    return f"behind {', '.join(kinds) or 'what is in no block'}"
+    return f"behind {', '.join(kinds) or 'ops outside of the blocks'}"
 
 
 def _is_in(block: BlockReport, flight: FlightReport) -> bool:
-    """Whether a module of `block` computes while `flight` is under way."""
+    """Whether a module of `block` computes while `flight` is in flight."""
     return bool(block.module) and any(
         path == block.module or path.startswith(f"{block.module}.") for path in flight.behind
     )

@@ -1,4 +1,4 @@
-"""Runs of layers that repeat: shown once, the repetitions hidden.
+"""Find runs of repeated layers, which are shown once and then folded.
 
 layers  A B B B B B      A  B  (4 like B)
         A M M A M M A    A M M (4 like these)
@@ -13,15 +13,15 @@ from ladderize.report.naming import parse
 
 Layer = tuple[BlockReport, ...]
 
-# The longest pattern of layers that is looked for (Jamba repeats after 8).
+# Length of the longest pattern of layers (Jamba repeats after 8).
 MAX_PERIOD = 12
-# Fewer layers are not worth hiding.
+# Least number of layers to fold.
 MIN_HIDDEN = 2
 
 
 @dataclass(frozen=True)
 class Run:
-    """Blocks to show, the last of them the `pattern` that the `hidden` ones repeat."""
+    """Blocks to show, ending in the `pattern` that the `hidden` ones repeat."""
 
     shown: Layer
     pattern: Layer = ()
@@ -29,7 +29,7 @@ class Run:
 
 
 def find_runs(blocks: Sequence[BlockReport]) -> Iterator[Run]:
-    """Cut `blocks` into runs, in order. Linear in their number."""
+    """Cut `blocks` into runs, in order, in linear time."""
     layers = [tuple(group) for _, group in groupby(blocks, _layer)]
     looks = [_look(layer) for layer in layers]
     start, at = 0, 0
@@ -50,7 +50,7 @@ def _layer(block: BlockReport) -> Hashable:
 
 
 def _repetition(looks: Sequence[Hashable], start: int) -> tuple[int, int]:
-    """The shortest period of `looks` that repeats as a whole from `start` on, and where it ends."""
+    """The shortest pattern that repeats from `start`: its period and the end of the run."""
     for period in range(1, MAX_PERIOD + 1):
         end = start + period
         while end < len(looks) and looks[end] == looks[end - period]:
@@ -61,7 +61,7 @@ def _repetition(looks: Sequence[Hashable], start: int) -> tuple[int, int]:
 
 
 def _look(layer: Layer) -> Hashable:
-    """What is shown of a layer, with its numbers counted from its own."""
+    """What is shown of a layer, with numbers relative to the layer."""
     return tuple(
         (
             block.kind,

@@ -13,7 +13,7 @@ from rich.text import Text
 from ladderize.report.data import ReportData
 from ladderize.report.present.lines import LEAVES_OUT, Gap, Page, Row, Section, page_of
 
-# Where no terminal says how wide it is.
+# Width without a terminal.
 DEFAULT_WIDTH = 100
 
 

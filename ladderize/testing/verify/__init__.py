@@ -3,18 +3,18 @@
     original ── standard form, streams ── reference ladder (substituted.py) ┐
     rewritten ── candidate.py: graph and tensors of each rank               ┴ checks ── verdict.py
 
-check_signature.py     what it takes, returns and writes
+check_signature.py     inputs, outputs and written tensors
 check_tensors.py       every weight, or exactly its slices
 check_collectives.py   waited for, over all ranks, hidden behind compute
-structure.py           random weights: which value is computed from which, where ranks meet
-                       (lockstep.py runs them, locate.py finds values, reads.py reads, diagnose.py
-                       explains)
-check_values.py        real weights: errors in several dtypes (precision.py), at several sizes
-                       (sizes.py), and what calls leave behind (check_state.py)
-check_gradients.py     where it can be trained (differentiable.py: gradients of collectives)
+structure.py           random weights: what each value is computed from, and where ranks meet
+                       (lockstep.py runs ranks, locate.py finds values, reads.py follows reads,
+                       diagnose.py explains)
+check_values.py        real weights: errors in several dtypes (precision.py) and at several sizes
+                       (sizes.py), and written state (check_state.py)
+check_gradients.py     for trainable programs (differentiable.py: gradients of collectives)
 
-The passes that make ladders take no part in it; finding the blocks in the original does. What is
-shared is in `verdict.SHARED`, and is printed.
+It does not use the passes that make ladders, but it does use the search for blocks. The verdict
+prints everything that is shared (`verdict.SHARED`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,38 +71,40 @@ def verify(
 
     >>> print(ladderize.verify(program, "llama-tp8", layers="last:50%"))  # doctest: +SKIP
 
-    The reference is `original` run with stale values in its branches; no pass that changes or
-    shards the model takes part. Shared with the rewriter are the search for the stream, the choice
-    of blocks, what a read leaves out, what ops are and write, the reader of files,
-    `InlineRegions`, `SpellEngineOps`, `DropCasts`, `Functionalize`, `SpellSums`,
-    `ReduceBranches`, `find_cuts`, `SplitSums`, `layout_steps` and, for the order that runs,
-    `DeferWaits`. All ranks run in this process, on the CPU.
+    The reference is `original`, run with stale values in its branches. No pass that converts or
+    shards the model is used. Shared with the rewriter are the search for the stream, the choice of
+    blocks, what a read leaves out, the op vocabulary, the file reader, `InlineRegions`,
+    `SpellEngineOps`, `DropCasts`, `Functionalize`, `SpellSums`, `ReduceBranches`, `find_cuts`,
+    `SplitSums`, `layout_steps` and, for the order that runs, `DeferWaits`. All ranks run in this
+    process, on the CPU.
 
     Args:
-        original: the standard program, with its weights.
-        rewritten: an exported program, a `.pt2` file, a directory of shards, or the directories
-            of all ranks in their order, where each host has a copy of its own; or what these hold,
-            read already.
-        dtypes: to compute in. None: the program's own, and float64 if that is float32.
-        variants: sets of random inputs in each dtype; with dynamic shapes each has other, small
-            sizes. None: 3 where shapes are dynamic, else 2. In the program's own dtype, sizes over
-            the whole range of each dynamic dim come on top, its ends among them.
-        max_bytes: that the values of one run may take; larger sizes are not tried, and the check
-            `sizes` says so.
+        original: standard program, with its weights.
+        rewritten: an exported program, a `.pt2` file, a sharded directory, or the directories of
+            all ranks in order if each host has its own copy; or a `Candidate`.
+        dtypes: dtypes to compute in; None for the program's own, and float64 if that is float32.
+        variants: number of random inputs per dtype; with dynamic shapes, each has other small
+            sizes. None for 3 with dynamic shapes, otherwise 2. In the program's own dtype, further
+            sizes cover the range of each dynamic dim, including its ends.
+        max_bytes: memory limit for the values of one run, in bytes; larger sizes are skipped, and
+            the check `sizes` says so.
         options: `layers`, `blocks`, `staleness`, `connectivity`, `routed`, `variant` and
-            `expect_blocks`. None given: those noted in the files, or else the defaults.
+            `expect_blocks`. Without any, those recorded in the files, or else the defaults.
+
+    Returns:
+        The verdict; that `rewritten` is wrong is not an exception.
 
     Raises:
         LadderError: a file cannot be read, the original has no stream to convert, or the options
-            do not fit it. That `rewritten` is wrong is no error, but in the result.
+            do not fit it.
     """
     candidate = _candidate(rewritten)
     noted = {k: v for k, v in (candidate.options or {}).items() if k in _CHOICES}
     config = LadderConfig.from_options(options or noted)
     if config.period:
         raise LadderError(
-            "There is no reference of a desync residual to compare with:",
-            cure="compare with a model written by hand; `mesh=` gives each rank its stream",
+            "A desync residual cannot be verified: there is no reference to compare with.",
+            cure="compare it with a hand-written model",
         )
     standard = _standard(original, config)
     variants = variants or (3 if is_dynamic(original) else 2)
@@ -128,7 +130,7 @@ def _standard(program: ExportedProgram, config: LadderConfig) -> Original:
     names = parameter_names(program, gm)
     if any(is_launch(node) for node in gm.graph.nodes):
         raise LadderError(
-            "The original has collectives of its own: it is one rank's part of a model.",
+            "The original contains collectives: it is one rank's part of a model.",
             cure="verify the ladder of the whole model",
         )
     apply_pass(gm, InlineRegions())
@@ -155,7 +157,7 @@ def _title(original: Original, candidate: Candidate, config: LadderConfig) -> st
     ranks = f", {candidate.num_ranks} ranks" if candidate.num_ranks > 1 else ""
     forms = {config.connectivity, config.variant} - {LADDER}
     form = "".join(forms) or f"staleness {config.staleness}"
-    stale = f"{original.num_stale} to be read stale ({form})"
+    stale = f"{original.num_stale} to read stale ({form})"
     return f"{blocks} blocks, {stale}{ranks}"
 
 
@@ -192,20 +194,20 @@ def _checks(
     yield from check_values(program, original, candidate, structure.places, wanted, plan)
     if is_trained(program):
         if any(check.status != "ok" for check in structure.checks):
-            yield Check(GRADIENTS, "not run", "those of another net")
+            yield Check(GRADIENTS, "not run", "the structure is wrong")
         else:
             weights = structure.weights
             yield check_gradients(program, original, candidate, weights, own, plan.base[0])
 
 
 def _wanted_dtypes(own: torch.dtype, dtypes: Sequence[torch.dtype] | None) -> list[torch.dtype]:
-    """The program's own comes first."""
+    """The dtypes to compute in, the program's own first."""
     wanted = dtypes or ([own, torch.float64] if own is torch.float32 else [own])
     return list(dict.fromkeys((own, *wanted)))
 
 
 def _dtype_of(program: ExportedProgram) -> torch.dtype:
-    """That of most of the weights."""
+    """The dtype of most of the weights."""
     numbers: dict[torch.dtype, int] = {}
     for tensor in program.state_dict.values():
         if tensor.dtype in TOLERANCES:

@@ -1,8 +1,8 @@
-"""What is verified: the graph and the tensors of every rank, from a `.pt2` file or from shards.
+"""The program to verify: graph and tensors of every rank, from a `.pt2` file or from shards.
 
 ladder.pt2            one rank, which holds every tensor
-DIR                   one graph for all ranks, a file of tensors for each
-DIR0 DIR1 …           of rank r what DIRr holds: each host has a copy of its own
+DIR                   one graph for all ranks, and a file of tensors for each
+DIR0 DIR1 …           rank r is read from DIRr: each host has its own copy
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class RankPart:
-    """What one rank runs.
+    """The program of one rank.
 
     Attributes:
-        program: its graph and signature.
-        gm: a copy of the graph that is interpreted here, on the CPU; ranks may share it.
-        tensors: what it holds, by every name it is known by.
-        file: that they are in; "" if they are in memory.
+        program: graph and signature.
+        gm: copy of the graph, which is interpreted on the CPU; ranks may share it.
+        tensors: tensors of the rank, under each of their names.
+        file: file of the tensors; "" if they are in memory.
     """
 
     program: ExportedProgram
@@ -47,16 +47,18 @@ class RankPart:
     file: str = ""
 
     def arguments(self, state: Mapping[str, Tensor], given: Sequence[Any]) -> list[Any]:
-        """The placeholders' values, which the graph may write."""
+        """The values of the placeholders, which the graph may overwrite."""
         return bind(self.program, state, given)
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Attributes:
-    parts: of each rank.
-    entries: what the ranks share of which tensor; None: there is one rank, with all of them.
-    options: of the rewrite, as the files tell; None if they do not.
+    """The programs of all ranks.
+
+    Attributes:
+        parts: program of each rank.
+        entries: how each tensor is sharded; None for one rank, which holds all tensors.
+        options: options of the rewrite that the files record, or None.
     """
 
     parts: tuple[RankPart, ...]
@@ -68,14 +70,14 @@ class Candidate:
         return len(self.parts)
 
     def state(self, rank: int, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`rank`'s part of the tensors in `full`; of what is not there, what the files hold."""
+        """`rank`'s part of the tensors in `full`; other tensors are those of the files."""
         if self.entries is None:
             return {**self.parts[rank].tensors, **full}
         own = {name: self.local(name, full[name], rank) for name in self._entry if name in full}
         return {**self.parts[rank].tensors, **own}
 
     def local(self, name: str, full: Tensor, rank: int) -> Tensor:
-        """`rank`'s part of what has the form of the tensor `name`: itself, its gradient."""
+        """`rank`'s part of `full`, the tensor `name` or its gradient."""
         entry = self._entry.get(name)
         if entry is None:
             return full
@@ -84,7 +86,7 @@ class Candidate:
 
     @cached_property
     def _entry(self) -> dict[str, StateEntry]:
-        """By every name of a tensor, but for indices."""
+        """The entries by each name of their tensors, without indices."""
         entries = [entry for entry in self.entries or () if entry.kind != "index"]
         return {name: entry for entry in entries for name in entry.names}
 
@@ -111,27 +113,28 @@ def of_local(program: ExportedProgram, local: LocalProgram) -> Candidate:
 
 
 def read_candidate(paths: Sequence[Path]) -> Candidate:
-    """Whatever `ladderize rewrite` wrote.
+    """Read the output of `ladderize rewrite`.
 
     Raises:
-        LadderError: what cannot be read, or does not belong together.
+        LadderError: a file cannot be read, or the directories do not belong together.
     """
     if len(paths) == 1 and not paths[0].is_dir():
         program, options = read_program(paths[0]), read_note(paths[0])
-        LadderConfig.from_options(options)  # are there such options?
+        LadderConfig.from_options(options)  # refuses unknown options
         return of_program(program, options)
     for path in paths:
         if not (path / MANIFEST).is_file():
             raise LadderError(
-                f"{path} is no directory of a sharded ladder: there is no {MANIFEST} in it.",
-                cure="pass what `ladderize rewrite` wrote: a .pt2 file, or a directory",
+                f"{path} is not a sharded ladder: it has no {MANIFEST}.",
+                cure="pass the output of `ladderize rewrite`: a .pt2 file, or a directory",
             )
     shards = [open_shards(path) for path in paths]
     num_ranks = shards[0].local.num_ranks
     if len(paths) not in (1, num_ranks):
         raise LadderError(
-            f"{paths[0]} was written for {num_ranks} ranks, {len(paths)} directories were given.",
-            cure=f"pass one directory, or the copies of all {num_ranks} ranks in their order",
+            f"{paths[0]} was written for {num_ranks} ranks, but {len(paths)} directories are "
+            "given.",
+            cure=f"pass one directory, or the copies of all {num_ranks} ranks in order",
         )
     own = shards if len(paths) == num_ranks else shards * num_ranks
     others = [s.folder for s in own if s.local.num_ranks != num_ranks]
@@ -154,7 +157,7 @@ def read_candidate(paths: Sequence[Path]) -> Candidate:
 def by_every_name(
     held: Mapping[str, Tensor], entries: Sequence[StateEntry], rank: int
 ) -> dict[str, Tensor]:
-    """`held`, which has one name for tied tensors, under all of them, and `rank`'s indices."""
+    """`held` with all names of tied tensors, and with `rank`'s indices."""
     found = dict(held)
     for entry in entries:
         if entry.rows:
@@ -167,7 +170,7 @@ def by_every_name(
 def bind(program: ExportedProgram, state: Mapping[str, Tensor], given: Sequence[Any]) -> list[Any]:
     """The values of the placeholders of `program`'s graph, in order.
 
-    All but the parameters are copies, for a call may write them.
+    All but the parameters are copied, because a call may overwrite them.
     """
     users = iter(given)
     values: list[Any] = []
@@ -180,7 +183,7 @@ def bind(program: ExportedProgram, state: Mapping[str, Tensor], given: Sequence[
 
 
 def on_cpu(gm: GraphModule) -> GraphModule:
-    """`gm`, changed in place to run on the CPU and in any dtype: checks of form are taken out."""
+    """Change `gm` in place to run on the CPU in any dtype, without metadata assertions."""
     for part in bodies(gm):
         for node in part.graph.nodes:
             if _is_check_of_form(node):

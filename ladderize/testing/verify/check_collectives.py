@@ -1,8 +1,8 @@
-"""The collectives of a candidate: waited for, over all ranks, and hidden behind compute.
+"""Check the collectives of a candidate: waited for, over all ranks, and hidden behind compute.
 
 waits     l1 = reduce(h1)   …   w1 = wait(l1)      one wait each, and no other reader
-groups    reduce(h1, "ladderize")                  the group of all ranks, and of their number
-hidden    l1 | linear … l2 | w1                    compute between, once the waits are deferred
+groups    reduce(h1, "ladderize")                  the group of all ranks, with the right size
+hidden    l1 | linear … l2 | w1                    compute in between, after waits are deferred
 """
 
 import itertools
@@ -32,7 +32,7 @@ HIDDEN = "hidden"
 
 
 def check_waits(candidate: Candidate) -> Check:
-    """Each collective is waited for once, before anything reads its result."""
+    """Check that each collective has one wait, before anything reads its result."""
     for rank, part in enumerate(candidate.parts):
         try:
             check_in_flight(part.gm.graph)
@@ -47,7 +47,7 @@ def check_waits(candidate: Candidate) -> Check:
 
 
 def check_groups(candidate: Candidate) -> Check:
-    """Each collective is over the group of all ranks."""
+    """Check that each collective is over the group of all ranks."""
     number = 0
     for rank, part in enumerate(candidate.parts):
         for node in every_node(part.gm):
@@ -56,21 +56,21 @@ def check_groups(candidate: Candidate) -> Check:
                 return Check(GROUPS, "failed", found, describe_origin(node))
             number += rank == 0 and bool(group_name_of(node))
     if candidate.num_ranks == 1:
-        return Check(GROUPS, "ok", "one rank, no collective")
+        return Check(GROUPS, "ok", "one rank, no collectives")
     return Check(GROUPS, "ok", f"{number} ops, each over all {candidate.num_ranks} ranks")
 
 
 def _wrong_group(node: Node, num_ranks: int) -> str:
-    """What is wrong with the group of a collective; "" for all else."""
+    """What is wrong with the group of a collective; "" if nothing."""
     name, functional = group_name_of(node), collective_of(node)
     if functional:
-        return f"calls {functional} over the group {name!r}: a sharded ladder has its own ops"
+        return f"calls {functional} over the group {name!r}: a sharded ladder uses ladderize's ops"
     if not name:
         return ""
     if num_ranks == 1:
         return f"communicates over the group {name!r}, but there is one rank"
     if node.target not in (*JOINED, parallel_ops.copy):
-        return f"communicates over the group {name!r} in a way that is not known: {node.target}"
+        return f"communicates over the group {name!r} with an unknown op: {node.target}"
     if name != GROUP:
         return f"is over the group {name!r}, not over {GROUP!r}, the group of all ranks"
     size = arguments_of(node, schema_of(node)).get("group_size", num_ranks)
@@ -83,11 +83,11 @@ def _wrong_group(node: Node, num_ranks: int) -> str:
 def check_hidden(
     original: Original, candidate: Candidate, places: Sequence[Mapping[Name, str]]
 ) -> Check:
-    """Each block ahead of a stale read has compute between its launches and their waits.
+    """Check that blocks before stale reads have compute between their launches and waits.
 
-    In the order that runs: `load` defers the waits of the graph with `DeferWaits`. A launch may
-    hide nothing at the end of a stream, where the next branch reads its sum, and where the next
-    block launches nothing itself: a wait is deferred past launches.
+    The order is the one that runs, after `load` has deferred the waits with `DeferWaits`. A launch
+    may hide nothing at the end of a stream, if the next branch reads its sum, or if the next block
+    launches nothing, because waits are deferred past launches.
     """
     hidden, exposed = 0, 0
     deferred = {part.gm: _deferred(part.gm) for part in candidate.parts}
@@ -106,14 +106,14 @@ def check_hidden(
                 elif not waits.get((stream, "y", block + 1)):
                     exposed += rank == 0
                 else:
-                    found = f"{launch.name} hides nothing: its wait is ahead of all compute"
+                    found = f"{launch.name} hides nothing: its wait precedes all compute"
                     return Check(HIDDEN, "failed", f"{found} (rank {rank})", where)
-    also = f"; {exposed} hide nothing, ahead of blocks that launch nothing" if exposed else ""
-    return Check(HIDDEN, "ok", f"{hidden} launches, each with compute ahead of its wait{also}")
+    also = f"; {exposed} hide nothing, before blocks that launch nothing" if exposed else ""
+    return Check(HIDDEN, "ok", f"{hidden} launches, each with compute before its wait{also}")
 
 
 def _deferred(gm: GraphModule) -> GraphModule:
-    """A copy of `gm` in the order that runs, with the same names."""
+    """A copy of `gm` in the order that runs, with the same node names."""
     graph = Graph()
     nodes: dict[Node, Node] = {}
     graph.output(graph.graph_copy(gm.graph, nodes))
@@ -125,7 +125,7 @@ def _deferred(gm: GraphModule) -> GraphModule:
 
 
 def _ahead_of_stale_reads(original: Original) -> Iterator[tuple[int, int, str]]:
-    """Stream and index of each block whose sum the next branch does not read; and what it is."""
+    """Stream, index and description of each block whose sum the next branch does not read."""
     left_out = {
         block
         for of_stream in original.reads
@@ -143,7 +143,7 @@ def _ahead_of_stale_reads(original: Original) -> Iterator[tuple[int, int, str]]:
 
 
 def _waits_of(sum_: Node, named: set[Node]) -> Iterator[Node]:
-    """The waits whose results come into a sum without further mixing, back to other sums."""
+    """The waits whose results reach a sum without mixing ops, back to other sums."""
     stack, seen = [sum_], {sum_}
     while stack:
         for source in stack.pop().all_input_nodes:

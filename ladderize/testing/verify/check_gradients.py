@@ -1,10 +1,10 @@
-"""Gradients of a program that can be trained: every rank's part of each weight's, and the inputs'.
+"""Check the gradients of a trainable program: each rank's part for each weight, and the inputs'.
 
-    copy (backward: all-reduce) left out    ── the forward pass is right, each rank's gradient is
-                                               the part that came through its own shards
+    copy (backward: all-reduce) missing     ── the forward pass is right, but each rank's gradient
+                                               is only the part through its own shards
 
-Random weights, and a loss that weighs every output at random. Float64 where the program is float32:
-some gradients are nothing but rounding (of a bias of keys), and must not be taken for wrong.
+Weights are random, and the loss is a random weighted sum of all outputs. A float32 program runs in
+float64, because some gradients are pure rounding (of a bias of keys) and would look wrong.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from ladderize.testing.verify.verdict import Check
 GRADIENTS = "gradients"
 
 _CLOSE = {torch.float64: 1e-6, torch.float32: 1e-2}
-"""Errors that rounding may make, relative to the largest of a gradient or to `_LEAST` of all."""
+"""Errors due to rounding, relative to a gradient's largest value or to `_LEAST` of all of them."""
 _LEAST = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
@@ -48,15 +48,15 @@ def check_gradients(
     dtype: torch.dtype,
     sizes: Sizes,
 ) -> Check:
-    """Compare with the gradients of the reference.
+    """Compare the gradients with those of the reference.
 
     Args:
-        program: the original as exported.
+        program: original as exported.
         original: its graph in standard form.
-        candidate: what is verified.
-        weights: in the place of the program's own.
-        dtype: the program's own.
-        sizes: of the dims that vary.
+        candidate: program to verify.
+        weights: weights that replace those of the program.
+        dtype: dtype of the program.
+        sizes: sizes of the dynamic dims.
     """
     precision = Precision(dtype, torch.float32 if dtype.itemsize < 4 else torch.float64)
     graphs = [part.gm for part in candidate.parts]
@@ -69,7 +69,7 @@ def check_gradients(
             values = run_reference(original, reference.arguments)
             (wanted,) = _gradients([returned(program, values[output])], [reference])
         except OP_ERRORS as error:
-            return Check(GRADIENTS, "ok", f"the original has none to compare: {reason_of(error)}")
+            return Check(GRADIENTS, "ok", f"the original has no gradients: {reason_of(error)}")
         leaves = [
             _Leaves.of(program, part.program, precision.state(candidate.state(rank, own)), given)
             for rank, part in enumerate(candidate.parts)
@@ -81,17 +81,17 @@ def check_gradients(
         except NodeFails as fault:
             return Check(GRADIENTS, "failed", str(fault), describe_origin(fault.node))
         except (RanksPart, *OP_ERRORS) as error:
-            return Check(GRADIENTS, "failed", f"there are none: {error}")
+            return Check(GRADIENTS, "failed", f"cannot be computed: {error}")
     return _compare(original, candidate, found, wanted, precision.wanted)
 
 
 @dataclass(frozen=True, eq=False)
 class _Leaves:
-    """What one run is differentiated by.
+    """The tensors that one run is differentiated by.
 
     Attributes:
-        arguments: of the placeholders.
-        by_name: the weights and inputs that require gradients; of tied weights the first name.
+        arguments: values of the placeholders.
+        by_name: weights and inputs that require gradients; tied weights have their first name.
     """
 
     arguments: Sequence[Any]
@@ -123,7 +123,7 @@ class _Leaves:
 
 
 def _first_names(program: ExportedProgram) -> dict[str, str]:
-    """For each parameter the first of its names: tied ones are one."""
+    """The first name of each parameter, the same for tied parameters."""
     firsts: dict[Any, str] = {}
     return {
         name: firsts.setdefault((memory_id(t), t.storage_offset(), t.shape), name)
@@ -134,7 +134,7 @@ def _first_names(program: ExportedProgram) -> dict[str, str]:
 def _gradients(
     results: Sequence[Sequence[Any]], leaves: Sequence[_Leaves]
 ) -> list[dict[str, Tensor]]:
-    """Of all runs at once: through their collectives they depend on each other."""
+    """The gradients of all runs at once, because collectives make the runs depend on each other."""
     loss = torch.zeros((), dtype=torch.float64)
     for of_run in results:
         generator = torch.Generator().manual_seed(0)
@@ -166,7 +166,7 @@ def _compare(
         return Check(
             GRADIENTS, "ok", f"{len(wanted)} compared, worst error {worst:.1e}", error=worst
         )
-    last = max(wrong, key=_place(original))  # a gradient is wrong all the way back from a fault
+    last = max(wrong, key=_place(original))  # all gradients before a fault are wrong, too
     error, rank = off[last]
     on = f" on rank {rank}" if candidate.num_ranks > 1 else ""
     what = f"the gradient of {last} is off by {error:.1e}{on}; {len(wrong)} of {len(off)} are"
@@ -185,7 +185,7 @@ def _error(found: Tensor | None, wanted: Tensor, least: float) -> float:
 
 
 def _place(original: Original) -> Callable[[str], int]:
-    """Where a weight is first read."""
+    """A function from a weight's name to the position of its first read."""
     position = {node: i for i, node in enumerate(original.gm.graph.nodes)}
     places = dict(_first_reads(original, position))
     return lambda name: places.get(name, -1)

@@ -1,4 +1,4 @@
-"""What a candidate takes and returns, and where it puts what it writes: as the original does."""
+"""Check that a candidate has the inputs, outputs and written tensors of the original."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_signature(program: ExportedProgram, candidate: Candidate) -> Check:
         elif wrong := _wrong_output(program, part.program):
             what = f"{wrong}{on}"
         elif part.program.call_spec.out_spec != program.call_spec.out_spec:
-            what = f"the outputs are packed as {part.program.call_spec.out_spec}{on}"
+            what = f"the output structure is {part.program.call_spec.out_spec}{on}"
         else:
             continue
         return Check(SIGNATURE, "failed", what, "the signature")
@@ -33,11 +33,11 @@ def check_signature(program: ExportedProgram, candidate: Candidate) -> Check:
 
 
 def _wrong_output(program: ExportedProgram, found: ExportedProgram) -> str:
-    """The first output that goes elsewhere than the original's; "" if all go where they should."""
+    """The first output whose target differs from the original's; "" if none does."""
     pairs = zip(_targets(program), _targets(found), strict=True)
     for number, (wanted, is_) in enumerate(pairs):
         if is_ != wanted:
-            return f"output {number} is {is_}, of the original it is {wanted}"
+            return f"output {number} is {is_}, in the original it is {wanted}"
     return ""
 
 

@@ -1,7 +1,7 @@
-"""What a call leaves behind: caches and other buffers, constants, and the caller's own inputs.
+"""Check the state after a call: caches and other buffers, constants, and the caller's inputs.
 
 layers.0.keys    written in place, or an output that is written back
-input ids        as it was given, unless the original writes it
+input ids        unchanged, unless the original writes it
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _RETURNED = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
 
 
 def returned(program: ExportedProgram, outputs: Sequence[Any]) -> list[Any]:
-    """Of the outputs of `program`'s graph those that a caller gets."""
+    """The outputs of `program`'s graph that are returned to the caller."""
     specs = program.graph_signature.output_specs
     return [value for value, s in zip(outputs, specs, strict=True) if s.kind in _RETURNED]
 
@@ -31,13 +31,13 @@ def left_behind(
     arguments: Sequence[Any],
     outputs: Sequence[Any],
 ) -> dict[str, Tensor]:
-    """The tensors that outlive a call, by the names that `original` has for them.
+    """The tensors that outlive a call, by their names in `original`.
 
     Args:
-        original: names the inputs.
-        program: that was called.
-        arguments: of its placeholders, as they are after the call.
-        outputs: of its graph.
+        original: program that names the inputs.
+        program: program that was called.
+        arguments: values of its placeholders after the call.
+        outputs: outputs of its graph.
     """
     names = iter(f"input {node.name}" for node in user_inputs(original))
     by_place: dict[str, str] = {}
@@ -57,14 +57,14 @@ def left_behind(
 def state_errors(
     candidate: Candidate, rank: int, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[float, str]]:
-    """How far off `rank` has left each tensor that the original has, too; with its name."""
+    """The error of each tensor that `rank` leaves behind and the original has, with its name."""
     for name, tensor in wanted.items():
         if name in found:
             yield relative_error(found[name], candidate.local(name, tensor, rank)), name
 
 
 def versions(arguments: Sequence[Any]) -> list[int]:
-    """How often each was written in place until now."""
+    """The number of in-place writes to each argument so far."""
     return [
         value._version if isinstance(value, Tensor) and not value.is_inference() else 0
         for value in arguments

@@ -1,4 +1,4 @@
-"""The tensors of a candidate: the original's, or exactly the slices of them that the plan names."""
+"""Check that a candidate's tensors are the original's, or exactly their slices in the plan."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ MAX_LISTED = 3
 
 
 def check_tensors(program: ExportedProgram, original: Original, candidate: Candidate) -> Check:
-    """Whether each rank holds what it should of each tensor, to the last bit."""
+    """Check that each rank holds its part of each tensor, bit for bit."""
     full: Mapping[str, Any] = {**program.state_dict, **program.constants}
     wrong = [*_wrong(full, candidate)]
     number = len(candidate.parts[0].tensors)
@@ -49,11 +49,11 @@ def _wrong(full: Mapping[str, Any], candidate: Candidate) -> Iterator[tuple[str,
                 yield from _other_values(name, held.detach(), expected.detach(), on)
         indices = {entry.name for entry in candidate.entries or () if entry.kind == "index"}
         for name in part.tensors.keys() - wanted.keys() - indices:
-            yield name, f"is one too many{on}: {_form(part.tensors[name])}"
+            yield name, f"is unexpected{on}: {_form(part.tensors[name])}"
 
 
 def _other_values(name: str, held: Tensor, expected: Tensor, on: str) -> Iterator[tuple[str, str]]:
-    """How many differ, and how many of those are NaN; none where both have NaN in one place."""
+    """The number of values that differ, and of NaN among them; NaN equals NaN."""
     differ = (held != expected) & ~(held.isnan() & expected.isnan())
     if number := int(differ.sum()):
         nans = int((differ & held.isnan()).sum())
@@ -62,7 +62,7 @@ def _other_values(name: str, held: Tensor, expected: Tensor, on: str) -> Iterato
 
 
 def find_unfit(candidate: Candidate) -> str:
-    """The first tensor that a rank's graph reads and cannot take; "" if there is none."""
+    """The first tensor that does not fit what a rank's graph reads; "" if there is none."""
     for rank, part in enumerate(candidate.parts):
         for name, read in _read_by(part):
             held = part.tensors.get(name)
@@ -74,7 +74,7 @@ def find_unfit(candidate: Candidate) -> str:
 
 
 def _read_by(part: RankPart) -> Iterator[tuple[str, Tensor]]:
-    """The program's own tensors as its graph takes them to be, by name."""
+    """The program's tensors with the metadata that its graph expects, by name."""
     specs = part.program.graph_signature.input_specs
     placeholders = part.program.graph.find_nodes(op="placeholder")
     for spec, node in zip(specs, placeholders, strict=True):
@@ -86,7 +86,7 @@ def _read_by(part: RankPart) -> Iterator[tuple[str, Tensor]]:
 def _expected(
     full: Mapping[str, Any], candidate: Candidate, rank: int
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """Each tensor that `rank` should hold; None: it should hold none of that name."""
+    """The tensors that `rank` should hold; None if it should not have that name."""
     if candidate.entries is None:
         for name in dict.fromkeys((*full, *candidate.parts[rank].tensors)):
             if isinstance(full.get(name), Tensor | None):
@@ -116,7 +116,7 @@ def home_of(original: Original, name: str) -> str:
 
 
 def _reader(streams: tuple[Stream, ...], tensor: Node) -> str:
-    """The block whose branch reads `tensor`, itself or what is made of it alone."""
+    """The block whose branch reads `tensor`, directly or through other ops."""
     homes = {
         node: (number, block)
         for number, stream in enumerate(streams)

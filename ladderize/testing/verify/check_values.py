@@ -1,4 +1,4 @@
-"""Values with the real weights, at several sizes: streams, outputs, and what calls leave behind."""
+"""Check values with the real weights at several sizes: streams, outputs and written state."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,15 +42,15 @@ def check_values(
     dtypes: Sequence[torch.dtype],
     plan: Plan,
 ) -> Iterator[Check]:
-    """A check for each dtype and each set of random inputs; then of the sizes, and of the state.
+    """Yield a check for each dtype and set of random inputs, then one of sizes and one of state.
 
     Args:
-        program: the original as exported.
+        program: original as exported.
         original: its graph in standard form.
-        candidate: what is verified.
-        places: where each rank computes which stream value.
-        dtypes: to compute in; the first is the program's own.
-        plan: the sizes of the inputs.
+        candidate: program to verify.
+        places: names of the nodes that compute the stream values, by rank.
+        dtypes: dtypes to compute in; the first is the program's own.
+        plan: sizes of the inputs.
     """
     standard = on_cpu(copy_of(program))
     graphs = [standard, original.gm, *(part.gm for part in candidate.parts)]
@@ -75,7 +75,7 @@ def check_values(
 
 
 def why_it_fails(program: ExportedProgram, original: Original, sizes: Sizes) -> str:
-    """What the reference raises at these sizes; "" if it runs."""
+    """The error of the reference at these sizes; "" if it runs."""
     state = {**program.state_dict, **program.constants}
     try:
         run_reference(original, bind(program, state, sample_inputs(program, sizes, 0)))
@@ -86,12 +86,12 @@ def why_it_fails(program: ExportedProgram, original: Original, sizes: Sizes) -> 
 
 @dataclass
 class _State:
-    """What calls left behind, over all runs.
+    """The state after calls, over all runs.
 
     Attributes:
-        original: knows where each tensor is read.
-        seen: the names that were compared.
-        wrong: the first that was off: its error, name and run.
+        original: original, to find where a tensor is read.
+        seen: names that were compared.
+        wrong: error, name and run of the first tensor that is off.
     """
 
     original: Original
@@ -105,10 +105,10 @@ class _State:
 
     def check(self) -> Check:
         if self.wrong is None:
-            number = f"{len(self.seen)} of buffers, constants and inputs"
-            return Check(STATE, "ok", f"{number}, each as the original leaves it")
+            number = f"{len(self.seen)} buffers, constants and inputs"
+            return Check(STATE, "ok", f"{number}, each as after the original")
         error, name, run = self.wrong
-        off = "is of another form" if error == float("inf") else f"is off by {error:.1e}"
+        off = "has another form" if error == float("inf") else f"is off by {error:.1e}"
         found = f"{name} {off} after the call ({run})"
         return Check(STATE, "failed", found, home_of(self.original, name), error)
 
@@ -118,12 +118,12 @@ class _Expected:
     """A run of the reference.
 
     Attributes:
-        run: its dtype and sizes, for people.
-        given: the inputs.
-        values: of every node; of the output, in the end.
-        results: what a caller gets.
-        state: what the call leaves behind.
-        standard: how far the standard model's results are from the ladder's.
+        run: description of its dtype and sizes.
+        given: inputs.
+        values: values of all nodes, including the output.
+        results: outputs returned to the caller.
+        state: tensors that outlive the call.
+        standard: largest error of the standard model's results compared with the ladder's.
     """
 
     run: str
@@ -135,7 +135,7 @@ class _Expected:
 
 
 class _In:
-    """Everything in one dtype."""
+    """Runs of reference and candidate in one dtype."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class _In:
     def _errors(
         self, wanted: Sequence[Wanted], places: Places, seen: Sequence[Mapping[str, Any]]
     ) -> Iterator[tuple[float, Wanted]]:
-        """Of each stream value the largest error over the ranks."""
+        """The largest error of each stream value over the ranks."""
         for value in wanted:
             found = [
                 value.error(seen[rank][of_rank[value.name]])

@@ -1,6 +1,6 @@
-"""What a block that departs from the reference computes instead: guesses, tried out one by one.
+"""Find out what a wrong block computes instead, by trying guesses.
 
-y3 = x3 + h3(x2)  is nowhere;  x3 + h3(x3) is   ── "its branch reads x3, not x2"
+y3 = x3 + h3(x2)  is not found;  x3 + h3(x3) is   ── "its branch reads x3, not x2"
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,16 +40,16 @@ def diagnose(
     rank: int,
     close: float,
 ) -> str:
-    """In words, what `rank` computes in the place of `missing`.
+    """Describe what `rank` computes instead of `missing`.
 
     Args:
-        original: the standard graph.
-        values: of the reference ladder.
-        missing: the first sum that the rank never computes.
-        candidate: what is verified.
-        arguments: of each rank, as in the run that missed it.
-        rank: that missed it.
-        close: relative error up to which two values are one.
+        original: standard graph.
+        values: values of the reference ladder.
+        missing: first sum that the rank never computes.
+        candidate: program to verify.
+        arguments: arguments of each rank, as in the run that missed it.
+        rank: rank that missed it.
+        close: relative error up to which two values count as equal.
     """
     guesses = [*_guesses(original, values, missing)]
     hits: list[str] = []
@@ -71,14 +71,14 @@ def diagnose(
         return f"{spelled} is never computed: a result is read in flight, or shapes differ"
     off, value = nearest[0]
     if _is_one_vector(value - missing.value, close):
-        return f"the same vector is added to {spelled} at every position (a bias, added too often?)"
+        return f"the same vector is added to {spelled} at every position (a bias added twice?)"
     return f"{spelled} is never computed; the nearest value is off by {off:.1e}"
 
 
 def _guesses(
     original: Original, values: Mapping[Node, Any], missing: Wanted
 ) -> Iterator[tuple[str, Tensor]]:
-    """What a block might compute instead, and the sum that it would have then."""
+    """What a block might compute instead, with the sum that would result."""
     number, _, index = missing.name
     stream = original.streams[number]
     block = missing.block
@@ -106,7 +106,7 @@ def _guesses(
 
 
 def _like(value: Tensor, values: Mapping[Node, Any], block: Block) -> Tensor | None:
-    """`value`, if it has the form of the block's anchor; None: leave the branch as it is."""
+    """`value` if it has the shape of the block's anchor, else None."""
     return value if value.shape == values[block.anchor].shape else None
 
 
@@ -141,7 +141,7 @@ def _sum(
 
 
 def _is_one_vector(difference: Tensor, close: float) -> bool:
-    """Whether it is the same at every position but for its last dim (of images: its second)."""
+    """Whether it varies only along its last dim (along dim 1 for images)."""
     if difference.dim() < 2:
         return False
     flat = difference.movedim(1, -1) if difference.dim() == 4 else difference

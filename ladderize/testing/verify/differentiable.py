@@ -1,4 +1,4 @@
-"""What a collective does to all ranks at once, with its gradient: one autograd function each."""
+"""Differentiable collectives that act on all ranks at once, one autograd function each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from ladderize.testing.verify.lockstep import Call, Join
 
 
 class _CopyAll(Function):
-    """All ranks' copies at once: the gradient of each is the sum of all."""
+    """Copies of all ranks: the gradient of each is the sum of all."""
 
     @staticmethod
     def forward(_: Any, *values: Tensor) -> tuple[Tensor, ...]:
@@ -26,7 +26,7 @@ class _CopyAll(Function):
 
 
 class _ReduceAll(Function):
-    """All ranks' sums at once: the gradient passes to each."""
+    """Reductions of all ranks: gradients pass through."""
 
     @staticmethod
     def forward(_: Any, *values: Tensor) -> tuple[Tensor, ...]:
@@ -39,7 +39,7 @@ class _ReduceAll(Function):
 
 
 class _GatherAll(Function):
-    """All ranks' parts put together: the gradient of each is its own part."""
+    """Gathers of all ranks: the gradient of each is its own part."""
 
     @staticmethod
     def forward(ctx: Any, dim: int, *values: Tensor) -> tuple[Tensor, ...]:
@@ -70,7 +70,7 @@ def _gather(calls: Sequence[Call]) -> Sequence[Tensor]:
 
 
 def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
-    """Of all classes, which are split along dim 1 (dim 0 of a single row)."""
+    """The cross entropy over all classes, which are split along dim 1 (dim 0 of a single row)."""
     target, _, reduction, ignore_index, _ = calls[0].args
     how = ("none", "mean", "sum")[reduction]
     dim = min(1, calls[0].value.dim() - 1)

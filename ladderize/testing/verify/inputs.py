@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 
 def user_inputs(program: ExportedProgram) -> list[Node]:
-    """The placeholders of what a caller gives."""
+    """The placeholders of the caller's inputs."""
     names = {
         spec.arg.name
         for spec in program.graph_signature.input_specs
@@ -43,9 +43,9 @@ def sample_inputs(
     """Values for the user's inputs, in the order of the graph.
 
     Args:
-        program: with symbolic sizes, where it has any.
-        sizes: of the dims that vary.
-        variant: chooses the values.
+        program: program whose sizes may be symbolic.
+        sizes: sizes of the dynamic dims.
+        variant: seed of the values.
     """
     generator = torch.Generator().manual_seed(variant)
     inputs = user_inputs(program)
@@ -87,7 +87,7 @@ def _sample(
     if value.is_floating_point():
         return torch.randn(shape, generator=generator).to(value.dtype)
     rows = _rows_looked_up(node)
-    if rows is not None and len(shape) == 1 and shape[0] <= rows:  # places, none of them twice
+    if rows is not None and len(shape) == 1 and shape[0] <= rows:  # distinct positions
         places = torch.randperm(rows, generator=generator)[: shape[0]]
         return places.sort().values.to(value.dtype)
     if rows is not None:
@@ -98,7 +98,7 @@ def _sample(
 
 
 def _rows_looked_up(placeholder: Node) -> int | None:
-    """Of how many rows this input chooses some, through layout and casts; None: it is no choice."""
+    """The number of rows that an input indexes, through layout ops; None if it is no index."""
     stack, found = [placeholder], list[int]()
     seen = {placeholder}
     while stack:
@@ -112,7 +112,7 @@ def _rows_looked_up(placeholder: Node) -> int | None:
 
 
 _BY_INDEX = (aten.index_copy, aten.index_copy_, aten.index_select, aten.index_add)
-"""Ops on a tensor, a dim and the places in it."""
+"""Ops on a tensor, a dim and indices along it."""
 
 
 def _choices(user: Node, ids: Node) -> Iterator[int]:
@@ -134,10 +134,10 @@ def _fixed_size(node: Node, dim: int) -> Iterator[int]:
 
 
 def random_parameters(program: ExportedProgram, seed: int = 0) -> dict[str, Tensor]:
-    """Values for the parameters that keep each branch of the order of the stream; tied stay tied.
+    """Parameters that keep each branch about as large as the stream; tied ones stay tied.
 
-    Of variance 1 / inputs, vectors around 1 or (where they were zero) around 0: with fresh weights
-    of transformers' size, or a branch scaled by zero, a misplaced read would not show.
+    Matrices have variance 1 / inputs; vectors are near 1, or near 0 if they were zero. With initial
+    weights of transformers, or a branch scaled by zero, a wrong read would not show.
     """
     generator = torch.Generator().manual_seed(seed)
     made: dict[Any, Tensor] = {}

@@ -1,10 +1,10 @@
-"""Find the reference's stream values in a run of the candidate, whatever its nodes are named.
+"""Find the reference's stream values in a run of the candidate, independent of node names.
 
     reference   x0  y0 = 0.3 …   y1 = -1.2 …   y2 = 0.7 …
-    candidate   … node 14: 0.3 … is y0 … node 31: -1.2 … is y1 … (no node is y2: block 2 departs)
+    candidate   … node 14: 0.3 … is y0 … node 31: -1.2 … is y1 … (no node is y2: block 2 is wrong)
 
-Every sum `y` must be there, in the order of its stream, but for sums inside of a parallel layer; an
-anchor `x` that lies behind a `T` may have been left out. Each rank has a locator of its own.
+Every sum `y` must be found, in stream order, except sums inside a parallel layer. An anchor `x`
+after a transition `T` may be missing. Each rank has its own locator.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,17 +18,18 @@ from torch.fx import Node
 from ladderize.streams.block import Block, Stream
 
 Name = tuple[int, str, int]
-"""A value of a stream: the stream's number, "x" (an anchor) or "y" (a sum), the block's index."""
+"""A stream value: stream number, "x" (anchor) or "y" (sum), and block index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """A stream value to be found.
+    """A stream value to find.
 
     Attributes:
-        name: which one.
-        node: that computes it in the original's graph.
-        value: of the reference.
+        name: name of the value.
+        block: block that it belongs to.
+        node: node that computes it in the original's graph.
+        value: value in the reference.
         must_be: whether a candidate has to compute it.
     """
 
@@ -39,9 +40,9 @@ class Wanted:
     must_be: bool
 
     def error(self, value: Any) -> float:
-        """How far `value` is off, relative to the largest magnitude wanted (at least 1e-12).
+        """The error of `value`, relative to the largest wanted magnitude (at least 1e-12).
 
-        Infinite where it is something else: another shape, not a floating tensor, not finite.
+        Infinite if shapes differ, or `value` is not a floating tensor or not finite.
         """
         return relative_error(value, self.value)
 
@@ -67,12 +68,12 @@ def wanted_values(
     close: float,
     optional: Collection[Node] = (),
 ) -> list[list[Wanted]]:
-    """For each stream what is to be found, in order. Anchors that equal the sum before are that.
+    """The values to find in each stream, in order, without anchors equal to the sum before them.
 
     Args:
-        streams: of the original.
-        values: of the reference.
-        close: the largest error at which two values are one.
+        streams: streams of the original.
+        values: values of the reference.
+        close: largest error at which two values count as equal.
         optional: sums that a candidate need not compute.
     """
     wanted = []
@@ -94,9 +95,9 @@ class Locator:
     """Watches one rank's run.
 
     Attributes:
-        wanted: for each stream, in order.
-        close: the largest error at which a value is the wanted one.
-        found: the node that computes each.
+        wanted: values to find in each stream, in order.
+        close: largest error at which a value counts as found.
+        found: node that computes each value found.
     """
 
     wanted: list[list[Wanted]]
@@ -124,7 +125,7 @@ class Locator:
                 return
 
     def departures(self) -> list[Wanted]:
-        """Of each stream the first sum that this rank never computed."""
+        """The first sum of each stream that this rank never computed."""
         missing = [
             [wanted for wanted in values[start:] if wanted.must_be]
             for start, values in zip(self._next, self.wanted, strict=True)

@@ -1,10 +1,10 @@
-"""Run the graphs of all ranks in one process; they meet at their collectives, as processes would.
+"""Run the graphs of all ranks in one process, synchronized at collectives as processes would be.
 
     rank 0   x ── copy ── linear(x, w[:2]) ── reduce ┐            ┌ wait ── y
     rank 1   x ── copy ── linear(x, w[2:]) ── reduce ┴─ their sum ┴ wait ── y
 
-A collective's result is NaN until it is waited for, so that a read of it while it is in flight
-shows. What this cannot show is anything about processes: hangs, memory, time.
+A collective's result is NaN until it is waited for, so a read in flight is detected. Properties of
+processes are not: hangs, memory, time.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,21 +27,21 @@ class RanksPart(Exception):
     """The ranks call different collectives, or one calls more: processes would hang here.
 
     Attributes:
-        number: of the collective on which they part, from 0.
+        number: index of the first collective that differs, from 0.
     """
 
     def __init__(self, number: int, calls: Sequence["Call | None"]) -> None:
         self.number = number
         listed = "; ".join(f"rank {r}: {call or 'none'}" for r, call in enumerate(calls))
-        super().__init__(f"the ranks part at collective {number}: {listed}")
+        super().__init__(f"the ranks disagree at collective {number}: {listed}")
 
 
 class NodeFails(Exception):
-    """A node of one rank's graph that cannot run.
+    """A node of one rank's graph cannot run.
 
     Attributes:
-        rank: that it fails on.
-        node: that fails.
+        rank: rank on which it fails.
+        node: node that fails.
     """
 
     def __init__(self, rank: int, node: Node, error: Exception) -> None:
@@ -51,7 +51,7 @@ class NodeFails(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A rank at a collective."""
+    """A rank's call of a collective."""
 
     node: Node
     value: Tensor
@@ -59,7 +59,7 @@ class Call:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What must be the same on all ranks."""
+        """The properties that must be the same on all ranks."""
         settings = tuple(a for a in self.args if not isinstance(a, Tensor))
         home = self.node.meta.get("nn_module_stack")
         place = str(list(home.values())[-1][0]) if home else ""
@@ -93,22 +93,22 @@ def _cross_entropy(calls: Sequence[Call]) -> list[Tensor]:
 
 
 Join = Callable[[Sequence[Call]], Sequence[Tensor]]
-"""From the calls of all ranks to the result of each."""
+"""Maps the calls of all ranks to their results."""
 
 JOINED: dict[Any, Join] = {
     parallel_ops.reduce: _sum,
     parallel_ops.gather: _gather,
     parallel_ops.vocab_cross_entropy: _cross_entropy,
 }
-"""Where the ranks meet. Forward only: what a rank gets back is one tensor for all of them."""
+"""The ops that synchronize ranks. Forward only: all ranks get the same tensor."""
 
 
 OP_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
-"""What ops raise for operands that they cannot take."""
+"""Exceptions of ops that get invalid operands."""
 
 
 def reason_of(error: Exception) -> str:
-    """Its first line."""
+    """The first line of `error`."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -122,17 +122,17 @@ def run_ranks(
     see: See = _ignore,
     joined: Mapping[Any, Join] = JOINED,
 ) -> list[tuple[Any, ...]]:
-    """What each rank's graph returns.
+    """Run each rank's graph and return the outputs.
 
     Args:
-        graphs: of each rank.
-        inputs: the placeholders' values of each rank.
-        see: is told every value.
-        joined: the ops at which the ranks meet, and what becomes of their operands.
+        graphs: graph of each rank.
+        inputs: values of each rank's placeholders.
+        see: callback for every value.
+        joined: ops that synchronize ranks, with functions that compute their results.
 
     Raises:
-        RanksPart: where their collectives differ.
-        NodeFails: where an op refuses its operands.
+        RanksPart: the collectives of ranks differ.
+        NodeFails: an op refuses its operands.
     """
     runs = [
         _run(rank, gm, given, see, joined)

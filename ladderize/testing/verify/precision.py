@@ -1,4 +1,4 @@
-"""Compute a program in another dtype than it was exported in: its graphs, its state, its inputs."""
+"""Run a program in a dtype other than its own: graphs, state and inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from torch.fx.node import map_aggregate
 
 @dataclass(frozen=True)
 class Precision:
-    """`wanted` wherever the program has `given`; other dtypes stay as they are."""
+    """Replaces the dtype `given` of a program by `wanted`; other dtypes are unchanged."""
 
     given: torch.dtype
     wanted: torch.dtype
 
     def of(self, value: Any) -> Any:
-        """A tensor as it is computed with; anything else as it is."""
+        """`value` in the wanted dtype, if it is a tensor of the given one."""
         is_given = isinstance(value, Tensor) and value.dtype is self.given
         return value.detach().to(self.wanted) if is_given else value
 
@@ -28,7 +28,7 @@ class Precision:
 
     @contextmanager
     def of_graphs(self, graphs: Sequence[GraphModule]) -> Iterator[None]:
-        """`graphs` compute so inside of the block."""
+        """Make `graphs` compute in the wanted dtype inside the context."""
         before = [
             replaced
             for gm in graphs
@@ -45,15 +45,15 @@ class Precision:
 
 
 def bodies(gm: GraphModule) -> list[GraphModule]:
-    """`gm`, and the bodies of its higher-order calls."""
+    """`gm` and the bodies of its higher-order ops."""
     return [module for module in gm.modules() if isinstance(module, GraphModule)]
 
 
 def replace_values(gm: GraphModule, other: Callable[[Any], Any]) -> list[tuple[Node, Any, Any]]:
-    """Put `other(value)` in the place of each constant argument, in place.
+    """Replace each constant argument by `other(value)`, in place.
 
     Returns:
-        Each node that was changed, with its arguments before.
+        The changed nodes with their previous arguments.
     """
     before: list[tuple[Node, Any, Any]] = []
     for node in (node for part in bodies(gm) for node in part.graph.nodes):
@@ -74,7 +74,7 @@ def replace_values(gm: GraphModule, other: Callable[[Any], Any]) -> list[tuple[N
 
 
 def _recompile_bodies(graphs: Sequence[GraphModule]) -> None:
-    """The graphs themselves are interpreted node by node; what they call runs as a module."""
+    """Recompile called bodies, which run as modules; the graphs themselves are interpreted."""
     for gm in graphs:
         for part in bodies(gm):
             if part is not gm:

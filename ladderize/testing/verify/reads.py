@@ -1,9 +1,9 @@
-"""Which stream values each stream value is computed from: read in a graph, and as it should be.
+"""Which stream values each stream value is computed from, in a graph and by specification.
 
-    y2 = x2 + h2(norm(x1))   ──  {x1, x2}        blocks stay uninterpreted; edges, not numbers
+    y2 = x2 + h2(norm(x1))   ──  {x1, x2}        graph edges only, no numbers
 
-The candidate's graph is followed as it stands; the specification follows the original's, with the
-earlier anchor in the place of each rerouted branch's own. Sizes alone are no reads.
+The candidate's graph is followed as is. The specification follows the original's graph, with
+earlier anchors for rerouted branches. Sizes do not count as reads.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,12 +23,12 @@ def follow(
     named: Mapping[Node, Name],
     instead: Callable[[Node, Node], Iterable[Node]] = lambda _, source: (source,),
 ) -> dict[Node, Reads]:
-    """For each node the named values that it is computed from, cut at the named values.
+    """The named values that each node is computed from, without going past named values.
 
     Args:
         gm: any graph.
-        named: the nodes that compute named values.
-        instead: the nodes that one reads in the place of one of its sources.
+        named: nodes that compute named values.
+        instead: maps a node and one of its sources to the nodes that it reads instead.
     """
     reads: dict[Node, Reads] = {}
     sources = find_sources(gm.graph.nodes, find_writes(gm.graph.nodes))
@@ -59,7 +59,7 @@ def specified(original: Original, named: Mapping[Node, Name]) -> dict[Node, Read
 def results(
     gm: GraphModule, reads: Mapping[Node, Reads], named: Mapping[Node, Name]
 ) -> list[Reads]:
-    """What each output of `gm` is computed from."""
+    """The named values that each output of `gm` is computed from."""
     (output,) = gm.graph.find_nodes(op="output")
     return [_of(value, reads, named) for value in output.args[0]]
 

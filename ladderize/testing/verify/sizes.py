@@ -1,7 +1,7 @@
-"""Which sizes are tried of the dims that may vary: the whole allowed range, as far as memory goes.
+"""Choose the sizes of dynamic dims to check: the whole allowed range, within a memory limit.
 
 length in [1, 32], the graph slices at 12    ── 1, 2, 3, 5, 7, 13, 17, 32
-length in [2, ∞)                             ── … up to what the values of a run may take
+length in [2, ∞)                             ── … up to the memory limit of a run
 """
 
 import itertools
@@ -23,7 +23,7 @@ from ladderize.testing.verify.verdict import Check
 
 SIZES = "sizes"
 MAX_BYTES = 2**28
-"""What all values of one run of the original may take, if no more is asked for."""
+"""Default memory limit for all values of one run of the original, in bytes."""
 MAX_RUNS = 16
 MAX_CONSTANTS = 4
 
@@ -32,13 +32,13 @@ Sizes = Mapping[sympy.Symbol, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried.
+    """The sizes to check.
 
     Attributes:
-        base: a few small sizes; each dtype computes these.
-        further: the ends of the ranges and what lies between, for the program's own dtype.
-        largest: every dim as large as can be; one of `further` where any dim varies.
-        said: for the verdict; "" where nothing varies.
+        base: a few small sizes, checked in each dtype.
+        further: ends and middles of the ranges, checked in the program's own dtype.
+        largest: largest possible sizes of all dims; one of `further` if any dim is dynamic.
+        said: text for the verdict; "" if nothing is dynamic.
     """
 
     base: tuple[Sizes, ...]
@@ -47,7 +47,7 @@ class Plan:
     said: str
 
     def check(self, failing: Mapping[int, str]) -> Iterator[Check]:
-        """What was tried; `failing`: runs in which the original itself fails, and why."""
+        """The check of sizes; `failing` maps runs in which the original fails to the reason."""
         if not self.said:
             return
         runs = (*self.base, *self.further)
@@ -62,15 +62,14 @@ def plan_sizes(
     max_bytes: int,
     fails: Callable[[Sizes], str],
 ) -> Plan:
-    """Sizes for `variants` small runs, and for those that cover the ranges.
+    """Choose sizes for `variants` small runs, and sizes that cover the ranges.
 
     Args:
-        program: the original, with the ranges.
-        graphs: whose constants are looked at: a dim may behave differently from one of them on.
-        variants: of small sizes.
-        max_bytes: that the values of one run may take.
-        fails: why the original does not run at some sizes (a table of positions has an end), ""
-            where it does.
+        program: original, with the ranges.
+        graphs: graphs whose constants are tried: behavior may change at one of them.
+        variants: number of small runs.
+        max_bytes: memory limit for the values of one run, in bytes.
+        fails: returns why the original fails at some sizes (position tables are finite), or "".
     """
     ranges = {symbol: _range(program, symbol) for symbol in _sizes_of_inputs(program)}
     base = [{s: _small(v, i, *ranges[s]) for i, s in enumerate(ranges)} for v in range(variants)]
@@ -115,7 +114,7 @@ def _last_that_runs(
 
 
 def _sizes_of_inputs(program: ExportedProgram) -> list[sympy.Symbol]:
-    """The sizes that a caller chooses; others depend on values."""
+    """The symbolic sizes of inputs; other sizes depend on values."""
     chosen = {
         symbol
         for node in user_inputs(program)
@@ -127,7 +126,7 @@ def _sizes_of_inputs(program: ExportedProgram) -> list[sympy.Symbol]:
 
 
 def _range(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int | None]:
-    """The least size and the greatest, None where there is none. Of nothing nothing is compared."""
+    """The least size (at least 1, since empty tensors compare nothing) and the greatest or None."""
     allowed = program.range_constraints[symbol]
     low, high = (
         int(end) if isinstance(end, sympy.Integer) else None
@@ -137,7 +136,7 @@ def _range(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int | N
 
 
 def _small(variant: int, place: int, low: int, high: int | None) -> int:
-    """A few above the least, where there is room."""
+    """A size slightly above the least, if the range allows it."""
     size = max(2, low) + 1 + (2 * variant + 3 * place) % 5
     return size if high is None else min(high, size)
 
@@ -198,7 +197,7 @@ class _Cost:
         return self.fixed + sum(int(n.subs(given)) * size for n, size in self.varying.items())
 
     def most(self, base: Sizes, symbol: sympy.Symbol, high: int | None, limit: int) -> int:
-        """The largest size of one dim that is allowed and leaves the whole within `limit`."""
+        """The largest allowed size of one dim with which the run is within `limit`."""
         if high is not None and self.of({**base, symbol: high}) <= limit:
             return high
         low, above = base[symbol], 2 * base[symbol]
@@ -211,7 +210,7 @@ class _Cost:
         return low
 
     def shrink(self, sizes: Sizes, least: Sizes, limit: int) -> Sizes:
-        """`sizes`, of which the largest are halved until all together are within `limit`."""
+        """Halve the largest of `sizes` until the run is within `limit`."""
         found = dict(sizes)
         while self.of(found) > limit:
             symbol = max(found, key=lambda s: found[s] / least[s])
@@ -221,14 +220,14 @@ class _Cost:
         return found
 
 
-_MAX_SIZE = 4096  # of a dim without an end
+_MAX_SIZE = 4096  # of an unbounded dim
 
 
 # ---- constants
 
 
 def _constants(graphs: Sequence[Graph]) -> list[int]:
-    """The numbers in `graphs` that a size may be compared with: first those in fewest nodes."""
+    """The numbers in `graphs` that sizes may be compared with, the rarest first."""
     counts: Counter[int] = Counter()
     for node in itertools.chain.from_iterable(graph.nodes for graph in graphs):
         counts.update(set(_numbers(node)))

@@ -1,7 +1,7 @@
-"""The structure of a candidate: run once with random weights, then read where its values are.
+"""Check the structure of a candidate: run it with random weights, and find the stream values.
 
-With weights that make every branch count, a sum of the stream is recognized by its value, so that
-nothing depends on what the nodes of the candidate are called.
+The weights make every branch count, so a sum of the stream is recognized by its value and names of
+nodes do not matter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,12 @@ FORMS = "shapes"
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Attributes:
-    checks: of the order of collectives, of the recurrence and of shapes.
-    places: for each rank the name of the node that computes each value of a stream.
-    weights: the random ones that were used; empty if the program's own were.
+    """The result of `check_structure`.
+
+    Attributes:
+        checks: checks of the order of collectives, of the recurrence and of shapes.
+        places: name of the node that computes each stream value, by rank.
+        weights: random weights that were used; empty if the program's own were.
     """
 
     checks: tuple[Check, ...]
@@ -55,12 +57,12 @@ def check_structure(
     """Compare what each stream value is computed from with the specification.
 
     Args:
-        program: the original as exported.
+        program: original as exported.
         original: its graph in standard form.
-        candidate: what is verified.
-        dtype: of the weights. Half precision is computed in float32: one wrong read of many must
-            stand out from rounding.
-        sizes: the largest, so that every position is seen.
+        candidate: program to verify.
+        dtype: dtype of the weights. Half precision runs in float32, so that a single wrong read
+            stands out from rounding.
+        sizes: sizes of dynamic dims; the largest, so that every position is covered.
     """
     precision = Precision(dtype, torch.float32 if dtype.itemsize < 4 else dtype)
     graphs = [part.gm for part in candidate.parts]
@@ -118,7 +120,7 @@ def _check(
 def _run_reference(
     program: ExportedProgram, original: Original, given: Sequence[Any], precision: Precision
 ) -> tuple[dict[str, Tensor], dict[Node, Any]]:
-    """Random weights (its own if those blow up), and the reference's values with them."""
+    """Random weights (or the program's, if values overflow), and the reference's values."""
     own = {**program.state_dict, **program.constants}
     full = random_parameters(program)
     values = run_reference(original, bind(program, precision.state({**own, **full}), given))
@@ -129,7 +131,7 @@ def _run_reference(
 
 
 def _has_its_form(node: Node, value: Any, precision: Precision) -> bool:
-    """Whether `value` has the dtype and the sizes that the graph says; symbolic ones are any."""
+    """Whether `value` has the dtype and sizes in the graph; symbolic sizes match any."""
     said = node.meta.get("val")
     if not isinstance(said, Tensor) or not isinstance(value, Tensor):
         return True
@@ -142,7 +144,7 @@ def _has_its_form(node: Node, value: Any, precision: Precision) -> bool:
 
 def _check_forms(misshapen: Sequence[tuple[int, Node, Tensor]]) -> Check:
     if not misshapen:
-        return Check(FORMS, "ok", "every value is what its graph says it is")
+        return Check(FORMS, "ok", "every value has the shape and dtype in its graph")
     rank, node, value = misshapen[0]
     said = list(node.meta["val"].shape)
     found = f"{node.name} is {list(value.shape)}, its graph says {said} (rank {rank})"
@@ -152,7 +154,7 @@ def _check_forms(misshapen: Sequence[tuple[int, Node, Tensor]]) -> Check:
 def _parted(
     part: RanksPart, wanted: Sequence[Sequence[Wanted]], locators: Sequence[Locator]
 ) -> Structure:
-    """Ranks that would hang: named is the first block that some rank had not summed up yet."""
+    """The result if ranks would hang; it names the first block that some rank has not summed."""
     waiting = [departed[0] for locator in locators if (departed := locator.departures())]
     last = wanted[-1][-1]
     where = min(waiting, key=lambda w: w.name) if waiting else last
@@ -167,7 +169,7 @@ def _count(candidate: Candidate) -> str:
     nodes = candidate.parts[0].gm.graph.nodes
     number = len([node for node in nodes if node.target in JOINED])
     if candidate.num_ranks == 1 and not number:
-        return "one rank, no collective"
+        return "one rank, no collectives"
     return f"the same {number} on all {candidate.num_ranks} ranks"
 
 
@@ -204,7 +206,7 @@ def _compare_reads(
         RECURRENCE,
         "ok",
         f"{blocks} blocks in {streams} {plural}, {original.num_stale} read stale, "
-        "each exactly what it should",
+        "all reads are right",
     )
 
 
@@ -226,7 +228,7 @@ def _compare_outputs(
     values: Mapping[Node, Any],
     close: float,
 ) -> Check | None:
-    """What comes behind the last block, if it is off."""
+    """The failed check of the outputs, or None if they are right."""
     (output,) = original.gm.graph.find_nodes(op="output")
     wanted = returned(program, values[output])
     for rank, part in enumerate(candidate.parts):

@@ -1,10 +1,10 @@
-"""The reference ladder: the original's graph, run with stale values where branches read.
+"""The reference ladder: the original's graph, run with stale values in its branches.
 
     standard graph   n = norm(x1)      h = linear(n)   y1 = add(x1, h)
     run as           n = norm(x0)      h = linear(n)   y1 = add(x1, h)
 
-Nothing is rewritten: each node of a converted branch is simply given the earlier anchor's value in
-the place of the anchor's. That is another way to a ladder than `passes/reroute.py`.
+Nothing is rewritten: nodes of a converted branch get the value of the earlier anchor instead of
+their own. This is independent of `passes/reroute.py`.
 """
 
 import itertools
@@ -26,13 +26,13 @@ from ladderize.streams.partial_reads import PartialRead
 
 @dataclass(frozen=True)
 class Original:
-    """A standard graph and what is asked of its ladder.
+    """A standard graph and the reads of its ladder.
 
     Attributes:
-        gm: functionalized.
+        gm: functionalized graph.
         streams: its streams.
-        reads: what its rerouted blocks read.
-        names: its inputs that hold parameters, buffers and constants.
+        reads: reads of its rerouted blocks, by stream.
+        names: names of the parameters, buffers and constants among its inputs.
     """
 
     gm: GraphModule
@@ -54,13 +54,13 @@ class Original:
 
     @property
     def num_stale(self) -> int:
-        """How many blocks read something else than in the standard model."""
+        """Number of blocks whose reads differ from those in the standard model."""
         return sum(len(reads.left_out()) for reads in self.reads)
 
     def inner_sums(self) -> set[Node]:
-        """The sums between branches that read the same value, and that nobody else reads.
+        """The sums between two branches that read the same value, if nothing else reads them.
 
-        Ranks that share the model may sum up both branches before they are reduced.
+        A sharded model may add both branches before the reduction.
         """
         found = set()
         for of_stream in self.reads:
@@ -73,9 +73,9 @@ class Original:
         return found
 
     def stale_reads(self) -> dict[Node, dict[Node, tuple[Block, ...]]]:
-        """For each reader in a rerouted branch: its anchor, and the blocks back to the stale one.
+        """For each reader in a rerouted branch, its anchor and the blocks from the stale one on.
 
-        The last block of the path is the reader's own.
+        The last of these blocks is the reader's own.
         """
         reads: dict[Node, dict[Node, tuple[Block, ...]]] = {}
         for of_stream in self.reads:
@@ -86,7 +86,7 @@ class Original:
         return reads
 
     def joined_reads(self) -> dict[Node, dict[Node, JoinedRead]]:
-        """For each reader in a branch that reads from before a join: its anchor, and the read."""
+        """For each reader in a branch that reads from before a join, its anchor and the read."""
         reads: dict[Node, dict[Node, JoinedRead]] = {}
         for read in (read for of_stream in self.reads for read in of_stream.joined):
             for node in read.block.readers:
@@ -94,7 +94,7 @@ class Original:
         return reads
 
     def partial_reads(self) -> dict[Node, dict[Node, PartialRead]]:
-        """For each reader that leaves out a part of the block before: its anchor, and the read."""
+        """For each reader that leaves out part of the previous block, its anchor and the read."""
         reads: dict[Node, dict[Node, PartialRead]] = {}
         for read in (read for of_stream in self.reads for read in of_stream.partial):
             for node in read.block.readers:
@@ -103,9 +103,9 @@ class Original:
 
 
 def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
-    """The value of every node of the reference ladder; of the output a tuple.
+    """The values of all nodes of the reference ladder; that of the output is a tuple.
 
-    Written memory is copied where it is kept, so that each value is what it was when computed.
+    Stream values are copied, so later in-place writes do not change them.
     """
     stale, joined = original.stale_reads(), original.joined_reads()
     partial = original.partial_reads()
@@ -131,7 +131,7 @@ def run_reference(original: Original, inputs: Sequence[Any]) -> dict[Node, Any]:
 
 
 def without_part(gm: GraphModule, read: PartialRead, values: Mapping[Node, Any]) -> Any:
-    """The anchor of a block without what is in flight, in its dtype."""
+    """The anchor of a block without the summands in flight, in its dtype."""
 
     def call(step: Node, operands: Mapping[Node, Any]) -> Any:
         return evaluate(gm, step, {**values, **operands})
@@ -141,7 +141,7 @@ def without_part(gm: GraphModule, read: PartialRead, values: Mapping[Node, Any])
 
 
 def evaluate(gm: GraphModule, node: Node, values: Mapping[Node, Any]) -> Any:
-    """What `node` computes from `values`."""
+    """Compute `node` from `values`."""
     args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
     if node.op == "output":
         return tuple(args[0])  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def evaluate(gm: GraphModule, node: Node, values: Mapping[Node, Any]) -> Any:
 
 
 def _in_form_of(path: Sequence[Block], values: Mapping[Node, Any]) -> Any:
-    """The value of the first block's anchor, in the layout and dtype of the last one's."""
+    """The value of the first block's anchor, in the layout and dtype of the last block's."""
     stale, fresh = values[path[0].anchor], values[path[-1].anchor]
     if stale.shape != fresh.shape:
         for earlier, later in itertools.pairwise(path):

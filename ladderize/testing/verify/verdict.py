@@ -1,4 +1,4 @@
-"""What `verify` found: a table of checks, for people and as data."""
+"""The verdict of `verify`: a table of checks, as text and as data."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# The largest error that sums taken in another order may make, relative to the largest magnitude.
+# The largest error due to another order of summation, relative to the largest magnitude.
 TOLERANCES = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
@@ -22,12 +22,12 @@ TOLERANCES = {
 
 SHARED = (
     "the search for streams, the choice of blocks, what a read leaves out (ladderize.streams)",
-    "what ops are, read, write and launch (ladderize.graph)",
+    "the kinds, reads, writes and launches of ops (ladderize.graph)",
     "InlineRegions, SpellEngineOps, DropCasts, Functionalize, SpellSums, ReduceBranches, "
     "find_cuts, SplitSums, layout_steps, DeferWaits",
     "the reader of files and slices (ladderize.frontends)",
 )
-"""The parts of the compiler that `verify` relies on: a fault in these it may share."""
+"""Parts of the compiler that `verify` relies on, whose faults it may not see."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Check:
     """One line of the table.
 
     Attributes:
-        name: what was checked.
-        status: "ok", "failed", or "not run", where an earlier failure leaves nothing to check.
-        found: what was seen.
-        where: the block, tensor or input that a failure lies at; "" where all is well.
-        error: the largest relative error, None where nothing was compared.
+        name: name of the check.
+        status: "ok", "failed", or "not run" if an earlier failure leaves nothing to check.
+        found: what was found.
+        where: block, tensor or input of the failure; "" without one.
+        error: largest relative error, None if nothing was compared.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Verification:
     True
 
     Attributes:
-        title: what was compared, in a line.
-        checks: in the order in which they ran.
+        title: one line on what was compared.
+        checks: checks in the order in which they ran.
     """
 
     title: str
@@ -73,7 +73,7 @@ class Verification:
         return tuple(check for check in self.checks if check.status == "failed")
 
     def summary(self) -> str:
-        """One line that says how it went, and where the first failure lies."""
+        """One line with the outcome and the place of the first failure."""
         number = len(self.checks)
         if self.ok:
             return f"all {number} checks passed"

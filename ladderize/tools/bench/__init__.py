@@ -1,6 +1,6 @@
-"""`ladderize bench`: what hiding communication is worth, measured.
+"""`ladderize bench`: measure what hiding communication gains.
 
-parent    run.py starts the ranks; rows.py, result_tables.py, chart.py tell what they saw
-a rank    rank.py; with case_programs.py, variants.py, timing.py, least_exposed.py
-record.py what a run found, with machine and versions
+parent    run.py starts the ranks; rows.py, result_tables.py, chart.py show what they measured
+a rank    rank.py, with case_programs.py, variants.py, timing.py, least_exposed.py
+record.py the results of a run, with machine and versions
 """

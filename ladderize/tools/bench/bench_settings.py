@@ -1,4 +1,4 @@
-"""What `ladderize bench` is asked for; what one case of it is.
+"""The settings of `ladderize bench`, and the cases that they make.
 
 Settings ── cases    prefill and decode, each batch with each length
          └─ links    named ones, or ones whose latency is a share of a block's compute
@@ -24,16 +24,16 @@ VARIANTS = {
     "standard": "tensor parallelism as it is, plain Inductor",
     "written": "the ladder in eager form, as written by hand, under plain torch.compile",
     "ladder": "the ladder, compiled by ladderize",
-    "free": "the same on a link that takes no time, where links are emulated",
+    "free": "the ladder on an emulated link that takes no time",
     "parallel": "attention and MLP in parallel, one all-reduce a layer, plain Inductor",
     "bound": "the standard model without its collectives, plain Inductor",
 }
-"""Those that are measured by default; "desync:n" is one that has to be named."""
+"""The variants measured by default. "desync:n" is measured only if named."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A link without a rate limit, on which a collective takes `value` of a block's compute."""
+    """A link on which each collective takes the fraction `value` of a block's compute time."""
 
     value: float
 
@@ -46,9 +46,9 @@ class Case:
     """One shape of input.
 
     Attributes:
-        phase: "prefill", a call on whole sequences; "decode", one token behind `length` cached
-            ones; "forward", the inputs that the model came with; "training", forward and backward.
-        batch, length: sequences, and tokens of each; 0 for "forward".
+        phase: "prefill", a call on whole sequences; "decode", one token after `length` cached
+            ones; "forward", the model's own inputs; "training", forward and backward on them.
+        batch, length: number of sequences, and tokens per sequence; 0 for the model's own inputs.
     """
 
     phase: str
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def num_tokens(self) -> int:
-        """That one step computes."""
+        """Number of tokens that one step computes."""
         return self.batch * (self.length if self.phase == "prefill" else 1)
 
     @property
@@ -73,18 +73,18 @@ class Settings:
     """What to measure.
 
     Attributes:
-        model: its name, as on the command line.
-        links: each is measured; a `Share` is worked out from the bound.
-        new: tokens that a cache has room for behind `length`.
-        written: another model, the ladder of this one as written by hand; "" for one that
-            ladderize writes.
-        ladder: which one, as options of `ladderize.LadderConfig`.
-        checkpoint: what the config.json of the model says of it.
-        shard_vocabulary: shard embedding and head too; that takes a collective each.
-        lowering: of `ladderize.LadderConfig`; the other variants get torch's own of that name.
-        graphs: CUDA graphs (`mode="reduce-overhead"`), on CUDA.
-        threads: of each rank's compute, on the CPU.
-        device: "cpu", with emulated links, or "cuda", with NCCL and the links that there are.
+        model: MODEL, as on the command line.
+        ranks: number of tensor-parallel ranks.
+        links: links to measure on; the latency of a `Share` is computed from the bound.
+        new: free positions in the KV cache after `length`, in tokens.
+        written: MODEL of a hand-written ladder; "" to have ladderize write one.
+        ladder: options of `ladderize.LadderConfig`.
+        checkpoint: ladder entry of the model's config.json.
+        shard_vocabulary: also shard embedding and head, which adds a collective for each.
+        lowering: lowering of the ladder; the other variants use torch's backend of that name.
+        graphs: use CUDA graphs (`mode="reduce-overhead"`), on CUDA.
+        threads: CPU threads per rank.
+        device: "cpu", with emulated links, or "cuda", with NCCL and the real links.
 
     Raises:
         LadderError: listing everything that cannot be measured.
@@ -111,7 +111,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if problems := [Blocker(text) for text in self._problems()]:
-            raise LadderError("This cannot be measured:", problems)
+            raise LadderError("These settings cannot be measured:", problems)
 
     def _problems(self) -> list[str]:
         apart = [name for name in self.variants if desync_period(name) > 1]
@@ -124,15 +124,15 @@ class Settings:
             unknown.append(f"one rank has one stream: give --ranks, or leave out {apart[0]!r}")
         unknown += [f"there is no phase {name!r}" for name in self.phases if name not in PHASES]
         if "bound" not in self.variants and any(isinstance(link, Share) for link in self.links):
-            unknown.append("a share of a block's compute is taken from the variant 'bound'")
+            unknown.append("--share is a fraction of the step of 'bound': add that variant")
         if "free" in self.variants and "ladder" not in self.variants:
-            unknown.append("the variant 'free' is a run of the variant 'ladder'")
+            unknown.append("the variant 'free' is a run of 'ladder': add that variant")
         if self.ranks == 1 and self.links:
             unknown.append("one rank has no link: give --ranks, or no link")
         if "decode" in self.phases and not is_configuration(self.model):
-            unknown.append("only an hf: model is decoded: others bring the inputs of one call")
+            unknown.append("the phase 'decode' needs an hf: model")
         if "training" in self.phases and is_configuration(self.model):
-            unknown.append("only a model that brings its inputs is trained: give module:function")
+            unknown.append("the phase 'training' needs a model with its inputs: module:factory")
         if self.device not in ("cpu", "cuda"):
             unknown.append(f"there is no device {self.device!r}: cpu or cuda")
         if self.device == "cuda" and self.links:
@@ -144,12 +144,12 @@ class Settings:
 
     @property
     def is_emulated(self) -> bool:
-        """Whether the links between the ranks are."""
+        """Whether the links between the ranks are emulated."""
         return self.ranks > 1 and self.device == "cpu"
 
     @property
     def cases(self) -> tuple[Case, ...]:
-        """Of a configuration; a program or a function has the inputs that it came with."""
+        """The cases to measure; a model with its own inputs has one."""
         if not is_configuration(self.model):
             return (Case("training" if "training" in self.phases else "forward"),)
         return tuple(Case(*sizes) for sizes in product(self.phases, self.batches, self.lengths))
@@ -165,13 +165,14 @@ def choose_links(
     """The links to measure on, from the command line: named, by share, by latency.
 
     Args:
-        names: of `links.toml`.
-        shares: of a block's compute, that a collective takes.
-        latencies: in seconds, of links with `bandwidth` bytes per second, None for no limit.
-        ranks: that share a link which has no name.
+        names: names in `links.toml`.
+        shares: duration of a collective as fractions of a block's compute time.
+        latencies: latencies in seconds of links with `bandwidth`.
+        bandwidth: bandwidth in bytes per second; None for no limit.
+        ranks: number of ranks on each link given by a latency.
 
     Raises:
-        LadderError: there is no such link, or a bandwidth without a latency.
+        LadderError: a link is unknown, or a bandwidth comes without a latency.
     """
     if bandwidth is not None and not latencies:
         raise LadderError(
@@ -186,5 +187,5 @@ def choose_links(
 
 
 def default_device(ranks: int) -> str:
-    """CUDA where each rank has a device of its own."""
+    """CUDA if there is a device per rank, otherwise the CPU."""
     return "cuda" if torch.cuda.device_count() >= ranks else "cpu"

@@ -16,11 +16,11 @@ from ladderize.tools.sources.opened_models import open_model
 
 
 def prepare(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]:
-    """The model of `settings` at the sizes of `case`, and a call of modules made of it.
+    """Export the model of `settings` at the sizes of `case`; return it with the call to time.
 
     Raises:
-        LadderError: there is no such model, it cannot be traced, or it has no KV cache to decode
-            with.
+        LadderError: the model does not exist, cannot be traced or has no example inputs, or the
+            case is decode and the model cannot generate.
     """
     if case.phase == "decode":
         return _decoding(settings, case)
@@ -35,7 +35,7 @@ def prepare(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCall]
 
 
 def written_by_hand(settings: Settings, case: Case) -> ExportedProgram | None:
-    """The model that `settings` name as the ladder written by hand; None where they name none."""
+    """The hand-written ladder of `settings`, or None."""
     return _opened(settings.written, case) if settings.written else None
 
 
@@ -47,8 +47,8 @@ def _decoding(settings: Settings, case: Case) -> tuple[ExportedProgram, ModelCal
     model = configured_model(settings.model)
     if not model.can_generate():
         raise LadderError(
-            f"{type(model).__name__} does not generate: there is nothing to decode.",
-            cure="--phase prefill",
+            f"{type(model).__name__} cannot generate, so there is nothing to decode.",
+            cure="use --phase prefill",
         )
     cached = CachedLM(model, case.batch, case.length + settings.new).eval()
     set_cached(cached, case.length)

@@ -21,14 +21,14 @@ COLORS = {
     "bound": "#2f9e62",
 }
 OTHER = "#b5486b"
-"""Of a desync residual."""
+"""Color of a desync residual."""
 
 
 def draw(results: Results, path: Path, force: bool = False) -> None:
     """Draw `results` to `path`.
 
     Raises:
-        LadderError: matplotlib is missing, or `path` is of no known kind, or there already.
+        LadderError: matplotlib is missing, or `path` exists or has an unknown suffix.
     """
     refuse_picture(path, force)
     from matplotlib.figure import Figure
@@ -64,9 +64,9 @@ def _over_batch(results: Results, axes: Any) -> bool:
 
 
 def _speedups(results: Results, axes: Any, varying: str, label: str, places: Sequence[Any]) -> bool:
-    """Lines of speedup over the key `varying`, which is a number in `places`, or None.
+    """Draw lines of speedup over the key `varying`, whose values are in `places` (number or None).
 
-    Returns whether there is a line to draw; without `axes` only that.
+    Returns whether there is a line to draw; without `axes` it draws nothing.
     """
     lines: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for row, x in zip(results.rows, places, strict=True):
@@ -109,7 +109,7 @@ def _communication(results: Results, axes: Any) -> bool:
 
 
 def _names(rows: Sequence[ResultRow]) -> list[str]:
-    """What tells the rows apart."""
+    """Labels that tell the rows apart."""
     values: dict[str, set[Any]] = defaultdict(set)
     for row in rows:
         for name, value in row.key.items():

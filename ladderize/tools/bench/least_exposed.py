@@ -1,10 +1,10 @@
-"""The communication that no order of a step hides, by a model of two lanes.
+"""The communication that no order of a step can hide, in a model of two lanes.
 
-    compute   one op at a time, for its part of the FLOPs        h0 h1 ░░ h2
-    link      one transfer at a time, as long as the link says       ══D══
+    compute   one op at a time, time proportional to FLOPs       h0 h1 ░░ h2
+    link      one transfer at a time, timed by `Link`                ══D══
 
-StepGraph       the step as it was compiled, forward and backward: any mixture of collectives
-exposed_at_least   blocks that each end in one all-reduce, by their FLOPs alone
+StepGraph       the compiled step, forward and backward, with any mixture of collectives
+exposed_at_least   blocks that each end in one all-reduce, from their FLOPs alone
 """
 
 import heapq
@@ -29,10 +29,10 @@ class StepOp:
     """One op of a graph.
 
     Attributes:
-        flops: of computing it; 0 for what costs next to nothing.
-        kind: of the collective that it launches, as `Link.seconds` names it, else "".
-        num_bytes: that it transfers.
-        needs: numbers of the ops that come before it.
+        flops: FLOPs of the op; 0 for cheap ops.
+        kind: collective that it launches, as `Link.seconds` names it, or "".
+        num_bytes: bytes transferred.
+        needs: indices of the ops whose results it reads.
     """
 
     flops: float
@@ -46,13 +46,13 @@ class StepOp:
 
 @dataclass(frozen=True)
 class StepGraph:
-    """The ops of a step: those of its forward graph, and of its backward graph where it trains."""
+    """The ops of a step: its forward graph and, in training, its backward graph."""
 
     graphs: tuple[tuple[StepOp, ...], ...]
 
     @classmethod
     def of(cls, module: nn.Module, step: Callable[[nn.Module], Any]) -> "StepGraph":
-        """Of `step` of `module`, which is run once, after autograd has divided it."""
+        """Trace `step(module)`, which runs once, into the graphs that AOTAutograd makes of it."""
         seen: list[GraphModule] = []
 
         def see(gm: GraphModule, _: Any) -> Any:
@@ -64,14 +64,14 @@ class StepGraph:
         return cls(tuple(_ops(gm) for gm in seen))
 
     def least_exposed(self, seconds: float, link: Link) -> float:
-        """Seconds that the step lasts beyond its compute, ops taken as they come to be ready.
+        """Seconds that the step takes beyond its compute when ops run as soon as they are ready.
 
-        Of several ready ops the one with the longest way to the end is first. A graph ends when its
-        transfers have: the backward graph begins after them.
+        Of several ready ops, the one with the longest path to the end runs first. A graph ends
+        when its transfers are complete; the backward graph starts after that.
 
         Args:
-            seconds: of compute in all, divided by FLOPs.
-            link: that carries one transfer at a time.
+            seconds: total compute time, divided over ops by FLOPs.
+            link: link that carries one transfer at a time.
         """
         flops = sum(op.flops for graph in self.graphs for op in graph)
         per_flop = seconds / flops if flops else 0.0
@@ -100,7 +100,7 @@ def _kind(node: Node) -> str:
 
 
 def _end(graph: Sequence[StepOp], seconds: Sequence[float]) -> float:
-    """When the last op ends, of a graph that begins at 0."""
+    """The end of the last op, for a graph that starts at 0."""
     users: list[list[int]] = [[] for _ in graph]
     for i, op in enumerate(graph):
         for needed in op.needs:
@@ -138,15 +138,15 @@ def _end(graph: Sequence[StepOp], seconds: Sequence[float]) -> float:
 def exposed_at_least(
     blocks: Sequence[BlockReport], seconds: float, reduces: Sequence[float]
 ) -> float:
-    """Exposed seconds of the ladder on two lanes: what no order of it can hide.
+    """Exposed seconds of the ladder on two lanes: what no order can hide.
 
-    The last block has nothing behind it. Block i waits for the all-reduce of block i - 2, the end
-    of the step for all.
+    Block i waits for the all-reduce of block i - 2; the end of the step waits for all of them.
+    Nothing follows the last block to hide its all-reduce.
 
     Args:
         blocks: blocks of the step, with their FLOPs; each ends in one all-reduce.
-        seconds: their compute in total, which is divided by FLOPs.
-        reduces: duration of the all-reduce of each.
+        seconds: total compute time of the blocks, divided over them by FLOPs.
+        reduces: duration of each block's all-reduce, in seconds.
     """
     flops = [block.flops or 0 for block in blocks]
     branches = [Branch(f"h{i}", (0, i), ((0, i - 2),)) for i in range(len(flops))]

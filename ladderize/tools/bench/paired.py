@@ -1,6 +1,6 @@
-"""How two variants that took turns compare: the ratio within each repeat, the median over all.
+"""Compare two variants that took turns: the ratio within each repeat, the median over repeats.
 
-Two steps that ran one after the other saw the same machine; medians of minutes did not.
+Two consecutive steps see the machine in the same state; medians over minutes do not.
 """
 
 import statistics
@@ -14,10 +14,10 @@ BASELINES = ("standard", "bound", "free")
 
 @dataclass(frozen=True)
 class MedianInterval:
-    """A median, and two values between which that of infinitely many repeats lies.
+    """A median and its confidence interval.
 
     Attributes:
-        ends: with a confidence of at least `CONFIDENCE`; None where there are too few repeats.
+        ends: interval at a confidence of at least `CONFIDENCE`; None with too few repeats.
     """
 
     median: float
@@ -25,10 +25,10 @@ class MedianInterval:
 
 
 def paired_ratio(own: Sequence[float], baseline: Sequence[float]) -> MedianInterval:
-    """Of `own` over `baseline`, repeat by repeat.
+    """The median ratio of `own` to `baseline`, repeat by repeat.
 
-    The ends are order statistics, after the binomial (sign) test: nothing is assumed of how the
-    noise is distributed.
+    The ends are order statistics from the binomial (sign) test, which assumes no distribution of
+    the noise.
     """
     ratios = sorted(mine / theirs for mine, theirs in zip(own, baseline, strict=True))
     outside = _outside(len(ratios))
@@ -37,7 +37,7 @@ def paired_ratio(own: Sequence[float], baseline: Sequence[float]) -> MedianInter
 
 
 def _outside(num: int) -> int | None:
-    """How many of `num` sorted values lie below the interval, and as many above it."""
+    """How many of `num` sorted values lie below the interval; the same number lies above it."""
     found = None
     below = 0.0
     for k in range(num // 2):
@@ -49,11 +49,11 @@ def _outside(num: int) -> int | None:
 
 
 def step_values(name: str, steps: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
-    """Of variant `name`, beside the seconds of all that took turns with it, as `Row`s have them.
+    """The values of variant `name` for a `ResultRow`, from the step seconds of all variants.
 
-    median_s, quartiles_s: of a step, and how far its quartiles are apart.
-    standard_ratio, bound_ratio, free_ratio: its step over that of the variant in the same repeat,
-        as `paired_ratio` says, the ends of its interval as standard_ratio_low, …_high.
+    median_s, quartiles_s: median step time, and its interquartile range.
+    standard_ratio, bound_ratio, free_ratio: step time over that variant's in the same repeat
+        (`paired_ratio`); standard_ratio_low, …_high are the ends of the interval.
     """
     own = steps[name]
     found: dict[str, float | None] = {

@@ -1,4 +1,4 @@
-"""The work of one rank: every case, compiled once, measured on every link.
+"""The work of one rank: compile each case once and measure it on every link.
 
 Settings ── prepare ── make_variants ── compile ── measure on each link ── [Measured]
 """
@@ -45,21 +45,21 @@ from ladderize.tools.emulation import EmulatedGroup, init_emulated
 from ladderize.tools.launch.progress import Reporter
 
 HANG_AFTER = 1800.0
-"""Seconds that one stage of several ranks may take: compiling a deep model does."""
+"""Time limit in seconds for one stage of several ranks; compiling a deep model is slow."""
 
 MAX_RUNS_OF_A_BLOCK = 9
-"""So many are enough to choose a link by."""
+"""Runs that measure a block's compute time, from which the link of a `Share` is chosen."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """How a variant was compiled.
+    """The compilation of one variant.
 
     Attributes:
-        seconds: of the first call.
-        passes: seconds of each of ladderize's own passes.
-        num_races: how often it touches a buffer in flight; None where no code is emitted.
-        peak_bytes: memory of a step beside weights and inputs.
+        seconds: time of the first two calls.
+        passes: seconds of each of ladderize's passes.
+        num_races: accesses to a buffer in flight; None if no code is emitted.
+        peak_bytes: peak memory of a step, without weights and inputs.
     """
 
     seconds: float
@@ -73,11 +73,11 @@ class Measured:
     """One variant of one case on one link, on one rank.
 
     Attributes:
-        asked: the link as it was asked for, "" where none was.
-        link: that was emulated; None where there is one rank, or where the links are real.
-        blocks: of the whole model, with their FLOPs and bytes.
-        graph: of a model that brings its own collectives, what its step consists of.
-        dtype: of the residual stream.
+        asked: link as requested, "" if none was.
+        link: emulated link; None with one rank or with real links.
+        blocks: blocks of the unsharded model, with their FLOPs and bytes.
+        graph: ops of the step, for a model with its own collectives.
+        dtype: dtype of the residual stream.
     """
 
     case: Case
@@ -92,7 +92,7 @@ class Measured:
 
 
 def stages(settings: Settings) -> dict[str, str]:
-    """What a rank goes through, in order, in words."""
+    """The stages of a rank in order, each with the text that progress shows."""
     found = {"start": "join the ranks"}
     for case in settings.cases:
         found[f"{case}: trace"] = f"{case}: trace and shard"
@@ -119,7 +119,7 @@ def work(reporter: Reporter, settings: Settings) -> list[Measured]:
 
 @contextmanager
 def _joined(settings: Settings) -> Iterator[tuple[DeviceMesh | None, EmulatedGroup | None]]:
-    """The mesh of the ranks, and their group where its link is emulated."""
+    """The mesh of the ranks, and their group if its link is emulated."""
     if settings.ranks == 1:
         yield None, None
         return
@@ -155,7 +155,7 @@ def _measure_case(
     report = explain_program(program, LadderConfig())
     blocks = report.blocks
     if "ladder" in settings.variants and not any(block.is_rewired for block in blocks):
-        raise LadderError(f"{settings.model} has no block whose read could be moved.")
+        raise LadderError(f"{settings.model} has no block that can be converted.")
     _set_link(group, FREE)
     compiled = {}
     for variant in variants:
@@ -164,7 +164,8 @@ def _measure_case(
             compiled[variant.name] = _compile(variant, call)
     reporter.stage(f"{case}: measure")
     expected = {v.name: out for v in variants if (out := _expected(v, call)) is not None}
-    # `ladder` itself is the standard model until the backend rewrites it; what is expected is not.
+    # Without a mesh, `ladder` is the standard model until the backend rewrites it; `expected` is
+    # the ladder already.
     graphs = {
         v.name: StepGraph.of(v.expected, call.run)
         for v in variants
@@ -172,7 +173,7 @@ def _measure_case(
     }
     found = []
     for name, link in _links(settings, len(blocks), variants, call):
-        reporter.stage(f"{case}: measure")  # as many seconds for each link
+        reporter.stage(f"{case}: measure")  # restarts the time limit for each link
         _set_link(group, link or FREE)
         samples = measure(variants, expected, call, settings.repeats, settings.warmup, group)
         if settings.device == "cuda" and mesh is not None:
@@ -211,7 +212,7 @@ def _set_link(group: EmulatedGroup | None, link: Link) -> None:
 
 
 def _compile(variant: BenchVariant, call: ModelCall) -> Compiled:
-    """The first two runs: CUDA graphs are recorded in the second."""
+    """Compile by running twice: CUDA graphs are recorded in the second run."""
     with record_emitted_code() as sources, collect_reports() as reports:
         started = time.perf_counter()
         timed(variant, call)
@@ -239,7 +240,7 @@ def _expected(variant: BenchVariant, call: ModelCall) -> Tensor | None:
 def _links(
     settings: Settings, num_blocks: int, variants: Sequence[BenchVariant], call: ModelCall
 ) -> list[tuple[str, Link | None]]:
-    """What was asked for, each with the link itself; one None where nothing is emulated."""
+    """The requested links by name; a single None if nothing is emulated."""
     seconds = None
     found: list[tuple[str, Link | None]] = []
     for asked in settings.links or (None,):
@@ -255,7 +256,7 @@ def _links(
 def _seconds_of_a_block(
     settings: Settings, num_blocks: int, variants: Sequence[BenchVariant], call: ModelCall
 ) -> float:
-    """Of the mean block's compute: the median of some runs, the mean of all ranks."""
+    """Compute time of a mean block: the median of some runs, averaged over all ranks."""
     bound = next(variant for variant in variants if variant.name == "bound")
     runs = min(settings.repeats, MAX_RUNS_OF_A_BLOCK)
     seconds = [timed(bound, call)[0] for _ in range(settings.warmup + runs)]

@@ -1,10 +1,10 @@
-"""What a benchmark found, where and with what: one JSON file, which bench/moves.py reads.
+"""The results of a benchmark, with machine and versions: a JSON file that bench/moves.py reads.
 
 Results ── command, when, machine, versions
         └─ rows   key {"variant": "ladder", "batch": 4}   values {"median_s": 0.012, "error": 3e-7}
 
-The end of a value's name says its unit: `_s`, `_bytes`, `tokens_per_s`. What ends in
-`_ratio` or `_fraction` has none, and can be compared with another machine's.
+The suffix of a value's name is its unit: `_s`, `_bytes`, `tokens_per_s`. Values that end in
+`_ratio` or `_fraction` are dimensionless and can be compared between machines.
 """
 
 import json
@@ -33,11 +33,11 @@ _PACKAGES = ("torch", "transformers", "triton")
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One thing that was measured.
+    """One measurement.
 
     Attributes:
-        key: what it was: variant, phase, batch, length, link, ...
-        values: what was found; None where it could not be, NaN or infinite where that was found.
+        key: what was measured: variant, phase, batch, length, link, ...
+        values: results; None if unknown. NaN and infinities are results.
     """
 
     key: Key
@@ -49,7 +49,7 @@ class ResultRow:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, the cores this process may use, memory and GPUs, each as far as it is known."""
+    """Processor, cores that this process may use, memory and GPUs, as far as known."""
     return {
         "cpu": _cpu_model(),
         "cores": _num_cores(),
@@ -60,14 +60,16 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Of Python, of what does the work, and of ladderize: its commit too, in a checkout."""
+    """Versions of Python, torch, transformers, triton and ladderize (in a checkout, the commit)."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = ""
-    found["torch"] = torch.__version__  # with "+cpu" or "+cu130", which the package may leave out
+    found["torch"] = (
+        torch.__version__
+    )  # has "+cpu" or "+cu130", which the package's version may lack
     found["ladderize"] = " ".join(filter(None, [ladderize.__version__, _commit()]))
     return found
 
@@ -78,17 +80,17 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """What one command measured.
+    """The results of one command.
 
     Attributes:
-        command: the line that measures it again.
-        rows: no two of one key.
-        machine, versions: as `describe_machine` and `describe_versions` say.
-        when: UTC, ISO 8601.
-        subject: what was measured, for people.
+        command: command line that repeats the measurement.
+        rows: measurements, with distinct keys.
+        machine, versions: results of `describe_machine` and `describe_versions`.
+        when: time in UTC, ISO 8601.
+        subject: description of what was measured.
 
     Raises:
-        LadderError: two rows have one key.
+        LadderError: two rows have the same key.
     """
 
     command: str
@@ -102,10 +104,10 @@ class Results:
         names = [row.name for row in self.rows]
         twice = dict.fromkeys(name for name in names if names.count(name) > 1)
         if twice:
-            raise LadderError("Rows of results have one key:", map(Blocker, twice))
+            raise LadderError("Several rows have the same key:", map(Blocker, twice))
 
     def to_json(self) -> str:
-        """RFC 8259: NaN and infinities, which it does not have, are strings."""
+        """The results as RFC 8259 JSON, which lacks NaN and infinities: they become strings."""
         rows = [
             {"key": dict(row.key), "values": {n: _spell(v) for n, v in row.values.items()}}
             for row in self.rows
@@ -122,10 +124,10 @@ class Results:
         return json.dumps(data, indent=1, allow_nan=False)
 
     def write(self, path: Path, force: bool = False) -> None:
-        """Write them to `path`.
+        """Write the results to `path`.
 
         Raises:
-            LadderError: `path` exists and `force` is not set, or its folder is not there.
+            LadderError: `path` exists and `force` is not set, or its folder does not exist.
         """
         write_file(path, self.to_json() + "\n", force)
 
@@ -145,7 +147,7 @@ def _cpu_model() -> str:
 
 
 def _num_cores() -> int:
-    """Those that this process may run on, where the system tells."""
+    """Cores that this process may run on, or all if the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 0
@@ -159,7 +161,7 @@ def _memory_bytes() -> int:
 
 
 def _gpus() -> list[str]:
-    """Name, memory and driver of each GPU, as nvidia-smi says."""
+    """Name, memory and driver of each GPU, from nvidia-smi."""
     if not torch.cuda.is_available() or shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
@@ -168,9 +170,9 @@ def _gpus() -> list[str]:
 
 
 def _commit() -> str:
-    """Of the checkout that this package is in, "-dirty" behind it if it was changed since."""
+    """The commit of this package's checkout, with the suffix "-dirty" if files have changed."""
     root = Path(__file__).parents[2]
-    # A package installed below somebody's own repository is no checkout of ladderize.
+    # A package installed inside another repository is not a checkout of ladderize.
     if not (root / ".git").exists() or shutil.which("git") is None:
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -22,7 +22,7 @@ def show(console: Console, rows: Iterable[ResultRow]) -> None:
         _show(console, f"{_case(found[0])}{_link(found)}", found, TIMES)
         _show(console, "communication", found, COMMUNICATION)
         _show(console, "communication by kind", found, _by_kind(found))
-    compiled = [row for row in rows if row.key["variant"] != "free"]  # as the ladder is
+    compiled = [row for row in rows if row.key["variant"] != "free"]  # compiled as the ladder
     for _, group in groupby(compiled, lambda row: _without(row, "variant", "link")):
         found = list({str(row.key["variant"]): row for row in group}.values())
         _show(console, f"{_case(found[0])}: compilation and memory", found, COSTS)
@@ -66,7 +66,7 @@ def _show(
 
 
 def _scaled(name: str, form: str, factor: float = 1.0) -> Text:
-    """A column of `name`, empty where that is not known."""
+    """A column of the value `name`; cells are empty if it is unknown."""
 
     def text(values: Values) -> str:
         value = values.get(name)
@@ -76,7 +76,7 @@ def _scaled(name: str, form: str, factor: float = 1.0) -> Text:
 
 
 def _by_kind(rows: Iterable[ResultRow]) -> dict[str, Text]:
-    """Two columns for each kind of collective, where there are several."""
+    """Two columns for each kind of collective, if there are several kinds."""
     names = {name for row in rows for name in row.values}
     kinds = sorted(found[1] for name in names if (found := _OF_A_KIND.fullmatch(name)))
     if len(kinds) < 2:

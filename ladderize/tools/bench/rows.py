@@ -1,4 +1,4 @@
-"""What the ranks saw, as rows: medians over the repeats, each repeat as slow as its slowest rank.
+"""Turn what the ranks measured into rows: medians over repeats, each timed by its slowest rank.
 
 [rank][Measured] ── rows_of ── ResultRow {variant, phase, batch, length, link} {median_s, …}
 """
@@ -14,23 +14,26 @@ from ladderize.tools.bench.record import ResultRow
 
 
 def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
-    """One for each case, link and variant.
+    """One row for each case, link and variant.
 
     Values:
-        median_s, quartiles_s, standard_ratio, bound_ratio, …_low, …_high: as `step_values` says.
-        tokens_per_s: that the step computes.
-        exposed_s, communicating_s: of a step, medians of the slowest rank.
-        late_peers_s: that ranks waited for others which launched later; not exposed.
-        slow_transfers: of a step, on average: gloo took longer than the emulated link.
-        hidden_fraction: of the communication, that compute covers.
-        exposed_KIND_s, communicating_KIND_s, hidden_KIND_fraction: of each kind of collective.
-        allowed_fraction: of the ladder, the hidden time over what its schedule could hide, whose
-            compute is the step without what is exposed. Of a model with collectives of its own it
-            is known of each variant, as `StepGraph` says.
-        error: the largest difference from eager, over the largest value.
-        races: how often the emitted code touches a buffer in flight.
-        peak_bytes: of a step, beside weights and inputs.
-        compile_s, passes_s: of the first two calls, and in them of ladderize's own passes.
+        median_s, quartiles_s, standard_ratio, bound_ratio, …_low, …_high: see `step_values`.
+        tokens_per_s: tokens computed per second.
+        exposed_s, communicating_s: exposed and total communication of a step, each the median of
+            the slowest rank.
+        late_peers_s: time spent waiting for stragglers; not exposed.
+        slow_transfers: mean number of transfers per step in which gloo was slower than the
+            emulated link.
+        hidden_fraction: fraction of the communication that compute covers.
+        exposed_KIND_s, communicating_KIND_s, hidden_KIND_fraction: the same for each kind of
+            collective.
+        allowed_fraction: hidden time over the time that the schedule could hide, with the step
+            minus exposed time as compute. Known for the ladder, and for each variant of a model
+            with its own collectives (`StepGraph`).
+        error: largest difference from eager, over the largest value.
+        races: accesses of the emitted code to a buffer in flight.
+        peak_bytes: peak memory of a step, without weights and inputs.
+        compile_s, passes_s: time of the first two calls, and of ladderize's passes in them.
     """
     cases = groupby(zip(*ranks, strict=True), lambda seen: (seen[0].case, seen[0].asked))
     found: list[ResultRow] = []
@@ -42,12 +45,12 @@ def rows_of(ranks: Sequence[Sequence[Measured]]) -> tuple[ResultRow, ...]:
 
 
 def _steps(seen: Sequence[Measured]) -> list[float]:
-    """Seconds of each repeat, of its slowest rank."""
+    """Seconds of each repeat on its slowest rank."""
     return [max(each) for each in zip(*(m.samples.seconds for m in seen), strict=True)]
 
 
 def _row(seen: Sequence[Measured], variants: Mapping[str, Sequence[float]]) -> ResultRow:
-    """Of one variant, beside the steps of all that took turns with it."""
+    """The row of one variant, given the steps of all variants."""
     first = seen[0]
     values = step_values(first.variant, variants)
     median = statistics.median(variants[first.variant])
@@ -99,14 +102,14 @@ def _communication(seen: Sequence[Measured], median: float) -> Iterable[tuple[st
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
     elif first.variant == "ladder":
         durations = [first.link.seconds(block.reduce_bytes or 0) for block in first.blocks]
-        # Those of embedding and head have no block to run behind.
+        # Collectives of embedding and head belong to no block.
         outside = max(taken) - sum(durations)
         least = outside + exposed_at_least(first.blocks, median - max(exposed), durations)
         yield "allowed_fraction", (max(taken) - max(exposed)) / (max(taken) - least)
 
 
 def _by_kind(seen: Sequence[Measured]) -> Iterator[tuple[str, float]]:
-    """Of each kind of collective, as of all of them: medians of the slowest rank."""
+    """Exposed and total time for each kind of collective: medians of the slowest rank."""
     for kind in sorted({kind for m in seen for repeat in m.samples.kinds for kind in repeat}):
         repeats = [[repeat[kind] for repeat in m.samples.kinds if kind in repeat] for m in seen]
         exposed = max(statistics.median(each.exposed for each in rank) for rank in repeats)

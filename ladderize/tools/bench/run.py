@@ -1,4 +1,4 @@
-"""Run a benchmark: ranks of this machine, or the ranks that torchrun has started.
+"""Run a benchmark on ranks that it starts on this machine, or on those of torchrun.
 
 Settings ── work on every rank ── rows ── Results
 """
@@ -21,11 +21,11 @@ from ladderize.tools.launch.ranks import RankFailed, launch, on_rank, without_re
 
 
 def run_benchmark(settings: Settings, command: str, told: Console) -> Results | None:
-    """What was measured; None on the ranks of torchrun but the first.
+    """Measure `settings`. Under torchrun, ranks other than 0 return None.
 
     Args:
-        command: the line that measures it again.
-        told: where progress is shown.
+        command: command line that repeats the measurement.
+        told: console for progress.
 
     Raises:
         LadderError: the model is refused, or a rank failed.
@@ -47,7 +47,7 @@ def _under_torchrun(settings: Settings) -> list[Any]:
         own = _here(settings, folder)
     if settings.ranks == 1:
         return [own]
-    dist.init_process_group("gloo")  # that of the measurement is gone
+    dist.init_process_group("gloo")  # the group of the measurement is destroyed
     try:
         outcomes: list[Any] = [None] * settings.ranks
         dist.all_gather_object(outcomes, own)
@@ -69,5 +69,5 @@ def _by_itself(settings: Settings, told: Console) -> list[Any]:
 
 
 def _here(settings: Settings, folder: str) -> Any:
-    """What `work` finds in this process."""
+    """Run `work` in this process."""
     return on_rank(work, (settings,), Path(folder), HANG_AFTER if settings.ranks > 1 else None)

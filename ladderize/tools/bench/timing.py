@@ -1,4 +1,4 @@
-"""Variants timed in turns, on one link: what a rank saw.
+"""Time variants in turns on one link, on one rank.
 
 repeat 0   standard  written  ladder  parallel  bound
 repeat 1   written  ladder  parallel  bound  standard        each begins together on all ranks
@@ -28,12 +28,12 @@ from ladderize.tools.predict.timeline import read_step
 
 @dataclass(frozen=True)
 class ModelCall:
-    """How all variants are called.
+    """The call that is timed, the same for all variants.
 
     Attributes:
-        reset: brings a module back to where each call begins.
-        device: where it runs, "cpu" or "cuda".
-        is_training: whether a step takes the gradients of the parameters too.
+        reset: restores a module's state before each call.
+        device: "cpu" or "cuda".
+        is_training: whether a step also computes the gradients of the parameters.
     """
 
     args: tuple[Any, ...]
@@ -43,7 +43,7 @@ class ModelCall:
     is_training: bool = False
 
     def run(self, module: Callable[..., Any]) -> Any:
-        """One step; its outputs."""
+        """Run one step and return its outputs."""
         output = module(*self.args, **self.kwargs)
         if self.is_training:
             loss = sum(t.float().square().mean() for t in _floating_point(output))
@@ -52,28 +52,28 @@ class ModelCall:
         return output
 
     def begin(self, module: nn.Module) -> None:
-        """Bring `module` back to where each step begins."""
+        """Clear the gradients of `module` and restore its state before a step."""
         module.zero_grad()
         self.reset(module)
 
     def results(self, output: Any, module: nn.Module) -> Tensor:
-        """What a step found, as one vector: its outputs, and the gradients in order of names."""
+        """The results of a step as one vector: outputs, then gradients in the order of names."""
         parameters = sorted(module.named_parameters()) if self.is_training else ()
         return outputs_of((output, [parameter.grad for _, parameter in parameters]))
 
 
 @dataclass
 class Samples:
-    """What one rank saw of one variant on one link; all lists by repeat.
+    """Measurements of one variant on one link, on one rank. Lists have an entry per repeat.
 
     Attributes:
-        seconds: of a step.
-        exposed, communicating: seconds that collectives were waited for, and took.
-        late_peers: seconds of waiting for ranks that launched later than this one; not exposed.
-        kinds: the same by kind of collective, as the emulated link recorded it.
-        num_slow: of the collectives, how often gloo took longer than the link.
-        error: largest difference of an output to the expected one, over the largest expected
-            value; over all runs, those to warm up included. None where nothing is expected.
+        seconds: step times.
+        exposed, communicating: exposed and total communication times, in seconds.
+        late_peers: seconds spent waiting for stragglers; not exposed.
+        kinds: exposure by kind of collective, recorded by the emulated link.
+        num_slow: number of collectives in which gloo was slower than the link.
+        error: largest difference from the expected output over all runs including warmup, over
+            the largest expected value. None if nothing is expected.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -97,7 +97,7 @@ def measure(
 
     Args:
         expected: outputs by variant, as `outputs_of` flattens them.
-        group: the emulated link, whose records say what was exposed; its `link` is set already.
+        group: emulated group with `link` set, whose records give the exposed time.
     """
     link = FREE if group is None else group.link
     found = {variant.name: Samples() for variant in variants}
@@ -128,7 +128,7 @@ def measure(
 
 
 def timed(variant: BenchVariant, call: ModelCall) -> tuple[float, Tensor]:
-    """Seconds of one step, and its results. On CUDA both ends are events on the device."""
+    """Time one step; return its seconds and results. On CUDA, device events mark both ends."""
     call.begin(variant.module)
     if dist.is_initialized():
         dist.barrier()
@@ -160,11 +160,11 @@ def _floating_point(output: Any) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-# ---- one run more, watched by the profiler
+# ---- one more run, under the profiler
 
 
 def peak_bytes(variant: BenchVariant, call: ModelCall) -> int:
-    """Memory that a step takes beside what was allocated when it began."""
+    """Peak memory of a step above what was allocated at its start, in bytes."""
     if call.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -183,7 +183,7 @@ def peak_bytes(variant: BenchVariant, call: ModelCall) -> int:
 
 
 def traced(variant: BenchVariant, call: ModelCall, path: Path | None = None) -> Samples:
-    """Exposed and whole communication of one step, from a trace of it, which is kept at `path`."""
+    """Exposed and total communication of one step, from its trace, which is kept at `path`."""
     with tempfile.TemporaryDirectory() as folder:
         path = path or Path(folder) / "trace.json"
         _trace(variant, call, path)

@@ -1,4 +1,4 @@
-"""The programs that are measured beside each other, from one exported program.
+"""The variants to measure, all made from one exported program.
 
 standard    shard, staleness 0                        torch.compile
 written     shard, staleness 1, waits deferred        torch.compile: what people write by hand
@@ -8,8 +8,8 @@ desync:n    shard, variant="desync:n"                 torch.compile
 bound       standard without collectives              torch.compile
 free        "ladder", run on a link that takes no time
 
-Without a mesh nothing is sharded: there are no collectives, or those that the model brings. Then
-`ladder` is the standard model, which the backend rewrites, and `written` may be a model of its own.
+Without a mesh nothing is sharded; the only collectives are the model's own. Then `ladder` is the
+standard model, which the backend rewrites, and `written` may be a separate model.
 """
 
 from collections.abc import Callable
@@ -38,11 +38,11 @@ class BenchVariant:
     """One program to measure.
 
     Attributes:
-        module: runs eagerly; holds the weights.
-        compiled: the same, compiled at the first call.
-        expected: the same function, unsharded and eager; None for the bound, which is wrong, and
-            for a desync residual, which one device has none of.
-        is_free: an emulated link takes no time for it.
+        module: eager module that holds the weights.
+        compiled: `module`, compiled at the first call.
+        expected: unsharded eager module that computes the same function; None for the bound,
+            whose values are wrong, and for a desync residual, which needs several ranks.
+        is_free: whether the emulated link takes no time for this variant.
     """
 
     name: str
@@ -53,7 +53,7 @@ class BenchVariant:
 
 
 def has_collectives(program: ExportedProgram) -> bool:
-    """Whether the model brings its own."""
+    """Whether the model has collectives of its own."""
     return any(group_name_of(node) for node in every_node(program.graph_module))
 
 
@@ -63,14 +63,14 @@ def make_variants(
     mesh: DeviceMesh | None,
     written: ExportedProgram | None = None,
 ) -> list[BenchVariant]:
-    """Those of `settings.variants`, in that order. Weights are shared between them.
+    """Make the variants of `settings.variants`, in that order. They share their weights.
+
+    With the default variants, `parallel` is left out if the model has no such form.
 
     Args:
-        program: of the standard model.
-        mesh: to shard it over; None where there is one rank, or it brings its own collectives.
-        written: its ladder as written by hand, if it is a model of its own.
-
-    Where all are wanted, `parallel` is left out of nets that have no such form.
+        program: the standard model.
+        mesh: mesh to shard over; None with one rank, or if the model has its own collectives.
+        written: hand-written ladder, if it is a separate model.
 
     Raises:
         LadderError: the program has no blocks, or cannot be sharded.
@@ -80,7 +80,7 @@ def make_variants(
     made: list[BenchVariant] = []
     for name in settings.variants:
         if (name == "bound" and not is_sharded) or name not in programs:
-            continue  # "free" among them: it is no program of its own
+            continue  # so is "free", which runs the program of "ladder"
         ours = programs[name]
         if mesh is None:
             module = _unsharded(name, program, ours)
@@ -98,8 +98,8 @@ def make_variants(
 
 
 def _unsharded(name: str, program: ExportedProgram, ours: ExportedProgram) -> nn.Module:
-    """The program of a variant as it is; collectives in it are the model's own."""
-    # Rewriting it is ladderize's own work.
+    """The module of a variant without sharding; its collectives are the model's own."""
+    # The backend rewrites the standard program into the ladder.
     module: Any = (program if name == "ladder" else ours).module()
     if name == "bound":
         drop_collectives(module, 1)
@@ -128,7 +128,7 @@ def _shard(
 def _programs(
     program: ExportedProgram, settings: Settings, written: ExportedProgram | None
 ) -> dict[str, ExportedProgram]:
-    """What each variant computes, unsharded, by its name."""
+    """The unsharded program of each variant, by name."""
     made = {"standard": program, "bound": program}
     if "ladder" in settings.variants or ("written" in settings.variants and written is None):
         config = LadderConfig.from_options(settings.ladder, checkpoint=settings.checkpoint)
@@ -137,7 +137,7 @@ def _programs(
         made["written"] = found
     made |= {name: program for name in settings.variants if desync_period(name)}
     if PARALLEL in settings.variants:
-        # An error only where it was asked for by name.
+        # An error only if variants were given.
         with suppress(LadderError) if settings.variants == tuple(VARIANTS) else nullcontext():
             made[PARALLEL] = _parallel(program)
     return made
@@ -146,7 +146,7 @@ def _programs(
 def _parallel(program: ExportedProgram) -> ExportedProgram:
     rewritten, report = rewrite_program(program, LadderConfig(variant=PARALLEL))
     if not any(block.is_rewired for block in report.blocks):
-        raise LadderError("No two blocks can be put beside each other in this program.")
+        raise LadderError("No two blocks of this program can run in parallel.")
     return rewritten
 
 
@@ -156,7 +156,7 @@ def _compile(
     graphs = settings.device == "cuda" and settings.graphs and settings.lowering == "inductor"
     mode = "reduce-overhead" if graphs else None
     if name != "ladder":
-        backend = settings.lowering  # torch's own backends have the names of our lowerings
+        backend = settings.lowering  # our lowerings are named after torch's backends
         return torch.compile(module, backend=backend, fullgraph=True, dynamic=False, mode=mode)
     options: dict[str, Any] = {"lowering": settings.lowering}
     if mode is not None:
@@ -169,9 +169,9 @@ def _compile(
 
 
 def drop_collectives(gm: GraphModule, num_ranks: int) -> None:
-    """Take the collectives out of a rank-local graph; what it computes is wrong then.
+    """Remove the collectives from a rank-local graph, whose values are wrong afterwards.
 
-    All-to-alls of equal splits are passed on as they are, like all-reduces.
+    All-to-alls of equal splits become the identity, like all-reduces.
 
     before   r = reduce(h)   y = wait(r)   w = gather(logits, …, dim, n)
     after    h               h             w = cat([logits] * n, dim)
@@ -187,13 +187,13 @@ def drop_collectives(gm: GraphModule, num_ranks: int) -> None:
             node.replace_all_uses_with(whole)
             gm.graph.erase_node(node)
     if left := [node for node in every_node(gm) if group_name_of(node)]:
-        raise LadderError(f"Collectives that cannot be left out: {', '.join(map(str, left))}.")
+        raise LadderError(f"These collectives cannot be removed: {', '.join(map(str, left))}.")
     gm.graph.lint()
     gm.recompile()
 
 
 def _keeps_its_shape(node: Node) -> bool:
-    """Whether it is a collective of torch's whose result is as large as what it is given."""
+    """Whether `node` is a torch collective whose output has the shape of its input."""
     op = collective_of(node)
     if op == "all_to_all_single":
         _, outputs, inputs, *_ = node.args

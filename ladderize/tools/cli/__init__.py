@@ -1,7 +1,7 @@
 """The `ladderize` command: `ladderize VERB MODEL [options]`, one file a verb.
 
-Torch is imported by the verbs, so that `--help` answers at once. `arguments.py` holds the flags
-that verbs share, `running.py` what happens around each: progress, refusals, exit codes.
+The verbs import torch, so `--help` answers at once. `arguments.py` holds the flags that verbs
+share; `running.py` handles progress, refusals and exit codes.
 """
 
 import gc
@@ -107,7 +107,7 @@ def ladderize(
 ) -> None:
     """Rewrite residual models into ladder networks that hide tensor-parallel communication.
 
-    MODEL is a .pt2 file, hf:DIR_OR_CONFIG (a local configuration of transformers; the weights are
-    those of DIR, or random), hf:NAME (a shipped configuration, such as hf:llama or hf:llama-70b),
-    or module:factory (a Python function that returns (model, args, kwargs)).
+    MODEL is a .pt2 file, hf:DIR_OR_CONFIG (a local transformers configuration; weights are read
+    from DIR or random), hf:NAME (a shipped configuration, such as hf:llama or hf:llama-70b), or
+    module:factory (a Python function that returns (model, args, kwargs)).
     """

@@ -20,9 +20,10 @@ Layers = Annotated[
     str | None,
     typer.Option(help='Layers to convert: "all", "16:32", "last:16", "last:50%", "[0, 3]".'),
 ]
-Blocks = Annotated[str | None, typer.Option(help="The same, counted in blocks.")]
+Blocks = Annotated[str | None, typer.Option(help="Like --layers, but counted in blocks.")]
 Staleness = Annotated[
-    int | None, typer.Option(min=0, help="How many blocks earlier to read. \\[default: 1]")
+    int | None,
+    typer.Option(min=0, help="Staleness of reads, in blocks. \\[default: 1]"),
 ]
 Variant = Annotated[
     str | None,
@@ -46,7 +47,7 @@ Connectivity = Annotated[
 ]
 Routed = Annotated[
     list[str] | None,
-    typer.Option(help='With farskip: modules of routed experts, "*.mlp.experts". Repeatable.'),
+    typer.Option(help='With farskip: modules of routed experts: "*.mlp.experts". Repeatable.'),
 ]
 Experts = Annotated[
     str | None,
@@ -64,7 +65,7 @@ DebugDir = Annotated[
 
 Lowering = Annotated[
     str | None,
-    typer.Option(help='With --tp: "tensorrt" builds the engines too, which ladderize.load runs.'),
+    typer.Option(help='With --tp: "tensorrt" also builds engines, which ladderize.load runs.'),
 ]
 LoweringOption = Annotated[
     list[str] | None,
@@ -76,8 +77,8 @@ LoweringOption = Annotated[
 
 # ---- the inputs of an hf: model
 
-Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs made for an hf: model.")]
-Length = Annotated[int, typer.Option(min=1, help="Tokens of each.")]
+Batch = Annotated[int, typer.Option(min=1, help="Examples in the inputs of an hf: model.")]
+Length = Annotated[int, typer.Option(min=1, help="Tokens per example.")]
 ImageSize = Annotated[
     int, typer.Option(min=1, help="Image size in pixels, if the config does not set one.")
 ]
@@ -85,7 +86,7 @@ Dynamic = Annotated[
     bool, typer.Option("--dynamic", help="Trace with any batch and length (not for .pt2).")
 ]
 
-# ---- text, and where it is run
+# ---- text, and the device
 
 Texts = Annotated[
     list[Path] | None,
@@ -95,15 +96,15 @@ Texts = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. \\[default: cuda if there is one]")]
 
-# ---- how it answers
+# ---- output
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and all warnings.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 
 
 def lowering_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` as Python writes a value; what is none is a text, and a target always is."""
+    """Parse NAME=VALUE options. A value is a Python literal or else a string; a target is one."""
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -120,12 +121,12 @@ Number = TypeVar("Number", int, float)
 
 
 def words(text: str | None) -> tuple[str, ...]:
-    """The words in a list with commas."""
+    """The words of a comma-separated list."""
     return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 def numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, ...]:
-    """The numbers above 0 (latencies: at least 0) in a list with commas; None is an empty one."""
+    """Parse a comma-separated list of positive ints or nonnegative floats; None gives ()."""
     try:
         found = () if text is None else tuple(map(kind, text.split(",")))
     except ValueError:
@@ -138,10 +139,10 @@ def numbers(text: str | None, flag: str, kind: type[Number]) -> tuple[Number, ..
 
 
 def refuse_mistakes(*models: str, **options: Any) -> None:
-    """Refuse models that are not there and options that cannot be used, before torch is loaded.
+    """Refuse missing models and invalid options before torch is loaded.
 
     Raises:
-        LadderError: naming them.
+        LadderError: a model does not exist, or an option is invalid.
     """
     from ladderize.config.ahead_of_time import aot_config
     from ladderize.tools.sources.model_names import refuse_unknown

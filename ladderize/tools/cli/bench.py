@@ -1,4 +1,4 @@
-"""`ladderize bench MODEL`: the gain of hidden communication, in one run."""
+"""`ladderize bench MODEL`: measure what hiding communication gains, in one run."""
 
 import shlex
 import sys
@@ -33,14 +33,14 @@ New = Annotated[int, typer.Option(min=1, help="Free positions in the KV cache, i
 Phases = Annotated[
     str,
     typer.Option(
-        "--phase", help="Some of prefill,decode; training for a model that brings its inputs."
+        "--phase", help="Any of prefill,decode, or training for a model with its own inputs."
     ),
 ]
 Written = Annotated[
-    str, typer.Option(help="Variant written: a MODEL that is the ladder of this one by hand.")
+    str, typer.Option(help="MODEL of a hand-written ladder, measured as the variant written.")
 ]
 Variants = Annotated[
-    str | None, typer.Option(help="Some of standard,written,ladder,parallel,bound,free.")
+    str | None, typer.Option(help="Any of standard,written,ladder,parallel,bound,free.")
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed steps per variant.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Untimed steps before the timed ones.")]
@@ -88,7 +88,7 @@ def bench(
 ) -> None:
     """Time the ladder and the standard model in turns, under torchrun or by itself.
 
-    Without GPUs the ranks are processes of this machine with an emulated link. On CUDA they use
+    Without GPUs, the ranks are processes on this machine with an emulated link. On CUDA they use
     NCCL, and the exposed time is read from a trace.
     """
     with running("bench", debug, json):

@@ -28,7 +28,7 @@ def demo(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Shard a small random Llama as a ladder, on CPU processes of this machine."""
+    """Shard a small random Llama as a ladder over CPU processes on this machine."""
     with running("demo", debug, json):
         from ladderize.tools.demo import run_demo
 

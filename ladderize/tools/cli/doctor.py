@@ -10,11 +10,11 @@ STYLES = {"ok": "green", "warning": "yellow", "missing": "dim", "broken": "bold 
 
 
 def doctor(json: flags.Json = False, debug: flags.Debug = False) -> None:
-    """Try what ladderize depends on: devices, compilers, collectives, TensorRT, caches.
+    """Check what ladderize depends on: devices, compilers, collectives, TensorRT, caches.
 
-    The exit code is 1 if something that every use needs is broken.
+    The exit code is 1 if something required is broken.
     """
-    with running("doctor", debug, json), working("trying what works on this machine"):
+    with running("doctor", debug, json), working("checking this machine"):
         from ladderize.tools.doctor.examine import examine
 
         checks = examine()

@@ -1,4 +1,4 @@
-"""`ladderize evaluate STANDARD LADDER --text FILES`: a ladder next to its standard model."""
+"""`ladderize evaluate STANDARD LADDER --text FILES`: compare a ladder with its standard model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ Ladder = Annotated[
     str,
     typer.Argument(
         metavar="LADDER",
-        help="Folder of the ladder; the same folder with --blocks or --layers: before healing.",
+        help="Folder of the ladder, or STANDARD again with --blocks or --layers: before healing.",
     ),
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="Number of tokens to compare.")]
@@ -23,7 +23,7 @@ Length = Annotated[int, typer.Option(min=2, help="Tokens per sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences per run.")]
 Tasks = Annotated[
     list[Path] | None,
-    typer.Option("--task", help="YAML file of a task for lm-eval, with local data; repeatable."),
+    typer.Option("--task", help="YAML file of an lm-eval task with local data; repeatable."),
 ]
 Lowering = Annotated[str, typer.Option(help="Lowering of the ladder: eager, aot_eager, inductor.")]
 
@@ -46,8 +46,8 @@ def evaluate(
 ) -> None:
     """Compare a ladder with its standard model: perplexity, KL divergence, top-1 agreement.
 
-    Each with a 95 % interval over sequences. A ladder whose config.json says which blocks are
-    converted needs no options.
+    Each has a 95 % interval over sequences. If the ladder's config.json names its converted
+    blocks, no options are needed.
     """
     with running("evaluate", debug, json):
         flags.refuse_mistakes(standard, ladder)

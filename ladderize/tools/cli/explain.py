@@ -7,7 +7,9 @@ import typer
 from ladderize.tools.cli import arguments as flags
 from ladderize.tools.cli.running import console, print_json, refuse, running, working
 
-Full = Annotated[bool, typer.Option("--full", help="Show every block, not runs of alike layers.")]
+Full = Annotated[
+    bool, typer.Option("--full", help="Show every block instead of folding equal layers.")
+]
 
 
 def explain(
@@ -28,9 +30,10 @@ def explain(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Show the residual blocks of a model, and what a ladder of it reads. Nothing is compiled.
+    """Show the residual blocks of a model and what its ladder reads. Nothing is compiled.
 
-    Exit code 1 where it cannot be converted as asked. With --tp also how it would be sharded.
+    With --tp, also show how it would be sharded. The exit code is 1 if the model cannot be
+    converted as requested.
     """
     options = flags.given(
         layers=layers,

@@ -1,4 +1,4 @@
-"""`ladderize heal MODEL --blocks … --text FILES --out DIR`: train a ladder to be like its model."""
+"""`ladderize heal MODEL --blocks … --text FILES --out DIR`: train a ladder by distillation."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,13 @@ from ladderize.tools.cli.running import console, print_json, running, working
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Folder of a causal LM and its tokenizer, or with one .gguf."
+        metavar="MODEL", help="Folder with a causal LM and its tokenizer, or with one .gguf file."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the healed ladder; an unfinished run resumes.")]
 FitTokens = Annotated[
     int,
-    typer.Option(min=0, help="Tokens to fit the weights that read the stream on, before training."),
+    typer.Option(min=0, help="Before training, fit the weights that read the stream on N tokens."),
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="Number of tokens to train on.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps, instead of --tokens.")]
@@ -33,19 +33,19 @@ Lora = Annotated[
 Temperature = Annotated[float, typer.Option(help="Temperature of both models' logits.")]
 LabelWeight = Annotated[float, typer.Option(help="Weight of the cross entropy with the text.")]
 StreamWeight = Annotated[
-    float, typer.Option(help="Weight of the distance of the residual streams after each layer.")
+    float, typer.Option(help="Weight of the distance between the streams after each layer.")
 ]
 BlendSteps = Annotated[
-    int, typer.Option(min=0, help="Steps at the start that blend fresh and stale reads.")
+    int, typer.Option(min=0, help="Number of first steps that blend fresh and stale reads.")
 ]
 SelfGenerated = Annotated[
-    int, typer.Option(min=0, help="Tokens of text that the model writes itself, to train on.")
+    int, typer.Option(min=0, help="Number of training tokens that the model generates itself.")
 ]
 Bf16 = Annotated[
     bool | None,
     typer.Option(help="Compute in bfloat16, with float32 weights. \\[default: on CUDA]"),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the order of the text, and of self-made text.")]
+Seed = Annotated[int, typer.Option(help="Seed for the order of the text and for generated text.")]
 Lowering = Annotated[str, typer.Option(help="Lowering: inductor, aot_eager or eager.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Overwrite a finished run, or one with other options.")
@@ -80,8 +80,8 @@ def heal(
 ) -> None:
     """Train a ladder to compute what its standard model does (self-distillation).
 
-    Interrupted, it saves a checkpoint, and the same command resumes. Under torchrun the ranks share
-    the batches.
+    If interrupted, it saves a checkpoint, and the same command resumes. Under torchrun, training
+    is data parallel.
     """
     with running("heal", debug, json):
         flags.refuse_mistakes(model)

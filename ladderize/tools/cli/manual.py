@@ -12,7 +12,7 @@ _MARKUP = re.compile(r"\\(?=\[)")  # escapes a bracket from rich
 
 
 def manual_page(context: Any, version: str) -> str:
-    """The page of all verbs of the group of commands that `context`, of click, is of."""
+    """The man page of the command group of `context`, a click context, with all its verbs."""
     group = context.command
     lines = [
         f'.TH LADDERIZE 1 "" "ladderize {version}" "User Commands"',
@@ -64,7 +64,7 @@ def _paragraphs(text: str | None) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """As roff prints it: no line of text begins with a control character."""
+    """Escape `text` for roff; a line of text must not begin with a control character."""
     text = _MARKUP.sub("", text).replace("…", "...")
     text = text.replace("\\", r"\e").replace("-", r"\-")
     return rf"\&{text}" if text[:1] in (".", "'") else text

@@ -1,4 +1,4 @@
-"""`ladderize plan MODEL --hardware h100x8-nvlink`: the gain of a ladder on other hardware."""
+"""`ladderize plan MODEL --hardware h100x8-nvlink`: predict the gain of a ladder on hardware."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +15,19 @@ Batches = Annotated[
     str | None,
     typer.Option(
         "--batch",
-        help="Batch sizes, separated by commas. \\[default: 1,4,16,64; of the traced call if MODEL "
-        "brings its inputs]",
+        help="Comma-separated batch sizes. \\[default: 1,4,16,64, or that of MODEL's own inputs]",
     ),
 ]
 Prompt = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Prompt tokens per example. \\[default: 1024; of the traced call if MODEL brings its "
-        "inputs]",
+        help="Prompt tokens per example. \\[default: 1024, or the length of MODEL's own inputs]",
     ),
 ]
 Sensitivity = Annotated[
     Path | None,
-    typer.Option(help="File of ladderize sensitivity: tokens/s against damage of its sets."),
+    typer.Option(help="Output of ladderize sensitivity: also show tokens/s against damage."),
 ]
 Desync = Annotated[
     int | None,
@@ -38,13 +36,13 @@ Desync = Annotated[
 Experts = Annotated[
     str,
     typer.Option(
-        help='"tensor": every expert split over the ranks; "expert": whole ones on each rank, '
-        "to which tokens travel by all-to-all."
+        help='"tensor" splits every expert over the ranks; "expert" gives each rank whole ones, '
+        "and tokens move by all-to-all."
     ),
 ]
 New = Annotated[int, typer.Option(min=1, help="Generated tokens per example.")]
 
-# What is traced; costs are scaled from there.
+# Batch and length of the trace; costs are scaled from it.
 _TRACED = (2, 32)
 
 

@@ -1,4 +1,4 @@
-"""`ladderize plot MODEL --out plot.html`: pictures of the blocks and of a step."""
+"""`ladderize plot MODEL --out plot.html`: draw the blocks and a step."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +15,15 @@ Perfetto = Annotated[
     Path | None, typer.Option(help="Also write the timeline to this file, for ui.perfetto.dev.")
 ]
 TraceStandard = Annotated[
-    Path | None, typer.Option(help="Trace of the standard model, of export_chrome_trace.")
+    Path | None, typer.Option(help="Trace of the standard model, from export_chrome_trace.")
 ]
 TraceLadder = Annotated[Path | None, typer.Option(help="Trace of the ladder.")]
 Hardware = Annotated[
     str, typer.Option(help="Hardware to predict for: DEVICExRANKS-LINK, such as h100x4-pcie.")
 ]
-Dark = Annotated[bool, typer.Option("--dark", help="Dark colors for a picture; a page has both.")]
+Dark = Annotated[
+    bool, typer.Option("--dark", help="Dark colors for .svg and .png; a page has both.")
+]
 
 
 def plot(
@@ -42,7 +44,7 @@ def plot(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Draw the blocks before and after the rewrite, the timeline of a step and a table of layers.
+    """Draw the blocks before and after the rewrite, the timeline of a step, and a table of layers.
 
     The timeline is read from the traces if given, otherwise predicted for the hardware.
     """
@@ -81,6 +83,6 @@ def plot(
     else:
         console().print(f"written to {out}", highlight=False)
         if perfetto is not None:
-            console().print(f"written to {perfetto}: open it on ui.perfetto.dev", highlight=False)
+            console().print(f"written to {perfetto}: open it at ui.perfetto.dev", highlight=False)
     if not report.ok:
         raise refuse("plot", report.refused[0].summary)

@@ -1,4 +1,4 @@
-"""`ladderize rewrite MODEL --out OUT`: its ladder as a file, or sharded, as a directory."""
+"""`ladderize rewrite MODEL --out OUT`: write its ladder to a file, or sharded to a directory."""
 
 import json as json_of
 from pathlib import Path
@@ -21,7 +21,7 @@ StopAfter = Annotated[
     typer.Option(
         metavar="STEP",
         help="Run the pipeline up to this step, print the graph, write nothing. "
-        "A step has the name of its pass: RerouteReads, ShardBranches, DeferWaits.",
+        "Steps are named after passes: RerouteReads, ShardBranches, DeferWaits.",
     ),
 ]
 
@@ -52,12 +52,12 @@ def rewrite(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Rewrite a model into its ladder form, and shard it.
+    """Rewrite a model into its ladder form and, with --tp, shard it.
 
     OUT is written atomically.
     """
     if out is None and not dry_run and stop_after is None:
-        raise typer.BadParameter("give it, --dry-run or --stop-after", param_hint="--out")
+        raise typer.BadParameter("required without --dry-run or --stop-after", param_hint="--out")
     options = flags.given(
         layers=layers,
         blocks=blocks,

@@ -28,12 +28,12 @@ from ladderize.tools.sources.opened_models import open_model
 
 @dataclass(frozen=True)
 class Done:
-    """What was done.
+    """The result of `rewrite_model`.
 
     Attributes:
-        report: of the rewrite.
-        local: how it was sharded, None if it was not.
-        out: what was written, None in a dry run.
+        report: report of the rewrite.
+        local: rank-local program, None if the model was not sharded.
+        out: path that was written, None in a dry run.
     """
 
     report: Report
@@ -77,18 +77,18 @@ def rewrite_model(
     """Read or trace the model called `name`, rewrite it, and write it to `out`.
 
     Args:
-        name: as on the command line.
-        sizes: of the inputs of an `hf:` model.
-        out: a file, with `num_ranks` a directory; None: nothing is written.
-        num_ranks: to shard over.
-        options: of `LadderConfig`.
+        name: MODEL, as on the command line.
+        sizes: input sizes of an `hf:` model.
+        out: output file, or directory if `num_ranks` is given; None writes nothing.
+        num_ranks: number of ranks to shard over; None does not shard.
+        options: options of `LadderConfig`.
         force: overwrite `out`.
 
     Raises:
-        LadderError: whatever keeps this from being done; `out` is what it was then.
+        LadderError: the model cannot be rewritten or written; `out` is left unchanged.
     """
     is_written = out is not None and num_ranks is not None
-    _config(None, options, is_written)  # mistaken options need no model
+    _config(None, options, is_written)  # refuse invalid options before the model is opened
     if out is not None:
         refuse_existing(out, force)
     told = Console(stderr=True)
@@ -116,12 +116,14 @@ def rewrite_model(
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as an exception would, so that whatever was begun is removed."""
+    """Turn SIGTERM into an exception, so that partial output is removed."""
 
     def stop(*_: object) -> None:
         raise SystemExit("ladderize rewrite: stopped by SIGTERM; nothing was written")
 
-    if threading.current_thread() is not threading.main_thread():  # the others get no signals
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread gets signals
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -134,12 +136,12 @@ def _stopped_by_sigterm() -> Iterator[None]:
 def graph_of_model(
     name: str, sizes: InputSizes, num_ranks: int | None, options: Mapping[str, Any], stop_after: str
 ) -> str:
-    """The graph of the model called `name` as the named step leaves it, as Python code.
+    """The graph of the model called `name` after the step `stop_after`, as Python code.
 
     Raises:
-        LadderError: from a step up to that one, or because there is none of that name.
+        LadderError: a step up to `stop_after` refused the model, or no step has that name.
     """
-    aot_config(**options)  # mistaken options need no model
+    aot_config(**options)  # refuse invalid options before the model is opened
     source = open_model(name, sizes)
     config = aot_config(source.entry, **options)
     ranks = None if num_ranks is None else RankGroup(num_ranks, GROUP)
@@ -150,11 +152,11 @@ def graph_of_model(
 def _config(
     entry: LadderEntry | None, options: Mapping[str, Any], is_written: bool
 ) -> LadderConfig:
-    """The configuration; of a lowering only engines can be written, into a sharded directory."""
+    """The configuration. TensorRT engines can only be written into a sharded directory."""
     if options.get("lowering") != "tensorrt":
         return aot_config(entry, **options)
     if not is_written:
         raise LadderError(
-            "Engines are written into a directory of shards.", cure="give --tp and --out"
+            "Engines can only be written into a sharded directory.", cure="give --tp and --out"
         )
     return LadderConfig.from_options(options, checkpoint=entry)

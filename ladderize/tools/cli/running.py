@@ -1,4 +1,4 @@
-"""What happens around a verb: a progress line or bar on stderr, refusals, warnings, exit codes.
+"""The frame around a verb: progress on stderr, refusals, warnings and exit codes.
 
 stdout    the result: tables, or JSON with --json
 stderr    progress (on a terminal), warnings, the reason of a refusal
@@ -18,7 +18,7 @@ WIDTH = 100
 
 
 def console() -> Console:
-    """Of stdout; of a fixed width where it is no terminal."""
+    """The console of stdout; `WIDTH` columns wide unless stdout is a terminal."""
     found = Console()
     return found if found.is_terminal else Console(width=WIDTH)
 
@@ -27,12 +27,12 @@ def console() -> Console:
 def running(
     verb: str, debug: bool, as_json: bool = False, *, shows_report: bool = False
 ) -> Iterator[None]:
-    """The body of a verb: what it refuses ends the process with exit code 1 and the reason.
+    """Run the body of a verb; an error ends the process with exit code 1 and the reason.
 
     Args:
-        verb: for messages.
+        verb: name of the verb, for messages.
         debug: show tracebacks and all warnings.
-        as_json: print a refusal as JSON, too.
+        as_json: also print a refusal as JSON.
         shows_report: whether the verb prints the report, which lists what is kept whole.
     """
     with warnings.catch_warnings():
@@ -42,7 +42,7 @@ def running(
             yield
         except (typer.Exit, typer.BadParameter, KeyboardInterrupt):
             raise
-        except Exception as error:  # the one place where whatever happens becomes an exit code
+        except Exception as error:  # the one place where any error becomes an exit code
             if debug:
                 raise
             if as_json:
@@ -51,21 +51,21 @@ def running(
 
 
 def refuse(verb: str, reason: str) -> typer.Exit:
-    """Tell why on stderr; raise what this returns."""
+    """Print the reason on stderr and return the exception to raise."""
     typer.echo(f"ladderize {verb}: {reason}", err=True)
     return typer.Exit(1)
 
 
 @contextmanager
 def working(text: str) -> Iterator[None]:
-    """A spinner on stderr while the body runs, where that is a terminal."""
+    """Show a spinner while the body runs, if stderr is a terminal."""
     with Console(stderr=True).status(text):
         yield
 
 
 @contextmanager
 def counting(text: str) -> Iterator[Callable[[int, int], None]]:
-    """What comes back is told (done, total): a bar on stderr, or a line for each tenth."""
+    """Yield a callback of (done, total) that shows a bar on stderr, or a line every 10 %."""
     told = Console(stderr=True)
     if not told.is_terminal:
         yield _tell_tenths(text)
@@ -93,7 +93,7 @@ def print_json(text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """On one line, unless there are several reasons."""
+    """The error on one line, unless it has several reasons."""
     from ladderize.errors import LadderError
 
     if not isinstance(error, LadderError):

@@ -1,4 +1,4 @@
-"""`ladderize sensitivity MODEL --text FILES`: which blocks to convert, and what that costs."""
+"""`ladderize sensitivity MODEL --text FILES`: measure which blocks are cheap to convert."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +15,14 @@ Tokens = Annotated[int, typer.Option(min=1, help="Number of tokens to measure ea
 Length = Annotated[int, typer.Option(min=2, help="Tokens per sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences per run.")]
 Width = Annotated[
-    int, typer.Option(min=1, help="Candidates that are measured for each step of a set.")
+    int, typer.Option(min=1, help="Number of candidate blocks measured each time a set grows.")
 ]
 SetsAtOnce = Annotated[
     int, typer.Option(min=1, help="Sets per run, each on its own copy of the batch.")
 ]
 HealTokens = Annotated[
     int,
-    typer.Option(min=0, help="Heal the best sets for each share on so many tokens, to choose."),
+    typer.Option(min=0, help="Choose among the best sets by healing each on this many tokens."),
 ]
 Out = Annotated[
     Path | None,
@@ -51,10 +51,10 @@ def sensitivity(
     json: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Measure what converting each block costs, alone and in sets that grow.
+    """Measure what converting each block costs, alone and in growing sets.
 
-    The result is the best set of blocks found for each share of hidden communication. With --out,
-    an interrupted run continues where it stopped.
+    The result is the best set of blocks for each share of hidden communication. With --out, an
+    interrupted run continues where it stopped.
     """
     with running("sensitivity", debug, json):
         flags.refuse_mistakes(model)

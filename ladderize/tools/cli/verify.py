@@ -1,4 +1,4 @@
-"""`ladderize verify ORIGINAL REWRITTEN`: is it the ladder of it, and the same on every rank?"""
+"""`ladderize verify ORIGINAL REWRITTEN`: check a rewritten model, on all its ranks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +11,20 @@ from ladderize.tools.cli.running import console, print_json, refuse, running, wo
 Rewritten = Annotated[
     list[Path],
     typer.Argument(
-        help="What `ladderize rewrite` wrote: a .pt2 file, a directory, or the directories of all "
-        "ranks where each host has its own copy."
+        help="Output of `ladderize rewrite`: a .pt2 file, a directory, or one directory per rank "
+        "if each host has its own copy."
     ),
 ]
 Dtype = Annotated[
     list[str] | None,
-    typer.Option(help="Compute in this dtype too: float64, float32, float16, bfloat16."),
+    typer.Option(help="Also compute in this dtype: float64, float32, float16, bfloat16."),
 ]
 Variants = Annotated[
     int | None, typer.Option(min=1, help="Sets of random inputs. \\[default: 3 dynamic, 2 static]")
 ]
 Memory = Annotated[
     int,
-    typer.Option(min=1, help="MiB for the values of one run; larger sizes are not tried."),
+    typer.Option(min=1, help="Memory limit of one run, in MiB; larger input sizes are skipped."),
 ]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -44,9 +44,8 @@ def verify(
 ) -> None:
     """Check a rewritten model against a reference ladder that is built from the original.
 
-    Without --layers, --blocks and --staleness it is held to what the config.json of an hf: model
-    says, or else to what its files say was asked for. The original is traced with the sizes of the
-    rewritten one.
+    Without --layers, --blocks and --staleness, the options are those in the config.json of an hf:
+    model, or else those recorded in REWRITTEN. The original is traced with the sizes of REWRITTEN.
     """
     unknown = [name for name in dtype or () if name not in DTYPES]
     if unknown:
@@ -67,7 +66,7 @@ def verify(
         options = options if entry is None else entry.fill(options)  # refused before files are read
         candidate = read_candidate(rewritten)
         source = open_model(original, sizes_of(candidate.parts[0].program))
-        if entry is None and source.entry is not None:  # of a factory's model
+        if entry is None and source.entry is not None:  # the entry comes with a factory's model
             options = source.entry.fill(options)
         dtypes = [getattr(torch, name) for name in dtype] if dtype else None
         found = check(

@@ -1,4 +1,4 @@
-"""`ladderize demo`: a sharded ladder on this machine.
+"""`ladderize demo`: run a sharded ladder on this machine.
 
 parent    starts the ranks (ladderize/tools/launch) and prints their results
 a rank    on_rank.py
@@ -42,9 +42,9 @@ def run_demo(
 
     Args:
         num_ranks: number of processes to shard over.
-        num_layers: number of layers, None for the default of the configuration.
-        hf: a local configuration of another causal LM, None for the small random Llama.
-        as_json: print the results as JSON, and nothing else on stdout.
+        num_layers: number of layers, None for the configuration's default.
+        hf: path of another causal LM's configuration, None for the small random Llama.
+        as_json: print only JSON on stdout.
 
     Raises:
         DemoError: transformers is missing, a rank failed, or the result is wrong.
@@ -57,7 +57,7 @@ def run_demo(
     told = Console(stderr=True) if as_json else console
     with Steps(told) as steps, tempfile.TemporaryDirectory(prefix="ladderize-demo-") as name:
         steps.begin("load torch")
-        from ladderize.tools.demo.on_rank import STAGES, work  # here, so that loading torch shows
+        from ladderize.tools.demo.on_rank import STAGES, work  # loads torch
         from ladderize.tools.launch.ranks import RankFailed, launch
 
         steps.begin(f"start {num_ranks} ranks (torch's elastic launcher, gloo)")
@@ -100,7 +100,8 @@ def _show(console: Console, ranks: Sequence["Shown"], error: float) -> None:
     say(first.report.table(False, console.width))
     reference = "an independent eager ladder" if first.is_independent else "its unsharded rewrite"
     say(
-        f"\nLargest difference of the logits on {len(ranks)} ranks to {reference} on one process:\n"
+        f"\nLargest difference between the logits on {len(ranks)} ranks and {reference} on one "
+        "process:\n"
         f"  [bold]{error:.1e}[/]   (the logits reach {first.scale:.1f}; those of the standard "
         f"model differ by up to {first.drift:.1f})\n",
         markup=True,
@@ -112,8 +113,8 @@ def _show(console: Console, ranks: Sequence["Shown"], error: float) -> None:
         words = ("attention" if "attention" in word else word for word in blocks[index].split())
         say(f"  block {index}   {' '.join(words)}")
     say(
-        "AR_i launches the all-reduce of block i, W_i waits for it: what stands between them hides "
-        "it.\nk is a fused kernel, other words are kernels by name."
+        "AR_i launches the all-reduce of block i and W_i waits for it; the kernels in between hide "
+        "it.\nk is a fused kernel; other words are names of kernels."
     )
     say(OWN_MODEL, markup=True)
 

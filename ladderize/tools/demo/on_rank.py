@@ -29,8 +29,8 @@ STAGES = {
     "ladderize": 'torch.compile(model, backend="ladderize")',
     "end": "stop the ranks",
 }
-# Weights of variance 1/fan_in keep every branch of the order of the stream, as in a trained model:
-# with the 0.02 of transformers, the ladder and the standard model would hardly differ.
+# Weights of variance 1/fan_in give every branch the magnitude of the stream, as in a trained model.
+# With the 0.02 of transformers, the ladder and the standard model would hardly differ.
 SMALL_LLAMA = {
     "hidden_size": HIDDEN,
     "intermediate_size": 2 * HIDDEN,
@@ -134,7 +134,7 @@ def _build(hf: str | None, num_layers: int | None) -> Any:
     Raises:
         LadderError: `hf` is not a configuration of a causal LM that transformers knows.
     """
-    from transformers import AutoModelForCausalLM, LlamaConfig  # here: it takes seconds, reported
+    from transformers import AutoModelForCausalLM, LlamaConfig  # takes seconds
 
     from ladderize.frontends.checkpoints.configurations import read_config
     from ladderize.tools.sources.hugging_face import build

@@ -1,1 +1,1 @@
-"""`ladderize doctor`: what works on this machine."""
+"""`ladderize doctor`: check what works on this machine."""

@@ -1,10 +1,10 @@
-"""What works on this machine: facts of torch.utils.collect_env, and probes that try it.
+"""Check what works on this machine: facts from torch.utils.collect_env, and probes.
 
     examine()  ->  PartStatus("torch", "ok", "2.13.0+cpu, tested"),
                    PartStatus("CUDA", "missing", "torch is built without CUDA", "install …"),
                    PartStatus("Inductor on CPU", "broken", "InvalidCxxCompiler: No working …", "…")
 
-Nothing raises. Each probe runs in a process of its own (`probes.py`).
+Nothing raises. Each probe runs in its own process (`probes.py`).
 """
 
 import os
@@ -44,9 +44,9 @@ class PartStatus:
 
     Attributes:
         name: name of the part.
-        status: "ok"; "warning": works, with a loss or untested; "missing": not there, and needed
-            by some uses only; "broken": does not work although it is there or all uses need it.
-        found: what is there, or the reason, in one line.
+        status: "ok"; "warning": works, but slower or untested; "missing": absent, and needed by
+            some uses only; "broken": present but not working, or required and absent.
+        found: version or facts, or the reason, in one line.
         cure: what to do about it; "" if there is nothing to do.
     """
 
@@ -57,7 +57,7 @@ class PartStatus:
 
 
 def examine() -> tuple[PartStatus, ...]:
-    """Try everything, one after the other; takes some seconds, because a compiler runs."""
+    """Run all checks in turn. This takes some seconds, because a compiler runs."""
     checks = (_system, _torch, _packages, _devices, _compilers, _order, _groups, _tensorrt, _caches)
     return tuple(finding for check in checks for finding in check())
 
@@ -92,7 +92,7 @@ def _torch() -> Iterator[PartStatus]:
 
 
 def _packages() -> Iterator[PartStatus]:
-    """Packages that only some uses need. They are not imported: that may take seconds, or fail."""
+    """Packages that only some uses need. Importing them may be slow or fail, so it is not done."""
     for name, (oldest, use) in PACKAGES.items():
         wanted = f"pip install '{name}>={oldest[0]}.{oldest[1]}'"
         try:
@@ -113,7 +113,7 @@ def _minor(text: str) -> tuple[int, int]:
 
 
 def _num_gpus() -> int:
-    """0 if the driver is missing or too old, about which torch warns."""
+    """Number of GPUs; 0 if the driver is missing or too old, without torch's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.cuda.device_count()
@@ -128,8 +128,8 @@ def _devices() -> Iterator[PartStatus]:
         found = f"torch {torch.__version__} is built without CUDA"
         yield PartStatus("CUDA", "missing", found, cure)
     elif not _num_gpus():
-        found = f"torch is built for CUDA {torch.version.cuda} and sees no device"
-        yield PartStatus("CUDA", "missing", found, "nvidia-smi and CUDA_VISIBLE_DEVICES show why")
+        found = f"torch is built for CUDA {torch.version.cuda} but sees no device"
+        yield PartStatus("CUDA", "missing", found, "check nvidia-smi and CUDA_VISIBLE_DEVICES")
     else:
         yield _probe("CUDA", "compare nvidia-smi's CUDA version with torch's", "devices")
 
@@ -151,7 +151,7 @@ def _order() -> Iterator[PartStatus]:
         yield PartStatus("order of collectives", "ok", "kept by Inductor's control_deps")
         return
     found = "this torch has no control_deps: the ops wait_add and wait_after keep the order"
-    cure = "slower (residual adds are not fused), not wrong; torch 2.11, 2.13 and 2.15 have it"
+    cure = "correct but slower: residual adds are not fused; torch 2.11, 2.13 and 2.15 have it"
     yield PartStatus("order of collectives", "warning", found, cure)
 
 
@@ -194,7 +194,7 @@ def _caches() -> Iterator[PartStatus]:
 
 
 def _writable(name: str, folder: str, variable: str) -> PartStatus:
-    """Whether a file can be written there; leaves nothing behind."""
+    """Whether a file can be written to `folder`; leaves nothing behind."""
     place = Path(folder).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

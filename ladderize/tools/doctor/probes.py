@@ -1,9 +1,9 @@
-"""What `doctor` tries in a process of its own, because it may fail in any way, or crash.
+"""The probes of `doctor`, each run in its own process because it may crash.
 
     attempt("compile", "cpu")      runs      python -P ladderize/tools/doctor/probes.py compile cpu
 
-A probe prints what works as its last line; Python's traceback of an error ends in the reason. The
-file is run by its path, so that none of ladderize's modules is imported.
+A probe prints its finding as the last line; if it fails, Python's traceback ends in the reason. The
+file is run by path, so that no ladderize module is imported.
 """
 
 import importlib
@@ -23,7 +23,7 @@ PATIENCE = 300
 
 
 def attempt(*probe: str) -> tuple[bool, str]:
-    """Whether a probe works, and what it says, or why not in one line."""
+    """Run a probe; return whether it works, and its finding or the reason in one line."""
     command = [sys.executable, "-P", __file__, *probe]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache}
@@ -36,12 +36,12 @@ def attempt(*probe: str) -> tuple[bool, str]:
     if ended.returncode == 0:
         return True, ended.stdout.strip().rpartition("\n")[2]
     if ended.returncode < 0:
-        return False, f"died of signal {-ended.returncode}"
+        return False, f"killed by signal {-ended.returncode}"
     return False, _reason(ended.stderr)
 
 
 def _reason(stderr: str) -> str:
-    """The line of the last error: the first without indent after the last traceback's head."""
+    """The last error: the first unindented line after the last traceback header."""
     _, head, last = stderr.rpartition("Traceback (most recent call last):\n")
     lines = [line for line in last.splitlines() if line and not line.startswith(" ")]
     if not lines:
@@ -53,7 +53,7 @@ def _reason(stderr: str) -> str:
 
 
 def devices() -> str:
-    """The GPUs by name and number, and whether each multiplies in bfloat16."""
+    """The GPUs by name and count, and whether they support bfloat16 natively."""
     names: dict[str, int] = {}
     for index in range(torch.cuda.device_count()):
         with torch.cuda.device(index):
@@ -64,24 +64,24 @@ def devices() -> str:
 
 
 def finds(backend: str) -> str:
-    """By the entry point, as for a program that does not import ladderize; it is loaded too."""
+    """Load a backend by its entry point, as a program that does not import ladderize would."""
     found = torch.compiler.list_backends()
     if backend not in found:
-        raise LookupError(f"torch finds the backends {', '.join(found)}, and no {backend}")
+        raise LookupError(f"torch finds the backends {', '.join(found)}, but not {backend}")
     torch.compile(torch.sin, backend=backend)
     return f"torch.compile finds it, in {Path(sys.modules[backend].__file__ or '').parent}"
 
 
 def compiles(device: str) -> str:
-    """A kernel that Inductor really emits: the caller gives it an empty cache."""
+    """Compile a kernel with Inductor; the caller provides an empty cache."""
     x = torch.arange(8.0, device=device)
     found = torch.compile(lambda x: x.sin() + x.cos(), fullgraph=True)(x)
     torch.testing.assert_close(found, x.sin() + x.cos())
-    return "a small kernel compiles and is right"
+    return "a small kernel compiles and runs correctly"
 
 
 def reduces(backend: str, device: str, ranks: str) -> str:
-    """An all-reduce; gloo fails where it does not find the network's interface."""
+    """Run an all-reduce; gloo fails if it does not find the network interface."""
     with tempfile.TemporaryDirectory() as folder:
         args = (backend, device, int(ranks), folder)
         start_processes(  # type: ignore[no-untyped-call]
@@ -101,9 +101,9 @@ def _reduce(rank: int, backend: str, device: str, ranks: int, folder: str) -> No
 
 
 def imports_tensorrt() -> str:
-    """Which TensorRT it is that Torch-TensorRT loads, with the CUDA libraries below."""
+    """Import Torch-TensorRT, and with it TensorRT and the CUDA libraries."""
     importlib.import_module("torch_tensorrt")
-    tensorrt = importlib.import_module("tensorrt")  # there under this name for RTX, too
+    tensorrt = importlib.import_module("tensorrt")  # RTX has this name too
     return f"with TensorRT {tensorrt.__version__}"
 
 

@@ -1,11 +1,11 @@
-"""Where each rank writes when it launched, for the others to read: memory that all of them share.
+"""Shared memory in which each rank writes its launch times for the others to read.
 
     rank 0   lane[n, 0] = 12.301, 0.002 ── gloo ──► latest 12.305, longest 0.003
     rank 1   lane[n, 1] = 12.305, 0.003 ── gloo ──► latest 12.305, longest 0.003
 
-What a rank writes before it joins a collective of gloo, all can read behind that. A collective for
-the times themselves would cost as much as that for the values. There is a lane for what all ranks
-take part in, and one for the messages of each rank to each other one.
+A rank writes its times before it joins a gloo collective, so all ranks can read them after it. A
+separate collective for the times would cost as much as the one for the values. There is one lane
+for collectives, and one for the messages of each ordered pair of ranks.
 """
 
 import tempfile
@@ -15,36 +15,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SLOTS = 64  # gloo lets no rank get further ahead of another than by one transfer
+SLOTS = 64  # with gloo, ranks are at most one transfer apart
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 class LaunchLane:
-    """What was launched on one lane: a slot for each transfer, in it moment and seconds by rank."""
+    """The launches on one lane: a slot per transfer with each rank's launch time and duration."""
 
     def __init__(self, slots: NDArray[np.float64], rank: int) -> None:
         self._slots = slots
         self._rank = rank
 
     def write(self, number: int, moment: float, seconds: float) -> None:
-        """This rank launched transfer `number` at `moment`; its part takes `seconds`."""
+        """Record that this rank launched transfer `number` at `moment`, lasting `seconds`."""
         self._slots[number % SLOTS, self._rank] = moment, seconds
 
     def latest(self, number: int) -> float:
-        """When the last rank launched transfer `number`, which all of them have."""
+        """When the last rank launched transfer `number`; all ranks must have launched it."""
         return float(self._slots[number % SLOTS, :, 0].max())
 
     def longest(self, number: int) -> float:
-        """The seconds that transfer `number` takes on the rank which sends most."""
+        """Duration of transfer `number` on the rank that sends most, in seconds."""
         return float(self._slots[number % SLOTS, :, 1].max())
 
 
 class LaunchBoard:
-    """The lanes of a group. Its ranks are processes of one machine.
+    """The lanes of a group, whose ranks are processes on one machine.
 
     Args:
-        store: of the group.
-        rank, size: in the group.
+        store: store of the group.
+        rank, size: this rank and the number of ranks.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
@@ -62,7 +62,7 @@ class LaunchBoard:
         store.set(f"opened by {rank}", "1")
         if rank == 0:
             store.wait([f"opened by {other}" for other in range(size)])
-            path.unlink()  # nothing stays behind, however the ranks end
+            path.unlink()  # leaves no file, however the ranks end
 
     def collectives(self) -> LaunchLane:
         """The lane that all ranks share."""

@@ -1,9 +1,9 @@
-"""A thread that moves the values by gloo, one transfer at a time, and what `wait()` does with it.
+"""A thread that moves values with gloo, one transfer at a time, and the `wait()` of a transfer.
 
     launch(work) ──► queue ──► gloo: the values ──► lane: the latest launch ──► times ──► wait()
 
-The values must not travel inside of `wait()`: what gloo takes there would look like compute. Gloo
-and the queue release the interpreter lock while they block, so that the rank computes meanwhile.
+The values must not move inside `wait()`, which would add gloo's time to the rank's own. Gloo and
+the queue release the interpreter lock while they block, so the rank computes meanwhile.
 """
 
 import atexit
@@ -24,18 +24,18 @@ from ladderize.tools.emulation.board import LaunchLane
 from ladderize.tools.emulation.transfers import Transfer
 
 Start = Callable[[Any, list[Tensor]], list[dist.Work]]
-"""Launches one transfer on a `ProcessGroupGloo`, whose stub lacks every collective, into tensors
-that are staged in the place of its outputs."""
+"""Launches one transfer on a `ProcessGroupGloo` (its stub lacks all collectives), into staging
+tensors instead of the outputs."""
 
-# Linux wakes a sleeper 0.06 to 0.1 ms late; the rest is spent awake, other threads let through.
+# Linux wakes a sleeping thread 0.06 to 0.1 ms late; the last part is busy waiting, with yields.
 _AWAKE = 200e-6
 
-# For so long the thread is inside of gloo without asking whether the process is to end.
+# Interval at which a thread that waits in gloo checks whether the process is ending.
 _ASLEEP = timedelta(seconds=0.25)
 
 
 class TransferTimes(NamedTuple):
-    """The same on every rank but for `arrived`; as in `Transfer`, and in its order."""
+    """Times of a `Transfer`, in its order. All but `arrived` are the same on every rank."""
 
     peers: float
     free: float
@@ -44,12 +44,12 @@ class TransferTimes(NamedTuple):
 
 
 class EmulatedWork(dist.Work):
-    """One transfer under way. Its values appear in the outputs when it is due, not when gloo has
-    them: what reads a buffer in flight reads what it would read on a slow link.
+    """One transfer in flight. The outputs are filled when it is due, not when gloo has the values:
+    a read of a buffer in flight sees what it would see on a slow link.
 
     Attributes:
-        staged: what gloo works on in the place of the outputs.
-        transfer: what is known of it; None until it has been waited for.
+        staged: tensors that gloo fills instead of the outputs.
+        transfer: record of the transfer; None until it has been waited for.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class EmulatedWork(dist.Work):
         self.launched = time.perf_counter()
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        """Block until the transfer is due and the values are there.
+        """Block until the transfer is due and the values have arrived.
 
         Raises:
-            RuntimeError: gloo's own: a rank is gone, or the group's time is up.
-            TimeoutError: `timeout`, unless it is 0, is up.
+            RuntimeError: from gloo: a rank is gone, or the group's timeout expired.
+            TimeoutError: a nonzero `timeout` expired.
         """
         entered = time.perf_counter()
         schedule = self.schedule.result(timeout.total_seconds() or None)
@@ -98,7 +98,7 @@ class EmulatedWork(dist.Work):
 
 
 class Carrier:
-    """One lane. Carries what it is given in that order, the same on every rank that shares it."""
+    """One lane. Carries transfers in launch order, the same on every rank that shares it."""
 
     def __init__(self, gloo: Any, lane: LaunchLane) -> None:
         self._gloo = gloo
@@ -108,7 +108,7 @@ class Carrier:
         self._is_under_way = False
         self._queue: SimpleQueue[tuple[EmulatedWork, Start] | None] = SimpleQueue()
         self._is_abandoned = False
-        # A daemon: a rank that fails must end although its peers never launch what it launched.
+        # A daemon, so that a failing rank can end although its peers never launch the transfer.
         self._thread = Thread(target=self._run, name="emulated link", daemon=True)
         self._thread.start()
         atexit.register(self._abandon)
@@ -117,15 +117,15 @@ class Carrier:
         self._queue.put((work, start))
 
     def close(self) -> None:
-        """End the thread, once it has carried what was launched. Returns at once."""
+        """End the thread after the launched transfers. Returns immediately."""
         self._queue.put(None)
 
     def _abandon(self) -> None:
-        """End the thread and what it carries, for the interpreter ends.
+        """End the thread and its transfer at interpreter exit.
 
-        A thread that comes back from gloo afterwards aborts the process (Python 3.11 ends it by an
-        exception that C++ must not let through). A gloo group is not freed while a transfer is
-        under way: freeing it waits for the peers.
+        A thread that returns from gloo after that aborts the process: Python 3.11 ends it with an
+        exception that must not pass through C++. A gloo group with a transfer in flight is leaked,
+        because freeing it would wait for the peers.
         """
         self._is_abandoned = True
         self.close()
@@ -133,16 +133,16 @@ class Carrier:
         if self._is_under_way:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._gloo))
 
-    @torch.inference_mode()  # what is staged may have been made in that mode
+    @torch.inference_mode()  # staged tensors may be inference tensors
     def _run(self) -> None:
         while (given := self._queue.get()) is not None and not self._is_abandoned:
             work, start = given
             try:
                 work.schedule.set_result(self._carry(work, start))
-            except BaseException as error:  # whatever it is: `wait()` raises it
+            except BaseException as error:  # `wait()` raises it
                 error.add_note(f"while an emulated link carried {work.op}, {work.num_bytes} bytes")
                 work.schedule.set_exception(error)
-            del given, work, start  # the tensors live no longer than the transfer
+            del given, work, start  # free the tensors with the transfer
         if not self._is_abandoned:
             atexit.unregister(self._abandon)
 
@@ -157,13 +157,13 @@ class Carrier:
         return TransferTimes(peers, free, due=self._free, arrived=time.perf_counter())
 
     def _wait_for(self, part: dist.Work) -> None:
-        """Block until gloo is through with it; raises gloo's own errors."""
+        """Block until gloo has finished `part`; raises gloo's errors."""
         while not self._is_abandoned:
             try:
                 part.wait(_ASLEEP)
                 return
             except RuntimeError:
-                if part.is_completed():  # it failed, or came to its end at this very moment
+                if part.is_completed():  # it failed, or has just finished
                     part.wait()
                     return
         self._is_under_way = True

@@ -1,4 +1,4 @@
-"""The backend "emulated" of `torch.distributed`: groups with an emulated link between their ranks.
+"""The `torch.distributed` backend "emulated": groups whose ranks share an emulated link.
 
 init_emulated(link) ──► register_backend ──► init_process_group ──► EmulatedGroup
 new_group, DeviceMesh ───────────────────────────────────────────► EmulatedGroup, the same link
@@ -17,10 +17,9 @@ TIMEOUT = timedelta(minutes=5)
 
 
 def register_backend() -> None:
-    """Make `BACKEND` known to `torch.distributed`; `init_emulated` does.
+    """Register `BACKEND` with `torch.distributed`; `init_emulated` calls this.
 
-    A default group of it takes its `Link` as `pg_options`, groups made later take that of the
-    default one.
+    The default group takes its `Link` as `pg_options`; later groups take that of the default group.
     """
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu"])
@@ -37,15 +36,17 @@ def init_emulated(
 ) -> EmulatedGroup:
     """`torch.distributed.init_process_group` with an emulated link between the ranks.
 
-    All ranks must be processes of one machine. Groups made later (`new_group`, a `DeviceMesh` of
-    several axes) have a link of their own each, at first like the default group's.
+    All ranks must be processes on one machine. Groups made later (`new_group`, a `DeviceMesh` of
+    several axes) each have their own link, initially a copy of the default group's.
 
     Args:
-        link: how long a collective takes. It need not have as many ranks as the group: two
+        link: link that times the collectives. Its number of ranks may differ from the group's: two
             processes can stand in for eight GPUs.
-        rank: of this process; by default, like what follows, as `torchrun` says.
+        rank: rank of this process; by default, as for `world_size`, that of torchrun.
+        world_size: number of ranks.
         store: a `torch.distributed.Store`, instead of `init_method`.
-        timeout: after which a collective that a rank does not join is an error on the others.
+        init_method: as in `init_process_group`.
+        timeout: time after which a collective that some rank does not join fails on the others.
 
     Returns:
         The default group, also `torch.distributed.group.WORLD`.
@@ -64,7 +65,7 @@ def init_emulated(
 
 
 def _create(options: Any, link: Link | None) -> EmulatedGroup:
-    """Called by torch for the default group, and without a link for each one made later."""
+    """Create a group. Torch passes a link for the default group only."""
     if link is None:
         link = cast(EmulatedGroup, dist.group.WORLD).link
     return EmulatedGroup(

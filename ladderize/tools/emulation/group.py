@@ -1,11 +1,11 @@
-"""A process group whose collectives take the time that a `Link` says.
+"""A process group whose collectives are timed by a `Link`.
 
     allreduce(tensors) ──► EmulatedWork ──► Carrier (carrier.py) ──► gloo, the group "values"
     send(tensors, 1) ────► EmulatedWork ──► Carrier of 0 → 1 ──────► gloo, the group "values"
     barrier, all_gather_object, … ──────────────────────────────────► gloo, the group "control"
 
-Two gloo groups, because a gloo group must be given its collectives in one order by all ranks, and
-the carrier's thread and the caller's have none between them.
+There are two gloo groups because all ranks must launch a gloo group's collectives in one order,
+and the threads of the carrier and of the caller are not ordered.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from ladderize.tools.emulation.carrier import Carrier, EmulatedWork, Start
 from ladderize.tools.emulation.priority import before_compute
 from ladderize.tools.emulation.transfers import Transfer
 
-# Torch's stubs know neither the constructor nor half of what gloo's class has.
+# Torch's stubs lack the constructor and half the methods of gloo's class.
 _ProcessGroup: Any = dist.ProcessGroup
 _c10d: Any = dist
 
@@ -30,14 +30,13 @@ _c10d: Any = dist
 class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
     """Gloo with the clock of a link, and a record of every transfer.
 
-    All-reduces, all-gathers and reduce-scatters of tensors, all-to-alls and broadcasts take their
-    time on the link, one after the other in the order of their launches; so they are launched alike
-    by all ranks. Messages (`send`, `recv`) from one rank to another have a lane of their own, in
-    the order in which both launch them. Everything else (barriers, gathered objects and lists of
-    tensors) goes past the link.
+    All-reduces, all-gathers and reduce-scatters of tensors, all-to-alls and broadcasts occupy the
+    link one at a time in launch order, which must be the same on all ranks. Messages (`send`,
+    `recv`) from one rank to another have their own lane, in the order in which both launch them.
+    Everything else (barriers, gathers of objects and of lists of tensors) bypasses the link.
 
     Attributes:
-        link: for what is launched from now on. Set it between runs, on every rank alike.
+        link: link for later launches. Set it between runs, to the same value on every rank.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta, link: Link) -> None:
@@ -57,7 +56,7 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
 
     @property
     def transfers(self) -> list[Transfer]:
-        """Those that were waited for, in the order of their launches."""
+        """The transfers that were waited for, in launch order."""
         return [work.transfer for work in self._launched if work.transfer is not None]
 
     def clear(self) -> None:
@@ -162,7 +161,7 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
             "broadcast",
             tensors,
             tensors,
-            # The root may be through before others have begun: the barrier makes all of them known.
+            # The root may finish before others start; after the barrier all launch times are known.
             lambda gloo, staged: [
                 gloo.broadcast(staged, opts),
                 gloo.barrier(_c10d.BarrierOptions()),
@@ -187,7 +186,7 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
             carrier=self._messenger(source, self.rank()),
         )
 
-    # The names of torch 2.13 for the same; 2.11 knows those above only.
+    # The names in torch 2.13; torch 2.11 has only those above.
     all_gather_single = _allgather_base
     all_gather_single_coalesced = allgather_into_tensor_coalesced
     reduce_scatter_single = _reduce_scatter_base
@@ -195,7 +194,7 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
     all_to_all_single = alltoall_base
 
     def _messenger(self, source: int, target: int) -> Carrier:
-        """What carries the messages from rank `source` to rank `target`; one of them is this."""
+        """The carrier of messages from rank `source` to rank `target`; one of them is this rank."""
         if (source, target) not in self._messengers:
             with before_compute():
                 carrier = Carrier(self._values, self._board.messages(source, target))
@@ -203,13 +202,13 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
         return self._messengers[source, target]
 
     def _to_others(self, tensor: Tensor, sizes: Sequence[int]) -> int:
-        """Bytes of `tensor`, split along dim 0 into `sizes`, that are not this rank's own part."""
+        """Bytes of `tensor`, split along dim 0 into `sizes`, that belong to other ranks."""
         rows = tensor.shape[0] if tensor.dim() else 1
         own: int = sizes[self.rank()] if sizes else rows // self.size()
         return tensor.nbytes // max(rows, 1) * (rows - own)
 
     def _as_equal_splits(self, exchanged: int) -> float:
-        """Bytes of a tensor of which a rank exchanges so many, were it split evenly."""
+        """Size of an evenly split tensor of which a rank exchanges `exchanged` bytes."""
         others = self.size() - 1
         return exchanged * self.size() / others if others else 0.0
 
@@ -225,12 +224,12 @@ class EmulatedGroup(_ProcessGroup):  # type: ignore[misc]
         """Put a transfer on the link.
 
         Args:
-            op: as `Link.seconds` names it.
+            op: kind of transfer, as `Link.seconds` names it.
             whole: tensors whose bytes are recorded.
-            outputs: tensors that it fills when it is due.
-            start: of gloo.
-            charged: bytes that the link is busy with, if not those of `whole`.
-            carrier: of its lane; by default that of the collectives.
+            outputs: tensors that are filled when it is due.
+            start: launches it on gloo.
+            charged: bytes that the link is charged for, if not those of `whole`.
+            carrier: carrier of its lane; by default that of the collectives.
         """
         num_bytes = sum(tensor.nbytes for tensor in whole)
         seconds = self.link.seconds(num_bytes if charged is None else charged, op)

@@ -1,5 +1,5 @@
-"""What is known of a transfer afterwards, and what many of them come to. Times are seconds of
-`time.perf_counter`, which on Linux is one clock for all processes of a machine.
+"""The record of a transfer, and the sum of many. Times are seconds of `time.perf_counter`, which on
+Linux is one clock for all processes of a machine.
 
     launched        peers              started                 due
        │ by this rank  │ by the last one   │ the link is free    │
@@ -7,8 +7,8 @@
                                                    └─── wait ────┘
                                                 entered      released
 
-Of the wait, as much is the fault of a late peer as the transfer would have started earlier had all
-ranks launched when this one did; the rest is exposed.
+The part of the wait that is due to a straggler is how much earlier the transfer would have started
+if all ranks had launched when this one did. The rest of the wait is exposed.
 """
 
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ class Transfer:
 
     Attributes:
         op: kind of collective, as `Link.seconds` names it: "all_reduce", "all_gather", …
-        num_bytes: of the whole tensor; of an all-to-all what this rank is given.
-        launched: by this rank.
-        peers: when the last rank launched it.
-        free: when the link was through with the transfer before it.
-        due: when the link is through with this one.
-        arrived: when gloo had brought the values.
-        entered: when this rank began to wait for it.
-        released: when the wait was over.
+        num_bytes: bytes of the whole tensor; for an all-to-all, of this rank's input.
+        launched: time at which this rank launched it.
+        peers: time at which the last rank launched it.
+        free: end of the previous transfer on the link.
+        due: end of this transfer on the link.
+        arrived: time at which gloo had delivered the values.
+        entered: start of this rank's wait.
+        released: end of this rank's wait.
     """
 
     op: str
@@ -48,42 +48,42 @@ class Transfer:
 
     @property
     def seconds(self) -> float:
-        """What the link took."""
+        """Duration on the link."""
         return self.due - self.started
 
     @property
     def late_peer(self) -> float:
-        """Of the wait: what it would not have lasted had all ranks launched when this one did."""
+        """The part of the wait that is due to ranks that launched later than this one."""
         lateness = self.started - max(self.launched, self.free)
         return min(lateness, self.released - self.entered)
 
     @property
     def exposed(self) -> float:
-        """The wait without `late_peer`. It may last through transfers before this one."""
+        """The wait without `late_peer`. It may include earlier transfers."""
         return self.released - self.entered - self.late_peer
 
     @property
     def hidden(self) -> float:
-        """What of `seconds` is not exposed; below 0 where the wait lasted longer than that."""
+        """The part of `seconds` that is not exposed; negative if the wait lasted longer."""
         return self.seconds - self.exposed
 
     @property
     def is_slow(self) -> bool:
-        """Whether gloo needed longer than the link: the wait was no emulation then."""
+        """Whether gloo was slower than the link, so that the wait was gloo's and not the link's."""
         return self.arrived > max(self.due, self.entered)
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """What the transfers of a run come to, in seconds.
+    """Totals over the transfers of a run. Times are in seconds.
 
     Attributes:
-        num_transfers: how many there were.
-        total: what the link took for all of them.
-        exposed: spent in waits, without `late_peer`.
-        late_peer: spent in waits because another rank launched later than this one.
-        num_slow: transfers that gloo was slower at than the link: make the link slower, or the
-            tensors smaller, if there are many.
+        num_transfers: number of transfers.
+        total: total time on the link.
+        exposed: time in waits, without `late_peer`.
+        late_peer: time in waits because another rank launched later than this one.
+        num_slow: number of transfers in which gloo was slower than the link. If there are many,
+            make the link slower or the tensors smaller.
     """
 
     num_transfers: int
@@ -111,10 +111,10 @@ class Exposure:
 
     @property
     def hidden(self) -> float:
-        """What of `total` no wait lasted through."""
+        """The part of `total` that is not exposed."""
         return max(0.0, self.total - self.exposed)
 
     @property
     def hidden_fraction(self) -> float:
-        """Of `total`; 1 where nothing was transferred."""
+        """`hidden` ÷ `total`; 1 without transfers."""
         return self.hidden / self.total if self.total else 1.0

@@ -1,5 +1,5 @@
 """Ranks on this machine, for `ladderize demo` and `ladderize bench`.
 
-ranks.py      start them, collect what they return, say why one failed
-progress.py   what they are doing right now, on the terminal of the parent
+ranks.py      start them, collect their results, explain a failure
+progress.py   show their current stage on the parent's terminal
 """

@@ -1,4 +1,4 @@
-"""What the ranks are doing: ranks append to files, the parent reads them and shows it.
+"""Show what the ranks are doing: each rank appends to a file, which the parent reads.
 
 rank r            Reporter.stage("model") ── appends a line to FOLDER/rank-r
 parent (thread)   follow() reads all of them; a step is over when every rank has left it
@@ -15,12 +15,12 @@ from typing import Self
 from rich.console import Console
 
 HANG_AFTER = 180.0
-"""Seconds after which a rank that is still in one stage gives up, with a traceback."""
+"""Seconds in one stage after which a rank exits with a traceback."""
 
 
 class Reporter:
-    """A rank's side. If a stage takes longer than `hang_after` seconds, the rank prints where it
-    hangs to stderr and exits with an error, and the launcher ends the others. None: no limit."""
+    """The side of a rank. If a stage takes longer than `hang_after` seconds (None: no limit), the
+    rank prints its traceback to stderr and exits with an error; the launcher ends the others."""
 
     def __init__(self, folder: Path, rank: int, hang_after: float | None = HANG_AFTER) -> None:
         self._path = folder / f"rank-{rank}"
@@ -37,7 +37,7 @@ class Reporter:
 
 
 class Steps:
-    """Shows one step after the other: a spinner on a terminal, a line for each that is over."""
+    """Shows steps in turn: a spinner on a terminal, and a line for each finished step."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._status = console, console.status("")
@@ -69,7 +69,7 @@ class Steps:
 def follow(
     folder: Path, num_ranks: int, stages: dict[str, str], steps: Steps, interval: float = 0.1
 ) -> Iterator[None]:
-    """Show the stages of the ranks while the body runs. `stages` are in order, with their texts."""
+    """Show the stages of the ranks while the body runs. `stages` maps them, in order, to texts."""
     stop = threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Start ranks on this machine with torch's elastic launcher; say why one of them failed."""
+"""Start ranks on this machine with torch's elastic launcher, and explain a failure."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ class RankFailed(RuntimeError):
 
 
 Work = Callable[..., Any]
-"""A function of a module. Called with a rank's `Reporter` and the other arguments."""
+"""A module-level function, called with a rank's `Reporter` and the other arguments."""
 
 
 def launch(
@@ -40,16 +40,16 @@ def launch(
     folder: Path,
     hang_after: float | None = HANG_AFTER,
 ) -> list[Any]:
-    """Run `work` on `num_ranks` processes of this machine; return the results by rank.
+    """Run `work` in `num_ranks` processes on this machine; return the results by rank.
 
     Args:
-        folder: where the ranks report their stages, and where their stdout and stderr go.
-        hang_after: seconds that a stage may take, None for any.
+        folder: folder for the ranks' stages, stdout and stderr.
+        hang_after: time limit of a stage in seconds, None for no limit.
 
     Raises:
-        LadderError: what a rank refused.
-        RankFailed: with the traceback of the first rank that failed.
-        KeyboardInterrupt: also in the place of the launcher's own `SignalException`.
+        LadderError: raised by a rank.
+        RankFailed: a rank failed; the message has the traceback of the first one.
+        KeyboardInterrupt: also instead of the launcher's `SignalException`.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -76,19 +76,19 @@ def launch(
 
 @record
 def on_rank(work: Work, args: tuple[Any, ...], folder: Path, hang_after: float | None) -> Any:
-    """What `work` returns on this rank, or the `LadderError` with which it refuses."""
+    """Run `work` on this rank; return its result, or the `LadderError` that it raises."""
     reporter = Reporter(folder, int(os.environ.get("RANK", 0)), hang_after)
     try:
         return work(reporter, *args)
     except LadderError as error:
-        # Built anew: what passes through Dynamo is of a class made there, with its advice appended.
+        # Rebuilt: Dynamo re-raises errors as a class of its own, with advice appended.
         return LadderError(error.summary, error.blockers, error.cure)
     finally:
         reporter.done()
 
 
 def without_refusals(outcomes: list[Any]) -> list[Any]:
-    """The outcomes of `on_rank`, none of which is a refusal: the first of those is raised."""
+    """Return the outcomes of `on_rank`, or raise the first `LadderError` among them."""
     for error in outcomes:
         if isinstance(error, LadderError):
             raise error
@@ -97,7 +97,7 @@ def without_refusals(outcomes: list[Any]) -> list[Any]:
 
 @contextmanager
 def _environment(num_ranks: int) -> Iterator[None]:
-    """What the ranks inherit while they are started and run."""
+    """Set the environment that the ranks inherit."""
     before = dict(os.environ)
     threads = max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.update(OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
@@ -122,7 +122,7 @@ def _summary(failure: ProcessFailure) -> str:
 
 
 def _traceback(failure: ProcessFailure) -> list[str]:
-    """What the rank's `@record` wrote when an exception left it; [] when it had no time to."""
+    """The traceback that the rank's `@record` wrote; [] if it ended without writing one."""
     message = failure.error_file_data.get("message", {})
     extra = message.get("extraInfo", {}) if isinstance(message, dict) else {}
     return str(extra.get("py_callstack", "")).splitlines()

@@ -1,4 +1,4 @@
-"""`draw`: what a ladder does to a model, as a page or a picture; its suffix names the format.
+"""`draw`: show what a ladder does to a model, as a page or a picture, depending on the suffix.
 
 Report, Timeline ── draw ──┬── sheet.py: SVG and PNG by matplotlib ── .svg, .png
                            │      ├ block_graph.py (columns.py)
@@ -31,9 +31,9 @@ def draw(
     """Draw the blocks of a model and one step of it, before and after the rewrite.
 
     Args:
-        report: report of `ladderize.explain` or `ladderize.last_report`.
+        report: report from `ladderize.explain` or `ladderize.last_report`.
         out: path of the file; `.html` is a self-contained page, `.svg` and `.png` are pictures.
-        timeline: timeline of `predict` or `measure`; `predict(report)` if None.
+        timeline: timeline from `predict` or `measure`; `predict(report)` if None.
         title: title of the page or picture, such as the name of the model.
         theme: "light" or "dark" for a picture; a page follows the reader's system.
         force: replace `out` if it exists.
@@ -56,7 +56,7 @@ def draw(
     if importlib.util.find_spec("matplotlib") is None:
         raise LadderError("Drawing needs matplotlib.", cure="pip install 'ladderize[plot]'")
     refuse_file(out, force)
-    from ladderize.tools.plot import page, sheet  # here, for they import matplotlib
+    from ladderize.tools.plot import page, sheet  # imported here, because they import matplotlib
 
     timeline = predict(report) if timeline is None else timeline
     if out.suffix.lower() == ".html":

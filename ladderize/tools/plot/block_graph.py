@@ -26,7 +26,7 @@ Point = tuple[float, float]
 RAIL, TRACK = 40, 11
 BOX_LEFT, BOX_WIDTH, BOX_HEIGHT = 46, 96, 58
 SUM = COLUMN - 14
-# Letters that fit into a box.
+# Number of letters that fit into a box.
 MAX_LETTERS = 15
 
 
@@ -35,8 +35,8 @@ class BlockGraph:
     """One network of one stream, in pixels from the top left.
 
     Attributes:
-        is_ladder: draw what blocks read in the rewritten graph instead of the standard one.
-        division: which branches end in an all-reduce.
+        is_ladder: whether to draw the reads of the rewritten graph instead of the standard one.
+        division: tells which branches end in an all-reduce.
     """
 
     stream: StreamReport
@@ -46,7 +46,7 @@ class BlockGraph:
 
     @property
     def tracks(self) -> int:
-        """Reads that run next to each other at most, in either network, so that boxes align."""
+        """Number of tracks for parallel reads in either network, so that their boxes align."""
         return max(1, *(abs(_distance(b, r)) for b in self.stream.blocks for r in b.reads_after))
 
     @property
@@ -83,7 +83,7 @@ class BlockGraph:
             self._block(pen, block, left)
 
     def _read_values(self) -> set[int]:
-        """The values to draw: those of the columns, and those that blocks read out of folds."""
+        """The values to draw: those of the columns, and those inside folds that blocks read."""
         blocks = [block for block, _ in self.columns.blocks]
         reads = [r for b in blocks for r in self.reads(b) if not _is_far(b, r)]
         return {block.index for block in blocks} | {parse(read).index for read in reads}

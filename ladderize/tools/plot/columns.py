@@ -1,9 +1,9 @@
-"""Where the columns of a block graph stand: one for each block, or for a run that is folded.
+"""The positions of the columns of a block graph: one for each block or folded run.
 
     x0 ─┬──⊕─ x1 ─┬──⊕─ x2 ┄ layers 2-79: as layer 1 ┄ x160
        h0        h1
 
-Standard and ladder share the columns, so that a block stands below itself.
+Standard and ladder share the columns, so each block is drawn below itself.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ladderize.report.present.lines import Gap, alike, runs_of
 from ladderize.report.present.repeats import Run
 
 COLUMN, FOLD, SEGMENT_GAP, END = 168, 232, 28, 64
-# From the left of a column, or of the end, to its value.
+# Offset of a value from the left edge of its column, or of the end.
 VALUE = 20
 
 
@@ -31,9 +31,10 @@ class Columns:
     """The columns of one stream.
 
     Attributes:
-        blocks: blocks that are drawn, with their left edges.
+        blocks: drawn blocks, with their left edges.
+        folds: folded runs.
         headings: titles of segments, with their left edges.
-        width: of the drawing, in pixels.
+        width: width of the drawing, in pixels.
     """
 
     blocks: list[tuple[BlockReport, float]] = field(default_factory=list)
@@ -43,11 +44,11 @@ class Columns:
 
     @property
     def end(self) -> float:
-        """The place of the last value."""
+        """The position of the last value."""
         return self.width - END + VALUE
 
     def place(self, index: int) -> float:
-        """The place of value `index` of the stream; one inside a fold stands near its end."""
+        """The position of value `index` of the stream; values in a fold are drawn near its end."""
         for block, left in self.blocks:
             if block.index == index:
                 return left + VALUE
@@ -75,8 +76,8 @@ def columns_of(stream: StreamReport) -> Columns:
 
 
 def fold_text(run: Run) -> str:
-    """What stands for the hidden layers; `find_runs` does not compare their sizes."""
+    """The text of a fold. It compares sizes, which `find_runs` does not."""
     period = len(run.pattern)
     sizes = [(b.flops, b.weight_bytes, b.reduce_bytes) for b in (*run.pattern, *run.hidden)]
     is_same = all(size == sizes[i % period] for i, size in enumerate(sizes))
-    return alike(run) + ("" if is_same else ", of other sizes")
+    return alike(run) + ("" if is_same else ", with other sizes")

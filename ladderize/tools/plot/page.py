@@ -1,10 +1,10 @@
-"""The page: one HTML file that fetches nothing, filled in from `page.html.jinja`.
+"""The page: one self-contained HTML file, rendered from `page.html.jinja`.
 
     blocks      standard above ladder, stale reads dashed             block_graph.py
     a step      lanes of standard above ladder, exposed time hatched  step_lanes.py
-    layers      a table; the names of blocks in the graph lead to its rows
+    layers      a table; block names in the graph link to its rows
 
-Drawings take their colors from CSS variables, so that they are light and dark.
+Drawings take their colors from CSS variables and so follow the light or dark theme.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ TIMES = ("compute", "communication", "exposed")
 
 @dataclass(frozen=True)
 class TableRow:
-    """A block, or (without `row`) a line across the table."""
+    """A row for a block, or a line across the table if `row` is None."""
 
     text: str = ""
     row: Row | None = None
@@ -49,7 +49,7 @@ class StreamView:
 
 
 def page(report: Report, timeline: Timeline, title: str) -> str:
-    """The whole file."""
+    """The HTML file as text."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -70,7 +70,7 @@ def page(report: Report, timeline: Timeline, title: str) -> str:
 
 
 def _drawn(*drawings: sheet.Drawing) -> Markup:
-    """`drawings` as SVG in CSS variables; its colors, ids and text come from us, escaped."""
+    """`drawings` as SVG with CSS variables. Safe as markup: its text is escaped."""
     return Markup(as_variables(sheet.render(drawings, LIGHT, "svg", edge=4).decode()))
 
 
@@ -107,7 +107,7 @@ Times = dict[tuple[int, int, int], tuple[str, str, str]]
 
 
 def _times(timeline: Timeline) -> Times:
-    """By block: seconds of compute, of communication, and exposed in each step."""
+    """Seconds of compute, of communication, and exposed in each step, by block."""
     compute: dict[object, float] = {}
     sent: dict[tuple[int, int, int], float] = {}
     exposed: dict[object, list[str]] = {}
@@ -128,7 +128,7 @@ def _times(timeline: Timeline) -> Times:
 
 
 def _steps(report: Report, timeline: Timeline) -> Iterator[tuple[str, Markup]]:
-    """What is said of a drawing of steps, and the drawing: a long step also whole."""
+    """Drawings of the steps with captions; a long step is drawn in part and whole."""
     if timeline.steps:
         part = beginning(timeline, sheet.MAX_COLLECTIVES)
         shown = units.seconds(part.seconds)
@@ -139,7 +139,7 @@ def _steps(report: Report, timeline: Timeline) -> Iterator[tuple[str, Markup]]:
 
 
 def _figures(timeline: Timeline) -> Iterator[tuple[str, str]]:
-    """Step time, exposed communication and what is hidden, standard → ladder."""
+    """Step time, exposed communication and hidden fraction, standard → ladder."""
     steps = timeline.steps
     yield "step", " → ".join(units.seconds(step.seconds) for step in steps)
     yield "exposed communication", " → ".join(units.seconds(s.exposed_seconds) for s in steps)

@@ -1,10 +1,10 @@
-"""Colors of the drawings, light and dark; the page has them as CSS variables of these names."""
+"""Colors of the drawings, light and dark. The page defines them as CSS variables by name."""
 
 from collections.abc import Mapping
 
 Palette = Mapping[str, str]
 
-# No two names share a light color: `as_variables` tells them apart by it.
+# Light colors must be distinct: `as_variables` finds names by them.
 _COLORS = {
     "page": ("#fbfbf9", "#12151b"),
     "panel": ("#ffffff", "#1a1e26"),
@@ -36,12 +36,12 @@ KINDS = {"attention": "attention", "MLP": "mlp", "MoE": "moe", "conv": "conv"}
 
 
 def color_name(kind: str) -> str:
-    """The color of a block: that of the first of its parallel branches."""
+    """The color name of a block: that of its first parallel branch."""
     return KINDS.get(kind.partition(" + ")[0], "other")
 
 
 def as_variables(svg: str) -> str:
-    """A drawing in the colors of `LIGHT`, with CSS variables in their place."""
+    """Replace the colors of `LIGHT` in a drawing by CSS variables."""
     for name, color in LIGHT.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg

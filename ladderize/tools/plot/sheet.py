@@ -1,4 +1,4 @@
-"""A sheet of drawings below each other, as SVG or PNG by matplotlib: one pixel is one point."""
+"""Stack drawings on a sheet, as SVG or PNG with matplotlib: one pixel is one point."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from ladderize.tools.predict.timeline.steps import Timeline, key_of
 
 WIDTH = 960
 EDGE = 28
-# Of a longer step only the beginning is drawn in detail, with bars that can be told apart.
+# Of a step with more collectives, only the beginning is drawn, so that bars stay distinct.
 MAX_COLLECTIVES = 16
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -43,7 +43,7 @@ STYLE: Any = {
 
 
 class Drawing(Protocol):
-    """Something of a known size that draws itself on axes in pixels, y downwards."""
+    """An item of known size that draws itself on axes in pixels, y downward."""
 
     @property
     def width(self) -> float: ...
@@ -89,12 +89,12 @@ def picture(report: Report, timeline: Timeline, title: str) -> Iterator[Drawing]
         shown = beginning(timeline, MAX_COLLECTIVES)
         yield lanes(report, timeline, shown)
         if shown is not timeline:
-            yield TextLine(f"Shown are the first {units.seconds(shown.seconds)} of each step.")
+            yield TextLine(f"The first {units.seconds(shown.seconds)} of each step are shown.")
     yield TextLine(timeline.origin)
 
 
 def graphs(graph: GraphReport, stream: StreamReport, is_named: bool) -> Iterator[Drawing]:
-    """The block graphs of a stream, standard and (if reads were moved) ladder, with titles."""
+    """The block graphs of a stream with titles: standard and, if reads were rerouted, ladder."""
     columns, division = columns_of(stream), Division.of(graph)
     is_rewired = any(block.is_rewired for block in stream.blocks)
     for is_ladder in (False, True) if is_rewired else (False,):
@@ -105,13 +105,13 @@ def graphs(graph: GraphReport, stream: StreamReport, is_named: bool) -> Iterator
 
 
 def lanes(report: Report, whole: Timeline, shown: Timeline) -> StepLanes:
-    """The steps of `shown`; what is said above them is of `whole`."""
+    """The steps of `shown`, with titles that describe `whole`."""
     titles = [f"{step.name.capitalize()}: {summary(step)}" for step in whole.steps]
     return StepLanes(shown, {key_of(block): block for block in report.blocks}, titles, WIDTH)
 
 
 def render(drawings: Sequence[Drawing], colors: Palette, kind: str, edge: float = EDGE) -> bytes:
-    """`drawings` below each other as "svg" or "png", the latter of twice the pixels."""
+    """Render `drawings` in a column as "svg" or "png"; the PNG has twice the pixels."""
     width = max(drawing.width for drawing in drawings) + 2 * edge
     height = sum(drawing.height for drawing in drawings) + 2 * edge
     with rc_context(STYLE):
@@ -134,7 +134,7 @@ def render(drawings: Sequence[Drawing], colors: Palette, kind: str, edge: float 
 
 
 def _cleaned(svg: str) -> str:
-    """Without a prolog, unused ids (which repeat on a page) and links to new windows."""
+    """Remove the prolog, unused ids (which would repeat on a page) and `target="_blank"`."""
     used = {*re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)}
     svg = svg[svg.index("<svg") :].replace(' target="_blank"', "")
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)

@@ -1,4 +1,4 @@
-"""The lanes of the steps of a timeline: compute above communication, what is exposed hatched.
+"""The lanes of a timeline's steps: compute above communication, exposed time hatched.
 
 compute          [h0][h1]░░░░[h2]
 communication        [AR0     ][AR1 …          ░ exposed
@@ -19,23 +19,23 @@ from ladderize.tools.predict.timeline.steps import BlockKey, Interval, Lane, Tim
 
 LANE, GAP, TITLE, AXIS, GUTTER = 30, 6, 26, 30, 112
 STEP_HEIGHT = TITLE + 2 * LANE + GAP + 14
-# Pixels of a letter, and of the margins of a label.
+# Width of a letter, and of a label's margins, in pixels.
 LETTER, MARGIN = 6.4, 8
-# Bars of fewer pixels have no edge: nothing else would be seen.
+# Bars narrower than this many pixels are drawn without an edge, which would fill them.
 THIN = 6
-# In a lane of more bars, those close to each other are one bar: a trace can hold 100,000 kernels.
+# In a lane with more bars, close bars are merged: a trace can hold 100,000 kernels.
 MAX_BARS = 2000
 
 
 @dataclass(frozen=True)
 class StepLanes:
-    """The steps below each other, on one axis of time.
+    """Steps in a column, on one time axis.
 
     Attributes:
-        timeline: what is drawn.
-        blocks: those of the report by key, for their colors.
-        titles: what stands above each step.
-        width: in pixels, with the names of the lanes at the left.
+        timeline: timeline to draw.
+        blocks: blocks of the report by key, for their colors.
+        titles: title above each step.
+        width: width in pixels, with the names of the lanes.
     """
 
     timeline: Timeline
@@ -117,7 +117,7 @@ def summary(step: TimelineStep) -> str:
 
 
 def beginning(timeline: Timeline, num_collectives: int) -> Timeline:
-    """As much of each step as the first one takes for `num_collectives`; a short one whole."""
+    """Cut each step where the first one starts collective `num_collectives`, if it has more."""
     starts = [interval.start for interval in timeline.steps[0].communication.intervals]
     if len(starts) <= num_collectives:
         return timeline
@@ -136,7 +136,7 @@ def _until(step: TimelineStep, end: float) -> TimelineStep:
 
 
 def thinned(lane: Lane, closest: float) -> Sequence[Interval]:
-    """The bars of a lane; if there are many, those that start within `closest` are one."""
+    """The bars of a lane; if there are many, those that start within `closest` are merged."""
     if len(lane.intervals) <= MAX_BARS:
         return lane.intervals
     groups = groupby(lane.intervals, key=lambda bar: (int(bar.start / closest), bar.block))

@@ -1,1 +1,1 @@
-"""A step on hardware that need not be here: timelines and plans."""
+"""Predict a step on other hardware: timelines and plans."""

@@ -1,1 +1,1 @@
-"""What `sensitivity` and `evaluate` do around the measurements: models, texts, tables, pictures."""
+"""Models, texts, tables and pictures for `sensitivity`, `heal` and `evaluate`."""

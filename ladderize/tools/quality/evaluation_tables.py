@@ -27,7 +27,7 @@ def show(found: Evaluation, console: Console) -> None:
 
 
 def as_json(found: Evaluation, scores: Mapping[str, Scores]) -> str:
-    """Everything that was measured; `scores` is empty without tasks."""
+    """All measurements as JSON; `scores` is empty without tasks."""
     return json.dumps({**asdict(found), "tasks": scores}, indent=1)
 
 
@@ -40,7 +40,7 @@ def show_tasks(scores: Mapping[str, Scores], console: Console) -> None:
     """Print the metrics of lm-eval's tasks.
 
     Args:
-        scores: of "standard" and "ladder".
+        scores: scores of "standard" and "ladder".
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("task", "metric"):

@@ -1,4 +1,4 @@
-"""Shows a run of `heal`: bars on a terminal, lines in a log.
+"""Show the progress of `heal`: bars on a terminal, lines in a log.
 
 training  ━━━━━━━━━╸━━━━━━━  120/195  0:02:10  kl 0.3512
 training: step 120 of 195, loss 0.3512, kl 0.3512
@@ -17,12 +17,12 @@ _SHOWN = {"loss": "loss", "kl": "kl", "eval_kl": "held out: kl", "eval_loss": "l
 
 
 def watcher_of(told: Console) -> "HealBars | HealLines":
-    """Bars where `told` is a terminal; a context manager."""
+    """A context manager that shows bars if `told` is a terminal, otherwise lines."""
     return HealBars(told) if told.is_terminal else HealLines()
 
 
 class HealLines(HealWatcher):
-    """A line for each stage, and for each log of losses."""
+    """Prints a line for each stage and each log of losses."""
 
     _stage = ""
 
@@ -42,7 +42,7 @@ class HealLines(HealWatcher):
 
 
 class HealBars(HealWatcher):
-    """A bar for the stage that is under way."""
+    """Shows a bar for the current stage."""
 
     def __init__(self, told: Console) -> None:
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -71,5 +71,5 @@ class HealBars(HealWatcher):
 
 
 def losses_of(logs: Mapping[str, float]) -> str:
-    """What is shown of a log: "loss 0.3512, kl 0.3512"; "" for others."""
+    """The losses in a log as text, such as "loss 0.3512, kl 0.3512"; "" if it has none."""
     return ", ".join(f"{text} {logs[name]:.4f}" for name, text in _SHOWN.items() if name in logs)

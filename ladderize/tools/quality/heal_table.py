@@ -1,4 +1,4 @@
-"""What a run of `heal` reached, as a table for a terminal."""
+"""The result of `heal` as a table for a terminal."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from ladderize.quality.runs.heal_result import HealResult
 
 
 def show(result: HealResult, out: Path, console: Console) -> None:
-    """Print the ladder before and after, and what to do with it."""
+    """Print the ladder before and after healing, and how to use it."""
     blocks = f"{len(result.blocks)} of {result.num_blocks} blocks read stale"
     console.print(
         f"{blocks}; {result.tokens:,} tokens in {result.seconds:,.0f} s; measured on "
-        f"{result.held_out_tokens:,} tokens that were held out\n",
+        f"{result.held_out_tokens:,} held-out tokens\n",
         highlight=False,
     )
     console.print(_table(result), "", highlight=False)
     console.print(
-        f"written to {out}: ladderize.compile(model) of it is the ladder",
+        f"written to {out}; load it and call ladderize.compile(model) to get the ladder",
         highlight=False,
         markup=False,
     )

@@ -15,7 +15,7 @@ def draw(plan: BlockPlan, path: Path, force: bool = False) -> None:
     """Draw `plan` to `path`.
 
     Raises:
-        LadderError: matplotlib is missing, or `path` is of no known kind, or there already.
+        LadderError: matplotlib is missing, or `path` exists or has an unknown suffix.
     """
     refuse_picture(path, force)
     from matplotlib.figure import Figure

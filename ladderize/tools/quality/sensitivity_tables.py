@@ -26,7 +26,7 @@ def show(plan: BlockPlan, shares: Sequence[float], console: Console, out: Path |
 
 
 def _table(*columns: str, right: int = 2) -> Table:
-    """With `right` columns behind the first that are numbers."""
+    """A table with `right` columns of numbers after the first column."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if 0 < number <= right else "left", no_wrap=True)
@@ -76,7 +76,7 @@ def _add_set(table: Table, name: str, found: MeasuredSet, healed: Sequence[str])
 def _advice(shares: Sequence[float], out: Path | None) -> Iterator[str]:
     yield "hidden: the share of the all-reduces that run while the next block computes."
     yield "KL: divergence of the ladder from the standard model before healing, nats per token."
-    yield "Measure a set again on other text before you take it: ladderize evaluate."
+    yield "Measure a set on other text before you use it: ladderize evaluate."
     if out is not None:
         yield f'\nwritten to {out}; use it as --blocks "{out}:{100 * shares[0]:g}%"'
 

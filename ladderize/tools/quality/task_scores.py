@@ -1,4 +1,4 @@
-"""lm-eval's tasks for a model in memory, a ladder or not; the tasks and their data are local files.
+"""Run lm-eval tasks on a model in memory; the tasks and their data are local files.
 
 task.yaml, model, tokenizer ── lm_eval.simple_evaluate ── {"task": {"acc": 0.71, …}}
 """
@@ -16,7 +16,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def refuse_tasks(tasks: Sequence[Path]) -> None:
-    """Raise `LadderError` where lm-eval is missing, or a file of a task."""
+    """Raise `LadderError` if lm-eval or the file of a task is missing."""
     if tasks and find_spec("lm_eval") is None:
         raise LadderError("Tasks are run by lm-eval.", cure="pip install lm_eval")
     for task in tasks:
@@ -28,10 +28,10 @@ def task_scores(model: nn.Module, tokenizer: Any, tasks: Sequence[Path], batch: 
     """The metrics of each task, by its name.
 
     Args:
-        model: of transformers; what `ladderize.compile` returned runs as a ladder.
-        tokenizer: that of the model.
-        tasks: YAML files of lm-eval.
-        batch: requests at once.
+        model: transformers model, or the result of `ladderize.compile`, which runs as a ladder.
+        tokenizer: tokenizer of the model.
+        tasks: YAML files of lm-eval tasks.
+        batch: number of requests per call.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

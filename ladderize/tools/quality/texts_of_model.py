@@ -1,4 +1,4 @@
-"""A model with weights by its name, and text as batches for it.
+"""Load a model with weights by its name, and text as batches for it.
 
 hf:DIR, files ── model, tokenizer of DIR ── [{"input_ids": [batch, length]}, …]
 module:factory ── model, and the inputs that the function returns
@@ -25,12 +25,12 @@ Batches = list[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class MeasuredText:
-    """What a model is measured on.
+    """A model and the text to measure it on.
 
     Attributes:
-        model: in eval mode.
-        batches: keyword arguments of calls.
-        rest: the other sequences of the text, `[sequences, length]`; None without text.
+        model: model in eval mode.
+        batches: keyword arguments, one mapping per call.
+        rest: remaining sequences of the text, `[sequences, length]`; None without text.
     """
 
     model: nn.Module
@@ -41,18 +41,18 @@ class MeasuredText:
 def model_with_batches(
     name: str, texts: Sequence[Path], *, tokens: int, length: int, batch: int, device: str | None
 ) -> MeasuredText:
-    """The model called `name`, and batches of `tokens` tokens of `texts`.
+    """Load the model called `name`, and batches of `tokens` tokens of `texts`.
 
     Args:
-        name: as on the command line, of a model with weights.
-        texts: files; none for a factory, whose inputs are the batch.
-        tokens: rounded up to whole batches, spread over the texts.
+        name: MODEL, as on the command line; it must have weights.
+        texts: text files; empty for a factory, whose inputs are the batch.
+        tokens: number of tokens, rounded up to whole batches and spread over the texts.
         length: tokens per sequence.
         batch: sequences per batch.
-        device: None: cuda if there is one.
+        device: device of the model; None for cuda if there is one.
 
     Raises:
-        LadderError: the model has no weights, a text cannot be read or is too short, the
+        LadderError: the model has no weights, a text cannot be read or is too short, or the
             tokenizer does not fit.
     """
     model, source = trained_model(name, device)
@@ -61,26 +61,26 @@ def model_with_batches(
         batches, rest = batches_of(model, name, texts, tokens, length, batch)
         return MeasuredText(model, [_on(where, each) for each in batches], rest)
     if is_folder(name):
-        raise LadderError("No text to measure on.", cure="--text FILE, once for each file")
+        raise LadderError("No text to measure on.", cure="give --text FILE, once for each file")
     return MeasuredText(model, [_on(where, _as_keywords(model, source.args, source.kwargs))])
 
 
 def text_to_heal_on(measured: MeasuredText) -> Tensor:
-    """The sequences that are not measured on.
+    """The sequences that the measurement does not use.
 
     Raises:
         LadderError: there are none.
     """
     if measured.rest is None or not len(measured.rest):
         raise LadderError(
-            "No text to heal on: all of it is measured on.",
-            cure="more text, or a smaller --tokens",
+            "No text to heal on: the measurement uses all of it.",
+            cure="give more text, or a smaller --tokens",
         )
     return measured.rest
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` is a folder with a configuration, with `hf:` or without."""
+    """Whether `name`, with or without `hf:`, is a folder with a configuration."""
     return (_folder(name) / "config.json").is_file()
 
 
@@ -99,7 +99,7 @@ def trained_model(name: str, device: str | None) -> tuple[nn.Module, Module]:
     source = open_model(f"{HUGGING_FACE}{_folder(name)}" if is_folder(name) else name)
     if not isinstance(source, Module):
         raise LadderError(
-            f"{name} is an exported program, whose reads cannot be exchanged.",
+            f"{name} is an exported program, whose reads cannot be changed at run time.",
             cure="pass the model that it was exported from: hf:DIR or module:factory",
         )
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,10 +109,10 @@ def trained_model(name: str, device: str | None) -> tuple[nn.Module, Module]:
 def ladder_model(
     name: str, options: Mapping[str, Any], lowering: str, device: str | None
 ) -> nn.Module:
-    """The model called `name` as the ladder that `options` or its config.json say.
+    """The model called `name` as the ladder of `options` or of its config.json.
 
     Raises:
-        LadderError: neither does, or they contradict each other.
+        LadderError: neither describes a ladder, or they contradict each other.
     """
     model, source = trained_model(name, device)
     if source.entry is None and not options:
@@ -126,11 +126,11 @@ def ladder_model(
 def batches_of(
     model: nn.Module, name: str, texts: Sequence[Path], tokens: int, length: int, batch: int
 ) -> tuple[Batches, Tensor]:
-    """Batches for the model in the folder called `name`, by its tokenizer; and the other rows."""
+    """Tokenized batches for the model in the folder called `name`, and the remaining rows."""
     count = -(-tokens // (length * batch))
     tokenizer = tokenizer_of(_folder(name))
     rows = read_tokens(texts, tokenizer, length, model=model, at_least=count * batch)
-    # Spread over the text: its first pages may be all of one kind.
+    # Spread over the text, whose first pages may all be of one kind.
     chosen = torch.linspace(0, len(rows) - 1, count * batch).round().long()
     is_chosen = torch.zeros(len(rows), dtype=torch.bool).index_fill(0, chosen, True)
     batches: Batches = [{"input_ids": part} for part in rows[chosen].view(count, batch, length)]
@@ -163,7 +163,7 @@ def _folder(name: str) -> Path:
 
 
 def _as_keywords(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call by names."""
+    """The arguments of a call as keywords."""
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 

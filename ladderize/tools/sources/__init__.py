@@ -1,1 +1,1 @@
-"""The models that the command line names: `model_names` finds one, `opened_models` opens it."""
+"""MODEL on the command line: `model_names` finds it, `opened_models` opens it."""

@@ -1,4 +1,4 @@
-"""A causal LM of transformers with the static KV cache that it decodes with, as one module."""
+"""A transformers causal LM and its static KV cache as one module."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 class CachedLM(nn.Module):
-    """The last token's logits, `[batch, vocabulary]`, of tokens behind those that are cached.
+    """Computes the last token's logits, `[batch, vocabulary]`, of tokens after the cached ones.
 
-    Keys, values and lengths are buffers, `keys_0` and so on, which sharding divides by heads. They
-    are not persistent: weights have the names of the model, behind `model.`. They are where the
-    model is, without memory if its parameters are on the meta device.
+    Keys, values and lengths are buffers (`keys_0`, …), which sharding divides by heads. They are
+    not persistent, so the state dict has only the model's weights, prefixed with `model.`. They are
+    on the model's device; on the meta device they take no memory.
 
     Args:
-        model: of any class with `past_key_values`.
-        batch: sequences.
-        length: tokens that the cache has room for.
-        options: for each call of the model, such as `logits_to_keep=1`.
+        model: model of any class that takes `past_key_values`.
+        batch: number of sequences.
+        length: capacity of the cache in tokens.
+        options: keyword arguments of each model call, such as `logits_to_keep=1`.
     """
 
     def __init__(self, model: Any, batch: int, length: int, **options: Any) -> None:
@@ -39,7 +39,7 @@ class CachedLM(nn.Module):
             self.register_buffer(f"length_{i}", layer.cumulative_length, persistent=False)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """`ids`: `[batch, new tokens]`, which stand at `positions`, `[new tokens]`."""
+        """`ids` is `[batch, new tokens]`; `positions`, `[new tokens]`, are their positions."""
         for i, layer in enumerate(self.cache.layers):
             layer.keys, layer.values = getattr(self, f"keys_{i}"), getattr(self, f"values_{i}")
             layer.cumulative_length, layer.device = getattr(self, f"length_{i}"), ids.device
@@ -55,7 +55,7 @@ class CachedLM(nn.Module):
 
 
 def set_cached(module: nn.Module, length: int) -> None:
-    """Let `module`, a `CachedLM` or what was made of one, stand behind `length` cached tokens."""
+    """Set the cached length of `module`, a `CachedLM` or a module made from one."""
     for name, buffer in module.named_buffers():
         if name.rpartition(".")[2].startswith("length_"):
             buffer.fill_(length)

@@ -1,4 +1,4 @@
-"""`hf:DIR_OR_CONFIG`: a model class of transformers from a local configuration. Nothing is fetched.
+"""`hf:DIR_OR_CONFIG`: build a transformers model from a local configuration, without downloads.
 
 config.json ── architectures[0], or the causal LM of its model_type ── model, example inputs
 """
@@ -21,12 +21,12 @@ from ladderize.tools.sources.reduced_sizes import reduce_sizes
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Of the example inputs that are made for a configuration.
+    """Sizes of the example inputs that are made for a configuration.
 
     Attributes:
-        batch: examples.
-        length: tokens of each.
-        image: height and width in pixels where the configuration tells none.
+        batch: number of examples.
+        length: tokens per example.
+        image: height and width in pixels, if the configuration does not set them.
         is_dynamic: whether batch and length stay symbolic: dims 0 and 1 of integer inputs, dim 0
             of all others.
     """
@@ -38,7 +38,7 @@ class InputSizes:
 
 
 def seeded() -> None:
-    """Random weights and inputs are the same in every process."""
+    """Seed torch, so that random weights and inputs are the same in every process."""
     torch.manual_seed(0)
 
 
@@ -47,16 +47,17 @@ def open_configuration(
 ) -> tuple[Any, dict[str, Any]]:
     """The model of `hf:PATH` in eval mode, and keyword arguments for it.
 
-    Its weights are those of the safetensors files in PATH, else random and the same every time.
+    Its weights are read from the safetensors files in PATH; without any they are random, with a
+    fixed seed.
 
     Args:
-        text: with the `hf:`.
-        sizes: of the inputs.
-        has_weights: False: parameters are on the meta device.
+        text: name of the configuration, with `hf:`.
+        sizes: sizes of the inputs.
+        has_weights: if False, parameters are on the meta device.
 
     Raises:
-        LadderError: transformers is missing, there is no configuration, it is of no known class, or
-            the weights are no safetensors.
+        LadderError: transformers is missing, the configuration does not exist or has no known
+            class, or the weights are not safetensors.
     """
     model = configured_model(text, has_weights=has_weights)
     return model, make_inputs(model, sizes)
@@ -71,7 +72,7 @@ def configured_model(text: str, *, has_weights: bool = True) -> Any:
 
 
 def build(config: Any, path: Path | None = None, *, has_weights: bool = True) -> Any:
-    """The model of `config`, in the dtype that it names, in eval mode, without a KV cache.
+    """The model of `config` in its dtype, in eval mode, without a KV cache.
 
     Raises:
         LadderError: transformers has no class for it, or its weights cannot be read.
@@ -91,7 +92,7 @@ def build(config: Any, path: Path | None = None, *, has_weights: bool = True) ->
 
 
 def _refuse_too_large(config: Any) -> None:
-    """Refuse random weights that this machine has no memory for."""
+    """Refuse random weights that do not fit into this machine's memory."""
     with shapes_only():
         needed = sum(parameter.nbytes for parameter in new_model(config).parameters())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -104,7 +105,7 @@ def _refuse_too_large(config: Any) -> None:
 
 
 def _holds_weights(folder: Path) -> bool:
-    """Whether there are safetensors files; pickles are not read."""
+    """Whether `folder` has safetensors files; pickles are refused."""
     if any(folder.glob("*.safetensors")):
         return True
     pickles = sorted(path.name for path in folder.glob("*.bin"))
@@ -120,15 +121,15 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def make_inputs(model: Any, sizes: InputSizes) -> dict[str, Any]:
-    """Random inputs, the same every time, by the name of the model's main input.
+    """Random inputs with a fixed seed, by the name of the model's main input.
 
     Raises:
-        LadderError: nothing is known of inputs of that name.
+        LadderError: inputs of that name are unknown.
     """
     name = model.main_input_name
     if name not in _INPUTS:
         raise LadderError(
-            f"It is not known what {type(model).__name__} takes as {name}.",
+            f"Cannot make example inputs: {type(model).__name__} takes {name}.",
             cure="write a function that returns (model, args, kwargs), and pass module:function",
         )
     generator = torch.Generator().manual_seed(1)

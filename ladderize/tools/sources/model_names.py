@@ -1,9 +1,9 @@
-"""How models are named on the command line. No torch is needed: a mistaken name is refused at once.
+"""Names of models on the command line. Torch is not imported, so wrong names fail immediately.
 
-model.pt2                   what `torch.export.save` wrote
-hf:DIR_OR_CONFIG            a configuration of transformers in a local file or folder
-hf:llama-8b                 one that ladderize ships, of the published sizes; nothing is fetched
-hf:llama-70b,layers=4       the same with fewer layers, or narrower
+model.pt2                   a file written by `torch.export.save`
+hf:DIR_OR_CONFIG            a transformers configuration in a local file or folder
+hf:llama-8b                 a shipped configuration of the published sizes; nothing is downloaded
+hf:llama-70b,layers=4       the same with fewer layers (or `width=`: a narrower stream)
 package.module:factory      a function that returns (model, args, kwargs)
 """
 
@@ -15,24 +15,24 @@ from pathlib import Path
 from ladderize.errors import Blocker, LadderError, nearest
 
 HUGGING_FACE = "hf:"
-"""How the name of a transformers configuration begins."""
+"""Prefix of the name of a transformers configuration."""
 SHIPPED = Path(__file__).parent / "configurations"
-"""The configurations that ladderize ships, a `NAME.json` each."""
+"""Folder of the shipped configurations, one `NAME.json` each."""
 
 
 def shipped_names() -> list[str]:
-    """The names of the configurations that ladderize ships."""
+    """The names of the shipped configurations."""
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
 @dataclass(frozen=True)
 class ConfigurationName:
-    """What is behind `hf:`.
+    """The parsed name of a configuration.
 
     Attributes:
-        path: the configuration's file, or the folder with its `config.json`.
-        layers: number of layers to build, None: all.
-        width: size of the residual stream, None: the published one.
+        path: file of the configuration, or folder with its `config.json`.
+        layers: number of layers to build, None for all.
+        width: size of the residual stream, None for the published one.
     """
 
     path: Path
@@ -45,12 +45,12 @@ def is_configuration(text: str) -> bool:
 
 
 def find_configuration(text: str) -> ConfigurationName:
-    """The configuration called `text`, which begins with `hf:`.
+    """Find the configuration called `text`, which starts with `hf:`.
 
-    A file or folder of that name comes before a shipped configuration.
+    A file or folder of that name takes precedence over a shipped configuration.
 
     Raises:
-        LadderError: there is none.
+        LadderError: there is no such configuration.
     """
     name = text.removeprefix(HUGGING_FACE)
     if name and Path(name).exists():
@@ -61,7 +61,7 @@ def find_configuration(text: str) -> ConfigurationName:
         known = ", ".join(shipped_names()) + nearest(name, shipped_names())
         raise LadderError(
             f"{name}: no such file, folder or shipped configuration.",
-            cure=f"nothing is fetched from a hub; shipped are {known}",
+            cure=f"ladderize does not download; shipped configurations are {known}",
         )
     return ConfigurationName(path, **dict(_read_size(text, size) for size in sizes))
 
@@ -76,27 +76,27 @@ def _read_size(text: str, size: str) -> tuple[str, int]:
 
 
 def is_factory(text: str) -> bool:
-    """Whether `text` is spelled as `package.module:function`."""
+    """Whether `text` has the form `package.module:function`."""
     module, colon, function = text.partition(":")
     names = [*module.split("."), function]
     return bool(colon) and all(name.isidentifier() for name in names) and not Path(text).exists()
 
 
 def look_here_first() -> None:
-    """Modules of factories are looked for in the current folder first."""
+    """Put the current folder first on `sys.path`, for the modules of factories."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
 
 
 def refuse_unknown(text: str) -> None:
-    """Refuse a model that is not there, before anything is loaded.
+    """Refuse a model that does not exist, before anything is loaded.
 
     Args:
         text: a path, `hf:DIR_OR_CONFIG` or `module:factory`.
 
     Raises:
-        LadderError: naming what is missing.
+        LadderError: the model does not exist; the message names what is missing.
     """
     if is_configuration(text):
         find_configuration(text)

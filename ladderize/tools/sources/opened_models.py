@@ -1,7 +1,7 @@
-"""The models that the command line is pointed at: `MODEL` as text, to a program or its shapes.
+"""Open `MODEL` of the command line, as a program or for its shapes only.
 
-model.pt2               what torch.export.save wrote        (compat/archive.py reads it safely)
-hf:DIR_OR_CONFIG        a configuration of transformers; weights of DIR, or random (hugging_face.py)
+model.pt2               written by torch.export.save; read safely by compat/archive.py
+hf:DIR_OR_CONFIG        a transformers configuration; weights of DIR, or random (hugging_face.py)
 package.module:factory  a function that returns (model, args, kwargs)
 """
 
@@ -41,14 +41,14 @@ class File:
     path: str
 
     entry: ClassVar[LadderEntry | None] = None
-    """A program has no configuration that could say which ladder it is."""
+    """A program has no configuration, and so no ladder entry."""
 
     def program(self) -> ExportedProgram:
-        """As an exported program with its weights."""
+        """The exported program with its weights."""
         return read_program(self.path)
 
     def explain(self, config: LadderConfig) -> Report:
-        """What would be done to it; weights are not needed."""
+        """The report of rewriting it with `config`."""
         return explain_program(self.program(), config)
 
 
@@ -57,7 +57,7 @@ class Module:
     """A module in memory, with the arguments of one call.
 
     Attributes:
-        has_weights: False: its parameters are on the meta device.
+        has_weights: whether the parameters have values; if not, they are on the meta device.
     """
 
     model: nn.Module
@@ -68,7 +68,7 @@ class Module:
 
     @property
     def entry(self) -> LadderEntry | None:
-        """What the model's config.json says of the ladder that it is."""
+        """The ladder entry of the model's config.json, if any."""
         return own_entry(self.model)
 
     def program(self) -> ExportedProgram:
@@ -96,15 +96,15 @@ class Module:
 def open_model(
     text: str, sizes: InputSizes | None = None, *, has_weights: bool = True
 ) -> File | Module:
-    """The model called `text`.
+    """Open the model called `text`.
 
     Args:
         text: a path, `hf:DIR_OR_CONFIG` or `module:factory`.
-        sizes: of the inputs that are made where `text` has none.
-        has_weights: False: only shapes are wanted, no memory for weights is needed.
+        sizes: sizes of the example inputs of an `hf:` model.
+        has_weights: if False, an `hf:` model has only shapes and takes no memory for weights.
 
     Raises:
-        LadderError: there is no such model, or it cannot be made.
+        LadderError: the model does not exist or cannot be made.
     """
     refuse_unknown(text)
     sizes = sizes or InputSizes()
@@ -118,10 +118,10 @@ def open_model(
 
 
 def entry_called(text: str) -> LadderEntry | None:
-    """What the config.json of the `hf:` model called `text` says of the ladder that it is.
+    """The ladder entry in the config.json of the `hf:` model called `text`, if any.
 
     Raises:
-        LadderError: there is no such model, or what it says cannot be used.
+        LadderError: the model does not exist, or its entry is invalid.
     """
     if not is_configuration(text):
         return None
@@ -129,10 +129,10 @@ def entry_called(text: str) -> LadderEntry | None:
 
 
 def _call_factory(text: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """What the function called `text` returns. Modules are looked for in this folder first.
+    """Call the factory `text`. Its module is looked up in the current folder first.
 
     Raises:
-        LadderError: it is not there, it raises, or returns something else.
+        LadderError: the factory does not exist, raises, or returns something else.
     """
     module_name, _, function_name = text.partition(":")
     look_here_first()
@@ -140,7 +140,7 @@ def _call_factory(text: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         made = function()
-    except Exception as error:  # whatever a stranger's module raises
+    except Exception as error:  # a user's module may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         raise LadderError(

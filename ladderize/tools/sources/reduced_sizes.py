@@ -1,4 +1,4 @@
-"""A configuration with fewer layers, or a narrower stream, of otherwise the same model."""
+"""Reduce the layers or the width of a configuration."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from ladderize.errors import LadderError
 
 
 def reduce_sizes(config: Any, layers: int | None, width: int | None) -> None:
-    """Change `config`, of transformers, in place.
+    """Change `config`, a transformers configuration, in place.
 
     Args:
-        layers: number of layers; None leaves them.
-        width: size of the residual stream; heads keep their size, there are fewer of them, and
-            MLPs shrink in proportion. None leaves it.
+        layers: number of layers, None to keep it.
+        width: size of the residual stream, None to keep it. Heads keep their size but become
+            fewer, and MLPs shrink in proportion.
 
     Raises:
-        LadderError: there are not so many layers, or heads of that size do not fill the width.
+        LadderError: the model has fewer layers, or the width is not a multiple of the head size.
     """
     text = config.get_text_config(decoder=True)
     if layers is not None:
@@ -42,7 +42,7 @@ def _narrow(config: Any, width: int) -> None:
         steps = f"multiples of {max(1, whole // heads)} up to {whole}"
         raise LadderError(
             f"This {config.model_type} has {heads} heads of {size}: its width cannot be {width}.",
-            cure=f"possible are {steps}",
+            cure=f"use {steps}",
         )
     key_heads = getattr(config, "num_key_value_heads", None)
     if key_heads is not None:

@@ -1,4 +1,4 @@
-"""The sizes that a program was traced with, to trace another model with the same ones."""
+"""Read the sizes that a program was traced with, to trace another model with the same sizes."""
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -9,9 +9,10 @@ from ladderize.tools.sources.hugging_face import InputSizes
 
 
 def sizes_of(program: ExportedProgram) -> InputSizes:
-    """The sizes of the inputs of `program`, which `make_inputs` has made; a dynamic one has none.
+    """The sizes of the inputs of `program`, as `make_inputs` makes them; dynamic ones have none.
 
-    The first input counts: integers are tokens `[batch, length]`, pictures end in their width.
+    They are read from the first input: integers are tokens `[batch, length]`, and the last dim of
+    an image is its width.
     """
     if is_dynamic(program):
         return InputSizes(is_dynamic=True)

@@ -1,4 +1,4 @@
-"""torchtitan's own trainer on CPU trains ladders: the losses are those of ladders made by hooks."""
+"""torchtitan's trainer trains ladders on CPU, with the losses of ladders made by hooks."""
 
 import json
 import os
@@ -188,7 +188,7 @@ def test_experts_and_local_tensors(tmp_path: Path) -> None:
     backward = {(f"{op} (backward)", True): 4 for op in (gathered, scattered)}
     backward |= {(f"{op} (backward)", False): 1 for op in (gathered, scattered)}
     assert found(answers["ladder_local"]) == AROUND | in_branches | backward
-    assert "no mesh set: all its collectives would be left out" in answers["ladder_local"]["bare"]
+    assert "without a mesh: it would skip all its collectives" in answers["ladder_local"]["bare"]
 
 
 def test_four_ranks(tmp_path: Path) -> None:
@@ -275,12 +275,12 @@ def test_the_commands_of_the_page(
 
 CHOSEN = ("--module", LADDER, "--config", "tiny.llama3")
 REFUSED = {
-    "--compile.enable": "torchtitan compiles each layer by itself",
+    "--compile.enable": "torchtitan compiles each layer, but ladderize",
     "--parallelism.pipeline_parallel_degree=2": "pipeline parallelism",
-    "--parallelism.context_parallel_degree=2": "context parallelism was not tried",
+    "--parallelism.context_parallel_degree=2": "context parallelism is not tested",
     "--parallelism.fsdp_reshard_after_forward=always": "stay gathered until the end",
     "--training.enable_cpu_offload": "offloading parameters",
-    "--debug.spmd_typechecking": "it looks at eager calls",
+    "--debug.spmd_typechecking": "it checks eager calls",
 }
 ALLOWED = (
     (("--compile.enable", "--compile.components", "loss"), {}),
@@ -294,7 +294,7 @@ ALLOWED = (
 
 @pytest.fixture
 def refusal(parse: Any, capsys: pytest.CaptureFixture[str]) -> Any:
-    """What torchtitan prints instead of starting, in a frame that is taken off again."""
+    """What torchtitan prints instead of starting, without its frame."""
 
     def refusal_of(*arguments: str) -> str:
         with pytest.raises(SystemExit):
@@ -328,7 +328,7 @@ def test_quantized_models_are_refused() -> None:
     for _, linear, parent, name in config.model_spec.model.traverse(Linear.Config):
         sizes = {"in_features": linear.in_features, "out_features": linear.out_features}
         setattr(parent, name, Float8Linear.Config(**sizes))
-    with pytest.raises(LadderError, match="quantized training was not tried"):
+    with pytest.raises(LadderError, match="quantized training is not tested"):
         ladder(config)
 
 

@@ -1,4 +1,4 @@
-"""Trainings of torchtitan, one after the other, in the processes that torchrun starts.
+"""Run several trainings of torchtitan, one after the other, in the processes of torchrun.
 
 torchrun … train.py RUNS.json FOLDER
 

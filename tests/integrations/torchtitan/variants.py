@@ -1,4 +1,4 @@
-"""What the ladders are compared with: torchtitan's eager models, made ladders by hooks.
+"""The references for the ladders: torchtitan's eager models, made ladders by hooks.
 
 `--module variants --config llama3`, `… --config qwen3_moe`, as the configurations in
 `examples/torchtitan/tiny.py` are called. READ_STALE lists the blocks that do; all, if it is unset.

@@ -1,4 +1,4 @@
-"""Engines of vLLM, one after the other, in a process of their own.
+"""Run several vLLM engines, one after the other, in a separate process.
 
 python engine.py REQUESTS.json ANSWERS.json
 

@@ -240,12 +240,12 @@ def test_a_request_over_http(server: str, llama: Checkpoint) -> None:
 
 DRAFT = {"method": "draft_model", "model": "FOLDER", "num_speculative_tokens": 2}
 CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
-    ({"compilation_config": {"mode": 1, "backend": "ladderize"}}, "mode 1: vLLM asks no backend"),
+    ({"compilation_config": {"mode": 1, "backend": "ladderize"}}, "mode 1: vLLM calls no backend"),
     ({"compilation_config": {"mode": 3, "backend": "ladderize"}}, "Invalid backend for piecewise"),
     ({"compilation_config": LADDER, "enforce_eager": True}, "mode 0: vLLM compiles nothing"),
     ({"compilation_config": LADDER, "pipeline_parallel_size": 2}, "pipeline parallelism"),
     ({"compilation_config": LADDER, "enable_lora": True}, "LoRA"),
-    ({"compilation_config": LADDER, "speculative_config": DRAFT}, "a draft model"),
+    ({"compilation_config": LADDER, "speculative_config": DRAFT}, "the draft model"),
     (
         {"compilation_config": LADDER | {"use_inductor_graph_partition": True}},
         "use_inductor_graph_partition",

@@ -1,7 +1,6 @@
-"""Islands of a graph as TensorRT engines: built once for equal islands, kept by key, bound to
-each one's weights.
+"""Islands as TensorRT engines: built once for equal islands, cached by key, and bound to weights.
 
-Importing this imports neither Torch-TensorRT nor TensorRT; building and binding do.
+Importing this does not import Torch-TensorRT or TensorRT; building and binding do.
 """
 
 from ladderize.backends.tensorrt.engines.assemble import Built, build_islands

@@ -1,4 +1,4 @@
-"""All islands of a graph: which are equal, what runs each, and what was done.
+"""Build the islands of a graph: find equal ones, build their engines, bind weights.
 
 islands    island_0, island_1, … island_63
 kinds       attention: island_0, island_2, …     MLP: island_1, island_3, …
@@ -31,10 +31,10 @@ class Built:
     """Islands whose engines are built.
 
     Attributes:
-        kinds: by the names of the islands.
-        inputs: for each island, its placeholders; those that are weights are marked.
-        report: what was done.
-        make_engine: what loads a plan; tests without a GPU put a stand-in here.
+        kinds: kind of each island, by name.
+        inputs: placeholders of each island, with whether each is a weight.
+        report: report on the build.
+        make_engine: loads a plan; tests without a GPU replace it.
     """
 
     kinds: Mapping[str, BuiltKind]
@@ -45,12 +45,12 @@ class Built:
     _shared: dict[int, nn.Module] = field(default_factory=dict)
 
     def bind(self, name: str, weights: Mapping[str, torch.Tensor]) -> EngineIsland:
-        """The module that runs island `name`, called with its inputs that are not weights.
+        """The module that runs island `name`; call it with the inputs that are not weights.
 
-        Called again with other weights it gives them to the module that it returned before.
+        Binding again gives the new weights to the same module.
 
         Raises:
-            LadderError: naming the weights that are missing.
+            LadderError: weights are missing; the message names them.
         """
         slots = self.inputs[name]
         missing = [given for given, is_weight in slots if is_weight and given not in weights]
@@ -64,7 +64,7 @@ class Built:
         return island
 
     def _engine(self, kind: BuiltKind, part: str) -> nn.Module:
-        """Engines that hold weights are one island's own; others serve every equal island."""
+        """A new engine if it holds weights; otherwise equal islands share one."""
         plan = kind.plans[part]
         if plan.weights:
             return self.make_engine(plan)
@@ -78,16 +78,16 @@ def build_islands(
     weights: Mapping[str, Collection[str]],
     options: TensorRTOptions,
 ) -> Built:
-    """Build engines of all islands, one for each different one.
+    """Build the engines of all islands, once for equal islands.
 
     Args:
         islands: functional ATen graphs by name, with fake values in `meta["val"]`.
-        weights: which placeholders of each are weights. Only shape and dtype are read of them.
-        options: how to build.
+        weights: placeholders of each island that are weights; only shape and dtype are used.
+        options: build options.
 
     Raises:
-        LadderError: what cannot be built, and where it stands in the user's code; a size that
-            nobody bounds; a target that the installed TensorRT does not build for.
+        LadderError: an op cannot be built (with its place in the user's code), a dynamic size has
+            no bound, or the installed TensorRT cannot build for the target.
     """
     start = time.perf_counter()
     target = choose_target(options)

@@ -1,4 +1,4 @@
-"""From an island to what runs it: TensorRT parts with their plans, PyTorch parts between them.
+"""Build an island: TensorRT parts with their plans, and PyTorch parts between them.
 
 island    mm(x, w) → cumprod → mm(…, w2)
 kind       _run_on_acc_0(x) → _run_on_gpu_1(…) → _run_on_acc_2(…)      weights are in the engines
@@ -26,7 +26,7 @@ from ladderize.config.tensorrt import TensorRTOptions
 from ladderize.errors import Blocker, LadderError, describe_origin
 
 PLAN_FORMAT = 1
-"""Counted up when the same graph and options would give another plan."""
+"""Version of plans; increase it if the same graph and options would give another plan."""
 
 _ENGINE = "_run_on_acc"  # what Torch-TensorRT's partitioner calls its submodules
 
@@ -36,13 +36,13 @@ class BuiltKind:
     """What equal islands share.
 
     Attributes:
-        graph: calls of parts, over all placeholders of an island in their order; engine parts are
-            not given their weights.
-        plans: of its engine parts, by the name of the submodule.
-        weights: for each engine part, which placeholders its plan's weights are.
-        layouts: how the island's inputs and outputs lie in memory.
-        left: what runs in PyTorch.
-        found: parts whose plans were there already.
+        graph: calls of parts, with all placeholders of an island in order; weights are not passed
+            to engine parts.
+        plans: plans of engine parts, by submodule name.
+        weights: placeholder indices of the weights of each engine part's plan.
+        layouts: memory layouts of the island's inputs and outputs.
+        left: ops that run in PyTorch.
+        found: engine parts whose plans were in the cache.
     """
 
     graph: GraphModule
@@ -55,7 +55,7 @@ class BuiltKind:
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds kinds with one set of options; plans go through the cache."""
+    """Builds kinds with one set of options, using the plan cache."""
 
     options: TensorRTOptions
     settings: trt.BuildSettings
@@ -63,10 +63,10 @@ class Builder:
     cache: PlanCache
 
     def build(self, name: str, island: GraphModule, weights: Collection[str]) -> BuiltKind:
-        """The kind of `island`, whose name is for error messages.
+        """Build the kind of `island`; `name` is for error messages.
 
         Raises:
-            LadderError: what could not be converted or built, where it stands in the user's code.
+            LadderError: an op could not be converted or built, with its place in the user's code.
         """
         constant = () if self.options.weights == "inputs" else weights
         spelled, layouts = spell_island(island, constant)
@@ -107,7 +107,7 @@ class Builder:
         if not self.options.build:
             raise LadderError(
                 f"An engine of {island} is not in {self.options.cache}, and build=False:",
-                [Blocker(f"here is {version}") for version in trt.tensorrt_versions()],
+                [Blocker(f"installed: {version}") for version in trt.tensorrt_versions()],
                 "build for this GPU with these versions, or install those that it was built with",
             )
         start = time.perf_counter()
@@ -162,7 +162,7 @@ def _engine_calls(graph: GraphModule) -> list[Node]:
 
 
 def _take_weights(call: Node, part: GraphModule) -> tuple[int, ...]:
-    """Take the weights out of an engine's call; which placeholders of the island they are."""
+    """Remove the weights from an engine's call; return their placeholder indices in the island."""
     placeholders = part.graph.find_nodes(op="placeholder")
     indices: list[int] = []
     kept = []
@@ -193,7 +193,7 @@ def _left_ops(graph: GraphModule, reasons: Mapping[Node, str]) -> list[LeftOp]:
 
 
 def _blank(value: torch.Tensor) -> torch.Tensor:
-    """Zeros that take no memory until they are read; no two tensors at one address."""
+    """Zeros that take no memory until they are read; each tensor has its own address."""
     num_bytes = value.numel() * value.dtype.itemsize
     return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(value.dtype).view(value.shape)
 
@@ -204,7 +204,7 @@ def _conversion_error(island: str, error: trt.ConversionFailed) -> LadderError:
     return LadderError(
         f"Torch-TensorRT could not convert {island}:",
         [Blocker(what, describe_origin(node) if node is not None else "")],
-        f'let PyTorch run it, lowering_options={{"in_pytorch": ["{node and node.target}"]}}',
+        f'let PyTorch run it: lowering_options={{"in_pytorch": ["{node and node.target}"]}}',
     )
 
 
@@ -214,6 +214,6 @@ def _build_error(island: str, part: GraphModule, error: trt.BuildFailed) -> Ladd
     return LadderError(
         f"TensorRT could not build an engine of {island}:",
         [Blocker(what, describe_origin(ops[0]))],
-        "an op that it names can be left to PyTorch, in_pytorch=; a dtype that the target has not, "
-        "as bfloat16 before 8.0, asks for another target",
+        "let PyTorch run the op that it names (in_pytorch=), or choose another target if this one "
+        "lacks a dtype, such as bfloat16 before 8.0",
     )

@@ -1,4 +1,4 @@
-"""What was built of the islands, as data and as lines for people."""
+"""The report on built islands, as data and as text."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,13 +10,13 @@ from ladderize.errors import counted
 
 @dataclass(frozen=True)
 class LeftOp:
-    """An op that runs in PyTorch inside of an island.
+    """An op that runs in PyTorch inside an island.
 
     Attributes:
-        op: its name in ATen.
-        count: how often, over all islands.
-        why: what TensorRT lacks.
-        source: the line of the first, as `file:line`.
+        op: ATen name of the op.
+        count: number of calls over all islands.
+        why: reason why TensorRT does not run it.
+        source: line of the first call, as `file:line`.
     """
 
     op: str
@@ -27,14 +27,14 @@ class LeftOp:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """A plan and the engines that are made of it.
+    """A plan, from which engines are made.
 
     Attributes:
-        islands: names of the islands that it serves.
-        num_bytes: of the plan.
-        seconds: what building it took, whenever that was.
-        was_found: in the cache, in memory or on disk.
-        layers: of the network, before TensorRT fuses them.
+        islands: names of the islands that use it.
+        num_bytes: size of the plan in bytes.
+        seconds: time that building it took, now or earlier.
+        was_found: whether it was in the cache, in memory or on disk.
+        layers: layers of the network before TensorRT fuses them.
     """
 
     islands: tuple[str, ...]
@@ -45,21 +45,21 @@ class EnginePlan:
 
     @property
     def layer_types(self) -> Mapping[str, int]:
-        """How many layers there are of each type."""
+        """Number of layers of each type."""
         return Counter(layer.type for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class EnginesReport:
-    """What TensorRT made of a graph, which is cut into islands at its collectives.
+    """A summary of the engines of a graph, which is cut into islands at its collectives.
 
     Attributes:
-        num_islands: runs of compute between collectives.
-        num_kinds: different ones; those of a kind share their engines, each with its own weights.
-        num_built, num_found: plans that were built just now, and that were in the cache.
+        num_islands: number of islands, runs of compute between collectives.
+        num_kinds: number of different islands; equal ones share plans but not weights.
+        num_built, num_found: number of plans built now, and of plans found in the cache.
         left: ops that run in PyTorch.
-        seconds: what all of it took.
-        target: compute capability that was built for.
+        seconds: total build time.
+        target: compute capability of the target.
     """
 
     num_islands: int
@@ -71,7 +71,7 @@ class EnginesReport:
     target: str
 
     def describe(self) -> Iterator[str]:
-        """The report in lines, the first of which sums it up."""
+        """The lines of the report, with a summary first."""
         yield (
             f"{counted(self.num_islands, 'island')} of {counted(self.num_kinds, 'kind')}, "
             f"{counted(self.num_built + self.num_found, 'TensorRT plan')} for {self.target}: "
@@ -84,11 +84,11 @@ class EnginesReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of the islands, plan by plan.
+    """The report on a build, plan by plan.
 
     Attributes:
         num_islands, num_kinds, num_built, num_found, left, seconds, target: as in `EnginesReport`.
-        plans: one for each different engine.
+        plans: plans, one for each different engine.
         unusable: files in the cache that could not be used.
     """
 
@@ -110,7 +110,7 @@ class BuildReport:
 
     @property
     def summary(self) -> EnginesReport:
-        """Without the plans."""
+        """The report without the plans."""
         return EnginesReport(
             self.num_islands,
             self.num_kinds,
@@ -122,7 +122,7 @@ class BuildReport:
         )
 
     def describe(self) -> Iterator[str]:
-        """The report in lines."""
+        """The lines of the report."""
         yield from self.summary.describe()
         for path in self.unusable:
-            yield f"not usable, written anew: {path}"
+            yield f"not usable, replaced: {path}"

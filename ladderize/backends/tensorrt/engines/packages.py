@@ -1,7 +1,7 @@
-"""Which Torch-TensorRT is installed, whether it is for this torch, and what to install instead.
+"""Check which Torch-TensorRT is installed and fits this torch, and say what to install.
 
-Two packages bring the one module `torch_tensorrt`: `torch-tensorrt`, and `torch-tensorrt-rtx` for
-RTX cards.
+Two packages provide the module `torch_tensorrt`: `torch-tensorrt`, and `torch-tensorrt-rtx` for RTX
+cards.
 """
 
 import importlib
@@ -18,12 +18,11 @@ PACKAGES = ("torch-tensorrt", "torch-tensorrt-rtx")
 
 @dataclass(frozen=True)
 class Installed:
-    """What of TensorRT is installed.
+    """The installed TensorRT packages.
 
     Attributes:
-        versions: of the packages, by name.
-        problem: why it cannot be used, as far as can be told without importing it; "" if nothing
-            speaks against it.
+        versions: versions of the packages, by name.
+        problem: reason why they cannot be used, if known without importing them, or "".
     """
 
     versions: dict[str, str]
@@ -34,7 +33,7 @@ class Installed:
 
 
 def find_packages() -> Installed:
-    """Looks, and imports nothing: that loads CUDA libraries."""
+    """Find the packages without importing them, which would load CUDA libraries."""
     found = {}
     for name in PACKAGES:
         try:
@@ -45,7 +44,7 @@ def find_packages() -> Installed:
         return Installed(found, "torch_tensorrt is not installed")
     if len(found) > 1:
         both = " and ".join(found)
-        return Installed(found, f"{both} are both installed, and are one module: only one may be")
+        return Installed(found, f"{both} are both installed, but both provide torch_tensorrt")
     wanted = _minor(str(torch.__version__))
     wrong = [f"{name} {v}" for name, v in found.items() if _minor(v) != wanted]
     if wrong:
@@ -54,7 +53,7 @@ def find_packages() -> Installed:
 
 
 def what_to_install() -> str:
-    """The command for this torch, and what does without."""
+    """The install command for this torch, and the alternative."""
     wanted = _minor(str(torch.__version__))
     return (
         f"pip install 'torch-tensorrt=={wanted}.*' (RTX cards: 'torch-tensorrt-rtx=={wanted}.*') "
@@ -66,7 +65,7 @@ def require_packages() -> None:
     """Import `torch_tensorrt`.
 
     Raises:
-        LadderError: it is not there, was made for another torch, or cannot be imported.
+        LadderError: it is not installed, is for another torch, or cannot be imported.
     """
     found = find_packages()
     if found.problem:
@@ -78,7 +77,7 @@ def require_packages() -> None:
     except Exception as error:  # it raises a bare Exception for missing libraries
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise LadderError(
-            f"Torch-TensorRT ({found}) is installed and cannot be imported:",
+            f"Torch-TensorRT ({found}) is installed but cannot be imported:",
             [Blocker(reason)],
             what_to_install(),
         ) from error

@@ -1,9 +1,9 @@
-"""Plans by key: in memory, and in a folder of one file each.
+"""Cache plans by key: in memory, and in a folder with a file per plan.
 
     key.plan    magic · SHA-256 of what follows · length of the header · header (JSON) · engine
 
-A file is written whole or not at all, by any number of ranks at once. One that is cut short,
-altered or of another make is not used, and is written anew.
+Files are written atomically, by any number of ranks at once. A file that is truncated, altered or
+of another format is not used and is replaced.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _MAGIC = b"ladderize plan 1\n"
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of the network that TensorRT was given, before it fuses them."""
+    """A layer of the network before TensorRT fuses layers."""
 
     type: str
     name: str
@@ -28,14 +28,14 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class CachedPlan:
-    """A built engine, and how it is called.
+    """A built engine and its bindings.
 
     Attributes:
-        engine: as TensorRT serialized it.
+        engine: engine serialized by TensorRT.
         inputs, outputs: names of its bindings, in order.
-        weights: names of the weights that it is refitted with.
-        layers: of the network.
-        seconds: what building took.
+        weights: names of the weights to refit it with.
+        layers: layers of the network.
+        seconds: build time in seconds.
     """
 
     engine: bytes
@@ -48,10 +48,11 @@ class CachedPlan:
 
 @dataclass
 class PlanCache:
-    """Plans that were built or read, and the folder that they are kept in, if there is one.
+    """A cache of plans in memory and, if given, in a folder.
 
     Attributes:
-        unusable: files that were there and could not be used.
+        folder: folder of the plans, or None.
+        unusable: files that could not be used.
     """
 
     folder: Path | None = None
@@ -59,7 +60,7 @@ class PlanCache:
     _plans: dict[str, CachedPlan] = field(default_factory=dict)
 
     def find(self, key: str) -> CachedPlan | None:
-        """The plan of this key, None if there is none that can be used."""
+        """The plan with this key; None if there is no usable one."""
         if key in self._plans or self.folder is None:
             return self._plans.get(key)
         path = self.folder / f"{key}.plan"
@@ -73,7 +74,7 @@ class PlanCache:
         return plan
 
     def keep(self, key: str, plan: CachedPlan) -> None:
-        """Put a plan in; another rank may be writing the same one."""
+        """Store a plan; another rank may be writing the same one."""
         self._plans[key] = plan
         if self.folder is None:
             return
@@ -98,7 +99,7 @@ def encode_plan(plan: CachedPlan) -> bytes:
 
 
 def decode_plan(data: bytes) -> CachedPlan | None:
-    """The plan in a file, None if it is not whole or not one of these."""
+    """The plan in a file; None if it is incomplete or of another format."""
     start = len(_MAGIC) + hashlib.sha256().digest_size
     body = data[start:]
     if data[:start] != _MAGIC + hashlib.sha256(body).digest():

@@ -1,10 +1,10 @@
-"""Which islands are equal, and by what name a plan is kept.
+"""Find equal islands, and compute the cache keys of plans.
 
     in     seg_0: mm(x0, w3) → silu     seg_4: mm(x9, w7) → silu     seg_1: …
     out    kind a: seg_0, seg_4         kind b: seg_1
 
-Two islands are of one kind when their texts are equal: nodes and symbols numbered in order, with
-targets, arguments, dtypes, shapes and strides; of weights only shape and dtype.
+Two islands are of one kind if their texts are equal: numbered nodes and symbols with targets,
+arguments, dtypes, shapes and strides. Of weights, only shape and dtype count.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ladderize.compat.dispatcher import OpOverload
 
 
 def canonical_text(island: GraphModule, weights: Collection[str], extents: Extents) -> str:
-    """The island without names: equal for islands that one build can serve."""
+    """The island as text without names; islands with equal texts can share a build."""
     writer = _KeyWriter(extents)
     for node in island.graph.nodes:
         writer.write(island, node, is_weight=node.name in weights)
@@ -96,6 +96,6 @@ def _digest_of(island: GraphModule, name: str) -> str:
 
 
 def plan_key(text: str, about: Mapping[str, object]) -> str:
-    """The name of a plan: of its canonical graph, and of all else that it depends on."""
+    """The key of a plan: a hash of its canonical text and of everything else it depends on."""
     lines = [f"{name}: {about[name]}" for name in sorted(about)]
     return hashlib.sha256("\n".join([*lines, text]).encode()).hexdigest()

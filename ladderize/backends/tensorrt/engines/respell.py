@@ -1,4 +1,4 @@
-"""Spell an island as Torch-TensorRT converts it right.
+"""Rewrite an island into ops that Torch-TensorRT converts correctly.
 
     before   v = view(x, …);  o = getitem(_scaled_dot_product_flash_attention_for_cpu(q, k, v), 0)
     after    v = _reshape_copy(x, …);  o = scaled_dot_product_attention(q, k, v)
@@ -26,9 +26,9 @@ aten = torch.ops.aten
 
 
 def spell_island(island: GraphModule, weights: Collection[str]) -> tuple[GraphModule, Layouts]:
-    """A graph of the same values as `island`; what is in `weights` is named as such.
+    """A graph with the values of `island`, contiguous inputs and outputs, and named `weights`.
 
-    Its inputs and outputs are contiguous; the layouts say how they lay in memory.
+    The layouts are those of the island's inputs and outputs in memory.
     """
     inputs = island.graph.find_nodes(op="placeholder")
     values = [node.meta["val"] for node in inputs]
@@ -44,7 +44,7 @@ def spell_island(island: GraphModule, weights: Collection[str]) -> tuple[GraphMo
     ):
         new.target = f"{'weight' if old.name in weights else 'input'}_{index}"
         rename(new, new.target)
-        new.meta.setdefault("val", old.meta["val"])  # of sizes make_fx keeps none
+        new.meta.setdefault("val", old.meta["val"])  # make_fx drops those of sizes
     gm.graph.eliminate_dead_code()
     _drop_aliases(gm)
     _spell_attention(gm)
@@ -70,11 +70,11 @@ def _drop_aliases(gm: GraphModule) -> None:
 
 
 def _spell_attention(gm: GraphModule) -> None:
-    """Every kernel's own op becomes the one that all of them implement.
+    """Replace the attention ops of specific kernels by `scaled_dot_product_attention`.
 
-    Torch-TensorRT knows no kernel of the CPU, on which a program is rewritten ahead of time, and
-    its converter of the memory-efficient one takes a mask for causal unless told otherwise.
-    With dropout, which its converters leave out, an op stays what it is.
+    Torch-TensorRT does not know the CPU kernels that programs rewritten ahead of time use, and its
+    converter of the memory-efficient kernel treats a mask as causal by default. Ops with dropout,
+    which its converters ignore, are unchanged.
     """
     for node in list(gm.graph.nodes):
         names = _ATTENTION.get(node.target)
@@ -100,7 +100,7 @@ def _spell_attention(gm: GraphModule) -> None:
 
 
 def _scale(scale: float | None, width: Any) -> dict[str, float]:
-    """Nothing if it is the usual one: the converter rounds a given one to the query's dtype."""
+    """`scale` unless it is the default; the converter rounds a given one to the query's dtype."""
     is_usual = scale is None or (
         isinstance(width, int) and math.isclose(scale, 1 / math.sqrt(width), rel_tol=1e-9)
     )
@@ -123,7 +123,7 @@ _ATTENTION: Mapping[Any, tuple[str, ...]] = {
 
 
 def _count_in_whole_numbers(gm: GraphModule) -> None:
-    """`arange(0, 8.0, 2)` as a cast of `arange(0, 8, 2)`: its converter knows no other range."""
+    """`arange(0, 8.0, 2)` as a cast of `arange(0, 8, 2)`: the converter takes only integers."""
     for node in gm.graph.find_nodes(op="call_function", target=aten.arange.start_step):
         kind = node.meta["val"].dtype
         bounds = [bound for bound in node.args if isinstance(bound, float)]
@@ -138,7 +138,7 @@ def _count_in_whole_numbers(gm: GraphModule) -> None:
 
 
 def _select_in_known_dtypes(gm: GraphModule) -> None:
-    """`where(c, a, b)` in bfloat16 as that of float32: its converter would make integers of it."""
+    """`where(c, a, b)` of bfloat16 in float32: the converter would turn it into integers."""
     for node in gm.graph.find_nodes(op="call_function", target=aten.where.self):
         kind = node.meta["val"].dtype
         if kind not in _WIDER:
@@ -163,9 +163,9 @@ def _cast(gm: GraphModule, node: Node, kind: torch.dtype) -> Node:
 
 
 def _write_known_sizes(gm: GraphModule) -> None:
-    """`view(x, [s0, s1, -1, 16])` as `[s0, s1, 4, 16]`, and with one unknown size as `[-1, …]`.
+    """`view(x, [s0, s1, -1, 16])` as `[s0, s1, 4, 16]`, or `[-1, …]` with one unknown size.
 
-    TensorRT takes a size that it is not told for unknown: attention with unknown heads is refused.
+    TensorRT treats a size that is not written as unknown, and refuses unknown attention heads.
     """
     for node in gm.graph.find_nodes(op="call_function", target=aten._reshape_copy.default):
         shape = node.meta["val"].shape
@@ -178,7 +178,7 @@ def _write_known_sizes(gm: GraphModule) -> None:
 
 
 def _read_sizes_from_shapes(gm: GraphModule) -> None:
-    """A size that is a dim of an input tensor is read off that: one input of the engine less."""
+    """Read a size from an input tensor that has it as a dim, which saves an engine input."""
     inputs = gm.graph.find_nodes(op="placeholder")
     tensors = [node for node in inputs if isinstance(node.meta["val"], torch.Tensor)]
     for node in inputs:

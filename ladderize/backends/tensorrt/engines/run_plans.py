@@ -1,8 +1,8 @@
 """Run plans: an engine on the device, and an island of engines and PyTorch parts.
 
-In: a kind, and the weights of one island of it. Out: a module that is called with the island's
-other inputs. `Engine` has not run yet: deserializing a plan takes a GPU, and this was written
-without one. The calls that it makes are checked against a stand-in (`test_engines.py`).
+In: a kind, and the weights of one of its islands. Out: a module to call with the island's other
+inputs. `Engine` has not run yet, because deserializing a plan takes a GPU. Its calls are checked
+against a stand-in (`test_engines.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ DEVICE = "cuda"
 
 
 class Engine(nn.Module):
-    """A plan on the current device. Runs on the current stream, and on one stream at a time."""
+    """A plan on the current device. It runs on the current stream, one stream at a time."""
 
     def __init__(self, plan: CachedPlan) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Engine(nn.Module):
             raise LadderError(
                 "TensorRT cannot load a plan on this device:",
                 [Blocker(f"{len(plan.engine)} bytes with outputs {', '.join(plan.outputs)}")],
-                "its log says why; build for this device, target=None",
+                "see TensorRT's log; build for this device (target=None)",
             )
         self._context: Any = None
         self._shapes: list[tuple[int, ...] | None] = [None] * len(plan.inputs)
@@ -39,10 +39,10 @@ class Engine(nn.Module):
         self._dtypes = [trt.torch_dtype(self._engine.get_tensor_dtype(n)) for n in plan.outputs]
 
     def refit(self, weights: Sequence[torch.Tensor]) -> None:
-        """Give the engine its weights, in the order of the plan's.
+        """Give the engine its weights, in the order of the plan.
 
         Raises:
-            LadderError: naming the weights that TensorRT did not take.
+            LadderError: TensorRT rejected weights; the message names them.
         """
         contiguous = [weight.detach().contiguous() for weight in weights]
         missing = trt.refit(self._engine, dict(zip(self._plan.weights, contiguous, strict=True)))
@@ -53,24 +53,24 @@ class Engine(nn.Module):
             )
 
     def forward(self, *inputs: torch.Tensor | int) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """One tensor, or a tuple of several, as the part of the graph that this was built from."""
-        if self._context is None:  # not before the weights are in: TensorRT-RTX compiles here
+        """Run the engine; return a tensor or a tuple, as the part of the graph does."""
+        if self._context is None:  # after the weights are set: TensorRT-RTX compiles here
             self._context = self._engine.create_execution_context()
         given = self._set_inputs(inputs)
         outputs = tuple(map(self._new_output, self._plan.outputs, self._dtypes))
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError("TensorRT could not run an engine; its log says why")
-        del given  # until here: the memory of copies is given back in the stream's order
+            raise RuntimeError("TensorRT could not run an engine; see its log")
+        del given  # kept until here: the memory of copies is freed in stream order
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _set_inputs(self, inputs: Sequence[torch.Tensor | int]) -> list[torch.Tensor]:
-        """Bind the inputs; returns the tensors that are bound."""
+        """Bind the inputs and return the bound tensors."""
         bound = []
         for index, (name, value) in enumerate(zip(self._plan.inputs, inputs, strict=True)):
             tensor = value if isinstance(value, torch.Tensor) else torch.tensor([value])
             tensor = tensor.to("cpu" if self._on_host[index] else DEVICE).contiguous()
             shape = tuple(tensor.shape)
-            # Sizes that are values are read on the host, whatever their shape.
+            # Sizes passed as values are read on the host, whatever their shape.
             if not self._on_host[index] and shape != self._shapes[index]:
                 if not self._context.set_input_shape(name, shape):
                     self._refuse(name, shape)
@@ -96,7 +96,7 @@ class Engine(nn.Module):
 
 
 class EngineIsland(nn.Module):
-    """An island that runs, called with the inputs that are not its weights, in their order."""
+    """A runnable island, called with its inputs except weights, in order."""
 
     def __init__(self, kind: BuiltKind, make_engine: Callable[[str], nn.Module]) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class EngineIsland(nn.Module):
         self._slots: list[torch.Tensor | None] = []
 
     def set_weights(self, slots: Sequence[torch.Tensor | None]) -> None:
-        """Weights in their places among the island's inputs, None in the others."""
+        """Set the weights: a list over the island's inputs, with None for inputs that are not."""
         self._slots = list(slots)
         for name, engine in self._engines.items():
             held = [slots[index] for index in self._kind.weights[name]]

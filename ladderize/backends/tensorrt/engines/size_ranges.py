@@ -1,7 +1,7 @@
-"""Least, usual and most size of every dynamic dim: what an engine is built and tuned for.
+"""The least, usual and most size of each dynamic dim, which an engine is built and tuned for.
 
-In: the sizes of a graph's inputs, which are expressions of symbols, and what the options say of
-these. Out: an `Extent` for each symbol, and for any expression of them.
+In: the sizes of a graph's inputs, which are expressions of symbols, and the options for them. Out:
+an `Extent` for each symbol, and for any expression of symbols.
 """
 
 import itertools
@@ -21,7 +21,7 @@ EVERY_OTHER = "*"
 
 @dataclass(frozen=True)
 class Extent:
-    """Sizes that a dim may have."""
+    """The sizes that a dim may have."""
 
     least: int
     usual: int
@@ -35,12 +35,12 @@ class Extents:
     of_symbol: Mapping[str, Extent]
 
     def knows(self, size: int | torch.SymInt) -> bool:
-        """Whether a size has an extent; one that depends on values has none."""
+        """Whether a size has an extent; sizes that depend on values do not."""
         symbols = () if isinstance(size, int) else size.node.expr.free_symbols
         return all(str(symbol) in self.of_symbol for symbol in symbols)
 
     def of(self, size: int | torch.SymInt) -> Extent:
-        """The extent of a size that is made of symbols: at the corners of theirs."""
+        """The extent of an expression of symbols, from the corners of their extents."""
         if isinstance(size, int):
             return Extent(size, size, size)
         expression = size.node.expr
@@ -60,7 +60,7 @@ def find_extents(inputs: Iterable[Node], given: Mapping[str, Sequence[int]]) -> 
     """Extents of all symbols in the values of `inputs`: from the graph's ranges and `given`.
 
     Raises:
-        LadderError: naming each dim that no one bounds, and each name in `given` that is unknown.
+        LadderError: a dim has no bound, or a name in `given` is unknown; the message lists them.
     """
     found: dict[str, Extent] = {}
     unbounded: list[Blocker] = []
@@ -84,10 +84,10 @@ def find_extents(inputs: Iterable[Node], given: Mapping[str, Sequence[int]]) -> 
             found[symbol.name] = _extent(symbol, asked, most)
     if unbounded:
         raise LadderError(
-            "TensorRT needs to know how large these sizes may become:",
+            "TensorRT needs an upper bound for these sizes:",
             unbounded,
-            'give them, lowering_options={"sizes": {"…": (least, usual, most)}}, or bound them '
-            "where the model is traced: torch.export.Dim(…, max=…), mark_dynamic(…, max=…)",
+            'give lowering_options={"sizes": {"…": (least, usual, most)}}, or bound them when '
+            "tracing the model: torch.export.Dim(…, max=…), mark_dynamic(…, max=…)",
         )
     unknown = [
         Blocker(f"sizes[{name!r}]; there are {sorted(known)}") for name in given.keys() - known
@@ -98,7 +98,7 @@ def find_extents(inputs: Iterable[Node], given: Mapping[str, Sequence[int]]) -> 
 
 
 def _extent(symbol: compat.SizeSymbol, asked: Sequence[int] | None, most: int) -> Extent:
-    """Within what the graph was traced for: Dynamo takes 0 and 1 for special, and traces anew."""
+    """The extent within the traced range: Dynamo specializes 0 and 1, and traces again."""
     least = symbol.least if asked is None else max(asked[0], symbol.least)
     most = max(least, most if symbol.most is None else min(most, symbol.most))
     usual = asked[1] if asked is not None else most if symbol.hint is None else symbol.hint
@@ -117,7 +117,7 @@ def _dynamic_dims(inputs: Iterable[Node]) -> Iterator[tuple[Node, int | None, to
 
 
 def short_name(source: str) -> str:
-    """`L['input_ids'].size()[1]` as one would write it: `input_ids[1]`."""
+    """`L['input_ids'].size()[1]` in short form: `input_ids[1]`."""
     match = re.search(r"(?:\['([^']+)'\]|\.(\w+)|\[(\d+)\])\.size\(\)\[(\d+)\]$", source)
     if match is None:
         return source

@@ -1,6 +1,6 @@
-"""What a cut graph does at each call: its islands run in engines that have the latest weights.
+"""Run a cut graph: its islands run in engines with the latest weights.
 
-step(*args)    weights as at the call before?  ── no ── bind: each island gets its own
+step(*args)    same weights as in the last call?  ── no ── bind: each island gets its own
                outer graph: island_0, launch, island_1, launch, wait, island_2, …
 """
 
@@ -17,16 +17,15 @@ from ladderize.errors import Blocker, LadderError
 
 
 class CutGraph:
-    """A graph whose islands run in engines. Called with all its inputs, weights included.
+    """A graph whose islands run in engines. Call it with all inputs, including weights.
 
-    When a weight is another tensor than at the call before, or was written in place, the engines
-    are given their weights anew (a write through `.data` or to an inference tensor leaves no trace
-    and is not noticed).
+    If a weight is a different tensor than in the last call, or was written in place, all engines
+    get their weights again. Writes through `.data` or to inference tensors are not noticed.
 
     Args:
-        gm: calls of islands, which are given what is no weight, and all that is between them.
-        built: the engines.
-        weights: by island, its inputs that are weights, with their places among the arguments.
+        gm: outer graph, which calls the islands with the inputs that are not weights.
+        built: engines of the islands.
+        weights: weight inputs of each island, with their positions among the arguments.
     """
 
     def __init__(
@@ -42,10 +41,10 @@ class CutGraph:
         self._held: list[_Held] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        """Run it.
+        """Run the graph.
 
         Raises:
-            LadderError: gradients are enabled and wanted.
+            LadderError: gradients are enabled and required.
         """
         refuse_gradients(args)
         given = [args[place] for place in self._places]
@@ -61,22 +60,22 @@ class CutGraph:
 
 
 def refuse_gradients(inputs: Sequence[Any]) -> None:
-    """Raise where a backward graph would be wanted: an engine has none."""
+    """Raise if a backward graph would be needed, which engines do not have."""
     if not torch.is_grad_enabled():
         return
     needing = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     if needing:
         raise LadderError(
-            "TensorRT computes no gradients, which are enabled:",
+            "TensorRT does not compute gradients, but they are enabled:",
             [Blocker(f"{len(needing)} of the graph's inputs require them")],
-            "call the model under torch.no_grad() or torch.inference_mode(), or "
+            "call the model under torch.no_grad() or torch.inference_mode(), or use "
             "lowering='inductor' to train",
         )
 
 
 class _Held:
-    """A weight as the engines have it. The tensor is not kept alive, and another one may get its
-    memory: so it is known by itself, by where it is and by how often it was written."""
+    """The weight that the engines have. The tensor is not kept alive and its memory may be reused,
+    so it is identified by a weak reference, its address and its version."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = weakref.ref(tensor)

@@ -1,11 +1,11 @@
-"""Tensors that are not contiguous, in and out of engines, which know only contiguous ones.
+"""Pass tensors that are not contiguous into and out of engines, which take contiguous ones.
 
-    island    y[2, 4, 16, 8] in memory as [2, 16, 4, 8]
-    engine     gives y.permute(0, 2, 1, 3), which is contiguous
+    island     y[2, 4, 16, 8] in memory as [2, 16, 4, 8]
+    engine     returns y.permute(0, 2, 1, 3), which is contiguous
     outside    y = that.permute(0, 2, 1, 3): a view, with the strides that the graph was traced for
 
-Without this an input would be copied at each call, and a view of an output that was left outside of
-the island might not be one.
+Otherwise inputs would be copied at each call, and views of outputs outside of the island might not
+be possible.
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,23 @@ Order = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layouts:
-    """How each input and output lies in memory: its dims from the slowest; None if in order."""
+    """Memory layouts of inputs and outputs: dims from slowest to fastest, or None if in order."""
 
     inputs: tuple[Order | None, ...]
     outputs: tuple[Order | None, ...]
 
     def enter(self, inputs: Sequence[Any]) -> list[Any]:
-        """The island's inputs as its graph takes them."""
+        """The island's inputs, permuted as its graph takes them."""
         return [_permuted(value, o) for value, o in zip(inputs, self.inputs, strict=True)]
 
     def leave(self, outputs: Sequence[Any]) -> tuple[Any, ...]:
-        """What the graph returns, with the strides that the island's outputs had."""
+        """The graph's outputs, with the strides of the island's outputs."""
         backward = (None if order is None else inverse(order) for order in self.outputs)
         return tuple(_permuted(value, o) for value, o in zip(outputs, backward, strict=True))
 
 
 def make_contiguous(gm: GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]) -> Layouts:
-    """Let `gm` take and return contiguous tensors for values that lie in memory as these do."""
+    """Make `gm` take and return contiguous tensors for values with the layouts of these."""
     layouts = Layouts(tuple(map(memory_order, inputs)), tuple(map(memory_order, outputs)))
     placeholders = gm.graph.find_nodes(op="placeholder")
     for node, order in zip(placeholders, layouts.inputs, strict=True):

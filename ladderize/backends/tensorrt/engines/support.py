@@ -1,4 +1,4 @@
-"""What TensorRT must not run, though a converter may say that it can."""
+"""Find ops that TensorRT must not run, even if a converter accepts them."""
 
 from collections.abc import Collection, Iterator
 
@@ -14,22 +14,22 @@ _DTYPES = {
 
 
 def why_not(node: Node, in_pytorch: Collection[str], extents: Extents) -> str:
-    """Why `node` has to run in PyTorch, "" if nothing is known against it."""
+    """Why `node` must run in PyTorch; "" if TensorRT may run it."""
     if node.op != "call_function":
         return ""
     if str(node.target) in in_pytorch:
         return "in_pytorch"
     values = [node.meta.get("val"), *(each.meta.get("val") for each in node.all_input_nodes)]
     if any(isinstance(value, torch.SymFloat) for value in values):
-        return "a number that is no size"
+        return "a number that is not a size"
     dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
     unknown = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - _DTYPES)
     if unknown:
-        return f"TensorRT has no {', '.join(unknown)}"
+        return f"TensorRT does not support {', '.join(unknown)}"
     if not all(extents.knows(size) for value in values for size in _sizes(value)):
         return "a size depends on values"
     if "dropout" in str(node.target) or _dropout_of(node):
-        return "converters leave dropout out"
+        return "converters ignore dropout"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The GPU that engines are built for: the one that is here, or with TensorRT-RTX any it knows."""
+"""Choose the GPU to build engines for: that of this machine, or any with TensorRT-RTX."""
 
 import torch
 
@@ -11,7 +11,7 @@ def choose_target(options: TensorRTOptions) -> tuple[int, int]:
     """The compute capability to build for.
 
     Raises:
-        LadderError: when the installed TensorRT cannot build for it, or not on this machine.
+        LadderError: the installed TensorRT cannot build for it, or not on this machine.
     """
     here = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     target = options.compute_capability or here
@@ -29,24 +29,24 @@ def choose_target(options: TensorRTOptions) -> tuple[int, int]:
 def _problems(
     options: TensorRTOptions, target: tuple[int, int] | None, here: tuple[int, int] | None
 ) -> list[tuple[str, str]]:
-    """What is wrong, and what to do about it."""
+    """Problems, each with its cure."""
     is_rtx = trt.is_tensorrt_rtx()
     found = []
     if target is None and is_rtx:
-        cure = 'name the GPU that the engines are for, lowering_options={"target": "8.9"}'
+        cure = 'name the GPU that the engines are for: lowering_options={"target": "8.9"}'
         found.append(("there is no GPU, and target= is not given", cure))
     if not is_rtx and here is None:
         cure = "build on the GPU, or install torch-tensorrt-rtx"
-        found.append(("there is no GPU, and TensorRT builds only for the one that is here", cure))
+        found.append(("there is no GPU, and TensorRT builds only for the GPU of its machine", cure))
     elif not is_rtx and target != here:
-        cure = f'leave target= out, it is "{_show(here)}" here'
-        found.append((f'target="{_show(target)}" is not the GPU that is here', cure))
+        cure = f'leave out target=, which is "{_show(here)}" here'
+        found.append((f'target="{_show(target)}" is not the GPU of this machine', cure))
     if is_rtx and target is not None and target not in trt.supported_targets():
         known = ", ".join(map(_show, trt.supported_targets()))
         cure = "install torch-tensorrt, which builds for data-center GPUs, or choose one of these"
         found.append((f"TensorRT-RTX builds for {known}, not for {_show(target)}", cure))
     if options.weights != "inputs" and here is None:
-        cure = 'weights="inputs" needs none'
+        cure = 'use weights="inputs", which needs no GPU'
         found.append((f"weights={options.weights!r} needs a GPU to build on", cure))
     return found
 

@@ -1,11 +1,11 @@
-"""What a ladder would gain on hardware that one need not have: `ladderize plan`.
+"""`ladderize plan`: predict what a ladder gains on other hardware.
 
 Report ── workload.py ── planned_nets.py ── forecast.py ──┬── plan ── plan_tables.py
  of a trace   costs for any   standard, ladder,           ├── limits.py: where the gain ends
               batch, length   parallel, bound             └── confidence.py
 
-routed.py makes of a workload that of one rank, where each rank holds whole experts.
-hardware/calibrated.toml is fitted by bench/calibrate.py.
+routed.py turns a workload into that of one rank of expert parallelism. bench/calibrate.py fits
+hardware/calibrated.toml.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from ladderize.tools.predict.planning.workload import workload_of
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """What is predicted for one batch.
+    """The predictions for one batch size.
 
     Attributes:
-        batch: examples at once.
-        forecasts: of each variant.
-        fewest: layers that give 90 % of the ladder's gain.
+        batch: number of examples.
+        forecasts: forecast of each variant.
+        fewest: fewest layers that give 90 % of the ladder's gain.
     """
 
     batch: int
@@ -44,7 +44,7 @@ class PlannedBatch:
         return next(found for found in self.forecasts if found.variant == variant)
 
     def speedup(self, variant: str) -> float:
-        """Tokens/s over those of the standard model."""
+        """Tokens/s of `variant` over those of the standard model."""
         return self.of(variant).tokens_per_s / self.of("standard").tokens_per_s
 
 
@@ -53,15 +53,16 @@ class LadderPlan:
     """A plan.
 
     Attributes:
-        hardware: what it is of.
-        prompt, new: tokens of each example.
-        num_blocks, num_stale, staleness: of the ladder.
-        dtype: of the residual stream.
-        connectivity: what converted blocks leave out, and the name of the variant with it.
-        batches: what is predicted for each.
-        limits: where the gain of the first batch ends.
-        confidence: how sure all of it is.
-        damage: for the first batch, sets of blocks with what they cost; from slow to fast.
+        hardware: hardware that is predicted.
+        prompt, new: prompt and generated tokens per example.
+        num_blocks, num_stale, staleness: number of blocks, blocks that read stale, and staleness
+            of the ladder.
+        connectivity: connectivity of converted blocks, which also names its variant.
+        batches: predictions for each batch size.
+        limits: limits of the gain at the first batch size.
+        confidence: accuracy of the plan.
+        damage: sets of blocks at the first batch size with speed and damage, from slow to fast.
+        dtype: dtype of the residual stream.
     """
 
     hardware: Hardware
@@ -78,7 +79,7 @@ class LadderPlan:
     dtype: str = ""
 
     def to_json(self) -> str:
-        """All of it; each batch with its speed-ups."""
+        """The plan as JSON; each batch includes its speedups."""
         data = dataclasses.asdict(self)
         for found, held in zip(self.batches, data["batches"], strict=True):
             held["speedup"] = {f.variant: found.speedup(f.variant) for f in found.forecasts}
@@ -96,39 +97,39 @@ def plan(
     routed: RoutedExperts | None = None,
     desync: int | None = None,
 ) -> LadderPlan:
-    """Predict the model in `report` as it is, as the ladder that was asked for, and two others.
+    """Predict the speed of the standard model, its ladder, parallel blocks and the bound.
 
     Args:
-        report: of `ladderize.explain`, for any batch and length: costs are scaled. If its
-            connectivity is not a ladder's, that variant is predicted next to the ladder.
-        hardware: or its name, as `h100x8-nvlink`.
-        batches: how many examples at once, one prediction for each.
-        prompt, new: tokens of each example, given and generated.
-        measured: what sets of its blocks cost, by `ladderize sensitivity`.
-        experts: "tensor", every expert split over the ranks, or "expert", whole ones on each rank,
-            which has its own tokens and sends them to the experts and back.
-        routed: the experts of the model, by `routed_experts`; needed for "expert".
-        desync: predict a desync residual too, of whose blocks every so many-th is reduced.
+        report: report from `ladderize.explain` for any batch and length; costs are scaled. If its
+            connectivity is not "ladder", that variant is predicted in addition to the ladder.
+        hardware: hardware or its name, such as `h100x8-nvlink`.
+        batches: batch sizes, with one prediction each.
+        prompt, new: prompt and generated tokens per example.
+        measured: measured sets of blocks, from `ladderize sensitivity`.
+        experts: "tensor" splits every expert over the ranks. With "expert" each rank holds whole
+            experts and its own tokens, which it sends to the experts and back.
+        routed: routed experts of the model, from `routed_experts`; needed for "expert".
+        desync: if given, also predict a desync residual that reduces every `desync`-th block.
 
     Raises:
-        LadderError: the hardware is not known, the model cannot be planned, its experts cannot be
-            divided, or `measured` is of another one.
+        LadderError: the hardware is unknown, the model cannot be planned, its experts cannot be
+            divided, or `measured` belongs to another model.
 
     Example:
         >>> found = plan(ladderize.explain(model, input_ids), "h100x8-nvlink", [1, 16])
         >>> found.batches[0].speedup("ladder")
     """
     if not batches or min(*batches, prompt, new) < 1:
-        raise LadderError(f"batches={batches}, prompt={prompt}, new={new}: each is at least 1.")
+        raise LadderError(f"batches={batches}, prompt={prompt}, new={new} must be at least 1.")
     if desync is not None and desync < 2:
-        raise LadderError(f"desync={desync}: of at least 2 blocks one is reduced.")
+        raise LadderError(f"desync={desync} must be at least 2.")
     hardware = hardware_of(hardware) if isinstance(hardware, str) else hardware
     workload = workload_of(report)
     if experts == "expert":
         modules = [block.module for block in report.blocks]
         workload = expert_parallel(workload, modules, routed, hardware.ranks)
     elif experts != "tensor":
-        raise LadderError(f'experts={experts!r}: it is "tensor" or "expert".')
+        raise LadderError(f'experts={experts!r} must be "tensor" or "expert".')
     nets = variants(workload, desync or 0)
     requests = [Request(batch, prompt, new) for batch in batches]
     rows = tuple(

@@ -1,4 +1,4 @@
-"""The accuracy of a plan: errors of the calibration, and what in the request lies outside it."""
+"""The accuracy of a plan: errors of the calibration, and parts of the request outside of it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from ladderize.tools.predict.planning.forecast import Request
 from ladderize.tools.predict.planning.workload import Workload
 from ladderize.tools.units import num_bytes
 
-# What was measured: bench/paper_70b.csv.
+# The measured range: bench/paper_70b.csv.
 LINKS, DEVICE = ("nvlink", "nop2p"), "h100"
 RANKS, BATCHES = (2, 8), (1, 64)
 PROMPT, NEW = 1024, 512
-# Weights of a rank: from Llama 70B over 8 ranks to that over 2, with room on both sides.
+# Bytes of weights per rank: Llama 70B over 8 ranks to 2 ranks, with a margin.
 WEIGHTS = (14e9, 75e9)
 
 
@@ -33,7 +33,7 @@ class Confidence:
 def confidence(
     workload: Workload, requests: Sequence[Request], hardware: Hardware, kinds: Sequence[str] = ()
 ) -> Confidence:
-    """Of a plan of `requests`; `kinds` are those of the model's branches."""
+    """The confidence of a plan of `requests`; `kinds` are the kinds of the model's branches."""
     found = (
         *_hardware(hardware),
         *_requests(requests),

@@ -1,4 +1,4 @@
-"""Damage against tokens per second: which set of blocks to take on given hardware.
+"""Damage against tokens per second: which set of blocks to convert for given hardware.
 
 sets of `ladderize sensitivity` ── each as a ladder of the workload ── points ── the advised one
 """
@@ -20,10 +20,10 @@ class DamagePoint:
     """One set of blocks.
 
     Attributes:
-        blocks: their numbers.
-        share: the fraction of the communication that can be hidden which they hide, 0 to 1.
-        kl: KL(standard ‖ ladder) before healing, nats per token.
-        tokens_per_s: predicted, of the whole batch.
+        blocks: indices of the blocks.
+        share: fraction of the hideable communication that the set hides, 0 to 1.
+        kl: KL(standard ‖ ladder) before healing, in nats per token.
+        tokens_per_s: predicted tokens per second of the whole batch.
         speedup: tokens/s over those of the standard model.
     """
 
@@ -40,13 +40,14 @@ def damage_curve(
     """A point for each set of `measured` that no other set beats in both damage and speed.
 
     Args:
-        workload: the model that is planned.
+        workload: model that is planned.
         request: batch, prompt and new tokens.
-        hardware: where it runs.
-        measured: of the same model, by `ladderize sensitivity`.
+        hardware: hardware that is predicted.
+        measured: sets measured on the same model by `ladderize sensitivity`.
 
     Raises:
-        LadderError: `measured` is of a model with other blocks, or a connectivity is planned.
+        LadderError: `measured` belongs to a model with other blocks, or the connectivity of the
+            plan is not "ladder".
     """
     if (planned := workload.connectivity) != LADDER:
         raise LadderError(
@@ -56,8 +57,8 @@ def damage_curve(
     if measured.layers != [block.layer for block in workload.blocks]:
         raise LadderError(
             f"The sets were measured on another model ({measured.model}): it has "
-            f"{len(measured.blocks)} blocks, this one has {len(workload.blocks)}, or they stand "
-            "in other layers.",
+            f"{len(measured.blocks)} blocks, this one has {len(workload.blocks)}, or their layers "
+            "differ.",
             cure="measure this model: ladderize sensitivity",
         )
     alone = tokens_per_s(standard(workload), request, hardware)
@@ -73,7 +74,7 @@ def _point(
 
 
 def _unbeaten(points: Sequence[DamagePoint]) -> Iterator[DamagePoint]:
-    """From slow to fast, without those that cost more than a faster one."""
+    """The points from slow to fast, without those that a faster one beats in damage."""
     least = float("inf")
     kept = []
     for point in sorted(points, key=lambda each: (each.tokens_per_s, -each.kl), reverse=True):
@@ -84,10 +85,10 @@ def _unbeaten(points: Sequence[DamagePoint]) -> Iterator[DamagePoint]:
 
 
 def advised(points: Sequence[DamagePoint]) -> DamagePoint | None:
-    """The point where the curve bends: the most gain, less damage, both as fractions of all.
+    """The knee of the curve: the point that maximizes relative gain minus relative damage.
 
-    None where no set is faster than the standard model. Before healing; a heal mends the more the
-    fewer decisive blocks a set holds, so measure its neighbors after a short heal too.
+    None if no set is faster than the standard model. Damage is measured before healing. Healing
+    helps sets with few decisive blocks most, so also compare the neighbors after a short heal.
     """
     gains = [point.speedup - 1 for point in points]
     most, worst = max(gains, default=0.0), max((point.kl for point in points), default=0.0)

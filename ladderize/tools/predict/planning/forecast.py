@@ -1,10 +1,10 @@
-"""How fast a net generates: one prefill, and decode steps whose KV cache grows.
+"""Predict generation speed: one prefill, and decode steps with a growing KV cache.
 
-tokens/s = batch * new / (prefill + (new - 1) * decode)      all tokens made over all time, as
-                                                             gpt-fast and the paper's table count
+tokens/s = batch * new / (prefill + (new - 1) * decode)      generated tokens over total time, as
+                                                             in gpt-fast and the paper's table
 
-The prefill makes the first token. Costs grow evenly with the keys, so that the decode step in the
-middle stands for all of them.
+The prefill makes the first token. Costs are linear in the keys, so the middle decode step stands
+for all of them.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ladderize.tools.predict.planning.workload import Phase
 
 @dataclass(frozen=True)
 class Request:
-    """So many examples at once, with a prompt of so many tokens, and so many new ones of each."""
+    """Examples to generate for: batch size, and prompt and new tokens per example."""
 
     batch: int
     prompt: int
@@ -28,18 +28,18 @@ class Request:
 
     @property
     def decode(self) -> Phase:
-        """The step in the middle."""
+        """The middle decode step."""
         return Phase(self.batch, 1, self.prompt + self.new / 2)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of one variant.
+    """The predicted times of one variant, in seconds.
 
     Attributes:
-        prefill, decode: of the prompt, and of a step of one token.
-        prefill_exposed, decode_exposed: of them, while the link is busy and nothing is computed.
-        tokens_per_s: of the whole batch, prefill included.
+        prefill, decode: time of the prefill, and of a decode step.
+        prefill_exposed, decode_exposed: exposed communication in each.
+        tokens_per_s: tokens per second of the whole batch, including prefill.
     """
 
     variant: str

@@ -1,8 +1,8 @@
-"""Where the gain of a ladder ends, looked for on the model itself.
+"""Find where the gain of a ladder ends, by predictions for the model.
 
     gain(batch), gain(prompt), gain(bandwidth), gain(latency)      tokens/s of ladder / standard - 1
 
-The end is where it falls below what the planner can tell from none; see confidence.py.
+The end is where the gain falls below the accuracy of the planner; see confidence.py.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ MOST_DOUBLINGS = 20
 
 @dataclass(frozen=True)
 class Hiding:
-    """What one block can hide, in one phase.
+    """What a block can hide in one phase.
 
     Attributes:
-        reduce: seconds of one of its collectives.
-        hidden: seconds of the longest one that the shortest block hides whole.
-        bandwidth: bytes per second from which on it hides one of this size; None: from none, as
-            the latency alone is longer.
-        op: kind of the collective: "all_reduce", with expert parallelism "all_to_all".
+        reduce: duration of a collective, in seconds.
+        hidden: duration of the longest collective that the shortest block hides, in seconds.
+        bandwidth: least bandwidth at which it hides a collective, in bytes per second; None if
+            latency alone is too long.
+        op: kind of the collective: "all_reduce", or "all_to_all" with expert parallelism.
     """
 
     reduce: float
@@ -39,16 +39,16 @@ class Hiding:
 
 @dataclass(frozen=True)
 class Limits:
-    """Up to where the gain is `LEAST_GAIN` or more, all else as asked; None: no end was found.
+    """The range in which the gain is at least `LEAST_GAIN`, varying one quantity at a time.
 
     Attributes:
-        batch: of the request around which they were looked for.
-        gain: there.
-        prefill, decode: what is hidden there.
-        full_batch, full_prompt: the largest that the memory holds, None where it is not known.
-        last_batch, last_prompt: the largest with that gain, up to those.
-        last_bandwidth: bytes per second of the link.
-        least_latency: seconds of an all-reduce.
+        batch: batch size of the request.
+        gain: gain for the request.
+        prefill, decode: what blocks hide in each phase of the request.
+        full_batch, full_prompt: largest values that fit into memory, None if unknown.
+        last_batch, last_prompt: largest values with that gain, None if memory ends first.
+        last_bandwidth: highest bandwidth with that gain, in bytes per second; None if unlimited.
+        least_latency: lowest latency with that gain, in seconds; None if there is none.
     """
 
     batch: int
@@ -64,11 +64,11 @@ class Limits:
 
 
 def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
-    """Around `request`; without ends where there is no gain at all."""
+    """The limits around `request`. If its gain is too small, no ends are given."""
     nets = (standard(workload), converted(workload))
 
     def gain(**changes: float) -> float:
-        """With other fields of the request, or of the link."""
+        """The gain with some fields of the request or of the link changed."""
         given = {k: int(v) for k, v in changes.items() if k in ("batch", "prompt")}
         link = {k: v for k, v in changes.items() if k not in given}
         there = dataclasses.replace(hardware, link=dataclasses.replace(hardware.link, **link))  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def limits(workload: Workload, request: Request, hardware: Hardware) -> Limits:
 
 
 def _whole(value: float | None) -> int | None:
-    """Down to three digits, more than it was looked for."""
+    """Round down to three digits, which is finer than the search."""
     if value is None:
         return None
     unit = int(10 ** max(len(str(int(value))) - 3, 0))
@@ -100,7 +100,7 @@ def _whole(value: float | None) -> int | None:
 
 
 def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
-    """Of all-reduces behind the blocks that have them; of all-to-alls behind all other blocks."""
+    """What hides an all-reduce is a block with one; an all-to-all, a block without one."""
     ranks, link = hardware.ranks, hardware.link
     is_exchanged = workload.is_expert_parallel
     blocks = [
@@ -122,18 +122,18 @@ def _hiding(workload: Workload, phase: Phase, hardware: Hardware) -> Hiding:
 def _full(
     workload: Workload, request: Request, hardware: Hardware
 ) -> tuple[int | None, int | None]:
-    """The largest batch and prompt that fit into the memory of a rank beside the weights."""
+    """The largest batch and prompt that fit into a rank's memory with the weights."""
     if hardware.capacity is None:
         return None, None
     keys, ranks = request.prompt + request.new, hardware.ranks
     weights = workload.bytes_of_a_rank(ranks, 0, 0)
     token = (workload.bytes_of_a_rank(ranks, 1, 1) - weights) or inf
-    held = max(hardware.capacity - weights, 0.0) / token  # tokens, of all examples
+    held = max(hardware.capacity - weights, 0.0) / token  # tokens of all examples
     return int(held / keys) or None, max(int(held / request.batch) - request.new, 0) or None
 
 
 def gain_of(nets: tuple[PlannedNet, PlannedNet], request: Request, hardware: Hardware) -> float:
-    """Tokens/s of the second net over those of the first, less 1."""
+    """Tokens/s of the second model over those of the first, minus 1."""
     slow, fast = (tokens_per_s(net, request, hardware) for net in nets)
     return fast / slow - 1
 
@@ -141,9 +141,9 @@ def gain_of(nets: tuple[PlannedNet, PlannedNet], request: Request, hardware: Har
 def _end(
     start: float, factor: float, gain: Callable[[float], float], most: float | None = None
 ) -> float | None:
-    """The last value from `start` in steps of `factor` that has the gain, by halving the step.
+    """The last value with the gain, searched from `start` by `factor`, then in smaller steps.
 
-    None where there is no end up to `most`.
+    None if the gain does not end up to `most`.
     """
     value = start
     for _ in range(MOST_DOUBLINGS):
@@ -168,10 +168,10 @@ def _end(
 
 @dataclass(frozen=True)
 class Fewest:
-    """The fewest layers (blocks, where there are no layers) that give most of the gain.
+    """The fewest layers (or blocks, for a model without layers) that give most of the gain.
 
     Attributes:
-        indices: of the layers to convert.
+        indices: indices of the layers to convert.
         total: number of layers that the whole ladder converts.
         unit: "layers" or "blocks".
     """
@@ -182,7 +182,7 @@ class Fewest:
 
     @property
     def text(self) -> str:
-        """As `--layers` and `--blocks` take it, where that is short."""
+        """The indices as `--layers` and `--blocks` take them."""
         number = len(self.indices)
         if not number:
             return "none"
@@ -195,10 +195,10 @@ class Fewest:
 def fewest_layers(
     workload: Workload, request: Request, hardware: Hardware, share: float = 0.9
 ) -> Fewest:
-    """The fewest that give `share` of the gain of the whole ladder.
+    """The fewest layers that give `share` of the gain of the whole ladder.
 
-    What each gives alone decides in which order they are taken; later layers come first where
-    that is the same, as those change a trained model least.
+    Layers are taken in the order of their gain alone. Of equal ones, later layers come first,
+    because they change a trained model least.
     """
     unit, groups = _groups(workload)
     base = standard(workload)
@@ -220,7 +220,7 @@ def fewest_layers(
 
 
 def _groups(workload: Workload) -> tuple[str, dict[int, list[int]]]:
-    """The blocks to convert by their layer, or each by itself."""
+    """The blocks to convert, grouped by layer, or one per group if some have no layer."""
     blocks = [block for block in workload.blocks if block.index in workload.chosen]
     if any(block.layer is None for block in blocks):
         return "blocks", {block.index: [block.index] for block in blocks}

@@ -49,7 +49,7 @@ def _table(*columns: str, left: int = 0) -> Table:
 def _speeds(plan: LadderPlan) -> Table:
     variants = [found.variant for found in plan.batches[0].forecasts]
     names = variants[1:]
-    gap = " " if len(variants) <= len(VARIANTS) else "\n"  # more do not fit into 100 columns
+    gap = " " if len(variants) <= len(VARIANTS) else "\n"  # fits 100 columns
     table = _table("batch", *(f"{v}{gap}tok/s" for v in variants), *names)
     for row in plan.batches:
         speeds = [_number(row.of(variant).tokens_per_s) for variant in variants]
@@ -99,7 +99,7 @@ def _above(last: int | None, full: int | None, unit: str) -> str:
 
 
 def _number(value: float) -> str:
-    """With four digits, or all in front of the point."""
+    """`value` with four significant digits, or all integer digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
@@ -135,7 +135,7 @@ _MOST_ROWS = 12
 def _advice(plan: LadderPlan) -> Iterator[str]:
     best = advised(plan.damage)
     if best is not None:
-        yield f"Advised, where gain and damage bend: --blocks {[*best.blocks]}"
+        yield f"Advised, at the knee of gain and damage: --blocks {[*best.blocks]}"
         yield (
             "KL is before healing, in nats per token. Heal this set and its neighbors, then "
             "compare them.\n"
@@ -143,7 +143,7 @@ def _advice(plan: LadderPlan) -> Iterator[str]:
 
 
 def _fewest(plan: LadderPlan) -> Iterator[str]:
-    """One line for batches that need the same layers."""
+    """One line for all batch sizes that need the same layers."""
     batches: dict[Fewest, list[str]] = {}
     for row in plan.batches:
         batches.setdefault(row.fewest, []).append(str(row.batch))

@@ -1,11 +1,11 @@
-"""The nets that a plan compares, each as blocks and the graph of their tasks.
+"""The variants that a plan compares, each as blocks and the graph of their tasks.
 
 standard   h1 waits for the all-reduce of h0
-ladder     a converted h1 reads an earlier sum and does not
-farskip    it waits for the landed summand of h0, not for the routed experts; also "instella"
+ladder     a converted h1 reads an earlier sum and does not wait
+farskip    h1 waits for the landed summand of h0, not for its routed experts; also "instella"
 parallel   attention and MLP of a layer read the same sum and share an all-reduce
-desync:n   every n-th block has an all-reduce, and the last one
-bound      no all-reduce at all
+desync:n   every n-th block and the last one have an all-reduce
+bound      no all-reduce
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ VARIANTS = ("standard", "ladder", "parallel", "bound")
 
 @dataclass(frozen=True)
 class PlannedNet:
-    """One net.
+    """One variant of a model.
 
     Attributes:
         name: one of `VARIANTS`, a connectivity, or "desync:n".
-        blocks: in order.
-        sources: for blocks that read stale the one whose anchor they read.
+        blocks: blocks in order.
         outside: costs of the head.
+        sources: for each block that reads stale, the block whose anchor it reads.
         is_reduced: whether ranks communicate.
-        period: one all-reduce for each so many blocks, and for the last one.
+        period: number of blocks per all-reduce; the last block always has one.
         reads_landed: indices of blocks that read the landed summand of the block before them.
     """
 
@@ -79,12 +79,12 @@ class PlannedNet:
             )
 
     def seconds(self, phase: Phase, hardware: Hardware) -> float:
-        """Of one run, with the head."""
+        """Seconds of one run, with the head."""
         placed = self._place(phase, hardware)
         return max(end for _, end in placed.values()) + self._head(phase, hardware)
 
     def step(self, phase: Phase, hardware: Hardware) -> TimelineStep:
-        """The same as a timeline, without the head."""
+        """One run as a step of a timeline, without the head."""
         return as_step(self.name, self._tasks, self._place(phase, hardware))
 
     def _place(self, phase: Phase, hardware: Hardware) -> dict[str, Span]:
@@ -114,14 +114,14 @@ def standard(workload: Workload) -> PlannedNet:
 
 
 def ladder(workload: Workload, chosen: Collection[int] | None = None) -> PlannedNet:
-    """With the blocks `chosen` (None: those of the workload) converted to a ladder."""
+    """The ladder that converts the blocks `chosen` (None: those of the workload)."""
     chosen = workload.chosen if chosen is None else chosen
     sources = stale_sources(workload.blocks, chosen, workload.staleness)
     return PlannedNet(LADDER, workload.blocks, workload.outside, sources)
 
 
 def converted(workload: Workload, chosen: Collection[int] | None = None) -> PlannedNet:
-    """The same, with the connectivity of the workload."""
+    """`ladder`, with the connectivity of the workload."""
     if workload.connectivity == LADDER:
         return ladder(workload, chosen)
     chosen = workload.chosen if chosen is None else chosen
@@ -134,7 +134,7 @@ def converted(workload: Workload, chosen: Collection[int] | None = None) -> Plan
 
 
 def parallel(workload: Workload) -> PlannedNet:
-    """Attention and experts share no collective: each of them reads what the other one reads."""
+    """Attention and MLP of a layer in parallel. Experts of other ranks keep their all-to-alls."""
     if workload.is_expert_parallel:
         together = dict(_same_reads(workload.blocks))
         return PlannedNet("parallel", workload.blocks, workload.outside, together)
@@ -142,7 +142,7 @@ def parallel(workload: Workload) -> PlannedNet:
 
 
 def desync(workload: Workload, period: int) -> PlannedNet:
-    """Of whose blocks every `period`th is reduced, and the last one."""
+    """The desync residual that reduces every `period`-th block, and the last one."""
     return PlannedNet(f"desync:{period}", workload.blocks, workload.outside, period=period)
 
 
@@ -151,10 +151,10 @@ def bound(workload: Workload) -> PlannedNet:
 
 
 def variants(workload: Workload, period: int = 0) -> tuple[PlannedNet, ...]:
-    """Those of `VARIANTS`, in order.
+    """The variants of `VARIANTS`, in order.
 
-    Behind the ladder comes the connectivity of the workload if it is another one, ahead of the
-    bound the desync residual of a `period`.
+    The connectivity of the workload, if not "ladder", follows the ladder. The desync residual, if
+    `period` is given, precedes the bound.
     """
     other = () if workload.connectivity == LADDER else (converted(workload),)
     apart = (desync(workload, period),) if period else ()
@@ -163,14 +163,14 @@ def variants(workload: Workload, period: int = 0) -> tuple[PlannedNet, ...]:
 
 
 def _same_reads(blocks: Sequence[PlannedBlock]) -> Iterator[tuple[int, int]]:
-    """For each block behind the attention of its layer: both, by their indices."""
+    """For each block after the attention of its layer, its index and that of the attention."""
     for before, block in pairwise(blocks):
         if before.is_attention and before.layer == block.layer is not None:
             yield block.index, before.index
 
 
 def _merged(blocks: Sequence[PlannedBlock]) -> Iterator[PlannedBlock]:
-    """Each attention with the block of its layer that follows."""
+    """The blocks, with each attention merged with the next block of its layer."""
     left = list(blocks)
     while left:
         block = left.pop(0)

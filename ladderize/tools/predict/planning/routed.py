@@ -1,4 +1,4 @@
-"""Expert parallelism: whole experts on each rank, tokens that travel to them and back.
+"""Expert parallelism: each rank holds whole experts, and tokens move to them and back.
 
     tensor    attention ─ all-reduce ─ experts, 1/n of each ─ all-reduce      every token everywhere
     expert    attention ─ dispatch ═ experts, 1/n of them ═ combine           1/n of the tokens
@@ -25,10 +25,10 @@ _LISTED = re.compile(r"(.*)\.experts\.\d+\.")
 
 @dataclass(frozen=True)
 class RoutedExperts:
-    """The mixtures of experts of a model.
+    """The routed experts of a model.
 
     Attributes:
-        num_experts: number of routed experts of a layer.
+        num_experts: number of routed experts in a layer.
         top_k: number of experts that a token is sent to.
         weight_bytes: bytes of the routed experts by the name of the module that holds them.
     """
@@ -38,15 +38,16 @@ class RoutedExperts:
     weight_bytes: Mapping[str, int]
 
     def bytes_in(self, module: str) -> int:
-        """Bytes of the routed experts in the module of that name, or below it."""
+        """Bytes of the routed experts in the module called `module` or below it."""
         inside = (name == module or name.startswith(f"{module}.") for name in self.weight_bytes)
         return sum(n for n, is_in in zip(self.weight_bytes.values(), inside, strict=True) if is_in)
 
 
 def routed_experts(model: nn.Module) -> RoutedExperts | None:
-    """The routed experts of a model of transformers; None where its configuration tells of none.
+    """The routed experts of a transformers model; None if its configuration names none.
 
-    Their weights are parameters `[experts, …]`, or those of modules `experts.0`, `experts.1`, ….
+    Their weights are parameters of shape `[experts, …]`, or those of modules `experts.0`,
+    `experts.1`, ….
     """
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
@@ -71,19 +72,19 @@ def _first(config: Any, names: Sequence[str]) -> int:
 def expert_parallel(
     workload: Workload, modules: Sequence[str], routed: RoutedExperts | None, ranks: int
 ) -> Workload:
-    """`workload` of one of `ranks`, each with 1/n of the tokens and of the routed experts.
+    """The workload of one rank, which has 1/n of the tokens and of the routed experts.
 
     All other weights are whole on every rank, and nothing is all-reduced. Tokens are assumed to
     choose all experts equally often.
 
     Args:
-        workload: of the model, on all ranks.
-        modules: names of the modules of its blocks.
-        routed: as `routed_experts` found them.
+        workload: workload of all ranks together.
+        modules: module names of its blocks.
+        routed: result of `routed_experts`.
         ranks: number of ranks.
 
     Raises:
-        LadderError: listing why the experts cannot be divided.
+        LadderError: the experts cannot be divided; the message lists why.
     """
     if problems := [Blocker(text) for text in _problems(workload, modules, routed, ranks)]:
         raise LadderError(
@@ -102,11 +103,11 @@ def _problems(
     workload: Workload, modules: Sequence[str], routed: RoutedExperts | None, ranks: int
 ) -> Iterator[str]:
     if routed is None or not any(routed.bytes_in(module) for module in modules):
-        yield "the model's configuration and blocks tell of no routed experts"
+        yield "the model has no routed experts that its configuration names"
     elif routed.num_experts % ranks:
         yield f"{routed.num_experts} experts cannot be divided evenly over {ranks} ranks"
     if any(block.is_local for block in workload.blocks):
-        yield "the model is sharded already"
+        yield "the model is already sharded"
 
 
 def _of_a_rank(block: PlannedBlock, routed_bytes: int, top_k: int, ranks: int) -> PlannedBlock:

@@ -1,11 +1,11 @@
-"""What a model costs for any batch and length, out of the report of one trace.
+"""The costs of a model for any batch and length, scaled from the report of one trace.
 
-    FLOPs       of weights: with tokens             of attention: with queries * keys
-    bytes       of weights: whatever the batch      of a KV cache: with keys
-    all-reduce  with tokens
+    FLOPs       of weights: by tokens               of attention: by queries * keys
+    bytes       of weights: constant                of the KV cache: by keys
+    all-reduce  by tokens
 
-A trace of 2 examples of 32 tokens says all of that. The batch, the queries and the keys of a run
-are a `Phase`: a prompt has as many queries as keys, a decode step has one query.
+A trace of 2 examples of 32 tokens suffices. Batch, queries and keys of a run are a `Phase`: a
+prompt has as many queries as keys, a decode step has one query.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ladderize.tools.predict.timeline.division import Division
 
 @dataclass(frozen=True)
 class Phase:
-    """One run of a model: so many examples, new tokens of each, and tokens attended to."""
+    """One run of a model: batch size, and new and attended tokens per example."""
 
     batch: int
     queries: int
@@ -36,13 +36,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class PlannedCosts:
-    """Of a block, or of what is outside of them, on all ranks.
+    """Costs of a block, or of everything outside the blocks, over all ranks.
 
     Attributes:
-        flops: of one token, without attention.
-        attention_flops: of one query and one key.
-        weight_bytes: of its parameters.
-        cache_bytes: of the keys and values of one token.
+        flops: FLOPs per token, without attention.
+        attention_flops: FLOPs per query and key.
+        weight_bytes: bytes of parameters.
+        cache_bytes: bytes of keys and values per token.
     """
 
     flops: float = 0.0
@@ -57,7 +57,7 @@ class PlannedCosts:
         return self.weight_bytes + self.cache_bytes * phase.batch * phase.keys
 
     def seconds(self, phase: Phase, hardware: Hardware, ranks: int = 1) -> float:
-        """Of computing it in `phase`, divided over `ranks`."""
+        """Compute time in `phase`, divided over `ranks`, in seconds."""
         return hardware.compute_seconds(self.flops_in(phase), self.bytes_in(phase), ranks)
 
     def __add__(self, other: "PlannedCosts") -> "PlannedCosts":
@@ -74,20 +74,20 @@ class PlannedBlock:
     """A block as the planner sees it.
 
     Attributes:
-        index: in the stream.
-        segment: whose first anchor is the earliest that it may read.
-        layer: None where it is in none.
-        is_attention: whether its branch, and no other, is an attention.
-        costs: of its branch.
-        reduce_bytes: of one token that its all-reduce sums up; 0: it stays whole and sends nothing.
-        exchanged_bytes: bytes of the rows that a rank gives to an all-to-all, for one token of the
-            whole batch, once before its branch (dispatch) and once behind it (combine); 0 without
-            expert parallelism.
-        is_local: its costs are those of one rank already.
-        num_branches: parallel ones count one by one.
-        is_prologue: whether it comes before the first layer, in none.
-        leaves_out: whether it leaves anything out of the stream where it is converted.
-        reads_landed: whether it then still reads the landed summand of the block before it.
+        index: index in the stream.
+        segment: index of the segment; the block reads no anchor before it.
+        layer: layer of the block, None if it has none.
+        is_attention: whether its only branch is an attention.
+        costs: costs of its branch.
+        reduce_bytes: bytes of its all-reduce per token; 0 if it is kept whole and sends nothing.
+        exchanged_bytes: bytes that a rank passes to each of the two all-to-alls, dispatch and
+            combine, per token of the whole batch; 0 without expert parallelism.
+        is_local: whether the costs are those of one rank.
+        num_branches: number of parallel branches.
+        is_prologue: whether it precedes the first layer and has no layer.
+        leaves_out: whether it leaves out anything of the stream when converted.
+        reads_landed: whether, when converted, it still reads the landed summand of the block
+            before it.
     """
 
     index: int
@@ -108,20 +108,20 @@ class PlannedBlock:
         return f"h{self.index}"
 
     def ranks(self, ranks: int) -> int:
-        """Over how many of `ranks` its costs are still to be divided."""
+        """The number of ranks to divide its costs by: `ranks`, or 1 if whole or local."""
         return ranks if self.reduce_bytes and not self.is_local else 1
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, and what of it is to be a ladder.
+    """A model, and the blocks of it to convert.
 
     Attributes:
-        blocks: of its stream.
+        blocks: blocks of its stream.
         outside: costs of the head, which each rank computes whole.
         chosen: indices of the blocks to convert.
-        staleness: how many blocks earlier they read.
-        connectivity: what they leave out, as in `LadderConfig`.
+        staleness: staleness of their reads, in blocks.
+        connectivity: connectivity of converted blocks, as in `LadderConfig`.
     """
 
     blocks: tuple[PlannedBlock, ...]
@@ -132,21 +132,21 @@ class Workload:
 
     @property
     def is_expert_parallel(self) -> bool:
-        """Whether tokens travel to experts on other ranks."""
+        """Whether tokens move to experts on other ranks."""
         return any(block.exchanged_bytes for block in self.blocks)
 
     def bytes_of_a_rank(self, ranks: int, batch: int, keys: int) -> float:
-        """Weights and KV cache that one of `ranks` holds."""
+        """Bytes of weights and KV cache that one of `ranks` holds."""
         phase = Phase(batch, 1, keys)
         held = sum(block.costs.bytes_in(phase) / block.ranks(ranks) for block in self.blocks)
         return held + self.outside.bytes_in(phase)
 
 
 def workload_of(report: Report) -> Workload:
-    """The workload behind the report of a trace, converted as it says.
+    """The workload of a traced model, with the conversion of its report.
 
     Raises:
-        LadderError: the model cannot be planned: no stream or several, or unknown sizes.
+        LadderError: the model does not have exactly one stream, or sizes are unknown.
     """
     graph = _only_graph(report)
     (stream,) = graph.streams
@@ -171,7 +171,7 @@ def workload_of(report: Report) -> Workload:
 
 
 def _with_reads(planned: PlannedBlock, block: BlockReport) -> PlannedBlock:
-    """With what it leaves out, as the report of a rewritten graph says."""
+    """`planned` with the reads that the report of the rewritten graph shows."""
     reads_landed = any(parse(read).letter == LANDED for read in block.reads_after)
     return dataclasses.replace(
         planned, leaves_out=bool(block.leaves_out), reads_landed=reads_landed

@@ -1,4 +1,4 @@
-"""When each block of a step computes and communicates: predicted from its costs, or measured.
+"""The timeline of a step: when each block computes and communicates, predicted or measured.
 
 Report ── predicted.py (two_lanes.py: the schedule, also the planner's) ──┐
                                                                           ├── steps.py: Timeline

@@ -1,4 +1,4 @@
-"""How the blocks of a graph are divided over ranks, as far as its report tells."""
+"""How the blocks of a graph are divided over ranks, read from its report."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ class Division:
     """Which blocks of a graph end in an all-reduce, and over how many ranks the work is divided.
 
     Attributes:
-        reduced: names of blocks; None: all of them, as nothing is known.
-        is_local: the graph that was captured was divided before, its sizes are those of a rank.
+        reduced: names of blocks that end in an all-reduce; None if unknown, which means all.
+        is_local: whether the captured graph was already sharded, so its sizes are those of a rank.
     """
 
     reduced: frozenset[str] | None
@@ -30,5 +30,5 @@ class Division:
         return self.reduced is None or block_name(block) in self.reduced
 
     def ranks(self, block: BlockReport, ranks: int) -> int:
-        """Over how many of the `ranks` the sizes of `block` are still to be divided."""
+        """The number of ranks to divide the sizes of `block` by: `ranks`, or 1."""
         return ranks if self.is_reduced(block) and not self.is_local else 1

@@ -17,10 +17,10 @@ from ladderize.tools.predict.timeline.steps import Interval, Timeline, TimelineS
 
 
 def write_perfetto(timeline: Timeline, out: str | Path, force: bool = False) -> Path:
-    """Write `timeline` to `out`, a file that appears whole or not at all. Times in microseconds.
+    """Write `timeline` to `out` atomically. Times are in microseconds.
 
     Raises:
-        LadderError: `out` exists and `force` is not set, or the timeline holds no step.
+        LadderError: `out` exists and `force` is not set, or the timeline has no steps.
     """
     out = Path(out)
     if not timeline.steps:

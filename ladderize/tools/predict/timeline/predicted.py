@@ -1,14 +1,14 @@
 """A step predicted from FLOPs, bytes and a link model, standard and ladder.
 
     standard   h0 AR0 h1 AR1 h2 AR2          h1 reads x1, so it waits for AR0
-    ladder     h0 h1  h2 …                   h1 reads x0, h2 reads x1: AR0 runs behind h1
+    ladder     h0 h1  h2 …                   h1 reads x0, h2 reads x1: AR0 runs during h1
                   AR0 AR1 AR2
 
 two_lanes.py makes the tasks and their schedule.
 
-Left out: everything outside of the blocks (embedding, head, loss), the backward run and memory
-traffic other than of weights. The first value of each stream is taken to be there. Branches that
-stay whole on every rank take the time of a whole branch and send nothing.
+The prediction ignores everything outside the blocks (embedding, head, loss), the backward pass, and
+memory traffic other than weights. The first value of each stream is available at the start.
+Branches that are kept whole take the time of a whole branch and send nothing.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -33,14 +33,14 @@ DEFAULT = "h100x8-nvlink"
 
 
 def predict(report: Report, hardware: Hardware | None = None) -> Timeline:
-    """The standard step of the model in `report`, and the ladder's where reads were moved.
+    """Predict the standard step of a model and, if reads were rerouted, the step of the ladder.
 
-    Without steps, and with the reason in `origin`, where there is no block or a block's sizes are
-    not known before the model runs.
+    If there is no block, or sizes are not known before the model runs, the timeline has no steps
+    and `origin` gives the reason.
 
     Args:
-        report: of `ladderize.explain`.
-        hardware: None: `hardware_of("h100x8-nvlink")`.
+        report: report from `ladderize.explain`.
+        hardware: hardware to predict for, by default `hardware_of("h100x8-nvlink")`.
     """
     hardware = hardware or hardware_of(DEFAULT)
     if not report.blocks:
@@ -86,7 +86,7 @@ def _branch(
     division: Division,
     hardware: Hardware,
 ) -> Branch:
-    # What is inside of a branch (`b3`) is there once that is computed.
+    # A value inside a branch (`b3`) is available as soon as it is computed.
     letters = {read: parse(read).letter for read in reads}
     sums = tuple(_sum_behind(read) for read in reads if letters[read] not in ("b", LANDED))
     landed = tuple(_sum_behind(read) for read in reads if letters[read] == LANDED)
@@ -105,7 +105,7 @@ def _branch(
 
 
 def _seconds(block: BlockReport, division: Division, hardware: Hardware) -> dict[str, float]:
-    """Of the tasks of `block`, each by itself."""
+    """Durations of the tasks of `block`, each running alone."""
     assert block.flops is not None
     assert block.weight_bytes is not None
     assert block.reduce_bytes is not None
@@ -119,9 +119,10 @@ def _seconds(block: BlockReport, division: Division, hardware: Hardware) -> dict
 
 
 def _in_order(graph: GraphReport) -> Iterator[BlockReport]:
-    """The blocks of a graph, each behind those that it reads: a decoder behind its encoder.
+    """The blocks of a graph, each after those that it reads: a decoder after its encoder.
 
-    That is the order of both steps: the ladder reads nothing later than the standard model.
+    Both steps run in this order, because the ladder never reads a later value than the standard
+    model.
     """
     left = [list(stream.blocks) for stream in graph.streams]
     ran: set[tuple[int, int]] = set()
@@ -138,6 +139,6 @@ def _in_order(graph: GraphReport) -> Iterator[BlockReport]:
 
 
 def _sum_behind(read: str) -> Sum:
-    """Stream and index of the block that writes what is read; index -1: a stream's first value."""
+    """Stream and index of the block that writes `read`; index -1 for a stream's first value."""
     value = parse(read)
     return value.stream, value.index - (value.letter == "x")

@@ -1,4 +1,4 @@
-"""Sets of moments as disjoint spans in order: what covers what, and for how long.
+"""Set operations on time, represented as ordered disjoint spans.
 
 merge     [0, 2] [1, 3] [5, 6]       → [0, 3] [5, 6]
 subtract  [0, 3] [5, 6] - [2, 5.5]   → [0, 2] [5.5, 6]
@@ -10,7 +10,7 @@ Span = tuple[float, float]
 
 
 def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """The moments that any of `spans` covers. Empty ones cover none."""
+    """The union of `spans`, without empty ones."""
     merged: list[Span] = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:
@@ -21,7 +21,7 @@ def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 
 def subtract(spans: Sequence[Span], others: Sequence[Span]) -> tuple[Span, ...]:
-    """The moments of `spans` that none of `others` covers; both merged."""
+    """The parts of `spans` that no span of `others` covers. Both must be merged."""
     left: list[Span] = []
     at = 0
     for start, end in spans:
@@ -39,5 +39,5 @@ def subtract(spans: Sequence[Span], others: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def length(spans: Iterable[Span]) -> float:
-    """Seconds that disjoint `spans` cover."""
+    """The total length of disjoint `spans`, in seconds."""
     return sum(end - start for start, end in spans)

@@ -1,4 +1,4 @@
-"""What a timeline holds: frozen dataclasses, times in seconds from the start of a step.
+"""The data of a timeline: frozen dataclasses, with times in seconds from the start of a step.
 
 Timeline ── steps (standard, ladder) ── compute        [h0][h1]    [h2]
                                      └─ communication      [AR0][AR1]
@@ -22,7 +22,7 @@ def key_of(block: BlockReport) -> BlockKey:
 
 @dataclass(frozen=True)
 class Interval:
-    """Something that runs from `start` to `end`; `block` is the one it belongs to, if known."""
+    """Work that runs from `start` to `end`, with the block that it belongs to, if known."""
 
     start: float
     end: float
@@ -36,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Lane:
-    """What one resource does; measured intervals may overlap."""
+    """The work of one resource; measured intervals may overlap."""
 
     intervals: tuple[Interval, ...] = ()
 
@@ -59,8 +59,8 @@ class TimelineStep:
 
     Attributes:
         name: "standard" or "ladder".
-        compute, communication: what its two resources do.
-        source: the file that it was measured in, "" where it is predicted.
+        compute, communication: lanes of its two resources.
+        source: trace file, "" if predicted.
     """
 
     name: str
@@ -83,7 +83,7 @@ class TimelineStep:
 
     @property
     def hidden_fraction(self) -> float | None:
-        """How much of the communication runs behind compute; None where there is none."""
+        """Fraction of the communication that compute covers; None without communication."""
         total = self.communication.seconds
         return 1 - self.exposed_seconds / total if total else None
 
@@ -94,19 +94,19 @@ class TimelineStep:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The steps to compare, and in one line where they come from (or why there are none)."""
+    """The steps to compare, and one line on their origin (or on why there are none)."""
 
     steps: tuple[TimelineStep, ...]
     origin: str
 
     @property
     def seconds(self) -> float:
-        """Of the longest step."""
+        """Duration of the longest step."""
         return max((step.seconds for step in self.steps), default=0.0)
 
     @property
     def speedup(self) -> float | None:
-        """Time of the standard step over that of the ladder's; None unless both are there."""
+        """Time of the standard step over that of the ladder; None unless both are present."""
         seconds = {step.name: step.seconds for step in self.steps}
         if not seconds.get("standard") or not seconds.get("ladder"):
             return None

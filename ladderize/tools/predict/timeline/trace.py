@@ -1,15 +1,15 @@
-"""Steps from traces of `torch.profiler` (`export_chrome_trace`, Kineto's JSON, or .gz of it).
+"""Read steps from `torch.profiler` traces (`export_chrome_trace`: Kineto's JSON, or .gz of it).
 
-    CUDA    compute         kernels, copies and sets of the device that is busiest
-            communication   kernels of NCCL and RCCL, and torch's own symmetric-memory all-reduces
-    CPU     compute         ops (`aten::mm`, …) of the thread that is busiest, without their waits
-            communication   `gloo:all_reduce` and the like, on gloo's own threads
+    CUDA    compute         kernels, copies and sets of the busiest device
+            communication   kernels of NCCL and RCCL, and torch's symmetric-memory all-reduces
+    CPU     compute         ops (`aten::mm`, …) of the busiest thread, without their waits
+            communication   `gloo:all_reduce` and the like, on gloo's threads
 
-What gloo notes begins when its thread takes the collective up and ends when it is done, waiting for
-a late peer included. Inductor's own CPU kernels are in a trace only with
+A gloo event starts when gloo's thread takes up the collective and includes waiting for stragglers.
+Inductor's CPU kernels are in a trace only with
 `torch._inductor.config.cpp.enable_kernel_profile = True`.
 
-Where the profiler noted steps (`prof.step()`), the one of median length is taken; else all.
+If the trace has steps (`prof.step()`), the one of median length is used, otherwise all of it.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ Event = Mapping[str, Any]
 _ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _COMMUNICATING_KERNEL = re.compile(r"nccl|rccl|^(one|two)_shot_all_reduce|^multimem_", re.I)
 _COMMUNICATION_ON_CPU = re.compile(r"^(gloo|mpi|ucc|xccl):")
-# Ops have a namespace. What only wraps them (`Torch-Compiled Region: 0/0`) has none.
+# Ops have a namespace; wrappers of ops (`Torch-Compiled Region: 0/0`) have none.
 _OP = re.compile(r"\w+::\w+|.*cpp_fused.*")
-# Launching and waiting is no compute. A wait can stand inside of an op: that of an
+# Launches and waits are not compute. A wait can be inside an op: the wait of an
 # AsyncCollectiveTensor is in the first op that reads it.
 _WAITING = re.compile(r"_?c10d(_functional)?::")
 _STEP = re.compile(r"ProfilerStep#\d+")
@@ -46,17 +46,17 @@ _HOW = (
 def measure(
     report: Report, standard: str | Path | None = None, ladder: str | Path | None = None
 ) -> Timeline:
-    """The steps in the traces of `torch.profiler` at `standard` and `ladder`; one may be missing.
+    """Read the steps in the `torch.profiler` traces at `standard` and `ladder`; one may be None.
 
-    Where a step holds as many all-reduces as `report` has blocks, they belong to them in order:
-    nothing ever reorders collectives. Otherwise no interval is said to belong to a block.
+    If a step has as many all-reduces as `report` has blocks, they are assigned to the blocks in
+    order, because collectives are never reordered. Otherwise no interval has a block.
 
     Raises:
         LadderError: no trace is given, or one cannot be read.
     """
     given = [(name, path) for name, path in (("standard", standard), ("ladder", ladder)) if path]
     if not given:
-        raise LadderError("No trace is given: name the standard model's, the ladder's or both.")
+        raise LadderError("No trace is given.", cure="give that of the standard model or ladder")
     steps = tuple(_assign(read_step(path, name), report) for name, path in given)
     files = ", ".join(f"{step.source} ({step.name})" for step in steps)
     return Timeline(steps, f"measured by torch.profiler: {files}")
@@ -83,10 +83,10 @@ def _is_all_reduce(label: str) -> bool:
 
 
 def read_step(path: str | Path, name: str) -> TimelineStep:
-    """The step called `name` that the trace at `path` holds.
+    """Read the trace at `path` as a step called `name`.
 
     Raises:
-        LadderError: there is no such file, it is no trace, or it holds no compute.
+        LadderError: the file does not exist, is not a trace, or has no compute.
     """
     path = Path(path)
     events = _from_zero([event for event in _read_events(path) if _is_complete(event)])
@@ -94,7 +94,7 @@ def read_step(path: str | Path, name: str) -> TimelineStep:
     compute, communication = _device_lanes(events) if on_device else _cpu_lanes(events)
     if not compute:
         raise LadderError(
-            f"{path} holds no op and no kernel: nothing was computed while it was recorded.",
+            f"{path} has no ops or kernels: nothing was computed while it was recorded.",
             cure=_HOW,
         )
     start = min(interval.start for interval in (*compute, *communication))
@@ -105,12 +105,12 @@ def _read_events(path: Path) -> list[Any]:
     trace = read_json(path, "trace", _HOW, most_bytes=_MOST_BYTES)
     events = trace.get("traceEvents") if isinstance(trace, dict) else trace
     if not isinstance(events, list):
-        raise LadderError(f"{path} is no trace: it has no list of traceEvents.", cure=_HOW)
+        raise LadderError(f"{path} is not a trace: it has no list of traceEvents.", cure=_HOW)
     return events
 
 
 def _is_complete(event: Any) -> bool:
-    """Whether an entry is an event with a start and a duration, as all that matter are."""
+    """Whether an entry is an event with a start and a duration; others are not needed."""
     return (
         isinstance(event, dict)
         and event.get("ph") == "X"
@@ -120,7 +120,7 @@ def _is_complete(event: Any) -> bool:
 
 
 def _from_zero(events: Sequence[Event]) -> list[Event]:
-    """Counted from the first one: seconds since 1970 would have no nanoseconds in a float."""
+    """Shift times to the first event: a float of seconds since 1970 cannot hold nanoseconds."""
     origin = min((event["ts"] for event in events), default=0)
     return [{**event, "ts": event["ts"] - origin} for event in events]
 
@@ -149,7 +149,7 @@ def _cpu_lanes(events: Sequence[Event]) -> tuple[list[Interval], list[Interval]]
 
 
 def _busiest(events: Sequence[Event], field: str) -> list[Event]:
-    """The events of the thread (or device) that has the most time in them."""
+    """The events of the thread (or device) with the most busy time."""
     groups: dict[Any, list[Event]] = {}
     for event in events:
         groups.setdefault(event.get(field), []).append(event)
@@ -167,7 +167,7 @@ def _median_step(events: Iterable[Event], category: str) -> Span | None:
 
 
 def _span(event: Event) -> Span:
-    """In seconds; a trace counts microseconds."""
+    """The span of an event in seconds; traces are in microseconds."""
     return event["ts"] * 1e-6, (event["ts"] + event["dur"]) * 1e-6
 
 
@@ -180,7 +180,7 @@ def _within(events: Iterable[Event], window: Span | None) -> list[Interval]:
 
 
 def _outermost(intervals: Iterable[Interval]) -> list[Interval]:
-    """Of `intervals` in order those that are in no other: `aten::mm` is in `aten::matmul`."""
+    """The intervals, given in order, that no other contains: not `aten::mm` in `aten::matmul`."""
     found: list[Interval] = []
     for interval in intervals:
         if not found or interval.start >= found[-1].end:

@@ -3,12 +3,12 @@
     compute         h0 h1  h2 …           one at a time, in order
     communication      AR0 AR1 AR2        one at a time, in order of launch
 
-A task starts when its lane is free and all tasks that it waits for are done: h1 waits for AR0 in
-the standard model, not in the ladder. While the link is busy, computing may be slower, because
+A task starts when its lane is free and the tasks that it waits for are done: h1 waits for AR0 in
+the standard model, but not in the ladder. Compute may be slower while the link is busy, because
 communication kernels take processors and memory bandwidth.
 
-Where the next block reads the landed summand of a block alone (shared experts, without the routed
-ones), that summand has an all-reduce of its own, for which it waits.
+If the next block reads only the landed summand of a block (shared experts, without the routed
+ones), that summand has its own all-reduce, and the next block waits for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,17 +24,17 @@ Sum = tuple[int, int]
 
 @dataclass(frozen=True)
 class Branch:
-    """What a block does in a step.
+    """The work of a block in a step.
 
     Attributes:
         name: name of its task.
-        sum: the sum that it adds to.
-        reads: sums that its branch reads; a sum that no branch writes is there from the start.
+        sum: sum that it adds to.
+        reads: sums that its branch reads; a sum that no branch writes is available at the start.
         is_reduced: whether it ends in an all-reduce.
-        block: its key in a report.
-        is_dispatched: whether it begins with an all-to-all, which needs nothing but its reads.
-        landed: sums of blocks of which it reads the landed summand alone.
-        has_landed_reduce: whether its own landed summand is all-reduced apart from the rest.
+        block: key of the block in a report.
+        is_dispatched: whether it starts with an all-to-all, which needs only its reads.
+        landed: sums of which it reads only the landed summand.
+        has_landed_reduce: whether its landed summand has an all-reduce of its own.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Task:
 
 
 def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
-    """The tasks of `branches`, which stand in an order in which they can run."""
+    """The tasks of `branches`, which must be in an order in which they can run."""
     tasks: list[Task] = []
     behind: dict[Sum, tuple[str, ...]] = {}  # the tasks that each sum needs
     reduces: dict[Sum, tuple[str, ...]] = {}  # of those, the all-reduces
@@ -77,7 +77,7 @@ def tasks_of(branches: Iterable[Branch]) -> tuple[Task, ...]:
             landed[branch.sum] = landed_of(branch.name)
             tasks.append(Task(landed_of(branch.name), LINK, (branch.name,), branch.block))
         if branch.is_reduced:
-            last = reduce_of(branch.name)  # the link works in order: earlier ones are done
+            last = reduce_of(branch.name)  # the link is in order, so earlier transfers are done
             tasks.append(Task(last, LINK, (branch.name,), branch.block))
             behind[branch.sum] = reduces[branch.sum] = (last,)
         else:
@@ -102,12 +102,12 @@ def reduce_of(name: str) -> str:
 def place(
     tasks: Sequence[Task], seconds: Mapping[str, float], contention: float = 0.0, start: float = 0.0
 ) -> dict[str, Span]:
-    """When each of `tasks` starts and ends.
+    """Schedule `tasks`; return the start and end of each.
 
     Args:
-        tasks: tasks of `tasks_of`.
-        seconds: duration of each task by itself.
-        contention: fraction of its rate that computing loses while the link is busy.
+        tasks: tasks from `tasks_of`.
+        seconds: duration of each task running alone.
+        contention: fraction of its rate that compute loses while the link is busy.
         start: start of the first task, in seconds.
     """
     placed: dict[str, Span] = {}
@@ -126,9 +126,9 @@ def place(
 
 
 def _slowed(start: float, seconds: float, busy: list[Span], contention: float) -> float:
-    """When `seconds` of computing are done that go at full rate only outside of `busy`.
+    """The end of `seconds` of compute that runs at full rate only outside of `busy`.
 
-    What ended before `start` is taken out of `busy`: computing only goes forward.
+    Removes spans from `busy` that end before `start`; compute only moves forward.
     """
     if not contention:
         return start + seconds
