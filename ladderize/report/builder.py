@@ -140,6 +140,7 @@ class ReportBuilder:
             tuple(folded_lines(plan.whole)),
             sum(undivided.num_bytes for undivided in plan.whole),
             sum(undivided.flops for undivided in plan.whole),
+            plan.cache_bytes,
             len(plan.whole_experts),
             tuple(map(str, plan.split_experts)),
         )

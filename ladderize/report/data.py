@@ -182,6 +182,7 @@ class ShardReport:
         kept_whole: branches and parameters that could not be sharded, with reason and cost.
         extra_bytes: bytes of parameters that each rank holds for them beyond an even share.
         extra_flops: FLOPs per forward run that each rank computes for them beyond an even share.
+        cache_bytes: bytes of caches per rank beyond an even share.
         num_by_expert: number of parameters sharded by whole experts.
         split_experts: reasons why other experts are split over all ranks.
     """
@@ -191,6 +192,7 @@ class ShardReport:
     kept_whole: tuple[str, ...]
     extra_bytes: int = 0
     extra_flops: int = 0
+    cache_bytes: int = 0
     num_by_expert: int = 0
     split_experts: tuple[str, ...] = ()
 

@@ -26,7 +26,7 @@ from ladderize.sharding.layer_sums import join_layer_sums
 from ladderize.sharding.own_streams import OwnStreams
 from ladderize.sharding.placement import IndexInput, Placement, Shard
 from ladderize.sharding.propagate import Propagation
-from ladderize.sharding.undivided import Undivided, find_undivided
+from ladderize.sharding.undivided import Undivided, find_undivided, whole_cache_bytes
 from ladderize.sharding.values import RowSelection
 from ladderize.sharding.visit import Visit, is_tensor, packet
 from ladderize.sharding.vocabulary import Vocabulary, find_vocabulary
@@ -50,6 +50,7 @@ class ShardPlan:
         index_inputs: inputs added to the graph, after its own inputs.
         whole: branches and parameters that are kept whole, with reasons.
         states: placements of cache states that are kept in parts, by site; None for whole states.
+        cache_bytes: bytes of caches on each rank beyond an even share.
         visits: number of rule evaluations.
         refusals: number of refused evaluations; 0 if an earlier graph's findings apply.
         findings: findings for other graphs of the model.
@@ -69,6 +70,7 @@ class ShardPlan:
     index_inputs: tuple[IndexInput, ...]
     whole: tuple[Undivided, ...]
     states: Mapping[str, Shard | None]
+    cache_bytes: int
     visits: int
     refusals: int = 0
     findings: Findings = field(default_factory=Findings)
@@ -206,6 +208,7 @@ class _Writer:
                 *self.vocabulary.whole,
             ),
             states=_states(self.gm, visits),
+            cache_bytes=whole_cache_bytes(self.gm, found),
             visits=found.num_visits,
             refusals=found.num_refusals,
             findings=Findings.of(found),

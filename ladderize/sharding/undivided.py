@@ -8,15 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.errors import Blocker
 from ladderize.graph.flops import flops_of
+from ladderize.graph.local_heads import keep_part, kept_part
 from ladderize.sharding.propagate import Ban, Propagation
+from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.products import PRODUCTS
 from ladderize.sharding.rules.table import has_rule
-from ladderize.sharding.visit import op_name, packet
+from ladderize.sharding.visit import is_tensor, op_name, packet
 from ladderize.streams.block import Block
 
 NO_WEIGHT = "the branch multiplies by no weight of its own that can be divided"
@@ -67,6 +69,29 @@ def find_undivided(found: Propagation, is_divided: Sequence[bool]) -> Iterator[U
             if ban not in told and counted.isdisjoint(ban.parameters):
                 yield _rest(found, block, ban)
             told.add(ban)
+
+
+def whole_cache_bytes(gm: GraphModule, found: Propagation) -> int:
+    """What each rank holds of caches beyond an even share of them.
+
+    These are the states of convolutions and of state-space layers, which keep their full size, and
+    keys and values whose heads are not divided.
+    """
+    held: dict[object, Node] = {
+        node.args[2]: node for node in gm.graph.nodes if node.target in (keep_part, kept_part)
+    }
+    held |= {ban.node: ban.node for ban in found.bans.values() if _extends(found, ban.node)}
+    return sum(beyond_share(num_bytes(node), found.num_ranks) for node in held.values())
+
+
+def _extends(found: Propagation, node: Node) -> bool:
+    """Whether `node` writes new entries into a tensor that the caller passes, or appends them."""
+    given = (source for source in node.all_input_nodes if source not in found.parameters)
+    return packet(node) in {*CACHE_RULES, torch.ops.aten.cat} and any(
+        source.op == "placeholder" and source.meta["val"].dim() == node.meta["val"].dim()
+        for source in given
+        if is_tensor(source) and source.meta["val"].dim() > 1
+    )
 
 
 def _weights(found: Propagation, node: Node) -> list[Node]:

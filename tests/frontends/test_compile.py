@@ -178,7 +178,7 @@ def test_every_count_that_an_encoder_alone_would_change_is_refused() -> None:
 
 
 def test_generate_leaves_the_compilation_to_us() -> None:
-    """Otherwise generate's backend would trace through the ladder and compile the standard model."""
+    """Otherwise generate's backend would trace through the ladder and compile the original."""
     model, eager = compiled("llama")
     config = hf.CompileConfig(backend="eager", mode=None)
     config._compile_all_devices = True

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from helpers.ranks import mesh
+from torch.utils import _pytree as pytree
 
 import ladderize
 from ladderize import LadderError, LadderWarning
@@ -136,6 +137,26 @@ def test_states_of_mixers_are_kept_by_parts(two_ranks, family, share):
     for *found, warned in two_ranks.run(compared, family, "growing"):
         assert found == [True, share]
         assert not any("mixer" in text or "linear_attn" in text for text in warned)
+
+
+def cache_costs(family, run, changes):
+    """The bytes of a cache that one process fills, and those that the report counts as whole."""
+    model = new_model(family, **changes)
+    made = model.generate(PROMPT, return_dict_in_generate=True, **RUNS[run]).past_key_values
+    held = [t for layer in made.layers for t in pytree.tree_leaves(vars(layer))]
+    size = sum(t.nbytes for t in held if isinstance(t, torch.Tensor) and t.dim() > 1)
+    ladderize.compile(model, lowering="eager", mesh=mesh())
+    generated(model, **RUNS[run])
+    return size, ladderize.last_report().graphs[-1].sharding.cache_bytes
+
+
+@pytest.mark.parametrize(
+    ("family", "run", "changes"),
+    [("mamba2", "growing", {}), ("llama", "sampled, static", {"num_key_value_heads": 1})],
+)
+def test_the_report_tells_what_caches_cost(two_ranks, family, run, changes):
+    for size, beyond_share in two_ranks.run(cache_costs, family, run, changes):
+        assert beyond_share == size // 2
 
 
 def filled_elsewhere():

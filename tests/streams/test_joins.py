@@ -1,4 +1,4 @@
-"""Streams that are joined at their ends (Flux), attended to at their ends (SD3), or read by others."""
+"""Streams joined at their ends (Flux), attended to at their ends (SD3), or read by others."""
 
 import warnings
 from functools import cache

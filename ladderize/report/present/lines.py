@@ -148,6 +148,8 @@ def _sharded(sharding: ShardReport, prefix: str, is_plan: bool) -> Section:
     if sharding.kept_whole:
         extra = f"{sharding.extra_bytes:,} bytes of parameters"
         title += f"; {extra} and {sharding.extra_flops:,} FLOPs per rank beyond an even share"
+    if sharding.cache_bytes:
+        title += f"; {sharding.cache_bytes:,} bytes of caches per rank beyond an even share"
     kept = _cut(f"kept whole: {note}" for note in sharding.kept_whole)
     split = _cut(f"experts split: {why}" for why in sharding.split_experts)
     return Section(title, lines=(*kept, *split))
