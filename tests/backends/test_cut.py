@@ -64,7 +64,7 @@ def test_a_ladder_is_cut_at_launches_and_waits():
 
 
 def test_more_blocks_are_more_islands_of_one_kind():
-    """One for each block, one for the sum that no launch follows, one for the last sum."""
+    """One island per block, one for the sum that no launch follows, and one for the last sum."""
     for num_blocks in (3, 8):
         gm = ladder_graph(num_blocks)
         assert cut_graph(gm) == num_blocks + 2
@@ -139,7 +139,7 @@ def test_checks_of_form_are_left_out():
 
 
 def test_work_is_linear_in_depth():
-    """By the number of calls in Python: of the pass, and of the proof."""
+    """Linear in the number of Python calls, of the pass and of the check."""
 
     def count_calls(num_blocks):
         gm, counted = ladder_graph(num_blocks), 0
@@ -203,7 +203,7 @@ def test_all_other_views_of_a_result_are_made_where_they_are_read():
 
 
 def test_a_reshape_behind_a_boundary_is_made_there():
-    """It may be of a size that only the boundary makes known."""
+    """Its size may be known only after the boundary."""
 
     def fn(x):
         y = x.relu()
@@ -227,7 +227,7 @@ def test_parts_of_a_result():
 
 
 def test_a_part_that_stands_behind_a_boundary():
-    """It belongs to the call all the same."""
+    """It still belongs to the call."""
 
     def fn(x):
         values, indices = x.topk(2)
@@ -363,7 +363,7 @@ def test_an_assertion_of_sizes_stays_outside():
 
 
 def test_sizes_that_depend_on_values():
-    """They are read off what the island itself computes, or outside off what crosses."""
+    """They are read from values that the island computes, or outside from values that cross."""
 
     def fn(x):
         found = x.nonzero().squeeze(1)
@@ -457,7 +457,7 @@ STEPS = {
 
 @st.composite
 def programs(draw):
-    """Steps, each with the two values that it reads; and what is returned."""
+    """Steps, each with the two values that it reads, and the returned values."""
     steps = []
     for made in range(2, draw(st.integers(4, 16))):
         values = st.integers(0, made - 1)

@@ -1,4 +1,4 @@
-"""A cut that is wrong is caught: graphs cut in a wrong way, and graphs spoiled afterwards."""
+"""Wrong cuts are caught: graphs that are cut wrongly, and graphs edited afterwards."""
 
 import pytest
 import torch
@@ -139,7 +139,7 @@ def with_the_boundary(islands):
 
 
 def cut_by(faulty, gm, monkeypatch):
-    """What the proof says of a cut into other islands."""
+    """The message of the check for a cut into other islands."""
     proof = cut_of(gm)
     monkeypatch.setattr(cut, "find_islands", faulty)
     CutIslands()(gm)

@@ -1,4 +1,4 @@
-"""The emitted-code checker on wrappers by hand: events and races."""
+"""The emitted-code checker on hand-written wrappers: events and races."""
 
 import pytest
 from helpers.wrappers import FLIGHT, GATHER, call, races
@@ -263,7 +263,7 @@ runner = Runner(partitions=[partition_0,])
 
 
 def test_a_flight_across_cuda_graphs_is_found() -> None:
-    """One that no graph captures may go on while a graph runs."""
+    """A collective outside of CUDA graphs may be in flight while a graph runs."""
     source = """
 def partition_0(args):
     arg0_1, = args

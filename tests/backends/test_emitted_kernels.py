@@ -1,4 +1,4 @@
-"""What fused kernels compute their outputs from, read from kernels as Inductor writes them."""
+"""The inputs of fused kernels' outputs, read from kernels as Inductor writes them."""
 
 import ast
 
@@ -176,7 +176,7 @@ def add_0(in_ptr0, in_ptr1, out_ptr0, out_ptr1, xnumel, XBLOCK : tl.constexpr):
 
 
 def test_a_kernel_behind_a_function_that_it_calls() -> None:
-    """An atomic addition keeps what was there; its keyword makes it no assignment."""
+    """An atomic addition keeps the old content; its keyword argument is not an assignment."""
     assert flow(SCAN) == {"out_ptr0": {"in_ptr0"}, "out_ptr1": {"in_ptr1", "out_ptr1"}}
 
 

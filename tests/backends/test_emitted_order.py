@@ -1,4 +1,4 @@
-"""The emitted-code checker on wrappers by hand: the order of waits, and the report."""
+"""The emitted-code checker on hand-written wrappers: the order of waits, and the report."""
 
 import pytest
 from helpers.wrappers import FLIGHT, GATHER, call, disorder, races
@@ -95,7 +95,7 @@ def test_opaque_waits_have_their_place_in_the_order() -> None:
     ],
 )
 def test_waits_that_the_next_launch_needs_are_in_order(kernel: str) -> None:
-    """Where a hybrid goes back to the standard model, block 2 needs both."""
+    """In a hybrid that returns to the standard model, block 2 needs both."""
     hybrid = IN_ORDER | {
         "after_1": "WAIT(buf0)\n    WAIT(buf1)",
         "block_2": f"{kernel}\n    extern_kernels.mm(buf2, arg1_1, out=buf4)",
@@ -236,7 +236,7 @@ def test_a_dispatch_that_could_hide_behind_a_product_is_found() -> None:
 
 
 def test_a_cat_that_is_read_as_a_whole_carries_its_parts() -> None:
-    """One kernel stores a part of buf2 and reads buf2 by another name, for what is sent next."""
+    """A kernel stores part of buf2 and reads buf2 by another name, for the next launch."""
     body = """
         buf0 = NEW
         buf2 = NEW
@@ -253,7 +253,7 @@ def test_a_cat_that_is_read_as_a_whole_carries_its_parts() -> None:
 
 
 def test_adjacent_waits_of_a_deeper_schedule() -> None:
-    """Staleness 2 has two in flight; waiting for both at once exposes the second."""
+    """Staleness 2 has two in flight; waiting for both together exposes the second."""
     body = """
         buf0 = NEW
         buf1 = NEW

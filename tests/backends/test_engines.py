@@ -396,7 +396,7 @@ def test_weights_that_are_not_taken_are_named(device, monkeypatch):
 
 
 class Multiply(nn.Module):
-    """An engine that holds a weight, or is given one."""
+    """An engine that holds a weight, or gets one as an input."""
 
     def __init__(self, plan: CachedPlan) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 class Writer:
-    """A graph, written op by op; each op belongs to the module it is given."""
+    """A hand-written graph; each op belongs to the given module."""
 
     def __init__(self, *inputs: str) -> None:
         self.graph = Graph()

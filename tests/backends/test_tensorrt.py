@@ -161,7 +161,7 @@ def test_one_program_for_all_lengths():
 
 
 def run_sharded(layers: int) -> dict[str, object]:
-    """The largest difference to the unsharded eager ladder, and what runs in which order."""
+    """The largest difference from the unsharded eager ladder, and the order of ops."""
     net, ids = make_net(layers), make_ids()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with torch.no_grad(), engines_in_pytorch() as made:

@@ -1,4 +1,4 @@
-"""Every front end and every verb takes a model as the ladder that its config.json says it is."""
+"""Every front end and every verb uses the ladder entry of config.json."""
 
 import json
 import warnings
@@ -173,7 +173,7 @@ def published_ladder(net, ids, ladder_layers):
 
 @pytest.mark.parametrize(("said", "layers"), [([0, 2], [0, 2]), (2, [2, 3])])
 def test_the_papers_own_models(said, layers, tmp_path):
-    """Llama's names of weights; a `model_type` that transformers does not know."""
+    """Weights with Llama's names, and a `model_type` that transformers does not know."""
     tiny_llama(4).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     told = {"model_type": "llamaLadder", "architectures": ["LlamaLadderForCausalLM"]}

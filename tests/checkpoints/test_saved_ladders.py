@@ -1,4 +1,4 @@
-"""A ladder that is saved says so, and is the same ladder when it is loaded without options."""
+"""A saved ladder has an entry, and is the same ladder when loaded without options."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def entry(staleness=1, **selection):
 
 
 def test_a_saved_ladder_is_the_same_without_options(tmp_path):
-    """Before the first call the options as given; then the blocks that were converted."""
+    """Before the first call, the given options; afterwards, the converted blocks."""
     model = compiled(blocks="last:50%", staleness=2)
     assert saved(model, tmp_path) == entry(2, blocks="last:50%")
     found = call(model)

@@ -1,4 +1,4 @@
-"""Triton kernels become machine code of an H100; each is compiled once a run."""
+"""Compile Triton kernels to machine code of an H100, each once per run."""
 
 from torch._inductor.codecache import PyCodeCache
 

@@ -1,4 +1,4 @@
-"""Models on the device that is not there, and what compiles them."""
+"""Models on the stand-in device, and their compilation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ LLAMA = SIZES | {"num_key_value_heads": 8, "use_cache": False}
 
 
 def mesh_of(num_ranks: int) -> DeviceMesh:
-    """This process as rank 0 of as many."""
+    """This process as rank 0 of a mesh."""
     if dist.is_initialized() and dist.get_world_size() != num_ranks:
         dist.destroy_process_group()
     if not dist.is_initialized():

@@ -141,7 +141,7 @@ def _describe_to_triton() -> None:
     target = GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], H100.warp_size)
 
     class Driver(CudaDriver):
-        """It knows its target, and has no device."""
+        """A Triton driver that has a target but no device."""
 
         def __init__(self) -> None:
             pass
@@ -209,7 +209,7 @@ def on_gpu() -> Iterator[None]:
 
 
 def make_fakes(owner: Any, name: str) -> None:
-    """What the function of that name makes on the device is fake."""
+    """Make the tensors that the function of that name creates on the device fake."""
     make = getattr(owner, name)
 
     def made(*args: Any) -> Any:
@@ -220,7 +220,7 @@ def make_fakes(owner: Any, name: str) -> None:
 
 
 class _CompiledError(Exception):
-    """In the place of a call of the emitted code."""
+    """Raised instead of a call of the emitted code."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Emitted:
 
 
 def emitted(work: Callable[[], Any]) -> Emitted:
-    """What is emitted while `work` calls something that is compiled; the call itself ends there."""
+    """The code emitted while `work` calls a compiled function; the call ends before it runs."""
     torch._dynamo.reset()
     _kernels.clear()
     sources: list[str] = []

@@ -1,4 +1,4 @@
-"""What `bench/gpu_first.sh` times on the first GPU: each variant of a step compiles for CUDA."""
+"""The variants that `bench/gpu_first.sh` times on the first GPU compile for CUDA."""
 
 import nets
 import pytest

@@ -1,4 +1,4 @@
-"""The code that Inductor emits for CUDA: launches and waits in order, and nothing races."""
+"""The code that Inductor emits for CUDA: launches and waits are in order, without races."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ def ladder(first: int, blocks: int) -> str:
 
 
 def check(code: Emitted, *orders: str) -> None:
-    """The order of each wrapper; nothing races, no wait is early, kernels are read and compile."""
+    """The order of each wrapper, without races or early waits; kernels are readable and compile."""
     compile_new(code.kernels)
     assert [collectives(source) for source in code.sources] == [*orders]
     for source in code.sources:

@@ -1,4 +1,4 @@
-"""Python in the folder of a model is not run, nor does anyone ask whether to run it."""
+"""Python in a model's folder is not run, and no prompt asks whether to run it."""
 
 import io
 import json
@@ -22,7 +22,7 @@ class Tokenizer: pass
     ("read", "others"), [(read_config, ()), (load_standard, (None,)), (tokenizer_of, ())]
 )
 def test_code_of_a_folder_is_not_run(read, others, tmp_path, monkeypatch, capsys):
-    """Even if the user, whom transformers would ask, agreed to it."""
+    """Even if the user agreed in transformers' prompt."""
     folder, ran = tmp_path / "model", tmp_path / "ran"
     folder.mkdir()
     (folder / "its_code.py").write_text(ITS_CODE.format(ran=str(ran)))

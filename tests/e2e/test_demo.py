@@ -1,4 +1,4 @@
-"""`ladderize demo`: its output, its exit code, and what ends it."""
+"""`ladderize demo`: output, exit code, and failures."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def demo(*args: str) -> Result:
 
 @pytest.fixture(scope="module")
 def shown() -> tuple[Result, Result]:
-    """The demo as text, and what `--json` makes of the same ranks' results."""
+    """The demo as text, and the `--json` output of the same ranks."""
     results: list[Any] = []
 
     def launch_once(*args: Any) -> list[Any]:

@@ -155,7 +155,7 @@ SERVER_TEST = ROOT / "tests" / "integrations" / "transformers" / "test_serve.py"
 
 
 def is_of_several_machines(_: Block, line: str, __: Path) -> None:
-    """As its program has it, which is run without a second machine."""
+    """As in its program, which runs without a second machine."""
     assert line in (ROOT / "examples" / "multi_node.py").read_text()
 
 
@@ -207,7 +207,7 @@ def test_commands(block, line, tmp_path):
 
 
 def benches() -> set[str]:
-    """What the pages tell the reader to measure with."""
+    """Commands with which the reader measures."""
     text = "".join((ROOT / page).read_text() for page in PAGES)
     return set(re.findall(r"python (bench/[\w/]+\.py[^`\n]*)", text))
 

@@ -1,4 +1,4 @@
-"""The examples run as the README, or they themselves, show them."""
+"""The examples run as shown in the README or in their docstrings."""
 
 import os
 import re

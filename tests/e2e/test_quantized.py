@@ -1,4 +1,4 @@
-"""torchao's weights over a mesh, values and scales divided together; refused by name elsewhere."""
+"""torchao's weights over a mesh: values and scales are sharded together, others are refused."""
 
 import pytest
 import torch

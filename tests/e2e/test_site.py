@@ -1,4 +1,4 @@
-"""The check that no page of the documentation site has a browser fetch from elsewhere."""
+"""No page of the documentation site loads anything from other sites."""
 
 import importlib.util
 from pathlib import Path

@@ -47,7 +47,7 @@ def template(node: ast.expr, **known: str) -> str:
 
 
 def summaries() -> Iterator[str]:
-    """Of every error and warning that is made in the package."""
+    """The summaries of all errors and warnings in the package."""
     for path in sorted((ROOT / "ladderize").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in RAISED:

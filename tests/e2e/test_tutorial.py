@@ -21,7 +21,7 @@ MEASURES = ("ladderize sensitivity", "ladderize heal", "ladderize evaluate", "\n
 
 
 def words(printed: str) -> str:
-    """Without numbers, bars, rules and the room they take."""
+    """The text without numbers, bars, rules and their spacing."""
     return " ".join(re.sub(r"-?[\d.,]+( %)?|[█─]", "", printed).split())
 
 

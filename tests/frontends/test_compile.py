@@ -43,7 +43,7 @@ T5_ENCODER = ["block.*.layer.*.layer_norm"]
 
 
 def compiled(family: str, **options: Any) -> tuple[Any, Any]:
-    """A model that is a ladder now, and a copy that is not."""
+    """A model that is a ladder, and a standard copy."""
     model = FAMILIES[family][0]()
     model.generation_config.update(pad_token_id=0, eos_token_id=None, use_cache=True)
     model.generation_config.eos_token_id = None
@@ -178,7 +178,7 @@ def test_every_count_that_an_encoder_alone_would_change_is_refused() -> None:
 
 
 def test_generate_leaves_the_compilation_to_us() -> None:
-    """Else it would compile the standard model: its backend traces through the ladder's."""
+    """Otherwise its backend would trace through the ladder and compile the standard model."""
     model, eager = compiled("llama")
     config = hf.CompileConfig(backend="eager", mode=None)
     config._compile_all_devices = True

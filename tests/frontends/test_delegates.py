@@ -1,4 +1,4 @@
-"""Whoever reaches past a compiled model gets the ladder: PEFT's wrappers, `forward`, copies."""
+"""Every way to a compiled model gives the ladder: PEFT's wrappers, `forward`, copies."""
 
 import copy
 import inspect
@@ -30,7 +30,7 @@ def with_adapters():
 
 
 def answers(model):
-    """What each way to reach the model gives."""
+    """The result of each way to call the model."""
     inner = model.get_base_model()
     with torch.no_grad():
         return {

@@ -1,4 +1,4 @@
-"""A manifest knows each file by its size and its hash."""
+"""A manifest has the size and the hash of each file."""
 
 import pytest
 

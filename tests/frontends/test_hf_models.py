@@ -1,4 +1,4 @@
-"""transformers' models compiled by the backend, against ladders written by hand."""
+"""transformers models compiled by the backend, against hand-written ladders."""
 
 from collections.abc import Callable, Iterable
 from itertools import product
@@ -47,7 +47,7 @@ def compare(
     options: dict[str, Any],
     **compile_options: Any,
 ) -> Differences:
-    """Compile `model`; its logits and gradients against the eager ladder's."""
+    """Compile `model`, and compare its logits and gradients with the eager ladder."""
     options = {"staleness": staleness, "lowering": "eager", **options}
     compiled = torch.compile(
         model, backend="ladderize", fullgraph=True, options=options, **compile_options
@@ -84,7 +84,7 @@ def test_eager_ladder_without_staleness_is_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("block", range(1, 6))
 def test_each_stale_read_shows_in_the_logits(name: str, block: int) -> None:
-    """A comparison with these ladders can fail: each block's read moves the logits visibly."""
+    """A comparison with these ladders can fail: each read changes the logits noticeably."""
     make, ladder = MODELS[name]
     model = make()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Files that somebody has changed: refused in one error, in bounded time and memory, or read."""
+"""Manipulated files are refused with one error, in bounded time and memory, or read."""
 
 import gzip
 import hashlib
@@ -101,7 +101,7 @@ def rewritten_json(path: Path, rng) -> None:
 
 
 def write_with_its_hash(path: Path, data) -> None:
-    """A manifest whose own hash fits, as somebody would write it who knows the format."""
+    """A manifest with a valid hash, as written by someone who knows the format."""
     if isinstance(data, dict):
         data.pop("sha256", None)
         data["sha256"] = _hash_of(data)

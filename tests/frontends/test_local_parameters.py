@@ -1,4 +1,4 @@
-"""A rank's part of a parameter holds what the parameter holds, however that was written."""
+"""A rank's part of a parameter follows the parameter, however it is written."""
 
 import gc
 import weakref

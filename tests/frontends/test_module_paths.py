@@ -1,4 +1,4 @@
-"""Reports and errors name modules by the user's paths, however Dynamo reached them."""
+"""Reports and errors use the user's module paths, however Dynamo reached the modules."""
 
 import functools
 

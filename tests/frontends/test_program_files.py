@@ -1,4 +1,4 @@
-"""`ladderize rewrite … --tp N` and `ladderize.load`: written whole, read by hash, none executed."""
+"""`ladderize rewrite … --tp N` and `ladderize.load`: atomic, checked by hash, never executed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training on one device: the compiled ladder learns what the eager ladder learns."""
+"""Training on one device: the compiled ladder trains like the eager ladder."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Whoever writes OUT is alone, has room, and leaves OUT or nothing."""
+"""Writing OUT: one writer, enough space, and a complete OUT or none."""
 
 import signal
 import subprocess

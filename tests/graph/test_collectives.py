@@ -1,4 +1,4 @@
-"""Which groups a graph communicates over."""
+"""The groups that a graph communicates over."""
 
 import torch
 from torch.fx import Graph, GraphModule

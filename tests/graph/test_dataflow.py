@@ -92,7 +92,7 @@ def test_what_is_written_into_a_buffer_is_read_stale(write, make, end):
 
 
 def test_caches_of_the_model_are_read_stale():
-    """As a StaticCache: keys are written into a buffer and read from there, from x itself."""
+    """Like a StaticCache: keys from x itself are written into a buffer and read from there."""
 
     class Attention(nn.Module):
         def __init__(self):

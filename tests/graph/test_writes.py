@@ -1,4 +1,4 @@
-"""Which operands a call writes, in each way to call."""
+"""The operands that a call writes, in all forms of calls."""
 
 import pytest
 import torch

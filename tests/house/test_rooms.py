@@ -1,4 +1,4 @@
-"""The plan of the rooms holds: arrows one way, one name for one thing, private torch in compat."""
+"""The plan of the rooms: arrows in one direction, unique names, private torch names in compat."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""One graph of blended reads is every hybrid of its blocks, exactly, and whatever is between."""
+"""A graph with blended reads equals every hybrid of its blocks exactly, and blends of them."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_gradients_of_a_blend(is_checkpointed):
 
 
 def test_a_later_graph_reads_as_the_first_does():
-    """Another shape is another graph; the values of the blends hold in both."""
+    """Another shape has another graph; both use the values of the blends."""
     model, blends = language_model("llama"), Blends()
     compile_blended(model, blends, lowering="eager", dynamic=False)
     model(IDS)

@@ -1,4 +1,4 @@
-"""The passes after autograd, on ATen graphs written by hand and on traced ones."""
+"""The passes after autograd, on hand-written and traced ATen graphs."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""A model, a mesh and a group on different devices. Of CUDA there are fake tensors alone."""
+"""A model, a mesh and a group on different devices; CUDA tensors are fake."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which casts go: those that return their operand, and no other."""
+"""Only casts that return their operand are removed."""
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx

@@ -1,4 +1,4 @@
-"""The pipelines as data: names of steps, stopping after one, who observes, what runs once."""
+"""The pipelines as data: step names, stopping after a step, observers, steps that run once."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""When reduce-scatters are waited for and all-gathers launched, on ATen graphs written by hand."""
+"""The waits of reduce-scatters and launches of all-gathers, on hand-written ATen graphs."""
 
 import pytest
 import torch
@@ -262,7 +262,7 @@ def test_gathers_of_other_groups_are_left_alone():
 
 
 def test_what_is_gathered_from_the_input_is_not_held_back():
-    """n0 and n1 read x, for which nothing is waited: both gathers stay where they are."""
+    """n0 and n1 read x, which needs no wait: both gathers stay in place."""
     launches = find_schedule(SequenceParallel(3, staleness=1).graph).launches
     assert {launch.name: after.name for launch, after in launches.items()} == {"g2": "b1"}
 

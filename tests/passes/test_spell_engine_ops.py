@@ -1,4 +1,4 @@
-"""Ops of serving engines, as stand-ins of their schemas: the ladder is that of torch's words."""
+"""Ops of serving engines, as stand-ins with their schemas: the ladder equals that of torch ops."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -43,7 +43,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_layer(tmp_path_factory):
-    """With LoRA it is traced for long."""
+    """Tracing with LoRA takes long."""
     folder = tmp_path_factory.mktemp("one layer") / "standard"
     language_model("llama", num_hidden_layers=1).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
@@ -156,7 +156,7 @@ def test_a_run_of_lora_that_is_interrupted(one_layer, text, tmp_path):
 
 
 def test_what_is_held_out_is_not_trained_on():
-    """Five percent of what is trained on, in whole batches."""
+    """Five percent of the training tokens, in whole batches."""
     tokens = torch.arange(600 * 8).view(600, 8)
     for ranks, steps, count in ((1, 100, 20), (2, 100, 32), (2, 10, 8), (1, 1, 4)):
         options = HealOptions(steps=steps, batch=4, length=8)

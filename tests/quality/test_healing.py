@@ -1,4 +1,4 @@
-"""`HealingTrainer` on a tiny trained model: what it learns, what it shares, how it ends."""
+"""`HealingTrainer` on a tiny trained model: training, shared weights, interruptions."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Divergence, loss and agreement against formulas written out, and their intervals."""
+"""Divergence, loss and agreement against plain formulas, and their intervals."""
 
 import math
 from dataclasses import astuple

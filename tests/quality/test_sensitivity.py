@@ -1,4 +1,4 @@
-"""What sets of blocks cost, as `ladderize.compile` of each of them would; and the file of it."""
+"""The damage of sets of blocks, equal to that with `ladderize.compile`, and the plan file."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Sets are grown and shrunk by measuring, not by adding up what single blocks cost."""
+"""Sets are grown and shrunk by measurement, not by adding the damage of single blocks."""
 
 from ladderize.quality.sensitivity.set_search import exchange, grow, shrink
 

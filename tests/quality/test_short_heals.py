@@ -1,4 +1,4 @@
-"""Sets of blocks are compared after a short heal, which changes what they cost."""
+"""Sets of blocks are compared after a short heal, which changes their damage."""
 
 import pytest
 import torch

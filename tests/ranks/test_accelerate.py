@@ -1,4 +1,4 @@
-"""accelerate around a ladder, on two ranks: DDP, and FSDP2 as it can be had there."""
+"""A ladder under accelerate, on two ranks: DDP, and FSDP2 as far as it works on CPU."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What ranks agree on, who waits for whom and for how long: the notes alone, then compilations."""
+"""Agreement of ranks, and how long they wait: with notes alone, then in compilations."""
 
 import time
 from datetime import timedelta
@@ -32,7 +32,7 @@ def impatient():
 
 
 def outcome(action):
-    """What it returns or raises, as text, and how long it took."""
+    """The result or error as text, and the time it took."""
     began = time.monotonic()
     try:
         found = str(action())
@@ -256,7 +256,7 @@ def one_lowering_fails(error):
 
 
 def test_an_error_of_one_rank_in_any_lowering_stops_all(two_ranks):
-    """Of any type, too: without a word to the others these would wait for its collectives."""
+    """Errors of any type: the other ranks must be told, or they would wait for its collectives."""
     for error in (RuntimeError("out of registers"), LadderError("Cannot be lowered.")):
         for said, _ in two_ranks.run(one_lowering_fails, error, timeout=60):
             assert "rank 1: not lowered" in said

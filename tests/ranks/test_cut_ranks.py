@@ -1,4 +1,4 @@
-"""Cut graphs: where they are cut, and the values of the flat graph; on two ranks and on one."""
+"""Cut graphs: positions of cuts, and the values of the flat graph, on one and two ranks."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def compiled(net, dynamic=None, **options):
 
 
 def summary(cut):
-    """What a rank sends back: how far it was off, the order, and the islands by kind."""
+    """The results of a rank: error, order, and islands by kind."""
     (gm,) = cut.graphs
     kinds = [hash(without_names(body)) for body in islands_of(gm).values()]
     return max(cut.differences), letters(gm), [kinds.index(kind) for kind in kinds]

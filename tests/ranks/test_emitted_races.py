@@ -1,4 +1,4 @@
-"""Plain Inductor gets a ladder written by hand wrong, the deferred order does not (DESIGN §6.1)."""
+"""Plain Inductor breaks the order of a hand-written ladder; the deferred order is kept."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

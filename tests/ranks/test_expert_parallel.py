@@ -1,4 +1,4 @@
-"""Experts on different ranks: what the ladder of one process computes, its all-to-alls hidden."""
+"""Experts on different ranks: values of the one-process ladder, with hidden all-to-alls."""
 
 import re
 from dataclasses import dataclass

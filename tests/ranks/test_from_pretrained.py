@@ -41,7 +41,7 @@ def saved(folder, family, **changes):
 
 
 def loaded(path, how):
-    """Whether the tokens are one process's; bytes held, of all; whether the weights come back."""
+    """Whether tokens equal those of one process, bytes held and in all, and restored weights."""
     whole = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
     ladderize.compile(whole, lowering="eager")
     expected = whole.generate(PROMPT, **GREEDY)

@@ -139,7 +139,7 @@ def test_states_of_mixers_are_kept_by_parts(two_ranks, family, share):
 
 
 def filled_elsewhere():
-    """What a cache with states of another model is answered."""
+    """The error for a cache with states of another model."""
     model = new_model("mamba2")
     with torch.no_grad():
         cache = model(PROMPT, use_cache=True).cache_params

@@ -121,7 +121,7 @@ def test_the_gradients_of_fused_weights_are_whole(two_ranks):
 
 @pytest.mark.deep
 def test_autocast_over_a_mesh(two_ranks):
-    """As near as bfloat16 has them."""
+    """Within bfloat16's precision."""
     for error, _ in two_ranks.run(in_bfloat16):
         assert error <= 3e-2
 

@@ -71,7 +71,7 @@ def test_collectives_stay_visible_after_autograd(two_ranks: Ranks) -> None:
 
 
 def test_the_two_ends_need_no_import_of_their_own() -> None:
-    """As the errors spell them."""
+    """As in the error messages."""
     code = "import ladderize; ladderize.parallel_ops.copy_to_ranks; ladderize.testing.eager_ladder"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""What would hang or train wrongly in a sharded model: errors that say where and what to do."""
+"""Sharded models that would hang or train wrongly are refused, with place and cure."""
 
 import os
 import re
@@ -21,7 +21,7 @@ OPTIONS = {"lowering": "eager"}
 
 
 def refusal(net, ids, fullgraph=True, **options):
-    """What compiling `net` raises: the kind of the error, its text and its notes."""
+    """The error of compiling `net`: its type, text and notes."""
     run = torch.compile(
         net, backend="ladderize", fullgraph=fullgraph, options={**OPTIONS, **options}
     )

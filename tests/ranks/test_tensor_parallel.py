@@ -48,7 +48,7 @@ def forward(model, ids):
 
 
 def whole(name, model, ids, staleness=1):
-    """What the unsharded ladder returns."""
+    """The result of the unsharded ladder."""
     with eager_ladder(model, BODY[name], staleness=staleness):
         return forward(model, ids)
 
@@ -239,7 +239,7 @@ def small(blocks=2, width=8):
 
 
 def refusal(model, *args, **config):
-    """What compiling `model` over the ranks says, if it raises."""
+    """The error of compiling `model` over the ranks, if any."""
     args = args or (torch.ones(2, model.parts[0].in_features),)
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A model on a mesh computes with the weights that it has, however they were written."""
+"""A model on a mesh uses its current weights, however they were written."""
 
 import pytest
 import torch

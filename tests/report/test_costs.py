@@ -1,4 +1,4 @@
-"""What a report says that a block computes, reads and sends."""
+"""The costs in a report: what a block computes, reads and sends."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How a report looks: in a terminal, in a notebook, and in the README."""
+"""Presentation of a report: in a terminal, in a notebook, and in the README."""
 
 import io
 import re

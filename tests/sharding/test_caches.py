@@ -1,4 +1,4 @@
-"""KV caches that the module owns: of local size, written in place, the values of one process."""
+"""KV caches that the module owns: local size, in-place writes, values of one process."""
 
 import pytest
 import torch

@@ -155,7 +155,7 @@ def run_blocks(num_ranks, *branches):
 
 
 def test_a_norm_of_what_experts_make():
-    """What is no sum over ranks any more is made 0 where it is another rank's."""
+    """A value that is no longer a sum over ranks is zeroed where it belongs to another rank."""
     program, error = run_blocks(
         2,
         Routed(4, after=lambda out: torch.exp(nn.functional.layer_norm(out, (32,)))),

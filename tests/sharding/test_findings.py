@@ -1,4 +1,4 @@
-"""What planning one graph finds out serves the next graph of the model, or is set aside."""
+"""Findings from planning one graph are used for the model's next graph, or discarded."""
 
 import pytest
 import torch

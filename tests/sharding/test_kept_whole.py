@@ -1,4 +1,4 @@
-"""What is said of branches and parameters that stay whole on each rank."""
+"""The report on branches and parameters that are kept whole."""
 
 import warnings
 

@@ -60,7 +60,7 @@ def sharded(model, x, past):
 
 
 def whole(model, x, past):
-    """What one process computes with all heads, by layers of its own."""
+    """The result of one process with all heads and its own layers."""
     kept = []
     for i, layer in enumerate(model.layers):
         q, k, v = (
@@ -94,7 +94,7 @@ def test_ranks_keep_the_heads_that_they_compute():
 
 
 def arguments(sharder, model, x, past, rank):
-    """What the graph of `rank` is called with, in the order of its inputs."""
+    """The arguments of the graph of `rank`, in order."""
     rest = iter([x, *past])
     return [
         next(rest)

@@ -1,4 +1,4 @@
-"""Linears that unpack their weights in every call: what is cut of them, and what is in the way."""
+"""Linears that unpack their weights at every call: how they are sharded, and what prevents it."""
 
 from functools import cache, partial
 

@@ -1,4 +1,4 @@
-"""Weights made of others: which parts make up the whole, and what is in the way of the rest."""
+"""Weights composed of other tensors: supported parts, and reasons for refusals."""
 
 import pytest
 import torch

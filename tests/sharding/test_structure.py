@@ -374,7 +374,7 @@ def test_every_reason_is_named_with_its_place() -> None:
 
 
 def test_what_stays_whole_is_counted() -> None:
-    """Attention of 7 heads cannot be divided over 2 ranks, the MLP beside it can."""
+    """Attention of 7 heads cannot be divided over 2 ranks, but the MLP next to it can."""
     plan = shard("llama", 2, heads=7, kv=7, hidden_size=56, intermediate_size=48, layers=1).plan
     (branch,) = plan.whole
     assert branch.is_branch

@@ -1,4 +1,4 @@
-"""`variant=`: the parallel form and the desync residual against eager models, on two ranks too."""
+"""`variant=`: the parallel form and the desync residual against eager models, also on two ranks."""
 
 import pytest
 import torch

@@ -73,7 +73,7 @@ def sharded_and_whole(name, lowering="aot_eager", dynamic=False, labels=True):
 
 
 def sharding():
-    """What the latest report says of it."""
+    """The sharding in the latest report."""
     return ladderize.last_report().graphs[-1].sharding
 
 
@@ -301,7 +301,7 @@ def test_an_exported_program_is_divided_alike():
 
 
 def test_only_the_vocabulary_is_divided():
-    """GPT-2's positions are no words, though they are inputs; BERT's tables are seen above."""
+    """GPT-2's positions are not words, although they are inputs; BERT's tables are tested above."""
     positions = torch.arange(6).expand(2, 6)
     model = language_model("gpt2", max_position_embeddings=40, n_layer=1)
     plan = plan_of(model, position_ids=positions, **inputs(labels=False)).plan

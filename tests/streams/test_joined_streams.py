@@ -1,4 +1,4 @@
-"""Blocks on text and image joined, which are cut apart again: Flux's single blocks, and others."""
+"""Blocks on joined text and image that are split again: Flux's single blocks, and others."""
 
 import warnings
 
@@ -183,7 +183,7 @@ def test_parts_that_enter_joined_are_streams(is_cut_late, inputs):
 
 
 class Kept(Hybrid):
-    """Every sum of both is returned beside its parts."""
+    """Every sum of both is returned, and its parts too."""
 
     def forward(self, c, x):
         sums = []

@@ -1,4 +1,4 @@
-"""Streams joined where they end (Flux), attended to where they end (SD3), and read on the side."""
+"""Streams that are joined at their ends (Flux) or attended to there (SD3), and side values."""
 
 import warnings
 from functools import cache
@@ -25,7 +25,7 @@ def inputs():
 
 
 def warned(program, **options):
-    """The rewritten program, and what was said of it."""
+    """The rewritten program and its report."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", LadderWarning)
         ladder = rewrite(program, **options)
@@ -259,7 +259,7 @@ def test_a_read_of_where_a_joint_stream_ends_is_said(inputs):
 
 
 class OnTheSide(nn.Module):
-    """Block 1 of the stream, or none, makes of its read what the blocks behind it use."""
+    """Later blocks use a value that is made from the read of block 1, or from no block's read."""
 
     def __init__(self, at=1, is_used=False):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Layers compiled one by one: refused with the cure, unless the options say it is meant."""
+"""Layers compiled one by one are refused with a cure, unless the options allow it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Streams that start from a parameter, a buffer or a constant; static values that start none."""
+"""Streams that start from a parameter, a buffer or a constant, and static values that do not."""
 
 import pytest
 import torch

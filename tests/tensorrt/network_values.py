@@ -28,7 +28,7 @@ _DTYPES = {
 
 
 class Attentions:
-    """Which attention layers are causal: a network's description does not say it again."""
+    """The causal attention layers, which a network's description does not show."""
 
     def __init__(self) -> None:
         self.causal: list[bool] = []

@@ -179,7 +179,7 @@ def test_targets(options, said):
 
 
 def test_refittable_engines_need_a_gpu(monkeypatch):
-    """Why weights are inputs by default. Where this fails, a newer TensorRT can do without."""
+    """The reason why weights are inputs by default. If this fails, TensorRT no longer needs it."""
     monkeypatch.setattr(assemble, "choose_target", lambda _: (8, 6))
     tensors = torch.empty(4, 4), torch.empty(4, 4)
     with pytest.raises(ladderize.LadderError, match="CUDA_SUCCESS"):

@@ -1,4 +1,4 @@
-"""`ladderize.testing` itself: the reference by hand, and checks that fail when they should."""
+"""`ladderize.testing`: hand-written references, and checks that fail when they should."""
 
 import dataclasses
 import doctest

@@ -1,4 +1,4 @@
-"""`eager_ladder`: any eager model made a ladder by hooks, against references made otherwise."""
+"""`eager_ladder`: eager models made ladders by hooks, against independent references."""
 
 from collections.abc import Iterator
 from typing import Any

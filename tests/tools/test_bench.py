@@ -1,4 +1,4 @@
-"""`ladderize bench`: two real ranks on an emulated link, and what is made of what they saw."""
+"""`ladderize bench`: two real ranks on an emulated link, and the results."""
 
 import json
 import pickle

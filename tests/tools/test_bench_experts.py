@@ -65,7 +65,7 @@ def test_its_training_is_measured():
 
 
 def test_the_ladder_written_by_hand_is_the_ladder():
-    """Alone, where no rank has another's experts: against ladderize's own rewriting."""
+    """On one rank, which has all experts: against ladderize's own rewrite."""
     torch.manual_seed(0)
     model, (x,) = make(MoeNet, SIZES)
     written = WrittenMoe(SIZES)

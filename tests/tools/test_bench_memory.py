@@ -1,4 +1,4 @@
-"""Freed memory that stays with a rank, seen by the pages that a process has to be given."""
+"""Freed memory stays with a rank, measured by its page faults."""
 
 import subprocess
 import sys

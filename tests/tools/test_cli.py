@@ -1,4 +1,4 @@
-"""`ladderize VERB MODEL`: three ways to name a model, and what bad ones come to."""
+"""`ladderize VERB MODEL`: three ways to name a model, and errors for bad names."""
 
 import json
 import os

@@ -57,7 +57,7 @@ def curve(*points):
 
 
 def test_the_advised_set_is_where_the_curve_bends():
-    """Up to the second point gain is cheap, from there to the last one dear."""
+    """Gain is cheap up to the second point, and expensive after it."""
     points = curve((1.05, 0.04), (1.24, 0.1), (1.26, 0.6), (1.3, 1.0))
     assert advised(points) is points[1]
     steep = curve((1.01, 0.5), (1.3, 1.0))

@@ -233,7 +233,7 @@ def test_more_bandwidth_is_never_slower(costs, contention, factor):
 
 
 def test_costs_are_those_of_any_batch_and_length():
-    """One trace foretells what another one counts."""
+    """Costs scaled from one trace equal those counted in another."""
     model = tiny_llama(2)
     few, many = (
         ladderize.explain(model, input_ids=torch.zeros(*shape, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""What is drawn: content of the page and the pictures, escaping, files. No browser here."""
+"""Drawings: content of the page and the pictures, escaping, files, without a browser."""
 
 import importlib.util
 import re

@@ -143,7 +143,7 @@ def is_rewritten_decomposed(family: Family) -> None:
 
 
 def is_a_ladder_afterwards(family: Family) -> None:
-    """Rewritten once more it is left as it is."""
+    """A second rewrite changes nothing."""
     ladder = traced(family).ladder
     if family.name in UNSEEN:
         with pytest.raises(LadderError, match="Need at least two consecutive blocks"):

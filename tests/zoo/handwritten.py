@@ -112,7 +112,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Two stages of three blocks; the first block of the second one is no residual block."""
+    """Two stages of three blocks; the first block of the second stage is not a residual block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def noisy_picture() -> dict[str, Any]:
 
 
 class OwnSkip(nn.Module):
-    """LAuReL beside attention, as in Gemma 3n without its AltUp: both branches read one norm."""
+    """LAuReL parallel to attention, as in Gemma 3n without AltUp: both branches read one norm."""
 
     def __init__(self) -> None:
         super().__init__()

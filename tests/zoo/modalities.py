@@ -1,4 +1,4 @@
-"""Models of transformers that are fed images and text, video, sound, series of numbers, moves."""
+"""Models of transformers for images and text, video, sound, time series, moves."""
 
 from functools import partial
 from typing import Any

@@ -58,7 +58,7 @@ def log_probabilities(model, ids):
 
 
 def accuracy(model):
-    """Of the choice that is most probable after the question."""
+    """The accuracy of the most probable choice after the question."""
     hits = 0
     for question, choices, answer in questions():
         hits += int(log_probabilities(model, question)[-1, choices].argmax()) == answer

@@ -1,4 +1,4 @@
-"""torchtitan's own trainer on CPU trains ladders: the losses are those of ladders made by hooks."""
+"""torchtitan's trainer trains ladders on CPU, with the losses of ladders made by hooks."""
 
 import json
 import os

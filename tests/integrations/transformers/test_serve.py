@@ -50,7 +50,7 @@ def test_another_ladder_than_that_of_the_checkpoint_is_refused(half):
 
 
 def test_requests_that_cannot_be_compiled_get_the_error(half):
-    """The first one ends the thread that serves, all others are told why."""
+    """The first error ends the serving thread; all other requests get the reason."""
     options = '{"lowering": "eager", "expect_blocks": 7}'
     with server(LADDER, half, *BATCHES, "--ladderize", options) as address:
         codes = []

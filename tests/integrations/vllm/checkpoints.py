@@ -1,4 +1,4 @@
-"""Tiny models with random weights as checkpoints of Hugging Face, and what their ladders say."""
+"""Tiny models with random weights as Hugging Face checkpoints, and answers of their ladders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ class Checkpoint:
     def answers(
         self, prompts: Sequence[Sequence[int]], new: int, **ladder: Any
     ) -> list[dict[str, list[Any]]]:
-        """What the ladder in eager mode says of the prompts, and how it goes on."""
+        """The eager ladder's scores of the prompts, and its continuations."""
         found = []
         with torch.no_grad(), eager_ladder(self.model, self.reads, **ladder):
             for prompt in prompts:
