@@ -167,7 +167,7 @@ def test_the_setting_of_generate_is_restored(before: bool | None) -> None:
 
 
 def test_every_count_that_an_encoder_alone_would_change_is_refused() -> None:
-    counts = "where these options would count other blocks"
+    counts = "count other blocks than in the whole model"
     with pytest.raises(LadderError, match=counts) as caught:
         compiled("t5", layers="last:50%", expect_blocks=10)
     found = [str(blocker) for blocker in caught.value.blockers]
@@ -178,7 +178,7 @@ def test_every_count_that_an_encoder_alone_would_change_is_refused() -> None:
 
 
 def test_generate_leaves_the_compilation_to_us() -> None:
-    """Otherwise generate's backend would trace through the ladder and compile the original."""
+    """Otherwise its backend would trace through the ladder and compile the standard model."""
     model, eager = compiled("llama")
     config = hf.CompileConfig(backend="eager", mode=None)
     config._compile_all_devices = True
