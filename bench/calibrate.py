@@ -1,9 +1,9 @@
-"""Fit the planner to the paper's table; print numbers, residuals and how far left-out rows are off.
+"""Fit the planner to the paper's table; print numbers, residuals and errors of left-out rows.
 
     pip install scipy
     python bench/calibrate.py           # --leave-out: also fit once without each row, and by halves
 
-The numbers are those of ladderize/config/hardware/calibrated.toml.
+The numbers are in ladderize/config/hardware/calibrated.toml.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from scipy.optimize import OptimizeResult, least_squares
 
 from ladderize.config.hardware import Calibration, calibration
 
-# Far from each other: the sum of squares has kinks, and more than one lowest point.
+# Far from each other: the sum of squares has kinks and several minima.
 STARTS = (
     calibration(),
     Calibration(0.8, 0.3, 10e-6, 0.1, 20e-6, 10e-6),
@@ -27,12 +27,12 @@ STARTS = (
 
 
 def fit(rows: Sequence[PaperRow], start: Calibration) -> Calibration:
-    """The numbers with the least sum of squared residuals over `rows`, searched from `start`."""
+    """Minimize the sum of squared residuals over `rows`, starting from `start`."""
     return Calibration(*map(float, np.exp(_fitted(rows, start).x)))
 
 
 def squares(rows: Sequence[PaperRow], fitted: Calibration) -> float:
-    """What `fit` minimizes."""
+    """The sum of squared residuals, which `fit` minimizes."""
     return sum(error**2 for row in rows for error in residuals(row, fitted))
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     rows = table()
     found = min((fit(rows, start) for start in STARTS), key=lambda c: squares(rows, c))
     errors = dataclasses.asdict(spread(rows, found))
-    print("| number | fitted | give or take |\n|---|---|---|")
+    print("| number | fitted | standard error |\n|---|---|---|")
     for name, value in dataclasses.asdict(found).items():
         print(f"| {name} | {value:.4g} | {100 * errors[name]:.0f} % |")
     print(

@@ -1,10 +1,10 @@
-"""What a call costs before the compiled code begins, over depth: guards, and what feeds the graph.
+"""Time of a call before the compiled code runs, over depth: guards, and the inputs of the graph.
 
     python bench/call_time.py [--layers 20 80] [--ranks 2] [--repeats 200] [--json FILE]
 
-A Llama of tiny width is compiled by a backend whose compiled code does nothing, by torch.compile
-alone, with `backend="ladderize"`, and with `mesh=` for one rank of `--ranks` (a fake process group
-stands in for the others). The three are called in turns; the table has medians.
+A Llama of tiny width is compiled with compiled code that does nothing: by torch.compile alone, with
+`backend="ladderize"`, and with `mesh=` for one rank of `--ranks` (a fake process group stands in
+for the others). Calls of the three alternate; the table has medians.
 """
 
 import argparse
@@ -33,14 +33,14 @@ VARIANTS = ("torch.compile", "ladderize", "ladderize, mesh=")
 
 
 def run_nothing(gm: GraphModule, _examples: Sequence[Any]) -> Callable[..., Any]:
-    """Compiled code that returns zeros at once."""
+    """A backend whose compiled code returns zeros immediately."""
     (output,) = gm.graph.find_nodes(op="output")
     results = [torch.zeros(BATCH, LENGTH, VOCABULARY) for _ in output.args[0]]
     return lambda *_: results
 
 
 def measure(num_layers: int, num_ranks: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a call of each variant."""
+    """Seconds per call of each variant."""
     torch._dynamo.reset()
     mesh = init_device_mesh("cpu", (num_ranks,))
     ids = torch.zeros(BATCH, LENGTH, dtype=torch.int64)

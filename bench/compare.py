@@ -1,8 +1,8 @@
-"""What moved between two results of benchmarks.
+"""Compare two benchmark results, and print what changed.
 
     python bench/compare.py OLD.json NEW.json [--tolerance 0.05]
 
-Exit code 1 when something got worse by more than the tolerance. Where the machines differ, only
+The exit code is 1 if something got worse by more than the tolerance. If the machines differ, only
 ratios, fractions and errors are compared.
 """
 

@@ -1,12 +1,12 @@
-"""How long ladderize's own passes take, next to the whole compilation, over depth.
+"""Time of ladderize's own passes and of the whole compilation, over depth.
 
     python bench/compile_time.py [--layers 32 126] [--ranks 2] [--lowering inductor] [--json FILE]
 
 A Llama of tiny width is compiled for one rank of `--ranks` (a fake process group stands in for the
-others; nothing is run), each depth in a process of its own with cold caches. Seconds are those of
-its CPU time: what else the machine does is not in them, and neither are the C++ compilers that
-Inductor starts. The garbage collector's are apart: a collection takes 0.3 s, and falls into
-whichever step is running when it is due.
+others; nothing is run), each depth in its own process with cold caches. Seconds are CPU time of
+that process: they exclude other programs on the machine and the C++ compilers that Inductor starts.
+The garbage collector is counted separately: a collection takes 0.3 s, in whichever step is running
+then.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 
 
 class Clock:
-    """CPU seconds of this process without those of its garbage collector."""
+    """CPU seconds of this process, without its garbage collector."""
 
     def __init__(self) -> None:
         self.collecting = self._started = 0.0
@@ -44,7 +44,7 @@ class Clock:
 
 
 class PassTimes(logging.Handler):
-    """Adds up the seconds of the passes from the lines of the logger "ladderize"."""
+    """Sums the seconds of the passes from the lines of the logger "ladderize"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class PassTimes(logging.Handler):
 
 
 def measure(num_layers: int, num_ranks: int, lowering: str) -> dict[str, object]:
-    """Compile once and time it. Expects to be the only thing its process does."""
+    """Compile once and time it, in a process that does nothing else."""
     import torch.distributed as dist
     from tiny_llama import tiny_llama
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    time.perf_counter = clock = Clock()  # what the passes are timed by
+    time.perf_counter = clock = Clock()  # times the passes
     times = PassTimes()
     logger = logging.getLogger("ladderize")
     logger.addHandler(times)

@@ -1,10 +1,10 @@
-"""How long `ladderize.explain` takes beyond Dynamo's tracing.
+"""Time of `ladderize.explain` beyond Dynamo's tracing.
 
     python bench/explain_time.py [--layers 20 80] [--repeat 3]
 
-A Llama of tiny width, each run in a process of its own. "tracing" is the time until Dynamo has the
-graph (with the import of what it needs), "explain" the rest of the call, "print" the drawing of the
-report as text.
+A Llama of tiny width; each run has its own process. "tracing" is the time until Dynamo has the
+graph (including its imports), "explain" the rest of the call, "print" the rendering of the report
+as text.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def measure(num_layers: int) -> dict[str, object]:
-    """Explain once and time it. Expects to be the only thing its process does."""
+    """Explain once and time it, in a process that does nothing else."""
     import torch
     from tiny_llama import tiny_llama
     from torch.fx import GraphModule

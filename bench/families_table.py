@@ -1,9 +1,9 @@
-"""The table of families in docs/sharding.md, made of what `sharded_families.py` measured.
+"""Make the table of families in docs/sharding.md from the results of `sharded_families.py`.
 
     python bench/families_table.py bench/results/sharded_families.json
 
-Families of which the same stays whole share a row; of their shares over 2 and 4 ranks the largest
-counts. What cannot be built tiny, or is refused, has rows of its own.
+Families that keep the same weights whole share a row, with the largest of their shares over 2 and 4
+ranks. Families that cannot be built tiny, or are refused, have their own rows.
 """
 
 import json
@@ -19,16 +19,16 @@ from rich.console import Console
 from ladderize.tools.bench.record import ResultRow
 
 HEAD = (
-    "| families (`model_type`) | all-reduces a block | bytes whole | FLOPs whole "
+    "| families (`model_type`) | all-reduces per block | bytes whole | FLOPs whole "
     "| what stays whole |\n"
     "|---|---|---|---|---|"
 )
-# What of the names is told: modules, without the layer and "weight".
+# The part of a name that is shown: modules, without the layer and "weight".
 _NAME = re.compile(r"[\w.]+?\.(?:weight|fn)\b|[\w.]+_proj\b")
 
 
 def read_rows(path: Path) -> list[ResultRow]:
-    """What a file of results holds."""
+    """The rows of a results file."""
     rows = json.loads(path.read_text())["rows"]
     return [ResultRow(row["key"], row["values"]) for row in rows]
 
@@ -38,7 +38,7 @@ def family(row: ResultRow) -> str:
 
 
 def table(rows: Sequence[ResultRow]) -> str:
-    """Markdown."""
+    """The table as Markdown."""
     by_family: dict[str, list[ResultRow]] = defaultdict(list)
     for row in rows:
         by_family[family(row)].append(row)
@@ -50,7 +50,7 @@ def table(rows: Sequence[ResultRow]) -> str:
 
 
 def kind(rows: Sequence[ResultRow]) -> tuple[str, str]:
-    """All-reduces a block and what stays whole; or why there is nothing to tell."""
+    """All-reduces per block and what stays whole; or why there are none."""
     unmeasured = [row for row in rows if row.values["difference"] is None]
     if unmeasured:
         return "", without_place(str(unmeasured[0].key["outcome"]))
@@ -76,7 +76,7 @@ def a_block(values: Mapping[str, Any]) -> float:
 def line(
     by_family: Mapping[str, Sequence[ResultRow]], names: Iterable[str], ratio: str, whole: str
 ) -> tuple[tuple[Any, ...], str]:
-    """What a row is sorted by, and its text."""
+    """The sort key of a row, and its text."""
     names = sorted(names)
     listed = ", ".join(names)
     values = [row.values for name in names for row in by_family[name]]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first minutes on a GPU: what works there, are the values right, what is hidden.
+# The first minutes on a GPU: what works, whether the values are correct, what is hidden.
 #
 #     bench/gpu_first.sh [--device cuda|cpu] [--out FOLDER]        python: $PYTHON, else python3
 #
@@ -7,16 +7,16 @@
 # nothing. On one H100 or H200 it takes 8 minutes at most. A step that fails or takes too long does
 # not stop the next one. FOLDER (gpu_first) then holds
 #
-#     steps.json      of each step: its exit status, seconds and command
+#     steps.json      exit status, seconds and command of each step
 #     doctor.json     what works here
-#     values.json     ladders on two ranks, and in a CUDA graph, against eager mode; races looked for
-#     llama-8b.json   one rank's step of 8 GPUs, 16 layers, batch 1 and 16: standard, the ladder
-#     llama-70b.json  written by hand, ladderize's, and without communication
-#     traces.tar      a trace of torch.profiler of each of these steps
-#     logs.tar        what each step printed
+#     values.json     ladders on two ranks, and in a CUDA graph, against eager mode; races
+#     llama-8b.json   one rank's step of 8 GPUs, 16 layers, batch 1 and 16: standard, handwritten
+#     llama-70b.json  ladder, ladderize's ladder, and without communication
+#     traces.tar      a torch.profiler trace of each of these steps
+#     logs.tar        the output of each step
 #
-# --device cpu rehearses it without a GPU, on small models and with four times the time; its numbers
-# mean nothing.
+# --device cpu rehearses this without a GPU, on small models and with four times the time limits; its
+# numbers mean nothing.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)

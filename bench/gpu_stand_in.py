@@ -1,14 +1,14 @@
-"""One GPU stands in for eight: rank 0's shard, with a kernel in place of each transfer.
+"""Emulate eight GPUs on one: rank 0's shard, with a kernel in place of each transfer.
 
     python bench/gpu_stand_in.py --model bench/models/llama-70b.json --link nvlink-8 --batch 4
 
-Random weights, static KV caches, Inductor, one CUDA graph a step. Each all-reduce is a kernel on a
-stream of its own that lasts what the link says for its bytes and takes `--sms` SMs away
+Random weights, static KV caches, Inductor, one CUDA graph per step. Each all-reduce is a kernel on
+its own stream that lasts as long as the link takes for its bytes, and occupies `--sms` SMs
 (bench/stand_in.py). The bound is the standard step captured while transfers
-take no time. Steps of all variants are replayed in turn and timed by CUDA events.
+take no time. Steps of all variants alternate and are timed by CUDA events.
 
-Without a GPU, `--device cpu --layers 2 --hidden 64` runs all of it but the kernel: transfers then
-take no time, and the numbers mean nothing.
+Without a GPU, `--device cpu --layers 2 --hidden 64` runs everything except the kernel: transfers
+then take no time, and the numbers mean nothing.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Variant:
 
 VARIANTS = {
     "standard": Variant(),
-    "written": Variant(staleness=1),  # waits where a person would write them, compiled as it is
+    "written": Variant(staleness=1),  # waits where a person would write them, compiled unchanged
     "ladder": Variant(staleness=1, is_ours=True),
     "parallel": Variant(is_parallel=True),
     "bound": Variant(is_silent=True),
@@ -55,13 +55,13 @@ NUMBERS = ("step", "quartiles apart", "exposed", "tokens/s", "speedup", "paper",
 
 @dataclass(frozen=True)
 class Turns:
-    """Steps of all variants that took turns.
+    """Alternating steps of all variants.
 
     Attributes:
-        key: of the rows, without the variant.
-        seconds: of each variant, repeat by repeat.
-        communication: seconds that the transfers of one step last.
-        memory: `peak_bytes`, where it is known.
+        key: key of the rows, without the variant.
+        seconds: times of each variant, by repeat.
+        communication: duration of the transfers of one step, in seconds.
+        memory: `peak_bytes`, if known.
     """
 
     key: Key
@@ -75,7 +75,7 @@ class Turns:
             yield ResultRow({"variant": name, **self.key}, {**values, **self.memory})
 
     def _exposure(self, name: str) -> dict[str, float | None]:
-        """What a step takes longer than the bound. A parallel block computes otherwise: none."""
+        """Step time minus the bound; None for parallel blocks, whose compute differs."""
         communication = self.communication[name]
         found: dict[str, float | None] = {"communicating_s": communication}
         if "bound" not in self.seconds or name == "parallel":
@@ -89,7 +89,7 @@ class Turns:
 def measure(
     options: argparse.Namespace, config: LlamaConfig, phase: Phase, weights: Weights, group
 ) -> Turns:
-    torch._dynamo.reset()  # else the shapes of the phase before make this one's dynamic
+    torch._dynamo.reset()  # else the shapes of the previous phase make this one's dynamic
     on_cuda = options.device == "cuda"
     time_it = time_on_cuda if on_cuda else time_on_cpu
     if on_cuda:
@@ -127,7 +127,7 @@ def measure(
 
 
 def write_trace(one: Timed, folder: Path, name: str) -> None:
-    """A step as torch.profiler sees it, for chrome://tracing or `ladderize plot`."""
+    """Write a torch.profiler trace of a step, for chrome://tracing or `ladderize plot`."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.profiler.profile() as profile:
         one.seconds()
@@ -135,7 +135,7 @@ def write_trace(one: Timed, folder: Path, name: str) -> None:
 
 
 def generation(prefill: Turns, decode: Turns, new: int) -> Iterator[ResultRow]:
-    """A prefill and `new` - 1 steps of decoding: what the paper's tokens/s are of."""
+    """A prefill and `new` - 1 decode steps, as in the paper's tokens/s."""
     seconds = {
         name: [
             first + (new - 1) * step
@@ -199,7 +199,7 @@ def shown(value: float | None, form: str) -> str:
 
 
 def config_of(options: argparse.Namespace) -> LlamaConfig:
-    """The configuration in the file, smaller where asked: heads of 8, one a rank."""
+    """The configuration in the file, shrunk on request to heads of size 8, one per rank."""
     config = LlamaConfig.from_json_file(options.model)
     data = config.to_dict() | {"dtype": getattr(torch, options.dtype)}
     if options.layers:
@@ -217,15 +217,15 @@ def arguments() -> argparse.Namespace:
     models = Path(__file__).parent / "models"
     add = parser.add_argument
     add("--model", type=Path, default=models / "llama-70b.json", help="a config.json of a Llama")
-    add("--layers", type=int, help="so many of its layers only")
+    add("--layers", type=int, help="number of its layers to keep")
     add("--hidden", type=int, help="shrink it to this hidden size")
     add("--link", default="nvlink-8", help="a link of ladderize/config/hardware/links.toml")
-    add("--latency-us", type=float, help="instead of the link's")
-    add("--bandwidth", type=float, help="GB/s, instead of the link's")
-    add("--sms", type=int, default=1, help="that a transfer takes away from compute")
+    add("--latency-us", type=float, help="replaces the link's latency")
+    add("--bandwidth", type=float, help="GB/s; replaces the link's bandwidth")
+    add("--sms", type=int, default=1, help="SMs that a transfer takes from compute")
     add("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
     add("--prompt", type=int, default=1024)
-    add("--new", type=int, default=512, help="tokens; the caches have room for them")
+    add("--new", type=int, default=512, help="generated tokens; the caches have room for them")
     add("--phases", nargs="+", choices=("prefill", "decode"), default=["prefill", "decode"])
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     add("--shard-vocabulary", action=argparse.BooleanOptionalAction, default=True)
@@ -233,8 +233,8 @@ def arguments() -> argparse.Namespace:
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--lowering", choices=("inductor", "aot_eager"), default="inductor")
-    add("--json", type=Path, help="write the results there, after each batch")
-    add("--traces", type=Path, help="a folder for a trace of torch.profiler of each step")
+    add("--json", type=Path, help="file for the results, written after each batch")
+    add("--traces", type=Path, help="folder for a torch.profiler trace of each step")
     return parser.parse_args()
 
 
@@ -247,7 +247,7 @@ def link_from(options: argparse.Namespace) -> Link:
 
 
 def run(options: argparse.Namespace) -> Iterator[Results]:
-    """After each batch, what has been measured so far."""
+    """Yield the results so far, after each batch."""
     config, link = config_of(options), link_from(options)
     device = torch.device(options.device)
     on_cuda = device.type == "cuda"
@@ -279,7 +279,7 @@ def main() -> None:
     options = arguments()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            "torch sees no CUDA device. --device cpu --layers 2 --hidden 64 tries all but it."
+            "torch sees no CUDA device. To test without one: --device cpu --layers 2 --hidden 64"
         )
     if options.json:
         refuse_file(options.json, force=True)  # before an hour of measuring, not after it

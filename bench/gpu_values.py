@@ -1,17 +1,17 @@
-"""Are the values right on this device? Ladders of a small Llama, compiled, against eager mode.
+"""Check values on this device: compiled ladders of a small Llama against eager mode.
 
     python bench/gpu_values.py [--device cuda] [--json FILE]
 
-    two ranks, gloo    both on one device, with mesh=; every emitted wrapper is searched for races
+    two ranks, gloo    both on one device, with mesh=; every emitted wrapper is checked for races
     one rank, NCCL     the same with mode="reduce-overhead": replays of a CUDA graph
 
-Rows hold errors over the largest logit. `error` is the compiled ladder's and `eager_error` that of
-the same ladder in eager mode, both against the ladder in float32, written by hand
-(bench/handwritten.py); `standard_error` is how far the standard model is off. `differing` counts
-calls that gave other bits than the first one on the same input.
+Rows hold errors divided by the largest logit. `error` is the compiled ladder's, `eager_error` that
+of the same ladder in eager mode, both relative to a handwritten ladder in float32
+(bench/handwritten.py); `standard_error` is the standard model's. `differing` counts calls whose
+result is not bitwise equal to the first one's on the same input.
 
-NCCL refuses two ranks on one device, and no CUDA graph captures gloo's collectives: hence two rows.
-With `--device cpu` both are gloo, and nothing is captured.
+There are two rows because NCCL refuses two ranks on one device, and no CUDA graph captures gloo's
+collectives. With `--device cpu` both use gloo, and nothing is captured.
 """
 
 import argparse
@@ -82,11 +82,11 @@ def measure(mesh: DeviceMesh, dtype: torch.dtype, mode: str) -> ResultRow:
 def _call(compiled: Any, ids: Tensor) -> Tensor:
     torch.compiler.cudagraph_mark_step_begin()
     logits: Tensor = compiled(input_ids=ids).logits
-    return logits.clone()  # a CUDA graph writes into the same memory again
+    return logits.clone()  # a CUDA graph reuses its output memory
 
 
 def on_rank(rank: int, ranks: int, backend: str, mode: str, device: str, folder: str) -> None:
-    """Writes what it found to a file of its own."""
+    """Measure on one rank, and write the result to the rank's file."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
@@ -99,7 +99,7 @@ def on_rank(rank: int, ranks: int, backend: str, mode: str, device: str, folder:
 
 
 def on_ranks(ranks: int, backend: str, mode: str, device: str) -> Iterator[ResultRow]:
-    """The worst that any of the ranks found."""
+    """The worst result of all ranks."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(on_rank, (ranks, backend, mode, device, folder), nprocs=ranks)
         said = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
@@ -121,7 +121,7 @@ def table_of(rows: list[ResultRow]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     if options.json:
         refuse_file(options.json, force=True)

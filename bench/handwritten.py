@@ -1,4 +1,4 @@
-"""The ladder of `LlamaForCausalLM`, written by hand: the reference, and what people write today.
+"""A handwritten ladder of `LlamaForCausalLM`: the reference, and what people write today.
 
     ladder_logits            x[i+1] = x[i] + h_i(x[i-1]), one process, no collectives
     sharded_ladder_logits    the same on one rank; every wait is written after the next block:
@@ -55,7 +55,7 @@ def shard(model: nn.Module, rank: int, num_ranks: int) -> nn.Module:
 
 
 def _branches(model: Any, x: Tensor) -> Iterator[Branch]:
-    """Attention and MLP of each layer, each with its norm; with sharded weights partial sums."""
+    """Attention and MLP of each layer, each with its norm; partial sums if weights are sharded."""
     positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
     rotary = model.model.rotary_emb(x, position_ids=positions)
     for layer in model.model.layers:
@@ -65,7 +65,7 @@ def _branches(model: Any, x: Tensor) -> Iterator[Branch]:
 
 def _attention(layer: Any, rotary: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     normed = layer.input_layernorm(x)
-    # Without a mask transformers' sdpa attention is causal.
+    # Without a mask, transformers' sdpa attention is causal.
     attended: Tensor = layer.self_attn(normed, position_embeddings=rotary, attention_mask=None)[0]
     return attended
 

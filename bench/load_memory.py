@@ -1,11 +1,11 @@
-"""What a rank's memory does while `ladderize.parallelize` loads its part of a checkpoint.
+"""Measure a rank's memory while `ladderize.parallelize` loads its part of a checkpoint.
 
     python bench/load_memory.py --out results.json
 
 Writes a Llama checkpoint of at least 2 GB in bfloat16 (random weights, several safetensors files,
-an index) to a temporary directory, then lets each of 8 ranks load its slices in a process of its
-own, one after the other; the process group is torch's "fake" one, which needs no peers. The
-kernel's high-water mark of resident memory (VmHWM, reset before the load) counts mapped pages too.
+an index) to a temporary directory. Each of 8 ranks then loads its slices in its own process, one
+after the other; the process group is torch's "fake" one, which needs no peers. The kernel's
+high-water mark of resident memory (VmHWM, reset before the load) also counts mapped pages.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def write_checkpoint(folder: str) -> None:
 
 
 def memory(key: str) -> float:
-    """A line of /proc/self/status, in MiB."""
+    """A value of /proc/self/status, in MiB."""
     text = Path("/proc/self/status").read_text()
     found = re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)
     assert found is not None
@@ -57,12 +57,12 @@ def memory(key: str) -> float:
 
 
 def load_as(rank: int, num_ranks: int, folder: str, pipe: object) -> None:
-    """Load as `rank` of `num_ranks`, and send back what it took."""
+    """Load as `rank` of `num_ranks`, and send back the memory and time used."""
     torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
     mesh = init_device_mesh("cpu", (num_ranks,))
     inputs = {"input_ids": torch.zeros(1, 16, dtype=torch.int64)}
-    ladderize.plan_parallel(factory, num_ranks, (), inputs)  # imports and caches are not the load's
+    ladderize.plan_parallel(factory, num_ranks, (), inputs)  # imports and caches do not count
     gc.collect()
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -105,7 +105,7 @@ def main() -> None:
         gc.collect()
         size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
         print(f"checkpoint: {size / 1e9:.2f} GB, torch {torch.__version__}, {platform.machine()}\n")
-        print("| rank | local weights | peak of the load | allowed | seconds |")
+        print("| rank | local weights | peak of the load | limit | seconds |")
         print("|---|---|---|---|---|")
         rows = []
         for rank in range(options.ranks):

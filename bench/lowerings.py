@@ -1,12 +1,12 @@
-"""One ladder under several lowerings, on real ranks: values, time of a step, what is hidden.
+"""Compare lowerings of one ladder on real ranks: values, step times, hidden communication.
 
     torchrun --nproc-per-node 2 bench/lowerings.py --model bench/models/llama-8b.json \\
         --lowerings inductor,tensorrt --dtype bfloat16 --traces traces
 
-The first one is what the others are held against. Steps take turns; a trace of one step of each
-tells how much of its communication ran beside compute (`--traces` keeps them, for `ladderize plot
---trace`). The proof of the TensorRT lowering on GPUs, where it has not been run yet. Without GPUs
-`--device cpu --lowerings inductor,aot_eager` tries all but that.
+The others are compared with the first one. Steps alternate; a trace of one step of each shows how
+much of its communication overlapped with compute (`--traces` keeps the traces, for `ladderize plot
+--trace`). This tests the TensorRT lowering on GPUs, where it has not been run yet. Without GPUs,
+`--device cpu --lowerings inductor,aot_eager` tests everything else.
 """
 
 import argparse
@@ -34,21 +34,21 @@ COLUMNS = ("lowering", "difference", "step ms", "of the first", "communication m
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="a transformers configuration")
-    parser.add_argument("--layers", type=int, help="fewer than the configuration's")
+    parser.add_argument("--model", type=Path, required=True, help="transformers configuration")
+    parser.add_argument("--layers", type=int, help="number of layers to keep")
     parser.add_argument("--lowerings", default="inductor,tensorrt")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--cache", help="a folder for the engines")
-    parser.add_argument("--traces", type=Path, help="a folder for a trace of each lowering")
+    parser.add_argument("--cache", help="folder for the engines")
+    parser.add_argument("--traces", type=Path, help="folder for a trace of each lowering")
     return parser.parse_args()
 
 
 def make_model(options: argparse.Namespace) -> nn.Module:
-    """With random weights, the same on all ranks."""
+    """The model with random weights, the same on all ranks."""
     config = AutoConfig.from_pretrained(options.model)
     config.num_hidden_layers = options.layers or config.num_hidden_layers
     config.use_cache = False
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def show(samples: dict[str, Samples]) -> None:
-    """One line a lowering; the first is what the others are held against."""
+    """Print one line per lowering; the others are compared with the first."""
     first = next(iter(samples.values()))
     print("  ".join(f"{column:>16}" for column in COLUMNS))
     for name, found in samples.items():

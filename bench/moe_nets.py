@@ -1,4 +1,4 @@
-"""A mixture of experts that brings its own expert parallelism, and its ladder written by hand.
+"""A mixture of experts with its own expert parallelism, and its handwritten ladder.
 
     layer l       x = x + attention(norm(x))                          each rank has its own tokens
                   x = x + shared(norm(x)) + routed(norm(x))           and its part of the experts
@@ -8,8 +8,8 @@
     written       attention   ┌ router                   experts ┐  attention, first half
                    (halves)   └══D══ attention, shared           └══C══  …
 
-Every expert takes as many slots of every rank, so that all splits are equal and all shapes fixed;
-what finds no slot is dropped. `ladderize bench bench.moe_nets:prefill --written
+Every expert has the same number of slots for every rank, so all splits are equal and all shapes
+fixed; tokens without a slot are dropped. `ladderize bench bench.moe_nets:prefill --written
 bench.moe_nets:prefill_written` and `bench/scenarios/moe_*.toml` run it.
 """
 
@@ -32,13 +32,13 @@ Made = tuple[nn.Module, tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class MoeSizes:
-    """Of a model and its inputs.
+    """Sizes of a model and its inputs.
 
     Attributes:
-        batch, length: sequences of a rank, and new tokens of each.
-        cached: tokens before them, of which keys and values are there.
-        inner: of each expert; the shared one is twice as wide.
-        slots: that each expert has for a rank's tokens, over an even share.
+        batch, length: sequences per rank, and new tokens of each.
+        cached: earlier tokens, whose keys and values are cached.
+        inner: inner width of each expert; the shared one is twice as wide.
+        slots: slots of each expert for a rank's tokens, relative to an even share.
     """
 
     batch: int
@@ -55,13 +55,13 @@ class MoeSizes:
 
     @property
     def capacity(self) -> int:
-        """Slots of an expert."""
+        """Slots per expert."""
         tokens = self.batch * self.length
         return math.ceil(tokens * self.top / self.num_experts * self.slots)
 
 
 class CachedAttention(nn.Module):
-    """Causal, over what is cached and the new tokens."""
+    """Causal attention over the cached and the new tokens."""
 
     def __init__(self, sizes: MoeSizes) -> None:
         super().__init__()
@@ -93,10 +93,10 @@ class CachedAttention(nn.Module):
 
 
 class ExpertBlock(nn.Module):
-    """The routed experts of one rank, and the shared one.
+    """The routed experts of one rank, and the shared expert.
 
     Attributes:
-        group: name of the group whose ranks share the experts; None: all are here.
+        group: name of the group whose ranks share the experts; None: this rank has all.
     """
 
     def __init__(self, sizes: MoeSizes, rank: int, num_ranks: int, group: str | None) -> None:
@@ -124,7 +124,7 @@ class ExpertBlock(nn.Module):
         return made
 
     def route(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens in the slots of their experts; the slot of each choice; its weight."""
+        """Tokens in the slots of their experts, the slot of each choice, and its weight."""
         tokens = normed.reshape(-1, self.sizes.width)
         weights, experts = self.router(tokens).softmax(-1).topk(self.sizes.top)
         chosen = F.one_hot(experts.flatten(), self.sizes.num_experts)
@@ -137,7 +137,7 @@ class ExpertBlock(nn.Module):
         return slots[:-1].contiguous(), places, weights
 
     def compute(self, received: Tensor) -> Tensor:
-        """Of each rank in turn the slots of the experts here, through them."""
+        """Run each rank's slots through the experts of this rank."""
         here, capacity = self.up.shape[0], self.sizes.capacity
         by_expert = received.view(self.num_ranks, here, capacity, -1).transpose(0, 1)
         hidden = F.silu(torch.bmm(by_expert.reshape(here, -1, self.sizes.width), self.up))
@@ -145,12 +145,12 @@ class ExpertBlock(nn.Module):
         return made.transpose(0, 1).reshape(received.shape).contiguous()
 
     def combine(self, returned: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-        """What the choices of each token come to; a dropped one adds nothing."""
+        """The weighted sum of each token's choices; a dropped one adds nothing."""
         padded = torch.cat([returned, returned.new_zeros(1, returned.shape[1])])
         return (padded[places].view(*weights.shape, -1) * weights[..., None]).sum(1)
 
     def exchange(self, slots: Tensor) -> Tensor:
-        """All-to-all of equal splits, launched."""
+        """Launch an all-to-all with equal splits."""
         if self.group is None:
             return slots
         splits = [slots.shape[0] // self.num_ranks] * self.num_ranks
@@ -185,10 +185,10 @@ class MoeNet(nn.Module):
 
 
 class WrittenMoe(MoeNet):
-    """Its ladder: each all-to-all launched as early, waited for as late, as one does by hand."""
+    """Its ladder, with all-to-alls launched early and waited for late, as one writes it by hand."""
 
     def forward(self, x: Tensor) -> Tensor:
-        stale, land = x, None  # `land` adds what the combine in flight brings
+        stale, land = x, None  # `land` adds the result of the combine in flight
         for attention, experts in zip(self.attention, self.experts, strict=True):
             projected = attention.project(stale)
             if land is not None:

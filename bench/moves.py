@@ -1,10 +1,10 @@
-"""What moved between two results: an old one and a new one, value by value.
+"""Compare two results, an old one and a new one, value by value.
 
     old  {"variant": "ladder"} median_s 1.00      new  {"variant": "ladder"} median_s 1.20
     compare(old, new)  ->  Move(variant=ladder, "median_s", 1.0, 1.2, ratio 1.2, verdict "worse")
 
-Seconds and bytes of two machines say nothing of each other: there only ratios, fractions and
-errors are compared, which have no unit.
+Seconds and bytes of different machines cannot be compared. There, only ratios, fractions and errors
+are compared, which have no unit.
 """
 
 import json
@@ -21,14 +21,14 @@ from ladderize.tools.bench.record import FORMAT, Key, ResultRow, Results
 
 @dataclass(frozen=True)
 class _Kind:
-    """How values of these names are compared.
+    """How values with these names are compared.
 
     Attributes:
-        names: a pattern, as `fnmatch` knows them.
-        better: which way: "lower", "higher", or "" where neither is.
-        has_unit: whether only the same machine's compare.
-        floor: differences are taken relative to at least this: noise of small values is none.
-        slack: factor on the tolerance, for what is noisier than a median.
+        names: pattern for `fnmatch`.
+        better: the better direction: "lower", "higher", or "" if there is none.
+        has_unit: whether values of different machines cannot be compared.
+        floor: smallest reference of a relative difference, against noise of small values.
+        slack: factor on the tolerance, for values noisier than a median.
     """
 
     names: str
@@ -38,7 +38,7 @@ class _Kind:
     slack: float = 1.0
 
 
-# The first that fits.
+# The first match counts.
 _KINDS = (
     _Kind("*tokens_per_s", "higher"),
     _Kind("*speedup_ratio", "higher", has_unit=False),
@@ -47,7 +47,7 @@ _KINDS = (
     _Kind("*error", "lower", has_unit=False, floor=1e-5, slack=100.0),
     _Kind("races", "lower", has_unit=False),
     _Kind("exposed_*s", "lower", floor=1e-3),
-    _Kind("communicating_*s", ""),  # what was asked of the link
+    _Kind("communicating_*s", ""),  # the requested time of the link
     _Kind("*_latency_s", ""),
     _Kind("compile_s", "lower", slack=6.0),
     _Kind("passes_s", "lower", floor=0.1, slack=6.0),
@@ -55,18 +55,18 @@ _KINDS = (
     _Kind("*_bytes", "lower"),
     _Kind("*", ""),
 )
-# How far the repeats of one run are apart, and parts of a sum that is compared.
+# The spread of the repeats of one run, and parts of a sum that is compared.
 _NOT_COMPARED = ("quartiles_s", "passes_*_s", "*_ratio_low", "*_ratio_high")
 
 
 @dataclass(frozen=True)
 class Move:
-    """A value that is not what it was.
+    """A value that changed.
 
     Attributes:
-        key, name: which.
-        old, new: None where it could not be measured.
-        verdict: "better", "worse" or "moved", where neither way is better.
+        key, name: key of the row, and name of the value.
+        old, new: the values; None if not measured.
+        verdict: "better", "worse", or "moved" if there is no better direction.
     """
 
     key: Key
@@ -77,7 +77,7 @@ class Move:
 
     @property
     def ratio(self) -> float | None:
-        """New over old; None where one of them is none, or the old one is 0."""
+        """New divided by old; None if either is None, or the old one is 0."""
         if self.old is None or self.new is None or self.old == 0:
             return None
         return self.new / self.old
@@ -85,13 +85,13 @@ class Move:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        moves: values that moved by more than the tolerance.
-        only_old, only_new: rows that only one of them has.
-        machine, versions: what differs, each (old, new).
-        compared: how many values were.
+        moves: values that changed by more than the tolerance.
+        only_old, only_new: rows that only one result has.
+        machine, versions: differences, each (old, new).
+        compared: number of compared values.
     """
 
     moves: tuple[Move, ...]
@@ -107,10 +107,10 @@ class Comparison:
 
 
 def read(path: Path) -> Results:
-    """What `Results.write` wrote to `path`.
+    """Read the results that `Results.write` wrote to `path`.
 
     Raises:
-        LadderError: it cannot be read, holds something else, or another version of the format.
+        LadderError: the file cannot be read, or has other content or another format version.
     """
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -142,10 +142,10 @@ def _row(data: Any) -> ResultRow:
 
 
 def compare(old: Results, new: Results, tolerance: float = 0.05) -> Comparison:
-    """What of `new` is not as it was in `old`.
+    """Find what changed from `old` to `new`.
 
     Args:
-        tolerance: how far a value may be from its old one, relative to it.
+        tolerance: allowed relative difference from the old value.
     """
     machine = _differences(old.machine, new.machine)
     olds = {frozenset(row.key.items()): row for row in old.rows}
@@ -193,7 +193,7 @@ def _has_moved(name: str, old: float | None, new: float | None, tolerance: float
 
 
 def _verdict(name: str, old: float | None, new: float | None) -> str:
-    """A value that is no number any more is worse, one that has become one is better."""
+    """The verdict on a change; a value that is no longer a number is worse, a new number better."""
     was, is_ = (value is not None and math.isfinite(value) for value in (old, new))
     if not (was and is_):
         return "worse" if was else "better" if is_ else "moved"

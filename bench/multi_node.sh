@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two machines on one: examples/multi_node.py started by torchrun on each of two network namespaces
-# with a slow link between them, two ranks on each.
+# Two machines emulated on one: torchrun starts examples/multi_node.py with two ranks in each of two
+# network namespaces, which are joined by a slow link.
 #
 #   sudo bench/multi_node.sh [--lowering aot_eager …]     arguments: those of examples/multi_node.py
 #   sudo RATE=1gbit PYTHON=.venv/bin/python bench/multi_node.sh

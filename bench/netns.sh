@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A real slow link on one machine: two network namespaces, a veth pair between them whose ends let
-# through RATE each, one gloo rank in each namespace, both running bench/slow_link.py.
+# A real slow link on one machine: two network namespaces, joined by a veth pair limited to RATE on
+# both ends, with one gloo rank in each namespace. Both run bench/slow_link.py.
 #
 #   sudo bench/netns.sh [--hidden 768 --layers 8 …]       arguments: those of bench/slow_link.py
 #   sudo RATE=1gbit PYTHON=.venv/bin/python bench/netns.sh
 #
-# RATE and BURST are those of `tc qdisc … tbf`. Needs root and iproute2. What it makes is removed
-# again, also when it fails.
+# RATE and BURST are those of `tc qdisc … tbf`. Needs root and iproute2. It cleans up, also when it
+# fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source bench/two_machines.sh

@@ -1,4 +1,4 @@
-"""The table that the planner is calibrated on: tokens/s of Llama-3 70B, and what it predicts.
+"""The table that calibrates the planner: tokens/s of Llama-3 70B, measured and predicted.
 
 paper_70b.csv (arXiv 2501.06589) ── PaperRow ── residuals ── calibrate.py
 """
@@ -15,13 +15,13 @@ from ladderize.tools.predict.planning.forecast import Request, tokens_per_s
 from ladderize.tools.predict.planning.planned_nets import VARIANTS, PlannedNet, variants
 from ladderize.tools.predict.planning.workload import PlannedBlock, PlannedCosts, Workload
 
-# A ratio of two nets is what a plan is asked for, so that it counts twice as much as a speed.
+# Ratios of two models count twice as much as speeds, because plans are used for ratios.
 RATIO_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One line of the table: tokens/s by the name of the variant; the bound only with P2P."""
+    """One row of the table: tokens/s by variant; the bound only with P2P."""
 
     link: str
     batch: int
@@ -36,7 +36,7 @@ class PaperRow:
         return hardware_of(f"h100x{self.ranks}-{self.link}", fitted)
 
     def ratios(self, speeds: dict[str, float]) -> dict[str, float]:
-        """Of each variant that was measured over the standard model."""
+        """Ratio of each measured variant to the standard model."""
         names = [name for name in self.speeds if name != "standard"]
         return {name: speeds[name] / speeds["standard"] for name in names}
 
@@ -57,7 +57,7 @@ def _row(cells: dict[str, str]) -> PaperRow:
 
 @cache
 def llama_70b() -> tuple[PlannedNet, ...]:
-    """Its variants, in float16, from the sizes in its configuration."""
+    """The variants of Llama-3 70B, in float16, from the sizes in its configuration."""
     hidden, inner, layers, words = 8192, 28672, 80, 128256
     heads, kv_heads, width = 64, 8, 128
     attention = hidden * width * (2 * heads + 2 * kv_heads)  # q, k, v, o
@@ -77,14 +77,14 @@ def llama_70b() -> tuple[PlannedNet, ...]:
 
 
 def predicted(row: PaperRow, fitted: Calibration) -> dict[str, float]:
-    """Tokens/s of each variant that was measured."""
+    """Predicted tokens/s of each measured variant."""
     hardware = row.hardware(fitted)
     nets = [net for net in llama_70b() if net.name in row.speeds]
     return {net.name: tokens_per_s(net, row.request, hardware) for net in nets}
 
 
 def residuals(row: PaperRow, fitted: Calibration) -> list[float]:
-    """Logarithms of predicted over measured: speed of the standard model, then the ratios to it."""
+    """Logarithms of predicted / measured: the standard model's speed, then the ratios to it."""
     found = predicted(row, fitted)
     ratios, measured = row.ratios(found), row.ratios(row.speeds)
     speed = math.log(found["standard"] / row.speeds["standard"])
@@ -92,6 +92,6 @@ def residuals(row: PaperRow, fitted: Calibration) -> list[float]:
 
 
 def ratio_errors(row: PaperRow, fitted: Calibration) -> dict[str, float]:
-    """Predicted over measured ratio to the standard model, less 1."""
+    """Predicted / measured ratio to the standard model, minus 1."""
     ratios, measured = row.ratios(predicted(row, fitted)), row.ratios(row.speeds)
     return {name: ratios[name] / measured[name] - 1 for name in ratios}

@@ -1,8 +1,8 @@
-"""Plan Llama 70B over 8 ranks from its configuration alone, and say what each rank would hold.
+"""Plan Llama 70B over 8 ranks from its configuration alone, and print what each rank would hold.
 
     python bench/plan_70b.py            # --layers 126 --hidden 16384 … for another shape
 
-No weight exists at any time. Also times the analysis itself at 32 and at `--deep` layers.
+No weights are allocated. Also times the analysis at 32 and at `--deep` layers.
 """
 
 import argparse
@@ -51,9 +51,9 @@ def main() -> None:
     seconds = time.perf_counter() - started
     print(f"{plan.lines[0]}; {plan.bytes_in_all / GIB:.1f} GiB in all")
     print(f"{plan.bytes_per_rank / GIB:.2f} GiB on each of {plan.num_ranks} ranks")
-    print(f"built, traced, laddered and planned in {seconds:.1f} s, torch {torch.__version__}\n")
+    print(f"built, traced, converted and planned in {seconds:.1f} s, torch {torch.__version__}\n")
 
-    print("| layers | build and trace | ladder and plan | of it plan_sharding | a layer |")
+    print("| layers | build and trace | ladder and plan | its plan_sharding | per layer |")
     print("|---|---|---|---|---|")
     for layers in (32, options.layers, options.deep):
         print(row(options, layers), flush=True)

@@ -1,9 +1,9 @@
-"""One rank's shard of a Llama that serves tokens: random weights, static KV caches, no checkpoint.
+"""One rank's shard of a Llama for serving: random weights, static KV caches, no checkpoint.
 
 configuration ── trace without weights ── ladder, shard ── random slices on the device ── one step
 
-For `gpu_stand_in.py`. The shards of one configuration share their weights, so four variants need
-the memory of one.
+Used by `gpu_stand_in.py`. The shards of one configuration share their weights, so four variants
+need the memory of one.
 """
 
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from ladderize.tools.sources.cached import CachedLM, set_cached
 
 @dataclass(frozen=True)
 class Phase:
-    """A step that is measured: so many new tokens for each sequence, behind those in the caches."""
+    """A measured step: `new` tokens for each sequence, after `cached` tokens in the caches."""
 
     name: str
     batch: int
     new: int
     cached: int
-    room: int  # tokens that the caches hold
+    room: int  # capacity of the caches, in tokens
 
 
 @dataclass
 class Weights:
-    """Random slices, made on the device when they are first asked for."""
+    """Random slices, created on the device at the first use."""
 
     mesh: DeviceMesh
     made: dict[tuple, Tensor] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Weights:
         return self.made[key]
 
     def forget_caches(self) -> None:
-        """Those of one batch are of no use to another."""
+        """Drop the caches, which fit one batch size only."""
         self.made = {
             key: tensor
             for key, tensor in self.made.items()
@@ -76,9 +76,9 @@ def make_step(
     lowering: str,
     shard_vocabulary: bool,
 ) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    """A compiled step of rank 0's shard, and what puts the caches back to how they were before.
+    """A compiled step of rank 0's shard, and a function that restores the caches.
 
-    `is_ours`: compiled by ladderize; else by `lowering` alone, as it would be today.
+    `is_ours`: compiled by ladderize; else by `lowering` alone.
     """
 
     def factory() -> CachedLM:
@@ -110,6 +110,6 @@ def make_step(
 
 
 def step_inputs(phase: Phase, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens, `[batch, new]`, and where they stand, `[new]`."""
+    """Tokens, `[batch, new]`, and their positions, `[new]`."""
     ids = torch.zeros(phase.batch, phase.new, dtype=torch.int64, device=device)
     return ids, torch.arange(phase.cached, phase.cached + phase.new, device=device)

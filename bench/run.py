@@ -1,10 +1,10 @@
-"""Run scenarios: each is a file with what `ladderize bench` is given.
+"""Run scenarios: files with the model and options of a `ladderize bench` command.
 
     python bench/run.py bench/scenarios/decode_small.toml [MORE.toml] [--results bench/results]
 
-A scenario is a model, and options that are flags of the verb of the same name: `length = [64, 128]`
-is `--length 64,128`, `strict = false` is `--no-strict`. What it finds goes to NAME.json in the
-folder of results, over what was there; `bench/compare.py` tells what moved.
+A scenario is a model, and options named like the flags of the verb: `length = [64, 128]` is
+`--length 64,128`, `strict = false` is `--no-strict`. The results replace NAME.json in the folder of
+results; `bench/compare.py` shows what changed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """One option as words of a command line."""
+    """One option as arguments of a command line."""
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{dashed}" if value else f"--no-{dashed}"]
@@ -32,7 +32,7 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 class Scenario(BaseModel):
-    """What a file holds; the verb checks the options themselves."""
+    """The content of a file; the verb checks the options."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str = Field(max_length=4096)
@@ -41,18 +41,18 @@ class Scenario(BaseModel):
 
 
 def read(file: Path) -> Scenario:
-    """The scenario in `file`; ends the program with one line about each fault of it."""
+    """Read the scenario in `file`; exit with one line for each fault."""
     try:
         with file.open("rb") as opened:
             data = opened.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise SystemExit(f"{file} is no scenario: it has more than {MOST_BYTES >> 10} KiB.")
+            raise SystemExit(f"{file} is not a scenario: it has more than {MOST_BYTES >> 10} KiB.")
         return Scenario.model_validate(tomllib.loads(data.decode()))
     except OSError as error:
         raise SystemExit(f"{file} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
-    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
         faults = [str(error) or "it is too deep"]
     raise SystemExit(
         f"{file}: a scenario has `model`, a table `options` and may have `about`.\n"
@@ -61,7 +61,7 @@ def read(file: Path) -> Scenario:
 
 
 def command_of(scenario: Path, results: Path) -> list[str]:
-    """The command line of a scenario; what it writes is beside the final file until it is whole."""
+    """The command line of a scenario; it writes to a partial file next to the final one."""
     given = read(scenario)
     words = [
         given.model,
@@ -75,7 +75,7 @@ def unfinished(scenario: Path, results: Path) -> Path:
 
 
 def run(scenario: Path, results: Path) -> Path:
-    """Run it from the root of the repository, to which the paths in scenarios are relative."""
+    """Run a scenario from the repository root, to which the paths in scenarios are relative."""
     results.mkdir(parents=True, exist_ok=True)
     unfinished(scenario, results).unlink(missing_ok=True)
     command = command_of(scenario, results)
@@ -91,8 +91,8 @@ def run(scenario: Path, results: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", type=Path, nargs="+", metavar="SCENARIO")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="a folder")
-    parser.add_argument("--print", action="store_true", help="the commands, and run none")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of results")
+    parser.add_argument("--print", action="store_true", help="only print the commands")
     given = parser.parse_args()
     results = given.results.absolute()
     for scenario in given.scenarios:

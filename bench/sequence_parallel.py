@@ -1,12 +1,12 @@
-"""How much of a sequence-parallel ladder's communication each schedule leaves exposed, emulated.
+"""Exposed communication of a sequence-parallel ladder under each schedule, emulated.
 
     python bench/sequence_parallel.py [--layers 16] [--ranks 8]
 
-Compiles a decoder under DTensor's SequenceParallel (8 ranks of the "fake" process group, in this
-one process) and plays the graphs that the schedule left behind: compute takes its FLOPs, each
-collective a fixed time on a link that carries one at a time, a wait lasts until its collective is
-through. Exact and repeatable; no clock is read. `share` is the time of one collective in that of a
-block's compute; a block has two, a reduce-scatter and an all-gather.
+Compiles a decoder with DTensor's SequenceParallel (8 ranks of the "fake" process group, in one
+process) and simulates the scheduled graphs: compute takes its FLOPs, each collective a fixed time
+on a link that carries one at a time, and a wait lasts until its collective is complete. The result
+is exact and repeatable; no clock is read. `share` is the time of one collective divided by a
+block's compute time; a block has two collectives, a reduce-scatter and an all-gather.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 @contextmanager
 def kept_graphs() -> Iterator[list[Graph]]:
-    """The graphs, forward and backward, that `DeferWaits` leaves behind."""
+    """Collect the graphs, forward and backward, after `DeferWaits`."""
     graphs, original = [], DeferWaits.__call__
 
     def call(self, gm):
@@ -53,7 +53,7 @@ def kept_graphs() -> Iterator[list[Graph]]:
 
 @contextmanager
 def like_with_like() -> Iterator[None]:
-    """Each reduce-scatter is waited for after the next one; all-gathers stay where they are."""
+    """Wait for each reduce-scatter after the next one; leave all-gathers in place."""
     original = _Timeline.gathers_of_scatters
     _Timeline.gathers_of_scatters = lambda _: {}
     try:
@@ -74,7 +74,7 @@ def graphs_of(layers: int, ranks: int, staleness: int) -> list[Graph]:
 
 
 def exposed(graph: Graph, num_blocks: int, share: float) -> float:
-    """The part of all communication that is waited for."""
+    """The exposed part of all communication."""
     work = {node: work_of(node) for node in graph.nodes}
     each = share * sum(work.values()) / num_blocks
     now = link = waited = total = 0.0
@@ -109,7 +109,7 @@ def main() -> None:
         table.add_column(f"share {share}", justify="right")
     for name, graphs in schedules.items():
         for part, graph in zip(("forward", "backward"), graphs, strict=True):
-            # The backward computes twice as much for as many collectives.
+            # The backward computes twice as much for the same number of collectives.
             blocks = 2 * given.layers * (1 if part == "forward" else 2)
             row = [f"{exposed(graph, blocks, share):.0%}" for share in SHARES]
             table.add_row(name, part, *row)

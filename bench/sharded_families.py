@@ -1,11 +1,11 @@
-"""What `mesh=` makes of every causal language model of transformers: values, and what is whole.
+"""Shard every causal language model of transformers; compare values, list what stays whole.
 
     PYTHONPATH=. nice python bench/sharded_families.py [FAMILY ...] --out FILE
 
 Each family is built tiny (`tiny_families.py`), traced once, and sharded over 2 and 4 ranks. The
-ranks run in lockstep in one process; they are compared with the unsharded ladder, run op by op.
-A run continues where FILE ends; named families are measured anew. Families that cannot be built
-and those that are refused have rows, too.
+ranks run in lockstep in one process, and are compared with the unsharded ladder, run op by op.
+A run continues where FILE ends; named families are measured again. Families that cannot be built
+or are refused also have rows.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", help="model types of transformers; default: all")
-    parser.add_argument("--out", type=Path, help="read and written after each family")
-    parser.add_argument("--anew", action="store_true", help="forget what the file holds")
-    parser.add_argument("--seconds", type=int, default=300, help="limit for one family")
-    parser.add_argument("--why", action="store_true", help="print what is kept whole, tracebacks")
+    parser.add_argument("--out", type=Path, help="results, written after each family")
+    parser.add_argument("--anew", action="store_true", help="discard the results in the file")
+    parser.add_argument("--seconds", type=int, default=300, help="time limit per family")
+    parser.add_argument("--why", action="store_true", help="print what stays whole, and tracebacks")
     return parser.parse_args()
 
 
@@ -89,7 +89,7 @@ def sort_key(row: ResultRow) -> tuple[str, int]:
 
 
 def measure(name: str, seconds: int, explains: bool) -> Iterator[ResultRow]:
-    """A row for each number of ranks; one for all of them where there is no program."""
+    """A row for each number of ranks; a single row if there is no program."""
     try:
         with limited(seconds):
             program, expected = trace(name)
@@ -111,7 +111,7 @@ def measure(name: str, seconds: int, explains: bool) -> Iterator[ResultRow]:
 
 
 def trace(name: str) -> tuple[ExportedProgram, list[torch.Tensor] | LadderError]:
-    """The program, and what the ladder returns on one rank or why there is none."""
+    """The program, and the ladder's results on one rank, or why there is no ladder."""
     model, inputs = tiny(name), feed()
     with torch.no_grad():
         program = export(model, (), inputs, strict=False)
@@ -147,7 +147,7 @@ def shard(
 
 
 def largest_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Relative to the largest value, as `ladderize.testing.assert_close` has it."""
+    """The largest difference relative to the largest value, as in `testing.assert_close`."""
     pairs = zip(found, expected, strict=True)
     return max(
         float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in pairs if b.numel()
@@ -155,7 +155,7 @@ def largest_difference(found: list[torch.Tensor], expected: list[torch.Tensor]) 
 
 
 def shares(sharded: ShardedProgram, program: ExportedProgram) -> dict[str, float]:
-    """Of all weights and FLOPs the shares that each rank has whole."""
+    """The shares of all weights and FLOPs that stay whole on each rank."""
     weights = [p for p in program.parameters() if p.dim() > 1]
     held = beyond_share(sum(p.numel() * p.element_size() for p in weights), sharded.num_ranks)
     work = beyond_share(sum(map(flops_of, program.graph.nodes)), sharded.num_ranks)
@@ -167,7 +167,7 @@ def shares(sharded: ShardedProgram, program: ExportedProgram) -> dict[str, float
 
 
 def kept(plan: ShardPlan) -> str:
-    """What is whole and why, each reason once, without places."""
+    """What stays whole and why, each reason once, without places."""
     reasons = (blocker.what for whole in plan.whole for blocker in whole.reasons)
     return "; ".join(dict.fromkeys(map(shortened, reasons)))
 
@@ -211,7 +211,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError behind so many seconds."""
+    """Raise TimeoutError after this many seconds."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"takes more than {seconds} s")

@@ -1,11 +1,11 @@
-"""Standard net, ladder and the no-communication bound over the link between two machines, timed.
+"""Time the standard model, the ladder and the no-communication bound on a link of two machines.
 
     bench/netns.sh [--hidden 768] [--layers 4] [--length 128] [--repeat 20] [--out slow_link.json]
 
-Run by `bench/netns.sh`, which makes the link; or by any launcher that sets RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT on each machine. The three programs take turns, so that what else the
-machine does falls on all alike; a step lasts as long as on its slowest rank. The bound is this
-rank's shard without its all-reduces: its values are wrong, its compute is the same.
+Started by `bench/netns.sh`, which creates the link, or by any launcher that sets RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT on each machine. The three programs alternate, so other work on the
+machine affects all of them equally; the time of a step is that of its slowest rank. The bound is
+this rank's shard without its all-reduces: its values are wrong, its compute is the same.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ALONE = "one all-reduce"
 
 
 def build(hidden: int, layers: int) -> Any:
-    """A Llama of the usual proportions with a small vocabulary: its blocks are what is timed."""
+    """A Llama with the usual proportions and a small vocabulary, dominated by its blocks."""
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=hidden * 11 // 4,
@@ -49,7 +49,7 @@ def build(hidden: int, layers: int) -> Any:
 
 
 def programs(model: Any, ids: Tensor, lowering: str) -> dict[str, Callable[[], Tensor]]:
-    """Each compiled; called without arguments they return the logits."""
+    """The compiled programs; called without arguments, they return the logits."""
     ranks = dist.get_world_size()
     common = {"mesh": init_device_mesh("cpu", (ranks,)), "shard_vocabulary": False}
 
@@ -68,7 +68,7 @@ def programs(model: Any, ids: Tensor, lowering: str) -> dict[str, Callable[[], T
 
 
 def measure(given: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
-    """What `take_turns` says of all programs, and the largest error of the ladder."""
+    """The results of `take_turns` for all programs, and the largest error of the ladder."""
     model = build(given.hidden, given.layers)
     ids = torch.arange(given.length)[None] % 256
     compiled = programs(model, ids, given.lowering)
@@ -81,7 +81,7 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
 
 
 def take_turns(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """The seconds of each step, those of its slowest rank, in the order of the runs."""
+    """The seconds of each step on its slowest rank, in the order of the runs."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for run in range(WARM_UP + repeat):
         for name, step in steps.items():
@@ -98,7 +98,7 @@ def take_turns(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, li
 def rows_of(
     given: argparse.Namespace, seconds: dict[str, list[float]], error: float
 ) -> Iterator[ResultRow]:
-    """One for each program; that of the bound also says what an all-reduce takes by itself."""
+    """One row for each program; the bound's also has the time of an all-reduce alone."""
     alone = statistics.median(seconds[ALONE])
     steps = {name: found for name, found in seconds.items() if name != ALONE}
     for name in steps:
@@ -114,13 +114,13 @@ def rows_of(
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--link", default="not said", help="what connects the ranks, in words")
+    parser.add_argument("--link", default="not said", help="description of the link")
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--lowering", choices=["inductor", "aot_eager"], default="inductor")
-    parser.add_argument("--out", type=Path, help="write the results there, as JSON")
+    parser.add_argument("--out", type=Path, help="file for the results, as JSON")
     return parser.parse_args(words)
 
 
@@ -141,7 +141,7 @@ def report(results: Results, out: Path | None) -> None:
     show(Console(width=110), results.rows)
     bound = next(row for row in results.rows if row.key["variant"] == "bound")
     share = bound.values["block_ratio"]
-    print(f"one all-reduce by itself takes {share:.0%} of a block's compute")
+    print(f"an all-reduce alone takes {share:.0%} of a block's compute")
     if out:
         results.write(out, force=True)
 

@@ -1,13 +1,13 @@
-"""One device stands in for all ranks: a process group of one process whose transfers only last.
+"""One device stands in for all ranks: a one-process group whose transfers only take time.
 
     compute         h0 ── launch 0 ── h1 ── launch 1 ── wait 0 ── h2 ── …     the current stream
                             │                   │          │
-    lane (KernelLane)       └── [spin, n SMs] ──┴── [spin ─┴── n SMs]         a stream of its own
+    lane (KernelLane)       └── [spin, n SMs] ──┴── [spin ─┴── n SMs]         its own stream
 
-Rank 0 of `link.ranks` computes its shard. Values pass through each collective as they are (an
-all-gather repeats them), and it takes `link.seconds` of its bytes, one at a time, in a kernel that
-does nothing else. A launch and a wait do with events what NCCL's do, so both may be captured in a
-CUDA graph. Left out: the memory traffic of a collective, and peers that are late.
+Rank 0 of `link.ranks` computes its shard. Values pass through each collective unchanged (an
+all-gather repeats them). A collective takes `link.seconds` of its bytes, one at a time, in a kernel
+that only waits. Launches and waits use events as NCCL's do, so both can be captured in a CUDA
+graph. Not emulated: the memory traffic of a collective, and stragglers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from ladderize.errors import LadderError
 BACKEND = "stand_in"
 Action = Callable[[], None]
 
-# Torch's stubs know neither the constructors of these nor the class of what a launch returns.
+# Torch's stubs lack the constructors of these, and the class of a launch's result.
 _c10d: Any = dist
 _cuda: Any = torch.cuda
 _ProcessGroup: Any = dist.ProcessGroup
@@ -35,18 +35,18 @@ _Work: Any = torch._C._distributed_c10d.Work
 
 
 class Lane(Protocol):
-    """What transfers run on, one after the other."""
+    """The resource that transfers run on, one after the other."""
 
     def launch(self, seconds: float, move: Action) -> Action:
-        """Start a transfer behind what is computed so far: `seconds`, then `move`.
+        """Start a transfer after the compute so far: `seconds`, then `move`.
 
         Returns:
-            What makes all that is computed later wait for it.
+            A function that makes all later compute wait for the transfer.
         """
 
 
 class LaneWithoutKernel:
-    """For machines without CUDA: values move at once, and no transfer takes any time."""
+    """For machines without CUDA: values move immediately, and transfers take no time."""
 
     def launch(self, seconds: float, move: Action) -> Action:  # noqa: ARG002
         move()
@@ -66,17 +66,17 @@ _LONGEST = 2**31 - 1  # nanoseconds: kernels of `compile_kernel` take ints of 32
 
 
 class KernelLane:
-    """A stream of its own, on which a kernel spins for as long as a transfer lasts.
+    """A separate stream, on which a kernel spins for the duration of a transfer.
 
-    Each of its blocks asks for all shared memory of an SM: no two are on one, and no kernel that
-    uses shared memory (every matrix product) is beside one.
+    Each of its blocks requests all shared memory of an SM, so no two blocks share an SM, and no
+    kernel that uses shared memory (every matrix product) runs on the same one.
 
     Args:
         device: a CUDA device.
-        sms: how many SMs a transfer takes away from compute.
+        sms: number of SMs that a transfer takes from compute.
 
     Raises:
-        LadderError: the device does not have so many.
+        LadderError: the device has fewer SMs.
     """
 
     def __init__(self, device: torch.device, sms: int = 1) -> None:
@@ -85,7 +85,7 @@ class KernelLane:
             raise LadderError(f"A transfer cannot take {sms} SMs: {device} has {has}.")
         self.device, self.sms = device, sms
         self._shared = compat.most_shared_memory(device)
-        # Loading a module is not allowed while a graph is captured, so it is done now.
+        # Load the module now: loading is not allowed while a graph is captured.
         self._spin = compat.compile_kernel(_SPIN, "spin")
         self._spin.set_shared_memory_config(self._shared)
         self._stream = _cuda.Stream(device, priority=-1)
@@ -111,7 +111,7 @@ class KernelLane:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A collective as it was launched; `seconds` on the link, 0 while the group is silent."""
+    """A launched collective; `seconds` on the link, 0 while the group is silent."""
 
     op: str
     num_bytes: int
@@ -119,7 +119,7 @@ class Transfer:
 
 
 class _StandInWork(_Work):  # type: ignore[misc]
-    """What a launch returns; keeps its tensors until then, as NCCL's does."""
+    """The result of a launch; keeps its tensors until the wait, as NCCL's does."""
 
     def __init__(self, group: "StandInGroup", index: int, wait: Action, held: object) -> None:
         super().__init__()
@@ -133,14 +133,14 @@ class _StandInWork(_Work):  # type: ignore[misc]
 
 
 class StandInGroup(_ProcessGroup):  # type: ignore[misc]
-    """Rank 0 of `link.ranks` ranks of which there is no other.
+    """Rank 0 of `link.ranks` ranks, the only one that exists.
 
     Attributes:
-        link: how long a transfer takes.
-        lane: what it runs on.
-        is_silent: whether transfers take no time at all: the bound of no communication.
-        transfers: as they were launched.
-        events: ("launch", index) and ("wait", index of the launch) in their order.
+        link: gives the duration of a transfer.
+        lane: the resource that transfers run on.
+        is_silent: whether transfers take no time, as in the no-communication bound.
+        transfers: the transfers in launch order.
+        events: ("launch", index) and ("wait", index of the launch) in order.
     """
 
     def __init__(self, link: Link, lane: Lane) -> None:
@@ -151,7 +151,7 @@ class StandInGroup(_ProcessGroup):  # type: ignore[misc]
         self._name = ""
 
     def clear(self) -> None:
-        """Forget what was launched and waited for."""
+        """Forget all launches and waits."""
         self.transfers, self.events = [], []
 
     # -- collectives, as torch calls them
@@ -180,7 +180,7 @@ class StandInGroup(_ProcessGroup):  # type: ignore[misc]
 
         return self._launch("reduce_scatter", inputs, [outputs, inputs], move)
 
-    # The names of torch 2.11 for the same.
+    # The same under the names of torch 2.11.
     allgather_into_tensor_coalesced = all_gather_single_coalesced
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
@@ -193,7 +193,7 @@ class StandInGroup(_ProcessGroup):  # type: ignore[misc]
         lane = LaneWithoutKernel() if self.is_silent else self.lane
         return _StandInWork(self, index, lane.launch(seconds, move), held)
 
-    # -- without these torch asks a backend for them, and there is none
+    # -- without these torch asks a backend, and there is none
 
     def getBackendName(self) -> str:
         return BACKEND
@@ -207,15 +207,15 @@ class StandInGroup(_ProcessGroup):  # type: ignore[misc]
 
 @contextmanager
 def stand_in(link: Link, lane: Lane, device_type: str) -> Iterator[tuple[DeviceMesh, StandInGroup]]:
-    """A mesh of `link.ranks` ranks on this one process, and its group, the default one inside.
+    """A mesh of `link.ranks` ranks in this process, and its group, the default one in this context.
 
     >>> with stand_in(link_of("nvlink-8"), KernelLane(torch.device("cuda")), "cuda") as (mesh, _):
     ...     shard = ladderize.parallelize(model, mesh, args)
 
     Args:
-        link: how long a transfer takes.
-        lane: what it runs on.
-        device_type: of the mesh, "cuda" or "cpu".
+        link: gives the duration of a transfer.
+        lane: the resource that transfers run on.
+        device_type: device type of the mesh, "cuda" or "cpu".
     """
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(

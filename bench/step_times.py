@@ -1,4 +1,4 @@
-"""How long a step of `gpu_stand_in.py` takes, and a transfer alone.
+"""Time a step of `gpu_stand_in.py`, and a transfer alone.
 
 on CUDA    warm-up on another stream ── capture ── replay between two events
 on CPU     one call after another, by the clock: a dry run
@@ -20,7 +20,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Timed:
-    """A step that is ready: what runs it, what times one run, and how long its transfers last."""
+    """A step ready to run: a function to run it, one to time it, and its transfer time."""
 
     seconds: Callable[[], float]
     communication: float
@@ -65,7 +65,7 @@ def time_on_cuda(step: Callable, reset: Callable, group: StandInGroup, is_silent
 
 
 def capture(step: Callable[[], object]) -> Callable[[], None]:
-    """Replays a CUDA graph of `step`."""
+    """A function that replays a CUDA graph of `step`."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -91,7 +91,7 @@ def silence(group: StandInGroup, is_silent: bool) -> Iterator[None]:
 
 
 def check_kernel(lane: KernelLane, repeats: int, in_a_row: int = 50) -> Iterator[ResultRow]:
-    """How long transfers last that nothing computes behind: as asked, and launching them."""
+    """Durations of transfers without compute, next to the requested ones, and launch times."""
     for microseconds in (10, 100):
 
         def transfers(asked: float = microseconds * 1e-6) -> None:

@@ -1,9 +1,9 @@
-"""A tiny model of every causal language model of transformers, made by the names of its sizes.
+"""Build a tiny model of every causal language model of transformers, by the names of its sizes.
 
     tiny("llama")   LlamaForCausalLM of width 64, 8 heads, 4 key heads, two layers
-    tiny("lfm2")    … of one layer of each kind that its default configuration has
+    tiny("lfm2")    … with one layer of each kind in its default configuration
 
-Sizes of one name mean the same in nearly all configurations; `OWN` has what is a family's own.
+A size name means the same in nearly all configurations; `OWN` has the exceptions by family.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ LAYERS = 2
 LARGEST = 6_000_000  # parameters
 
 _LAST = {name: kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()}
-# One model type of each class: the text model's, where there are several.
+# One model type of each class: the text model's, if there are several.
 FAMILIES: dict[str, str] = {kind: name for name, kind in sorted(_LAST.items())}
 
 _NAMES: Sequence[tuple[int, str]] = (
@@ -77,7 +77,7 @@ FLAGS: dict[str, Any] = {
     "decoder_start_token_id": 1,
     "forced_eos_token_id": None,
 }
-# Lists with one entry a layer; of each the kinds that the default configuration has are kept.
+# Lists with one entry per layer; each keeps the kinds of the default configuration.
 PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
 
 MAMBA_2 = {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 4}
@@ -123,7 +123,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def tiny(family: str) -> nn.Module:
-    """In evaluation mode, with random weights of the size that training would give them."""
+    """The model in evaluation mode, with random weights of the size of trained ones."""
     kind = getattr(transformers, FAMILIES[family])
     config = small_config(CONFIG_MAPPING[family], OWN.get(family, {}))
     with torch.device("meta"):
@@ -140,11 +140,11 @@ def feed() -> dict[str, Tensor]:
 
 
 def small_config(kind: Any, own: Mapping[str, Any]) -> Any:
-    """Of that class, every size that it has by a name of `SIZES`."""
+    """A configuration of that class with every size that is named in `SIZES`."""
     known = kind().to_dict()
     made = {name: value for name, value in {**SIZES, **FLAGS}.items() if name in known}
     made |= {name: type(known[name])(0) for name in NO_DROPOUT if known.get(name) is not None}
-    if "qk_rope_head_dim" in known:  # which the configuration takes for `head_dim`
+    if "qk_rope_head_dim" in known:  # the configuration uses it as `head_dim`
         made.pop("head_dim", None)
         made["num_key_value_heads"] = HEADS
     lists = {
@@ -167,7 +167,7 @@ def kinds(listed: Sequence[Any]) -> list[Any]:
 
 
 def _parts(kind: Any, known: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Configurations within this one."""
+    """Configurations nested in this one."""
     classes = getattr(kind, "sub_configs", {})
     held = [(n, c) for n, c in classes.items() if isinstance(known.get(n), dict)]
     return [(n, c) for n, c in held if hasattr(c, "to_dict") and "AutoConfig" not in str(c)]

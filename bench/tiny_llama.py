@@ -1,4 +1,4 @@
-"""A Llama of tiny width: what is timed in it is not its products."""
+"""A Llama of tiny width, for timings that matrix products should not dominate."""
 
 from transformers import LlamaConfig, LlamaForCausalLM
 

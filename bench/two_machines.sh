@@ -1,20 +1,19 @@
-# Sourced by the scripts that need a slow link: two network namespaces, as two machines would be, and
-# a veth pair between them whose ends let through RATE each. Sets `names` and `addresses`; what it
-# makes is removed again when the script ends, also when it fails, and so are the processes whose ids
-# are added to `ranks`.
+# Sourced by the scripts that need a slow link: two network namespaces, as two machines, joined by a
+# veth pair limited to RATE on both ends. Sets `names` and `addresses`. When the script ends or fails,
+# it removes them, and kills the processes whose ids are in `ranks`.
 #
 #   RATE=1gbit BURST=32kbit     as those of `tc qdisc … tbf`
 #
 # Needs root and iproute2.
 rate=${RATE:-300mbit}
-burst=${BURST:-32kbit} # what the bucket holds: how much is sent between two timer interrupts
+burst=${BURST:-32kbit} # size of the bucket: bytes sent between two timer interrupts
 python=${PYTHON:-python3}
 names=("ladderize-$$-0" "ladderize-$$-1")
 addresses=(10.213.77.1 10.213.77.2)
 ranks=()
 
 fail() { echo "$0: $1" >&2; exit 1; }
-[ "$(uname)" = Linux ] || fail "network namespaces are Linux's."
+[ "$(uname)" = Linux ] || fail "network namespaces need Linux"
 command -v ip tc > /dev/null || fail "ip or tc is missing: apt-get install iproute2"
 [ "$(id -u)" = 0 ] || fail "network namespaces need root: sudo $0"
 

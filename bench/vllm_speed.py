@@ -1,12 +1,12 @@
-"""Throughput and inter-token latency of a model and of its ladder in vLLM, on two CPU ranks.
+"""Measure throughput and inter-token latency of a model and its ladder in vLLM, on two CPU ranks.
 
     bench/vllm_speed.py [--rounds 3 --latency 0.002 --bandwidth 1e9] [--out results.json]
 
-Run it with the Python of an environment that tests/integrations/vllm/install.sh makes. Each round
+Run it with the Python of an environment that tests/integrations/vllm/install.sh creates. Each round
 starts `vllm serve` and runs `vllm bench serve`, once for the standard model and once for its
-ladder, in turns. With `--latency` the ranks have an emulated link between them, and the standard
-model's all-reduces go over it too; without it vLLM reduces through shared memory, which on one
-machine is the fastest there is. The ratio of one run is what to look at.
+ladder. With `--latency` the ranks are joined by an emulated link, which also carries the standard
+model's all-reduces; without it vLLM reduces through shared memory, the fastest way on one machine.
+Compare ratios within one run.
 """
 
 import argparse
@@ -71,8 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=16, help="requests in each run")
-    parser.add_argument("--tokens", type=int, default=32, help="of each prompt, and of each answer")
+    parser.add_argument("--prompts", type=int, default=16, help="number of requests per run")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per prompt and per answer")
     parser.add_argument("--latency", type=float, default=0, help="seconds; 0: no emulated link")
     parser.add_argument("--bandwidth", type=float, default=1e9, help="bytes per second")
     parser.add_argument("--out", type=Path)
@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
 
 
 def write_checkpoint(folder: Path, layers: int, hidden: int) -> None:
-    """A Llama with random weights, and a tokenizer, for `vllm bench` counts words by one."""
+    """Write a Llama with random weights, and a tokenizer, with which `vllm bench` counts words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -107,7 +107,7 @@ def write_checkpoint(folder: Path, layers: int, hidden: int) -> None:
 
 @contextmanager
 def server(folder: Path, arguments: list[str], options: argparse.Namespace) -> Iterator[int]:
-    """`vllm serve` on two ranks; yields its port."""
+    """Run `vllm serve` on two ranks; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache")}
@@ -145,7 +145,7 @@ def wait_until_healthy(process: subprocess.Popen[bytes], address: str, log: Path
 
 
 def measure(folder: Path, port: int, options: argparse.Namespace) -> dict[str, float]:
-    """What `vllm bench serve` says of as many requests, four at a time, after a warm-up."""
+    """Run `vllm bench serve`, four requests at a time, after a warm-up; return its results."""
     command = [
         *(VLLM, "bench", "serve", "--model", folder / "model", "--host", "127.0.0.1"),
         *("--port", port, "--dataset-name", "random", "--ignore-eos", "--num-warmups", 4),

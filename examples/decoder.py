@@ -1,4 +1,4 @@
-"""A small decoder and a task for the training examples: repeat a word that was not seen before."""
+"""A small decoder and a task for the training examples: repeat an unseen word."""
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
 
 
 def eager_ladder(net: Decoder, ids: Tensor) -> Tensor:
-    """What `net` is as a ladder: each branch reads the stream as it was one block earlier."""
+    """The ladder of `net`: each branch reads the stream one block stale."""
     before = x = net.tokens(ids) + net.places.weight
     for layer in net.layers:
         for norm, branch in ((layer.norm1, layer.attention), (layer.norm2, layer.mlp)):
@@ -69,12 +69,12 @@ def eager_ladder(net: Decoder, ids: Tensor) -> Tensor:
 
 
 def make_batch(seed: int, size: int = 32) -> Tensor:
-    """Rows of `LENGTH` token ids, each a random word of `PERIOD` tokens over and over."""
+    """Rows of `LENGTH` token ids, each a random word of `PERIOD` tokens, repeated."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(TOKENS, (size, PERIOD), generator=generator)
     return words.repeat(1, LENGTH // PERIOD)
 
 
 def loss_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """Of the next tokens behind the first word; that one cannot be known."""
+    """The loss of all tokens after the first word, which cannot be predicted."""
     return F.cross_entropy(logits[:, PERIOD - 1 : -1].flatten(0, 1), ids[:, PERIOD:].flatten())

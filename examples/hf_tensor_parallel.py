@@ -1,8 +1,8 @@
-"""A Hugging Face model, sharded by its own plan, as a ladder network that generates.
+"""Generate text with a Hugging Face model, sharded by its own plan, as a ladder network.
 
     torchrun --standalone --nproc-per-node 2 examples/hf_tensor_parallel.py [DIRECTORY]
 
-Without a directory it makes a tiny random Llama. The last line that it prints is like
+Without a directory it creates a tiny random Llama. The last line of the output looks like
 
     logits to the unsharded eager ladder: 2.4e-06, tokens/s: 71 (2 ranks, cpu)
 """
@@ -48,7 +48,7 @@ def main() -> None:
     shared = [sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp()]
     if dist.get_rank() == 0 and not sys.argv[1:]:
         make_checkpoint(shared[0])
-    dist.broadcast_object_list(shared)  # one directory for all, and it is complete
+    dist.broadcast_object_list(shared)  # the same, complete directory on all ranks
     path = shared[0]
 
     plan = DistributedConfig(tp_plan="auto")
@@ -58,7 +58,7 @@ def main() -> None:
     ids = torch.randint(model.config.vocab_size, (1, PROMPT)).to(device)
     how = {"do_sample": False, "cache_implementation": "static", "pad_token_id": 0}
     how |= {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-    model.generate(ids, **how)  # compiles the prompt's graph and that of a decode step
+    model.generate(ids, **how)  # compiles the graphs of the prompt and of a decode step
     started = time.perf_counter()
     out = model.generate(ids, **how, return_dict_in_generate=True, output_logits=True)
     seconds = time.perf_counter() - started

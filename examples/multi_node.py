@@ -1,12 +1,12 @@
-"""Tensor parallelism on more than one machine: within each, across them, over all ranks.
+"""Tensor parallelism on several machines: within each, across them, over all ranks.
 
     torchrun --nnodes 2 --node-rank 0 --nproc-per-node 2 --master-addr HOST examples/multi_node.py
     torchrun --nnodes 2 --node-rank 1 --nproc-per-node 2 --master-addr HOST examples/multi_node.py
 
-One line on each machine; HOST is the first. `bench/multi_node.sh` makes two machines of one. Every
-rank compares its logits with those of the same ladder in one process, with `mesh=` and with parts
-that it has read from a checkpoint. Then the last machine gives another option than the others,
-which all ranks refuse.
+Run one line on each machine; HOST is the first machine. `bench/multi_node.sh` emulates two machines
+on one. Every rank compares its logits with those of the same ladder in one process, with `mesh=`
+and with parts read from a checkpoint. Then the last machine passes a different option, which all
+ranks refuse.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def on_all_ranks(value: Any) -> list[Any]:
 
 
 def largest_error(call: Callable[[Tensor], Any], ids: Tensor, wanted: Tensor) -> float:
-    """Of the logits on any rank; their logits must be the same to the last bit."""
+    """The largest error of the logits, which must be bitwise equal on all ranks."""
     logits = call(ids).logits.cpu()
     every = on_all_ranks(logits)
     assert all(torch.equal(logits, other) for other in every), "the ranks disagree"
@@ -59,7 +59,7 @@ def largest_error(call: Callable[[Tensor], Any], ids: Tensor, wanted: Tensor) ->
 
 
 def refusals(mesh: DeviceMesh, is_last: bool, ids: Tensor) -> list[str]:
-    """What each rank raises if the last machine is given another option."""
+    """The error of each rank if the last machine passes a different option."""
     try:
         ladderize.compile(make_model().to(ids.device), mesh=mesh, staleness=1 + is_last)(ids)
     except ladderize.LadderError as error:
@@ -113,7 +113,7 @@ def main() -> None:
         "over all ranks": init_device_mesh(device, (world,)),
     }
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        # Each rank's own, for machines may share no files; `save_pretrained` writes on one rank.
+        # A folder per rank: machines may share no files, and `save_pretrained` writes on one rank.
         save_file(make_model().state_dict(), Path(folder) / "model.safetensors")
         ids = torch.arange(1, 17, device=device)[None]
         run(axes, folder, rank // shape[1], ids, lowering=given.lowering)

@@ -1,8 +1,8 @@
-"""A Hugging Face Llama as a tensor-parallel ladder network on two processes.
+"""Run a Hugging Face Llama as a tensor-parallel ladder network on two processes.
 
     torchrun --standalone --nproc-per-node 2 examples/quickstart.py
 
-Random weights and a tiny configuration: it runs on a laptop without a GPU.
+It uses random weights and a tiny configuration, and runs on a laptop without a GPU.
 """
 
 import os

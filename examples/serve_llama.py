@@ -2,10 +2,10 @@
 
     torchrun --standalone --nproc-per-node 2 examples/serve_llama.py
 
-The first rank writes a checkpoint of random weights, as `save_pretrained` would. Every rank then
-builds the model without weights, reads its own slices, and owns KV caches of its own heads. The
-tokens are compared with those of the same ladder in one process. With real weights, set `--config`
-to the folder of a converted (healed) Llama and `--checkpoint` to where its weights are.
+The first rank writes a checkpoint with random weights, as `save_pretrained` would. Every rank then
+builds the model without weights, reads its own slices, and holds the KV caches of its own heads.
+The tokens are compared with those of the same ladder in one process. For real weights, set
+`--config` to the folder of a healed Llama and `--checkpoint` to the folder of its weights.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers.cache_utils import StaticCache
 
 import ladderize
 
-LENGTH = 128  # tokens that the caches hold
+LENGTH = 128  # capacity of the caches, in tokens
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -36,7 +36,7 @@ SMALL = {
 
 
 class Served(LlamaForCausalLM):
-    """A Llama that owns its KV caches: they are buffers, which sharding divides by heads."""
+    """A Llama with KV caches as buffers, which are sharded by heads."""
 
     def __init__(self, config: LlamaConfig, batch: int = 1) -> None:
         super().__init__(config)
@@ -62,7 +62,7 @@ class Served(LlamaForCausalLM):
 
 @torch.no_grad()
 def generate(model: nn.Module, prompt: Tensor, count: int) -> tuple[list[int], float]:
-    """Greedy tokens after `prompt`, and seconds for each step of decoding."""
+    """Greedy tokens after `prompt`, and seconds per decode step."""
     for name, buffer in model.named_buffers():
         if name.startswith(("keys_", "values_", "length_")):
             buffer.zero_()
@@ -87,8 +87,8 @@ def in_one_process(config: LlamaConfig, checkpoint: str, inputs: tuple, dims: tu
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", help="a folder with config.json [default: a small Llama]")
-    parser.add_argument("--checkpoint", help="a folder of safetensors [default: random weights]")
+    parser.add_argument("--config", help="folder with config.json [default: a small Llama]")
+    parser.add_argument("--checkpoint", help="folder of safetensors [default: random weights]")
     parser.add_argument("--tokens", type=int, default=32)
     options = parser.parse_args()
 

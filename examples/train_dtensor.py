@@ -1,8 +1,8 @@
-"""Train a decoder that is sharded with DTensor, as a ladder network, on two processes.
+"""Train a DTensor-sharded decoder as a ladder network on two processes.
 
     torchrun --standalone --nproc-per-node 2 examples/train_dtensor.py
 
-It learns to repeat words that it has not seen before. The last line that it prints is like
+It learns to repeat unseen words. The last line of the output looks like
 
     to the unsharded eager ladder: 3.1e-06, to the standard model: 2.6e+00 (another function)
 """

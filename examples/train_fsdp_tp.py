@@ -1,8 +1,8 @@
-"""Train a ladder network on 2 x 2 processes: sharded by DTensor in pairs, by FSDP2 across them.
+"""Train a ladder network on 2 x 2 processes: DTensor within pairs, FSDP2 across them.
 
     torchrun --standalone --nproc-per-node 4 examples/train_fsdp_tp.py
 
-The two pairs learn from other batches. The last line that is printed is like
+The two pairs train on different batches. The last line of the output looks like
 
     to the unsharded eager ladder: 2.4e-06, to the standard model: 2.3e+00 (another function)
 """
@@ -30,7 +30,7 @@ def main() -> None:
 
     torch.manual_seed(0)  # every rank must start from the same weights
     net = parallelize_module(Decoder().to(device), mesh["tp"], PLAN)
-    fully_shard(net, mesh=mesh["dp"])  # the whole net: a call for each layer would cut the graph
+    fully_shard(net, mesh=mesh["dp"])  # once: a call for each layer would break the graph
     ladder = torch.compile(net, backend="ladderize", fullgraph=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     is_first = dist.get_rank() == 0

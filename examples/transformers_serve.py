@@ -3,9 +3,9 @@
     pip install 'transformers[serving]'
     python examples/transformers_serve.py
 
-It writes a small Llama of random weights with a tokenizer, starts each server, sends both the same
-request and prints how they went on. The ladder's answer is compared with that of the ladder in
-eager mode, which computes every token from all those before it. With a checkpoint of your own:
+It writes a small Llama with random weights and a tokenizer, starts each server, sends both the same
+request and prints their answers. The ladder's answer is compared with that of the eager ladder,
+which recomputes all previous tokens at each step. With your own checkpoint:
 
     python -m ladderize.integrations.transformers serve DIR --continuous-batching
 """
@@ -40,13 +40,13 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 128,
-    "initializer_range": 0.3,  # transformers' default is small: a ladder would be near the standard
+    "initializer_range": 0.3,  # with transformers' default, a ladder is near the standard
     "eos_token_id": None,
 }
 
 
 def write_checkpoint(folder: str, **config: object) -> None:
-    """Random weights, and a tokenizer with a word for each token: w0, w1, …"""
+    """Write random weights, and a tokenizer with a word for each token: w0, w1, …"""
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SMALL | config)).save_pretrained(folder)
     words = {f"w{number}": number for number in range(SMALL["vocab_size"])}
@@ -57,7 +57,7 @@ def write_checkpoint(folder: str, **config: object) -> None:
 
 @contextmanager
 def server(command: Sequence[str], folder: str, *options: str) -> Iterator[str]:
-    """Run `command serve folder options` until the block ends; gives the server's address."""
+    """Run `command serve folder options` in this context; yields the server's address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     address = f"http://127.0.0.1:{port}"
@@ -85,7 +85,7 @@ def answers(address: str) -> bool:
 
 
 def ask(address: str, folder: str, prompt: str = PROMPT) -> str:
-    """How the served model goes on, greedily."""
+    """The served model's greedy continuation."""
     body = {"model": folder, "prompt": prompt, "max_tokens": NEW, "temperature": 0}
     request = urllib.request.Request(
         f"{address}/v1/completions",
@@ -98,7 +98,7 @@ def ask(address: str, folder: str, prompt: str = PROMPT) -> str:
 
 @torch.no_grad()
 def ladder_in_eager_mode(folder: str, prompt: str = PROMPT, **ladder: object) -> str:
-    """How the ladder goes on, without a cache."""
+    """The ladder's greedy continuation, without a cache."""
     model = LlamaForCausalLM.from_pretrained(folder).eval()
     ids = torch.tensor([[int(word[1:]) for word in prompt.split()]])
     length = ids.shape[1]
@@ -110,7 +110,7 @@ def ladder_in_eager_mode(folder: str, prompt: str = PROMPT, **ladder: object) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--options", default="{}", help="of ladderize.compile, as JSON")
+    parser.add_argument("--options", default="{}", help="options of ladderize.compile, as JSON")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""A small transformer trained from scratch: the standard model, and ladders of it.
+"""Train a small transformer from scratch: the standard model and its ladders.
 
     python bench/quality/from_scratch.py FOLDER --out bench/results/from_scratch.json
 
-Each seed gives all of them the same initial weights and the same batches of bytes of FOLDER/text.
-The loss is that of held-out text, in nats per byte. About 40 minutes on two cores.
+All models of a seed have the same initial weights and the same batches of bytes of FOLDER/text.
+The loss is measured on held-out text, in nats per byte. About 40 minutes on two cores.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one core each")
+    parser.add_argument("--workers", type=int, default=2, help="parallel trainings, one core each")
     given = parser.parse_args()
     losses: dict[str, list[float]] = {name: [] for name in VARIANTS}
     runs = [(seed, name) for seed in range(given.seeds) for name in VARIANTS]
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def loss_of(seed: int, variant: str, folder: Path, steps: int) -> float:
-    """The loss of one variant, trained from the initial weights and with the batches of `seed`."""
+    """The loss of one variant, trained with the initial weights and batches of `seed`."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = new_model()
@@ -70,7 +70,7 @@ def loss_of(seed: int, variant: str, folder: Path, steps: int) -> float:
 
 
 def new_model() -> transformers.LlamaForCausalLM:
-    """Eight layers, 16 blocks, 0.8 M parameters; its tokens are bytes."""
+    """A byte-level Llama with eight layers, 16 blocks and 0.8 M parameters."""
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             hidden_size=96,
@@ -87,7 +87,7 @@ def new_model() -> transformers.LlamaForCausalLM:
 
 
 def read_bytes(folder: Path) -> tuple[Tensor, Tensor]:
-    """Rows of `LENGTH` bytes, to train on and to measure on."""
+    """Rows of `LENGTH` bytes, for training and for measuring."""
     data = b"".join(path.read_bytes() for path in sorted(folder.glob("*.txt")))
     rows = torch.frombuffer(bytearray(data), dtype=torch.uint8)[: len(data) // LENGTH * LENGTH]
     rows = rows.view(-1, LENGTH).long()

@@ -1,12 +1,12 @@
-"""KL and loss of ladders of SmolLM2-135M against the tokens they were healed on.
+"""KL and loss of ladders of SmolLM2-135M against the number of healing tokens.
 
     python bench/quality/healed_curves.py FOLDER --plan FOLDER/plan.json --tokens 100000
                                           --out bench/results/healing.json [--only NAME …] [--bf16]
 
-FOLDER is that of real_model.py, the plan that of held_out_curve.py. Each run starts from the
-pretrained weights and trains on the same sequences in the same order; KL and loss are those of
+FOLDER comes from real_model.py, the plan from held_out_curve.py. Each run starts from the
+pretrained weights and trains on the same sequences in the same order; KL and loss are measured on
 held-out text. A run of 100,000 tokens takes 20 minutes on one core with AMX and --bf16, 80 without;
-one of 10,000 an eighth of that. Rows of runs that are not repeated stay in the file.
+a run of 10,000 an eighth of that. Rows of runs that are not repeated stay in the file.
 """
 
 import argparse
@@ -37,11 +37,11 @@ class HealedRun:
     """One run: a set of blocks, and how it is healed.
 
     Attributes:
-        blocks: a share of the plan, or a selection.
-        options: those of `HealingArguments` that differ.
-        lora: the rank of the adapters; None: all weights.
-        blend: the fraction of the steps that blend their reads.
-        fit_tokens: for the start by least squares.
+        blocks: share of the plan, or selection.
+        options: the `HealingArguments` that differ from their defaults.
+        lora: rank of the adapters; None: all weights.
+        blend: fraction of the steps that blend their reads.
+        fit_tokens: tokens of the least-squares start.
     """
 
     blocks: str
@@ -97,12 +97,12 @@ def known_rows(path: Path) -> Iterator[ResultRow]:
 
 
 def is_repeated(row: ResultRow, rows: list[ResultRow]) -> bool:
-    """Whether `rows` are of the same run."""
+    """Whether `rows` come from the same run."""
     return all(row.key[name] == rows[0].key[name] for name in ("run", "of_tokens"))
 
 
 def healed(name: str, run: HealedRun, given: argparse.Namespace) -> Iterator[ResultRow]:
-    """A row for each evaluation; the first one is before healing."""
+    """Yield a row for each evaluation; the first one is before healing."""
     trainer, blocks = trainer_of(run, given)
     before = trainer.evaluate()
     history = [{**before, "step": -1}]

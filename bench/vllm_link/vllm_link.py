@@ -1,8 +1,8 @@
-"""A plugin of vLLM for `bench/vllm_speed.py`: its tensor-parallel group has the emulated link.
+"""vLLM plugin for `bench/vllm_speed.py`: the tensor-parallel group uses the emulated link.
 
-vLLM's own all-reduce on CPU goes through shared memory, past every process group; with this plugin
-it goes through `torch.distributed`, whose group takes the time of the link. The link comes from
-LADDERIZE_LINK, "SECONDS BYTES_PER_SECOND".
+vLLM's own all-reduce on CPU goes through shared memory and bypasses process groups. With this
+plugin it goes through `torch.distributed`, whose group takes the time of the link. LADDERIZE_LINK
+gives the link, as "SECONDS BYTES_PER_SECOND".
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""torchtitan's trainer on CPU, over gloo: `python -m torchtitan.train` knows accelerators alone.
+"""Run torchtitan's trainer on CPU with gloo: `torchtitan.train` supports only accelerators.
 
     torchrun --nproc-per-node 2 examples/torchtitan/on_cpu.py --module tiny --config llama3
 
-torchtitan takes CUDA for the device where there is no accelerator. Here the device is the CPU, and
-its memory statistics are empty.
+Without an accelerator, torchtitan assumes CUDA. Here the device is the CPU, and its memory
+statistics are empty.
 """
 
 import types
@@ -25,7 +25,7 @@ def nothing(*_: Any) -> None:
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """What torchtitan does by a factor of 1, which gloo cannot multiply by."""
+    """Sum gradients as torchtitan does with a factor of 1, which gloo does not support."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -46,9 +46,9 @@ cpu = types.SimpleNamespace(
 
 
 def use_cpu() -> None:
-    """Call it before anything else of torchtitan is imported: its modules copy the device."""
+    """Select the CPU. Call this before other imports of torchtitan: its modules copy the device."""
     utils.device_type, utils.device_module = "cpu", cpu
-    if not hasattr(dist, "set_timeout"):  # torch 2.13: the timeout of the first step stays
+    if not hasattr(dist, "set_timeout"):  # torch 2.13: the timeout of the first step is kept
         dist.set_timeout = nothing
     from torchtitan.distributed import fsdp
 

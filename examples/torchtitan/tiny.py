@@ -1,4 +1,4 @@
-"""Configurations of torchtitan that train in seconds on CPU: `--module tiny --config llama3`.
+"""torchtitan configurations that train in seconds on CPU: `--module tiny --config llama3`.
 
 The models are torchtitan's own debug flavors with fewer layers and experts. Tokens are bytes.
 """
@@ -28,9 +28,9 @@ LAYERS, EXPERTS, EXPERTS_PER_TOKEN = 2, 4, 2
 
 
 class PlainAttention(Module):
-    """Attention of `[B, L, N, H]`, in ops that CPUs differentiate in checkpointed layers too.
+    """Attention over `[B, L, N, H]`, in ops with a backward on CPU, also in checkpointed layers.
 
-    torchtitan's own is FlexAttention, which has no backward pass on CPU.
+    torchtitan's own attention, FlexAttention, has no backward pass on CPU.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class PlainAttention(Module):
 
 
 class Bytes(BaseTokenizer):
-    """One token a byte; 256 begins and 257 ends a document."""
+    """One token per byte; 256 begins and 257 ends a document."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseTokenizer.Config):
@@ -83,7 +83,7 @@ def llama3() -> Trainer.Config:
 
 
 def qwen3_moe() -> Trainer.Config:
-    """A mixture of experts in each layer."""
+    """A Qwen3 with a mixture of experts in each layer."""
     spec = qwen3_flavors.model_registry("debugmodel_moe")
     for layer in spec.model.layers:
         experts = layer.moe.routed_experts
@@ -96,16 +96,16 @@ def qwen3_moe() -> Trainer.Config:
 
 
 def training(spec: ModelSpec) -> Trainer.Config:
-    """Ten steps of four times 32 bytes."""
+    """Ten training steps of four sequences of 32 bytes."""
     model: Any = spec.model
     model.layers = model.layers[:LAYERS]
-    # Small embeddings: what the blocks add to the stream counts from the first step on.
+    # Small embeddings, so that the blocks' sums matter from the first step on.
     model.tok_embeddings.param_init = {"weight": functools.partial(nn.init.normal_, std=0.02)}
     for layer in model.layers:
         layer.attention.inner_attention = PlainAttention.Config()
     text = HuggingFaceTextDataLoader.Config(
         dataset="c4_test",
-        dataset_path=str(HERE / "text"),  # in the form of that data set
+        dataset_path=str(HERE / "text"),  # in the format of that data set
     )
     return Trainer.Config(
         loss=ChunkedLossWrapper.Config(

@@ -1,6 +1,5 @@
 """Dynamo's data on a graph beyond its nodes: the module that owns an input, and the frame."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,20 +7,6 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.errors import Blocker
-
-
-def parameter_names(gm: GraphModule) -> dict[Node, str]:
-    """The inputs of a Dynamo graph that belong to a module, with their qualified names.
-
-    Names come from Dynamo's source of each input
-    (`L['self']._modules['fc']._parameters['weight']` → `fc.weight`), never from node names.
-    """
-    names = {}
-    for node in gm.graph.find_nodes(op="placeholder"):
-        source = getattr(node, "_dynamo_source", None)
-        if source is not None and compat.is_module_source(source):
-            names[node] = _qualified_name(compat.source_name(source))
-    return names
 
 
 def copy_source(old: Node, new: Node) -> None:
@@ -62,12 +47,6 @@ def mark_static(node: Node) -> None:
 
 _COMPILE_ID = "dynamo_compile_id"
 _TENSOR_DICT = "tensor_dict"
-
-
-def _qualified_name(source: str) -> str:
-    owned = re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", source)
-    attribute = re.sub(r".*_(?:modules|parameters|buffers)\['[^']+'\]", "", source)
-    return ".".join(owned) + attribute
 
 
 @dataclass(frozen=True)

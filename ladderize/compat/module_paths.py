@@ -1,4 +1,4 @@
-"""Rename the modules of a Dynamo graph's nodes to the user's module paths.
+"""The modules and parameters of a Dynamo graph, by the user's module paths.
 
 Dynamo names a module by the expression that reached it in the translated function:
 
@@ -13,11 +13,15 @@ attributes of the variable that holds them (`nets.a.layers.0`).
 import re
 from collections.abc import Iterator
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ladderize import compat
 
 _STACK = "nn_module_stack"
+_OWNED = re.compile(
+    r"(.*)\.(?:(?:__dict__\['_(?:parameters|buffers)'\]|_(?:parameters|buffers))\['([^']+)'\]|(\w+))"
+    r"(.*)"
+)
 _VARIABLE = re.compile(r"\b[LG]\['(\w+)'\]")
 _NUMBER = re.compile(r"\.(\d+)(?=[.\[)]|$)")
 _PARTIAL = re.compile(r"^(\.func\b)+")
@@ -29,10 +33,9 @@ _MODULES = re.compile(r"\.__dict__\['_modules'\]|\._modules\b")
 def name_modules(gm: GraphModule) -> None:
     """Put the user's module paths into the nodes of `gm`, which Dynamo has just traced.
 
-    Call it from inside a backend.
+    Call this from inside a backend.
     """
-    root = compat.compiled_module()
-    paths = {} if root is None else {id(part): path for path, part in root.named_modules()}
+    paths = _paths()
     known: dict[str, str] = {}
     for part in _graphs(gm):
         for node in part.graph.nodes:
@@ -41,6 +44,32 @@ def name_modules(gm: GraphModule) -> None:
                     key: (_path(str(source), paths, known), kind)
                     for key, (source, kind) in stack.items()
                 }
+
+
+def parameter_names(gm: GraphModule) -> dict[Node, str]:
+    """The inputs of a Dynamo graph that belong to a module, with their qualified names.
+
+    Names come from Dynamo's source of each input, never from node names:
+    `L['self']._modules['fc']._parameters['weight']` → `fc.weight`. Call this from inside a backend.
+    """
+    paths = _paths()
+    known: dict[str, str] = {}
+    names = {}
+    for node in gm.graph.find_nodes(op="placeholder"):
+        source = getattr(node, "_dynamo_source", None)
+        if source is not None and compat.is_module_source(source):
+            found = _OWNED.match(compat.source_name(source))
+            assert found is not None
+            owner, name, attribute, rest = found.groups()
+            path = _path(owner, paths, known)
+            names[node] = f"{path}.{name or attribute}{rest}".removeprefix(".")
+    return names
+
+
+def _paths() -> dict[int, str]:
+    """The path of each submodule of the compiled module, by `id`."""
+    root = compat.compiled_module()
+    return {} if root is None else {id(part): path for path, part in root.named_modules()}
 
 
 def _graphs(gm: GraphModule) -> Iterator[GraphModule]:
@@ -63,7 +92,8 @@ def _looked_up(source: str, paths: dict[int, str]) -> str:
         return paths[id(found)]
     variable = _VARIABLE.search(source)
     assert variable is not None
-    is_root = paths.get(id(compat.callee_of(compat.value_of(variable[0])))) == ""
+    callee = compat.callee_of(compat.value_of(variable[0]))
+    is_root = paths.get(id(callee)) == "" if paths else variable[1] == "self"
     while "getattr(" in source:
         source = _ATTRIBUTE.sub(r"\1.\2", source)
     source = _MODULES.sub("", source.replace(variable[0], "" if is_root else variable[1]))

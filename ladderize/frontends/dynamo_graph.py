@@ -6,8 +6,8 @@ gm, frame ── (a copy that may gain inputs) ── ladder ── graph breaks
 from torch.fx import Graph, GraphModule, Node
 
 from ladderize import compat
-from ladderize.compat.frames import carry_inputs, copy_source, current_frame, parameter_names
-from ladderize.compat.module_paths import name_modules
+from ladderize.compat.frames import carry_inputs, copy_source, current_frame
+from ladderize.compat.module_paths import name_modules, parameter_names
 from ladderize.config.options import LadderConfig
 from ladderize.errors import LadderError
 from ladderize.frontends.break_hints import Adviser

@@ -126,7 +126,10 @@ def _refuse_quantized(config: Any) -> None:
 
 
 def _place_parameters(model: nn.Module, device: torch.device) -> None:
-    """Allocate meta parameters on `device`, without touching the memory; move buffers."""
+    """Put meta parameters on `device`, without memory; move buffers.
+
+    Parameters are allocated and freed one at a time, so the device need not hold the model.
+    """
     made: dict[Tensor, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -134,6 +137,7 @@ def _place_parameters(model: nn.Module, device: torch.device) -> None:
                 continue
             if parameter not in made:
                 empty = torch.empty_like(parameter, device=device)
+                empty.untyped_storage().resize_(0)
                 made[parameter] = nn.Parameter(empty, requires_grad=False)
             module._parameters[name] = made[parameter]
         for name, buffer in module._buffers.items():

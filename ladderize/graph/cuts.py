@@ -60,11 +60,11 @@ def find_cuts(gm: GraphModule) -> Cuts:
         return Cuts()
     again = {joined_again(cat) for cat in cats}
     written = {s for node in nodes for base in written_operands(node) for s in ops.storages(base)}
-    kept = {node: None for node in nodes if written.isdisjoint(ops.storages(node))}
+    kept = [node for node in nodes if not written or written.isdisjoint(ops.storages(node))]
     views: dict[Node, Node] = {}
     for view in kept:
         part = part_behind(view)
-        if part is not None and part in kept:
+        if part is not None and not (written & ops.storages(part)):
             views[view] = views.get(part, part)
     whole = [node for node in kept if node not in again and node not in views]
     sums = [node for node in whole if is_sum(node) and parts_read_of(node)]

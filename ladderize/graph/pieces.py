@@ -110,7 +110,8 @@ def joined_again(cat: Node) -> Node | None:
 def part_behind(view: Node) -> Node | None:
     """The operand of a `cat` that `view` slices out again; None if none."""
     for whole in _wholes(view):
-        parts, piece = parts_of(whole), piece_of(view, whole)
+        parts = parts_of(whole)
+        piece = piece_of(view, whole) if parts else None
         if parts and piece in parts:
             return parts[piece]
     return None

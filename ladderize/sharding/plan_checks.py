@@ -32,7 +32,8 @@ def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
         raise LadderError(
             f"No branch can be sharded over {plan.num_ranks} ranks:",
             map(Blocker, reasons(plan.whole)),
-            "use a number of ranks that divides the sizes named above",
+            "use a number of ranks that divides these sizes; for an op without a sharding rule, "
+            "use a kernel written in plain tensor ops",
         )
     if by_expert and not plan.whole_experts:
         raise LadderError(

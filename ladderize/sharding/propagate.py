@@ -117,6 +117,7 @@ class Propagation:
         sources = [*self.parameters, *self._place]
         self._order = {source: i for i, source in enumerate(sources)}
         self._readers = {p: tuple(_readers(p, self.parameters)) for p in self.parameters}
+        self._reads: dict[Node, list[Node]] = {}
         self._dirty: dict[int, int] = {}
         self._walks = [0] * len(self.branches)
 
@@ -232,15 +233,17 @@ class Propagation:
 
     def _demand_packed(self, visit: Visit) -> None:
         """Add the demands of readers of packed parameters."""
-        for parameter in self._read(visit.node):
+        for parameter in self._read(visit.node) if self.packed.placed else ():
             placed = self.packed.placed.get(parameter)
             if placed is not None and placed.shard is not None:
                 visit.demands[parameter] = placed.shard
 
     def _read(self, node: Node) -> list[Node]:
         """The parameters that `node` reads, directly, transposed or cast."""
-        found = (stand_in(source, self.parameters) for source in node.all_input_nodes)
-        return list(dict.fromkeys(stood.parameter for stood in found if stood is not None))
+        if node not in self._reads:
+            found = (stand_in(source, self.parameters) for source in node.all_input_nodes)
+            self._reads[node] = list(dict.fromkeys(stood.parameter for stood in found if stood))
+        return self._reads[node]
 
     # -- changes
 

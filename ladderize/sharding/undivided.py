@@ -15,6 +15,7 @@ from ladderize.errors import Blocker
 from ladderize.graph.flops import flops_of
 from ladderize.sharding.propagate import Ban, Propagation
 from ladderize.sharding.rules.products import PRODUCTS
+from ladderize.sharding.rules.table import has_rule
 from ladderize.sharding.visit import op_name, packet
 from ladderize.streams.block import Block
 
@@ -90,6 +91,7 @@ def _branch(
     if not reasons and (computed := dict(_computed(found, block))):
         reasons = tuple(_computed_reason(found, node, computed[node]) for node in computed)
         weights = [*weights, *dict.fromkeys(p for held in computed.values() for p in held)]
+    reasons = reasons or tuple(_without_rule(found, block))
     return Undivided(
         reasons or (Blocker.at(block.add, NO_WEIGHT),),
         tuple(found.parameters[w] for w in weights),
@@ -97,6 +99,15 @@ def _branch(
         beyond_share(sum(map(flops_of, block.branch)), found.num_ranks),
         is_branch=True,
     )
+
+
+def _without_rule(found: Propagation, block: Block) -> Iterator[Blocker]:
+    """The ops with parameters but without a rule, such as kernels of packed weights."""
+    for node in block.branch:
+        held = _weights(found, node) if not has_rule(node) else []
+        if held:
+            names = ", ".join(found.parameters[parameter] for parameter in held)
+            yield Blocker.at(node, f"{names}: no sharding rule for {op_name(node)}")
 
 
 def _computed(found: Propagation, block: Block) -> Iterator[tuple[Node, list[Node]]]:

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from helpers.graphs import capture
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
@@ -102,3 +103,34 @@ def test_errors_name_them_too():
     assert [blocker.where.partition(" at ")[0] for blocker in refusal.blockers] == [
         f"layers.{i}" for i in range(3)
     ]
+
+
+class Scaled(nn.Module):
+    """Multiplies by a parameter, a buffer and a tensor that is neither; counts its layers."""
+
+    def __init__(self, num_layers=0):
+        super().__init__()
+        self.up = nn.Linear(8, 8, bias=False)
+        self.register_buffer("codes", torch.ones(8, 8))
+        self.scales = torch.ones(8)
+        self.layers = nn.ModuleList(Scaled() for _ in range(num_layers))
+
+    @property
+    def num_layers(self):
+        return len(self._modules["layers"])
+
+    def forward(self, x):
+        x = x + self.up(x) @ self.codes * self.scales
+        for layer in self.layers[: self.num_layers]:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(("module", "prefix"), [(True, ""), (False, "outer.")])
+def test_parameters_are_named_as_the_user_does(module, prefix):
+    outer = Scaled(2)
+    _, names = capture(outer if module else lambda x: outer(x), X)
+    owners = ("", "layers.0.", "layers.1.")
+    assert sorted(names.values()) == sorted(
+        f"{prefix}{owner}{name}" for owner in owners for name in ("up.weight", "codes", "scales")
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ladderize.compat.frames import parameter_names
+from ladderize.compat.module_paths import parameter_names
 from ladderize.passes.functionalize import Functionalize
 from ladderize.streams.block import Stream
 from ladderize.streams.context import AnalysisContext

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from helpers.lockstep import run_in_lockstep
-from ladderize.compat.frames import parameter_names
+from ladderize.compat.module_paths import parameter_names
 from ladderize.graph.to_aten import to_aten
 from ladderize.passes.runner import Log, run_pass
 from ladderize.passes.shard import ShardBranches

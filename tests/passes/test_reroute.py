@@ -3,7 +3,7 @@ import torch
 from helpers.graphs import Residual, capture
 from torch import nn
 
-from ladderize.compat.frames import parameter_names
+from ladderize.compat.module_paths import parameter_names
 from ladderize.errors import LadderError
 from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.reroute import RerouteReads

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import ladderize
 from ladderize import LadderError
+from ladderize.frontends.from_pretrained import _place_parameters
 from ladderize.frontends.mesh.local_parts import PARTS
 
 SHAPE = {
@@ -110,3 +111,12 @@ def test_the_fault_of_one_rank_is_everyones(two_ranks, folder):
     path = saved(folder, "llama")
     for message in two_ranks.run(refused_by_one, path):
         assert "no such file or folder" in message
+
+
+def test_a_device_never_holds_the_model():
+    """Parameters have a device and sizes, but no memory, before any of them is read."""
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    _place_parameters(model, torch.device("cpu"))
+    assert [p.untyped_storage().nbytes() for p in model.parameters()] == [0] * 4
+    assert {(p.device.type, p.is_contiguous()) for p in model.parameters()} == {("cpu", True)}

@@ -3,9 +3,10 @@
 import warnings
 
 import pytest
-from helpers.sharded import shard
+import torch
+from helpers.sharded import Sharder, shard
 
-from ladderize.errors import Blocker, LadderWarning
+from ladderize.errors import Blocker, LadderError, LadderWarning
 from ladderize.sharding.folded_lines import folded_lines
 from ladderize.sharding.plan_checks import forget_warnings, refuse_undivided
 from ladderize.sharding.undivided import Undivided
@@ -51,3 +52,22 @@ def test_it_is_said_once() -> None:
     forget_warnings()
     with pytest.warns(LadderWarning, match="Not everything is sharded"):
         refuse_undivided(plan)
+
+
+class Distances(torch.nn.Module):
+    """A branch that reads its weight in an op that has no sharding rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centers = torch.nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.cdist(x, self.centers)
+
+
+def test_an_op_without_a_rule_is_named() -> None:
+    model = torch.nn.Sequential(Distances(), Distances())
+    sharder = Sharder(2)
+    torch.compile(model, backend=sharder, fullgraph=True)(torch.randn(2, 4, 8))
+    with pytest.raises(LadderError, match=r"1\.centers: no sharding rule for aten\.\w*cdist"):
+        refuse_undivided(sharder.plan)

@@ -276,10 +276,8 @@ def apply_rule(visit: Visit) -> Values:
     if written_operands(visit.node) and op not in CACHE_RULES:
         visit.illegal(f"{visit.op_name} writes in place")
     _refuse_merged(visit)
-    if (rule := RULES.get(op)) is not None:
+    if (rule := _rule_of(visit.node)) is not None:
         return rule(visit)
-    if is_pointwise(visit):
-        return pointwise(visit)
     return visit.illegal(f"no sharding rule for {visit.op_name}")
 
 
@@ -290,9 +288,18 @@ def _refuse_merged(visit: Visit) -> None:
         visit.illegal(f"{visit.op_name} separates entries of a merged dim")
 
 
+def has_rule(node: Node) -> bool:
+    """Whether the op of `node` is in a table or pointwise."""
+    return _rule_of(node) is not None or packet(node) in {*WRITES, *MADE, aten.arange}
+
+
 def is_pointwise(visit: Visit) -> bool:
-    is_tagged = torch.Tag.pointwise in getattr(visit.node.target, "tags", ())
-    return RULES.get(packet(visit.node), pointwise if is_tagged else None) is pointwise
+    return _rule_of(visit.node) is pointwise
+
+
+def _rule_of(node: Node) -> Rule | None:
+    is_tagged = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return RULES.get(packet(node), pointwise if is_tagged else None)
 
 
 def _on_each_rank(visit: Visit, parts: list[Value]) -> Values:

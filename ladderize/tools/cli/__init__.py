@@ -4,6 +4,7 @@ Torch is imported by the verbs, so that `--help` answers at once. `arguments.py`
 that verbs share, `running.py` what happens around each: progress, refusals, exit codes.
 """
 
+import gc
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -44,6 +45,8 @@ for verb in (
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 refused with the reason on stderr, 2 usage."""
+    # What is imported and traced lasts to the end: the collector would walk it for nothing.
+    gc.set_threshold(100_000, 20, 20)
     app()
 
 
