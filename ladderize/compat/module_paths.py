@@ -1,4 +1,4 @@
-"""Name the modules and parameters of a Dynamo graph by the user's paths.
+"""The modules and parameters of a Dynamo graph, by the user's module paths.
 
 Dynamo names a module by the expression that reached it in the translated function:
 
@@ -33,7 +33,7 @@ _MODULES = re.compile(r"\.__dict__\['_modules'\]|\._modules\b")
 def name_modules(gm: GraphModule) -> None:
     """Put the user's module paths into the nodes of `gm`, which Dynamo has just traced.
 
-    Call it from inside a backend.
+    Call this from inside a backend.
     """
     paths = _paths()
     known: dict[str, str] = {}
@@ -49,8 +49,8 @@ def name_modules(gm: GraphModule) -> None:
 def parameter_names(gm: GraphModule) -> dict[Node, str]:
     """The inputs of a Dynamo graph that belong to a module, with their qualified names.
 
-    Read from the source that Dynamo keeps for each input, never from node names:
-    `L['self']._modules['fc']._parameters['weight']` → `fc.weight`. Call it from inside a backend.
+    Names come from Dynamo's source of each input, never from node names:
+    `L['self']._modules['fc']._parameters['weight']` → `fc.weight`. Call this from inside a backend.
     """
     paths = _paths()
     known: dict[str, str] = {}
@@ -67,7 +67,7 @@ def parameter_names(gm: GraphModule) -> dict[Node, str]:
 
 
 def _paths() -> dict[int, str]:
-    """The path of each part of the compiled module, by its identity."""
+    """The path of each submodule of the compiled module, by `id`."""
     root = compat.compiled_module()
     return {} if root is None else {id(part): path for path, part in root.named_modules()}
 

@@ -126,9 +126,9 @@ def _refuse_quantized(config: Any) -> None:
 
 
 def _place_parameters(model: nn.Module, device: torch.device) -> None:
-    """Move meta parameters to `device` without memory, one at a time; move buffers.
+    """Put meta parameters on `device`, without memory; move buffers.
 
-    The device never holds the model: each allocation is freed before the next.
+    Parameters are allocated and freed one at a time, so the device need not hold the model.
     """
     made: dict[Tensor, nn.Parameter] = {}
     for module in model.modules():

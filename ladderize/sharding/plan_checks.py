@@ -33,7 +33,7 @@ def refuse_undivided(plan: ShardPlan, by_expert: bool = False) -> None:
             f"No branch can be sharded over {plan.num_ranks} ranks:",
             map(Blocker, reasons(plan.whole)),
             "use a number of ranks that divides these sizes; for an op without a sharding rule, "
-            "a kernel that is written in plain tensor ops",
+            "use a kernel written in plain tensor ops",
         )
     if by_expert and not plan.whole_experts:
         raise LadderError(

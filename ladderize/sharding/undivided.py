@@ -127,7 +127,7 @@ def _branch(
 
 
 def _without_rule(found: Propagation, block: Block) -> Iterator[Blocker]:
-    """Ops that read parameters and that no rule knows, as kernels of packed weights."""
+    """The ops with parameters but without a rule, such as kernels of packed weights."""
     for node in block.branch:
         held = _weights(found, node) if not has_rule(node) else []
         if held:

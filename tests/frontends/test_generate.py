@@ -190,7 +190,7 @@ def test_a_plain_module() -> None:
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(LadderError, match="takes a module, not a function"):
         ladderize.compile(lambda x: x)
-    with pytest.raises(LadderError, match=r"wrapper of torch\.compile"):
+    with pytest.raises(LadderError, match=r"wrapper returned by torch\.compile"):
         ladderize.compile(torch.compile(nn.Linear(2, 2)))
     with pytest.raises(LadderError, match="did you mean 'staleness'"):
         ladderize.compile(nn.Linear(2, 2), stalenes=1)

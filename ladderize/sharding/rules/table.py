@@ -289,7 +289,7 @@ def _refuse_merged(visit: Visit) -> None:
 
 
 def has_rule(node: Node) -> bool:
-    """Whether a table names the op of `node`, or it is pointwise."""
+    """Whether the op of `node` is in a table or pointwise."""
     return _rule_of(node) is not None or packet(node) in {*WRITES, *MADE, aten.arange}
 
 
