@@ -13,6 +13,7 @@ from rich.console import Console
 
 import ladderize
 from ladderize.report import BlockReport, GraphReport, Report, SegmentReport, StreamReport
+from ladderize.report.present.tables import plain_table
 
 ROOT = Path(__file__).parents[2]
 WARNING = "A ladder computes another function: converted weights must be trained or healed."
@@ -158,3 +159,18 @@ def test_full_and_short_tables_of_a_model():
     report = ladderize.explain(Residual(12), torch.randn(3, 8))
     assert len(cells(report, full=True)) == 12
     assert " ".join(cells(report)[-1]) == "layers 2-11: as layer 1"
+
+
+@pytest.mark.parametrize("width", [30, 45, 100])
+def test_no_cell_is_cut_off_in_a_narrow_terminal(width):
+    cells = ("16", "1,037.25", "86.481 ms")
+    table = plain_table("batch", "standard tok/s", "step of the ladder")
+    table.add_row(*cells)
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    printed = capture.get()
+    assert all(len(line.rstrip()) <= width for line in printed.splitlines())
+    for letter in set("".join(cells)) - {" "}:
+        assert printed.count(letter) >= "".join(cells).count(letter)
+    assert "…" not in printed

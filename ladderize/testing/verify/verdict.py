@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from ladderize.report.present.tables import plain_table
 
 # The largest error due to another order of summation, relative to the largest magnitude.
 TOLERANCES = {
@@ -92,9 +92,7 @@ class Verification:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield Text(self.title)
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for column in ("check", "", "found"):
-            table.add_column(column, overflow="fold")
+        table = plain_table("check", "", "found", left=(0, 1, 2))
         for check in self.checks:
             sign, style = _SIGNS[check.status]
             lines = [check.found, *([f"at {check.where}"] if check.where else [])]

@@ -57,9 +57,9 @@ def _show(
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
-    table.add_column("variant", no_wrap=True)
+    table.add_column("variant", overflow="fold")
     for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for i, row in enumerate(rows):
         table.add_row(str(row.key["variant"]), *(cells[i] for cells in shown.values()))
     console.print(table)

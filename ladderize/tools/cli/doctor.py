@@ -22,13 +22,11 @@ def doctor(json: flags.Json = False, debug: flags.Debug = False) -> None:
     if json:
         print_json(json_of.dumps({"ok": not broken, "checks": [*map(asdict, checks)]}, indent=1))
     else:
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for column in ("part", "", "found"):
-            table.add_column(column, overflow="fold")
+        from ladderize.report.present.tables import plain_table
+
+        table = plain_table("part", "", "found", left=(0, 1, 2))
         for check in checks:
             lines = [check.found, *([f"→ {check.cure}"] if check.cure else [])]
             style = STYLES[check.status]

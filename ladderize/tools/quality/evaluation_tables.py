@@ -4,20 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ladderize.quality.evaluation import Estimate, Evaluation
+from ladderize.report.present.tables import plain_table
 from ladderize.tools.quality.task_scores import Scores
 
 
 def show(found: Evaluation, console: Console) -> None:
     """Print both models next to each other, with 95 % intervals."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(f"{found.sequences} sequences, {found.tokens} tokens")
-    for column in ("standard", "ladder", "95 % interval"):
-        table.add_column(column, justify="right", no_wrap=True)
+    measured = f"{found.sequences} sequences, {found.tokens} tokens"
+    table = plain_table(measured, "standard", "ladder", "95 % interval")
     standard = found.standard_perplexity.value
     table.add_row("perplexity", f"{standard:.3f}", *_cells(found.perplexity))
     table.add_row("loss added, nats per token", "", *_cells(found.added_loss))
@@ -42,11 +39,7 @@ def show_tasks(scores: Mapping[str, Scores], console: Console) -> None:
     Args:
         scores: scores of "standard" and "ladder".
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("task", "metric"):
-        table.add_column(column)
-    for column in ("standard", "ladder"):
-        table.add_column(column, justify="right")
+    table = plain_table("task", "metric", "standard", "ladder", left=(0, 1))
     for task, metrics in scores["standard"].items():
         for metric, value in metrics.items():
             other = scores["ladder"][task].get(metric)

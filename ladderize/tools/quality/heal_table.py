@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ladderize.quality.runs.heal_result import HealResult
+from ladderize.report.present.tables import plain_table
 
 
 def show(result: HealResult, out: Path, console: Console) -> None:
@@ -26,11 +26,9 @@ def show(result: HealResult, out: Path, console: Console) -> None:
 
 
 def _table(result: HealResult) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     measured = {"before": result.before, "fitted": result.fitted, "after": result.after}
     found = {name: each for name, each in measured.items() if each is not None}
-    for number, column in enumerate(("", "standard", *found, "healed")):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    table = plain_table("", "standard", *found, "healed")
     rows = {
         "KL to the standard model, nats": ("kl", "0"),
         "loss, nats": ("loss", f"{result.before['standard_loss']:.4f}"),

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ladderize.config.block_plan import BlockPlan, MeasuredBlock, MeasuredSet
 from ladderize.config.selection import ranges_of
+from ladderize.report.present.tables import plain_table
 
 _BAR = 24
 
@@ -25,19 +25,11 @@ def show(plan: BlockPlan, shares: Sequence[float], console: Console, out: Path |
         console.print(line, highlight=False, markup=False)
 
 
-def _table(*columns: str, right: int = 2) -> Table:
-    """A table with `right` columns of numbers after the first column."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if 0 < number <= right else "left", no_wrap=True)
-    return table
-
-
 def _blocks(plan: BlockPlan) -> Table:
     """A row for each block that can be converted."""
     rows = [(i, b) for i, b in enumerate(plan.blocks) if b.kl is not None]
     most = max((b.kl or 0.0 for _, b in rows), default=0.0)
-    table = _table("each block alone", "block", "KL", "")
+    table = plain_table("each block alone", "block", "KL", "", left=(0, 3))
     for number, block in rows:
         table.add_row(_name(block), str(number), _nats(block.kl), _bar(block.kl or 0.0, most))
     return table
@@ -54,7 +46,8 @@ def _bar(value: float, most: float) -> str:
 def _sets(plan: BlockPlan, shares: Sequence[float]) -> Table:
     """The best set for each share, and other sets next to it."""
     healed = ["healed KL"] * any(each.healed_kl is not None for each in plan.sets)
-    table = _table("sets of blocks", "hidden", "KL", "loss", *healed, "blocks", right=3)
+    columns = "sets of blocks", "hidden", "KL", "loss", *healed, "blocks"
+    table = plain_table(*columns, left=(0, *range(4, len(columns))))
     for share in shares:
         _add_set(table, f"best for {100 * share:g} %", plan.best(share), healed)
     for each in plan.sets if healed else ():

@@ -3,11 +3,11 @@
 import textwrap
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ladderize.config.connectivity import LADDER
+from ladderize.report.present.tables import plain_table
 from ladderize.tools.predict.planning import LadderPlan
 from ladderize.tools.predict.planning.damage_curve import advised
 from ladderize.tools.predict.planning.limits import LEAST_GAIN, Fewest, Hiding
@@ -38,19 +38,11 @@ def _reads(plan: LadderPlan) -> str:
     return f"staleness {plan.staleness}"
 
 
-def _table(*columns: str, left: int = 0) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        is_text = 0 < number <= left
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
-    return table
-
-
 def _speeds(plan: LadderPlan) -> Table:
     variants = [found.variant for found in plan.batches[0].forecasts]
     names = variants[1:]
     gap = " " if len(variants) <= len(VARIANTS) else "\n"  # fits 100 columns
-    table = _table("batch", *(f"{v}{gap}tok/s" for v in variants), *names)
+    table = plain_table("batch", *(f"{v}{gap}tok/s" for v in variants), *names, left=())
     for row in plan.batches:
         speeds = [_number(row.of(variant).tokens_per_s) for variant in variants]
         table.add_row(str(row.batch), *speeds, *(f"{row.speedup(v):.2f}x" for v in names))
@@ -59,7 +51,8 @@ def _speeds(plan: LadderPlan) -> Table:
 
 def _phases(plan: LadderPlan) -> Table:
     names = ("standard", plan.connectivity)
-    table = _table("batch", "one", names[0], "exposed", names[1], "exposed", "bound", left=1)
+    columns = "batch", "one", names[0], "exposed", names[1], "exposed", "bound"
+    table = plain_table(*columns, left=(1,))
     for row in plan.batches:
         nets = [row.of(name) for name in names]
         bound = row.of("bound")
@@ -76,9 +69,10 @@ def _ends(plan: LadderPlan) -> Table | str:
     least = f"{100 * LEAST_GAIN:g} %"
     if found.gain < LEAST_GAIN:
         return f"At batch {found.batch} the {plan.connectivity} form gains less than {least}."
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(f"at batch {found.batch}, all else as above")
-    table.add_column(f"the gain of {100 * found.gain:.0f} % falls below {least}")
+    where = f"at batch {found.batch}, all else as above"
+    table = plain_table(
+        where, f"the gain of {100 * found.gain:.0f} % falls below {least}", left=(0, 1)
+    )
     table.add_row("batch", _above(found.last_batch, found.full_batch, ""))
     table.add_row("prompt", _above(found.last_prompt, found.full_prompt, " tokens"))
     bandwidth, latency = found.last_bandwidth, found.least_latency
@@ -118,7 +112,9 @@ def _damage(plan: LadderPlan) -> Table:
     """At most `_MOST_ROWS` sets, spread over the curve, and the advised one."""
     best = advised(plan.damage)
     step = -(-len(plan.damage) // _MOST_ROWS)
-    table = _table(f"sets at batch {plan.batches[0].batch}", "hidden", "KL", "tok/s", "speedup")
+    table = plain_table(
+        f"sets at batch {plan.batches[0].batch}", "hidden", "KL", "tok/s", "speedup", left=()
+    )
     for number, point in enumerate(plan.damage):
         is_last = point is plan.damage[-1]
         if number % step and point is not best and not is_last:
