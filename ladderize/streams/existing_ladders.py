@@ -47,16 +47,25 @@ def find_stale_blocks(
 def groups_of_stale_blocks(
     candidates: Candidates, stale: Mapping[Block, Sequence[Block]]
 ) -> list[Block]:
-    """The blocks with a branch that holds a block and a stale block linked to it.
+    """The blocks whose branch is a ladder: it holds a block and stale blocks linked to it.
+
+    x + s * (h + a(h)) + s * m(h),  h = norm(x)     one block; a has a skip of its own, m reads as a
+
+    In a ladder, the first block reads what the group reads, or stale blocks read several values.
 
     Args:
         stale: stale blocks after each single block.
     """
-    behind = {block.add: {one.add for one in ones} for block, ones in stale.items()}
+    first = {block.add: block for block in candidates.blocks}
 
     def is_group(block: Block) -> bool:
-        ends = (behind[node] for node in block.branch if node in behind)
-        return any(not found.isdisjoint(block.branch) for found in ends)
+        branch = frozenset(block.branch)
+        for node in branch & first.keys():
+            inside = [one for one in stale.get(first[node], ()) if one.add in branch]
+            anchors = {one.anchor for one in inside}
+            if len(anchors) > 1 or (anchors and first[node].anchor not in branch):
+                return True
+        return False
 
     return [block for block in candidates.blocks if is_group(block)]
 

@@ -54,6 +54,9 @@ FORMS: dict[str, Form] = {
     "(x + a) + (u + l)": of_normed(lambda p, x, u: (x + p.a(u)) + laurel(p, u)),
     "x + (a + (u + l))": of_normed(lambda p, x, u: x + (p.a(u) + laurel(p, u))),
     "x + 0.3 (u + l)": of_normed(lambda p, x, u: x + 0.3 * laurel(p, u)),
+    "x + 0.5 (norm(u + l) + a)": of_normed(
+        lambda p, x, u: x + 0.5 * (p.post(laurel(p, u)) + p.a(u))
+    ),
     "x + norm(u + l)": of_normed(lambda p, x, u: x + p.post(laurel(p, u))),
     "norm(x + (u + l))": of_normed(lambda p, x, u: p.post(x + laurel(p, u))),
     "0.7 x + (0.3 u + l)": of_normed(lambda p, x, u: 0.7 * x + (0.3 * u + p.l(u))),
