@@ -11,12 +11,14 @@ import types
 import pytest
 from families_table import read_rows, table
 from helpers.pages import PAGES, ROOT, WALKED, Block, blocks, of_kind, steady
+from hypothesis import settings
 from test_troubleshooting import summaries, words
 
 import ladderize
 from ladderize import quality, testing
 from ladderize.tools.doctor.examine import TESTED
 
+settings.register_profile("same examples", derandomize=True, database=None)
 KINDS = {"python", "py", "sh", "text"}
 # Text blocks that show no output of the block before, by how they begin: diagrams, and excerpts
 # of what a model too big for this page prints.
@@ -50,6 +52,15 @@ def runnable(page: str) -> list[Block]:
     return [block for block in blocks(page) if block.kind == "python" and not block.file]
 
 
+@pytest.fixture
+def same_examples():
+    """Every run draws the same examples, as `helpers.few_examples` has it."""
+    settings.load_profile("same examples")
+    yield
+    settings.load_profile("default")
+
+
+@pytest.mark.usefixtures("same_examples")
 @pytest.mark.parametrize("page", [page for page in PAGES if page != WALKED and runnable(page)])
 def test_the_code_of_a_page_runs(page, capsys, monkeypatch):
     """All blocks of a page in one module, in order, as if they stood in one file."""
