@@ -55,6 +55,26 @@ def test_mistakes_are_refused_without_torch():
     assert len(modules) < 700  # 500 on Python 3.11
 
 
+def test_explain_imports_no_pictures(tmp_path):
+    """A report is printed without the packages of plots and of models of transformers."""
+    (tmp_path / "tower.py").write_text(
+        "import torch\n"
+        "class Layer(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return x + super().forward(x)\n"
+        "def make():\n"
+        "    parts = torch.nn.Linear(4, 8), Layer(8, 8), Layer(8, 8), torch.nn.Linear(8, 4)\n"
+        "    return torch.nn.Sequential(*parts), (torch.ones(2, 4),), {}\n"
+    )
+    command = [sys.executable, "-c", PROGRAM, json.dumps([["explain", "tower:make"]])]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path
+    )
+    codes, modules = json.loads(done.stdout)
+    assert codes == [0]
+    assert not {"matplotlib", "scipy", "transformers"}.intersection(modules)
+
+
 def test_importing_ladderize_imports_no_torch():
     program = "import sys, ladderize; assert 'torch' not in sys.modules, len(sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
