@@ -43,6 +43,7 @@ BENCH = {
     "bench/sharded_families.py": "--help",
     "bench/sequence_parallel.py": "--layers 1 --ranks 2",
     "bench/slow_link.py": "--help",
+    "bench/start_up.py": "--help",
     "bench/vllm_speed.py": "--help",
 }
 # Shell scripts that the pages name, and why the suite does not run them.
