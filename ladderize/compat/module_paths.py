@@ -58,12 +58,16 @@ def parameter_names(gm: GraphModule) -> dict[Node, str]:
     for node in gm.graph.find_nodes(op="placeholder"):
         source = getattr(node, "_dynamo_source", None)
         if source is not None and compat.is_module_source(source):
-            found = _OWNED.match(compat.source_name(source))
-            assert found is not None
-            owner, name, attribute, rest = found.groups()
-            path = _path(owner, paths, known)
-            names[node] = f"{path}.{name or attribute}{rest}".removeprefix(".")
+            names[node] = _parameter_path(compat.source_name(source), paths, known)
     return names
+
+
+def _parameter_path(source: str, paths: dict[int, str], known: dict[str, str]) -> str:
+    found = _OWNED.match(source)
+    if found is None:  # an item of the module itself
+        return source
+    owner, name, attribute, rest = found.groups()
+    return f"{_path(owner, paths, known)}.{name or attribute}{rest}".removeprefix(".")
 
 
 def _paths() -> dict[int, str]:
