@@ -43,7 +43,7 @@ class DynamoCall:
         operands: distinct tensors and numbers among its arguments.
         values: fake values of `operands`.
         has_symbols: whether any of these is symbolic.
-        key: hashable key, equal for calls that are alike.
+        form: number that is equal for calls that are alike.
     """
 
     node: Node
@@ -51,14 +51,14 @@ class DynamoCall:
     operands: Sequence[Operand]
     values: Sequence[Any]
     has_symbols: bool
-    key: Hashable
+    form: int
 
     def run(self, given: Mapping[int, Any]) -> Any:
         """Run the call with `given` in place of `values`, looked up by `id`."""
 
         def value(source: Node) -> Any:
             leaves, structure = flat(ops.value(source))
-            return pytree.tree_unflatten([given.get(id(x), x) for x in leaves], structure)
+            return unflat([given.get(id(x), x) for x in leaves], structure)
 
         args, kwargs = map_arg((self.node.args, self.node.kwargs), value)
         return _function(self.node)(*args, **kwargs)
@@ -71,13 +71,14 @@ def read_calls(graph: Graph) -> dict[Node, DynamoCall]:
         UnlikeError: a call cannot be copied.
     """
     calls: dict[Node, DynamoCall] = {}
+    forms: dict[Hashable, int] = {}
     for node in graph.nodes:
         if node.op in ("get_attr", "call_module"):
             raise UnlikeError
         if node.target is set_grad_enabled:
             set_grad_enabled(*node.args)
         elif node.op not in ("placeholder", "output") and not is_part(node):
-            calls[node] = _read(node)
+            calls[node] = _read(node, forms)
     return calls
 
 
@@ -88,7 +89,7 @@ def is_part(node: Node) -> bool:
     return is_item and not isinstance(ops.value(source), Tensor)
 
 
-def _read(node: Node) -> DynamoCall:
+def _read(node: Node, forms: dict[Hashable, int]) -> DynamoCall:
     operands: dict[int, Operand] = {}
     values: list[Any] = []
     for source in node.all_input_nodes:
@@ -98,13 +99,20 @@ def _read(node: Node) -> DynamoCall:
                 values.append(leaf)
     number = {value: i for i, value in enumerate(operands)}
     key = node.op, node.target, torch.is_grad_enabled(), _key((node.args, node.kwargs), number)
+    form = forms.setdefault(key, len(forms))  # hashed once: it is large
     has_symbols = any(map(_is_symbolic, values))
-    return DynamoCall(node, torch.is_grad_enabled(), [*operands.values()], values, has_symbols, key)
+    grad = torch.is_grad_enabled()
+    return DynamoCall(node, grad, [*operands.values()], values, has_symbols, form)
 
 
 def flat(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
     """`tree_flatten` with a fast path for a single tensor."""
     return ([value], _LEAF) if isinstance(value, (Tensor, Node)) else pytree.tree_flatten(value)
+
+
+def unflat(leaves: list[Any], structure: pytree.TreeSpec) -> Any:
+    """As `tree_unflatten`, for a structure that `flat` returned."""
+    return leaves[0] if structure is _LEAF else pytree.tree_unflatten(leaves, structure)
 
 
 _LEAF = pytree.tree_structure(0)

@@ -9,7 +9,7 @@ template share one fake value across its copies, unless the graph writes to tens
 """
 
 import operator
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,15 @@ from torch.utils import _pytree as pytree
 from ladderize import compat
 from ladderize.compat.dispatcher import OpOverload, set_grad_enabled
 from ladderize.graph import ops
-from ladderize.graph.call_forms import HELD, DynamoCall, UnlikeError, flat, is_part, read_calls
+from ladderize.graph.call_forms import (
+    HELD,
+    DynamoCall,
+    UnlikeError,
+    flat,
+    is_part,
+    read_calls,
+    unflat,
+)
 from ladderize.graph.higher_order import REGION
 from ladderize.graph.schemas import writes_nothing
 
@@ -72,7 +80,7 @@ class _Speller:
 
     def __init__(self, graph: Graph, calls: Mapping[Node, DynamoCall]) -> None:
         self._graph, self._calls = graph, calls
-        self._templates = _trace_each({call.key: call for call in calls.values()})
+        self._templates = _trace_each({call.form: call for call in calls.values()})
         nodes = (node for template in self._templates.values() for node in template.nodes)
         self._has_writes = not all(map(_writes_nothing, nodes))
         self._spelled: dict[Node, Any] = {}
@@ -90,7 +98,7 @@ class _Speller:
             elif is_part(node):
                 self._spelled[node] = self._spelled[node.args[0]][node.args[1]]
             else:
-                self._spelled[node] = self._copy(self._templates[self._calls[node].key], node)
+                self._spelled[node] = self._copy(self._templates[self._calls[node].form], node)
 
     def _resolve(self, node: Node) -> Any:
         return pytree.tree_map_only(Node, self._now, self._spelled[node])
@@ -138,38 +146,38 @@ class _Speller:
         for source, node in template.written.items():
             self._latest[copies[source]] = copies[node]
         results = [copies[r] if isinstance(r, Node) else r for r in template.results]
-        return pytree.tree_unflatten(results, template.structure)
+        return unflat(results, template.structure)
 
 
-def _trace_each(calls: Mapping[Hashable, DynamoCall]) -> dict[Hashable, CallTemplate]:
+def _trace_each(calls: Mapping[int, DynamoCall]) -> dict[int, CallTemplate]:
     """Trace the templates of distinct calls."""
     return {
-        key: template
+        form: template
         for batch in _batches(calls)
-        for key, template in zip(batch, _trace([calls[key] for key in batch]), strict=True)
+        for form, template in zip(batch, _trace([calls[form] for form in batch]), strict=True)
     }
 
 
-def _batches(calls: Mapping[Hashable, DynamoCall]) -> Iterator[list[Hashable]]:
-    """Group the keys of calls that can be traced together, which is much faster.
+def _batches(calls: Mapping[int, DynamoCall]) -> Iterator[list[int]]:
+    """Group the forms of calls that can be traced together, which is much faster.
 
     No two calls of a batch share an operand: an op that returns its operand (`to`, in-place ops)
     replaces it in the rest of the trace. A call with symbolic sizes is traced alone, as a trace
     has one node for each symbolic size.
     """
-    batches: list[tuple[bool, set[int], list[Hashable]]] = []
-    for key, call in calls.items():
+    batches: list[tuple[bool, set[int], list[int]]] = []
+    for form, call in calls.items():
         if call.has_symbols:
-            yield [key]
+            yield [form]
             continue
         given = set(map(id, call.values))
         for is_enabled, taken, batch in batches:
             if is_enabled is call.is_grad_enabled and taken.isdisjoint(given):
                 taken |= given
-                batch.append(key)
+                batch.append(form)
                 break
         else:
-            batches.append((call.is_grad_enabled, given, [key]))
+            batches.append((call.is_grad_enabled, given, [form]))
     yield from (batch for _, _, batch in batches)
 
 

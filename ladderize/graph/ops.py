@@ -126,14 +126,22 @@ def _name_of_module(module: Any) -> str:
 
 def kind(node: Node) -> Kind | None:
     """The kind of op that `node` calls; None for placeholders, attributes and the output."""
-    if node.op in ("placeholder", "get_attr", "output"):
-        return None
     target = node.target
-    if not isinstance(target, OpOverload) and isinstance(target, HigherOrderOperator):
+    if isinstance(target, OpOverload):  # first, because most nodes of large graphs call one
+        found = _kind_of_overload(target)
+    elif node.op in ("placeholder", "get_attr", "output"):
+        return None
+    elif isinstance(target, HigherOrderOperator):
         return Kind.MIX  # checked last: isinstance with an abstract base class is slow
-    found = _kind_of_name(op_name(node))
+    else:
+        found = _kind_of_name(op_name(node))
     # Adding a number, or a value to itself, is an ordinary pointwise op.
     return Kind.CHEAP if found is Kind.ADD and len(node.all_input_nodes) < 2 else found
+
+
+@functools.cache
+def _kind_of_overload(target: OpOverload) -> Kind:
+    return _kind_of_name(_name_of_overload(target))
 
 
 @functools.cache

@@ -53,8 +53,10 @@ def piece_of(view: Node, whole: Node) -> Piece | None:
 def parts_of(cat: Node) -> dict[Piece, Node] | None:
     """The operands of a concatenation, by their pieces of it; None if unknown."""
     operands = cat.args[0] if ops.op_name(cat) in CAT and cat.args else None
+    if not isinstance(operands, (tuple, list)):
+        return None
     shape = ops.floating_shape(cat)
-    if shape is None or not isinstance(operands, (tuple, list)):
+    if shape is None:
         return None
     dim = _dim(cat) % len(shape)
     parts: dict[Piece, Node] = {}

@@ -129,7 +129,7 @@ def test_an_op_that_cannot_be_converted_can_be_left_to_pytorch(check):
     def function(x: Tensor) -> tuple[Tensor]:
         return (x * 2 + torch.arange(0.0, 1.0, 0.25),)
 
-    with pytest.raises(LadderError, match=r"int32 of it, not torch\.float32") as caught:
+    with pytest.raises(LadderError, match=r"int32, not torch\.float32") as caught:
         check(function, torch.randn(4, 4))
     assert '{"in_pytorch": ["aten.arange.start_step"]}' in str(caught.value)
     report = check(function, torch.randn(4, 4), in_pytorch=["aten.arange.start_step"])
