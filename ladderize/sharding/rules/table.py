@@ -268,7 +268,7 @@ def apply_rule(visit: Visit) -> Values:
     if op is not operator.getitem and any(isinstance(value, tuple) for value in inputs):
         visit.illegal(f"{visit.op_name} takes several sharded tensors at once")
     if owned := [n for n in visit.operands() if visit.value(n).own is not None]:
-        return carry_own_rows(visit, owned, is_pointwise(visit))
+        return carry_own_rows(visit, owned, is_pointwise(visit.node))
     if op is not operator.getitem and (
         partials := [n for n in visit.operands() if visit.value(n).is_partial]
     ):
@@ -284,7 +284,7 @@ def apply_rule(visit: Visit) -> Values:
 def _refuse_merged(visit: Visit) -> None:
     """Refuse a merged `[experts*tokens]` of symbolic length, except in pointwise ops and views."""
     merged = [shard for _, shard in visit.sharded(visit.operands()) if shard.inner != 1]
-    if merged and not (is_pointwise(visit) or RULES.get(packet(visit.node)) is layout.view):
+    if merged and not (is_pointwise(visit.node) or RULES.get(packet(visit.node)) is layout.view):
         visit.illegal(f"{visit.op_name} separates entries of a merged dim")
 
 
@@ -293,8 +293,9 @@ def has_rule(node: Node) -> bool:
     return _rule_of(node) is not None or packet(node) in {*WRITES, *MADE, aten.arange}
 
 
-def is_pointwise(visit: Visit) -> bool:
-    return _rule_of(visit.node) is pointwise
+def is_pointwise(node: Node) -> bool:
+    """Whether the op of `node` is in the table as pointwise, or tagged so and in no row."""
+    return _rule_of(node) is pointwise
 
 
 def _rule_of(node: Node) -> Rule | None:

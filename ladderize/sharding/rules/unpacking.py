@@ -19,7 +19,7 @@ from torch.fx import Node
 from ladderize.sharding.placement import Shard
 from ladderize.sharding.rules.layouts import moved, wrap
 from ladderize.sharding.rules.lookups import counts_in_words, moved_arange
-from ladderize.sharding.rules.table import RULES, pointwise
+from ladderize.sharding.rules.table import is_pointwise
 from ladderize.sharding.statics import ORDERS, Unpacked
 from ladderize.sharding.visit import op_name, packet
 
@@ -68,10 +68,7 @@ class PartsBehind:
             self._go_back(node, shard)
 
     def _go_back(self, node: Node, shard: Shard) -> None:
-        op = packet(node)
-        is_tagged = torch.Tag.pointwise in getattr(node.target, "tags", ())
-        is_pointwise = RULES.get(op, pointwise if is_tagged else None) is pointwise
-        step = _STEPS.get(op, _broadcast if is_pointwise else None)
+        step = _STEPS.get(packet(node), _broadcast if is_pointwise(node) else None)
         if step is None:
             self.in_the_way.append(f"no sharding rule for {op_name(node)}")
             return
