@@ -6,7 +6,7 @@ after    h = linear(copy(n), w1_local);     p = linear(silu(h), w2_local)
 """
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from ladderize.passes import PassResult
 from ladderize.passes.shard_experts import ShardExperts
 from ladderize.passes.shard_vocabulary import ShardVocabulary
 from ladderize.sharding.edits import BranchEntry, MixedWeight, Reduction, Rewrite
+from ladderize.sharding.joint_sums import readers_before
 from ladderize.sharding.placement import local_shape
 from ladderize.sharding.plan import ShardPlan
 from ladderize.sharding.values import LocalSize
@@ -169,6 +170,9 @@ class ShardBranches:
             order: positions of nodes in the graph.
             means: replacements of residual adds that are reduced as a whole.
         """
+        if reduction.is_joint:
+            self._reduce_each(graph, reduction.partials)
+            return
         *firsts, last = sorted(reduction.partials, key=order.__getitem__)
         readers = list(last.users)
         total = last
@@ -195,6 +199,22 @@ class ShardBranches:
         for reader in [user for node in reduction.unread for user in node.users]:
             if packet(reader) in FORM_READERS:  # an assert, which would keep the sum alive
                 graph.erase_node(reader)
+
+    def _reduce_each(self, graph: Graph, partials: Sequence[Node]) -> None:
+        """All-reduce the partial values side by side, and move their readers behind that."""
+        last = partials[-1]
+        late = readers_before(partials, last)
+        readers = {partial: list(partial.users) for partial in partials}
+        together = insert_after(graph, last, aten.cat.default, (list(partials), -1))
+        sent = insert_after(graph, together, parallel_ops.reduce, (together, self.group_name))
+        place = total = insert_after(graph, sent, parallel_ops.wait, (sent,))
+        for i, partial in enumerate(partials):
+            place = insert_after(graph, place, aten.slice.Tensor, (total, -1, i, i + 1))
+            for reader in readers[partial]:
+                reader.replace_input_with(partial, place)
+        for node in late:
+            place.append(node)
+            place = node
 
     def _finish(self, graph: Graph, reduction: Reduction, total: Node) -> Node:
         """Append the all-reduce of `total`, if it is sent, and the biases."""

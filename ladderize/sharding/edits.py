@@ -128,7 +128,7 @@ class OwnOnly(ExpertEdit):
 
 @dataclass(frozen=True)
 class Reduction:
-    """One all-reduce of the sum of `partials`, followed by adding `biases`.
+    """One all-reduce of the sum of `partials`, or of each, followed by adding `biases`.
 
     With `into`, the result plus the replicated `others` becomes the branch operand of that residual
     add. Without, it replaces the single partial value for all its readers.
@@ -140,6 +140,8 @@ class Reduction:
         skip: skip operand of the residual add.
         into: residual add.
         unread: intermediate sums that are unused when `into` adds all branches.
+        is_joint: whether the partial values are not added to each other, but sent together; see
+            `joint_sums`.
         is_sent: whether there is an all-reduce; without one, each rank continues with its own part.
         sends_skip: whether the mean of the ranks' skips is reduced with the branches, by reducing
             the result of `into`.
@@ -153,11 +155,13 @@ class Reduction:
     skip: Node | None = None
     into: Node | None = None
     unread: tuple[Node, ...] = ()
+    is_joint: bool = False
     is_sent: bool = True
     sends_skip: bool = False
     copies_skip: bool = False
 
     def __str__(self) -> str:
         how = "reduce" if self.is_sent else "keep"
+        how += " each of" if self.is_joint else ""
         mean = f" + mean of {self.skip}" if self.sends_skip else ""
         return f"{how} {self.partials} + {self.biases} + {self.others}{mean} into {self.into}"

@@ -22,6 +22,7 @@ from ladderize.sharding.expert_edits import expert_edits, first_experts
 from ladderize.sharding.expert_stacks import ExpertStacks
 from ladderize.sharding.findings import Findings, search
 from ladderize.sharding.folded_lines import folded_lines
+from ladderize.sharding.joint_sums import join_small_sums
 from ladderize.sharding.layer_sums import join_layer_sums
 from ladderize.sharding.own_streams import OwnStreams
 from ladderize.sharding.placement import IndexInput, Placement, Shard
@@ -138,9 +139,13 @@ def plan_sharding(
     Raises:
         LadderError: the analysis does not converge (a bug), or `unreduced` blocks must be reduced.
     """
-    found = search(
-        lambda: Propagation(branches, parameters, num_ranks, ExpertStacks(by_expert)), earlier
-    )
+    sums_norms = not unreduced  # the ranks' streams would be mixed
+
+    def start() -> Propagation:
+        stacks = ExpertStacks(by_expert)
+        return Propagation(branches, parameters, num_ranks, stacks, sums_norms)
+
+    found = search(start, earlier)
     vocabulary = Vocabulary()
     if shard_vocabulary:
         vocabulary = find_vocabulary(gm, branches, parameters, num_ranks)
@@ -251,6 +256,7 @@ class _Writer:
             if node in found.reduced
         ]
         pending = [node for node in block.outputs if self._is_partial(node)]
+        inner = join_small_sums(inner)
         if not pending:
             return inner
         others = tuple(node for node in _summands(block) if node not in pending)

@@ -67,6 +67,7 @@ class Propagation:
         parameters: names of parameters and buffers.
         num_ranks: number of ranks.
         stacks: weights of experts that are sharded by experts.
+        sums_norms: whether the ranks may sum the statistic of a norm; see `rules.norms`.
         values: placement of each node inside a branch.
         visits: last evaluation of each node: demands, entries, rewritten calls.
         bans: ban of each parameter that must stay whole.
@@ -86,6 +87,7 @@ class Propagation:
     parameters: Mapping[Node, str]
     num_ranks: int
     stacks: ExpertStacks = field(default_factory=ExpertStacks)
+    sums_norms: bool = True
     values: dict[Node, Values] = field(default_factory=dict)
     visits: dict[Node, Visit] = field(default_factory=dict)
     bans: dict[Node, Ban] = field(default_factory=dict)
@@ -171,6 +173,7 @@ class Propagation:
             self._made,
             self.branches[self._place[node][0]].outputs,
             self.packed.weights,
+            self.sums_norms,
         )
         value = apply_rule(visit)
         self._demand_packed(visit)

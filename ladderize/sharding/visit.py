@@ -53,6 +53,7 @@ class Visit:
         made: wanted placements of memory that the branch fills.
         outputs: values that the branch adds to the stream.
         unpacked: weights computed from packed parameters.
+        sums_norms: whether the ranks may sum the statistic of a norm.
         demands: result: placements of parameters.
         entries: result: replicated operands that enter sharded computation, with selections.
         mixed: result: weights with some whole chunks, with their placements.
@@ -75,6 +76,7 @@ class Visit:
     made: Mapping[Node, Value] = field(default_factory=dict)
     outputs: Container[Node] = ()
     unpacked: Mapping[Node, Unpacked] = field(default_factory=dict)
+    sums_norms: bool = True
     demands: dict[Node, Placement] = field(default_factory=dict)
     entries: dict[Node, RowSelection | None] = field(default_factory=dict)
     mixed: dict[Node, Shard] = field(default_factory=dict)

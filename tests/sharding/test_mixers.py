@@ -187,11 +187,51 @@ class NormedInner(nn.Module):
 
 
 class NormedQueries(RepeatedKeys):
-    """A norm over all heads of the queries, behind which heads are mixed with keys."""
+    """A norm over all heads of the queries, as one op."""
 
     def __init__(self) -> None:
         super().__init__(is_tiled=False)
         self.q = nn.Sequential(self.q, nn.RMSNorm(2 * WIDTH))
+
+
+class RootMeanSquare(nn.Module):
+    """A norm that is written out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class NormedHeads(nn.Module):
+    """Norms over all heads of q and of k, as OLMo 2 has them; two query heads share a key head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = (
+            nn.Sequential(nn.Linear(WIDTH, width), RootMeanSquare(width))
+            for width in (2 * WIDTH, WIDTH)
+        )
+        self.v, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (-1, HEAD)).transpose(1, 2) for t in self.projected(x))
+        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q(x), self.k(x), self.v(x)
+
+
+class NormsInARow(NormedHeads):
+    """The second of the two norms depends on the first."""
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.q(x)
+        gate = torch.sigmoid(q.unflatten(-1, (HEADS, 2, HEAD)).mean(-2).flatten(-2))
+        return q, self.k[1](self.k[0](x) * gate), self.v(x)
 
 
 class OneBlock(nn.Module):
@@ -232,8 +272,11 @@ MIXERS = {
     "repeat": Mixer(lambda: RepeatedKeys(True)),
     "normed inner": Mixer(NormedInner, reductions=2),
     "normed queries": Mixer(NormedQueries, whole=("q.0.weight",)),
+    "normed heads": Mixer(NormedHeads, reductions=2),
+    "norms in a row": Mixer(NormsInARow, reductions=3),
 }
-FOUR = {"chunked scan, one group", "repeat_interleave"}
+DYNAMIC = {"normed heads"}
+FOUR = {"chunked scan, one group", "repeat_interleave", "normed heads"}
 
 
 @pytest.mark.parametrize(
@@ -246,12 +289,14 @@ FOUR = {"chunked scan, one group", "repeat_interleave"}
 )
 def test_ranks_equal_one_mixer(name: str, num_ranks: int) -> None:
     mixer, sharder = MIXERS[name], Sharder(num_ranks, execute=True)
-    errors = shard_module(sharder, OneBlock(mixer.make).eval(), torch.randn(2, 5, WIDTH))
+    model, is_dynamic = OneBlock(mixer.make).eval(), name in DYNAMIC
+    errors = shard_module(sharder, model, torch.randn(2, 5, WIDTH), is_dynamic)
     plan = sharder.plan
     assert plan is not None
     assert plan.num_reductions == mixer.reductions
     kept = {name.removeprefix("mixer.") for whole in plan.whole for name in whole.parameters}
     assert kept == set(mixer.whole)
+    assert errors.get("other shape", 0) <= TOLERANCE
     assert max(errors["error"], errors["input gradient"]) <= TOLERANCE
     assert max(errors["gradients"].values()) <= TOLERANCE
     assert len(errors["gradients"]) == num_ranks * len(list(mixer.make().parameters()))

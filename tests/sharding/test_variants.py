@@ -143,6 +143,39 @@ def test_every_nth_block_is_reduced(period, reductions):
     _assert_ranks_equal(net, wanted, reductions, variant=f"desync:{period}")
 
 
+class NormedHeads(PlainBranch):
+    """A norm over all heads of one projection, which weighs the entries of another's heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x):
+        return self.down(
+            (self.weights(x) * self.up(self.norm(x)).unflatten(-1, (4, -1))).flatten(-2)
+        )
+
+    def weights(self, x):
+        h = self.gate(self.norm(x))
+        normed = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return torch.softmax(normed.unflatten(-1, (4, -1)), -1)
+
+    def part(self, x, rank, ranks):
+        up, bias = (p.chunk(ranks)[rank] for p in (self.up.weight, self.up.bias))
+        values = nn.functional.linear(self.norm(x), up, bias).unflatten(-1, (4 // ranks, -1))
+        mixed = (self.weights(x).chunk(ranks, -2)[rank] * values).flatten(-2)
+        return nn.functional.linear(mixed, self.down.weight.chunk(ranks, 1)[rank])
+
+
+def test_a_norm_over_all_heads_is_of_each_rank():
+    net = FormsNet()
+    for layer in net.layers:
+        layer.branches[0] = NormedHeads().double()
+    _assert_ranks_equal(net, net.desync(_input(), 2), LAYERS, variant="desync:2")
+    standard = ShardedProgram(_exported(net), RANKS)
+    assert standard.plan.num_reductions == 3 * LAYERS  # with a stream for all, in two parts
+
+
 def test_branches_that_are_added_at_once_are_one_block():
     net = FormsNet(TogetherLayer)
     _assert_ranks_equal(net, net.desync(_input(), 2), 2, variant="desync:2")

@@ -116,7 +116,8 @@ def reduction(visit: Visit, at: int = 1) -> Values:
     dims = {d + ndim for d in _from_right(visit.argument(at, "dim"), ndim)} or set(range(ndim))
     if shard.dim in dims and sums_experts(visit, value):
         return Value(Partial())
-    if shard.dim in dims and (partial := sum_of_norm(visit, node, shard)) is not None:
+    sums = visit.sums_norms and shard.dim in dims
+    if sums and (partial := sum_of_norm(visit, node, shard)) is not None:
         return partial
     if shard.dim in dims:
         visit.illegal(f"{visit.op_name} reduces the sharded dim")
