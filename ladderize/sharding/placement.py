@@ -116,6 +116,27 @@ class OwnRows:
 
 
 @dataclass(frozen=True)
+class SharedHeads:
+    """Every rank holds the one key head that its query heads read; neighbors hold the same.
+
+    Attributes:
+        dim: dim of the heads, not negative.
+        heads: number of heads on all ranks.
+        copies: number of ranks that hold each head.
+        repeats: size of the next dim, along which each head is repeated for its query heads. A rank
+            holds the repetitions for its own query heads. 1 before the repetition.
+    """
+
+    dim: int
+    heads: int
+    copies: int
+    repeats: int = 1
+
+    def __str__(self) -> str:
+        return f"one of {self.heads} heads on dim {self.dim}, on {self.copies} ranks each"
+
+
+@dataclass(frozen=True)
 class Local:
     """Every rank holds the cache of its own heads, with the shape that the graph already has.
 
@@ -129,7 +150,7 @@ class Local:
         return "of this rank's heads"
 
 
-Placement = Replicate | Whole | Partial | Shard | OwnRows | Local
+Placement = Replicate | Whole | Partial | Shard | OwnRows | SharedHeads | Local
 
 
 @dataclass(frozen=True)

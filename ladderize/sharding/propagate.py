@@ -206,7 +206,7 @@ class Propagation:
 
     def _check_exit(self, node: Node, value: Values) -> None:
         parts = value if isinstance(value, tuple) else (value,)
-        divided = [part for part in parts if part.shard or part.is_whole or part.own]
+        divided = [part for part in parts if part.shard or part.shared or part.is_whole or part.own]
         reader = self._outside_reader(node)
         if not divided or reader is None:
             return

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from ladderize import compat
 from ladderize.errors import Blocker
 from ladderize.graph.flops import flops_of
-from ladderize.graph.local_heads import keep_part, kept_part
+from ladderize.graph.local_heads import all_heads, keep_part, kept_part
 from ladderize.sharding.propagate import Ban, Propagation
 from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.products import PRODUCTS
@@ -75,13 +75,15 @@ def whole_cache_bytes(gm: GraphModule, found: Propagation) -> int:
     """What each rank holds of caches beyond an even share of them.
 
     These are the states of convolutions and of state-space layers, which keep their full size, and
-    keys and values whose heads are not divided.
+    keys and values whose heads are not divided, or are on several ranks.
     """
     held: dict[object, Node] = {
         node.args[2]: node for node in gm.graph.nodes if node.target in (keep_part, kept_part)
     }
     held |= {ban.node: ban.node for ban in found.bans.values() if _extends(found, ban.node)}
-    return sum(beyond_share(num_bytes(node), found.num_ranks) for node in held.values())
+    whole = sum(beyond_share(num_bytes(node), found.num_ranks) for node in held.values())
+    own = [(n.args[0], n.args[3]) for n in gm.graph.nodes if n.target is all_heads]
+    return whole + sum(beyond_share(num_bytes(part), copies) for part, copies in own)
 
 
 def _extends(found: Propagation, node: Node) -> bool:

@@ -19,6 +19,7 @@ from ladderize.sharding.placement import (
     Placement,
     Replicate,
     Shard,
+    SharedHeads,
     Whole,
 )
 
@@ -129,6 +130,10 @@ class Value:
     @property
     def own(self) -> OwnRows | None:
         return self.placement if isinstance(self.placement, OwnRows) else None
+
+    @property
+    def shared(self) -> SharedHeads | None:
+        return self.placement if isinstance(self.placement, SharedHeads) else None
 
     def at(
         self, dim: int, chunks: Sequence[int] | None = None, outer: Any = None, inner: Any = None

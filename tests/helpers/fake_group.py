@@ -1,4 +1,4 @@
-"""This process as rank 0 of two, for tests that need no other rank: collectives compute nothing.
+"""This process as rank 0, for tests that need no other rank: collectives compute nothing.
 
 Emitted code, reports and refusals are those of real ranks, at half the cost and without servers.
 Values and agreement are not tested: `helpers.ranks` is for these.
@@ -15,8 +15,8 @@ from helpers.ranks import mesh
 
 
 @contextmanager
-def fake_group() -> Iterator[None]:
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+def fake_group(world_size: int = 2) -> Iterator[None]:
+    dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     try:
         yield
     finally:

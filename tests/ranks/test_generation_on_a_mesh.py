@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 import ladderize
 from ladderize import LadderError, LadderWarning
+from ladderize.graph.local_heads import all_heads, own_heads
 
 SHAPE = {
     "hidden_size": 64,
@@ -126,6 +127,25 @@ DEEP = [(family, "growing") for family in ("opt", "falcon", "gpt_oss")]
 def test_families(two_ranks, family, run):
     for are_equal, share, _ in two_ranks.run(compared, family, run):
         assert (are_equal, share) == (True, 0.5)
+
+
+def there_and_back():
+    """Errors of the heads of all ranks, and of the gradient, in eager mode."""
+    x = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    how = 1, 4, 2, mesh().get_group().group_name
+    own = own_heads(x, *how)
+    every = all_heads(own, *how)
+    every.sin().sum().backward()
+    part = x[:, dist.get_rank() // 2, None]
+    errors = (own - part).abs().max(), (every - x).abs().max(), (x.grad - x.cos()).abs().max()
+    return [float(error) for error in errors]
+
+
+def test_two_key_heads_over_four_ranks(four_ranks):
+    for are_equal, share, _ in four_ranks.run(compared, "llama", "growing"):
+        assert (are_equal, share) == (True, 0.5)
+    for errors in four_ranks.run(there_and_back):
+        assert errors == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

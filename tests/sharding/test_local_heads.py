@@ -1,5 +1,6 @@
 """Caches that are passed to a model: each rank keeps its heads, and gathers where it must."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from helpers.fake_group import fake_group
@@ -15,31 +16,38 @@ from ladderize.sharding.placement import Replicate, take_local
 HEADS, SIZE, WIDTH = 4, 8, 32
 
 
+attend = functional.scaled_dot_product_attention
+
+
 class Layer(nn.Module):
-    """Attention that keeps its keys and values; `mix` is done to all keys before."""
+    """Attention that keeps its keys and values."""
 
-    def __init__(self, mix):
+    def __init__(self, how, key_heads):
         super().__init__()
-        self.mix = mix
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+        self.attend, self.key_heads = how, key_heads
+        self.q, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(WIDTH, key_heads * SIZE, bias=False) for _ in range(2))
 
-    def forward(self, x, past):
-        q, k, v = (
-            proj(x).view(*x.shape[:2], HEADS, SIZE).transpose(1, 2)
+    def projected(self, x):
+        return (
+            proj(x).view(*x.shape[:2], -1, SIZE).transpose(1, 2)
             for proj in (self.q, self.k, self.v)
         )
-        how = 1, 2, dist.group.WORLD.group_name
+
+    def forward(self, x, past):
+        q, k, v = self.projected(x)
+        ranks = dist.get_world_size()
+        how = 1, ranks, max(ranks // self.key_heads, 1), dist.group.WORLD.group_name
         keys = torch.cat([past[0], own_heads(k, *how)], 2)
         values = torch.cat([past[1], own_heads(v, *how)], 2)
-        read = self.mix(all_heads(keys, *how)), all_heads(values, *how)
-        y = functional.scaled_dot_product_attention(q, *read)
+        y = self.attend(q, all_heads(keys, *how), all_heads(values, *how))
         return self.o(y.transpose(1, 2).flatten(2)), keys, values
 
 
 class Decoder(nn.Module):
-    def __init__(self, mix=lambda keys: keys):
+    def __init__(self, how=attend, key_heads=HEADS):
         super().__init__()
-        self.layers = nn.ModuleList(Layer(mix) for _ in range(2))
+        self.layers = nn.ModuleList(Layer(how, key_heads) for _ in range(2))
         self.head = nn.Linear(WIDTH, 11)
 
     def forward(self, x, *past):
@@ -50,9 +58,9 @@ class Decoder(nn.Module):
         return (self.head(x), *kept)
 
 
-def sharded(model, x, past):
-    sharder = Sharder(2)
-    with fake_group(), torch.no_grad():
+def sharded(model, x, past, num_ranks=2):
+    sharder = Sharder(num_ranks)
+    with fake_group(num_ranks), torch.no_grad():
         mesh()
         torch._dynamo.reset()
         torch.compile(model, backend=sharder, fullgraph=True)(x, *past)
@@ -63,12 +71,9 @@ def whole(model, x, past):
     """The result of one process with all heads and its own layers."""
     kept = []
     for i, layer in enumerate(model.layers):
-        q, k, v = (
-            proj(x).view(*x.shape[:2], HEADS, SIZE).transpose(1, 2)
-            for proj in (layer.q, layer.k, layer.v)
-        )
+        q, k, v = layer.projected(x)
         new = [torch.cat([past[2 * i + j], own], 2) for j, own in enumerate((k, v))]
-        y = functional.scaled_dot_product_attention(q, layer.mix(new[0]), new[1])
+        y = layer.attend(q, *new)
         x, kept = x + layer.o(y.transpose(1, 2).flatten(2)), kept + new
     return [model.head(x), *kept]
 
@@ -83,36 +88,100 @@ def test_ranks_keep_the_heads_that_they_compute():
     assert own_heads not in targets
     assert all_heads not in targets
     assert sharder.plan.whole == ()
+    assert_ranks_equal_one(sharder, model, x, past, parts)
+
+
+def assert_ranks_equal_one(sharder, model, x, past, parts):
+    """`parts` are the contents of the ranks' caches, of which `past` is the whole."""
     inputs = [arguments(sharder, model, x, part, rank) for rank, part in enumerate(parts)]
     found = run_in_lockstep(sharder.gm, inputs)
     with torch.no_grad():
         expected = whole(model, x, past)
+    copies = max(len(parts) // model.layers[0].key_heads, 1)
     for rank, (logits, *kept) in enumerate(found):
         torch.testing.assert_close(logits, expected[0], rtol=0, atol=1e-5)
         for own, full in zip(kept, expected[1:], strict=True):
-            torch.testing.assert_close(own, full.chunk(2, 1)[rank], rtol=0, atol=1e-5)
+            part = full.chunk(len(parts) // copies, 1)[rank // copies]
+            torch.testing.assert_close(own, part, rtol=0, atol=1e-5)
+
+
+def expanded(x):
+    """As transformers' `repeat_kv`."""
+    x = x[:, :, None].expand(x.shape[0], x.shape[1], HEADS // 2, *x.shape[2:])
+    return x.reshape(x.shape[0], HEADS, *x.shape[3:])
+
+
+def moved_and_cut(x):
+    """Ops that leave the heads as they are."""
+    scale = torch.arange(SIZE) / SIZE
+    return (x.transpose(1, 2)[:, 1:] * scale).contiguous().transpose(1, 2).float()
+
+
+GROUPED = {
+    "enable_gqa": lambda q, k, v: attend(q, k, v, enable_gqa=True),
+    "expand": lambda q, k, v: attend(q, expanded(k), expanded(v)),
+    "repeat_interleave": lambda q, k, v: attend(
+        q, k.repeat_interleave(HEADS // 2, 1), v.repeat_interleave(HEADS // 2, dim=1)
+    ),
+    "moved": lambda q, k, v: attend(q, moved_and_cut(k), moved_and_cut(v), enable_gqa=True),
+    "matmul": lambda q, k, v: torch.softmax(q @ expanded(k).mT, -1) @ expanded(v),
+}
+
+
+@pytest.mark.parametrize("read", GROUPED)
+def test_ranks_share_heads_if_there_are_fewer(read):
+    """Four ranks, two key heads: each rank keeps one, and nothing is gathered."""
+    torch.manual_seed(0)
+    model, x = Decoder(GROUPED[read], key_heads=2), torch.randn(2, 3, WIDTH)
+    past = [torch.randn(2, 2, 5, SIZE) for _ in range(4)]
+    parts = [[p[:, rank // 2, None] for p in past] for rank in range(4)]
+    sharder = sharded(model, x, parts[0], num_ranks=4)
+    assert not {own_heads, all_heads} & {node.target for node in sharder.gm.graph.nodes}
+    assert_ranks_equal_one(sharder, model, x, past, parts)
+    full = 2 * 8 * SIZE * 4  # bytes of one head: batch of 2, 8 tokens, float32
+    assert sharder.plan.cache_bytes == 4 * (full - full // 2)
+
+
+SHARED = {
+    "cumsum": lambda q, k, v: attend(q, k.cumsum(1), v, enable_gqa=True),
+    "flip": lambda q, k, v: attend(q, k.flip(1), v, enable_gqa=True),
+    "each by its own": lambda q, k, v: attend(
+        q, k * torch.tensor([1.0, 2.0])[:, None, None], v, enable_gqa=True
+    ),
+}
+
+
+@pytest.mark.parametrize("read", SHARED)
+def test_shared_heads_that_are_read_together_are_gathered(read):
+    torch.manual_seed(0)
+    model, x = Decoder(SHARED[read], key_heads=2), torch.randn(2, 3, WIDTH)
+    sharder = sharded(model, x, [torch.randn(2, 1, 5, SIZE) for _ in range(4)], num_ranks=4)
+    assert [node.target for node in sharder.gm.graph.nodes].count(all_heads) == 4
+    assert own_heads not in [node.target for node in sharder.gm.graph.nodes]
 
 
 def arguments(sharder, model, x, past, rank):
     """The arguments of the graph of `rank`, in order."""
     rest = iter([x, *past])
-    return [
+    indices = [index.tensor(rank) for index in sharder.plan.index_inputs]
+    given = [
         next(rest)
         if name is None
         else take_local(
             model.get_parameter(name).detach(),
             sharder.plan.placements.get(name, Replicate()),
             rank,
-            2,
+            sharder.num_ranks,
         )
         for name in sharder.order
     ]
+    return given + indices
 
 
 def test_what_needs_all_heads_gathers_them():
     """Keys that are mixed along the heads: only they are gathered; the rest is divided."""
     torch.manual_seed(0)
-    model, x = Decoder(mix=lambda keys: keys.cumsum(1)), torch.randn(2, 3, WIDTH)
+    model, x = Decoder(lambda q, k, v: attend(q, k.cumsum(1), v)), torch.randn(2, 3, WIDTH)
     sharder = sharded(model, x, [torch.randn(2, HEADS // 2, 5, SIZE) for _ in range(4)])
     assert [node.target for node in sharder.gm.graph.nodes].count(all_heads) == 2
     assert own_heads not in [node.target for node in sharder.gm.graph.nodes]

@@ -4,9 +4,10 @@
     model(ids)          ── a DynamicCache, as the model itself would make it
 
 The code of a cache layer is unchanged and runs on the rank's part, between `own_heads` and
-`all_heads`. Layers are kept whole if the number of ranks does not divide their heads, and so are
-cross attention and quantized caches. States of convolutions and state-space layers have their full
-size, and each rank uses its part (`keep_part`, `kept_part`).
+`all_heads`. With fewer heads than ranks, each rank keeps the head that its queries read. Layers are
+kept whole if neither number divides the other, and so are cross attention and quantized caches.
+States of convolutions and state-space layers have their full size, and each rank uses its part
+(`keep_part`, `kept_part`).
 
 A new cache starts a generation: all ranks take over the random state of the first rank, so that
 they sample the same tokens.
@@ -110,11 +111,12 @@ def _derived(base: Any, num_ranks: int, group_name: str) -> type:
 
     It has a single base class, so that `__class__` of a layer can be set to it.
     """
-    how = _HEADS, num_ranks, group_name
 
     def update(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not _is_divided(keys, values, num_ranks):
+        copies = _copies(keys, values, num_ranks)
+        if not copies:
             return base.update(self, keys, values, *args, **kwargs)
+        how = _HEADS, num_ranks, copies, group_name
         own = own_heads(keys, *how), own_heads(values, *how)
         keys, values = base.update(self, *own, *args, **kwargs)
         return all_heads(keys, *how), all_heads(values, *how)
@@ -191,13 +193,17 @@ def _keep_part(layer: Any, group: dist.ProcessGroup) -> None:
     held = (layer.keys, layer.values)
     if not layer.is_initialized or held[0].numel() == 0:
         return
-    if _is_divided(*held, group.size()):
-        how = _HEADS, group.size(), group.group_name
+    if copies := _copies(*held, group.size()):
+        how = _HEADS, group.size(), copies, group.group_name
         layer.keys, layer.values = (own_heads(part, *how).clone() for part in held)
 
 
-def _is_divided(keys: Tensor, values: Tensor, num_ranks: int) -> bool:
-    return not keys.shape[_HEADS] % num_ranks and not values.shape[_HEADS] % num_ranks
+def _copies(keys: Tensor, values: Tensor, num_ranks: int) -> int:
+    """The number of ranks that keep each head; 0 if every rank keeps all heads."""
+    heads = keys.shape[_HEADS]
+    if heads != values.shape[_HEADS] or heads == 1:
+        return 0
+    return 0 if max(heads, num_ranks) % min(heads, num_ranks) else max(num_ranks // heads, 1)
 
 
 def _caches() -> ModuleType | None:

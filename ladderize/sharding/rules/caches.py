@@ -5,9 +5,9 @@ index_put_(cache, [None, None, position], k)
 
 Readers of the cache align it like any other parameter; all must need the same placement.
 
-own_heads(k)         k sharded on its heads -> k, local
+own_heads(k)         k sharded on its heads -> k, local; k whole -> the heads of this rank, local
 cat([past, local])   an op on local and replicated values: local
-all_heads(local)     sharded on its heads; the op stays, and the result is replicated, if banned
+all_heads(local)     sharded on its heads, or shared heads; replicated if banned: the op stays
 keep_part(x)         x sharded -> local, followed by zeros; x whole -> x
 kept_part(local)     the sharded value, without the zeros
 """
@@ -19,8 +19,15 @@ import torch
 from torch.fx import Node
 
 from ladderize.graph.local_heads import all_heads, keep_part, kept_part, own_heads
-from ladderize.sharding.placement import Local, Shard
-from ladderize.sharding.values import REPLICATED, NeedsReduction, Origin, Value, Values
+from ladderize.sharding.placement import Local, Shard, SharedHeads
+from ladderize.sharding.values import (
+    REPLICATED,
+    NeedsReduction,
+    Origin,
+    RowSelection,
+    Value,
+    Values,
+)
 from ladderize.sharding.visit import Visit
 
 aten = torch.ops.aten
@@ -82,12 +89,15 @@ def by_heads(visit: Visit) -> Values | None:
 
 
 def _own_heads(visit: Visit) -> Value:
-    """own_heads(x, dim, …)"""
-    x, dim = visit.argument(0), visit.argument(1)
+    """own_heads(x, dim, num_ranks, copies, …)"""
+    x, dim, _, copies = (visit.argument(i) for i in range(4))
     value, heads = visit.value(x), Shard(dim, (int(visit.shape(x)[dim]),))
     if value.is_partial:
         raise NeedsReduction(x)
-    if value.is_replicated or value.is_whole:
+    if (value.is_replicated or value.is_whole) and copies > 1:
+        rows = tuple((rank // copies,) for rank in range(visit.num_ranks))
+        visit.enter(x, RowSelection(dim, rows))
+    elif value.is_replicated or value.is_whole:
         visit.select(x, dim, heads)
     elif value.shard != heads:
         visit.illegal(f"{visit.op_name} keeps heads, which are sharded in another way")
@@ -96,13 +106,14 @@ def _own_heads(visit: Visit) -> Value:
 
 
 def _all_heads(visit: Visit) -> Value:
-    """all_heads(x, dim, …)"""
-    x, dim = visit.argument(0), visit.argument(1)
+    """all_heads(x, dim, num_ranks, copies, …)"""
+    x, dim, _, copies = (visit.argument(i) for i in range(4))
     if visit.node in visit.banned:
         return REPLICATED
     heads = int(visit.shape()[dim])
     visit.rewrite((x,), aten.alias.default)
-    return Value(Shard(dim, (heads,)), (Origin(visit.node, 0, heads),))
+    placement = Shard(dim, (heads,)) if copies == 1 else SharedHeads(dim, heads, copies)
+    return Value(placement, (Origin(visit.node, 0, heads),))
 
 
 def _keep_part(visit: Visit) -> Value:

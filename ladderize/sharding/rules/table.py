@@ -31,6 +31,7 @@ from ladderize.sharding.rules.partials import join_partials
 from ladderize.sharding.rules.parts import PART_RULES
 from ladderize.sharding.rules.products import PRODUCTS, batched, weighted
 from ladderize.sharding.rules.repeated import REPEAT_RULES
+from ladderize.sharding.rules.shared_heads import by_shared_heads
 from ladderize.sharding.values import REPLICATED, RowSelection, Value, Values
 from ladderize.sharding.visit import Visit, packet
 
@@ -252,6 +253,8 @@ def apply_rule(visit: Visit) -> Values:
         return divided
     if (kept := by_heads(visit)) is not None:
         return kept
+    if (shared := by_shared_heads(visit, is_pointwise(visit.node))) is not None:
+        return shared
     op = packet(visit.node)
     if op in WRITES:
         return write(visit)
