@@ -39,6 +39,7 @@ from ladderize.frontends.generation import (
     set_compile_by_generate,
 )
 from ladderize.frontends.mesh import release_parameters
+from ladderize.frontends.mesh.agreed_stops import lead_stopping, restore_stopping
 from ladderize.frontends.mesh.local_caches import lead_caches
 from ladderize.frontends.mesh.local_parts import PARTS
 from ladderize.passes.blend_reads import Blends
@@ -137,6 +138,7 @@ def _compile(
         module.compile(backend=backend, dynamic=dynamic, fullgraph=fullgraph, options=options)
         if config.device_mesh is not None:
             lead_caches(module, config.device_mesh)
+            lead_stopping(module, config.device_mesh)
         lead_forward_through_call(module)
         lead_continuous_batching(module)
         lead_saving(module)
@@ -171,6 +173,7 @@ def restore(model: Model) -> Model:
     for module, disabled in reversed(list(zip(parts, disabled_before, strict=False))):
         compat.drop_compiled(module)
         restore_forward(module)
+        restore_stopping(module)
         restore_continuous_batching(module)
         restore_saving(module)
         forget_conversion(module)

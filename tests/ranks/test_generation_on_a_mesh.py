@@ -129,6 +129,35 @@ def test_families(two_ranks, family, run):
         assert (are_equal, share) == (True, 0.5)
 
 
+class StopsAt(transformers.StoppingCriteria):
+    """Stops at one of these lengths, another on each rank."""
+
+    def __init__(self, *lengths):
+        self.length = lengths[dist.get_rank()]
+
+    def __call__(self, input_ids, *_, **__):
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
+
+
+def lengths():
+    """How many tokens come out, of a ladder over the mesh and of the restored model."""
+    model = ladderize.compile(new_model("llama"), lowering="eager", mesh=mesh())
+    how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    made = [
+        model.generate(PROMPT, **how, max_time=1e9 if dist.get_rank() == 0 else 1e-9),
+        model.generate(PROMPT, **how, stopping_criteria=[StopsAt(10, 8)]),
+        model.generate(PROMPT, **how, stopping_criteria=[StopsAt(8, 10)]),
+        ladderize.restore(model).generate(PROMPT, **how, stopping_criteria=[StopsAt(8, 10)]),
+    ]
+    return [tokens.shape[1] for tokens in made]
+
+
+def test_ranks_stop_where_the_first_one_stops(two_ranks):
+    first, second = two_ranks.run(lengths, timeout=60)
+    assert first == [13, 10, 8, 8]
+    assert second == [13, 10, 8, 10]
+
+
 def there_and_back():
     """Errors of the heads of all ranks, and of the gradient, in eager mode."""
     x = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
