@@ -79,13 +79,22 @@ def own_launches(node: Node) -> tuple[str, ...]:
 
 def launched_by(node: Node) -> str:
     """The name of the collective that `node` leaves in flight (`all_reduce`, `reduce`), or ""."""
-    if (name := collective_of(node)) in LAUNCHES:
+    return _launched_by(called_op(node))
+
+
+@functools.cache
+def _launched_by(op: str) -> str:
+    if (name := _collective_named(op)) in LAUNCHES:
         return name
-    return "reduce" if called_op(node) == OWN_LAUNCH else ""
+    return "reduce" if op == OWN_LAUNCH else ""
 
 
 def is_wait(node: Node) -> bool:
-    op = called_op(node)
+    return _waits(called_op(node))
+
+
+@functools.cache
+def _waits(op: str) -> bool:
     return op == OWN_WAIT or _collective_named(op) == WAIT
 
 

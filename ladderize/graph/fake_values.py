@@ -80,6 +80,8 @@ def _on_written_memory(gm: GraphModule) -> set[Node]:
         for touched in (operands and [node, *operands])
         for storage in ops.storages(touched)
     }
+    if not written:
+        return set()
     is_of_it = {node for node in gm.graph.nodes if not written.isdisjoint(ops.storages(node))}
     return {
         node for node in gm.graph.nodes if not is_of_it.isdisjoint({node, *node.all_input_nodes})

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from ladderize.config.hardware import Hardware
 from ladderize.config.options import LadderConfig
+from ladderize.graph.dataflow import find_memory_order
 from ladderize.passes import PassResult
 from ladderize.passes.lane_times import Durations, exposed
 from ladderize.passes.node_order import arrange, launches_first, ordered
@@ -44,12 +45,13 @@ class DeferWaits:
     def __call__(self, gm: GraphModule) -> PassResult:
         durations = Durations.of(gm.graph, self.hardware)
         written = list(gm.graph.nodes)
+        memory = find_memory_order(written)
         best, moved, least = written, 0, exposed(written, durations)
         for schedule in find_schedules(gm.graph, durations, self.max_ahead):
             if not schedule.waits and not schedule.launches:
                 continue
-            order, kept = ordered(gm.graph, schedule)
-            order = launches_first(order, durations)
+            order, kept = ordered(gm.graph, schedule, memory)
+            order = launches_first(order, durations, memory)
             time = exposed(order, durations)
             if time <= least:
                 best, moved, least = order, kept, time

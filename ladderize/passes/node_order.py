@@ -14,19 +14,21 @@ from collections.abc import Mapping, Sequence
 from torch.fx import Graph, Node
 
 from ladderize.graph.collectives import is_wait
-from ladderize.graph.dataflow import find_memory_order
 from ladderize.passes.lane_times import Durations
 from ladderize.passes.schedule import Schedule
 
+MemoryOrder = Mapping[Node, Sequence[Node]]
+"""For each node, the later nodes that must stay after it; see `find_memory_order`."""
 
-def ordered(graph: Graph, schedule: Schedule) -> tuple[list[Node], int]:
+
+def ordered(graph: Graph, schedule: Schedule, memory: MemoryOrder) -> tuple[list[Node], int]:
     """The nodes in their old order as far as `schedule` allows, and the number of deferred waits.
 
     In graphs that are not ladders, deferred waits may form a cycle together; waits that block the
     order are not deferred.
     """
     ranks = _ranks(graph, {**schedule.work, **schedule.launches})
-    behind = find_memory_order(list(graph.nodes))
+    behind = {node: list(later) for node, later in memory.items()}
     for wait, launch in schedule.limits.items():
         behind.setdefault(wait, []).append(launch)
     waits = dict(schedule.waits)
@@ -81,15 +83,14 @@ def _sort(
     return order
 
 
-def launches_first(order: Sequence[Node], durations: Durations) -> list[Node]:
+def launches_first(order: Sequence[Node], durations: Durations, memory: MemoryOrder) -> list[Node]:
     """`order` with each launch moved before work that it does not need.
 
     A launch does not pass an earlier wait or launch. In a backward graph, the work that it passes
     is mostly weight gradients.
     """
-    behind = find_memory_order(order)
     ahead: dict[Node, list[Node]] = {}
-    for earlier, later in behind.items():
+    for earlier, later in memory.items():
         for node in later:
             ahead.setdefault(node, []).append(earlier)
     found: list[Node] = []

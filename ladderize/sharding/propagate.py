@@ -107,8 +107,11 @@ class Propagation:
         weights = [list(unpacked_weights(block, self.parameters)) for block in self.branches]
         self.packed = PackedParts({w.weight: w for own in weights for w in own}, self.num_ranks)
         packed = self.packed.placed
-        self._placed = ChainMap(self.values, cast(dict[Node, Values], packed))
-        self._made = ChainMap(self.made, packed)
+        self._placed: Mapping[Node, Values] = self.values
+        self._made: Mapping[Node, Value] = self.made
+        if self.packed.weights:
+            self._placed = ChainMap(self.values, cast(dict[Node, Values], packed))
+            self._made = ChainMap(self.made, packed)
         self.walked = [
             walked_nodes(block, taken, [node for weight in own for node in weight.nodes])
             for block, own in zip(self.branches, weights, strict=True)

@@ -68,13 +68,9 @@ def _write(visit: Visit, cache: Node, source: Node, mixed_dims: Sequence[int]) -
     return visit.meet([cache, source], mixed_dims)
 
 
-def by_heads(visit: Visit) -> Values | None:
-    """The placement of calls with local values; None for other calls."""
-    if (rule := _LOCAL_RULES.get(visit.node.target)) is not None:
-        return rule(visit)
+def by_heads(visit: Visit) -> Values:
+    """The placement of a call with local values."""
     kept = [value for node in visit.operands() if (value := visit.value(node)).local]
-    if not kept:
-        return None
     for node in visit.operands():
         value = visit.value(node)
         if value.is_partial:
@@ -152,7 +148,7 @@ def _kept_part(visit: Visit) -> Value:
     return Value(part, origins)
 
 
-_LOCAL_RULES: dict[Any, Callable[[Visit], Value]] = {
+LOCAL_RULES: dict[Any, Callable[[Visit], Value]] = {
     own_heads: _own_heads,
     all_heads: _all_heads,
     keep_part: _keep_part,

@@ -26,11 +26,9 @@ from ladderize.sharding.visit import Visit, packet
 aten = torch.ops.aten
 
 
-def by_shared_heads(visit: Visit, is_pointwise: bool) -> Value | None:
-    """The placement of a call on shared heads; None for other calls."""
+def by_shared_heads(visit: Visit, is_pointwise: bool) -> Value:
+    """The placement of a call that reads shared heads."""
     held = [node for node in visit.operands() if visit.value(node).shared]
-    if not held:
-        return None
     rule = _pointwise if is_pointwise else _RULES.get(packet(visit.node))
     found = None if rule is None or written_operands(visit.node) else rule(visit, held)
     if found is None:

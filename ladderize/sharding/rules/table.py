@@ -18,9 +18,18 @@ import torch
 from torch.fx import Node
 
 from ladderize.graph.writes import written_operands
-from ladderize.sharding.placement import Partial, Shard, Whole
+from ladderize.sharding.placement import (
+    Local,
+    OwnRows,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    SharedHeads,
+    Whole,
+)
 from ladderize.sharding.rules import layouts as layout
-from ladderize.sharding.rules.caches import CACHE_RULES, by_heads
+from ladderize.sharding.rules.caches import CACHE_RULES, LOCAL_RULES, by_heads
 from ladderize.sharding.rules.convolutions import CONV_RULES, GROUPS
 from ladderize.sharding.rules.experts import by_expert, sums_experts
 from ladderize.sharding.rules.filled import MADE, WRITES, make, write
@@ -251,33 +260,41 @@ def apply_rule(visit: Visit) -> Values:
     """The placement of `visit.node`, from the tables."""
     if (divided := by_expert(visit)) is not None:
         return divided
-    if (kept := by_heads(visit)) is not None:
-        return kept
-    if (shared := by_shared_heads(visit, is_pointwise(visit.node))) is not None:
-        return shared
+    if (of_cache := LOCAL_RULES.get(visit.node.target)) is not None:
+        return of_cache(visit)
     op = packet(visit.node)
+    inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
+    parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
+    kinds = {type(part.placement) for part in parts}
+    if op is operator.getitem:
+        return REPLICATED if kinds <= {Replicate} else RULES[op](visit)
+    if Local in kinds:
+        return by_heads(visit)
+    if SharedHeads in kinds:
+        return by_shared_heads(visit, is_pointwise(visit.node))
     if op in WRITES:
         return write(visit)
     if op in MADE:
         return make(visit)
     if op is aten.arange:
         return arange(visit)
-    inputs = [visit.values.get(node, REPLICATED) for node in visit.node.all_input_nodes]
-    parts = [part for value in inputs for part in (value if isinstance(value, tuple) else [value])]
-    if all(part.is_replicated for part in parts) and op not in WEIGHTED:
+    if kinds <= {Replicate} and op not in WEIGHTED:
         return REPLICATED
-    is_mine = all(part.is_replicated or part.is_whole for part in parts)
-    if is_mine and any(part.is_whole for part in parts) and op is not operator.getitem:
+    if Whole in kinds and kinds <= {Replicate, Whole}:
         return _on_each_rank(visit, parts)
-    if op is not operator.getitem and any(isinstance(value, tuple) for value in inputs):
+    return _of_parts(visit, inputs, kinds)
+
+
+def _of_parts(visit: Visit, inputs: Sequence[Values], kinds: set[type[Placement]]) -> Values:
+    """The placement of an op that starts a sharding, or reads sharded, own or partial values."""
+    if any(isinstance(value, tuple) for value in inputs):
         visit.illegal(f"{visit.op_name} takes several sharded tensors at once")
-    if owned := [n for n in visit.operands() if visit.value(n).own is not None]:
+    if OwnRows in kinds:
+        owned = [node for node in visit.operands() if visit.value(node).own is not None]
         return carry_own_rows(visit, owned, is_pointwise(visit.node))
-    if op is not operator.getitem and (
-        partials := [n for n in visit.operands() if visit.value(n).is_partial]
-    ):
-        return join_partials(visit, partials)
-    if written_operands(visit.node) and op not in CACHE_RULES:
+    if Partial in kinds:
+        return join_partials(visit, [n for n in visit.operands() if visit.value(n).is_partial])
+    if written_operands(visit.node) and packet(visit.node) not in CACHE_RULES:
         visit.illegal(f"{visit.op_name} writes in place")
     _refuse_merged(visit)
     if (rule := _rule_of(visit.node)) is not None:
