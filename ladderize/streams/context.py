@@ -20,6 +20,7 @@ from ladderize.graph.pieces import joined_again
 # Maximum number of cheap steps between the stream and the skip operand of a sum. A cast, a dropout
 # and a normalization written as single ops (8 of them in transformers' RMSNorm) fit.
 MAX_SKIP_STEPS = 12
+_DIFFERENCES = ("sub", "isub", "subtract")
 
 
 class AnalysisContext:
@@ -64,10 +65,11 @@ class AnalysisContext:
 
         Either may be scaled (`alpha=`). In a difference, only the first can be the skip.
         """
-        name = ops.op_name(node).rstrip("_")
-        is_sum = ops.kind(node) is Kind.ADD or name in ("sub", "isub", "subtract")
+        is_sum = ops.kind(node) is Kind.ADD or ops.op_name(node).rstrip("_") in _DIFFERENCES
+        if not is_sum or self.shape[node] is None:
+            return ()
         operands = (*node.args, *(node.kwargs[k] for k in ("other",) if k in node.kwargs))[:2]
-        if not is_sum or self.shape[node] is None or len(operands) < 2:
+        if len(operands) < 2:
             return ()
         found = [o for o in operands if isinstance(o, Node) and self.shape[o] == self.shape[node]]
         return tuple(found) if len(found) == 2 else ()
