@@ -43,8 +43,9 @@ _CHEAP = frozenset(
     cudnn_batch_norm instance_norm normalize to float half bfloat16 double type type_as _to_copy
     convert_element_type dropout native_dropout feature_dropout alpha_dropout dropout2d mean sum
     var std var_mean norm vector_norm linalg_vector_norm amax amin max min softmax _softmax
-    log_softmax _log_softmax _safe_softmax truediv div mul sub rsub neg pow gelu relu silu tanh
-    sigmoid masked_fill where clamp copy copy_ wait wait_tensor""".split()
+    log_softmax _log_softmax _safe_softmax truediv div floordiv mod mul sub rsub neg pow and or xor
+    lshift rshift gelu relu silu tanh sigmoid masked_fill where clamp copy copy_ wait
+    wait_tensor""".split()
 )
 
 
@@ -77,7 +78,10 @@ def op_name(node: Node) -> str:
         return ""
     if isinstance(target, OpOverload):
         return _name_of_overload(target)
-    return _DTENSOR_PREFIX.sub("", str(getattr(target, "__name__", target)))
+    name = str(getattr(target, "__name__", target))
+    if getattr(target, "__module__", "") == operator.or_.__module__:
+        return name.rstrip("_")  # operator.or_ writes nothing
+    return _DTENSOR_PREFIX.sub("", name)
 
 
 def reads_no_values(node: Node) -> bool:
@@ -146,7 +150,7 @@ def _kind_of_overload(target: OpOverload) -> Kind:
 
 @functools.cache
 def _kind_of_name(name: str) -> Kind:
-    functional = name.rstrip("_") or name
+    functional = (name.strip("_") if name.startswith("__") else name.rstrip("_")) or name
     for names, result in ((_ADDS, Kind.ADD), (_LAYOUTS, Kind.LAYOUT), (_CHEAP, Kind.CHEAP)):
         if name in names or functional in names:
             return result
@@ -167,7 +171,21 @@ _IN_PLACE_OPERATORS = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift,
+    operator.irshift: operator.rshift,
 }
+"""Python's in-place operators for tensors; `@=` has no in-place form there."""
+
+
+def first_argument(node: Node) -> Any:
+    """The first argument of a call, by position or as `input=`; None if it has none."""
+    return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
 
 
 def functional_form(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
@@ -204,15 +222,17 @@ def _what_is_copied(node: Node) -> Node | None:
     return copied if len(looks) == 1 else None
 
 
-def _functional_method(name: str) -> str | None:
+def _out_of_place(name: str) -> str | None:
+    """`add_` -> `add`, `__ior__` -> `__or__`; None for other names."""
     if name.startswith("__i") and name.endswith("__"):
-        twin = f"__{name[3:]}"
-    elif name.endswith("_") and not name.endswith("__"):
-        twin = name[:-1]
-    else:
-        return None
+        return f"__{name[3:]}"
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else None
+
+
+def _functional_method(name: str) -> str | None:
+    twin = _out_of_place(name)
     # `requires_grad` is an attribute, not the functional form of `requires_grad_`.
-    has_twin = hasattr(torch.Tensor, name) and callable(getattr(torch.Tensor, twin, None))
+    has_twin = hasattr(torch.Tensor, name) and callable(getattr(torch.Tensor, twin or "", None))
     return twin if has_twin else None
 
 
@@ -221,9 +241,10 @@ def _functional_function(target: Any) -> Any:
         return _IN_PLACE_OPERATORS[target]
     if isinstance(target, OpOverload):
         namespace, name = target._schema.name.split("::")
-        if namespace != "aten" or not name.endswith("_") or name.endswith("__"):
+        twin = _out_of_place(name)
+        if namespace != "aten" or twin is None:
             return None
-        return getattr(getattr(torch.ops.aten, name[:-1], None), target._overloadname, None)
+        return getattr(getattr(torch.ops.aten, twin, None), target._overloadname, None)
     name = str(getattr(target, "__name__", ""))
     if not name.endswith("_") or name.endswith("__"):
         return None

@@ -3,6 +3,7 @@
     aten.add_.Tensor(x, h)                        by its schema: x
     engine.attention(q, k, v, out)                a packet, by the schemas that match: out
     x.mul_(h)      out[:, 0] = h                  by its name: x, out
+    relu(input=x, inplace=True)    x |= h         by its functional form: x
     while_loop(cond, body, x)                     by the writes of its bodies
     triton_kernel_wrapper_mutation(kwargs={…})    unknown: all its tensor arguments
 
@@ -38,14 +39,14 @@ def written_operands(node: Node) -> list[Node]:
         return list(dict.fromkeys(chain.from_iterable(by_any)))
     if isinstance(target, HigherOrderOperator):
         return list(dict.fromkeys(_written_by_bodies(node)))
-    first = node.args[0] if node.args else None
+    first = _nodes(ops.first_argument(node))
     name = ops.op_name(node)
     is_in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
     written = _nodes(node.kwargs.get("out"))
-    if name in _WRITES_NOTHING or not isinstance(first, Node):
+    if name in _WRITES_NOTHING or not first:
         return written
     if is_in_place or ops.functional_form(node) is not None:
-        return [first, *written]
+        return [*first, *written]
     return written
 
 

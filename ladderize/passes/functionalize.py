@@ -31,7 +31,7 @@ class Functionalize:
         aliases = find_aliases(position)
         for node in list(gm.graph.nodes):
             twin = ops.functional_form(node)
-            base = node.args[0] if node.args else None
+            base = ops.first_argument(node)
             if twin is None or not isinstance(base, Node):
                 continue
             if find_hazards(node, base, aliases, position):

@@ -3,8 +3,12 @@
 import pytest
 import torch
 from helpers.graphs import capture
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from ladderize.graph.writes import written_operands
 from ladderize.passes.functionalize import Functionalize
+from ladderize.passes.runner import apply_pass
 
 
 def later_readers(x):
@@ -27,11 +31,35 @@ def swapped_operands(x):
     return y
 
 
-@pytest.mark.parametrize("net", [later_readers, kept_dtype, swapped_operands])
+def every_operator(x):
+    y, n = 2 * x, (8 * x).int()
+    y //= 0.3
+    y %= 3
+    y **= 2
+    n &= 7
+    n |= 8
+    n ^= 3
+    n <<= 2
+    n >>= 1
+    return y, n
+
+
+def by_keyword(x):
+    y, z = 2 * x, 3 * x
+    nn.functional.relu(input=y, inplace=True)
+    torch.relu_(input=z)
+    return y, z
+
+
+NETS = [later_readers, kept_dtype, swapped_operands, every_operator, by_keyword]
+
+
+@pytest.mark.parametrize("net", NETS)
 def test_values_and_dtypes_stay(net):
     x = torch.randn(3, 5)
     gm, _ = capture(net, x)
     assert Functionalize()(gm).changed > 0
+    assert not any(map(written_operands, gm.graph.nodes))
     gm.graph.lint()
     gm.recompile()
     expected = net(x)
@@ -40,6 +68,54 @@ def test_values_and_dtypes_stay(net):
     for value, wanted in zip(found, expected, strict=True):
         assert value.dtype is wanted.dtype
         assert torch.equal(value, wanted)
+
+
+def seen_through_a_view(x):
+    y, n = 2 * x, (8 * x).int()
+    first, last = y[0], n[-1]
+    first //= 0.3
+    first %= 3
+    first **= 2
+    last &= 7
+    last |= 8
+    last ^= 3
+    last <<= 2
+    last >>= 1
+    return y, n
+
+
+def seen_after_a_write_to_several(x):
+    y, z = 2 * x, 3 * x
+    torch._foreach_mul_([y[0], z[1:]], 2.0)
+    return y, z
+
+
+@pytest.mark.parametrize("net", [seen_through_a_view, seen_after_a_write_to_several])
+def test_a_write_that_only_a_view_shows_is_kept(net):
+    x = torch.randn(3, 5)
+    gm, _ = capture(net, x)
+    assert apply_pass(gm, Functionalize()).changed == 0
+    gm.recompile()
+    for value, wanted in zip(gm(x), net(x), strict=True):
+        assert torch.equal(value, wanted)
+
+
+def test_in_place_operators_of_aten():
+    def net(x):
+        n = x * 2
+        n |= 8
+        n ^= 3
+        n &= 7
+        n <<= 2
+        n >>= 1
+        return n
+
+    x = torch.arange(6)
+    gm = make_fx(net)(x)
+    assert Functionalize()(gm).changed == 5
+    assert not any(map(written_operands, gm.graph.nodes))
+    gm.recompile()
+    assert torch.equal(gm(x), net(x))
 
 
 def own_copy(x):

@@ -270,6 +270,9 @@ def trained(steps):
             optimizer.zero_grad()
         expect("llama", model).sin().sum().backward()
         shard(**inputs())[0].sin().sum().backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert norm > 2  # else nothing is scaled
+        torch.testing.assert_close(shard.clip_grad_norm_(1.0), norm)
         for optimizer in optimizers:
             optimizer.step()
     full = dict(model.named_parameters())
@@ -285,6 +288,49 @@ def trained(steps):
 def test_it_trains(two_ranks):
     for worst in two_ranks.run(trained, 4):
         assert worst <= 1e-9
+
+
+class Fused(nn.Module):
+    """Queries that are divided and one key head that is not, in one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.qkv, self.out = nn.Linear(16, 16 + 8), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = x + torch.tanh(self.first(x))
+        q, k, v = self.qkv(x).split([16, 4, 4], -1)
+        q = q.unflatten(-1, (4, 4)).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(q, k[:, None], v[:, None], enable_gqa=True)
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+def norms_of(orders):
+    """For each order: the norm of all gradients in one process and over the ranks."""
+    torch.manual_seed(0)
+    model, x = Fused(), torch.randn(2, 3, 16)
+    shard = ladderize.parallelize(model, mesh(), (x,))
+    placements = {entry.name: entry.placement for entry in shard.local_program.entries}
+    assert placements["qkv.weight"].whole
+    eager = ladderize.rewrite(torch.export.export(model, (x,))).module()
+    found = []
+    for order in orders:
+        for module in (eager, shard):
+            module.zero_grad()
+            module(x).sin().sum().backward()
+        whole = nn.utils.clip_grad_norm_(eager.parameters(), 0.5, order)
+        found.append((whole.item(), shard.clip_grad_norm_(0.5, order).item()))
+    shard.get_parameter("out.bias").grad.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="is nan"):
+        shard.clip_grad_norm_(0.5, error_if_nonfinite=True)
+    return found
+
+
+def test_what_ranks_hold_whole_is_counted_once(two_ranks):
+    for norms in two_ranks.run(norms_of, [2.0, 1.0, float("inf")]):
+        for expected, found in norms:
+            assert found == pytest.approx(expected, rel=1e-5)
 
 
 # ---- order, and compilation

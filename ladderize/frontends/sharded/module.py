@@ -14,10 +14,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
+from torch.nn.utils import clip_grads_with_norm_
 from torch.utils import _pytree as pytree
 
 from ladderize import compat
 from ladderize.errors import Blocker, LadderError
+from ladderize.frontends.sharded.gradient_norms import total_norm
 from ladderize.frontends.sharded.localize import GROUP, LocalProgram
 from ladderize.frontends.sharded.state import StateEntry
 from ladderize.graph.schemas import schema_of
@@ -37,8 +39,8 @@ class ShardedModule(nn.Module):
 
     It owns only this rank's slices, as parameters and buffers with the names of the full model, and
     runs the exported graph with waits deferred past the next block. It can be trained like any
-    module; its gradients are those of the slices. `torch.compile(module, backend="ladderize")`
-    compiles it.
+    module; its gradients are those of the slices, and `clip_grad_norm_` clips them.
+    `torch.compile(module, backend="ladderize")` compiles it.
 
     Attributes:
         local_program: program, the same on every rank.
@@ -59,6 +61,7 @@ class ShardedModule(nn.Module):
         program = local.program
         self.local_program = local
         self.mesh_rank = mesh.get_local_rank()
+        self._group_name = mesh.get_group().group_name
         self.graph_module = _bind(program, mesh)
         self._run = self.graph_module if lower is None else lower(self.graph_module)
         signature = program.graph_signature
@@ -113,6 +116,29 @@ class ShardedModule(nn.Module):
                 f"parallelize the model after model.{names[0]}()",
             )
         return super().train(mode)
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Scale the gradients so that the norm of those of the full model is at most `max_norm`.
+
+        As `torch.nn.utils.clip_grad_norm_` on the full model. That function only sees the slices of
+        this rank, and would scale each rank by another factor. A collective call.
+
+        Args:
+            max_norm, norm_type, error_if_nonfinite: as in `torch.nn.utils.clip_grad_norm_`.
+
+        Returns:
+            The norm before scaling, the same on all ranks.
+
+        Raises:
+            RuntimeError: the norm is not finite, and `error_if_nonfinite` is set.
+        """
+        group = compat.process_group(self._group_name)
+        entries = self.local_program.entries
+        found = total_norm(self, entries, group, norm_type, error_if_nonfinite)
+        clip_grads_with_norm_(self.parameters(), max_norm, found)
+        return found
 
     def extra_repr(self) -> str:
         local = self.local_program
