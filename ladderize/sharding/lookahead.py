@@ -75,7 +75,7 @@ def _squeezed(user: Node, dim: int, ndim: int) -> int:
 # op -> (call, dim, number of dims) -> new position of the dim
 MOVES: dict[Any, Callable[[Node, int, int], int]] = {
     **dict.fromkeys((aten.contiguous, aten.clone, aten.to, aten._to_copy), lambda _, dim, __: dim),
-    aten.transpose: _transposed,
+    **dict.fromkeys((aten.transpose, aten.swapaxes, aten.swapdims), _transposed),
     aten.permute: _permuted,
     aten.unsqueeze: _unsqueezed,
     aten.squeeze: _squeezed,

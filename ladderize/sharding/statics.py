@@ -114,8 +114,8 @@ ORDERS: dict[Any, Any] = {
         (aten.to, aten._to_copy, aten.clone, aten.contiguous, aten.detach, aten.alias), _same
     ),
     **dict.fromkeys((aten.t, aten.numpy_T), _reversed),
-    aten.mT: _last_two,
-    aten.transpose: _transposed,
+    **dict.fromkeys((aten.mT, aten.mH, aten.matrix_H, aten.adjoint), _last_two),
+    **dict.fromkeys((aten.transpose, aten.swapaxes, aten.swapdims), _transposed),
     aten.permute: _permuted,
     aten.select: _selected,
     aten.unsqueeze: _unsqueezed,

@@ -12,8 +12,10 @@ from torch.fx import GraphModule, Node
 
 from ladderize import compat
 from ladderize.errors import Blocker
+from ladderize.graph import ops
 from ladderize.graph.flops import flops_of
 from ladderize.graph.local_heads import all_heads, keep_part, kept_part
+from ladderize.graph.writes import written_operands
 from ladderize.sharding.propagate import Ban, Propagation
 from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.products import PRODUCTS
@@ -152,28 +154,40 @@ def _computed_reason(found: Propagation, node: Node, held: Sequence[Node]) -> Bl
     weight = node.args[PRODUCTS[packet(node)].weight]
     assert isinstance(weight, Node)
     names = ", ".join(sorted(found.parameters[parameter] for parameter in held))
-    names = names or "memory that the graph fills"
-    return Blocker.at(
-        node,
-        f"{op_name(node)} multiplies by {packet(weight)} of {names}: only parameters are sharded",
-    )
+    what = f"{packet(weight)} of {names or 'memory that the graph fills'}"
+    write = next(_writes_behind(found, weight), None) if held else None
+    if write is not None:
+        what += f", into which {op_name(write)} writes in place"
+    return Blocker.at(node, f"{op_name(node)} multiplies by {what}: only parameters are sharded")
 
 
 def _parameters_behind(found: Propagation, weight: Node) -> list[Node] | None:
     """The parameters that `weight` is computed from; None if it depends on other inputs."""
-    held: dict[Node, None] = {}
-    seen, left = {weight}, [weight]
+    behind = _behind(found, weight)
+    given = [n for n in behind if n.op == "placeholder" and n not in found.parameters]
+    return None if given else [node for node in behind if node in found.parameters]
+
+
+def _writes_behind(found: Propagation, weight: Node) -> Iterator[Node]:
+    """The writes into memory that `weight` is computed from."""
+    computed = [node for node in _behind(found, weight) if node not in found.parameters]
+    memory = {storage for node in computed for storage in ops.storages(node)}
+    for node in weight.graph.nodes:
+        written = (storage for w in written_operands(node) for storage in ops.storages(w))
+        if not memory.isdisjoint(written):
+            yield node
+
+
+def _behind(found: Propagation, weight: Node) -> list[Node]:
+    """`weight` and the nodes that it is computed from, up to parameters."""
+    seen, left = {weight: None}, [weight]
     while left:
         node = left.pop()
-        if node in found.parameters:
-            held[node] = None
-            continue
-        if node.op == "placeholder":
-            return None
-        new = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(new)
-        left += new
-    return list(held)
+        if node not in found.parameters:
+            new = [source for source in node.all_input_nodes if source not in seen]
+            seen.update(dict.fromkeys(new))
+            left += new
+    return list(seen)
 
 
 def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:

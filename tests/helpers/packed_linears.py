@@ -1,11 +1,12 @@
 """Linears that keep packed words and unpack them at every call, as 4-bit libraries do.
 
     GptqLinear     qweight int32 [in/8, out]    scales, qzeros of groups, found by g_idx
+    PlanesLinear   qweight int32 [in/32*3, out]     three bits in planes
     AwqLinear      qweight int32 [in, out/8]    its eight values in the order 0 2 4 6 1 3 5 7
     NibblesLinear  packed uint8 [out, in/2]     scales and zero points of groups along the inputs
     BytesLinear    weight [out, in]             int8, scales of rows; float8, scales of squares
 
-The first two have buffers but no parameters; their arithmetic is that of the torch fallbacks of
+The first three have buffers but no parameters; their arithmetic is that of the torch fallbacks of
 GPTQModel and AutoAWQ.
 """
 
@@ -77,6 +78,52 @@ class GptqLinear(nn.Module):
         if self.bias is not None:
             out.add_(self.bias)
         return out
+
+
+class PlanesLinear(GptqLinear):
+    """Three bits of 32 values in three words: bits 0 and 1 in the first two, bit 2 in the third."""
+
+    PLANES = ((2, 0), (1, 2))
+
+    def __init__(self, linear: nn.Linear, group: int) -> None:
+        super().__init__(linear, group)
+        weight = _weight(linear)
+        values, _, zeros = _grouped(weight, torch.arange(weight.shape[0]) // group)
+        self.qweight, self.qzeros = self._pack(values), self._pack(zeros.T).T.contiguous()
+
+    def _pack(self, values: Tensor) -> Tensor:
+        blocks = values.unflatten(0, (-1, 32)).long()
+        planes = []
+        for width, offset in self.PLANES:
+            bits = (blocks >> offset & (1 << width) - 1).unflatten(1, (width, -1))
+            shifts = torch.arange(0, 32, width)[:, None]
+            planes.append((bits << shifts).sum(2))
+        return torch.cat(planes, 1).flatten(0, 1).to(torch.int32)
+
+    def _unpacked(self, words: Tensor) -> Tensor:
+        blocks = words.long().reshape(-1, 3, words.shape[1])
+        values, row = torch.zeros(len(blocks), 32, words.shape[1], dtype=torch.int64), 0
+        for width, offset in self.PLANES:
+            shifts = torch.arange(32 // width).view(1, 1, -1, 1) * width
+            bits = (blocks[:, row : row + width].unsqueeze(2) >> shifts) & (1 << width) - 1
+            values |= bits.reshape(values.shape) << offset
+            row += width
+        return values.reshape(-1, words.shape[1])
+
+    @property
+    def exact(self) -> Tensor:
+        zeros = self._unpacked(self.qzeros.T.contiguous()).T.reshape(self.scales.shape)
+        groups = self.g_idx.long()
+        return self.scales[groups] * (self._unpacked(self.qweight) - zeros[groups])
+
+
+class SpreadLinear(PlanesLinear):
+    """Puts values that lie in two words together in place."""
+
+    def _unpacked(self, words: Tensor) -> Tensor:
+        values = super()._unpacked(words)
+        values[:, 0] = values[:, 0] & 3 | (values[:, 1] << 2) & 4
+        return values
 
 
 class AwqLinear(nn.Module):

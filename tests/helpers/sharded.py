@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from helpers.lockstep import run_in_lockstep
 from ladderize.compat.module_paths import parameter_names
 from ladderize.graph.to_aten import to_aten
+from ladderize.passes.functionalize import Functionalize
 from ladderize.passes.runner import Log, run_pass
 from ladderize.passes.shard import ShardBranches
 from ladderize.sharding.findings import Findings
@@ -51,6 +52,7 @@ class Sharder:
             if getattr(node.meta["example_value"], "requires_grad", False)
         }
         aten, names = to_aten(gm, parameter_names(gm))
+        run_pass(aten, Functionalize(), Log())
         inputs = aten.graph.find_nodes(op="placeholder")
         self.blocks = [b for stream in find_streams(aten, names) for b in stream.blocks]
         self.plan = plan_sharding(

@@ -234,6 +234,32 @@ class NormsInARow(NormedHeads):
         return q, self.k[1](self.k[0](x) * gate), self.v(x)
 
 
+class RareSpellings(nn.Module):
+    """Attention by heads, written with the less usual names of ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, kv = torch.stack([row.T.T for row in self.q(x)]), self.kv(x)
+        q = q.unflatten(-1, (HEADS, HEAD)).swapaxes(1, 2)
+        k = kv.narrow(-1, 0, WIDTH).unflatten(-1, (HEADS, HEAD)).moveaxis(1, 2)
+        v = kv.narrow(-1, WIDTH, WIDTH).unflatten(-1, (HEADS, HEAD)).swapdims(1, 2)
+        k = torch.concat([k[..., :3].flip(-1), k[..., 3:].roll(1, -1)], -1)
+        variance, mean = torch.var_mean(v, -1, keepdim=True)
+        v = (v - mean) / (variance + 1).sqrt()
+        scores = q @ k.mH - (k @ q.adjoint()).median(-1, keepdim=True).values
+        scores = scores * (scores > 0).any(-1, keepdim=True) + scores.nansum(-1, keepdim=True)
+        mixed = torch.softmax(scores, -1) @ v
+        gate = torch.sigmoid(mixed).cumprod(-1) * torch.sigmoid(mixed).prod(-1, keepdim=True)
+        mixed = mixed * gate.tile(2).narrow(-1, HEAD, HEAD)
+        best = mixed.argmax(-1, keepdim=True) > 3
+        mixed = mixed * best + mixed.logcumsumexp(-1)
+        return self.out(mixed.swapaxes(1, 2).flatten(2))
+
+
 class OneBlock(nn.Module):
     """A residual block around a mixer."""
 
@@ -273,6 +299,7 @@ MIXERS = {
     "normed inner": Mixer(NormedInner, reductions=2),
     "normed queries": Mixer(NormedQueries, whole=("q.0.weight",)),
     "normed heads": Mixer(NormedHeads, reductions=2),
+    "rare spellings": Mixer(RareSpellings),
     "norms in a row": Mixer(NormsInARow, reductions=3),
 }
 DYNAMIC = {"normed heads"}

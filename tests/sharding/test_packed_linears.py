@@ -12,6 +12,8 @@ from helpers.packed_linears import (
     BytesLinear,
     GptqLinear,
     NibblesLinear,
+    PlanesLinear,
+    SpreadLinear,
     packed,
 )
 from torch import nn
@@ -233,6 +235,29 @@ def test_memory_that_is_filled_with_values_is_named():
     with pytest.warns(LadderWarning, match=said):
         program = ShardedProgram(exported(model), 2)
     assert largest_error(program, model.ladder(x())) <= 1e-4
+
+
+def test_three_bits_in_planes_are_cut_between_blocks_of_words():
+    model = residual(plain, partial(PlanesLinear, group=8))
+    program = ShardedProgram(exported(model), 2)
+    assert not program.plan.whole
+    assert largest_error(program, model.ladder(x())) <= 1e-5
+    found = placed(program, "layers.1.")
+    assert "sharded on dim 1 as 6" in found["up.qzeros"]
+    assert "sharded on dim 0 as 6" in found["down.qweight"]
+    with pytest.warns(
+        LadderWarning, match="layers.1.down.qweight: 6 words cannot be divided over 4"
+    ):
+        program = ShardedProgram(exported(model), 4)
+    assert largest_error(program, model.ladder(x())) <= 1e-5
+
+
+def test_writes_into_an_unpacked_weight_are_named():
+    model = residual(plain, partial(SpreadLinear, group=8))
+    said = r"layers.1.up.scales, into which aten.copy_.default in layers.1.up writes in place"
+    with pytest.warns(LadderWarning, match=said):
+        program = ShardedProgram(exported(model), 2)
+    assert largest_error(program, model.ladder(x())) <= 1e-5
 
 
 def test_positions_that_are_counted_on_are_absolute():

@@ -237,6 +237,12 @@ def transpose_matrix(visit: Visit) -> Values:
     )
 
 
+def reverse(visit: Visit) -> Values:
+    """numpy_T(x): all dims in the reverse order."""
+    node, value, shard = source(visit)
+    return value.at(len(visit.shape(node)) - 1 - shard.dim)
+
+
 def unsqueeze(visit: Visit) -> Values:
     _, value, shard = source(visit)
     return value.at(shard.dim + (wrap(visit.argument(1, "dim"), len(visit.shape())) <= shard.dim))

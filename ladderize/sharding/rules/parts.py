@@ -56,6 +56,21 @@ def slice_(visit: Visit) -> Values:
     return piece
 
 
+def narrow(visit: Visit) -> Values:
+    """narrow(x, dim, start, length)"""
+    node, value, shard = source(visit)
+    dim, start, length = (visit.argument(i, n) for i, n in enumerate(("dim", "start", "length"), 1))
+    if wrap(dim, len(visit.shape(node))) != shard.dim:
+        return value
+    if not isinstance(start, int) or not isinstance(length, int):
+        visit.illegal(f"{visit.op_name} has symbolic bounds on the sharded dim")
+    first = wrap(start, shard.size)
+    piece = cut(visit, node, [first, length, shard.size - first - length])[1]
+    begin = local_start(visit, shard, first)
+    visit.rewrite((node, dim, begin, local_start(visit, shard, first + length) - begin), kwargs={})
+    return piece
+
+
 _SLICE_BOUNDS = ((2, "start", None), (3, "end", None), (4, "step", 1))
 
 
@@ -192,11 +207,12 @@ def getitem(visit: Visit) -> Values:
 PART_RULES: dict[Any, Any] = {
     aten.select: select,
     aten.slice: slice_,
+    aten.narrow: narrow,
     **dict.fromkeys((aten.split, aten.split_with_sizes, aten.chunk), split),
     aten.unbind: unbind,
     **dict.fromkeys((aten.pad, aten.constant_pad_nd), pad),
     aten.glu: glu,
-    **dict.fromkeys((aten.cat, aten.concatenate), cat),
+    **dict.fromkeys((aten.cat, aten.concat, aten.concatenate), cat),
     aten.stack: stack,
     operator.getitem: getitem,
 }

@@ -28,9 +28,10 @@ def repeat_interleave(visit: Visit) -> Value:
 
 
 def repeat(visit: Visit) -> Value:
-    """repeat(x, repeats): repeats dims as a whole, and may add leading dims."""
+    """repeat(x, repeats), tile(x, repeats): repeat dims as a whole, and may add leading dims."""
     node, value, shard = source(visit)
-    repeats = visit.argument(1, "repeats")
+    repeats = list(visit.argument(1, "repeats"))
+    repeats = [1] * (len(visit.shape(node)) - len(repeats)) + repeats  # tile may give fewer
     at = shard.dim + len(repeats) - len(visit.shape(node))
     if not isinstance(repeats[at], int):
         visit.illegal(f"{visit.op_name} repeats entries by unknown numbers")
@@ -39,5 +40,5 @@ def repeat(visit: Visit) -> Value:
 
 REPEAT_RULES: dict[Any, Any] = {
     aten.repeat_interleave: repeat_interleave,
-    aten.repeat: repeat,
+    **dict.fromkeys((aten.repeat, aten.tile), repeat),
 }

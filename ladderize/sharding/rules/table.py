@@ -136,6 +136,13 @@ def reduction(visit: Visit, at: int = 1) -> Values:
     return value if kept else value.at(shard.dim - sum(d < shard.dim for d in dims))
 
 
+def roll(visit: Visit) -> Values:
+    """roll(x, shifts, dims): without dims, over all entries."""
+    dims = visit.argument(2, "dims", ())
+    mixed = _from_right(dims, len(visit.shape())) or range(-len(visit.shape()), 0)
+    return visit.meet(visit.operands(), mixed)
+
+
 def normalization(visit: Visit) -> Values:
     """layer_norm(x, normalized_shape, weight, bias): the trailing dims mix."""
     count = len(visit.argument(1, "normalized_shape"))
@@ -192,7 +199,7 @@ def size(visit: Visit) -> Values:
 
 
 def extremes(visit: Visit) -> Values:
-    """max(x, dim, keepdim): values and positions; max(x), max(x, y): values."""
+    """max(x, dim, keepdim), var_mean: two values; max(x), max(x, y): one."""
     if isinstance(visit.argument(1), Node):
         return pointwise(visit)
     found, made = reduction(visit), visit.node.meta["val"]
@@ -209,15 +216,21 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (
             aten.softmax, aten._softmax, aten.log_softmax, aten._safe_softmax, aten.cumsum,
+            aten.cumprod, aten.logcumsumexp, aten.flip,
         ),
         along(1),
     ),
     aten.layer_norm: normalization,
     aten.rms_norm: normalization,
     **dict.fromkeys(
-        (aten.mean, aten.sum, aten.var, aten.std, aten.amax, aten.amin, aten.logsumexp), reduction
+        (
+            aten.mean, aten.sum, aten.nansum, aten.prod, aten.var, aten.std, aten.amax, aten.amin,
+            aten.logsumexp, aten.all, aten.any, aten.argmax, aten.argmin,
+        ),
+        reduction,
     ),
-    **dict.fromkeys((aten.max, aten.min), extremes),
+    **dict.fromkeys((aten.max, aten.min, aten.median, aten.aminmax, aten.var_mean), extremes),
+    aten.roll: roll,
     aten.linalg_vector_norm: lambda visit: reduction(visit, at=2),
     **dict.fromkeys((aten.topk, aten.sort), choice),
     aten.einsum: einsum,
@@ -231,10 +244,12 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.view_as, aten.reshape_as), layout.view_as),
     **dict.fromkeys((aten.expand, aten.broadcast_to), layout.expand),
     aten.permute: layout.permute,
-    aten.movedim: layout.movedim,
-    aten.transpose: layout.transpose,
-    aten.t: layout.transpose_matrix,
-    aten.mT: layout.transpose_matrix,
+    **dict.fromkeys((aten.movedim, aten.moveaxis), layout.movedim),
+    **dict.fromkeys((aten.transpose, aten.swapaxes, aten.swapdims), layout.transpose),
+    **dict.fromkeys(
+        (aten.t, aten.mT, aten.mH, aten.matrix_H, aten.adjoint), layout.transpose_matrix
+    ),
+    aten.numpy_T: layout.reverse,
     aten.unsqueeze: layout.unsqueeze,
     aten.squeeze: layout.squeeze,
     **CACHE_RULES,

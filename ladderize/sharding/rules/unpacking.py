@@ -17,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from ladderize.sharding.placement import Shard
+from ladderize.sharding.rules.filled import MADE
 from ladderize.sharding.rules.layouts import moved, wrap
 from ladderize.sharding.rules.lookups import counts_in_words, moved_arange
 from ladderize.sharding.rules.table import is_pointwise
@@ -180,6 +181,11 @@ def _repeat_interleave(_: PartsBehind, node: Node, shard: Shard) -> Sources:
         yield source, replace(shard, chunks=tuple(n // repeats for n in shard.chunks))
 
 
+def _made(_: PartsBehind, __: Node, ___: Shard) -> Sources:
+    """Memory that is filled has no source."""
+    yield from ()
+
+
 def _index(behind: PartsBehind, node: Node, shard: Shard) -> Sources:
     """table[g_idx]: shard the positions; or the table, together with positions within words."""
     table, indices = node.args[:2]
@@ -206,9 +212,10 @@ _STEPS: Mapping[Any, Step] = {
     ),
     **dict.fromkeys(ORDERS, _reordered),
     **dict.fromkeys((aten.expand, aten.broadcast_to), _broadcast),
+    **dict.fromkeys(MADE, _made),
     aten.slice: _slice,
     aten.stack: _stack,
-    **dict.fromkeys((aten.cat, aten.concatenate), _cat),
+    **dict.fromkeys((aten.cat, aten.concat, aten.concatenate), _cat),
     aten.repeat_interleave: _repeat_interleave,
     aten.index: _index,
 }
