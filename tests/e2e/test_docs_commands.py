@@ -34,6 +34,7 @@ BENCH = {
     "bench/gpu_stand_in.py": "--help",
     "bench/gpu_values.py": "--help",
     "bench/load_memory.py": "--help",
+    "bench/normed_heads.py": "--help",
     "bench/plan_70b.py": "--help",
     "bench/quality/from_scratch.py": "--help",
     "bench/quality/healed_curves.py": "--help",
