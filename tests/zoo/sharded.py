@@ -43,8 +43,9 @@ EXPECTED: dict[str, Row] = {
     "wav2vec2 (pre-norm)": Row(4, 1, NO_WEIGHT),
     "poolformer": Row(4, 4, NO_WEIGHT),
     "bit (pre-activation)": Row(0, 4, NO_WEIGHT),  # its weights are standardized in each run
-    # A second all-reduce inside the branch: a small one for gates, for a norm over all inner
-    # channels, or for an inner product.
+    # A second all-reduce inside the branch: a small one for gates, for a norm over all heads or
+    # inner channels, or for an inner product.
+    "olmo2 (normed branches)": Row(6),
     "mamba": Row(6),
     "mamba (associative scan)": Row(4),
     "mamba2": Row(6),
