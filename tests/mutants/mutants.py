@@ -887,8 +887,8 @@ SHARDING = (
     Mutant(
         "transpose has no rule",
         "ladderize/sharding/rules/table.py",
-        "    aten.transpose: layout.transpose,\n",
-        "",
+        "(aten.transpose, aten.swapaxes, aten.swapdims), layout.transpose",
+        "(aten.swapaxes, aten.swapdims), layout.transpose",
         "tests/sharding/test_structure.py::test_only_branches_are_divided",
     ),
     Mutant(

@@ -31,14 +31,14 @@ def lead_stopping(module: nn.Module, mesh: DeviceMesh) -> None:
     prepare = getattr(type(module), _CRITERIA, None)
     if prepare is None or _CRITERIA in vars(module):
         return
-    group = mesh.get_group()
+    group_name = mesh.get_group().group_name
 
     @functools.wraps(prepare)
     def stopping_criteria(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         criteria = prepare(self, *args, **kwargs)
         if compat.is_compiled_in_place(self) and not all(map(_reads_tokens, criteria)):
             kind: Any = type(criteria)
-            criteria.__class__ = _agreed(kind, group)
+            criteria.__class__ = _agreed(kind, group_name)
         return criteria
 
     stopping_criteria.over_a_mesh = True  # type: ignore[attr-defined]
@@ -57,12 +57,12 @@ def _reads_tokens(criterion: Any) -> bool:
 
 
 @functools.cache
-def _agreed(base: Any, group: dist.ProcessGroup) -> type:
+def _agreed(base: Any, group_name: str) -> type:
     """A subclass of the list of criteria `base` whose answer is the first rank's."""
 
     def call(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         sent: torch.Tensor = base.__call__(self, input_ids, *args, **kwargs).to(torch.uint8)
-        dist.broadcast(sent, group_src=0, group=group)
+        dist.broadcast(sent, group_src=0, group=compat.process_group(group_name))
         return sent.bool()
 
     return type(f"Agreed{base.__name__}", (base,), {"__call__": call})
