@@ -45,25 +45,30 @@ def find_stale_blocks(
 
 
 def groups_of_stale_blocks(
-    candidates: Candidates, stale: Mapping[Block, Sequence[Block]]
+    context: AnalysisContext, candidates: Candidates, stale: Mapping[Block, Sequence[Block]]
 ) -> list[Block]:
     """The blocks whose branch is a ladder: it holds a block and stale blocks linked to it.
 
     x + s * (h + a(h)) + s * m(h),  h = norm(x)     one block; a has a skip of its own, m reads as a
+    x + (h + a(h)) + m(h),  h = linear(x)           a ladder of two blocks behind a projection
 
-    In a ladder, the first block reads what the group reads, or stale blocks read several values.
+    Both have one structure: in a ladder, the first block does not read a norm of what the group
+    reads, or stale blocks read several values.
 
     Args:
         stale: stale blocks after each single block.
     """
     first = {block.add: block for block in candidates.blocks}
 
+    def is_normed(anchor: Node, block: Block) -> bool:
+        return anchor in block.branch and block.anchor in context.walk_back(anchor)
+
     def is_group(block: Block) -> bool:
         branch = frozenset(block.branch)
         for node in branch & first.keys():
             inside = [one for one in stale.get(first[node], ()) if one.add in branch]
             anchors = {one.anchor for one in inside}
-            if len(anchors) > 1 or (anchors and first[node].anchor not in branch):
+            if len(anchors) > 1 or (anchors and not is_normed(first[node].anchor, block)):
                 return True
         return False
 

@@ -46,7 +46,7 @@ def streams_in(context: AnalysisContext) -> tuple[Stream, ...]:
     """`find_streams` for a graph with an `AnalysisContext`."""
     candidates = find_candidates(context)
     alone = find_stale_blocks(context, candidates, [(block,) for block in candidates.blocks])
-    if groups := groups_of_stale_blocks(candidates, alone):
+    if groups := groups_of_stale_blocks(context, candidates, alone):
         candidates = candidates.without(groups)
     by_add = {block.add: block for block in candidates.blocks}
     parent = {block: find_writer(context, block.anchor, by_add) for block in candidates.blocks}

@@ -149,6 +149,37 @@ def test_a_ladder_is_left_alone_and_named(staleness, chosen):
     torch.testing.assert_close(out, model.ladder(x, chosen, staleness), rtol=0, atol=0)
 
 
+class Bottlenecks(nn.Module):
+    """A skip around each layer; in it, behind a projection, a post-norm stream of two blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4)) for _ in range(2)
+        )
+
+    def forward(self, x, is_ladder=False):
+        for enter, first, second, leave in self.layers:
+            start = normed(enter(x))
+            h = normed(start + first(start).tanh())
+            h = normed(h + second(start if is_ladder else h).tanh())
+            x = normed(x + leave(h))
+        return x
+
+
+def normed(x):
+    return nn.functional.layer_norm(x, (WIDTH,))
+
+
+def test_a_ladder_of_two_blocks_in_a_bottleneck_is_left_alone(x):
+    model = Bottlenecks()
+    ladder = rewrite(torch.export.export(model, (x,)))
+    torch.testing.assert_close(ladder.module()(x), model(x, is_ladder=True))
+    with pytest.warns(LadderWarning, match="is already a ladder, with 2 stale blocks"):
+        again = rewrite(ladder)
+    torch.testing.assert_close(again.module()(x), model(x, is_ladder=True))
+
+
 @pytest.mark.parametrize("options", [{"blocks": [0, 1]}, {"layers": "last:1"}])
 def test_a_choice_without_the_blocks_of_a_ladder_is_refused(options):
     with pytest.raises(LadderError, match="already read stale, but not as the options") as caught:
