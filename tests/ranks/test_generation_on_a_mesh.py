@@ -170,6 +170,7 @@ def there_and_back():
     return [float(error) for error in errors]
 
 
+@pytest.mark.deep
 def test_two_key_heads_over_four_ranks(four_ranks):
     for are_equal, share, _ in four_ranks.run(compared, "llama", "growing"):
         assert (are_equal, share) == (True, 0.5)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from helpers.fake_group import fake_group
 from helpers.lockstep import run_in_lockstep
 from helpers.ranks import mesh
@@ -10,6 +11,7 @@ from helpers.sharded import Sharder
 from torch import nn
 from torch.nn import functional
 
+from ladderize.frontends.mesh.local_caches import keep_own_heads
 from ladderize.graph.local_heads import all_heads, own_heads
 from ladderize.sharding.placement import Replicate, take_local
 
@@ -140,6 +142,20 @@ def test_ranks_share_heads_if_there_are_fewer(read):
     assert_ranks_equal_one(sharder, model, x, past, parts)
     full = 2 * 8 * SIZE * 4  # bytes of one head: batch of 2, 8 tokens, float32
     assert sharder.plan.cache_bytes == 4 * (full - full // 2)
+
+
+@pytest.mark.parametrize(("heads", "kept"), [(8, 2), (4, 1), (2, 1), (1, 1), (3, 3), (6, 6)])
+def test_how_many_heads_a_cache_of_transformers_keeps(heads, kept):
+    """Over four ranks; as many as the model has if neither number divides the other."""
+    k = torch.randn(2, heads, 3, SIZE)
+    with fake_group(4):
+        cache = transformers.DynamicCache()
+        assert keep_own_heads(cache, mesh().get_group())
+        read, _ = cache.update(k, k, 0)
+        cache.update(k, k, 0)
+    assert read.shape == k.shape
+    assert cache.layers[0].keys.shape == (2, kept, 6, SIZE)
+    torch.testing.assert_close(cache.layers[0].keys[:, :, :3], k[:, :kept])
 
 
 SHARED = {
