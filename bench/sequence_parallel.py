@@ -29,7 +29,7 @@ from helpers.parallel_nets import make_ids, make_net, shard
 from ladderize.graph.flops import work_of
 from ladderize.graph.in_flight import is_launch, is_wait
 from ladderize.passes.defer_waits import DeferWaits
-from ladderize.passes.schedule import _Timeline
+from ladderize.passes.transfer_chains import Chains
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -54,12 +54,12 @@ def kept_graphs() -> Iterator[list[Graph]]:
 @contextmanager
 def like_with_like() -> Iterator[None]:
     """Wait for each reduce-scatter after the next one; leave all-gathers in place."""
-    original = _Timeline.gathers_of_scatters
-    _Timeline.gathers_of_scatters = lambda _: {}
+    original = Chains.places
+    Chains.places = lambda _: iter(())
     try:
         yield
     finally:
-        _Timeline.gathers_of_scatters = original
+        Chains.places = original
 
 
 def graphs_of(layers: int, ranks: int, staleness: int) -> list[Graph]:
