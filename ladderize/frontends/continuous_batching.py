@@ -7,13 +7,12 @@ graphs and only logs errors; a ladder gets a manager that does neither. transfor
 when a model begins to serve.
 """
 
-import functools
-import types
 from typing import Any
 
 from torch import nn
 
 from ladderize import compat
+from ladderize.frontends.led_methods import Method, lead_method, restore_method
 
 TRIED = ("5.23",)
 """Prefixes of the tested versions of transformers."""
@@ -22,23 +21,20 @@ _BEGIN = "init_continuous_batching"
 
 def lead_continuous_batching(module: nn.Module) -> None:
     """Make `module`, if it can serve, serve as a ladder. Copies serve as standard models."""
-    begin = getattr(type(module), _BEGIN, None)
-    if begin is None or _BEGIN in vars(module):
-        return
 
-    @functools.wraps(begin)
-    def init_continuous_batching(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        manager = begin(self, *args, **kwargs)
-        return _prepared(manager) if compat.is_compiled_in_place(self) else manager
+    def around(begin: Method) -> Method:
+        def init_continuous_batching(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            manager = begin(self, *args, **kwargs)
+            return _prepared(manager) if compat.is_compiled_in_place(self) else manager
 
-    init_continuous_batching.of_a_ladder = True  # type: ignore[attr-defined]
-    setattr(module, _BEGIN, types.MethodType(init_continuous_batching, module))
+        return init_continuous_batching
+
+    lead_method(module, _BEGIN, around)
 
 
 def restore_continuous_batching(module: nn.Module) -> None:
     """Undo `lead_continuous_batching`."""
-    if hasattr(vars(module).get(_BEGIN), "of_a_ladder"):
-        delattr(module, _BEGIN)
+    restore_method(module, _BEGIN)
 
 
 def _prepared(manager: Any) -> Any:

@@ -20,6 +20,7 @@ from ladderize.sharding.propagate import Ban, Propagation
 from ladderize.sharding.rules.caches import CACHE_RULES
 from ladderize.sharding.rules.products import PRODUCTS
 from ladderize.sharding.rules.table import has_rule
+from ladderize.sharding.unpacked import nodes_behind
 from ladderize.sharding.visit import is_tensor, op_name, packet
 from ladderize.streams.block import Block
 
@@ -163,31 +164,21 @@ def _computed_reason(found: Propagation, node: Node, held: Sequence[Node]) -> Bl
 
 def _parameters_behind(found: Propagation, weight: Node) -> list[Node] | None:
     """The parameters that `weight` is computed from; None if it depends on other inputs."""
-    behind = _behind(found, weight)
+    behind = nodes_behind(weight, found.parameters)
     given = [n for n in behind if n.op == "placeholder" and n not in found.parameters]
     return None if given else [node for node in behind if node in found.parameters]
 
 
 def _writes_behind(found: Propagation, weight: Node) -> Iterator[Node]:
     """The writes into memory that `weight` is computed from."""
-    computed = [node for node in _behind(found, weight) if node not in found.parameters]
+    computed = [
+        node for node in nodes_behind(weight, found.parameters) if node not in found.parameters
+    ]
     memory = {storage for node in computed for storage in ops.storages(node)}
     for node in weight.graph.nodes:
         written = (storage for w in written_operands(node) for storage in ops.storages(w))
         if not memory.isdisjoint(written):
             yield node
-
-
-def _behind(found: Propagation, weight: Node) -> list[Node]:
-    """`weight` and the nodes that it is computed from, up to parameters."""
-    seen, left = {weight: None}, [weight]
-    while left:
-        node = left.pop()
-        if node not in found.parameters:
-            new = [source for source in node.all_input_nodes if source not in seen]
-            seen.update(dict.fromkeys(new))
-            left += new
-    return list(seen)
 
 
 def _rest(found: Propagation, block: Block, ban: Ban) -> Undivided:

@@ -30,6 +30,18 @@ def unpacked_weights(block: Block, parameters: Collection[Node]) -> Iterator[Unp
                 yield found
 
 
+def nodes_behind(weight: Node, parameters: Collection[Node]) -> list[Node]:
+    """`weight` and all nodes that it is computed from, up to parameters."""
+    seen, left = {weight: None}, [weight]
+    while left:
+        node = left.pop()
+        if node not in parameters:
+            new = [source for source in node.all_input_nodes if source not in seen]
+            seen.update(dict.fromkeys(new))
+            left += new
+    return list(seen)
+
+
 @dataclass(frozen=True)
 class _WeightsOf:
     """Finds unpacked weights that only `readers` read."""
@@ -40,7 +52,7 @@ class _WeightsOf:
     def unpacked(self, weight: Node) -> Unpacked | None:
         if stand_in(weight, self.parameters) is not None or weight.meta["val"].dim() != 2:
             return None
-        behind = self._behind(weight)
+        behind = nodes_behind(weight, self.parameters)
         held = tuple(node for node in behind if node in self.parameters)
         given = [node for node in behind if node.op == "placeholder" and node not in held]
         words = [parameter for parameter in held if _is_packed(parameter)]
@@ -50,17 +62,6 @@ class _WeightsOf:
             return None
         main = max(words, key=_size)
         return Unpacked(weight, tuple(node for node in calls if node in own), held, main)
-
-    def _behind(self, weight: Node) -> list[Node]:
-        """`weight` and all nodes that it is computed from."""
-        seen, left = {weight: None}, [weight]
-        while left:
-            node = left.pop()
-            if node not in self.parameters:
-                new = [source for source in node.all_input_nodes if source not in seen]
-                seen.update(dict.fromkeys(new))
-                left += new
-        return list(seen)
 
     def _own(self, calls: list[Node]) -> set[Node]:
         """The calls whose results no other node reads."""

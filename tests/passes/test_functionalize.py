@@ -31,8 +31,8 @@ def swapped_operands(x):
     return y
 
 
-def every_operator(x):
-    y, n = 2 * x, (8 * x).int()
+def in_place(y, n):
+    """Python's in-place operators besides += -= *= /=, for floats and integers."""
     y //= 0.3
     y %= 3
     y **= 2
@@ -42,6 +42,10 @@ def every_operator(x):
     n <<= 2
     n >>= 1
     return y, n
+
+
+def every_operator(x):
+    return in_place(2 * x, (8 * x).int())
 
 
 def by_keyword(x):
@@ -72,15 +76,7 @@ def test_values_and_dtypes_stay(net):
 
 def seen_through_a_view(x):
     y, n = 2 * x, (8 * x).int()
-    first, last = y[0], n[-1]
-    first //= 0.3
-    first %= 3
-    first **= 2
-    last &= 7
-    last |= 8
-    last ^= 3
-    last <<= 2
-    last >>= 1
+    in_place(y[0], n[-1])
     return y, n
 
 

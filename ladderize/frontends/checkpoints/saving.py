@@ -9,8 +9,6 @@
 The configuration of the live model is unchanged when the call returns.
 """
 
-import functools
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +23,7 @@ from ladderize.errors import LadderError
 from ladderize.frontends.checkpoints.conversions import entry_to_write
 from ladderize.frontends.checkpoints.model_card import write_card
 from ladderize.frontends.checkpoints.own_entry import own_entry
+from ladderize.frontends.led_methods import Method, lead_method, restore_method
 
 _SAVE = "save_pretrained"
 
@@ -73,25 +72,24 @@ def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> A
 
 def lead_saving(module: nn.Module) -> None:
     """Make `module.save_pretrained` write the entry. Copies are saved as standard models."""
-    if not compat.is_pretrained_model(module) or _SAVE in vars(module):
+    if not compat.is_pretrained_model(module):
         return
-    standard = getattr(type(module), _SAVE)
 
-    @functools.wraps(standard)
-    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        entry = entry_to_write(self)
-        if entry is None:
-            return standard(self, save_directory, *args, **kwargs)
-        return save_with_entry(self, entry, save_directory, *args, **kwargs)
+    def around(standard: Method) -> Method:
+        def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+            entry = entry_to_write(self)
+            if entry is None:
+                return standard(self, save_directory, *args, **kwargs)
+            return save_with_entry(self, entry, save_directory, *args, **kwargs)
 
-    save_pretrained.writes_entry = True  # type: ignore[attr-defined]
-    setattr(module, _SAVE, types.MethodType(save_pretrained, module))
+        return save_pretrained
+
+    lead_method(module, _SAVE, around)
 
 
 def restore_saving(module: nn.Module) -> None:
     """Undo `lead_saving`."""
-    if hasattr(vars(module).get(_SAVE), "writes_entry"):
-        delattr(module, _SAVE)
+    restore_method(module, _SAVE)
 
 
 def save_with_entry(

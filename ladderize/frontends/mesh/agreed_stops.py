@@ -10,7 +10,6 @@ transformers is not imported: its models are recognized by their attributes.
 """
 
 import functools
-import types
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ladderize import compat
+from ladderize.frontends.led_methods import Method, lead_method, restore_method
 
 _CRITERIA = "_get_stopping_criteria"
 
@@ -28,27 +28,24 @@ _BY_TOKENS = {"MaxLengthCriteria", "StopStringCriteria", "EosTokenCriteria", "Co
 
 def lead_stopping(module: nn.Module, mesh: DeviceMesh) -> None:
     """Make `module`, if it can generate, stop on all ranks of `mesh` at once; copies do not."""
-    prepare = getattr(type(module), _CRITERIA, None)
-    if prepare is None or _CRITERIA in vars(module):
-        return
     group_name = mesh.get_group().group_name
 
-    @functools.wraps(prepare)
-    def stopping_criteria(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        criteria = prepare(self, *args, **kwargs)
-        if compat.is_compiled_in_place(self) and not all(map(_reads_tokens, criteria)):
-            kind: Any = type(criteria)
-            criteria.__class__ = _agreed(kind, group_name)
-        return criteria
+    def around(prepare: Method) -> Method:
+        def stopping_criteria(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            criteria = prepare(self, *args, **kwargs)
+            if compat.is_compiled_in_place(self) and not all(map(_reads_tokens, criteria)):
+                kind: Any = type(criteria)
+                criteria.__class__ = _agreed(kind, group_name)
+            return criteria
 
-    stopping_criteria.over_a_mesh = True  # type: ignore[attr-defined]
-    setattr(module, _CRITERIA, types.MethodType(stopping_criteria, module))
+        return stopping_criteria
+
+    lead_method(module, _CRITERIA, around)
 
 
 def restore_stopping(module: nn.Module) -> None:
     """Undo `lead_stopping`."""
-    if hasattr(vars(module).get(_CRITERIA), "over_a_mesh"):
-        delattr(module, _CRITERIA)
+    restore_method(module, _CRITERIA)
 
 
 def _reads_tokens(criterion: Any) -> bool:

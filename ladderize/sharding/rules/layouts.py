@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from ladderize.sharding.lookahead import cuts_by_readers
 from ladderize.sharding.placement import Shard
+from ladderize.sharding.statics import ORDERS
 from ladderize.sharding.values import LocalSize, Value, Values, inner_cuts, parts_of
 from ladderize.sharding.views import DimGroup, dim_groups, product
 from ladderize.sharding.visit import Visit, packet
@@ -228,19 +229,11 @@ def _listed(dims: Any) -> list[Any]:
     return list(dims) if isinstance(dims, (list, tuple)) else [dims]
 
 
-def transpose_matrix(visit: Visit) -> Values:
+def reorder(visit: Visit) -> Values:
+    """t, mT, numpy_T: the op itself gives the order of the dims."""
     node, value, shard = source(visit)
-    return value.at(
-        2 * len(visit.shape(node)) - 3 - shard.dim
-        if shard.dim >= len(visit.shape(node)) - 2
-        else shard.dim
-    )
-
-
-def reverse(visit: Visit) -> Values:
-    """numpy_T(x): all dims in the reverse order."""
-    node, value, shard = source(visit)
-    return value.at(len(visit.shape(node)) - 1 - shard.dim)
+    order = ORDERS[packet(visit.node)](visit.node, len(visit.shape(node)))
+    return value.at(order.index(shard.dim))
 
 
 def unsqueeze(visit: Visit) -> Values:

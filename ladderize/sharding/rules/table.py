@@ -247,9 +247,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.movedim, aten.moveaxis), layout.movedim),
     **dict.fromkeys((aten.transpose, aten.swapaxes, aten.swapdims), layout.transpose),
     **dict.fromkeys(
-        (aten.t, aten.mT, aten.mH, aten.matrix_H, aten.adjoint), layout.transpose_matrix
+        (aten.t, aten.numpy_T, aten.mT, aten.mH, aten.matrix_H, aten.adjoint), layout.reorder
     ),
-    aten.numpy_T: layout.reverse,
     aten.unsqueeze: layout.unsqueeze,
     aten.squeeze: layout.squeeze,
     **CACHE_RULES,
